@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.containers.open_file import BytesConsumer, open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 Digest = str
@@ -42,14 +42,23 @@ def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> 
     return sha256_and_head(path, 0, on_bytes)[0]
 
 
-def sha256_and_head(path: Path, head: int, on_bytes: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
-    """Return the digest of a file's bytes and the first `head` of them, opening the file once."""
+def sha256_and_head(
+    path: Path,
+    head: int,
+    on_bytes: Callable[[int], object] | None = None,
+    consumer_of: Callable[[BinaryIO], BytesConsumer] | None = None,
+) -> tuple[Digest, bytes]:
+    """Return the digest of a file's bytes and the first `head` of them, opening the file once.
+
+    `consumer_of` may read in the open file, and returns what is called with its bytes, in order.
+    """
     try:
         with open_regular(path) as file:
             first = file.read(head)
             # The head is read and hashed from one handle, so that both are of the same file even if it is replaced meanwhile.
+            consumer = consumer_of(file) if consumer_of else None
             file.seek(0)
-            return copy_hashing(file, None, on_bytes=on_bytes)[0], first
+            return copy_hashing(file, None, consumer=consumer, on_bytes=on_bytes)[0], first
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file", code="no-such-file") from error
     except OSError as error:

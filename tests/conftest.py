@@ -227,7 +227,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         yield server
 
 
-def _imported_for(words: list[str]) -> tuple[str, ...]:
+def modules_for(words: list[str]) -> tuple[str, ...]:
+    """Return what a command imports that takes long."""
     return LEARNING if {*words[:1]} & TORCH and "--help" not in words else CHECKING
 
 
@@ -241,7 +242,7 @@ def run(tmp_path: Path, servers: Callable[..., forked.Forked], started: Run) -> 
         *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, code: int | None = 0, first: str = ""
     ) -> subprocess.CompletedProcess[str]:
         words, environment = [str(arg) for arg in args], _environment(tmp_path, env)
-        server = servers(*_imported_for(words))
+        server = servers(*modules_for(words))
         if not server.can(environment):
             return started(*args, cwd=cwd, env=env, code=code, first=first)
         return _checked(server.run(words, cwd or tmp_path, environment, first), code)
@@ -257,7 +258,7 @@ def terminal(tmp_path: Path, servers: Callable[..., forked.Forked]) -> Terminal:
 
     def call(*args: object, cwd: Path | None = None, columns: int = 80, typed: str = "", first: str = "") -> str:
         words, environment = [str(arg) for arg in args], _environment(tmp_path, {"COLUMNS": str(columns), "LINES": "24"})
-        server = servers(*_imported_for(words))
+        server = servers(*modules_for(words))
         return server.on_terminals(words, cwd or tmp_path, environment, first, typed=typed)[1][0]
 
     return call

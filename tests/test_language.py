@@ -74,7 +74,9 @@ def test_at_most_one_name_of_a_hundred_says_nothing_in_any_package() -> None:
 
 
 # The most fillers among a hundred names of the tests and the benchmarks; these bounds only go down.
-_IN_TESTS = {"benchmarks": 6.0, "tests": 6.0, "tests/support": 4.0}
+_IN_TESTS = {"benchmarks": 6.0, "tests": 5.3, "tests/serve": 1.5, "tests/support": 4.0}
+# The most participles among a hundred functions of them.
+_PARTICIPLES_IN_TESTS = {"tests/serve": 1.0}
 
 
 def test_the_tests_and_the_benchmarks_have_no_more_fillers_than_they_had() -> None:
@@ -93,6 +95,14 @@ def test_at_most_one_function_of_fifty_is_named_by_a_participle_in_any_package()
         if len(participles) > len(functions) / 50:
             crowded[package] = participles
     assert crowded == {}
+
+
+def test_the_functions_of_the_tests_are_named_by_no_more_participles_than_they_were() -> None:
+    for folder, bound in _PARTICIPLES_IN_TESTS.items():
+        paths = [path.relative_to(ROOT) for path in sorted((ROOT / folder).rglob("*.py"))]
+        functions = [(path, node) for path in paths for node in nodes(path) if isinstance(node, _FUNCTIONS)]
+        participles = [f"{path}:{node.lineno}: {node.name}" for path, node in functions if is_participle(node.name)]
+        assert 100 * len(participles) / len(functions) <= bound, (folder, participles)
 
 
 def test_no_class_but_an_error_is_named_by_a_participle() -> None:

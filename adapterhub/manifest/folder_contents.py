@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE, is_weights
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import BytesConsumer
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
@@ -18,6 +20,9 @@ from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from . import card as cards
 from .card import Card
 from .package_files import Listing, first_bytes, listing
+
+WeightsReader = Callable[[Path, BinaryIO], BytesConsumer]
+"""Called with each file of weights that is hashed, which it may read in; returns what is called with its bytes, in order."""
 
 
 class Inspection(NamedTuple):
@@ -66,7 +71,12 @@ class FolderContents:
 
 
 def read_folder(
-    folder: Path, *, hashes: bool = True, on_bytes: Callable[[int], object] | None = None, text: str | None = None
+    folder: Path,
+    *,
+    hashes: bool = True,
+    on_bytes: Callable[[int], object] | None = None,
+    text: str | None = None,
+    weights_reader: WeightsReader | None = None,
 ) -> FolderContents:
     """Read the files of an adapter's own folder; what is malformed is hashed alone, for its reader to refuse.
 
@@ -75,11 +85,12 @@ def read_folder(
         hashes: Whether to compute digests, for which all bytes are read.
         on_bytes: Called with the number of bytes hashed since its last call.
         text: The text of its adapter.json, if the caller has read it.
+        weights_reader: Reads the bytes of weights too while they are hashed.
 
     Raises:
         RefusedError: A file that may be meant as part of the adapter cannot be packaged; the error names it.
     """
-    reader = _Reader(folder, hashes, on_bytes)
+    reader = _Reader(folder, hashes, on_bytes, weights_reader)
     if text is not None:
         reader.record_text(folder / ADAPTER_JSON, text)
     if readme := cards.find(folder):
@@ -98,6 +109,7 @@ class _Reader:
     folder: Path
     hashes: bool
     on_bytes: Callable[[int], object] | None
+    weights_reader: WeightsReader | None = None
     heads: dict[Path, bytes] = field(default_factory=dict)
     digests: dict[Path, Digest] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -122,7 +134,7 @@ class _Reader:
         elif path.suffix == ".safetensors":
             with SafetensorsFile(path) as file:
                 if self.hashes:
-                    self.digests[path] = file.digest(self.on_bytes)
+                    self.digests[path] = file.digest(self.on_bytes, self._consumer_of(path))
                 self.heads[path], self.headers[path] = file.head, file.header
         else:
             self._hash(path)
@@ -133,6 +145,11 @@ class _Reader:
 
     def _hash(self, path: Path) -> None:
         if self.hashes:
-            self.digests[path], self.heads[path] = sha256_and_head(path, HEAD_SIZE, self.on_bytes)
+            self.digests[path], self.heads[path] = sha256_and_head(path, HEAD_SIZE, self.on_bytes, self._consumer_of(path))
         else:
             self.heads[path] = first_bytes(path)
+
+    def _consumer_of(self, path: Path) -> Callable[[BinaryIO], BytesConsumer] | None:
+        if self.weights_reader is None or not is_weights(path.name):
+            return None
+        return functools.partial(self.weights_reader, path)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
@@ -22,6 +22,9 @@ from adapterhub_converters.errors import FormatError, RefusedError
 from . import card
 from .document import AdapterManifest
 from .package_files import CONFIGS, LEGAL, MAX_FILES, check_paths
+
+if TYPE_CHECKING:
+    from .folder_contents import FolderContents
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
@@ -83,9 +86,15 @@ class Manifest:
 
 def build(folder: Path) -> Manifest:
     """Return the OCI manifest that a push of the adapter in `folder` would create; nothing is written."""
-    from . import derive, folder_contents  # need numpy, which commands that only read do without
+    from . import folder_contents  # needs numpy, which commands that only read do without
 
-    contents = folder_contents.read_folder(folder)
+    return build_from(folder_contents.read_folder(folder))
+
+
+def build_from(contents: FolderContents) -> Manifest:
+    """Return what `build` does, of a folder that was read."""
+    from . import derive  # late, like the above
+
     return complete(contents.files, *derive.draft_contents(contents).finalize(contents.files))
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from adapterhub.digest import Digest
 from adapterhub.index.tensor_search import Share, nearest, with_digest
 from adapterhub.index.version_search import Holder, holders
-from adapterhub.manifest import oci_manifest
-from adapterhub.store.store import ByteCounter, Progress, counter, local_errors
-from adapterhub.store.tensor_digests import Tensor, Tensors, digests
+from adapterhub.manifest import folder_contents, oci_manifest, package_files
+from adapterhub.store.store import Progress, counter, local_errors
+from adapterhub.store.tensor_digests import Hashing, Tensor, digests
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.containers.open_file import open_regular
 
@@ -54,37 +56,56 @@ def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> Content
 
 def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> ContentMatches:
     """Search for the version that a folder is, or for the bytes of a file; failing that, for the tensors in the weights."""
-    if path.is_dir():
-        # The digest that the folder would get from a push.
-        manifest = oci_manifest.build(path)
-        version_holders = holders(registry.index, manifest.digest)
-        if version_holders:
-            return ContentMatches(source, version_holders)
-        # Only weights: configs and READMEs are often the same in unrelated adapters.
-        files = [path / layer.path for layer in manifest.layers if layer.media_type == oci_manifest.WEIGHT_LAYER]
-    else:
-        files = [path]
-    file_holders: list[Holder] = []
-    tensors: list[Tensor] = []
+    weights = _Weights()
     with bar("hashing") as progress:
-        count_bytes = counter(progress, sum(file.stat().st_size for file in files))
-        for file in files:
-            digest, file_tensors = _file_digests(file, count_bytes)
-            file_holders += holders(registry.index, digest)
-            tensors += file_tensors if is_weights(file.name) else ()
-    if file_holders:
+        if path.is_dir():
+            # The digest that the folder would get from a push.
+            digest = weights.read_folder(path, progress)
+            if version_holders := holders(registry.index, digest):
+                return ContentMatches(source, version_holders)
+        else:
+            weights.read_file(path, progress)
+    if file_holders := [holder for digest in weights.digests for holder in holders(registry.index, digest)]:
         return ContentMatches(source, file_holders)
     _list_tensors(registry, bar)
-    nonempty_tensors = tuple(tensor for tensor in tensors if tensor.size)
-    size = sum(tensor.size for tensor in nonempty_tensors)
-    return ContentMatches(source, [], len(nonempty_tensors), size, nearest(registry.index, registry.store, nonempty_tensors))
+    tensors = tuple(tensor for tensor in weights.tensors if tensor.size)
+    size = sum(tensor.size for tensor in tensors)
+    return ContentMatches(source, [], len(tensors), size, nearest(registry.index, registry.store, tensors))
+
+
+@dataclass
+class _Weights:
+    """The digests of files, each opened once, and of the tensors in those that are weights."""
+
+    digests: list[Digest] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def read_file(self, path: Path, progress: Progress | None) -> None:
+        size = path.stat().st_size
+        with local_errors(path), open_regular(path) as file:
+            digest, file_tensors = digests(file, size, counter(progress, size))
+        self.digests.append(digest)
+        self.tensors += file_tensors if is_weights(path.name) else ()
+
+    def read_folder(self, folder: Path, progress: Progress | None) -> Digest:
+        """Return the digest of the version that a push of the folder would create."""
+        size = sum((folder / path).stat().st_size for path in package_files.survey(folder)[0])
+        hashings: dict[Path, Hashing] = {}
+
+        def hashing(path: Path, file: BinaryIO) -> Hashing:
+            hashings[path] = Hashing.for_file(file, os.fstat(file.fileno()).st_size)
+            return hashings[path]
+
+        contents = folder_contents.read_folder(folder, on_bytes=counter(progress, size), weights_reader=hashing)
+        manifest = oci_manifest.build_from(contents)
+        # Only weights: configs and READMEs are often the same in unrelated adapters.
+        for layer in manifest.layers:
+            if layer.media_type == oci_manifest.WEIGHT_LAYER:
+                self.digests.append(layer.digest)
+                self.tensors += hashings[folder / layer.path].result() or ()
+        return manifest.digest
 
 
 def _list_tensors(registry: Registry, bar: Bar) -> None:
     with bar("listing tensors") as progress:
         registry.list_tensors(progress)
-
-
-def _file_digests(path: Path, count_bytes: ByteCounter | None) -> tuple[Digest, Tensors]:
-    with local_errors(path), open_regular(path) as file:
-        return digests(file, path.stat().st_size, count_bytes)

@@ -10,7 +10,8 @@ import pytest
 from adapterhub.training.data import chat_template
 from adapterhub_converters.errors import FormatError
 from tests.conftest import need_module
-from tests.training.conftest import TEMPLATE, tiny_base, tokenizer
+from tests.support.byte_tokenizer import TEMPLATE
+from tests.training.conftest import tiny_base, tokenizer
 
 __all__ = ["tiny_base", "tokenizer"]
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "reasoning_content": "hm"}]

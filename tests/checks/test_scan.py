@@ -19,7 +19,7 @@ from adapterhub_converters.errors import NotFoundError, RefusedError
 from tests.conftest import ROOT, need_module
 from tests.support import malicious
 from tests.support.adapters import write_adapter
-from tests.training.conftest import TEMPLATE
+from tests.support.byte_tokenizer import TEMPLATE
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IEND\xaeB`\x82"
 

@@ -6,12 +6,14 @@ folder of PEFT, to the last word of its output.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile
 
@@ -19,6 +21,8 @@ import click
 import pytest
 
 from adapterhub.cli.main import app
+from tests.conftest import CHECKING, LEARNING, modules_for
+from tests.support import forked
 from tests.support.folders import base, two_adapters
 
 ROOT = Path(__file__).parents[2]
@@ -102,13 +106,20 @@ def adapter_parameters(group: click.Group, path: str = "") -> Iterator[str]:
                 yield f"{path}{name} {parameter.name}"
 
 
-def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    paths = [folder / "site", ROOT, ROOT / "converters", ROOT / "schemas"]
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(site: Path, folder: Path) -> dict[str, str]:
+    """The environment of a command in `folder` that has the packages in `site` installed."""
+    paths = [site, ROOT, ROOT / "converters", ROOT / "schemas"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ADAPTERHUB_REGISTRY": str(folder / "registry")}
-    env |= {f"XDG_{kind}_HOME": str(folder / "xdg") for kind in ("DATA", "CONFIG", "CACHE")} | {"COLUMNS": "80"}
-    result = subprocess.run(
-        [sys.executable, "-m", "adapterhub", *words], env=env, cwd=folder, capture_output=True, text=True, check=False
-    )
+    return env | {f"XDG_{kind}_HOME": str(folder / "xdg") for kind in ("DATA", "CONFIG", "CACHE")} | {"COLUMNS": "80"}
+
+
+def start(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as its users do, in a Python of its own."""
+    command, env = [sys.executable, "-m", "adapterhub", *words], environment(site, folder)
+    result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
     return result
 
@@ -139,9 +150,27 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("merge", "a", "--into", "base", "-o", "merged"),
         ("merge", "a", "--into", "base", "--recipe-only", "-o", "merged.json"),
     ):
-        result = call(folder, *words)
+        result = start(folder / "site", folder, *words)
         assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def call(prepared: Path) -> Iterator[Call]:
+    """Run a command as `start` does, but forked from a process that has imported the command line and the package."""
+    site = prepared / "site"
+    if sys.platform != "linux":
+        yield functools.partial(start, site)
+        return
+    with contextlib.ExitStack() as stack:
+        servers = {modules: forked.Forked(environment(site, prepared), modules, stack) for modules in (CHECKING, LEARNING)}
+
+        def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+            result = servers[modules_for([*words])].run(words, folder, environment(site, folder))
+            assert "Traceback" not in result.stderr
+            return result
+
+        yield run
 
 
 @pytest.fixture
@@ -154,7 +183,7 @@ def test_every_command_that_takes_an_adapter_is_walked() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_path: Path, name: str) -> None:
+def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_path: Path, call: Call, name: str) -> None:
     outcomes = []
     for given in ("a", "a.zlora"):
         folder = shutil.copytree(prepared, tmp_path / "world")
@@ -166,13 +195,13 @@ def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", FILE_CALLS)
-def test_a_command_about_files_takes_the_file_as_it_is(world: Path, name: str) -> None:
+def test_a_command_about_files_takes_the_file_as_it_is(world: Path, call: Call, name: str) -> None:
     words, code, text = FILE_CALLS[name]
     result = call(world, *("a.zlora" if word == ADAPTER else word for word in words))
     assert (result.returncode, text in result.stdout + result.stderr) == (code, True), result.stdout + result.stderr
 
 
-def test_a_push_says_that_it_stores_peft(world: Path) -> None:
+def test_a_push_says_that_it_stores_peft(world: Path, call: Call) -> None:
     result = call(world, "push", "a.zlora", "team/new")
     assert result.stderr == "a.zlora is in zipped, a format of another package: what is stored is PEFT\n"
     assert call(world, "pull", "team/new", "-o", "back").returncode == 0
@@ -180,7 +209,7 @@ def test_a_push_says_that_it_stores_peft(world: Path) -> None:
         assert item.name == "adapter_config.json" or (world / "back" / item.name).read_bytes() == item.read_bytes()
 
 
-def test_a_merge_of_such_files_is_rebuilt_from_what_was_pushed(world: Path) -> None:
+def test_a_merge_of_such_files_is_rebuilt_from_what_was_pushed(world: Path, call: Call) -> None:
     assert call(world, "convert", "b", "b.zlora").returncode == 0
     for name in "ab":
         assert call(world, "push", f"{name}.zlora", f"team/{name}").returncode == 0
@@ -188,14 +217,14 @@ def test_a_merge_of_such_files_is_rebuilt_from_what_was_pushed(world: Path) -> N
     assert "every byte matches" in call(world, "rebuild", "team/both").stdout
 
 
-def test_the_formats_are_listed_with_what_it_can_do(world: Path) -> None:
+def test_the_formats_are_listed_with_what_it_can_do(world: Path, call: Call) -> None:
     row = json.loads(call(world, "formats", "--json").stdout)["formats"][-1]
     back = row.pop("back")
     assert row == {"name": "zipped", "files": ["NAME.zlora"], "reads": True, "writes": True, "base": False}
     assert set(back.values()) == {"bytes"}
 
 
-def test_a_zip_that_no_format_recognizes_is_a_pickle(world: Path) -> None:
+def test_a_zip_that_no_format_recognizes_is_a_pickle(world: Path, call: Call) -> None:
     with ZipFile(world / "other.zlora", "w", ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02.")
     result = call(world, "show", "other.zlora")

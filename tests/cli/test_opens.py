@@ -38,8 +38,6 @@ BY_FORMAT = {
     # They are read as the others are: by a reader of one file.
     **{name: ["validate A", "push A team/a"] for name in ("diffusers", "torchtune", "litgpt", "megatron")},
 }
-# To look for tensors takes their bytes, after those of the manifest, for which an MLX adapter is read as a whole.
-ONCE_MORE = {("mlx", "find A")}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +85,7 @@ def test_no_command_opens_a_file_of_an_adapter_more_than_twice(
         words = ["--registry", tmp_path / "registry", *(paths.get(word, word) for word in command.split())]
         counts = opens(run, tmp_path, source, *words, code=3 if command == "find A" else 0)
         assert counts, command
-        if max(counts.values()) > (3 if (name, command) in ONCE_MORE else 2):
+        if max(counts.values()) > 2:
             crowded[command] = counts
     assert crowded == {}
 

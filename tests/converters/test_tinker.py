@@ -139,7 +139,7 @@ def test_logits_with_an_archive_are_those_of_the_model_merged_with_it(tmp_path: 
     torch = pytest.importorskip("torch")
     from adapterhub.generation import torch_engine
     from adapterhub.training.events import InitialAdapter
-    from tests.training.conftest import write_tokenizer
+    from tests.support.byte_tokenizer import write_tokenizer
 
     model, archive = made("Qwen3MoeForCausalLM")
     model.save_pretrained(tmp_path / "base")

@@ -22,8 +22,9 @@ from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError  # noqa: E402
 from tests.conftest import Run, need_module, need_smollm2  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
+from tests.support.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
-from tests.training.conftest import tiny_base, write_tokenizer  # noqa: E402, F401
+from tests.training.conftest import tiny_base  # noqa: E402, F401
 
 KINDS = {
     "plain": {},

@@ -45,5 +45,5 @@ def registry(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gateway(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway in front of llama-server's router."""
     options = ("--program", llama_server.program(), "--adapters", "team/*")
-    with serving.gateway(models.gguf, registry, tmp_path_factory.mktemp("gateway"), *options) as found:
-        yield found
+    with serving.gateway(models.gguf, registry, tmp_path_factory.mktemp("gateway"), *options) as gateway_process:
+        yield gateway_process

@@ -25,12 +25,12 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as found:
-        yield found
+    with asyncio.Runner() as open_runner:
+        yield open_runner
 
 
 @pytest.fixture(scope="module")
-def opened(
+def open_conversation(
     models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory, runner: asyncio.Runner
 ) -> Iterator[Gateway]:
     workspace = Workspace(registry=registry, cache=tmp_path_factory.mktemp("cache"))
@@ -42,8 +42,8 @@ def opened(
 
 
 @pytest.fixture
-def conversation(opened: Gateway) -> Conversation:
-    return Conversation(opened, ["base"], options={"max_tokens": COUNT, "temperature": 0.0, "seed": 0})
+def conversation(open_conversation: Gateway) -> Conversation:
+    return Conversation(open_conversation, ["base"], options={"max_tokens": COUNT, "temperature": 0.0, "seed": 0})
 
 
 def test_both_sides_go_on_from_their_own_answers(conversation: Conversation, runner: asyncio.Runner, models: Models) -> None:
@@ -84,9 +84,9 @@ def test_the_answer_is_that_of_a_prompt_which_is_run(
     conversation.options = {"max_tokens": COUNT, "temperature": temperature, "seed": 3}
     runner.run(conversation.use("team/a1", 0))
     runner.run(conversation.use("base", 1))
-    here = [answered.text for answered in runner.run(conversation.ask(P))]
+    answers = [answered.text for answered in runner.run(conversation.ask(P))]
     alone = generate.generate(models.adapter(1), P, base=models.base, max_tokens=COUNT, temperature=temperature, seed=3)
-    assert here == [alone.text, alone.base_text]
+    assert answers == [alone.text, alone.base_text]
 
 
 def test_a_blend_is_named_with_its_weights(conversation: Conversation, runner: asyncio.Runner) -> None:

@@ -97,8 +97,8 @@ def test_patterns_allow_names_and_give_a_namespace() -> None:
     ) == ("", "team", "")
     assert "any/name" in AllowedNames()
     assert "any/name" in AllowedNames.from_patterns([])
-    for nothing in ("", " , "):  # a variable that is not set is not to open everything
+    for empty_text in ("", " , "):  # a variable that is not set is not to open everything
         with pytest.raises(UsageError, match="none was given"):
-            AllowedNames.from_patterns([nothing])
+            AllowedNames.from_patterns([empty_text])
     with pytest.raises(RefusedError, match="other/x: is not served here"):
         allowed.check(Ref.parse("other/x:v1"))

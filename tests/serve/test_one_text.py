@@ -21,16 +21,16 @@ def serving_base(request: pytest.FixtureRequest, models: Models, tmp_path_factor
     from adapterhub.serve.engines import libllama
 
     if request.param == "torch":
-        with torch_engine.open_host(models.base) as found:
-            found.load("a0", models.adapter(0))
-            yield found, models.base
+        with torch_engine.open_host(models.base) as engine:
+            engine.load("a0", models.adapter(0))
+            yield engine, models.base
     else:
         need_module("llama_cpp_py_sync")
         adapter = tmp_path_factory.mktemp("gguf") / "a0.gguf"
         ah.convert(models.adapter(0), adapter, to="gguf", base=models.gguf)
-        with libllama.open_libllama(models.gguf, waiting=8) as found:
-            found.load("a0", adapter)
-            yield found, models.gguf
+        with libllama.open_libllama(models.gguf, waiting=8) as engine:
+            engine.load("a0", adapter)
+            yield engine, models.gguf
 
 
 @pytest.mark.parametrize(("temperature", "seed"), [(0.0, 0), (0.9, 1), (0.9, 2), (1.5, 3)])
@@ -43,18 +43,18 @@ def test_an_adapter_that_both_can_run_answers_the_same(
 
     host, base = serving_base
     prompt, system = "the quick brown fox ", None if raw else "be brief"
-    made = ah.generate(
+    generated = ah.generate(
         models.adapter(0), prompt, base=base, system=system, raw=raw, max_tokens=24, temperature=temperature, seed=seed
     )
-    asked: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_tokens": 24}
+    fields: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_tokens": 24}
     if raw:
-        path, asked["prompt"] = COMPLETIONS, prompt
+        path, fields["prompt"] = COMPLETIONS, prompt
     else:
         path = CHAT
-        asked["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-    found: list[str] = []
+        fields["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    texts: list[str] = []
     for blend in ((("a0", 1.0),), ()):
-        [choice] = openai.ask(host, path, asked, blend, "").whole()["choices"]
-        found.append(choice["text"] if raw else choice["message"]["content"])
-    assert found == [made.text, made.base_text]
-    assert found[0] != found[1]
+        [choice] = openai.ask(host, path, fields, blend, "").whole()["choices"]
+        texts.append(choice["text"] if raw else choice["message"]["content"])
+    assert texts == [generated.text, generated.base_text]
+    assert texts[0] != texts[1]

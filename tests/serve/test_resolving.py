@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ah.Workspace:
     return ah.Workspace(registry="registry", policy=None, cache="cache")
 
 
-def pushed(here: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: object) -> str:
+def push_adapter(here: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: object) -> str:
     """Push an adapter of its own; its digest."""
     folder = Path(ref.replace("/", "-").replace(":", "-") + str(len([*Path.cwd().iterdir()])))
     return str(ah.push(adapter(folder, shapes, **config), ref, workspace=here).digest)
@@ -55,14 +55,14 @@ def product(delta: object) -> np.ndarray:
     return np.asarray(delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A))
 
 
-def resolved(here: ah.Workspace, runtime: str = "vllm", ref: str = "team/sql") -> PreparedVersion:
+def resolve_ref(here: ah.Workspace, runtime: str = "vllm", ref: str = "team/sql") -> PreparedVersion:
     return ah.resolve(ref, runtime=runtime, base="base", workspace=here)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: ah.Workspace, runtime: str) -> None:
-    digest = pushed(here, use_rslora=True)
-    served = resolved(here, runtime)
+    digest = push_adapter(here, use_rslora=True)
+    served = resolve_ref(here, runtime)
     assert (served.ref, served.name, served.digest, served.rank) == ("team/sql:v1", "team/sql", digest, 2)
     assert served.model == f"team/sql@{digest}"
     assert served.path.is_relative_to(Path.cwd() / "cache/served" / digest.replace(":", "-"))
@@ -79,9 +79,9 @@ def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("stored", ["gguf", "mlx"])
 def test_a_version_in_another_format_is_served_all_the_same(here: ah.Workspace, stored: str, runtime: str) -> None:
-    pushed(here)
+    push_adapter(here)
     ah.push("team/sql", "team/other", to=stored, base="base", workspace=here)
-    served, source = resolved(here, runtime, "team/other"), ah.load("team/sql", workspace=here)
+    served, source = resolve_ref(here, runtime, "team/other"), ah.load("team/sql", workspace=here)
     assert served.path.is_file() == (runtime == "llama.cpp")
     assert ah.load(served.path, base="base").targets == source.targets
     for target, delta in ah.load(served.path, base="base").deltas.items():
@@ -103,8 +103,8 @@ def test_a_version_in_another_format_is_served_all_the_same(here: ah.Workspace, 
     ],
 )
 def test_the_flags_are_those_that_the_runtime_needs(here: ah.Workspace, runtime: str, words: list[str]) -> None:
-    pushed(here)
-    served = resolved(here, runtime)
+    push_adapter(here)
+    served = resolve_ref(here, runtime)
     assert list(served.flags[: len(words)]) == words
     if runtime in ("vllm", "sglang"):
         module = json.loads(served.flags[-1])
@@ -118,12 +118,12 @@ def sglang(folder: Path) -> dict[str, np.ndarray]:
     config = json.loads((folder / peft.CONFIG).read_text())
     assert isinstance(config["target_modules"], list)
     scaling = config["lora_alpha"] / config["r"]
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for target, delta in ah.load(folder).deltas.items():
         assert isinstance(delta, LowRank)
         assert delta.lora_A.shape[0] == config["r"]
-        found[target] = scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A)
-    return found
+        tensors[target] = scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A)
+    return tensors
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def sglang(folder: Path) -> dict[str, np.ndarray]:
     ],
 )
 def test_what_sglang_reads_of_a_config_is_all_there_is(here: ah.Workspace, shapes: Shapes, config: dict[str, Any]) -> None:
-    pushed(here, shapes, **config)
-    served = resolved(here, "sglang")
+    push_adapter(here, shapes, **config)
+    served = resolve_ref(here, "sglang")
     source = ah.load("team/sql", workspace=here)
     computed = sglang(served.path)
     assert computed.keys() == source.deltas.keys()
@@ -150,8 +150,8 @@ def test_what_sglang_reads_of_a_config_is_all_there_is(here: ah.Workspace, shape
 
 
 def test_rslora_is_a_note_and_an_alpha(here: ah.Workspace) -> None:
-    pushed(here, use_rslora=True)
-    served = resolved(here, "sglang")
+    push_adapter(here, use_rslora=True)
+    served = resolve_ref(here, "sglang")
     assert [note for note in served.notes if "rsLoRA" in note] == [f"rsLoRA is folded into lora_alpha {4 * math.sqrt(2):.9g}"]
 
 
@@ -178,9 +178,9 @@ def test_rslora_is_a_note_and_an_alpha(here: ah.Workspace) -> None:
 def test_what_would_not_be_applied_is_refused_and_leaves_nothing(
     here: ah.Workspace, runtime: str, shapes: Shapes, config: dict[str, Any], code: str, says: str
 ) -> None:
-    pushed(here, shapes, **config)
+    push_adapter(here, shapes, **config)
     with pytest.raises(RefusedError) as caught:
-        resolved(here, runtime)
+        resolve_ref(here, runtime)
     assert caught.value.exit_code == 6
     assert caught.value.code == code
     assert says in str(caught.value)
@@ -189,10 +189,10 @@ def test_what_would_not_be_applied_is_refused_and_leaves_nothing(
 
 
 def test_it_is_made_once_and_never_written_again(here: ah.Workspace) -> None:
-    pushed(here)
-    first = resolved(here)
+    push_adapter(here)
+    first = resolve_ref(here)
     before = files(Path("cache/served"))
-    assert resolved(here) == first
+    assert resolve_ref(here) == first
     assert ah.resolve(first.model, runtime="vllm", base="base", workspace=here).path == first.path
     assert files(Path("cache/served")) == before
     assert {path.stat().st_mode & 0o222 for path in [first.path, *first.path.iterdir()]} == {0}
@@ -202,7 +202,7 @@ def test_a_file_of_the_adapter_that_is_named_as_ours_does_no_harm(here: ah.Works
     folder = adapter(Path("odd"), QV)
     (folder / "served.json").write_text("{}")
     ah.push(folder, "team/sql", workspace=here)
-    assert resolved(here) == resolved(here)
+    assert resolve_ref(here) == resolve_ref(here)
     assert len([*Path("cache/served").glob("*/*")]) == 1
 
 
@@ -221,93 +221,93 @@ def test_a_gguf_is_a_base_too(here: ah.Workspace) -> None:
 
 
 def test_a_tag_that_moves_leads_to_another_folder_and_the_old_one_stays(here: ah.Workspace) -> None:
-    pushed(here, ref="team/sql:prod")
-    old = resolved(here, ref="team/sql:prod")
+    push_adapter(here, ref="team/sql:prod")
+    old = resolve_ref(here, ref="team/sql:prod")
     before = files(old.path)
-    pushed(here, ref="team/sql:prod", lora_alpha=8)
-    new = resolved(here, ref="team/sql:prod")
+    push_adapter(here, ref="team/sql:prod", lora_alpha=8)
+    new = resolve_ref(here, ref="team/sql:prod")
     assert (old.ref, new.ref) == ("team/sql:v1", "team/sql:v2")
     assert old.path != new.path
     assert files(old.path) == before
 
 
 def test_another_base_is_another_folder(here: ah.Workspace) -> None:
-    pushed(here)
+    push_adapter(here)
     base(Path.cwd() / "other", vocab=16)
-    paths = {ah.resolve("team/sql", runtime="vllm", base=one, workspace=here).path for one in ("base", "other", None)}
+    paths = {ah.resolve("team/sql", runtime="vllm", base=base, workspace=here).path for base in ("base", "other", None)}
     assert len(paths) == 3
     assert "not compared with a base model" in ah.resolve("team/sql", runtime="vllm", workspace=here).notes
 
 
 def test_of_processes_that_resolve_at_once_all_get_the_same_folder(here: ah.Workspace) -> None:
-    digest = pushed(here)
+    digest = push_adapter(here)
 
     def work() -> None:
-        assert resolved(here, "llama.cpp").digest == digest
+        assert resolve_ref(here, "llama.cpp").digest == digest
 
     assert finished([fork(work) for _ in range(4)]) == [0] * 4
     (folder,) = Path("cache/served").glob("*/*")
-    assert resolved(here, "llama.cpp").path.parent == folder.absolute()
+    assert resolve_ref(here, "llama.cpp").path.parent == folder.absolute()
 
 
-@pytest.mark.parametrize("when", [1, 3, 6, 10])
+@pytest.mark.parametrize("calls", [1, 3, 6, 10])
 @pytest.mark.parametrize("call", ["write", "rename", "fsync"])
-def test_a_process_that_is_killed_leaves_nothing_that_is_half(here: ah.Workspace, call: str, when: int) -> None:
-    pushed(here)
-    code = under_strace(f"{call}:signal=SIGKILL:when={when}", lambda: resolved(here, "llama.cpp"))
+def test_a_process_that_is_killed_leaves_nothing_that_is_half(here: ah.Workspace, call: str, calls: int) -> None:
+    push_adapter(here)
+    code = under_strace(f"{call}:signal=SIGKILL:when={calls}", lambda: resolve_ref(here, "llama.cpp"))
     assert code in (0, -signal.SIGKILL)
-    served = resolved(here, "llama.cpp")
+    served = resolve_ref(here, "llama.cpp")
     assert len(ah.load(served.path).deltas) == 4
-    there = [path for path in served.path.parent.parent.iterdir() if not path.name.startswith(".")]
-    assert there == [served.path.parent]
-    for left in there[0].parent.glob(".*"):
-        os.utime(left, (1, 1))
+    folders = [path for path in served.path.parent.parent.iterdir() if not path.name.startswith(".")]
+    assert folders == [served.path.parent]
+    for leftover in folders[0].parent.glob(".*"):
+        os.utime(leftover, (1, 1))
     served_folder(here).sweep()
-    assert [*there[0].parent.iterdir()] == there
+    assert [*folders[0].parent.iterdir()] == folders
 
 
 def test_a_damaged_registry_is_an_error_and_not_a_folder(here: ah.Workspace) -> None:
-    pushed(here)
+    push_adapter(here)
     for blob in Path("registry/.adapterhub/blobs/sha256").iterdir():
         if blob.stat().st_size > 1000:
             blob.chmod(0o644)
             blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     with pytest.raises(IntegrityError):
-        resolved(here)
+        resolve_ref(here)
     assert [*Path("cache/served").glob("*/*")] == []
 
 
 def test_addresses_are_pulled_once(here: ah.Workspace) -> None:
-    digest = pushed(here)
+    digest = push_adapter(here)
     ah.push("team/sql", "layout://sql.tar:v1", workspace=here)
-    served = resolved(here, ref="layout://sql.tar:v1")
+    served = resolve_ref(here, ref="layout://sql.tar:v1")
     assert served.digest == digest
-    local = resolved(here)
+    local = resolve_ref(here)
     assert local.path == served.path  # the same bytes for the same runtime
     with pytest.raises(NotFoundError):
-        resolved(here, ref="layout://sql.tar:v2")
-    assert resolved(here, ref=f"layout://sql.tar@{digest[:20]}").digest == digest
+        resolve_ref(here, ref="layout://sql.tar:v2")
+    assert resolve_ref(here, ref=f"layout://sql.tar@{digest[:20]}").digest == digest
     with pytest.raises(AdapterhubError):
-        resolved(here, ref="layout://sql.tar@sha256:5f5f")
+        resolve_ref(here, ref="layout://sql.tar@sha256:5f5f")
     pinned = f"layout://sql.tar@{digest}"
     shutil.move("sql.tar", "gone.tar")
     with pytest.raises(NotFoundError):  # what was removed there is served no longer, though its files are here
-        resolved(here, ref=pinned)
+        resolve_ref(here, ref=pinned)
 
 
 def test_the_policy_of_the_project_is_asked(here: ah.Workspace) -> None:
-    pushed(here)
+    push_adapter(here)
     strict = ah.Workspace(registry="registry", policy=Policy("p", licenses=("Apache-2.0",)), cache="cache")
     with pytest.raises(RefusedError, match="license"):
-        resolved(strict)
+        resolve_ref(strict)
 
 
 def test_a_ref_is_a_version_though_there_is_a_path_of_that_name(here: ah.Workspace) -> None:
-    digest = pushed(here)
+    digest = push_adapter(here)
     adapter(Path("team"), pairs(1)).rename("sql")
     Path("team").mkdir()
     Path("sql").rename("team/sql")
-    assert resolved(here).digest == digest
+    assert resolve_ref(here).digest == digest
 
 
 @pytest.mark.parametrize(
@@ -322,19 +322,19 @@ def test_a_ref_is_a_version_though_there_is_a_path_of_that_name(here: ah.Workspa
 def test_what_is_no_version_is_an_error_in_one_line(
     here: ah.Workspace, ref: str, error: type[AdapterhubError], says: str
 ) -> None:
-    pushed(here)
+    push_adapter(here)
     with pytest.raises(error, match=says):
-        resolved(here, ref=ref)
+        resolve_ref(here, ref=ref)
 
 
 def test_a_runtime_that_is_unknown_is_named_with_those_that_are_known(here: ah.Workspace) -> None:
     with pytest.raises(UsageError, match="unknown runtime 'ollama'. Known runtimes: peft, transformers, vllm"):
-        resolved(here, "ollama")
+        resolve_ref(here, "ollama")
 
 
 def test_a_collection_spares_what_a_server_holds(here: ah.Workspace) -> None:
-    pushed(here)
-    served, folder = resolved(here), served_folder(here)
+    push_adapter(here)
+    served, folder = resolve_ref(here), served_folder(here)
     with folder.open_lease() as lease:
         lease.add(served)
         assert folder.sweep(unused=-1).in_use == 1

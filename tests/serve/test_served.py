@@ -27,13 +27,13 @@ def folder(tmp_path: Path) -> ServedFolder:
     return ServedFolder(tmp_path / "served")
 
 
-def written(place: Path) -> FolderRecord:
+def write_version(place: Path) -> FolderRecord:
     (place / "adapter.gguf").write_bytes(b"weights" * 10_000)
     return MADE
 
 
-def made(folder: ServedFolder, form: str = "vllm-1") -> Path:
-    return folder.make(DIGEST, form, written)[0]
+def served_path(folder: ServedFolder, form: str = "vllm-1") -> Path:
+    return folder.make(DIGEST, form, write_version)[0]
 
 
 def at(path: Path) -> PreparedVersion:
@@ -41,23 +41,23 @@ def at(path: Path) -> PreparedVersion:
 
 
 def aged(path: Path, hours: float = 10_000) -> Path:
-    when = time.time() - hours * 3600
-    os.utime(path, (when, when))
+    time_of_use = time.time() - hours * 3600
+    os.utime(path, (time_of_use, time_of_use))
     return path
 
 
 def test_what_is_made_is_found_and_cannot_be_written(folder: ServedFolder) -> None:
     assert folder.find(DIGEST, "vllm-1") is None
-    path = made(folder)
+    path = served_path(folder)
     assert folder.find(DIGEST, "vllm-1") == (path, MADE)
     assert folder.find(DIGEST, "vllm-2") is None
-    assert {oct(one.stat().st_mode & 0o222) for one in (path, *path.iterdir())} == {"0o0"}
+    assert {oct(entry.stat().st_mode & 0o222) for entry in (path, *path.iterdir())} == {"0o0"}
     assert at(path).model == f"team/sql@{DIGEST}"
 
 
 @pytest.mark.parametrize("harm", ["changed", "removed", "added", "record", "entries", "linked"])
 def test_a_damaged_folder_is_made_anew_beside_it(folder: ServedFolder, harm: str) -> None:
-    path = made(folder)
+    path = served_path(folder)
     path.chmod(0o755)
     weights = path / "adapter.gguf"
     if harm in ("removed", "linked"):
@@ -67,21 +67,21 @@ def test_a_damaged_folder_is_made_anew_beside_it(folder: ServedFolder, harm: str
     if harm == "added":
         (path / "more").write_text("")
     if harm in ("changed", "record", "entries"):
-        one = weights if harm == "changed" else path / "served.json"
-        one.chmod(0o644)
+        entry = weights if harm == "changed" else path / "served.json"
+        entry.chmod(0o644)
         of_another_version = json.dumps({**json.loads((path / "served.json").read_text()), "newer": 1})
-        one.write_text({"changed": "weighty" * 10_000, "record": "{}", "entries": of_another_version}[harm])
-    before = sorted((one.name, one.lstat().st_ino, one.lstat().st_mtime_ns) for one in path.iterdir())
+        entry.write_text({"changed": "weighty" * 10_000, "record": "{}", "entries": of_another_version}[harm])
+    before = sorted((entry.name, entry.lstat().st_ino, entry.lstat().st_mtime_ns) for entry in path.iterdir())
     assert folder.find(DIGEST, "vllm-1") is None
-    other = made(folder)
-    assert other != path
-    assert folder.find(DIGEST, "vllm-1") == (other, MADE)
-    assert sorted((one.name, one.lstat().st_ino, one.lstat().st_mtime_ns) for one in path.iterdir()) == before
+    new_path = served_path(folder)
+    assert new_path != path
+    assert folder.find(DIGEST, "vllm-1") == (new_path, MADE)
+    assert sorted((entry.name, entry.lstat().st_ino, entry.lstat().st_mtime_ns) for entry in path.iterdir()) == before
 
 
 def test_of_processes_that_make_it_at_once_all_get_the_same(folder: ServedFolder) -> None:
     def work() -> None:
-        assert made(folder).name == "vllm-1"
+        assert served_path(folder).name == "vllm-1"
 
     assert finished([fork(work) for _ in range(6)]) == [0] * 6
     assert folder.find(DIGEST, "vllm-1") is not None
@@ -92,14 +92,14 @@ def test_of_processes_that_make_it_at_once_all_get_the_same(folder: ServedFolder
 @pytest.mark.parametrize("call", ["write", "mkdir", "fsync", "rename", "fchmodat"])
 def test_a_process_that_ends_anywhere_leaves_nothing_that_is_half(folder: ServedFolder, call: str, fault: str) -> None:
     folder.root.mkdir()
-    code = under_strace(f"{call}:{fault}:when=1", lambda: made(folder))
+    code = under_strace(f"{call}:{fault}:when=1", lambda: served_path(folder))
     assert code in (0, 8, -signal.SIGKILL)
-    found = folder.find(DIGEST, "vllm-1")
-    assert found is None or found[1] == MADE
-    assert folder.find(DIGEST, "vllm-1") or made(folder)
+    version = folder.find(DIGEST, "vllm-1")
+    assert version is None or version[1] == MADE
+    assert folder.find(DIGEST, "vllm-1") or served_path(folder)
     parent = folder.root / DIGEST.replace(":", "-")
-    for left in parent.iterdir():
-        aged(left)
+    for leftover in parent.iterdir():
+        aged(leftover)
     assert folder.sweep(unused=prepared_versions.UNUSED).folders >= 1
     assert list(parent.iterdir()) == []
 
@@ -112,7 +112,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         folder = ServedFolder(disk / "served")
         with pytest.raises(AdapterhubError, match="No space left") as caught:
-            made(folder)
+            served_path(folder)
         assert caught.value.exit_code == 8
         assert folder.find(DIGEST, "vllm-1") is None
         assert list((folder.root / DIGEST.replace(":", "-")).iterdir()) == []
@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_only_what_nobody_holds_and_nobody_resolved_lately_is_removed(folder: ServedFolder) -> None:
-    path, recent = aged(made(folder)), made(folder, "sglang-1")
+    path, recent = aged(served_path(folder)), served_path(folder, "sglang-1")
     with folder.open_lease() as lease:
         lease.add(at(path / "adapter.gguf"))
         swept = folder.sweep()
@@ -138,11 +138,11 @@ def test_only_what_nobody_holds_and_nobody_resolved_lately_is_removed(folder: Se
 
 
 def test_what_is_held_no_longer_is_removed_unless_another_name_of_it_is_held(folder: ServedFolder) -> None:
-    one, two = aged(made(folder)), aged(made(folder, "sglang-1"))
-    served = {name: replace(at(one), name=name) for name in ("team/a", "team/b")}  # the same files
+    first, second = aged(served_path(folder)), aged(served_path(folder, "sglang-1"))
+    served = {name: replace(at(first), name=name) for name in ("team/a", "team/b")}  # the same files
     with folder.open_lease() as lease:
-        for each in (*served.values(), at(two)):
-            lease.add(each)
+        for path in (*served.values(), at(second)):
+            lease.add(path)
         lease.add(served["team/a"])  # twice is once
         lease.drop(served["team/a"])
         lease.drop(served["team/a"])
@@ -150,14 +150,14 @@ def test_what_is_held_no_longer_is_removed_unless_another_name_of_it_is_held(fol
         lease.drop(served["team/b"])
         swept = folder.sweep()
         assert (swept.folders, swept.in_use) == (1, 1)
-        assert not one.exists()
+        assert not first.exists()
         with pytest.raises(NotFoundError, match="no longer there. Resolve the version again"):
             lease.add(served["team/a"])
     assert folder.sweep().folders == 1
 
 
 def test_what_a_killed_server_held_is_known_at_once(folder: ServedFolder) -> None:
-    path = aged(made(folder))
+    path = aged(served_path(folder))
 
     def serve() -> None:
         with folder.open_lease() as lease:
@@ -176,7 +176,7 @@ def test_what_a_killed_server_held_is_known_at_once(folder: ServedFolder) -> Non
 
 
 def test_a_folder_that_is_gone_cannot_be_held(folder: ServedFolder) -> None:
-    path = made(folder)
+    path = served_path(folder)
     path.chmod(0o755)
     shutil.rmtree(path)
     with folder.open_lease() as lease, pytest.raises(NotFoundError, match="no longer there. Resolve the version again"):

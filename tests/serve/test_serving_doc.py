@@ -56,28 +56,28 @@ def test_the_table_of_paths_is_what_the_gateway_answers() -> None:
 
 
 def test_the_manifests_belong_together() -> None:
-    found = documents()
-    assert set(found) == {"ConfigMap", "Deployment", "InferencePool", "InferenceModelRewrite"}
-    template, pool = found["Deployment"]["spec"]["template"], found["InferencePool"]["spec"]
-    assert found["Deployment"]["spec"]["selector"] == pool["selector"]
+    by_kind = documents()
+    assert set(by_kind) == {"ConfigMap", "Deployment", "InferencePool", "InferenceModelRewrite"}
+    template, pool = by_kind["Deployment"]["spec"]["template"], by_kind["InferencePool"]["spec"]
+    assert by_kind["Deployment"]["spec"]["selector"] == pool["selector"]
     assert template["metadata"]["labels"] == pool["selector"]["matchLabels"]
-    assert found["InferenceModelRewrite"]["spec"]["poolRef"]["name"] == found["InferencePool"]["metadata"]["name"]
+    assert by_kind["InferenceModelRewrite"]["spec"]["poolRef"]["name"] == by_kind["InferencePool"]["metadata"]["name"]
     (container,) = template["spec"]["containers"]
-    assert container["envFrom"] == [{"configMapRef": {"name": found["ConfigMap"]["metadata"]["name"]}}]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {one["name"] for one in template["spec"]["volumes"]}
+    assert container["envFrom"] == [{"configMapRef": {"name": by_kind["ConfigMap"]["metadata"]["name"]}}]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in template["spec"]["volumes"]}
     assert pool["targetPorts"] == [{"number": container["ports"][0]["containerPort"]}]
     assert all(isinstance(word, str) for word in container["args"])
 
 
 def test_the_server_in_the_manifests_serves_what_its_routes_name() -> None:
-    found = documents()
-    variables = found["ConfigMap"]["data"]
+    by_kind = documents()
+    variables = by_kind["ConfigMap"]["data"]
     assert all(isinstance(value, str) for value in variables.values())
     assert {name for name in variables if name.startswith("ADAPTERHUB_")} <= OURS
     assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     check_url(variables[environment.REMOTE])
     allowed = AllowedNames.from_patterns([variables[vllm_settings.ALLOW]])
-    for rule in found["InferenceModelRewrite"]["spec"]["rules"]:
+    for rule in by_kind["InferenceModelRewrite"]["spec"]["rules"]:
         for target in rule["targets"]:
             ((ref, weight),) = ((part.ref, part.weight) for part in model_names.parse(target["modelRewrite"]))
             assert (ref.name in allowed, model_names.is_moving(ref), weight) == (True, False, 1.0)
@@ -95,10 +95,10 @@ def test_the_entry_point_is_the_one_that_vllm_loads() -> None:
 def test_the_route_file_is_one(tmp_path: Path) -> None:
     blocks = re.findall(r"^```toml\n(.*?)^```$", GATEWAY_PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "routes.toml").write_text("\n".join(blocks))
-    found = route_file.read(tmp_path / "routes.toml")
-    assert set(found.routes) == {"legal"}
-    assert [key.name for key in found.keys.values()] == ["research"]
-    assert [engine.name for engine in found.engines] == ["left"]
+    routes = route_file.read(tmp_path / "routes.toml")
+    assert set(routes.routes) == {"legal"}
+    assert [key.name for key in routes.keys.values()] == ["research"]
+    assert [engine.name for engine in routes.engines] == ["left"]
 
 
 def test_every_engine_is_in_the_table() -> None:

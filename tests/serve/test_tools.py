@@ -141,10 +141,10 @@ def test_required_and_named_tools_are_called_whatever_the_base_would_say(client:
 
 def test_without_a_choice_of_tools_the_prompt_has_none(client: Any) -> None:
     plain = create(client, tools=None)
-    none = create(client, tool_choice="none")
-    assert none.choices[0].message.tool_calls is None
-    assert none.choices[0].message.content == plain.choices[0].message.content
-    assert none.usage == plain.usage
+    answer_without_tools = create(client, tool_choice="none")
+    assert answer_without_tools.choices[0].message.tool_calls is None
+    assert answer_without_tools.choices[0].message.content == plain.choices[0].message.content
+    assert answer_without_tools.usage == plain.usage
 
 
 @pytest.mark.parametrize("seed", range(3))

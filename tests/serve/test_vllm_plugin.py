@@ -62,9 +62,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Serv
 
 def test_every_name_of_a_version_leads_to_its_folder(start: Callable[..., Server]) -> None:
     server = start()
-    one, two = server.push("team/sql"), server.push("team/sql", lora_alpha=8)
-    found = server.find(f"team/sql@{one}", "team/sql:v1", "sql:v1", f"sql@{two}", "team/sql:v2")
-    assert [served and served.digest for served in found] == [one, one, one, two, two]
+    first, second = server.push("team/sql"), server.push("team/sql", lora_alpha=8)
+    paths = server.find(f"team/sql@{first}", "team/sql:v1", "sql:v1", f"sql@{second}", "team/sql:v2")
+    assert [served and served.digest for served in paths] == [first, first, first, second, second]
 
 
 def test_a_text_that_is_no_name_is_left_to_other_resolvers(start: Callable[..., Server]) -> None:
@@ -176,10 +176,10 @@ def test_unknown_names_leave_no_more_than_a_bounded_memory(
 
 def test_a_request_does_not_wait_for_ever_and_the_next_one_joins_the_work(start: Callable[..., Server]) -> None:
     go = threading.Event()
-    asked = []
+    requests = []
 
     def slow(ref: str) -> str:
-        asked.append(ref)
+        requests.append(ref)
         go.wait(10)
         return ref
 
@@ -192,7 +192,7 @@ def test_a_request_does_not_wait_for_ever_and_the_next_one_joins_the_work(start:
     server.versions.settings = replace(server.versions.settings, patience=60)
     (served,) = server.find("team/sql:v1")
     assert served is not None
-    assert (served.digest, asked) == (digest, ["team/sql:v1"])
+    assert (served.digest, requests) == (digest, ["team/sql:v1"])
 
 
 def test_what_was_served_is_held_until_the_process_ends(start: Callable[..., Server]) -> None:
@@ -206,10 +206,10 @@ def test_what_was_served_is_held_until_the_process_ends(start: Callable[..., Ser
 
 
 def test_versions_of_a_remote_are_pulled_once(start: Callable[..., Server], host: str) -> None:
-    asked = []
+    requests = []
 
     def address(ref: str) -> str:
-        asked.append(ref)
+        requests.append(ref)
         return f"oci://{host}/{ref}"
 
     server = start(address=address)
@@ -219,7 +219,7 @@ def test_versions_of_a_remote_are_pulled_once(start: Callable[..., Server], host
         (served,) = server.find("team/sql:v1")
         assert served is not None
         assert served.model == f"team/sql@{digest}"
-    assert asked == ["team/sql:v1"]
+    assert requests == ["team/sql:v1"]
     with pytest.raises(NotFoundError, match="v9"):
         server.find("team/sql:v9")
 
@@ -228,18 +228,18 @@ def test_a_digest_is_served_under_those_names_alone_that_the_remote_has_for_it(
     start: Callable[..., Server], quick: None, tmp_path: Path
 ) -> None:
     with registry.running(tmp_path) as host:
-        there = {"address": f"oci://{host}/{{}}".format}
-        server = start(**there)
+        address_of = {"address": f"oci://{host}/{{}}".format}
+        server = start(**address_of)
         digest = server.push("team/secret")
         ah.push("team/secret", f"oci://{host}/team/secret:v1", workspace=server.workspace)
         assert server.find(f"team/secret@{digest}") != [None]
         with pytest.raises(NotFoundError):
             server.find(f"team/open@{digest}")
     # It was asked once: the answer counts while the remote is away, also after a restart.
-    assert start(**there).find(f"team/secret@{digest}") != [None]
+    assert start(**address_of).find(f"team/secret@{digest}") != [None]
     for model in (f"team/open@{digest}", "team/secret:v1"):
         with pytest.raises(RemoteError):
-            start(**there).find(model)
+            start(**address_of).find(model)
 
 
 def test_so_it_is_from_an_image_layout_where_digests_have_no_names(start: Callable[..., Server], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from adapterhub.operations.local_registry import Registry
 from tests.conftest import ROOT
-from tests.training.conftest import SPECIAL, write_tokenizer
+from tests.support.byte_tokenizer import SPECIAL, write_tokenizer
 
 COUNT = 12  # tokens of an answer
 BIAS = {"0": -100, "1": -100, "2": -100}  # no special tokens, one of which would end an answer

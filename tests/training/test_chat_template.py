@@ -20,7 +20,7 @@ from adapterhub.training import config_file, trainer
 from adapterhub.training.data import chat_template
 from adapterhub.training.data.examples import encode
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
-from tests.training.conftest import TEMPLATE
+from tests.support.byte_tokenizer import TEMPLATE
 from tests.training.test_trainer import contents, settings
 
 CLOCK = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE

@@ -26,8 +26,9 @@ from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from adapterhub_converters.formats.peft.target_parameters import wrapper_names_by_target  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.support import tiny  # noqa: E402
+from tests.support.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.training import test_kinds as kinds  # noqa: E402
-from tests.training.conftest import load_base, write_tokenizer  # noqa: E402
+from tests.training.conftest import load_base  # noqa: E402
 
 STEPS, ROWS = 4, 2
 STACKS = ("experts.gate_up_proj", "experts.down_proj")

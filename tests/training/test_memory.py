@@ -16,7 +16,8 @@ from adapterhub.training.cost import budget, memory, model_sizes
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
-from tests.training.conftest import load_base, write_tokenizer
+from tests.support.byte_tokenizer import write_tokenizer
+from tests.training.conftest import load_base
 
 # The peak is set back when all is imported: what comes above that is the training's own.
 MEASURE = """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from tests.support.byte_tokenizer import write_tokenizer
 from tests.support.opens import opens
-from tests.training.conftest import write_tokenizer
 
 # transformers opens config.json and the tokenizer's files itself, some of them several times: its opens are not counted.
 TRANSFORMERS = """

@@ -25,6 +25,9 @@ FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOE
 MAX_PATH = 1024  # characters of a path below a folder that is walked
 _STDIN, _DESCRIPTOR = "/dev/stdin", "/dev/fd/"  # of this process, as a shell names them: `<(command)`
 
+BytesConsumer = Callable[[memoryview], object]
+"""Called with the bytes of a file, piece by piece."""
+
 
 def open_regular(
     path: Path | str, *, dir_fd: int | None = None, follow: bool = True, pipe: bool = False, buffering: int = 0
@@ -153,12 +156,24 @@ class OpenFile:
         if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has this method
             raise FormatError(self.location, f"truncated while tensor {name!r} was read")
 
-    def digest(self, on_bytes: Callable[[int], object] | None = None) -> str:
-        """Return the digest of the complete file, `sha256:<64 hex>`; `on_bytes` is called with the size of each piece."""
+    def digest(
+        self,
+        on_bytes: Callable[[int], object] | None = None,
+        consumer_of: Callable[[BinaryIO], BytesConsumer] | None = None,
+    ) -> str:
+        """Return the digest of the complete file, `sha256:<64 hex>`.
+
+        Args:
+            on_bytes: Called with the size of each piece.
+            consumer_of: May read in the open file, and returns what is called with each piece.
+        """
+        consumer = consumer_of(self._file) if consumer_of else None
         self._file.seek(0)
         state, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
         while size := self._file.readinto(buffer):  # type: ignore[attr-defined] # a buffered file has this method
             state.update(buffer[:size])
+            if consumer:
+                consumer(buffer[:size])
             if on_bytes:
                 on_bytes(size)
         return f"sha256:{state.hexdigest()}"

@@ -274,8 +274,8 @@ def test_a_hanging_engine_delays_no_look_at_the_health_of_the_pool(tmp_path: Pat
                 stack.push_async_callback(first.engine.close)
                 health = asyncio.ensure_future(pool.healthy())
                 look = asyncio.ensure_future(first.look())
-                done, _ = await asyncio.wait([health, look], return_when=asyncio.FIRST_COMPLETED)
-                assert done == {health}
+                finished, _ = await asyncio.wait([health, look], return_when=asyncio.FIRST_COMPLETED)
+                assert finished == {health}
                 assert health.result()
                 assert second.is_up
                 look.cancel()

@@ -14,8 +14,8 @@ FIELDS = [(path, field) for path, fields in IGNORED["llama.cpp"].items() if "rer
 
 
 def body_with(field: str, value: Any) -> dict[str, Any]:
-    first, _, rest = field.partition(".")
-    return {first: body_with(rest, value) if rest else value}
+    first, _, suffix = field.partition(".")
+    return {first: body_with(suffix, value) if suffix else value}
 
 
 @pytest.mark.peer

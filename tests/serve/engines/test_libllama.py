@@ -31,14 +31,14 @@ def _library() -> None:
 def gateway(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
     options = ("--engine", "llama.cpp", "--max-adapters", 3)
-    with serving.gateway(models.gguf, registry, folder, *options, env={"PATH": str(folder)}) as found:
-        yield found
+    with serving.gateway(models.gguf, registry, folder, *options, env={"PATH": str(folder)}) as running_gateway:
+        yield running_gateway
 
 
-def complete(gateway: Gateway, model: str, prompt: str, **more: Any) -> Reply:
+def complete(gateway: Gateway, model: str, prompt: str, **fields: Any) -> Reply:
     return gateway.post(
         "/v1/completions",
-        {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logit_bias": serving.BIAS, **more},
+        {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logit_bias": serving.BIAS, **fields},
     )
 
 
@@ -79,9 +79,9 @@ def test_a_blend_and_a_stream_and_a_conversation(gateway: Gateway, models: Model
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == models.answer(prompt, 1)
     talk = {"model": "team/a0", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0}
     talk["logit_bias"] = serving.BIAS
-    said = gateway.post("/v1/chat/completions", talk).document["choices"][0]["message"]["content"]
+    content = gateway.post("/v1/chat/completions", talk).document["choices"][0]["message"]["content"]
     heard = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert said == models.answer(heard, 0, 8)
+    assert content == models.answer(heard, 0, 8)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_version_that_was_dropped_stays_for_those_who_use_it(models: Models, t
         with pytest.raises(RefusedError) as caught:
             host.load("a1", models.gguf)
         assert f"a1: llama.cpp cannot load it on {models.gguf} (" in str(caught.value)
-        left = host.submit(replace(request, blend=(), max_tokens=2000))
+        pieces = host.submit(replace(request, blend=(), max_tokens=2000))
     with pytest.raises(StoppedError) as stopped:
-        list(left)
+        list(pieces)
     assert str(stopped.value) == "the host was closed"

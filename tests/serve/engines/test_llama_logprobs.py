@@ -13,11 +13,11 @@ from adapterhub.serve.engines import COMPLETIONS, EngineAnswer, llama_logprobs
 from tests.support.serving import Gateway, Models
 
 
-def logprobs(gateway: Gateway, count: int, **more: Any) -> tuple[str, dict[str, list[Any]]]:
+def logprobs(gateway: Gateway, count: int, **fields: Any) -> tuple[str, dict[str, list[Any]]]:
     """The text of an answer, and its probabilities."""
-    reply = gateway.complete("team/a1", "the quick brown ", logprobs=count, **more)
+    reply = gateway.complete("team/a1", "the quick brown ", logprobs=count, **fields)
     assert reply.status == 200, reply.body
-    if not more.get("stream"):
+    if not fields.get("stream"):
         [choice] = reply.document["choices"]
         return choice["text"], choice["logprobs"]
     lines = [line[6:] for line in reply.body.decode().split("\n") if line.startswith("data: {")]
@@ -29,24 +29,24 @@ def logprobs(gateway: Gateway, count: int, **more: Any) -> tuple[str, dict[str, 
 
 @pytest.mark.peer
 def test_each_token_has_its_probability_those_of_the_most_probable_and_its_place(gateway: Gateway, models: Models) -> None:
-    text, found = logprobs(gateway, 3)
+    text, columns = logprobs(gateway, 3)
     assert text == models.answer("the quick brown ", 1)
-    assert set(found) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
-    assert "".join(found["tokens"]) == text
-    assert found["text_offset"] == [len("".join(found["tokens"][:index])) for index in range(len(found["tokens"]))]
-    for token, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+    assert set(columns) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+    assert "".join(columns["tokens"]) == text
+    assert columns["text_offset"] == [len("".join(columns["tokens"][:index])) for index in range(len(columns["tokens"]))]
+    for token, logprob, top in zip(columns["tokens"], columns["token_logprobs"], columns["top_logprobs"], strict=True):
         assert logprob < 0
         assert top[token] == logprob
         assert len(top) in (3, 4)  # the chosen one may be another, because special tokens are forbidden
     streamed_text, streamed = logprobs(gateway, 3, stream=True)
-    assert (streamed_text, streamed["tokens"], streamed["text_offset"]) == (text, found["tokens"], found["text_offset"])
-    assert streamed["token_logprobs"] == pytest.approx(found["token_logprobs"], abs=1e-4)
+    assert (streamed_text, streamed["tokens"], streamed["text_offset"]) == (text, columns["tokens"], columns["text_offset"])
+    assert streamed["token_logprobs"] == pytest.approx(columns["token_logprobs"], abs=1e-4)
 
 
 @pytest.mark.peer
 def test_none_beside_the_chosen_one_can_be_asked_for(gateway: Gateway) -> None:
-    _, found = logprobs(gateway, 0)
-    assert [[*top] for top in found["top_logprobs"]] == [[token] for token in found["tokens"]]
+    _, columns = logprobs(gateway, 0)
+    assert [[*top] for top in columns["top_logprobs"]] == [[token] for token in columns["tokens"]]
 
 
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
@@ -54,11 +54,11 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
         yield part
 
 
-def converted(raw: bytes, kind: str, cut: int) -> bytes:
+def translated_bytes(raw: bytes, kind: str, cut: int) -> bytes:
     async def all_of() -> bytes:
         answer = EngineAnswer(200, kind, pieces(raw[:cut], raw[cut:]))
-        found = llama_logprobs.in_openais_form(answer, COMPLETIONS, {"logprobs": 1})
-        return b"".join([piece async for piece in found.body])
+        translation = llama_logprobs.in_openais_form(answer, COMPLETIONS, {"logprobs": 1})
+        return b"".join([piece async for piece in translation.body])
 
     return asyncio.run(all_of())
 
@@ -72,15 +72,15 @@ def test_parts_of_a_character_are_written_as_bytes_and_lines_may_be_cut_anywhere
     }
     event = b"data: " + json.dumps({"choices": [{"index": 0, "text": "", "logprobs": {"content": [entry]}}]}).encode()
     raw = event + b"\n\ndata: [DONE]\n\n"
-    whole = converted(raw, "text/event-stream", 0)
+    whole = translated_bytes(raw, "text/event-stream", 0)
     first, _, end, *_ = whole.split(b"\n")
-    found = json.loads(first[6:])["choices"][0]["logprobs"]
-    assert (found["tokens"], found["token_logprobs"], found["text_offset"]) == (["bytes:\\xe2\\x82"], [-1.0], [0])
-    assert found["top_logprobs"] == [{"a": -0.5, "bytes:\\xe2\\x82": -1.0}]
+    columns = json.loads(first[6:])["choices"][0]["logprobs"]
+    assert (columns["tokens"], columns["token_logprobs"], columns["text_offset"]) == (["bytes:\\xe2\\x82"], [-1.0], [0])
+    assert columns["top_logprobs"] == [{"a": -0.5, "bytes:\\xe2\\x82": -1.0}]
     assert end == b"data: [DONE]"
-    assert all(converted(raw, "text/event-stream", cut) == whole for cut in range(len(raw)))
+    assert all(translated_bytes(raw, "text/event-stream", cut) == whole for cut in range(len(raw)))
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"choices": 1}', b'{"choices": [{"logprobs": {"content": [{}]}}]}'])
 def test_what_has_another_form_is_left_as_it_is(raw: bytes) -> None:
-    assert converted(raw, "application/json", 1) == raw
+    assert translated_bytes(raw, "application/json", 1) == raw

@@ -45,7 +45,7 @@ Q = "pack my box with five dozen liquor jugs, then " * 6
 MATRIX = [(prompt, model) for prompt in (P, Q, P) for model in (None, 0, 1, 2)]
 
 
-def named(number: int | None) -> str:
+def name_of(number: int | None) -> str:
     return "base" if number is None else f"team/a{number}:prod"
 
 
@@ -58,7 +58,7 @@ def test_every_answer_is_of_the_version_that_was_asked_for(
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         for _ in range(2):
             for prompt, number in MATRIX:
-                reply = gateway.complete(named(number), prompt)
+                reply = gateway.complete(name_of(number), prompt)
                 assert reply.status == 200, reply.body
                 assert reply.text == models.answer(prompt, number)
                 assert reply.version == reply.document["model"]
@@ -69,16 +69,16 @@ def test_every_answer_is_of_the_version_that_was_asked_for(
 def test_alone_it_answers_with_other_adapters(models: Models, tmp_path: Path) -> None:
     """If this fails, llama.cpp is repaired (#26207, #28674), and `llama_server.explicit` can be simpler."""
 
-    def ask(url: str, prompt: str, **more: Any) -> str:
-        asked = {"prompt": prompt, "max_tokens": serving.COUNT, "temperature": 0, "logit_bias": serving.BIAS, **more}
+    def ask(url: str, prompt: str, **fields: Any) -> str:
+        body = {"prompt": prompt, "max_tokens": serving.COUNT, "temperature": 0, "logit_bias": serving.BIAS, **fields}
         request = urllib.request.Request(
-            f"{url}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            found: str = json.load(answer)["choices"][0]["text"]
-            return found
+            text: str = json.load(answer)["choices"][0]["text"]
+            return text
 
-    with llama_server.alone(models.gguf, "--lora", ",".join(map(str, converted(models, tmp_path))), "-np", 1) as url:
+    with llama_server.alone(models.gguf, "--lora", ",".join(map(str, gguf_adapters(models, tmp_path))), "-np", 1) as url:
         alone = [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.0}]
         assert ask(url, P, lora=alone) == models.answer(P, 0)
         assert ask(url, P) != models.answer(P)  # who names no adapter gets some
@@ -87,7 +87,7 @@ def test_alone_it_answers_with_other_adapters(models: Models, tmp_path: Path) ->
         assert ask(url, Q, lora=nobody) == models.answer(Q)  # an adapter that is not there is the base
 
 
-def converted(models: Models, folder: Path) -> list[Path]:
+def gguf_adapters(models: Models, folder: Path) -> list[Path]:
     import adapterhub as ah
 
     for number in (0, 1):
@@ -99,16 +99,16 @@ def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, regist
     options = ("--program", llama_server.program(), "--", "--embeddings", "--pooling", "mean")
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         for number in (None, 0, 1, None, 1, 0):
-            reply = gateway.post("/v1/embeddings", {"model": named(number), "input": [P, Q]})
+            reply = gateway.post("/v1/embeddings", {"model": name_of(number), "input": [P, Q]})
             assert reply.status == 200, reply.body
             assert reply.version == reply.document["model"]
-            assert reply.version.partition("@")[0] == named(number).partition(":")[0]
-            for text, one in zip((P, Q), reply.document["data"], strict=True):
-                assert one["embedding"] == pytest.approx(models.embedding(text, number), abs=1e-3)
-        coded = gateway.post("/v1/embeddings", {"model": named(0), "input": P, "encoding_format": "base64"})  # as openai asks
+            assert reply.version.partition("@")[0] == name_of(number).partition(":")[0]
+            for text, row in zip((P, Q), reply.document["data"], strict=True):
+                assert row["embedding"] == pytest.approx(models.embedding(text, number), abs=1e-3)
+        coded = gateway.post("/v1/embeddings", {"model": name_of(0), "input": P, "encoding_format": "base64"})  # as openai asks
         numbers = np.frombuffer(base64.b64decode(coded.document["data"][0]["embedding"]), np.float32)
         assert numbers == pytest.approx(models.embedding(P, 0), abs=1e-3)
-        assert len(gateway.post("/tokenize", {"model": named(0), "content": "hi"}).document["tokens"]) == 2
+        assert len(gateway.post("/tokenize", {"model": name_of(0), "content": "hi"}).document["tokens"]) == 2
         refused = gateway.complete("base", P)
         assert (refused.status, refused.document["error"]["message"]) == (
             404,
@@ -117,34 +117,34 @@ def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, regist
 
 
 def test_ranks_are_of_the_version_that_was_asked_for(models: Models, registry: Path, tmp_path: Path) -> None:
-    asked = {"query": "hi", "documents": [P, Q]}
+    body = {"query": "hi", "documents": [P, Q]}
     options = ("--program", llama_server.program(), "--", "--reranking")
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         scores: dict[str, list[float]] = {}
         for number in (None, 0, 1, None, 1, 0):
             for path in ("/v1/rerank", "/rerank"):
-                reply = gateway.post(path, {**asked, "model": named(number)})
+                reply = gateway.post(path, {**body, "model": name_of(number)})
                 assert reply.status == 200, reply.body
                 assert reply.version == reply.document["model"]
-                found = [
-                    result["relevance_score"] for result in sorted(reply.document["results"], key=lambda one: one["index"])
+                ranks = [
+                    result["relevance_score"] for result in sorted(reply.document["results"], key=lambda rank: rank["index"])
                 ]
-                assert scores.setdefault(reply.version, found) == pytest.approx(found)
-        assert len({tuple(found) for found in scores.values()}) == 3
+                assert scores.setdefault(reply.version, ranks) == pytest.approx(ranks)
+        assert len({tuple(ranks) for ranks in scores.values()}) == 3
         assert gateway.complete("base", P).status == 404
 
 
 def test_alone_its_embeddings_are_of_all_adapters_whatever_is_asked_for(models: Models, tmp_path: Path) -> None:
     """If this fails, llama.cpp is repaired, and one process may answer with embeddings."""
-    files = ",".join(map(str, converted(models, tmp_path)))
+    files = ",".join(map(str, gguf_adapters(models, tmp_path)))
     with llama_server.alone(models.gguf, "--embeddings", "--pooling", "mean", "--lora", files) as url:
-        found = []
+        embeddings = []
         for scale in (0.0, 1.0):
-            asked = {"input": P, "lora": [{"id": 0, "scale": scale}, {"id": 1, "scale": 0.0}]}
-            request = urllib.request.Request(f"{url}/v1/embeddings", json.dumps(asked).encode())
+            body = {"input": P, "lora": [{"id": 0, "scale": scale}, {"id": 1, "scale": 0.0}]}
+            request = urllib.request.Request(f"{url}/v1/embeddings", json.dumps(body).encode())
             with urllib.request.urlopen(request, timeout=60) as answer:
-                found.append(json.load(answer)["data"][0]["embedding"])
-    assert found[0] == found[1] != pytest.approx(models.embedding(P), abs=1e-3)
+                embeddings.append(json.load(answer)["data"][0]["embedding"])
+    assert embeddings[0] == embeddings[1] != pytest.approx(models.embedding(P), abs=1e-3)
 
 
 def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path) -> None:
@@ -174,7 +174,7 @@ def test_more_versions_than_it_holds(models: Models, registry: Path, tmp_path: P
     options = ("--program", llama_server.program(), "--max-adapters", 2)
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         for number in (0, 1, 2, 3, 0, 2):
-            assert gateway.complete(named(number), P).text == models.answer(P, number)
+            assert gateway.complete(name_of(number), P).text == models.answer(P, number)
         assert len(processes_of_versions(gateway)) == 2
 
 
@@ -185,8 +185,8 @@ def engines(gateway: Gateway) -> list[int]:
 def processes_of_versions(gateway: Gateway) -> list[int]:
     """Those that the router has started, in whichever of its threads, but that of the base."""
     [router] = gateway.children()
-    found = {pid for path in Path(f"/proc/{router}/task").glob("*/children") for pid in path.read_text().split()}
-    return [int(pid) for pid in found if b"adapter.gguf" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = {pid for path in Path(f"/proc/{router}/task").glob("*/children") for pid in path.read_text().split()}
+    return [int(pid) for pid in children if b"adapter.gguf" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 KILLED = {"router": ((), engines), "one process": (("--one-process",), engines), "versions": ((), processes_of_versions)}
@@ -198,20 +198,20 @@ def test_what_is_killed_comes_back_and_no_answer_is_of_another_version(
 ) -> None:
     shape, victims = KILLED[kind]
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", "--program", llama_server.program(), *shape) as gateway:
-        found: list[serving.Reply] = []
+        replies: list[serving.Reply] = []
         stop = threading.Event()
 
         def ask(number: int) -> None:
             while not stop.is_set():
-                found.append(gateway.complete(named(number), P))
+                replies.append(gateway.complete(name_of(number), P))
 
-        def answered(number: int) -> bool:
-            return any(reply.status == 200 and reply.version.startswith(f"team/a{number}@") for reply in [*found])
+        def is_answered(number: int) -> bool:
+            return any(reply.status == 200 and reply.version.startswith(f"team/a{number}@") for reply in [*replies])
 
         threads = [threading.Thread(target=ask, args=[number]) for number in (0, 1)]
         for thread in threads:
             thread.start()
-        while not (answered(0) and answered(1)):
+        while not (is_answered(0) and is_answered(1)):
             time.sleep(0.01)
         killed = victims(gateway)
         assert killed
@@ -220,13 +220,13 @@ def test_what_is_killed_comes_back_and_no_answer_is_of_another_version(
         while any(map(_runs, killed)):
             time.sleep(0.01)
         # Only what is asked from here on is answered by what was started again: an answer in flight may be of before.
-        for name in (named(0), named(1), "base"):
+        for name in (name_of(0), name_of(1), "base"):
             while gateway.complete(name, P).status != 200:
                 time.sleep(0.05)
         stop.set()
         for thread in threads:
             thread.join()
-        for reply in found:
+        for reply in replies:
             if reply.status == 200:
                 assert reply.text == models.answer(P, int(reply.version[6]))
             else:
@@ -255,7 +255,7 @@ def test_the_hanging_process_of_one_version_is_started_again_and_holds_up_no_oth
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapterhub.serve.engines.llama_server.SILENCE", 0.0)
-    paths = converted(models, tmp_path)
+    paths = gguf_adapters(models, tmp_path)
     served = [
         PreparedVersion("t/x:v1", f"t/{name}", f"sha256:{name * 64}", "llama.cpp", path, 4)
         for name, path in zip("ab", paths, strict=False)
@@ -317,7 +317,7 @@ def test_somebodys_own_server_answers_with_the_version_that_was_asked_for_howeve
                 if gateway is None:
                     gateway = stack.enter_context(serving.gateway(models.gguf, registry, tmp_path / "gateway", *options))
                 for prompt, number in MATRIX:
-                    reply = gateway.complete(named(number), prompt)
+                    reply = gateway.complete(name_of(number), prompt)
                     if number is None or number in numbers:
                         assert reply.text == models.answer(prompt, number)
                     else:
@@ -348,7 +348,7 @@ def test_somebodys_own_server_that_comes_back_with_other_weights_answers_nobody(
 
 
 def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tmp_path: Path) -> None:
-    paths = [*converted(models, tmp_path), tmp_path / "damaged.gguf"]
+    paths = [*gguf_adapters(models, tmp_path), tmp_path / "damaged.gguf"]
     paths[2].write_bytes(paths[0].read_bytes()[:1000])
     served = [
         PreparedVersion("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4)
@@ -369,7 +369,7 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
 
 
 def test_the_router_refuses_a_version_that_it_cannot_load_and_keeps_the_rest(models: Models, tmp_path: Path) -> None:
-    good, damaged = converted(models, tmp_path)
+    good, damaged = gguf_adapters(models, tmp_path)
     damaged.write_bytes(good.read_bytes()[:1000])
     served = [
         PreparedVersion("t/x:v1", f"t/{path.stem}", f"sha256:{'a' * 64}", "llama.cpp", path, 4) for path in (good, damaged)
@@ -505,20 +505,20 @@ def test_the_base_of_somebodys_own_server_is_compared_by_its_path_its_sizes_and_
 
 
 def test_a_request_lists_every_adapter() -> None:
-    one, two = (PreparedVersion(f"t/{n}:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", Path(n), 4) for n in "ab")
-    ids = {one.model: 0, two.model: 1}
+    first, second = (PreparedVersion(f"t/{n}:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", Path(n), 4) for n in "ab")
+    ids = {first.model: 0, second.model: 1}
     off = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
     assert explicit_request({"prompt": "x"}, ids, (), slots=True) == {"prompt": "x", "lora": off, "id_slot": 2}
-    assert explicit_request({}, ids, ((two, 1.0),), slots=True) == {"lora": [off[0], {"id": 1, "scale": 1.0}], "id_slot": 1}
-    blend = explicit_request({}, ids, ((one, 0.5), (two, 0.5)), slots=True)
+    assert explicit_request({}, ids, ((second, 1.0),), slots=True) == {"lora": [off[0], {"id": 1, "scale": 1.0}], "id_slot": 1}
+    blend = explicit_request({}, ids, ((first, 0.5), (second, 0.5)), slots=True)
     assert (blend["id_slot"], blend["cache_prompt"]) == (3, False)
     assert explicit_request({}, ids, (), slots=False) == {"lora": off, "cache_prompt": False}
 
 
 def test_a_request_that_it_can_never_answer_is_the_clients_error(gateway: Gateway) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
-    for asked in ({"messages": [{"role": "user", "content": [image]}]}, {"messages": [], "tools": "none"}):
-        reply = gateway.post("/v1/chat/completions", {"model": "base", **asked})
+    for body in ({"messages": [{"role": "user", "content": [image]}]}, {"messages": [], "tools": "none"}):
+        reply = gateway.post("/v1/chat/completions", {"model": "base", **body})
         assert (reply.status, reply.document["error"]["code"]) == (400, "unsupported")
 
 

@@ -30,7 +30,7 @@ async def manage(client: Client) -> bytes:
     return json.dumps((await client.call("POST", "/models/load", {"model": "x"}))[1]).encode()
 
 
-def asked(answering: Answering, times: int, asking: Asking = ask) -> list[bytes]:
+def answers_of(answering: Answering, times: int, asking: Asking = ask) -> list[bytes]:
     """What a client gets from a server that answers like this, one request after the other."""
 
     async def main() -> list[bytes]:
@@ -59,7 +59,7 @@ def test_a_connection_that_the_server_has_closed_is_opened_again(asking: Asking)
         await request(reader)  # the second one on this connection comes too late
         writer.close()
 
-    assert asked(answering, 3, asking) == [b"{}"] * 3
+    assert answers_of(answering, 3, asking) == [b"{}"] * 3
 
 
 def test_an_answer_that_breaks_off_is_an_error() -> None:
@@ -70,7 +70,7 @@ def test_an_answer_that_breaks_off_is_an_error() -> None:
         writer.close()
 
     with pytest.raises(EngineDownError):
-        asked(answering, 1)
+        answers_of(answering, 1)
 
 
 def test_nobody_answers() -> None:

@@ -59,8 +59,8 @@ class Full(Server):
     def answer(self, path: str, body: Any) -> tuple[int, object]:
         if path != "/load_lora_adapter":
             return super().answer(path, body)
-        what = "Failed to load LoRA adapter: rank 8 is over max_lora_rank 4"
-        return 400, {"success": False, "error_message": what, "loaded_adapters": {}}
+        problem = "Failed to load LoRA adapter: rank 8 is over max_lora_rank 4"
+        return 400, {"success": False, "error_message": problem, "loaded_adapters": {}}
 
 
 def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ PROMPTS = [f"{word} of the day: " for word in ("word", "fox", "dog", "jug", "qui
 @pytest.fixture(scope="module")
 def gateway(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     options = ("--engine", "torch", "--max-adapters", 3)
-    with serving.gateway(models.base, registry, tmp_path_factory.mktemp("gateway"), *options) as found:
-        yield found
+    with serving.gateway(models.base, registry, tmp_path_factory.mktemp("gateway"), *options) as running_gateway:
+        yield running_gateway
 
 
-def complete(gateway: Gateway, model: str, prompt: str, **more: Any) -> Reply:
-    return gateway.post("/v1/completions", {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, **more})
+def complete(gateway: Gateway, model: str, prompt: str, **fields: Any) -> Reply:
+    return gateway.post("/v1/completions", {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, **fields})
 
 
 def test_prompts_and_versions_interleaved(gateway: Gateway, models: Models) -> None:
@@ -78,12 +78,12 @@ def test_what_it_refuses_is_told_by_name(gateway: Gateway) -> None:
 def test_what_cannot_be_computed_is_the_asker_s_error_and_nobody_else_s(gateway: Gateway, models: Models) -> None:
     [prompt, *_] = PROMPTS
     with ThreadPoolExecutor(1) as pool:
-        others = pool.submit(lambda: [complete(gateway, "team/a1:prod", prompt) for _ in range(20)])
+        neighbors = pool.submit(lambda: [complete(gateway, "team/a1:prod", prompt) for _ in range(20)])
         for _ in range(10):
             assert complete(gateway, "team/a0", prompt, temperature=5e-324).text == models.answer(prompt, 0, ends=True)
             endless = complete(gateway, "team/a0*1000", prompt)
             assert endless.status in (200, 400)  # by what the numbers of the base are
-    assert {reply.text for reply in others.result()} == {models.answer(prompt, 1, ends=True)}
+    assert {reply.text for reply in neighbors.result()} == {models.answer(prompt, 1, ends=True)}
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_request_that_is_canceled_while_it_is_asked_leaves_no_row(models: Mode
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):  # codespell:ignore
                 await asking
-            done = await engine.ask(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
-            assert done.status == 200
+            answer = await engine.ask(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
+            assert answer.status == 200
             while (figures := engine._running().figures()).rows or figures.waiting:
                 assert figures.answer_tokens < 128 * 20
                 await asyncio.sleep(0.01)

@@ -49,11 +49,11 @@ class Server:
             case "/metrics":
                 return 200, self.metrics
             case "/v1/models":
-                own = [{"id": name, "root": root, "parent": "base"} for name, root in self.known.items()]
-                return 200, {"data": [{"id": "base", "root": self.root, "max_model_len": 512}, *own]}
+                models = [{"id": name, "root": root, "parent": "base"} for name, root in self.known.items()]
+                return 200, {"data": [{"id": "base", "root": self.root, "max_model_len": 512}, *models]}
             case "/v1/load_lora_adapter" if not self.sees:  # vLLM 0.32: entrypoints/openai/models/serving.py
-                what = f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}"
-                return 404, {"error": {"message": what, "type": "NotFoundError", "param": None, "code": 404}}
+                problem = f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}"
+                return 404, {"error": {"message": problem, "type": "NotFoundError", "param": None, "code": 404}}
             case "/v1/load_lora_adapter" if body["lora_name"] in self.known:
                 return 400, {"error": {"message": f"The lora adapter '{body['lora_name']}' has already been loaded."}}
             case "/v1/load_lora_adapter":
@@ -112,15 +112,15 @@ def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path
         async with server.running() as url:
             engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
             await engine.start()
-            for one in served * 2:
-                await engine.ensure(one)
-                await engine.ask("/v1/completions", {"prompt": "x"}, ((one, 1.0),))
-                await engine.forget(one)
+            for version in served * 2:
+                await engine.ensure(version)
+                await engine.ask("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
+                await engine.forget(version)
             await engine.close()
 
     asyncio.run(main())
-    assert server.loads == [{"lora_name": one.model, "lora_path": str(one.path)} for one in served]
-    assert server.asked == [one.model for one in served * 2]
+    assert server.loads == [{"lora_name": version.model, "lora_path": str(version.path)} for version in served]
+    assert server.asked == [version.model for version in served * 2]
 
 
 def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: Path) -> None:
@@ -300,8 +300,8 @@ class Full(Server):
     """One that loads no adapter of this rank, as vLLM 0.32 refuses it."""
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
-        what = "LoRA rank 4 is greater than max_lora_rank 2."
-        return (400, {"error": {"message": what}}) if path == "/v1/load_lora_adapter" else super().answer(path, body)
+        problem = "LoRA rank 4 is greater than max_lora_rank 2."
+        return (400, {"error": {"message": problem}}) if path == "/v1/load_lora_adapter" else super().answer(path, body)
 
 
 def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
 def events(reply: Reply) -> list[dict[str, Any]]:
     """The documents of a stream of typed events, each named before as its type says."""
     blocks = [block.split("\n") for block in reply.body.decode().strip().split("\n\n")]
-    found = [json.loads(data.removeprefix("data: ")) for _, data in blocks]
-    assert [name for name, _ in blocks] == [f"event: {event['type']}" for event in found]
-    return found
+    documents = [json.loads(data.removeprefix("data: ")) for _, data in blocks]
+    assert [name for name, _ in blocks] == [f"event: {event['type']}" for event in documents]
+    return documents
 
 
 def text_of(document: Mapping[str, Any]) -> str:
@@ -142,8 +142,8 @@ def test_alone_one_llama_server_ignores_the_adapters_of_messages(models: Models,
         server = Gateway(url, None, tmp_path)  # type: ignore[arg-type]
 
         def ask(path: str, scale: float) -> str:
-            more = {"lora": [{"id": 0, "scale": scale}], "cache_prompt": False}
-            return text_of(server.post(path, {**REQUESTS[path], **more}).document)
+            fields = {"lora": [{"id": 0, "scale": scale}], "cache_prompt": False}
+            return text_of(server.post(path, {**REQUESTS[path], **fields}).document)
 
         assert ask(RESPONSES, 0) == ask("/v1/chat/completions", 0) != ask(RESPONSES, 1)
         assert ask(MESSAGES, 0) == ask(MESSAGES, 1)
@@ -226,8 +226,8 @@ def test_keys_may_come_as_anthropics_clients_send_them_and_their_tokens_are_coun
         assert (wrong.status, wrong.document["error"]["type"]) == (401, "authentication_error")
         statuses = []
         for path, stream in ((MESSAGES, True), (RESPONSES, True), (MESSAGES, False), (RESPONSES, False)):  # 27 tokens each
-            asked = {**REQUESTS[path], "model": "base", "stream": stream}
-            statuses.append(gateway.post(path, asked, x_api_key="ah-secret").status)
+            body = {**REQUESTS[path], "model": "base", "stream": stream}
+            statuses.append(gateway.post(path, body, x_api_key="ah-secret").status)
         assert statuses == [200] * 4
         assert gateway.post(MESSAGES, {**REQUESTS[MESSAGES], "model": "base"}, x_api_key="ah-secret").status == 429
         assert gateway.get("/v1/responses/resp_1").status == 401
@@ -245,8 +245,10 @@ def rewritten(path: str, raw: bytes, usage: Usage | None = None) -> bytes:
     usage = usage or Usage({}, path=path)
 
     async def all_of() -> bytes:
-        found = rewriting.events(EngineAnswer(200, "text/event-stream", pieces(raw), model="engine"), "team/a", usage)
-        return b"".join([piece async for piece in found])
+        rewritten_events = rewriting.events(
+            EngineAnswer(200, "text/event-stream", pieces(raw), model="engine"), "team/a", usage
+        )
+        return b"".join([piece async for piece in rewritten_events])
 
     return asyncio.run(all_of())
 

@@ -27,17 +27,17 @@ P = "the quick brown fox "
 
 
 def version(registry: Path, ref: str) -> str:
-    with Registry(registry) as found:
-        made = found.resolve(ref)
-        return f"{made.name}@{made.digest}"
+    with Registry(registry) as opened_registry:
+        resolved_version = opened_registry.resolve(ref)
+        return f"{resolved_version.name}@{resolved_version.digest}"
 
 
 def error(reply: Reply) -> dict[str, Any]:
     """The error object of an answer, which is the same for all of them."""
     assert reply.headers["content-type"] == "application/json"
-    found: dict[str, Any] = reply.document["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    return found
+    document: dict[str, Any] = reply.document["error"]
+    assert set(document) == {"message", "type", "param", "code"}
+    return document
 
 
 # ---- names
@@ -66,19 +66,19 @@ def test_an_unknown_name_is_an_error_and_never_the_base(gateway: Gateway, name: 
 
 
 def test_what_is_not_served_looks_as_if_it_were_not_there(gateway: Gateway, registry: Path, models: Models) -> None:
-    with Registry(registry) as found:
-        found.push(models.adapter(0), "secret/plan")
-    there, missing = (gateway.complete(name, P) for name in ("secret/plan", "secret/none"))
-    assert there.status == missing.status == 404
-    assert there.body.replace(b"plan", b"none") == missing.body
+    with Registry(registry) as opened_registry:
+        opened_registry.push(models.adapter(0), "secret/plan")
+    hidden, missing = (gateway.complete(name, P) for name in ("secret/plan", "secret/none"))
+    assert hidden.status == missing.status == 404
+    assert hidden.body.replace(b"plan", b"none") == missing.body
 
 
 def test_chat_and_streams_have_the_version_too(gateway: Gateway, registry: Path, models: Models) -> None:
     exact = version(registry, "team/a2")
-    asked = {"model": "team/a2", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0}
-    whole = gateway.post("/v1/chat/completions", asked)
+    body = {"model": "team/a2", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0}
+    whole = gateway.post("/v1/chat/completions", body)
     assert (whole.status, whole.version, whole.document["model"]) == (200, exact, exact)
-    streamed = gateway.post("/v1/chat/completions", {**asked, "stream": True})
+    streamed = gateway.post("/v1/chat/completions", {**body, "stream": True})
     assert streamed.headers["content-type"].startswith("text/event-stream")
     assert streamed.version == exact
     lines = [line[6:] for line in streamed.body.decode().split("\n") if line.startswith("data: ")]
@@ -106,8 +106,8 @@ def test_the_list_has_what_may_be_asked_for(gateway: Gateway, registry: Path) ->
     assert not any(name.startswith("secret/") or name.endswith(":latest") for name in listed)
     assert listed["team/a3:prod"]["root"] == version(registry, "team/a3:prod")
     assert listed["team/a3:prod"]["parent"] == "base"
-    one = gateway.get("/v1/models/team/a3:prod")
-    assert one.document["root"] == one.version == version(registry, "team/a3:prod")
+    model = gateway.get("/v1/models/team/a3:prod")
+    assert model.document["root"] == model.version == version(registry, "team/a3:prod")
     assert gateway.get("/v1/models/team/none").status == 404
 
 
@@ -210,10 +210,10 @@ def test_thousands_of_unknown_names_leave_memory_flat(gateway: Gateway) -> None:
 
 
 def test_a_moved_tag_counts_from_the_next_request_on(gateway: Gateway, registry: Path, models: Models) -> None:
-    with Registry(registry) as found:
+    with Registry(registry) as opened_registry:
         for number in (0, 1):
-            found.push(models.adapter(number), "team/moving")
-        found.tag("team/moving:v1", "live")
+            opened_registry.push(models.adapter(number), "team/moving")
+        opened_registry.tag("team/moving:v1", "live")
     versions = {version(registry, f"team/moving:v{number + 1}"): number for number in (0, 1)}
     replies: list[Reply] = []
     lock = threading.Lock()
@@ -232,8 +232,8 @@ def test_a_moved_tag_counts_from_the_next_request_on(gateway: Gateway, registry:
         thread.start()
     while len(replies) < 20:
         time.sleep(0.005)
-    with Registry(registry) as found:
-        found.tag("team/moving:v2", "live")
+    with Registry(registry) as opened_registry:
+        opened_registry.tag("team/moving:v2", "live")
     after = gateway.complete("team/moving:live", P)
     assert versions[after.version] == 1
     for thread in threads:
@@ -245,10 +245,10 @@ def test_a_moved_tag_counts_from_the_next_request_on(gateway: Gateway, registry:
 
 
 def test_what_a_tag_moves_to_is_made_ready_before_it_is_asked_for(gateway: Gateway, registry: Path, models: Models) -> None:
-    with Registry(registry) as found:
-        found.push(models.adapter(2), "team/fetched:live")
+    with Registry(registry) as opened_registry:
+        opened_registry.push(models.adapter(2), "team/fetched:live")
         assert gateway.complete("team/fetched:live", P).status == 200
-        found.push(models.adapter(3), "team/fetched:live")
+        opened_registry.push(models.adapter(3), "team/fetched:live")
     moved = version(registry, "team/fetched:live")
     while f"{moved} is ready" not in gateway.log.read_text():
         time.sleep(0.05)
@@ -269,8 +269,8 @@ def test_a_registry_that_is_gone_for_a_while(models: Models, tmp_path: Path) -> 
         assert gateway.complete("base", P).text == models.answer(P)
         (tmp_path / "away").rename(tmp_path / "registry")
         assert gateway.complete("team/a0", P).text == models.answer(P, 0)
-        with Registry(tmp_path / "registry") as found:  # tags are looked at again
-            found.push(models.adapter(1), "team/a0")
+        with Registry(tmp_path / "registry") as opened_registry:  # tags are looked at again
+            opened_registry.push(models.adapter(1), "team/a0")
         while f"{version(tmp_path / 'registry', 'team/a0')} is ready" not in gateway.log.read_text():
             time.sleep(0.05)
 
@@ -292,8 +292,8 @@ def test_an_adapter_that_does_not_fit_is_refused_in_words(
     from tests.support import folders
 
     folders.adapter(tmp_path / "other", folders.pairs(9, size=(8, 8)))
-    with Registry(registry) as found:
-        found.push(tmp_path / "other", "team/misfit")
+    with Registry(registry) as opened_registry:
+        opened_registry.push(tmp_path / "other", "team/misfit")
     reply = gateway.complete("team/misfit", P)
     assert reply.status == 400
     assert "llama.cpp" in error(reply)["message"]
@@ -349,8 +349,8 @@ def test_requests_that_run_are_answered_when_it_ends(models: Models, registry: P
 
 
 def running(models: Models, folder: Path, *options: object, registry: Path | None = None) -> Any:
-    where = registry or folder / "registry"
-    return serving.gateway(models.gguf, where, folder / "gateway", "--program", llama_server.program(), *options)
+    registry_path = registry or folder / "registry"
+    return serving.gateway(models.gguf, registry_path, folder / "gateway", "--program", llama_server.program(), *options)
 
 
 @contextlib.contextmanager
@@ -358,8 +358,8 @@ def streaming(gateway: Gateway, model: str, count: int = 1500) -> Iterator[http.
     """A long answer, of which the client has read nothing yet."""
     parts = urlsplit(gateway.url)
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port)
-    asked = {"model": model, "prompt": P, "max_tokens": count, "ignore_eos": True, "stream": True}
-    connection.request("POST", "/v1/completions", json.dumps(asked), {"content-type": "application/json"})
+    body = {"model": model, "prompt": P, "max_tokens": count, "ignore_eos": True, "stream": True}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     try:
         answer = connection.getresponse()
         assert answer.status == 200

@@ -50,9 +50,9 @@ class Sender:
         self.engine.asked.clear()
         with socket.create_connection(self.address, timeout=60) as client:
             client.sendall(raw)
-            found = client.makefile("rb").read()
-        statuses = [int(answer[:3]) for answer in found.split(b"HTTP/1.1 ")[1:]]
-        body = found.rpartition(b"\r\n\r\n")[2].decode()
+            reply = client.makefile("rb").read()
+        statuses = [int(answer[:3]) for answer in reply.split(b"HTTP/1.1 ")[1:]]
+        body = reply.rpartition(b"\r\n\r\n")[2].decode()
         return statuses, json.loads(body) if body.startswith("{") else body
 
 
@@ -217,4 +217,4 @@ def test_the_body_of_the_engine_is_that_of_the_client(send: Sender) -> None:
     body = {"model": "team/sql", "prompt": "x", **odd}
     statuses, _ = send(request(json.dumps(body).encode()))
     assert statuses == [200]
-    assert [asked for asked, _ in send.engine.asked] == [body]
+    assert [request for request, _ in send.engine.asked] == [body]

@@ -62,8 +62,8 @@ def in_loop(settings: GatewaySettings, test: Test) -> None:
 
 
 async def use(gateway: Gateway) -> None:
-    found = await gateway._find_version(Ref.parse("team/sql"))
-    async with gateway.versions.use([(found, 1.0)]):
+    version = await gateway._find_version(Ref.parse("team/sql"))
+    async with gateway.versions.use([(version, 1.0)]):
         pass
 
 
@@ -171,7 +171,7 @@ def test_a_base_under_a_name_of_an_adapter_is_refused(settings: GatewaySettings,
 def test_so_is_that_of_the_registry(settings: GatewaySettings) -> None:
     (settings.routes or Path()).touch()
 
-    async def refused(gateway: Gateway) -> bool:
+    async def is_refused(gateway: Gateway) -> bool:
         try:
             await use(gateway)
         except RefusedError as error:
@@ -181,7 +181,7 @@ def test_so_is_that_of_the_registry(settings: GatewaySettings) -> None:
     async def test(gateway: Gateway, _engine: Holder) -> None:
         await use(gateway)
         (Path(str(settings.workspace.registry)) / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\n")
-        while not await refused(gateway):
+        while not await is_refused(gateway):
             await asyncio.sleep(0.01)
 
     in_loop(settings, test)
@@ -193,8 +193,8 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
     (settings.routes or Path()).touch()
 
     async def test(gateway: Gateway, engine: Holder) -> None:
-        found = await gateway._find_version(Ref.parse("team/sql"))
-        async with gateway.versions.use([(found, 1.0)]):
+        version = await gateway._find_version(Ref.parse("team/sql"))
+        async with gateway.versions.use([(version, 1.0)]):
             Path("adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
             gateway.reload()
             with pytest.raises(RefusedError, match="not a name that"):
@@ -208,10 +208,10 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
 
 def test_a_blend_is_named_with_the_weights_that_were_asked_for(settings: GatewaySettings) -> None:
     async def test(gateway: Gateway, _engine: Holder) -> None:
-        found = await gateway._find_version(Ref.parse("team/sql"))
+        version = await gateway._find_version(Ref.parse("team/sql"))
         for weight in ("0.1234567", "-1000", "0.7", "1e-09"):
-            assert gateway.version_of(((found, float(weight)),)) == f"{found.model}*{weight}"
-        assert gateway.version_of(((found, 0.1 + 0.2),)) == f"{found.model}*0.3"
+            assert gateway.version_of(((version, float(weight)),)) == f"{version.model}*{weight}"
+        assert gateway.version_of(((version, 0.1 + 0.2),)) == f"{version.model}*0.3"
 
     in_loop(replace(settings, routes=None), test)
 
@@ -226,16 +226,16 @@ def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: Gatew
             ({"authorization": "Bearer x"}, "Incorrect API key"),
             ({"x-api-key": "x"}, "Incorrect API key"),
         ):
-            with pytest.raises(ProblemError, match=words) as refused:
+            with pytest.raises(ProblemError, match=words) as is_refused:
                 gateway.key_of(headers)
-            assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
+            assert (is_refused.value.status, is_refused.value.code) == (401, "invalid_api_key")
         key = gateway.key_of({"authorization": "Bearer secret"})
         assert gateway.key_of({"x-api-key": "secret"}) is key
         for second, words in ((key, "This key has reached its limit of requests at once: 1"),
                               (None, "The gateway has reached its limit of requests at once: 1")):  # fmt: skip
-            with gateway.admit(key), pytest.raises(ProblemError, match=words) as refused, gateway.admit(second):
+            with gateway.admit(key), pytest.raises(ProblemError, match=words) as is_refused, gateway.admit(second):
                 pass
-            assert (refused.value.status, refused.value.code, refused.value.seconds) == (429, "rate_limit_exceeded", 1)
+            assert (is_refused.value.status, is_refused.value.code, is_refused.value.seconds) == (429, "rate_limit_exceeded", 1)
         with gateway.admit(key):
             pass
 
@@ -270,7 +270,7 @@ class Streaming(Holder):
         return EngineAnswer(200, "text/event-stream", pieces())
 
 
-def posted(settings: GatewaySettings, engine: Holder, times: int = 1, **more: object) -> list[httpx2.Response]:
+def responses(settings: GatewaySettings, engine: Holder, times: int = 1, **fields: object) -> list[httpx2.Response]:
     """What a client gets from a gateway on an engine."""
     app = cast(Starlette, create_app(gateway := Gateway(replace(settings, routes=None), engine)))
 
@@ -281,8 +281,8 @@ def posted(settings: GatewaySettings, engine: Holder, times: int = 1, **more: ob
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             await until(lambda: gateway.ready)
-            asked = {"model": "team/sql", "prompt": "x", **more}
-            return [await client.post("/v1/completions", json=asked) for _ in range(times)]
+            body = {"model": "team/sql", "prompt": "x", **fields}
+            return [await client.post("/v1/completions", json=body) for _ in range(times)]
 
     return asyncio.run(main())
 
@@ -291,7 +291,7 @@ def posted(settings: GatewaySettings, engine: Holder, times: int = 1, **more: ob
 def test_an_engine_that_fails_before_its_first_event_is_an_error_with_its_status(
     settings: GatewaySettings, events: tuple[bytes, ...], status: int
 ) -> None:
-    [reply] = posted(settings, Streaming(*events), stream=True)
+    [reply] = responses(settings, Streaming(*events), stream=True)
     assert reply.status_code == status
     *before, last = reply.text.strip().split("\n\n")
     assert len(before) == len(events)
@@ -320,8 +320,8 @@ def test_while_the_engine_is_being_started_clients_are_told_to_come_again(settin
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
-            asked = {"model": "team/sql", "prompt": "x"}
-            for reply in (await client.post("/v1/completions", json=asked), await client.get("/v1/models")):
+            body = {"model": "team/sql", "prompt": "x"}
+            for reply in (await client.post("/v1/completions", json=body), await client.get("/v1/models")):
                 assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
                 error = reply.json()["error"]
                 assert (error["code"], error["message"]) == ("service_unavailable", "The engine is starting")
@@ -410,13 +410,13 @@ def test_priorities_are_those_of_keys_and_never_of_a_request(
     settings: GatewaySettings, priorities: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = {"urgent": "\npriority = -5", "usual": ""}
-    tables = (f"[keys.{name}]\nsha256 = '{hashlib.sha256(name.encode()).hexdigest()}'{more}" for name, more in keys.items())
+    tables = (f"[keys.{name}]\nsha256 = '{hashlib.sha256(name.encode()).hexdigest()}'{line}" for name, line in keys.items())
     (settings.routes or Path()).write_text("\n".join(tables))
     engine = Answering(priorities=priorities)
-    found = replies(settings, engine, ("urgent", {}), ("usual", {}), ("usual", {"priority": -9}), ("urgent", {"priority": 0}))
+    answers = replies(settings, engine, ("urgent", {}), ("usual", {}), ("usual", {"priority": -9}), ("urgent", {"priority": 0}))
     assert [body.get("priority") for body in engine.bodies] == [-5 if priorities else None, None]
-    assert [reply.status_code for reply in found[:4]] == [200, 200, 400, 400]
-    assert found[2].json()["error"]["param"] == "priority"
+    assert [reply.status_code for reply in answers[:4]] == [200, 200, 400, 400]
+    assert answers[2].json()["error"]["param"] == "priority"
     assert ("holder has no priorities, so that those of urgent have no effect" in caplog.text) != priorities
 
 
@@ -430,17 +430,17 @@ def test_an_answer_from_a_deprecated_version_says_why_in_a_header(settings: Gate
     unmarked = replace(settings, routes=None)
     sql = ("", {"model": "team/sql"})
     assert "x-adapterhub-deprecated" not in replies(unmarked, Answering(), sql)[0].headers
-    for said, told in (
+    for reason, header in (
         ("use v3", "use v3"),
         ("", "deprecated"),
         ("gr\u00fc\u00df\u202e\u6f22" + "x" * 300, "gr\u00fc\u00df ?" + "x" * 194),
     ):
         with Registry(settings.workspace.folder()) as registry:
-            registry.deprecate("team/sql", said)
+            registry.deprecate("team/sql", reason)
         base, version, model = replies(unmarked, Answering(), ("", {}), sql)
         assert "x-adapterhub-deprecated" not in base.headers
         headers = [dict(reply.headers.raw)[b"x-adapterhub-deprecated"].decode("latin-1") for reply in (version, model)]
-        assert headers == [told, told]
+        assert headers == [header, header]
 
 
 # ---- engines that answer with something else
@@ -454,18 +454,18 @@ class Elsewhere(Holder):
         self.answers = [(first, forever)] * 2  # a request on a connection that ended is sent again
 
     async def start(self) -> None:
-        self.server = await asyncio.start_server(self._one, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
         self.client = Client(f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}")
 
     async def close(self) -> None:
         await self.client.close()
         self.server.close()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         [length] = [int(line[16:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: ")]
-        asked = json.loads(await reader.readexactly(length))
-        right = json.dumps({"model": asked["model"], "choices": []}).encode()
+        body = json.loads(await reader.readexactly(length))
+        right = json.dumps({"model": body["model"], "choices": []}).encode()
         first, forever = self.answers.pop() if self.answers else (b"HTTP/1.1 200 OK\r\n\r\n" + right, b"")
         with suppress(OSError):
             writer.write(first)
@@ -501,7 +501,7 @@ WHOLE = {
 def test_what_is_no_answer_is_one_error(settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(rewriting, "_LARGEST", 1 << 20)
     first, forever, words = WHOLE[kind]
-    failed, _, right = posted(settings, Elsewhere(first, forever), 3)
+    failed, _, right = responses(settings, Elsewhere(first, forever), 3)
     assert failed.status_code in (502, 503)
     assert failed.headers["content-type"] == "application/json"
     assert words in failed.json()["error"]["message"]
@@ -528,7 +528,7 @@ def test_a_stream_that_is_none_ends_with_an_error(
 ) -> None:
     monkeypatch.setattr(rewriting, "_LONGEST_STREAM", 1 << 18)
     first, forever, words = STREAMS[kind]
-    failed, _, right = posted(settings, Elsewhere(OK + EVENTS + first, forever), 3, stream=True)
+    failed, _, right = responses(settings, Elsewhere(OK + EVENTS + first, forever), 3, stream=True)
     assert failed.status_code in (200, 502)
     last = failed.text.strip().rpartition("\n\n")[2].removeprefix("data: ")
     assert json.loads(last)["error"]["code"] == "engine_failed"

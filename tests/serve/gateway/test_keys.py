@@ -61,15 +61,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gateway(models: Models, registry: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     file.write_text(routes())
     options = ("--program", llama_server.program(), "--route", file)
-    with serving.gateway(models.gguf, registry, tmp_path_factory.mktemp("gateway"), *options) as found:
-        yield found
+    with serving.gateway(models.gguf, registry, tmp_path_factory.mktemp("gateway"), *options) as running_gateway:
+        yield running_gateway
 
 
 def by(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {KEYS[name]}"}
 
 
-def reloaded(gateway: Gateway, file: Path, text: str, line: str) -> None:
+def rewrite_routes(gateway: Gateway, file: Path, text: str, line: str) -> None:
     """Have the gateway read another file, and wait for the line of its log."""
     file.write_text(text)
     before = gateway.log.read_text().count(line)
@@ -104,12 +104,12 @@ def test_a_key_may_ask_for_what_it_has(gateway: Gateway, models: Models) -> None
 
 
 @pytest.mark.parametrize(
-    ("there", "nowhere"), [("legal", "legum"), ("base", "basf"), ("team/a0", "team/zz"), ("a/b:x", "a/c:x")]
+    ("existing", "missing"), [("legal", "legum"), ("base", "basf"), ("team/a0", "team/zz"), ("a/b:x", "a/c:x")]
 )
-def test_a_key_cannot_find_out_what_others_may_ask_for(gateway: Gateway, there: str, nowhere: str) -> None:
+def test_a_key_cannot_find_out_what_others_may_ask_for(gateway: Gateway, existing: str, missing: str) -> None:
     answers = [
         reply.body.replace(name.encode(), b"NAME")
-        for name in (there, nowhere)
+        for name in (existing, missing)
         for reply in (gateway.complete(name, P, headers=by("none")), gateway.get(f"/v1/models/{name}", **by("none")))
     ]
     assert answers[:2] == answers[2:]
@@ -155,20 +155,20 @@ def test_more_tokens_than_a_key_has(gateway: Gateway, key: str, stream: bool) ->
 
 
 def test_routes_change_without_a_restart(gateway: Gateway, file: Path, models: Models) -> None:
-    reloaded(gateway, file, routes(a1=1), "1 routes and 7 keys")
+    rewrite_routes(gateway, file, routes(a1=1), "1 routes and 7 keys")
     assert gateway.complete("legal", P, headers=by("all")).text == models.answer(P, 1)
-    reloaded(gateway, file, "[routes.legal]\nto = 7", "the routes stay as they were")
+    rewrite_routes(gateway, file, "[routes.legal]\nto = 7", "the routes stay as they were")
     assert gateway.complete("legal", P, headers=by("all")).text == models.answer(P, 1)
-    reloaded(gateway, file, routes(a0=1, a2=1), "1 routes and 7 keys")
+    rewrite_routes(gateway, file, routes(a0=1, a2=1), "1 routes and 7 keys")
     by_user: dict[str, set[str]] = {}
     for number in range(20):
         for _ in range(2):
             reply = gateway.complete("legal", P, headers=by("all"), user=f"user {number}")
             assert reply.text == models.answer(P, int(reply.version[6]))
             by_user.setdefault(f"user {number}", set()).add(reply.version[:7])
-    assert all(len(found) == 1 for found in by_user.values())
-    assert set(Counter(version for found in by_user.values() for version in found)) == {"team/a0", "team/a2"}
-    reloaded(gateway, file, routes(), "1 routes and 7 keys")
+    assert all(len(versions) == 1 for versions in by_user.values())
+    assert set(Counter(version for versions in by_user.values() for version in versions)) == {"team/a0", "team/a2"}
+    rewrite_routes(gateway, file, routes(), "1 routes and 7 keys")
 
 
 def test_no_key_is_in_the_log(gateway: Gateway) -> None:

@@ -63,19 +63,19 @@ def remote(request: pytest.FixtureRequest, make: Make, tmp_path: Path) -> Iterat
             workspace = Workspace(hub=lambda: address)
         there = named_remotes.address_below(url, "team/sql")
         digests = [str(ah.push(make(f"a{seed}", seed), there, workspace=workspace).digest) for seed in (1, 2)]
-        found = Remote(url, workspace, digests, stack)
-        found.move(1)
-        yield found
-        found.lookup.close()
+        opened_remote = Remote(url, workspace, digests, stack)
+        opened_remote.move(1)
+        yield opened_remote
+        opened_remote.lookup.close()
 
 
 def test_a_moved_tag_is_seen_when_the_time_is_over(remote: Remote) -> None:
-    one, two = remote.digests
-    assert [remote.find(f"team/sql{ref}") for ref in (":prod", "", f"@{two[:16]}")] == [one, two, two]
+    first, second = remote.digests
+    assert [remote.find(f"team/sql{ref}") for ref in (":prod", "", f"@{second[:16]}")] == [first, second, second]
     remote.move(2)
-    assert remote.find("team/sql:prod") == one
+    assert remote.find("team/sql:prod") == first
     remote.now += 5.0
-    assert remote.find("team/sql:prod") == two
+    assert remote.find("team/sql:prod") == second
     assert remote.lookup.is_up
 
 
@@ -83,21 +83,21 @@ def test_what_is_known_stays_while_the_remote_is_away(
     remote: Remote, quick: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a request that waits no longer for the remote, and for those that are told of its failure."""
-    one, two = remote.digests
-    assert remote.find("team/sql:prod") == one
-    assert remote.find(f"team/sql@{two}") == two
+    first, second = remote.digests
+    assert remote.find("team/sql:prod") == first
+    assert remote.find(f"team/sql@{second}") == second
     remote.stack.close()
     for patience in (0.02, 60.0, 60.0):
         monkeypatch.setattr("adapterhub.serve.gateway.lookup._PATIENCE", patience)
         remote.now += 5.0
-        assert remote.find("team/sql:prod") == one
-    assert remote.find(f"team/sql@{two}") == two
+        assert remote.find("team/sql:prod") == first
+    assert remote.find(f"team/sql@{second}") == second
     assert not remote.lookup.is_up
-    for ref in ("team/other", f"team/other@{one}"):
+    for ref in ("team/other", f"team/other@{first}"):
         with pytest.raises(RemoteError):
             remote.find(ref)
     remote.lookup._answers.clear()
-    assert remote.find(f"team/sql@{two}") == two  # the remote confirmed it once, as it would have been after a restart
+    assert remote.find(f"team/sql@{second}") == second  # the remote confirmed it once, as it would have been after a restart
     assert not remote.lookup.is_up
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "its last known tags are used" in caplog.text
@@ -161,8 +161,8 @@ def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> Non
     for ref in ("team/none", "team/sql:none", f"team/none@{remote.digests[0]}"):
         with pytest.raises(NotFoundError):
             remote.find(ref)
-    there, new = (named_remotes.address_below(remote.url, name) for name in ("team/sql", "team/none"))
-    copy.copy(there, new, remote.workspace)
+    existing, new = (named_remotes.address_below(remote.url, name) for name in ("team/sql", "team/none"))
+    copy.copy(existing, new, remote.workspace)
     with pytest.raises(NotFoundError):
         remote.find("team/none")
     remote.now += 5.0
@@ -178,11 +178,11 @@ def test_a_digest_in_an_image_layout_is_of_those_names_alone_that_lead_to_it(mak
     with ExitStack() as stack:
         remote = Remote(url, Workspace(cache=tmp_path / "cache"), digests, stack)
         stack.callback(remote.lookup.close)
-        for name, digest, other in zip(names, digests, reversed(digests), strict=True):
+        for name, digest, other_digest in zip(names, digests, reversed(digests), strict=True):
             assert {remote.find(f"{name}:v1"), remote.find(f"{name}@{digest}"), remote.find(f"{name}@{digest[:20]}")} == {
                 digest
             }
-            for unknown in (f"{name}@{other}", f"{name}@{other[:20]}", f"team/none@{digest}"):
+            for unknown in (f"{name}@{other_digest}", f"{name}@{other_digest[:20]}", f"team/none@{digest}"):
                 with pytest.raises(NotFoundError):
                     remote.find(unknown)
 
@@ -197,7 +197,7 @@ def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(
     remote.find("team/sql:prod")
     assert len(remote.lookup._answers) == 4
     listed = asyncio.run(remote.lookup.list_refs(AllowedNames(("team/*",))))
-    assert [(ref, found.digest) for ref, found in listed] == [("team/sql:prod", remote.digests[0])]
+    assert [(ref, version.digest) for ref, version in listed] == [("team/sql:prod", remote.digests[0])]
     assert asyncio.run(remote.lookup.list_refs(AllowedNames(("other/*",)))) == []
 
 
@@ -206,17 +206,17 @@ def test_a_registry_lists_a_bare_name_once_with_the_version_that_it_means(make: 
     first = ah.push(make("one", seed=1), "team/sql", workspace=workspace)
     ah.push(make("two", seed=2), "team/sql:prod", workspace=workspace)
     with Registry.open(tmp_path / "registry") as registry, registry.store.lease("push"):
-        made = oci_manifest.parse(registry.store.read_document(first.digest), "")
-        registry.push_manifest(made, Ref("team/sql"), tags=(LATEST,))  # as a revert of `main` on a hub does
+        manifest = oci_manifest.parse(registry.store.read_document(first.digest), "")
+        registry.push_manifest(manifest, Ref("team/sql"), tags=(LATEST,))  # as a revert of `main` on a hub does
     lookup = RegistryLookup(workspace)
     try:
         listed = asyncio.run(lookup.list_refs(AllowedNames(())))
-        found = asyncio.run(lookup.find(Ref.parse("team/sql")))
+        version = asyncio.run(lookup.find(Ref.parse("team/sql")))
     finally:
         lookup.close()
     assert sorted(ref for ref, _ in listed) == ["team/sql", "team/sql:prod"]
-    assert dict(listed)["team/sql"] == found
-    assert found.digest == first.digest
+    assert dict(listed)["team/sql"] == version
+    assert version.digest == first.digest
 
 
 def test_a_hub_that_may_not_be_asked_is_refused_at_the_start(tmp_path: Path) -> None:

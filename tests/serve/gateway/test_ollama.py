@@ -21,7 +21,7 @@ TURNS = [{"role": "user", "content": "hi"}]
 OPTIONS = {"num_predict": 6, "temperature": 0}
 
 
-def translated(path: str, engine: str = "llama.cpp", **body: Any) -> Translation:
+def translation_of(path: str, engine: str = "llama.cpp", **body: Any) -> Translation:
     question = {"messages": TURNS} if path == CHAT_PATH else {"prompt": "hi"}
     return Translation(path, {"model": "team/a", **question, **body}, engine, 4096)
 
@@ -30,49 +30,49 @@ def translated(path: str, engine: str = "llama.cpp", **body: Any) -> Translation
 
 
 def test_a_chat_streams_unless_it_says_otherwise() -> None:
-    found = translated(CHAT_PATH)
-    assert (found.path, found.body["messages"]) == (CHAT, TURNS)
-    assert (found.body["stream"], found.body["stream_options"]) == (True, {"include_usage": True})
-    assert translated(CHAT_PATH, stream=False).body["stream"] is False
+    translation = translation_of(CHAT_PATH)
+    assert (translation.path, translation.body["messages"]) == (CHAT, TURNS)
+    assert (translation.body["stream"], translation.body["stream_options"]) == (True, {"include_usage": True})
+    assert translation_of(CHAT_PATH, stream=False).body["stream"] is False
 
 
 def test_a_generation_is_a_chat_of_one_turn_unless_it_is_raw() -> None:
-    found = translated(GENERATE_PATH, system="be brief")
-    assert (found.path, found.body["messages"]) == (CHAT, [{"role": "system", "content": "be brief"}, *TURNS])
-    raw = translated(GENERATE_PATH, raw=True)
+    translation = translation_of(GENERATE_PATH, system="be brief")
+    assert (translation.path, translation.body["messages"]) == (CHAT, [{"role": "system", "content": "be brief"}, *TURNS])
+    raw = translation_of(GENERATE_PATH, raw=True)
     assert (raw.path, raw.body["prompt"]) == (COMPLETIONS, "hi")
 
 
 def test_options_have_the_names_of_the_engine() -> None:
     options = {"num_predict": 3, "seed": 7, "stop": ["x"], "repeat_penalty": 1.1, "top_k": 4, "num_ctx": 4096}
-    body = translated(CHAT_PATH, options=options).body
+    body = translation_of(CHAT_PATH, options=options).body
     expected = {"max_tokens": 3, "seed": 7, "stop": ["x"], "repeat_penalty": 1.1, "top_k": 4}
     assert {name: value for name, value in body.items() if name in expected} == expected
-    assert translated(CHAT_PATH, "vllm", options=options).body["repetition_penalty"] == 1.1
-    assert "max_tokens" not in translated(CHAT_PATH, options={"num_predict": -1}).body
-    assert translated(CHAT_PATH, options={"mirostat": 1}).body["mirostat"] == 1
+    assert translation_of(CHAT_PATH, "vllm", options=options).body["repetition_penalty"] == 1.1
+    assert "max_tokens" not in translation_of(CHAT_PATH, options={"num_predict": -1}).body
+    assert translation_of(CHAT_PATH, options={"mirostat": 1}).body["mirostat"] == 1
 
 
 def test_forms_of_an_answer_are_those_of_openai() -> None:
     schema = {"type": "object"}
-    assert translated(CHAT_PATH, format="json").body["response_format"] == {"type": "json_object"}
-    assert translated(CHAT_PATH, format=schema).body["response_format"]["json_schema"]["schema"] == schema
-    assert translated(CHAT_PATH, think=False).body["chat_template_kwargs"] == {"enable_thinking": False}
-    assert translated(CHAT_PATH, think="low").body["reasoning_effort"] == "low"
+    assert translation_of(CHAT_PATH, format="json").body["response_format"] == {"type": "json_object"}
+    assert translation_of(CHAT_PATH, format=schema).body["response_format"]["json_schema"]["schema"] == schema
+    assert translation_of(CHAT_PATH, think=False).body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert translation_of(CHAT_PATH, think="low").body["reasoning_effort"] == "low"
 
 
 def test_results_of_tools_refer_to_their_calls() -> None:
     calls = [{"function": {"name": name, "arguments": {"city": "Kyiv"}}} for name in ("weather", "time")]
     results = [{"role": "tool", "tool_name": name, "content": name} for name in ("time", "weather")]
     messages = [*TURNS, {"role": "assistant", "tool_calls": calls}, *results]
-    _, called, *answered = translated(CHAT_PATH, messages=messages, tools=[{"type": "function"}]).body["messages"]
+    _, called, *answered = translation_of(CHAT_PATH, messages=messages, tools=[{"type": "function"}]).body["messages"]
     assert [json.loads(call["function"]["arguments"]) for call in called["tool_calls"]] == [{"city": "Kyiv"}] * 2
     numbers = {call["function"]["name"]: call["id"] for call in called["tool_calls"]}
     assert [message["tool_call_id"] for message in answered] == [numbers["time"], numbers["weather"]]
 
 
 def test_what_concerns_ollama_itself_is_noted() -> None:
-    assert translated(CHAT_PATH, keep_alive="5m", options={"num_gpu": 1, "num_thread": 2}).ignored == [
+    assert translation_of(CHAT_PATH, keep_alive="5m", options={"num_gpu": 1, "num_thread": 2}).ignored == [
         "keep_alive",
         "num_gpu",
         "num_thread",
@@ -103,10 +103,10 @@ def test_what_concerns_ollama_itself_is_noted() -> None:
 )
 def test_what_means_nothing_here_is_refused_by_name(path: str, more: Mapping[str, Any], name: str) -> None:
     if not name:
-        assert translated(path, **more)
+        assert translation_of(path, **more)
         return
     with pytest.raises(ProblemError) as refused:
-        translated(path, **more)
+        translation_of(path, **more)
     assert (refused.value.status, refused.value.code, refused.value.param) == (400, "unsupported", name)
 
 
@@ -134,13 +134,13 @@ class Sent:
         self.raw += body
 
 
-def streamed(events: list[Any], *, cut: int = 0, **body: Any) -> list[dict[str, Any]]:
+def stream_lines(events: list[Any], *, cut: int = 0, **body: Any) -> list[dict[str, Any]]:
     """The lines for some events."""
     raw = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
     async def send() -> Sent:
         sent = Sent()
-        reply = TranslatedReply(sent, translated(CHAT_PATH, **body), clock=iter((1_000, 3_500)).__next__)
+        reply = TranslatedReply(sent, translation_of(CHAT_PATH, **body), clock=iter((1_000, 3_500)).__next__)
         await reply.begin("team/a@sha256:1")
         for piece in (raw[:cut], raw[cut:]):
             await reply.send_piece(piece)
@@ -166,7 +166,7 @@ def test_a_stream_is_lines_wherever_it_is_cut() -> None:
         USAGE,
     ]
     for cut in range(0, 400, 7):
-        thought, word, end = streamed(events, cut=cut)
+        thought, word, end = stream_lines(events, cut=cut)
         assert (thought["message"]["thinking"], word["message"]["content"]) == ("hm", "é")
         assert {line["model"] for line in (thought, word, end)} == {"team/a@sha256:1"}
         assert [line["done"] for line in (thought, word, end)] == [False, False, True]
@@ -183,15 +183,15 @@ def test_calls_of_tools_are_whole_with_their_arguments_as_objects() -> None:
         {"index": 0, "id": "1", "function": {"name": "weather", "arguments": '{"ci'}},
         {"index": 0, "function": {"arguments": 'ty": 1}'}},
     ]
-    calls, end = streamed([*(event({"tool_calls": [part]}) for part in parts), event({}, "tool_calls")])
+    calls, end = stream_lines([*(event({"tool_calls": [part]}) for part in parts), event({}, "tool_calls")])
     assert calls["message"]["tool_calls"] == [{"function": {"name": "weather", "arguments": {"city": 1}}}]
     assert (calls["done"], end["done"], end["done_reason"]) == (False, True, "stop")
     with pytest.raises(ProblemError, match="not valid JSON"):
-        streamed([event({"tool_calls": [parts[0]]})])
+        stream_lines([event({"tool_calls": [parts[0]]})])
 
 
 def test_an_error_of_the_engine_in_a_stream_is_one_of_ollamas() -> None:
-    error, _ = streamed([{"error": {"message": "it broke"}}])
+    error, _ = stream_lines([{"error": {"message": "it broke"}}])
     assert error == {"error": "it broke"}
 
 
@@ -235,6 +235,6 @@ def test_models_are_listed_with_their_digests(gateway: Gateway, registry: Any) -
     listed = {model["name"]: model for model in gateway.get("/api/tags").document["models"]}
     assert listed["team/a1:prod"]["digest"] == version(registry, "team/a1").partition("@sha256:")[2]
     assert listed["base"]["digest"] == ""
-    shown = gateway.post("/api/show", {"model": "team/a1"})
-    assert shown.document["model_info"]["adapterhub.version"] == shown.version == version(registry, "team/a1")
+    model = gateway.post("/api/show", {"model": "team/a1"})
+    assert model.document["model_info"]["adapterhub.version"] == model.version == version(registry, "team/a1")
     assert gateway.get("/api/version").document["version"]

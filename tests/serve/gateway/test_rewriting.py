@@ -27,8 +27,8 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 def rewritten(*parts: bytes, usage: Usage | None = None) -> bytes:
     async def all_of() -> bytes:
         answer = EngineAnswer(200, "text/event-stream", pieces(*parts), model="engine")
-        found = rewriting.events(answer, "team/a@sha256:1", usage or Usage({}))
-        return b"".join([piece async for piece in found])
+        rewritten_events = rewriting.events(answer, "team/a@sha256:1", usage or Usage({}))
+        return b"".join([piece async for piece in rewritten_events])
 
     return asyncio.run(all_of())
 

@@ -24,7 +24,7 @@ def read(folder: Path, text: str, before: Routes | None = None) -> Routes:
 
 
 def test_the_first_rule_that_fits_decides(tmp_path: Path) -> None:
-    found = read(
+    routes = read(
         tmp_path,
         """
         [routes.legal]
@@ -41,22 +41,22 @@ def test_the_first_rule_that_fits_decides(tmp_path: Path) -> None:
         to = "team/legal:v7*0.5+team/tone*0.5"
         """,
     ).routes["legal"]
-    assert found.choose({}, "", "") == "team/legal:prod"
-    assert found.choose({"x-stage": "beta"}, "", "") == "team/legal:beta"
-    assert found.choose({"x-stage": "beta"}, "ada", "") == "team/legal:both"
-    assert found.choose({"x-stage": "prod"}, "ada", "") == "team/legal:prod"
-    assert found.choose({}, "", "research") == "team/legal:v7*0.5+team/tone*0.5"
+    assert routes.choose({}, "", "") == "team/legal:prod"
+    assert routes.choose({"x-stage": "beta"}, "", "") == "team/legal:beta"
+    assert routes.choose({"x-stage": "beta"}, "ada", "") == "team/legal:both"
+    assert routes.choose({"x-stage": "prod"}, "ada", "") == "team/legal:prod"
+    assert routes.choose({}, "", "research") == "team/legal:v7*0.5+team/tone*0.5"
 
 
 def test_a_canary_gets_its_share_and_a_user_stays(tmp_path: Path) -> None:
-    found = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 90, "team/legal:v8" = 10 }').routes["legal"]
-    by_user = Counter(found.choose({}, f"user {number}", "") for number in range(5000))
+    route = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 90, "team/legal:v8" = 10 }').routes["legal"]
+    by_user = Counter(route.choose({}, f"user {number}", "") for number in range(5000))
     assert 400 < by_user["team/legal:v8"] < 600
-    by_chance = Counter(found.choose({}, "", "") for _ in range(5000))
+    by_chance = Counter(route.choose({}, "", "") for _ in range(5000))
     assert 350 < by_chance["team/legal:v8"] < 650
-    assert len({found.choose({}, "ada", "") for _ in range(20)}) == 1
-    none = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 1, "team/legal:v8" = 0 }').routes["legal"]
-    assert {none.choose({}, "", "") for _ in range(100)} == {"team/legal:v7"}
+    assert len({route.choose({}, "ada", "") for _ in range(20)}) == 1
+    route_without_canary = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 1, "team/legal:v8" = 0 }').routes["legal"]
+    assert {route_without_canary.choose({}, "", "") for _ in range(100)} == {"team/legal:v7"}
 
 
 def test_a_key_is_known_by_its_digest(tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ def test_limits_go_on_counting_when_the_file_is_read_again(tmp_path: Path) -> No
     assert after.tokens is not None
     assert after.tokens.count("research", 0).over
     assert after.windows.count("research").remaining == 0
-    other = read(tmp_path, text.replace("2/3600", "5/3600"), before).key_of(SECRET)
-    assert other is not None
-    assert other.windows is not None
-    assert other.windows.count("research").remaining == 4
+    changed_key = read(tmp_path, text.replace("2/3600", "5/3600"), before).key_of(SECRET)
+    assert changed_key is not None
+    assert changed_key.windows is not None
+    assert changed_key.windows.count("research").remaining == 4
 
 
 def test_an_engine_is_named_for_its_host_and_port_unless_it_has_a_name(tmp_path: Path) -> None:

@@ -223,9 +223,9 @@ class Stream:
 def test_an_engine_with_another_base_is_never_asked_and_joins_with_the_right_one(
     models: Models, registry: Path, engines: Engines, tmp_path: Path
 ) -> None:
-    other = serving.make_models(tmp_path / "other", adapters=0, hidden=32)
+    other_models = serving.make_models(tmp_path / "other", adapters=0, hidden=32)
     with ExitStack() as stack:
-        stack.enter_context(llama_server.alone(other.gguf, "--metrics", port=engines.ports[0]))
+        stack.enter_context(llama_server.alone(other_models.gguf, "--metrics", port=engines.ports[0]))
         engines.start(1, models.gguf)
         with gateway(models, registry, tmp_path, *engines.options()) as running:
             assert tuple(states(running).values()) == (False, True)

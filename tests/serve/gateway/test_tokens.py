@@ -49,7 +49,7 @@ def line_of(gateway: Gateway, request: str) -> dict[str, Any]:
         time.sleep(0.02)
 
 
-def counted(gateway: Gateway, kind: str) -> int:
+def tokens_of_kind(gateway: Gateway, kind: str) -> int:
     """Return the tokens of a kind in the metrics, of all labels."""
     page = gateway.get("/metrics", **KEY).body.decode()
     return sum(int(float(number)) for number in re.findall(rf'adapterhub_tokens_total{{.*kind="{kind}".*}} (.*)', page))
@@ -58,7 +58,7 @@ def counted(gateway: Gateway, kind: str) -> int:
 @pytest.mark.peer
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_tokens_of_a_request_are_those_that_the_engine_reports(gateway: Gateway, stream: bool) -> None:
-    before = {kind: counted(gateway, kind) for kind in ("prompt", "cached", "answer")}
+    before = {kind: tokens_of_kind(gateway, kind) for kind in ("prompt", "cached", "answer")}
     options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     reply = gateway.complete("legal", P, headers=KEY, **options)
     [reported] = re.findall(r'"usage":({.*?}})', reply.body.decode())
@@ -73,9 +73,9 @@ def test_the_tokens_of_a_request_are_those_that_the_engine_reports(gateway: Gate
     )
     assert (fields["route"], fields["arm"], fields["engine"], fields["key"]) == ("legal", "team/a1:prod", "llama.cpp", "ada")
     assert f"{usage['prompt_tokens']}+{COUNT} tokens" in fields["message"]
-    assert counted(gateway, "prompt") - before["prompt"] == usage["prompt_tokens"]
-    assert counted(gateway, "cached") - before["cached"] == cached
-    assert counted(gateway, "answer") - before["answer"] == COUNT
+    assert tokens_of_kind(gateway, "prompt") - before["prompt"] == usage["prompt_tokens"]
+    assert tokens_of_kind(gateway, "cached") - before["cached"] == cached
+    assert tokens_of_kind(gateway, "answer") - before["answer"] == COUNT
 
 
 @pytest.mark.peer

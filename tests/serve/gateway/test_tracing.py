@@ -64,19 +64,19 @@ def test_an_engine_and_the_log_know_a_request_as_its_client_does(
         proxy.seen.clear()
         reply = gateway.complete("base", "the", headers=TRACED, stream=stream)
         assert (reply.status, reply.headers["x-request-id"]) == (200, "req-of-ada")
-        [asked] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
+        [exchange] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
         fields = line_of(gateway, "req-of-ada")
         assert fields["trace_id"] == TRACE
         assert fields["span_id"] not in (SPAN, "")
         assert f"(req-of-ada, trace {TRACE})" in fields["message"]
-        assert asked.headers["x-request-id"] == "req-of-ada"
-        assert asked.headers["traceparent"] == f"00-{TRACE}-{fields['span_id']}-01"
-        assert asked.headers["tracestate"] == "vendor=1"
+        assert exchange.headers["x-request-id"] == "req-of-ada"
+        assert exchange.headers["traceparent"] == f"00-{TRACE}-{fields['span_id']}-01"
+        assert exchange.headers["tracestate"] == "vendor=1"
         proxy.seen.clear()
         plain = gateway.complete("base", "the", headers={"x-request-id": "not sane", "traceparent": "00-1-2-3"})
-        [asked] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
-        assert plain.headers["x-request-id"] == asked.headers["x-request-id"] != "not sane"
-        assert not {"traceparent", "tracestate"} & set(asked.headers)
+        [exchange] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
+        assert plain.headers["x-request-id"] == exchange.headers["x-request-id"] != "not sane"
+        assert not {"traceparent", "tracestate"} & set(exchange.headers)
         assert "trace_id" not in line_of(gateway, plain.headers["x-request-id"])
 
 
@@ -124,7 +124,7 @@ def test_the_parts_of_a_request_are_spans(models: Models, registry: Path, tmp_pa
         with running(models, registry, tmp_path, env) as (gateway, proxy):
             proxy.seen.clear()
             reply = gateway.complete("base", "the", headers=TRACED, stream=True)
-            [asked] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
+            [exchange] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
             assert reply.status == 200
             assert gateway.complete("team/none", "the", headers={"x-request-id": "refused"}).status == 404
             fields = line_of(gateway, "req-of-ada")
@@ -147,8 +147,8 @@ def test_the_parts_of_a_request_are_spans(models: Models, registry: Path, tmp_pa
     assert attributes["adapterhub.prompt_tokens"] == str(fields["prompt_tokens"])
     assert (fields["trace_id"], _base64(fields["span_id"])) == (TRACE, request["spanId"])
     assert request["parentSpanId"] == _base64(SPAN)
-    _, trace_id, span_id, _ = asked.headers["traceparent"].split("-")
-    assert (trace_id, _base64(span_id), asked.headers["tracestate"]) == (TRACE, engine["spanId"], "vendor=1")
+    _, trace_id, span_id, _ = exchange.headers["traceparent"].split("-")
+    assert (trace_id, _base64(span_id), exchange.headers["tracestate"]) == (TRACE, engine["spanId"], "vendor=1")
     [refused] = by_trace.values()
     assert set(refused) == {"POST /v1/completions", "resolve"}
 

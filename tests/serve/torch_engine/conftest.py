@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import need_module
-from tests.training.conftest import write_tokenizer
+from tests.support.byte_tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from adapterhub.serve.torch_engine import Piece, Request
@@ -80,13 +80,18 @@ class Peers:
         import torch
 
         with torch.no_grad():
-            given = torch.tensor([list(ids)])
-            options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(given)}
+            tokens = torch.tensor([list(ids)])
+            options = {
+                "max_new_tokens": count,
+                "do_sample": False,
+                "pad_token_id": 0,
+                "attention_mask": torch.ones_like(tokens),
+            }
             if name is None:
                 with self.model.disable_adapter():
-                    return self.model.generate(input_ids=given, **options)[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+                    return self.model.generate(input_ids=tokens, **options)[0, len(ids) :].tolist()  # type: ignore[no-any-return]
             self.model.set_adapter(name)
-            return self.model.generate(input_ids=given, **options)[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+            return self.model.generate(input_ids=tokens, **options)[0, len(ids) :].tolist()  # type: ignore[no-any-return]
 
     def logits(self, name: str | None, ids: Sequence[int]) -> Any:
         """The logits behind each token."""
@@ -108,19 +113,21 @@ def write_adapters(base: Path, folder: Path, family: str, count: int, **config: 
     import transformers
 
     torch.manual_seed(1)
-    made: Any = None
+    adapted: Any = None
     for at in range(count):
         options = {"r": (2, 8, 16, 24)[at % 4], "lora_alpha": 16, "target_modules": TARGETS.get(family, LLAMA_TARGETS)}
         settings = peft.LoraConfig(**{**options, "task_type": "CAUSAL_LM", "fan_in_fan_out": family == "gpt2", **config})
-        if made is None:
-            made = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), settings, adapter_name=f"a{at}")
+        if adapted is None:
+            adapted = peft.get_peft_model(
+                transformers.AutoModelForCausalLM.from_pretrained(base), settings, adapter_name=f"a{at}"
+            )
         else:
-            made.add_adapter(f"a{at}", settings)
-    for name, parameter in made.named_parameters():
+            adapted.add_adapter(f"a{at}", settings)
+    for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    made.save_pretrained(folder)
-    return Peers(base, made.eval(), {f"a{at}": folder / f"a{at}" for at in range(count)})
+    adapted.save_pretrained(folder)
+    return Peers(base, adapted.eval(), {f"a{at}": folder / f"a{at}" for at in range(count)})
 
 
 @pytest.fixture(scope="package")
@@ -164,9 +171,9 @@ def assert_same(host: Host, answers: Sequence[list[Piece]], expected: Sequence[l
         return
     for answer, right in zip(answers, expected, strict=True):
         assert [piece.token for piece in answer] == [piece.token for piece in right]
-        for piece, other in zip(answer, right, strict=True):
-            assert piece.logprob == pytest.approx(other.logprob, abs=2e-4)
-            assert dict(piece.top or ()) == pytest.approx(dict(other.top or ()), abs=2e-4)
+        for piece, right_piece in zip(answer, right, strict=True):
+            assert piece.logprob == pytest.approx(right_piece.logprob, abs=2e-4)
+            assert dict(piece.top or ()) == pytest.approx(dict(right_piece.top or ()), abs=2e-4)
 
 
 def tokens(host: Host, request: Request) -> list[int]:

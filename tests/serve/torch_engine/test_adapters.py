@@ -24,8 +24,8 @@ from tests.serve.torch_engine.conftest import Peers, tokens, write_adapters  # n
 
 @pytest.fixture(scope="module")
 def host(llama: Peers) -> Iterator[Host]:
-    with open_host(llama.base, slots=4, rows=4, rank=64) as made:
-        yield made
+    with open_host(llama.base, slots=4, rows=4, rank=64) as open_engine:
+        yield open_engine
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -56,10 +56,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_what_slots_cannot_represent_is_refused_by_name(host: Host, llama: Peers, tmp_path: Path, name: str) -> None:
     config, message, code = REFUSED[name]
     peers = write_adapters(llama.base, tmp_path, "llama", 1, **config)
-    refused(host, peers.folders["a0"], message, code)
+    assert_refused(host, peers.folders["a0"], message, code)
 
 
-def refused(host: Host, folder: Path, message: str, code: str) -> None:
+def assert_refused(host: Host, folder: Path, message: str, code: str) -> None:
     with pytest.raises(RefusedError) as caught:
         host.load("refused", folder)
     assert message in str(caught.value)
@@ -101,7 +101,7 @@ def test_an_adapter_of_another_base_is_refused(host: Host, llama: Peers, tmp_pat
     if name == "the output layer":
         config = tmp_path / "changed/adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["lm_head"]}))
-    refused(host, tmp_path / "changed", message, code)
+    assert_refused(host, tmp_path / "changed", message, code)
 
 
 def test_a_folder_that_is_broken_or_gone_is_one_line(host: Host, llama: Peers, tmp_path: Path) -> None:

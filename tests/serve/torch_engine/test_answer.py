@@ -26,22 +26,22 @@ _SHORT = st.text("ab", min_size=1, max_size=4)
 
 @given(st.lists(st.text("ab", max_size=3), max_size=12), st.lists(_SHORT, max_size=3))
 def test_text_ends_before_the_first_stop_and_is_whole_without_one(parts: list[str], texts: list[str]) -> None:
-    stops, shown, stopped = StopTexts(texts), "", False
+    stops, shown_text, stopped = StopTexts(texts), "", False
     for at, part in enumerate(parts):
         text, stopped = stops.add(part)
-        shown += text
+        shown_text += text
         if stopped:
             break
-        held = "".join(parts[: at + 1])[len(shown) :]
-        assert not held or any(stop.startswith(held) for stop in texts)
+        held_back = "".join(parts[: at + 1])[len(shown_text) :]
+        assert not held_back or any(stop.startswith(held_back) for stop in texts)
     whole = "".join(parts)
     ends = [at for at in (whole.find(text) for text in texts) if at >= 0]
     if stopped:
-        assert any(whole[len(shown) :].startswith(text) for text in texts)
-        assert not any(text in shown for text in texts)
+        assert any(whole[len(shown_text) :].startswith(text) for text in texts)
+        assert not any(text in shown_text for text in texts)
     else:
         assert ends == []
-        assert shown + stops.flush() == whole
+        assert shown_text + stops.flush() == whole
 
 
 def test_the_beginning_of_a_stop_is_held_back_until_it_is_certain() -> None:
@@ -53,12 +53,12 @@ def test_the_beginning_of_a_stop_is_held_back_until_it_is_certain() -> None:
 
 def test_logarithms_of_probabilities() -> None:
     logits = np.array([0.0, 1.0, 3.0, 2.0, -1e4], np.float32)
-    found = log_softmax(logits)
-    assert np.exp(found).sum() == pytest.approx(1)
-    assert found[2] - found[1] == pytest.approx(2)
-    assert [token for token, _ in likeliest(found, 3)] == [2, 3, 1]
-    assert likeliest(found, 0) == ()
-    assert len(likeliest(found, 99)) == 5
+    logprobs = log_softmax(logits)
+    assert np.exp(logprobs).sum() == pytest.approx(1)
+    assert logprobs[2] - logprobs[1] == pytest.approx(2)
+    assert [token for token, _ in likeliest(logprobs, 3)] == [2, 3, 1]
+    assert likeliest(logprobs, 0) == ()
+    assert len(likeliest(logprobs, 99)) == 5
     assert likeliest(log_softmax(np.zeros(4, np.float32)), 2) == ((0, -math.log(4)), (1, -math.log(4)))  # ties by number
 
 
@@ -73,7 +73,7 @@ class Fixed:
         return lambda token: self.texts[token]
 
 
-def answered(text: Any, *tokens: int, **options: Any) -> list[tuple[str, str | None]]:
+def answer_pieces(text: Any, *tokens: int, **options: Any) -> list[tuple[str, str | None]]:
     answer = GeneratedAnswer(Request([1], (), **{"max_tokens": 9, **options}), text)
     logits = [np.eye(8, dtype=np.float32)[token] for token in tokens]
     return [(piece.text, piece.finish) for piece in map(answer.add, logits)]
@@ -81,11 +81,11 @@ def answered(text: Any, *tokens: int, **options: Any) -> list[tuple[str, str | N
 
 def test_an_answer_ends_by_its_length_a_stop_or_a_token() -> None:
     text = Fixed("one ", "two ", "three")
-    assert answered(text, 0, 1, max_tokens=2) == [("one ", None), ("two ", "length")]
-    assert answered(text, 0, 3) == [("one ", None), ("", "stop")]
-    assert answered(text, 0, 1, 2, stop=("o th",)) == [("one ", None), ("tw", None), ("", "stop")]
-    assert answered(text, 0, 1, 3, stop=("o th",)) == [("one ", None), ("tw", None), ("o ", "stop")]
-    assert answered(text, 0, 1, stop=("o th",), max_tokens=2) == [("one ", None), ("two ", "length")]
+    assert answer_pieces(text, 0, 1, max_tokens=2) == [("one ", None), ("two ", "length")]
+    assert answer_pieces(text, 0, 3) == [("one ", None), ("", "stop")]
+    assert answer_pieces(text, 0, 1, 2, stop=("o th",)) == [("one ", None), ("tw", None), ("", "stop")]
+    assert answer_pieces(text, 0, 1, 3, stop=("o th",)) == [("one ", None), ("tw", None), ("o ", "stop")]
+    assert answer_pieces(text, 0, 1, stop=("o th",), max_tokens=2) == [("one ", None), ("two ", "length")]
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
@@ -105,19 +105,19 @@ def text(llama: Peers) -> Any:
 @pytest.mark.parametrize("words", ["naïve façade", "日本語と🙂emoji🙂", "a\x00b"])
 def test_characters_of_several_tokens_come_whole(text: Text, words: str) -> None:
     piece_of = text.pieces()
-    found = [piece_of(token) for token in text.tokens(words, special=False)]
-    assert "".join(found) == words
-    assert len(found) == len(words.encode())
-    assert not any("\ufffd" in piece for piece in found)
+    texts = [piece_of(token) for token in text.tokens(words, special=False)]
+    assert "".join(texts) == words
+    assert len(texts) == len(words.encode())
+    assert not any("\ufffd" in piece for piece in texts)
 
 
 def test_bytes_that_are_no_character_do_not_hold_back_the_text_for_ever(text: Text) -> None:
     [continuation] = text.tokens("é", special=False)[1:]
-    piece_of, found = text.pieces(), ""
+    piece_of, decoded = text.pieces(), ""
     for _ in range(100):
-        found += piece_of(continuation)
-    assert len(found) >= 80
-    assert found == "\ufffd" * len(found)
+        decoded += piece_of(continuation)
+    assert len(decoded) >= 80
+    assert decoded == "\ufffd" * len(decoded)
     assert "".join(map(piece_of, text.tokens("xyz", special=False))).endswith("xyz")
 
 
@@ -125,9 +125,9 @@ def test_streams_are_the_text_of_the_tokens(llama: Peers) -> None:
     with with_adapters(llama, slots=4, rows=8) as host:
         requests = [Request([5 + at, 60], (("a1", 1.0),), 40, temperature=1.2, seed=at) for at in range(8)]
         decode = host.text._tokenizer.decode
-        for found in pieces(host, requests):
-            whole = decode([piece.token for piece in found], skip_special_tokens=True)
-            assert "".join(piece.text for piece in found).rstrip("\ufffd") == whole.rstrip("\ufffd")
+        for answer in pieces(host, requests):
+            whole = decode([piece.token for piece in answer], skip_special_tokens=True)
+            assert "".join(piece.text for piece in answer).rstrip("\ufffd") == whole.rstrip("\ufffd")
 
 
 def test_a_stop_text_is_never_shown(llama: Peers) -> None:
@@ -136,6 +136,6 @@ def test_a_stop_text_is_never_shown(llama: Peers) -> None:
         whole = "".join(piece.text for piece in host.submit(Request([5], (("a1", 1.0),), 40, **drawn)))
         for start, length in itertools.product((3, 9), (1, 2, 5)):
             stop = whole[start : start + length]
-            found = list(host.submit(Request([5], (("a1", 1.0),), 40, stop=(stop,), **drawn)))
-            assert "".join(piece.text for piece in found) == whole[: whole.index(stop)]
-            assert found[-1].finish == "stop"
+            answer = list(host.submit(Request([5], (("a1", 1.0),), 40, stop=(stop,), **drawn)))
+            assert "".join(piece.text for piece in answer) == whole[: whole.index(stop)]
+            assert answer[-1].finish == "stop"

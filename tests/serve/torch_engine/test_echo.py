@@ -24,8 +24,8 @@ HARNESS = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo
 
 @pytest.fixture(scope="module")
 def host(llama: Peers) -> Iterator[Host]:
-    with with_adapters(llama, slots=4, rows=8) as made:
-        yield made
+    with with_adapters(llama, slots=4, rows=8) as open_engine:
+        yield open_engine
 
 
 def choices(host: Host, **body: Any) -> list[dict[str, Any]]:
@@ -42,19 +42,19 @@ def test_the_harness_reads_the_probabilities_of_a_forward_pass(host: Host, llama
         assert scored == pytest.approx([float(expected[at, ids[at + 1]]) for at in range(len(ids) - 1)], abs=2e-4)
         likeliest = [max(top.values()) for top in numbers["top_logprobs"][1:-1]]
         assert likeliest == pytest.approx(expected[:-1].max(-1).values.tolist(), abs=2e-4)
-        greedy = [number == most for number, most in zip(scored, likeliest, strict=True)]
+        greedy = [number == best for number, best in zip(scored, likeliest, strict=True)]
         assert greedy == [ids[at + 1] == int(expected[at].argmax()) for at in range(len(ids) - 1)]
         assert len(numbers["tokens"]) == len(numbers["text_offset"]) == len(ids) + 1
 
 
 def test_no_token_after_the_prompt(host: Host) -> None:
-    [one] = choices(host, prompt=LONG, **HARNESS)
+    [choice] = choices(host, prompt=LONG, **HARNESS)
     answer = ask(host, COMPLETIONS, {"prompt": LONG, **HARNESS, "max_tokens": 0}, BLEND, "m").whole()
-    [none] = answer["choices"]
+    [choice_without_echo] = answer["choices"]
     assert answer["usage"] == {"prompt_tokens": 300, "completion_tokens": 0, "total_tokens": 300}
-    assert none["finish_reason"] == "length"
-    assert none["logprobs"] == {name: values[:-1] for name, values in one["logprobs"].items()}
-    assert one["text"].startswith(none["text"])
+    assert choice_without_echo["finish_reason"] == "length"
+    assert choice_without_echo["logprobs"] == {name: values[:-1] for name, values in choice["logprobs"].items()}
+    assert choice["text"].startswith(choice_without_echo["text"])
     assert choices(host, prompt="a b", echo=True, max_tokens=0) == [
         {"index": 0, "text": "a b", "logprobs": None, "finish_reason": "length"}
     ]

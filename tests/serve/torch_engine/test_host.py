@@ -26,19 +26,19 @@ PROMPTS = [
 ]
 
 
-def one(name: str) -> Blend:
+def single(name: str) -> Blend:
     return ((name, 1.0),)
 
 
 def answers(name: str | None, prompt: list[int], count: int = 12, **options: Any) -> Request:
-    return Request(prompt, one(name) if name else (), count, **options)
+    return Request(prompt, single(name) if name else (), count, **options)
 
 
 @pytest.fixture
 def host(llama: Peers) -> Iterator[Host]:
     """A host with three slots for eight adapters."""
-    with with_adapters(llama, slots=3, rows=4) as made:
-        yield made
+    with with_adapters(llama, slots=3, rows=4) as open_engine:
+        yield open_engine
 
 
 def test_eight_prompts_by_eight_adapters_interleaved_are_those_alone_and_those_of_peft(peers: Peers) -> None:
@@ -52,17 +52,17 @@ def test_eight_prompts_by_eight_adapters_interleaved_are_those_alone_and_those_o
         alone = [list(host.submit(request)) for request in requests]
         together_ = pieces(host, requests)
     assert_same(host, together_, alone)  # logarithms of probabilities too
-    for request, found in zip(requests, together_, strict=True):
+    for request, answer in zip(requests, together_, strict=True):
         name = request.blend[0][0] if request.blend else None
-        assert [piece.token for piece in found] == peers.answer(name, request.ids, 12)
-    assert len({tuple(piece.token for piece in found) for found in together_}) > 60
+        assert [piece.token for piece in answer] == peers.answer(name, request.ids, 12)
+    assert len({tuple(piece.token for piece in answer) for answer in together_}) > 60
 
 
 def test_more_adapters_than_slots_wait_and_are_answered(host: Host, llama: Peers) -> None:
     requests = [answers(name, prompt) for name in llama.folders for prompt in PROMPTS[:3]]
     expected = [llama.answer(request.blend[0][0], request.ids, 12) for request in requests]
-    found = pieces(host, requests)
-    assert [[piece.token for piece in answer] for answer in found] == expected
+    answers_ = pieces(host, requests)
+    assert [[piece.token for piece in answer] for answer in answers_] == expected
     figures = host.figures()
     assert (figures.slots, figures.pinned, figures.rows, figures.waiting) == (3, 0, 0, 0)
     assert figures.adapters == 8
@@ -83,20 +83,20 @@ def test_a_blend_is_the_weighted_sum_of_its_deltas_as_in_peft(llama: Peers) -> N
         alone = [list(host.submit(request)) for request in requests]
         mixed = pieces(host, [*requests, answers(None, PROMPTS[2], 8, logprobs=259)])
     assert_same(host, mixed[:-1], alone)
-    for blend, found in zip(BLENDS[:4], mixed, strict=False):
+    for blend, answer in zip(BLENDS[:4], mixed, strict=False):
         names = [name for name, _ in blend]
         llama.model.add_weighted_adapter(names, [weight for _, weight in blend], "blend", combination_type="cat")
         expected = llama.logits("blend", PROMPTS[2])[-1].log_softmax(-1).numpy()
         llama.model.delete_adapter("blend")
         llama.model.set_adapter("a0")
-        np.testing.assert_allclose([logprob for _, logprob in sorted(found[0].top)], expected, atol=2e-4)
+        np.testing.assert_allclose([logprob for _, logprob in sorted(answer[0].top)], expected, atol=2e-4)
 
 
 def test_logarithms_of_probabilities_are_those_of_the_reference(host: Host, llama: Peers) -> None:
-    found = list(host.submit(answers("a2", PROMPTS[3], 6, logprobs=4, temperature=0.7, seed=3)))
-    ids = PROMPTS[3] + [piece.token for piece in found]
+    pieces_ = list(host.submit(answers("a2", PROMPTS[3], 6, logprobs=4, temperature=0.7, seed=3)))
+    ids = PROMPTS[3] + [piece.token for piece in pieces_]
     expected = llama.logits("a2", ids).log_softmax(-1)[len(PROMPTS[3]) - 1 : -1]
-    for piece, row in zip(found, expected, strict=True):
+    for piece, row in zip(pieces_, expected, strict=True):
         assert piece.logprob == pytest.approx(float(row[piece.token]), abs=2e-4)
         values, names = row.topk(4)
         assert [token for token, _ in piece.top] == names.tolist()
@@ -106,7 +106,7 @@ def test_logarithms_of_probabilities_are_those_of_the_reference(host: Host, llam
 def test_the_same_seed_draws_the_same_answer_in_any_company(host: Host) -> None:
     drawn = answers("a1", PROMPTS[0], 20, temperature=0.9, top_p=0.9, seed=5)
     alone = tokens(host, drawn)
-    company = [replace(drawn, blend=one(name), seed=at) for at, name in enumerate(("a1", "a2", "a3"))]
+    company = [replace(drawn, blend=single(name), seed=at) for at, name in enumerate(("a1", "a2", "a3"))]
     assert [piece.token for piece in pieces(host, [*company, drawn])[-1]] == alone
     assert tokens(host, replace(drawn, seed=6)) != alone
     assert len({tuple(tokens(host, replace(drawn, seed=None))) for _ in range(3)}) > 1
@@ -127,7 +127,14 @@ def test_a_long_prompt_does_not_keep_a_short_one_waiting(llama: Peers) -> None:
 def test_the_beginning_of_a_prompt_is_found_only_behind_the_same_version_and_changes_nothing(llama: Peers) -> None:
     prompt, longer = PROMPTS[5], [*PROMPTS[5][:130], 9, 10, 11]
     with with_adapters(llama, slots=4, rows=4) as host:
-        for blend in (one("a0"), one("a1"), (), (("a0", 0.5),), (("a0", 1.0), ("a1", 1.0)), (("a1", 1.0), ("a0", 1.0))):
+        for blend in (
+            single("a0"),
+            single("a1"),
+            (),
+            (("a0", 0.5),),
+            (("a0", 1.0), ("a1", 1.0)),
+            (("a1", 1.0), ("a0", 1.0)),
+        ):
             before = host.figures().found_tokens
             first = list(host.submit(Request(prompt, blend, 5, logprobs=2)))
             assert host.figures().found_tokens == before
@@ -217,13 +224,13 @@ def test_a_closed_host_tells_those_who_wait(llama: Peers) -> None:
 
 
 def test_requests_from_many_threads_while_versions_come_and_go(llama: Peers) -> None:
-    names, found, failures = list(llama.folders), [], []
+    names, texts, failures = list(llama.folders), [], []
     with with_adapters(llama, slots=2, rows=4) as host:
 
         def ask(at: int) -> None:
             for turn in range(4):
                 name = names[(at + turn) % 4]
-                found.append((name, tokens(host, answers(name, PROMPTS[at % 4], 6))))
+                texts.append((name, tokens(host, answers(name, PROMPTS[at % 4], 6))))
 
         def churn() -> None:
             for turn in range(20):
@@ -231,22 +238,22 @@ def test_requests_from_many_threads_while_versions_come_and_go(llama: Peers) -> 
                 tokens(host, answers(f"other-{turn}", PROMPTS[0], 2))
                 host.drop(f"other-{turn}")
 
-        def guarded(work: Any, *words: Any) -> None:
+        def record_failures(work: Any, *words: Any) -> None:
             try:
                 work(*words)
             except Exception as error:
                 failures.append(error)
 
-        threads = [threading.Thread(target=guarded, args=(ask, at)) for at in range(6)]
-        threads.append(threading.Thread(target=guarded, args=(churn,)))
+        threads = [threading.Thread(target=record_failures, args=(ask, at)) for at in range(6)]
+        threads.append(threading.Thread(target=record_failures, args=(churn,)))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert failures == []
     right = {(name, tuple(llama.answer(name, prompt, 6))) for name in names[:4] for prompt in PROMPTS[:4]}
-    assert {(name, tuple(answer)) for name, answer in found} <= right
-    assert len(found) == 24
+    assert {(name, tuple(answer)) for name, answer in texts} <= right
+    assert len(texts) == 24
 
 
 # ---- What is refused

@@ -27,13 +27,13 @@ def test_windows_caps_sinks_and_experts_are_those_of_the_family(family: str, tmp
     peers = write_adapters(write_base(tmp_path / "base", family), tmp_path / "adapters", family, 2)
     requests = [Request(PROMPT[:length], blend, 10, logprobs=259) for length in (90, 7) for blend in ((("a1", 1.0),), ())]
     with with_adapters(peers, slots=2, rows=4) as host:
-        found = pieces(host, requests)
-    for request, answer in zip(requests, found, strict=True):
+        answers = pieces(host, requests)
+    for request, answer in zip(requests, answers, strict=True):
         name = request.blend[0][0] if request.blend else None
         ids = [*request.ids, *(piece.token for piece in answer)]
         expected = peers.logits(name, ids).log_softmax(-1).numpy()[len(request.ids) - 1 : -1]
-        own = [[logprob for _, logprob in sorted(piece.top)] for piece in answer]
-        np.testing.assert_allclose(own, expected, atol=1e-3)
+        logprobs = [[logprob for _, logprob in sorted(piece.top)] for piece in answer]
+        np.testing.assert_allclose(logprobs, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_sixteen_and_four_bits_are_those_of_peft_on_the_same_weights(
     right = peers.logits("a1", PROMPT)[-1].log_softmax(-1).numpy()
     for _ in range(2):  # the second time from the cache of quantized bases
         with with_adapters(llama, slots=2, rows=2, cache=tmp_path, dtype=dtype, quantize=quantize) as host:
-            [found] = host.submit(request)
+            [piece] = host.submit(request)
             assert len(tokens(host, Request(PROMPT, (("a1", 0.5), ("a2", 0.5)), 5))) == 5
-        error = np.array([logprob for _, logprob in sorted(found.top)]) - right
+        error = np.array([logprob for _, logprob in sorted(piece.top)]) - right
         assert np.sqrt((error**2).mean()) < (2e-4 if dtype == "float32" else 0.05)
     assert quantize == (tmp_path / "bases").is_dir()
 

@@ -28,8 +28,8 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 12, "
 
 @pytest.fixture(scope="module")
 def host(llama: Peers) -> Iterator[Host]:
-    with with_adapters(llama, slots=4, rows=8, waiting=20) as made:
-        yield made
+    with with_adapters(llama, slots=4, rows=8, waiting=20) as open_engine:
+        yield open_engine
 
 
 def text_of(host: Host, prompt: str, count: int, **options: Any) -> str:
@@ -42,17 +42,17 @@ def whole(host: Host, path: str, **body: Any) -> dict[str, Any]:
 
 
 def chunks(host: Host, path: str, **body: Any) -> list[dict[str, Any]]:
-    found = ask(host, path, {**body, "stream": True}, BLEND, "team/sql")
-    assert found.stream
-    return list(found.chunks())
+    answer = ask(host, path, {**body, "stream": True}, BLEND, "team/sql")
+    assert answer.stream
+    return list(answer.chunks())
 
 
 def test_a_completion(host: Host) -> None:
-    found = whole(host, COMPLETIONS, prompt="abc", max_tokens=12, temperature=0)
-    assert (found["object"], found["model"]) == ("text_completion", "team/sql")
-    [choice] = found["choices"]
+    answer = whole(host, COMPLETIONS, prompt="abc", max_tokens=12, temperature=0)
+    assert (answer["object"], answer["model"]) == ("text_completion", "team/sql")
+    [choice] = answer["choices"]
     assert choice == {"index": 0, "text": text_of(host, "abc", 12), "logprobs": None, "finish_reason": "length"}
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
     assert len(whole(host, COMPLETIONS, prompt="abc", temperature=0)["choices"][0]["text"]) <= 16
 
 
@@ -60,11 +60,11 @@ def test_a_chat_is_the_base_s_template_and_ends_by_default_at_what_the_base_sees
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama.base)
     prompt = tokenizer.apply_chat_template(HELLO["messages"], tokenize=False, add_generation_prompt=True)
     right = text_of(host, prompt, 12, special=False)
-    found = whole(host, CHAT, **HELLO)
-    assert found["object"] == "chat.completion"
-    assert found["choices"][0]["message"] == {"role": "assistant", "content": right, "refusal": None}
+    answer = whole(host, CHAT, **HELLO)
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": right, "refusal": None}
     in_parts = [{"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}]
-    assert whole(host, CHAT, **{**HELLO, "messages": in_parts})["choices"] == found["choices"]
+    assert whole(host, CHAT, **{**HELLO, "messages": in_parts})["choices"] == answer["choices"]
     newer = {**HELLO, "max_tokens": None, "max_completion_tokens": 3}
     assert whole(host, CHAT, **newer)["usage"]["completion_tokens"] == 3
     free = whole(host, CHAT, messages=HELLO["messages"], temperature=1.9, seed=1)
@@ -79,33 +79,35 @@ def test_chunks_are_the_whole_in_parts(host: Host, path: str) -> None:
         {"logprobs": True, "top_logprobs": 2, "messages": HELLO["messages"]} if chat else {"logprobs": 2, "prompt": ["ab", "c"]}
     )
     right = whole(host, path, **body)
-    found = chunks(host, path, **body, stream_options={"include_usage": True})
-    *parts, last = found
+    parts_ = chunks(host, path, **body, stream_options={"include_usage": True})
+    *parts, last = parts_
     assert last["choices"] == []
     assert last["usage"] == right["usage"]
     assert {part["object"] for part in parts} == {"chat.completion.chunk" if chat else "text_completion"}
     assert all(part["usage"] is None for part in parts)
-    assert len({part["id"] for part in found}) == 1
+    assert len({part["id"] for part in parts_}) == 1
     for choice in right["choices"]:
-        own = [one for part in parts for one in part["choices"] if one["index"] == choice["index"]]
+        choice_parts = [part_ for part in parts for part_ in part["choices"] if part_["index"] == choice["index"]]
         if chat:
-            assert own[0]["delta"] == {"role": "assistant", "content": ""}
-            own = own[1:]
-            assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
-            assert [token for one in own for token in one["logprobs"]["content"]] == choice["logprobs"]["content"]
+            assert choice_parts[0]["delta"] == {"role": "assistant", "content": ""}
+            choice_parts = choice_parts[1:]
+            assert "".join(part_["delta"].get("content", "") for part_ in choice_parts) == choice["message"]["content"]
+            assert [token for part_ in choice_parts for token in part_["logprobs"]["content"]] == choice["logprobs"]["content"]
         else:
-            assert "".join(one["text"] for one in own) == choice["text"]
+            assert "".join(part_["text"] for part_ in choice_parts) == choice["text"]
             for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-                assert [value for one in own for value in one["logprobs"][key]] == choice["logprobs"][key]
-        assert [one["finish_reason"] for one in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+                assert [value for part_ in choice_parts for value in part_["logprobs"][key]] == choice["logprobs"][key]
+        assert [part_["finish_reason"] for part_ in choice_parts] == [None] * (len(choice_parts) - 1) + [
+            choice["finish_reason"]
+        ]
     texts = [json.dumps(choice.get("message", choice.get("text"))) for choice in right["choices"]]
     assert len(set(texts)) == len(texts) == (2 if chat else 4)
 
 
 def test_logprobs_name_the_tokens(host: Host) -> None:
-    found = whole(host, COMPLETIONS, prompt="abc", max_tokens=5, temperature=0, logprobs=1)["choices"][0]["logprobs"]
-    assert [len(one) for one in found["top_logprobs"]] == [1] * 5
-    assert [max(one.values()) for one in found["top_logprobs"]] == found["token_logprobs"]
+    logprobs = whole(host, COMPLETIONS, prompt="abc", max_tokens=5, temperature=0, logprobs=1)["choices"][0]["logprobs"]
+    assert [len(top) for top in logprobs["top_logprobs"]] == [1] * 5
+    assert [max(top.values()) for top in logprobs["top_logprobs"]] == logprobs["token_logprobs"]
     first = whole(host, CHAT, **HELLO, logprobs=True)["choices"][0]["logprobs"]["content"][0]
     assert first["bytes"] == list(first["token"].encode())
     assert first["top_logprobs"] == []
@@ -125,8 +127,8 @@ def test_prompts_of_tokens_and_several_prompts(host: Host) -> None:
 
 def test_stop_texts(host: Host) -> None:
     right = text_of(host, "abc", 12)
-    found = whole(host, COMPLETIONS, prompt="abc", max_tokens=12, temperature=0, stop=[right[3:5]])["choices"][0]
-    assert (found["text"], found["finish_reason"]) == (right[: right.index(right[3:5])], "stop")
+    choice = whole(host, COMPLETIONS, prompt="abc", max_tokens=12, temperature=0, stop=[right[3:5]])["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (right[: right.index(right[3:5])], "stop")
 
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -257,7 +259,7 @@ def test_a_json_schema_holds_for_every_answer_of_a_batch_and_for_no_neighbor(hos
     right = whole(host, path, **body)["choices"]
     with ThreadPoolExecutor(3) as pool:
         fields: list[dict[str, Any]] = [{"response_format": json_schema(DAYS)}, {}, {"response_format": json_schema(DAYS)}]
-        answers = [found["choices"] for found in pool.map(lambda more: whole(host, path, **body, **more), fields)]
+        answers = [answer["choices"] for answer in pool.map(lambda values: whole(host, path, **body, **values), fields)]
     assert answers[1] == right
     assert answers[0] == answers[2]
     texts = [choice.get("text") or choice["message"]["content"] for choice in answers[0]]
@@ -332,21 +334,21 @@ def test_a_version_that_is_not_loaded_and_a_queue_that_is_full(host: Host) -> No
 
 
 def test_a_canceled_answer_ends_with_an_error(host: Host) -> None:
-    asked = ask(host, COMPLETIONS, {"prompt": "a", "max_tokens": 400, "temperature": 1.9, "stream": True}, BLEND, "team/sql")
-    parts = asked.chunks()
+    answer = ask(host, COMPLETIONS, {"prompt": "a", "max_tokens": 400, "temperature": 1.9, "stream": True}, BLEND, "team/sql")
+    parts = answer.chunks()
     next(parts)
-    asked.cancel()
+    answer.cancel()
     with pytest.raises(ApiError) as caught:
         list(parts)
     assert caught.value.status == 503
 
 
 def test_conversations_of_many_threads_are_never_each_other_s(host: Host) -> None:
-    def rendered(at: int) -> list[str]:
+    def prompts_of(at: int) -> list[str]:
         return [host.text.conversation([{"role": "user", "content": f"{at} {turn} " + "x" * (at * 700)}]) for turn in range(20)]
 
     with ThreadPoolExecutor(8) as pool:
-        for at, texts in enumerate(pool.map(rendered, range(8))):
+        for at, texts in enumerate(pool.map(prompts_of, range(8))):
             assert [text.splitlines()[1].split()[:2] for text in texts] == [[str(at), str(turn)] for turn in range(20)]
 
 

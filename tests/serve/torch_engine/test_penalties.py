@@ -30,8 +30,8 @@ def logits(seed: int) -> Any:
 
 @pytest.fixture(scope="module")
 def host(llama: Peers) -> Iterator[Host]:
-    with with_adapters(llama, slots=4, rows=8) as made:
-        yield made
+    with with_adapters(llama, slots=4, rows=8) as open_engine:
+        yield open_engine
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 7.0])
@@ -56,14 +56,14 @@ def test_presence_and_frequency_are_openai_s_formula_over_the_answer() -> None:
     penalized = np.array([10, 10, 10, 10, 10], np.float32)
     penalties.apply(penalized)
     assert penalized.tolist() == [10, 9.25, 8.75, 9.25, 10]
-    both = Penalties(Request([0], (), 9, presence_penalty=1, repetition_penalty=2), 3)
-    both.add(1)
+    combined = Penalties(Request([0], (), 9, presence_penalty=1, repetition_penalty=2), 3)
+    combined.add(1)
     penalized = np.array([8, -8, 8], np.float32)
-    both.apply(penalized)
+    combined.apply(penalized)
     assert penalized.tolist() == [4, -17, 8]  # repetition first, as in vLLM
 
 
-def drawn(numbers: Any, **options: Any) -> set[int]:
+def drawn_tokens(numbers: Any, **options: Any) -> set[int]:
     """The tokens that a sampler draws in many tries."""
     sampler = Sampler(1.0, 3, **options)
     return {sampler.token(numbers) for _ in range(4000)}
@@ -85,13 +85,13 @@ def test_a_sampler_draws_from_the_tokens_that_the_warpers_of_transformers_leave(
     for call in oracle.split():
         name, value = call.rstrip(")").split("(")
         scores = getattr(transformers, name)(float(value) if "." in value else int(value))(None, scores)
-    assert drawn(numbers, **options) == set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
+    assert drawn_tokens(numbers, **options) == set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
 
 
 def test_top_k_keeps_what_is_as_likely_as_the_last_as_transformers_does() -> None:
     numbers = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
-    kept = transformers.TopKLogitsWarper(2)(None, torch.tensor(numbers)[None])[0]
-    assert drawn(numbers, top_k=2) == set(torch.isfinite(kept).nonzero().flatten().tolist()) == {0, 1, 2}
+    warped = transformers.TopKLogitsWarper(2)(None, torch.tensor(numbers)[None])[0]
+    assert drawn_tokens(numbers, top_k=2) == set(torch.isfinite(warped).nonzero().flatten().tolist()) == {0, 1, 2}
 
 
 def test_an_answer_with_a_repetition_penalty_is_that_of_transformers(host: Host, llama: Peers) -> None:

@@ -33,14 +33,14 @@ def row(names: str, tokens: int = 10) -> Row:
     return Row(Request([1], (), tokens - 1), parts(names), NOTHING, NOTHING, NOTHING)
 
 
-def admitted(schedule: Schedule, *rows: Row) -> str:
+def admitted_keys(schedule: Schedule, *rows: Row) -> str:
     """The adapters of those who are admitted."""
     schedule.waiting.extend(rows)
-    found = ""
-    for one in schedule.admit():
-        schedule.start(one)
-        found += "".join(adapter.key for adapter, _ in one.parts) or "-"
-    return found
+    keys = ""
+    for row in schedule.admit():
+        schedule.start(row)
+        keys += "".join(adapter.key for adapter, _ in row.parts) or "-"
+    return keys
 
 
 def test_the_least_recently_used_slot_that_no_row_uses_is_filled_next() -> None:
@@ -82,8 +82,8 @@ def test_a_blend_keeps_the_slots_of_its_own_adapters() -> None:
 
 
 def test_a_slot_that_cannot_be_filled_is_free_again() -> None:
-    def fill(_: int, one: LoadedAdapter) -> None:
-        if one.key == "b":
+    def fill(_: int, adapter: LoadedAdapter) -> None:
+        if adapter.key == "b":
             raise MemoryError
 
     table = SlotTable(1, fill)
@@ -96,24 +96,24 @@ def test_a_slot_that_cannot_be_filled_is_free_again() -> None:
 def test_those_whose_adapters_find_no_slot_are_overtaken_until_they_have_waited_long_enough() -> None:
     schedule = Schedule(Limits(slots=2, rows=4, patience=60), Filled(2).table, 1)
     first, second, third = row("a"), row("b"), row("c")
-    assert admitted(schedule, first, second, third, row("a")) == "aba"
-    assert admitted(schedule, row("")) == "-"
+    assert admitted_keys(schedule, first, second, third, row("a")) == "aba"
+    assert admitted_keys(schedule, row("")) == "-"
     schedule.remove(schedule.rows[-1])
     third.since -= 61
-    assert admitted(schedule, row("a"), row("b")) == ""  # although there is room for them
+    assert admitted_keys(schedule, row("a"), row("b")) == ""  # although there is room for them
     schedule.remove(second)
-    assert admitted(schedule) == "ca"
-    assert [one.parts for one in schedule.waiting] == [parts("b")]
+    assert admitted_keys(schedule) == "ca"
+    assert [row.parts for row in schedule.waiting] == [parts("b")]
 
 
 def test_no_more_rows_and_tokens_than_allowed() -> None:
     schedule = Schedule(Limits(slots=2, rows=3, keys_values=100), Filled(2).table, 2)
-    assert admitted(schedule, row("", 30), row("", 30), row("", 10)) == "-"
+    assert admitted_keys(schedule, row("", 30), row("", 30), row("", 10)) == "-"
     schedule.remove(schedule.rows[0])
-    assert admitted(schedule) == "--"
-    assert admitted(schedule, row("", 5), row("", 1)) == "-"
+    assert admitted_keys(schedule) == "--"
+    assert admitted_keys(schedule, row("", 5), row("", 1)) == "-"
     for one in list(schedule.rows):
         schedule.remove(one)
-    assert admitted(schedule, row("", 500)) == "-"  # the row before it
+    assert admitted_keys(schedule, row("", 500)) == "-"  # the row before it
     schedule.remove(schedule.rows[0])
-    assert admitted(schedule) == "-"  # larger than all that is allowed, alone
+    assert admitted_keys(schedule) == "-"  # larger than all that is allowed, alone

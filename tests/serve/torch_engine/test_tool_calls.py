@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapterhub.serve.torch_engine.grammar import Grammar, GrammarError, json_rule
 from adapterhub.serve.torch_engine.tool_calls import CallForm, CallReader, form_of
 from tests.support import tool_templates
-from tests.training.conftest import TEMPLATE, write_tokenizer
+from tests.support.byte_tokenizer import TEMPLATE, write_tokenizer
 
 ADD = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/N"}}, "required": ["a"],
                                      "additionalProperties": False, "$defs": {"N": {"type": "integer"}}}}  # fmt: skip
@@ -98,9 +98,9 @@ def read(form: CallForm, *parts: str) -> tuple[str, list[tuple[str, Any]]]:
     """The content of an answer that comes in these parts, and its calls."""
     reader = CallReader(form, frozenset(["add", "now"]))
     content = "".join(reader.add(part) for part in parts)
-    rest, calls = reader.finish()
+    remaining_text, calls = reader.finish()
     assert all(call["id"].startswith("call_") and call["type"] == "function" for call in calls)
-    return content + rest, [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+    return content + remaining_text, [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
 
 
 READ: list[tuple[CallForm, str, str, int]] = [
