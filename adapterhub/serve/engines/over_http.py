@@ -239,8 +239,13 @@ class Server:
         if self.process is not None:
             await self.process.start()
 
+    async def join(self) -> None:
+        """Use the process that another process of this gateway has started, and watches."""
+        self.process = None
+        await self.start()
+
     async def close(self) -> None:
-        """Stop it, unless it is the user's own."""
+        """Stop it, unless it is the user's own, or another process's."""
         if self.process is not None:
             await self.process.close()
         await self.client.close()

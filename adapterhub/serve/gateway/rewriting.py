@@ -182,13 +182,13 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
         length += len(piece)
         if lines := cutter.cut(piece):
             complete_lines = b"".join(_rewrite_line(line, renamer) + b"\n" for line in lines)
-            ended = ended or any(end in complete_lines for end in ends)
+            # Before its last event is sent on, so that its tokens can be counted before the client has all of it.
+            usage.has_ended = ended = ended or any(end in complete_lines for end in ends)
             yield complete_lines
         if len(cutter.remainder) > _LONGEST or length > _LONGEST_STREAM:
             raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")
     if cutter.remainder or not ended:
         raise engine_failed("its stream was cut off")
-    usage.has_ended = True
 
 
 def _rewrite_line(line: bytes, renamer: _Renamer) -> bytes:
