@@ -170,7 +170,7 @@ class _OllamaGeneration(_Generation):
         reply: _Reply | ollama.TranslatedReply,
     ) -> None:
         translation = ollama.Translation(self._path, body, gateway.engine.name, gateway.engine.context)
-        gateway_request.path = gateway_request.engine_path = translation.path
+        gateway_request.engine_path = translation.path
         translated = ollama.TranslatedReply(cast(_Reply, reply), translation)
         await super()._forward(gateway, gateway_request, translation.body, translated)
 
