@@ -279,7 +279,8 @@ async def _run(make_gateway: Callable[[], HostGateway], path: Path, processes: W
     try:
         async with listening(path, gateway.attend):
             try:
-                await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+                outcomes: tuple[asyncio.Future[Any], ...] = (starting, stopping)
+                await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
                 if starting.done():
                     starting.result()
                     gateway.started.set()
