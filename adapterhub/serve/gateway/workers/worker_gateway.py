@@ -32,7 +32,7 @@ from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
 
 from . import messages
-from .channel import Channel, ChannelLostError, Conversation, connect
+from .channel import Channel, ChannelLostError, Conversation, Message, connect
 
 _REPORT_SECONDS = 1.0  # seconds between two reports of the tokens so far, which count if this process is killed
 _talk: ContextVar[Conversation] = ContextVar("talk")  # of the request that is being answered
@@ -79,7 +79,7 @@ async def _pieces(talk: Conversation) -> AsyncIterator[bytes]:
         yield message["piece"].encode("latin-1")
 
 
-async def _reply(talk: Conversation) -> Mapping[str, Any]:
+async def _reply(talk: Conversation) -> Message:
     """Return the next message of the host; ProblemError if it is an error."""
     message = await talk.receive()
     if "problem" in message:
@@ -223,7 +223,11 @@ class WorkerGateway(GatewayFront):
         if opened.counts and not opened.is_settled:
             opened.is_settled = True
             opened.talk.send(step="settle", **self._tokens(request))
-            await _reply(opened.talk)
+            earlier = []  # the end of an answer that the host relays may be on its way
+            while "settled" not in (message := await _reply(opened.talk)):
+                earlier.append(message)
+            for message in earlier:
+                opened.talk.put(message)
 
     def record_end(self, request: GatewayRequest, status: int, first: float | None, seconds: float) -> None:
         """Have the host record a request that has ended."""

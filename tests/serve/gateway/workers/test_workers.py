@@ -269,7 +269,11 @@ def test_an_engine_that_cannot_start_is_told_once(run: Run, models: Models, regi
 
 
 def test_workers_ask_an_engine_in_the_host_through_it(models: Models, registry: Path, tmp_path: Path) -> None:
-    with serving.gateway(models.base, registry, tmp_path / "gateway", "--engine", "torch", "--workers", 2) as gateway:
+    (tmp_path / "routes.toml").write_text(key_tables(all="", window=f'tokens = "{2 * (PROMPT_TOKENS + COUNT) + 1}/3600"'))
+    options = ("--engine", "torch", "--workers", 2, "--route", tmp_path / "routes.toml")
+    with serving.gateway(models.base, registry, tmp_path / "gateway", *options) as gateway:
+        assert [ask_as(gateway, "window", stream=number % 2 == 0).status for number in range(6)] == [200] * 3 + [429] * 3
+        gateway.headers["authorization"] = f"Bearer {KEYS['all']}"
         for name, number in (("base", None), ("team/a0", 0), ("team/a1", 1)):
             assert gateway.complete(name, P).text == models.answer(P, number)
             assert Stream(gateway, name, COUNT).rest() == models.answer(P, number)
