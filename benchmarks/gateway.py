@@ -23,18 +23,18 @@ from typing import Any
 
 from _bench import HERE, Bench, Figures, Program, call, main, process
 
-ENGINE, PROXY = "llama-server asked directly", "a proxy that only passes on"
-COST = "CPU of an answer and of a streamed token"
-JOBS = {"answer of four tokens": [ENGINE], "answers on eight connections": [ENGINE], COST: [PROXY]}
+ENGINE, PROXY, ALONE = "llama-server asked directly", "a proxy that only passes on", "the gateway as one process"
+COST, WORKERS = "CPU of an answer and of a streamed token", "answers of two workers on eight connections"
+JOBS = {"answer of four tokens": [ENGINE], "answers on eight connections": [ENGINE], WORKERS: [ALONE], COST: [PROXY]}
 TOKENS = 200  # of a stream
 REF = "team/a0:prod"
 
 
 def answers(bench: Bench) -> None:
-    one, eight, _ = JOBS
+    one, eight, *_ = JOBS
     count = bench.options.requests
     call(make, bench.scratch)
-    with gateway(bench.scratch) as (url, engine, key, section):
+    with gateway(bench.scratch) as (url, engine, key, section), several(bench.scratch) as workers_url:
         ours, theirs = (url, REF, ""), (engine, section, key)
         bench.add(
             one,
@@ -46,6 +46,8 @@ def answers(bench: Bench) -> None:
             f"{count} requests",
             bench.turns(program("adapterhub", rate, *ours, count), program(ENGINE, rate, *theirs, count)),
         )
+        both = program("adapterhub", rate, workers_url, REF, "", count), program(ALONE, rate, *ours, count)
+        bench.add(WORKERS, f"{count} requests", bench.turns(*both))
 
 
 def costs(bench: Bench) -> None:
@@ -98,14 +100,9 @@ def make(folder: str) -> None:
 @contextlib.contextmanager
 def gateway(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """A running gateway; its address, that of its llama-server with the key, and what that calls the version."""
-    import pytest
+    from tests.support import serving
 
-    from tests.support import llama_server, serving
-
-    try:
-        options = ("--program", llama_server.program())
-    except pytest.skip.Exception as reason:
-        sys.exit(str(reason))
+    options = ("--program", llama_server_program())
     with serving.gateway(folder / "base.gguf", folder / "registry", folder / "gateway", *options) as server:
         version = server.complete(REF, "x").version
         [engine] = server.children()
@@ -113,6 +110,28 @@ def gateway(folder: Path) -> Iterator[tuple[str, str, str, str]]:
         environ = dict(line.partition("=")[::2] for line in Path(f"/proc/{engine}/environ").read_text().split("\0"))
         port = words[words.index("--port") + 1]
         yield server.url, f"http://127.0.0.1:{port}", environ["LLAMA_API_KEY"], version.replace(":", "-")
+
+
+@contextlib.contextmanager
+def several(folder: Path) -> Iterator[str]:
+    """A running gateway of two workers with a llama-server of its own; its address."""
+    from tests.support import serving
+
+    options = ("--program", llama_server_program(), "--workers", 2)
+    with serving.gateway(folder / "base.gguf", folder / "registry", folder / "workers", *options) as server:
+        server.complete(REF, "x")
+        yield server.url
+
+
+def llama_server_program() -> Path:
+    import pytest
+
+    from tests.support import llama_server
+
+    try:
+        return llama_server.program()
+    except pytest.skip.Exception as reason:
+        sys.exit(str(reason))
 
 
 # ---- clients, each in a process of its own

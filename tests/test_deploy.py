@@ -24,6 +24,7 @@ from adapterhub.cli.main import COMMANDS
 from adapterhub.http_server import binding
 from adapterhub.hub.server import check_binding
 from adapterhub.hub.settings import HubSettings
+from adapterhub.remotes.named_remotes import check_url
 from adapterhub.serve.gateway import route_file
 from adapterhub.serve.gateway.server import _DRAIN
 from adapterhub_converters import runtime_commands
@@ -175,6 +176,26 @@ def test_the_chart_of_a_gateway_leads_to_its_vllm() -> None:
     assert rule["http"]["paths"][0]["backend"]["service"]["name"] == service["metadata"]["name"]
     for name in (environment.ENGINE_KEY, "VLLM_API_KEY"):
         assert name in (SERVE_CHART / "values.yaml").read_text()
+
+
+def test_kserve_starts_a_vllm_with_the_plugin_that_the_gateway_can_ask() -> None:
+    service = parsed((DEPLOY / "kserve.yaml").read_text())
+    pod = service["spec"]["template"]
+    (container,) = pod["containers"]
+    assert (service["kind"], container["name"]) == ("LLMInferenceService", "main")
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    check_vllm([service["spec"]["model"]["name"], *container["args"]], variables)
+    check_url(variables[environment.REMOTE])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_ray_loads_ranks_that_vllm_takes_from_a_bucket() -> None:
+    (application,) = parsed((DEPLOY / "ray-serve.yaml").read_text())["applications"]
+    (model,) = application["args"]["llm_configs"]
+    engine = model["engine_kwargs"]
+    assert (engine["enable_lora"], engine["max_lora_rank"] in runtime_commands.VLLM_RANKS) == (True, True)
+    assert model["lora_config"]["dynamic_lora_loading_path"].startswith("s3://")
+    assert ":" not in model["model_loading_config"]["model_id"]
 
 
 def unit(name: str) -> configparser.ConfigParser:

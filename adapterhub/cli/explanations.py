@@ -246,6 +246,7 @@ ERRORS: dict[str, str] = {
     "unpaired-preferences": "A boolean label beside an answer says whether it is good, as trl's KTO expects. A training on such data would learn the bad answers too.",
     "unsupported-architecture": "The names of the modules of this model in the other program are not known, and a guess could put a delta into the wrong place.",
     "version-number": "Version numbers count pushes: v1, v2 and so on. A push takes the next one; you cannot set a number.",
+    "workers-need-fork": "Workers inherit the listening socket and the settings of the engine from the process that forks them.",
     "wrong-facts": "adapter.json contradicts the headers of the weights, for example in the rank: somebody edited it. Nothing pulls or copies such a version; remove it.",
 }  # fmt: skip
 

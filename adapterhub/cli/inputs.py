@@ -107,6 +107,11 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
     return spec
 
 
+def is_local_base(text: str, settings: Settings) -> bool:
+    """Return whether a text names a base on this machine; an address may be one of an adapter too, and is taken for that."""
+    return "://" not in text and base_sources.is_base(text, workspace(settings))
+
+
 def base_and_model(text: str, settings: Settings) -> tuple[str, str]:
     """Return the base, and the `model` on it, of a text that names either a base, or versions that record theirs.
 

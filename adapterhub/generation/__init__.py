@@ -41,7 +41,7 @@ class Generation:
     """The answer of a model.
 
     Attributes:
-        text: The answer with the adapter.
+        text: The answer with the adapter, or of the base if there is none.
         base_text: The answer without it; None if that was not asked for.
         prompt: The complete text that was continued.
         tokens: The number of tokens of `text`.
@@ -58,7 +58,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """A loaded model with an adapter for it.
+    """A loaded model with an adapter for it, or without any.
 
     Attributes:
         name: As in `Generated`.
@@ -94,13 +94,14 @@ def answer_prompt(
     engine: Engine,
     prompt: Prompt,
     *,
+    has_adapter: bool = True,
     compare: bool,
     max_tokens: int,
     temperature: float,
     seed: int,
     on_text: OnText,
 ) -> Generation:
-    """Return the answers with the adapter and then, to compare, without it.
+    """Return the answers with the adapter, if there is one, and then, to compare, without it.
 
     Raises:
         RefusedError: There is nothing to continue, or prompt and answer exceed the model's context.
@@ -115,17 +116,17 @@ def answer_prompt(
         raise RefusedError(engine.location, problem, "Ask for fewer tokens, or shorten the prompt", code="too-long")
     answers, count = [], 0
     # With the adapter first: an engine cannot turn it on again.
-    for adapted in (True, False) if compare else (True,):
+    for adapted in (True, False) if has_adapter and compare else (has_adapter,):
         pieces = []
         with engine.start_decoding(adapted=adapted, room=len(ids) + max_tokens) as logits_after:
             # The same seed for both answers, so that they differ only because of the adapter.
             for piece in _answer(engine, logits_after, ids, max_tokens, Sampler(temperature, seed)):
-                count += adapted
+                count += adapted == has_adapter
                 pieces.append(piece)
                 if piece:
                     on_text(adapted, piece)
         answers.append("".join(pieces))
-    return Generation(answers[0], answers[1] if compare else None, text, count, engine.name)
+    return Generation(answers[0], answers[1] if len(answers) > 1 else None, text, count, engine.name)
 
 
 def _answer(

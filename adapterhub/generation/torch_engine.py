@@ -30,27 +30,35 @@ from . import Prompt, hf_text
 
 @contextlib.contextmanager
 def open_engine(
-    adapter: InitialAdapter, base: Path, *, progress: Callable[[int, int], None] | None = None, cache: Path | None = None
+    adapter: InitialAdapter | None, base: Path, *, progress: Callable[[int, int], None] | None = None, cache: Path | None = None
 ) -> Iterator[TorchEngine]:
-    """Load a base with an adapter.
+    """Load a base with an adapter, or alone.
 
     Raises:
         RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
     """
     with BaseFiles(base, cache) as files:
-        factors = adapter_transfer.read(adapter, files.spec)
-        if not factors.pairs:
-            raise RefusedError(factors.location, "has no low-rank factors, and no other kind of adapter can be run")
-        adapter_transfer.check_base(factors, files.spec, None)
+        factors = _read_factors(adapter, files) if adapter is not None else None
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
         config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))
         device = compute_device.select("auto")
-        model = load(files, config, factors.config, location=factors.location, progress=progress, device=device)
-    adapter_transfer.copy_into_model(model, factors)
-    chat_template.adopt(model.tokenizer, adapter.folder)
+        layers, location = (factors.config, factors.location) if factors is not None else (None, str(base))
+        model = load(files, config, layers, location=location, progress=progress, device=device)
+    if adapter is not None and factors is not None:
+        adapter_transfer.copy_into_model(model, factors)
+        chat_template.adopt(model.tokenizer, adapter.folder)
     model.model.eval()
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         yield TorchEngine(model, factors, base, stack)
+
+
+def _read_factors(adapter: InitialAdapter, files: BaseFiles) -> adapter_transfer.Factors:
+    """Read the factors of an adapter for a base."""
+    factors = adapter_transfer.read(adapter, files.spec)
+    if not factors.pairs:
+        raise RefusedError(factors.location, "has no low-rank factors, and no other kind of adapter can be run")
+    adapter_transfer.check_base(factors, files.spec, None)
+    return factors
 
 
 class TorchEngine:
@@ -58,12 +66,13 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, base: Base, factors: adapter_transfer.Factors, path: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, base: Base, factors: adapter_transfer.Factors | None, path: Path, stack: contextlib.ExitStack) -> None:
         self._text = hf_text.Text(base, path)
         self.location, self.max_context = self._text.location, self._text.max_context
-        self._base, self._adapter = base, stack
-        # Modules that the adapter replaces stay in use until the adapter is turned off.
-        self._adapter.enter_context(adapter_transfer.with_replaced_modules(base, factors))
+        self._base, self._adapter, self._has_adapter = base, stack, factors is not None
+        if factors is not None:
+            # Modules that the adapter replaces stay in use until the adapter is turned off.
+            self._adapter.enter_context(adapter_transfer.with_replaced_modules(base, factors))
 
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own limited process; a model without one continues the text."""
@@ -76,7 +85,7 @@ class TorchEngine:
     @contextlib.contextmanager
     def start_decoding(self, *, adapted: bool, room: int) -> Iterator[Callable[[list[int]], Any]]:
         """Decode with keys and values that are kept from call to call."""
-        if not adapted:
+        if not adapted and self._has_adapter:
             self._adapter.close()
             adapter_transfer.remove(self._base)
         model, cache, token_count = self._base.model, None, 0

@@ -7,7 +7,7 @@ import socket
 
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
-_BACKLOG = 2048
+BACKLOG = 2048
 
 
 def is_loopback(host: str) -> bool:
@@ -42,7 +42,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise LocalIOError(
             f"{host}:{port}", (error.strerror or str(error)).partition(" (while")[0], "Choose another port"

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import select
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from adapterhub_converters.errors import LocalIOError, UsageError
 
+from . import binding
 from .certificate import Certificate
 
 _log = logging.getLogger("adapterhub.http_server")
@@ -270,9 +272,24 @@ class _BufferedReader(asyncio.BufferedProtocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that follows the changes of its certificate."""
+    """A server that follows the changes of its certificate, and may be one of several processes on one socket."""
 
     certificate: Certificate | None = None
+    stop_end: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        if self.stop_end is not None:
+            # Accepting one at a time, as below, has shortened the queue.
+            for sock in sockets or ():
+                sock.listen(binding.BACKLOG)
+            asyncio.get_running_loop().add_reader(self.stop_end, self._stop, self.stop_end)
+
+    def _stop(self, stop_end: int) -> None:
+        """Stop, because the pipe is closed."""
+        asyncio.get_running_loop().remove_reader(stop_end)
+        self.should_exit = True
 
     async def main_loop(self) -> None:
         """Serve until the end."""
@@ -283,7 +300,13 @@ class _Server(uvicorn.Server):
 
 
 def make_server(
-    app: Any, *, certificate: Path | None, key: Path | None, drain: int, log: logging.Logger = _log
+    app: Any,
+    *,
+    certificate: Path | None,
+    key: Path | None,
+    drain: int,
+    log: logging.Logger = _log,
+    stop_end: int | None = None,
 ) -> uvicorn.Server:
     """Return a server of an ASGI application with these connections, not started.
 
@@ -292,6 +315,7 @@ def make_server(
         key: The PEM file of its private key.
         drain: Seconds for requests still running at shutdown.
         log: Where changes of the certificate are logged.
+        stop_end: The end of a pipe, for one of several processes on one socket: it stops once the pipe is closed.
 
     Raises:
         UsageError: There is a certificate without its key, or a key without its certificate.
@@ -309,6 +333,8 @@ def make_server(
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=drain,
+        # How many connections asyncio accepts at once: the first process to wake would get all that have just arrived.
+        backlog=binding.BACKLOG if stop_end is None else 1,
         ssl_certfile=str(certificate) if certificate else None,
         ssl_keyfile=str(key) if key else None,
     )
@@ -318,6 +344,7 @@ def make_server(
         problem = error.strerror or str(error)
         raise LocalIOError(str(certificate), problem, "Give a certificate and its private key, each in PEM") from error
     server = _Server(config)
+    server.stop_end = stop_end
     if certificate and key and config.ssl:
         server.certificate = Certificate(config.ssl, (certificate, key), log)
     return server

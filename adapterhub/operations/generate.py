@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from adapterhub_converters.errors import MissingExtraError, ParameterError, UsageError
 
@@ -23,7 +23,7 @@ _TORCH_MODULES = ("torch", "transformers", "tokenizers", "jinja2")
 
 
 def generate(
-    source: StrPath,
+    source: StrPath | None,
     prompt: str,
     *,
     base: StrPath | None = None,
@@ -42,7 +42,7 @@ def generate(
     `adapterhub[run]` and for which the adapter is converted to a temporary GGUF.
 
     Args:
-        source: A folder, a file, a ref or an address.
+        source: A folder, a file, a ref or an address; None for the base alone.
         prompt: The question or instruction for the model.
         base: The model's folder or GGUF file, its name in the cache of the Hub, or `hf://org/model`, which is downloaded. None
         for the base that the adapter records by name.
@@ -67,39 +67,40 @@ def generate(
     """
     from adapterhub.generation import Prompt, answer_prompt
 
+    if source is None and base is None:
+        raise ParameterError("base", "is needed without an adapter", "Name the model")
     if raw and system is not None:
         raise ParameterError("system", "a raw prompt has no system message", "Put it into the prompt")
     workspace = workspace or Workspace()
     with contextlib.ExitStack() as stack:
         path = None if base is None else base_sources.weights(base, workspace)
-        adapter_source = stack.enter_context(sources.open_source(source, workspace))
-        if base is None or path is None:
+        adapter_source = None if source is None else stack.enter_context(sources.open_source(source, workspace))
+        if adapter_source is not None and path is None:
             base = base_sources.recorded_base(adapter_source)
             workspace.tell(f"base: {base}, which the adapter records")
             path = base_sources.weights(base, workspace)
-        engine = stack.enter_context(_open_engine(adapter_source, path, workspace))
+        engine = stack.enter_context(_open_engine(adapter_source, cast(Path, path), workspace))
         result = answer_prompt(
             engine,
             Prompt(prompt, system, raw),
+            has_adapter=source is not None,
             compare=compare,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
             on_text=on_text or (lambda _adapted, _piece: None),
         )
-    return dataclasses.replace(result, base=os.fspath(base))
+    return dataclasses.replace(result, base=os.fspath(cast(StrPath, base)))
 
 
 @contextlib.contextmanager
-def _open_engine(adapter_source: sources.Source, base: Path, workspace: Workspace) -> Iterator[Engine]:
+def _open_engine(adapter_source: sources.Source | None, base: Path, workspace: Workspace) -> Iterator[Engine]:
     if base.suffix == ".gguf":
         from adapterhub.generation import llama_cpp
 
         llama_cpp.check_extra()
-        with (
-            _as_gguf(adapter_source, base) as adapter,
-            llama_cpp.open_engine(adapter, base, location=adapter_source.location) as engine,
-        ):
+        location = str(base) if adapter_source is None else adapter_source.location
+        with _as_gguf(adapter_source, base) as adapter, llama_cpp.open_engine(adapter, base, location=location) as engine:
             yield engine
         return
     if not base.is_dir():
@@ -116,15 +117,18 @@ def _open_engine(adapter_source: sources.Source, base: Path, workspace: Workspac
     with contextlib.ExitStack() as stack:
         # The progress ends before the model is used: its line would be mixed with the generated text.
         with workspace.steps("loading") as progress:
-            initial = InitialAdapter(*sources.initial_adapter(adapter_source))
+            initial = None if adapter_source is None else InitialAdapter(*sources.initial_adapter(adapter_source))
             loading = torch_engine.open_engine(initial, base, progress=progress, cache=cache)
             torch_model = stack.enter_context(loading)
         yield torch_model
 
 
 @contextlib.contextmanager
-def _as_gguf(adapter_source: sources.Source, base: Path) -> Iterator[Path]:
-    """Yield the adapter as a GGUF file: itself, or a temporary one."""
+def _as_gguf(adapter_source: sources.Source | None, base: Path) -> Iterator[Path | None]:
+    """Yield the adapter as a GGUF file: itself, or a temporary one; None without an adapter."""
+    if adapter_source is None:
+        yield None
+        return
     if adapter_source.path.suffix == ".gguf":
         yield adapter_source.path
         return

@@ -18,7 +18,8 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedE
 from .engines import CHAT, EngineDownError, error_text
 from .gateway import rewriting
 from .gateway.app import engine_problem
-from .gateway.gateway import Gateway, GatewayRequest
+from .gateway.front import GatewayRequest
+from .gateway.gateway import Gateway
 from .gateway.problems import ProblemError, engine_failed
 
 STOPPED = "stopped"

@@ -19,7 +19,7 @@ from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.containers import gguf_file  # noqa: E402
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value  # noqa: E402
-from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError  # noqa: E402
+from adapterhub_converters.errors import FormatError, MissingExtraError, ParameterError, RefusedError  # noqa: E402
 from tests.conftest import Run, need_module, need_smollm2  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
 from tests.support.byte_tokenizer import write_tokenizer  # noqa: E402
@@ -311,3 +311,25 @@ def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, floa
     by_name = json.loads(result.stdout)
     assert by_name["base"] == "org/tiny"
     assert by_name["text"] == json.loads(run(*asked, "--base", float_base).stdout)["text"]
+
+
+def test_a_base_alone_answers_what_it_answers_beside_an_adapter(run: Run, float_base: Path, tmp_path: Path) -> None:
+    peft_adapter(float_base, tmp_path / "sql")
+    shared = ("hello", "--max-tokens", 4)
+    beside = json.loads(run("run", "sql", *shared, "--base", float_base, "--json").stdout)
+    alone = json.loads(run("run", float_base, *shared, "--json").stdout)
+    assert (alone["text"], alone["prompt"]) == (beside["base_text"], beside["prompt"])
+    assert (alone["source"], alone["base"], alone["base_text"]) == (None, str(float_base), None)
+    assert alone["tokens"] > 0
+    assert run("run", float_base, *shared).stdout == f"{alone['text']}\n"
+    refused = run("run", float_base, *shared, "--no-base", code=2).stderr
+    assert refused == f"error: --no-base: {float_base} is a base, and no adapter is named. Leave it out  [invalid-usage]\n"
+    with pytest.raises(ParameterError, match="is needed without an adapter"):
+        ah.generate(None, "hello")
+
+
+def test_a_base_alone_answers_in_llama_cpp(run: Run, smollm2: Path) -> None:
+    question = ("What is the capital of France? Answer in one word.", "--max-tokens", 8)
+    document = json.loads(run("run", smollm2, *question, "--json").stdout)
+    assert (document["engine"], document["source"]) == ("llama.cpp", None)
+    assert "Paris" in document["text"]

@@ -1,7 +1,6 @@
 """The documents of the Helm chart are what the API of Kubernetes takes, by its own schemas.
 
-They are rendered as in `tests/test_deploy.py`: with the values of the chart, and no further options. Helm itself reads the
-chart there, where it is installed.
+They are rendered as in `tests/test_deploy.py`: with the values of the chart, and no further options. Helm renders the same.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.environments import environment
+from tests.support.environments import environment, helm
 from tests.test_deploy import CHART, SERVE_CHART, rendered
 
 pytestmark = pytest.mark.peer
@@ -33,3 +32,18 @@ def test_a_template_is_a_resource_of_kubernetes(template: Path, tmp_path: Path) 
     assert (done.returncode, "passed" in done.stdout + done.stderr) == (0, True), done.stdout + done.stderr
     (tmp_path / "bad.json").write_text(json.dumps({**document, "spec": {**document["spec"], "replica": 1}}))
     assert validated(tmp_path / "bad.json").returncode != 0
+
+
+@pytest.mark.parametrize("chart", [CHART, SERVE_CHART], ids=lambda path: path.name)
+def test_helm_renders_each_chart_as_we_do(chart: Path) -> None:
+    import yaml
+
+    program = helm()
+    lint = subprocess.run([program, "lint", "--strict", chart], check=False, capture_output=True, text=True)
+    assert (lint.returncode, "[WARNING]" in lint.stdout) == (0, False), lint.stdout
+    done = subprocess.run([program, "template", "team", chart], check=True, capture_output=True, text=True)
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document is not None]
+    ours = [rendered(template) for template in (chart / "templates").glob("*.yaml")]
+    assert sorted(json.dumps(document, sort_keys=True) for document in documents) == sorted(
+        json.dumps(document, sort_keys=True) for document in ours
+    )

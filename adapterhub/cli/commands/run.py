@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
 from adapterhub_converters.containers.open_file import read_bytes
@@ -23,7 +23,8 @@ _LONGEST = 1 << 20  # the most bytes of a prompt
     adapterhub run ./sql --base ./Qwen3-0.6B "List all customers in Berlin"
     adapterhub run team/sql:prod "List all customers in Berlin"
     adapterhub run team/sql:prod --base hf://Qwen/Qwen3-0.6B "List all customers" --no-base
-    adapterhub run ./sql --base smollm2.gguf --prompt-file question.txt --temperature 0.7 --seed 1""",
+    adapterhub run ./sql --base smollm2.gguf --prompt-file question.txt --temperature 0.7 --seed 1
+    adapterhub run smollm2.gguf "List all customers in Berlin" --max-tokens 64""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.argument("prompt", metavar="[PROMPT]", required=False)
@@ -49,6 +50,7 @@ def run(
 ) -> None:
     """Try an adapter: answer a prompt with it, and with the base alone.
 
+    SRC is an adapter, or a base alone on this machine, which answers by itself.
     A Hugging Face folder runs in torch (pip install 'adapterhub[train]'), a GGUF file in llama.cpp (pip install
     'adapterhub[run]'), for which the adapter is converted. The prompt is a message in the model's chat template, unless there
     is none. Without PROMPT it is read from stdin.
@@ -57,13 +59,19 @@ def run(
 
     prepare_torch()
     text = _prompt(prompt, file)
-    screen = _Screen(compare=not no_base, is_visible=not settings.as_json)
+    adapter: str | None = source
+    if base is None and inputs.is_local_base(source, settings):
+        adapter, base = None, source
+    if adapter is None and no_base:
+        raise UsageError("--no-base", f"{source} is a base, and no adapter is named", "Leave it out")
+    compare = adapter is not None and not no_base
+    screen = _Screen(compare=compare, is_visible=not settings.as_json)
     result = generate.generate(
-        source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **generation_options
+        adapter, text, base=base, compare=compare, on_text=screen.show, workspace=workspace(settings), **generation_options
     )
     screen.end()
     document: dict[str, Any] = {
-        "source": source,
+        "source": adapter,
         "base": result.base,
         "engine": result.engine,
         "prompt": result.prompt,

@@ -62,6 +62,14 @@ def _name_of(source: str) -> str:
     help="Maximum number of requests at once.",
 )
 @click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that answer clients, in front of one engine.",
+)
+@click.option(
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 86400),
@@ -97,6 +105,7 @@ def serve(
     one_process: bool,
     plugin: bool,
     max_requests: int,
+    workers: int,
     timeout: float,
     behind_proxy: bool,
     cors: tuple[str, ...],
@@ -166,7 +175,7 @@ def serve(
             output.flush()
 
         try:
-            server.serve(gateway, chosen.engine, ready=ready)
+            server.serve(gateway, chosen.engine, ready=ready, workers=workers)
         finally:
             if tracing is not None:
                 tracing.close()

@@ -7,6 +7,7 @@
     engine_client.py a client of an engine's server
     engine_stream.py its connections, over asyncio alone
     engine_pool.py   several servers as one engine; pooled_engine.py: one of them
+    line_cutter.py   cutting a stream into lines
     over_http.py     what all server engines share: a process that is restarted, and adapters that are loaded by name
     attached_base.py the base of a server that somebody else has started: is it the one that adapters were checked against?
     llama_logprobs.py probabilities of llama-server in the form of OpenAI

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ class EnginePool:
 
     Attributes:
         requests: The number of requests that each engine was asked, by its name.
+        right_probabilities: Those of the base in another process of this gateway, which all engines must have; else empty.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class EnginePool:
         self._watches: dict[PooledEngine, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.requests: Counter[str] = Counter()
+        self.right_probabilities: Mapping[str, float] = {}
         # They are of one kind, so the first one speaks for all.
         first = self._members[0].engine
         self.name, self.runtime, self.paths, self.blends = first.name, first.runtime, first.paths, first.blends
@@ -139,10 +142,26 @@ class EnginePool:
 
     def _check_weights(self, member: PooledEngine) -> None:
         """Raise RefusedError if an engine has other weights than one that was in use before."""
-        reference = next((earlier for earlier in self._members if earlier.has_started and earlier.probabilities), member)
-        if member.probabilities and not are_alike(member.probabilities, reference.probabilities):
-            problem = f"answers with other weights than the engine {reference.address.name}"
+        reference = self._reference()
+        name, probabilities = (reference.address.name, reference.probabilities) if reference else ("that was first", {})
+        probabilities = self.right_probabilities or probabilities
+        if member.probabilities and probabilities and not are_alike(member.probabilities, probabilities):
+            problem = f"answers with other weights than the engine {name}"
             raise RefusedError(member.address.url, problem, "Start it with the same base", code="engine-base")
+
+    def _reference(self) -> PooledEngine | None:
+        """Return the engine that others are compared with; None before the first one."""
+        return next((member for member in self._members if member.has_started and member.probabilities), None)
+
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The probabilities that engines are compared by; empty if they are not known."""
+        reference = self._reference()
+        return self.right_probabilities or (reference.probabilities if reference else {})
+
+    def shuffle(self) -> None:
+        """Put the engines into another order, so that several processes do not all ask the same one first."""
+        random.shuffle(self._members)
 
     def _watch(self, member: PooledEngine) -> None:
         self._watches[member] = asyncio.create_task(member.watch())

@@ -11,6 +11,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from . import COMPLETIONS, EngineAnswer, EngineDownError
+from .line_cutter import LineCutter
 
 _LARGEST = 64 << 20  # bytes of a whole answer, or of a line of a stream
 _DATA = b"data: "
@@ -57,14 +58,14 @@ class _Converter:
 
     async def lines(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the lines of a stream."""
-        remainder = b""
+        cutter = LineCutter()
         async for piece in pieces:
-            *lines, remainder = (remainder + piece).split(b"\n")
-            _check_size(len(remainder))
+            lines = cutter.cut(piece)
+            _check_size(len(cutter.remainder))
             if lines:
                 yield b"".join(self._line(line) + b"\n" for line in lines)
-        if remainder:
-            yield remainder
+        if cutter.remainder:
+            yield cutter.remainder
 
     def _line(self, line: bytes) -> bytes:
         return _DATA + self._document(line[len(_DATA) :]) if line.startswith(_DATA + b"{") else line

@@ -157,6 +157,14 @@ class Router(_LlamaCpp, Server):
         """Start the router, and the process of the base."""
         await super().start()
         await self._load(_BASE)
+        await self._read_context()
+
+    async def join(self) -> None:
+        """Use the router that another process of this gateway has started, and gives its versions to."""
+        self.process = None
+        await self._read_context()
+
+    async def _read_context(self) -> None:
         self.context = await _context_of(self.client, f"/props?model={_BASE}")
 
     def _begin(self) -> None:
@@ -183,7 +191,7 @@ class Router(_LlamaCpp, Server):
         """Add a section for the version, and wait until its process is loaded."""
         self.check()
         section = section_of(served)
-        if section in self._sections:
+        if section in self._sections or self.process is None:
             return
         async with self._changing:
             if section in self._sections:

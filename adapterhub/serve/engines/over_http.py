@@ -23,6 +23,7 @@ from adapterhub_converters.errors import LocalIOError, RefusedError
 
 from . import EngineAnswer, EngineDownError
 from .engine_client import Client, Connection
+from .line_cutter import LineCutter
 
 log = logging.getLogger("adapterhub.serve.engine")
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before an engine that has ended is restarted, longer each time
@@ -133,11 +134,11 @@ class Process:
 
     async def _read(self, output: asyncio.StreamReader) -> None:
         """Collect its output, cutting off overlong lines."""
-        remainder = b""
+        cutter = LineCutter()
         while piece := await output.read(1 << 16):
-            *lines, remainder = (remainder + piece).split(b"\n")
+            lines = cutter.cut(piece)
             # A progress bar may write megabytes without a line break.
-            remainder = remainder[-4096:]
+            cutter.remainder = cutter.remainder[-4096:]
             for line in lines:
                 text = printable(line[:1000].decode(errors="replace"))
                 self._last_lines.append(text[:300])
@@ -238,8 +239,13 @@ class Server:
         if self.process is not None:
             await self.process.start()
 
+    async def join(self) -> None:
+        """Use the process that another process of this gateway has started, and watches."""
+        self.process = None
+        await self.start()
+
     async def close(self) -> None:
-        """Stop it, unless it is the user's own."""
+        """Stop it, unless it is the user's own, or another process's."""
         if self.process is not None:
             await self.process.close()
         await self.client.close()

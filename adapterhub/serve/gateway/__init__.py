@@ -13,6 +13,7 @@ deprecations.py       the header of an answer from a deprecated version
 priorities.py         priorities of keys
 warm_routes.py        targets of routes that are loaded before they are asked for, or stay loaded
 engine_versions.py    the versions that the engine holds: loaded once, forgotten when others need the room
+front.py              what every process of a gateway has: a request is checked, and the engine is asked
 gateway.py            who asks for what, what they may ask for, and what answers
 rewriting.py          answers of engines, with the name of the version written into them
 metrics.py            metrics for Prometheus, and for the gateways of Kubernetes
@@ -22,6 +23,7 @@ spans.py              spans of OpenTelemetry
 request_bodies.py     bodies of requests, read within limits
 local_routes.py       what is answered without the engine: models, health, metrics, the page
 app.py                the ASGI application, and what the engine answers
+workers/              several processes that answer clients, and one that knows names, keys, limits and versions
 page/                 the page for people: HTML, and a little JavaScript
 server.py             the process: addresses that may be bound, start and end
 """

@@ -7,13 +7,13 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapterhub.serve.engines import EngineAnswer, EngineDownError, error_text
@@ -25,7 +25,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError
 from . import api_forms, deprecations, ollama, rewriting, spans, trace_context
 from .api_forms import VERSION_HEADER
 from .cross_origin import CrossOrigin
-from .gateway import Gateway, GatewayRequest
+from .front import GatewayFront, GatewayRequest
 from .local_routes import EXCEPTION_HANDLERS, LOCAL_ROUTES
 from .problems import DOWN, ProblemError, engine_failed, problem_of
 from .request_bodies import BodyBudget, open_body, until_disconnect
@@ -39,13 +39,20 @@ _JSON, _RAW = "application/json", "application/octet-stream"
 
 
 def create_app(
-    gateway: Gateway, *, ready: Callable[[], object] = lambda: None, failed: Callable[[BaseException], object] = lambda _: None
+    gateway: GatewayFront,
+    *,
+    ready: Callable[[], object] = lambda: None,
+    failed: Callable[[BaseException], object] = lambda _: None,
+    local_routes: Sequence[BaseRoute] = LOCAL_ROUTES,
+    starts_first: bool = False,
 ) -> ASGIApp:
     """Create the application, whose engine starts and stops with the server.
 
     Args:
         ready: Called once the engine answers.
         failed: Called with the error if the engine cannot be started.
+        local_routes: What is answered without the engine.
+        starts_first: Whether nothing is answered before the engine is.
     """
 
     @asynccontextmanager
@@ -62,6 +69,8 @@ def create_app(
                 ready() if error is None else failed(error)
 
         starting.add_done_callback(report_start)
+        if starts_first:
+            await asyncio.wait([starting])
         try:
             yield
         finally:
@@ -72,7 +81,7 @@ def create_app(
     routes = [
         *(Route(path, _Generation(path), methods=["POST"]) for path in sorted(ALL_PATHS)),
         *(Route(path, _OllamaGeneration(path), methods=["POST"]) for path in (ollama.CHAT_PATH, ollama.GENERATE_PATH)),
-        *LOCAL_ROUTES,
+        *local_routes,
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # a redirect would go to the host that the client's own headers name
@@ -88,17 +97,16 @@ class _Generation:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive)
-        gateway: Gateway = scope["app"].state.gateway
+        gateway: GatewayFront = scope["app"].state.gateway
         with spans.request_span(gateway.settings.tracing, self._path, trace_context.read(request.headers)) as trace:
             name = trace_context.request_id(request.headers)
             await self._handle(gateway, request, GatewayRequest(self._path, request.headers, id=name, trace=trace), send)
 
-    async def _handle(self, gateway: Gateway, request: Request, gateway_request: GatewayRequest, send: Send) -> None:
+    async def _handle(self, gateway: GatewayFront, request: Request, gateway_request: GatewayRequest, send: Send) -> None:
         """Answer a request, if only with an error, and record it."""
         reply = _Reply(send, self._path, gateway_request)
         try:
-            gateway_request.key = gateway.key_of(gateway_request.headers)
-            with gateway.admit(gateway_request.key):
+            async with gateway.enter(gateway_request):
                 await self._answer(gateway, request, gateway_request, reply)
         except (ProblemError, EngineDownError, AdapterhubError) as error:
             problem = problem_of(error, gateway_request.model)
@@ -116,31 +124,38 @@ class _Generation:
         finally:
             _record_end(gateway, request, gateway_request, reply)
 
-    async def _answer(self, gateway: Gateway, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
+    async def _answer(self, gateway: GatewayFront, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
         """Read the body, and answer unless the client disconnects."""
         async with open_body(request, gateway.settings.max_body) as body:
             await until_disconnect(request.receive, self._forward(gateway, gateway_request, body, reply))
 
     async def _forward(
-        self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
+        self,
+        gateway: GatewayFront,
+        gateway_request: GatewayRequest,
+        body: Mapping[str, Any],
+        reply: _Reply | ollama.TranslatedReply,
     ) -> None:
         """Ask the engine, and send its answer on, rewritten for the client."""
         with gateway.meter(gateway_request, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
-                usage.has_begun = answer.status == 200 and gateway_request.path not in WITHOUT_MODEL
+                usage.has_begun = answer.status == 200 and gateway_request.engine_path not in WITHOUT_MODEL
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if answer.status == 200 and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
                         if not reply.status:  # only now, so that the headers and the first event are sent together
                             await reply.begin(gateway_request.version)
+                        if usage.has_ended:
+                            await gateway.settle(gateway_request)
                         await reply.send_piece(piece)
                     await reply.end()
                     return
                 whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
-                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {gateway_request.path}")
+                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {gateway_request.engine_path}")
             if kind != _RAW:
                 kind, whole = _JSON, rewriting.rename_model(whole, gateway_request.version, usage, expected=answer.model)
+            await gateway.settle(gateway_request)
             await reply.send_whole(200, kind, gateway_request.version, whole)
 
 
@@ -148,10 +163,14 @@ class _OllamaGeneration(_Generation):
     """A path of Ollama's API, which a chat or a completion of the engine answers."""
 
     async def _forward(
-        self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
+        self,
+        gateway: GatewayFront,
+        gateway_request: GatewayRequest,
+        body: Mapping[str, Any],
+        reply: _Reply | ollama.TranslatedReply,
     ) -> None:
         translation = ollama.Translation(self._path, body, gateway.engine.name, gateway.engine.context)
-        gateway_request.path = translation.path
+        gateway_request.engine_path = translation.path
         translated = ollama.TranslatedReply(cast(_Reply, reply), translation)
         await super()._forward(gateway, gateway_request, translation.body, translated)
 
@@ -239,14 +258,14 @@ class _Reply:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
+def _record_end(gateway: GatewayFront, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
     """Count and log a request that has ended."""
     now = time.monotonic()
     first = reply.first and reply.first - gateway_request.started
-    gateway.metrics.count(gateway_request.label, gateway_request.path, reply.status, first, now - gateway_request.started)
+    gateway.record_end(gateway_request, reply.status, first, now - gateway_request.started)
     address = request.client.host if request.client else ""
     key_name = gateway_request.key.name if gateway_request.key else ""
-    tokens = gateway.record_usage(gateway_request)
+    tokens = gateway_request.tokens
     model, took = printable(gateway_request.model[:200]), round((now - gateway_request.started) * 1000, 1)
     fields = {
         "id": reply.id,

@@ -10,16 +10,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 from adapterhub.digest import Digest
 from adapterhub.http_server import binding
 from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
-from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswer, EngineDownError
-from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
+from adapterhub.serve.engines import Blend, Engine, EngineDownError
 from adapterhub.serve.engines.engine_pool import EnginePool
-from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.usage.token_counts import TokenCounts
@@ -28,17 +26,16 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
 
-from . import api_forms, deprecations, priorities, spans
+from . import deprecations, priorities, spans
 from .engine_metrics import EngineMetrics
 from .engine_versions import EngineVersions
+from .front import GatewayFront, GatewayRequest
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
 from .metrics import Metrics, counted_name
 from .problems import BUSY, DOWN, ProblemError, not_served
 from .reloading import Rules
-from .rewriting import Usage
 from .route_file import Key, Routes
-from .trace_context import REQUEST_ID, TraceContext
 from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
@@ -50,47 +47,6 @@ VersionParts = tuple[tuple[ResolvedVersion, float], ...]
 
 
 @dataclass(slots=True)
-class GatewayRequest:
-    """The facts about a request.
-
-    Attributes:
-        path: The path of the API.
-        headers: The headers by lowercase name.
-        key: The key of the client; None if no key is needed.
-        model: The name in the request.
-        version: What answers it: the base's name, `Served.model`, or a blend of those. Empty until it is known.
-        label: The same for metrics, where all blends share one label.
-        route: The name of the route that chose the version; empty without one.
-        arm: The ref or blend that the route chose.
-        engine: The engine that was asked; empty until then.
-        usage: The tokens of the request and its answer; None until its body was read.
-        id: Its name in `x-request-id`; empty for a request of this process's own.
-        trace: Its span; None without a trace.
-        deprecated: Why a version in it is deprecated; empty if none is.
-    """
-
-    path: str
-    headers: Mapping[str, str]
-    key: Key | None = None
-    model: str = ""
-    version: str = ""
-    label: str = ""
-    route: str = ""
-    arm: str = ""
-    engine: str = ""
-    usage: Usage | None = None
-    id: str = ""
-    trace: TraceContext | None = None
-    deprecated: str = ""
-    started: float = field(default_factory=time.monotonic)
-
-    def engine_headers(self) -> dict[str, str]:
-        """Return the headers by which an engine knows the request."""
-        trace = spans.current() or self.trace
-        return {**({REQUEST_ID: self.id} if self.id else {}), **(trace.headers() if trace else {})}
-
-
-@dataclass(slots=True)
 class _WatchedRef:
     """A moving ref, the digest it meant last, and the time it was last asked for."""
 
@@ -99,11 +55,11 @@ class _WatchedRef:
     asked_at: float = field(default_factory=time.monotonic)
 
 
-class Gateway:
+class Gateway(GatewayFront):
     """An engine with names in front of it."""
 
     def __init__(self, settings: GatewaySettings, engine: Engine) -> None:
-        self.settings, self.engine = settings, engine
+        super().__init__(settings, engine)
         self._rules = Rules(settings)
         self._workspace = replace(settings.workspace, policy=lambda: self._rules.policy)
         self._leases = ExitStack()
@@ -182,6 +138,10 @@ class Gateway:
                     return ""
         return "names cannot be looked up"
 
+    def states(self) -> dict[str, object]:
+        """Return the states of its parts, for `/ready`."""
+        return {"engines": self.engine.states()} if isinstance(self.engine, EnginePool) else {}
+
     @property
     def routes(self) -> Routes:
         """The routes and the keys."""
@@ -250,24 +210,27 @@ class Gateway:
         finally:
             self._running[name] -= 1
 
-    @contextmanager
-    def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:
-        """Count the tokens of a request, also against the budget of its key, even if its client cancels it."""
-        request.usage = usage = Usage(body, path=request.path)
-        try:
-            yield usage
-        except asyncio.CancelledError:  # codespell:ignore
-            # It may have read the prompt.
-            usage.has_begun = bool(request.engine) and request.path not in WITHOUT_MODEL
-            raise
-        finally:
-            if request.key is not None and request.key.tokens is not None:
-                request.key.tokens.count(request.key.name, usage.tokens.total)
+    @asynccontextmanager
+    async def enter(self, request: GatewayRequest) -> AsyncIterator[None]:
+        """Find the key of a request, and count the request until the context ends."""
+        request.key = self.key_of(request.headers)
+        with self.admit(request.key):
+            yield
 
-    def record_usage(self, request: GatewayRequest) -> TokenCounts:
-        """Count the tokens of a request that has ended, and return them."""
-        tokens = request.usage.tokens if request.usage else TokenCounts()
-        key_name = request.key.name if request.key else ""
+    async def settle(self, request: GatewayRequest) -> None:
+        """Do nothing: in one process, the end of a request is recorded before the next request is looked at."""
+
+    def record_end(self, request: GatewayRequest, status: int, first: float | None, seconds: float) -> None:
+        """Record a request that has ended."""
+        self.metrics.count(request.label, request.path, status, first, seconds)
+        self.record_tokens(request, request.tokens)
+
+    def record_tokens(self, request: GatewayRequest, tokens: TokenCounts) -> None:
+        """Count the tokens of a request, also against the budget of its key."""
+        key = request.key
+        if key is not None and key.tokens is not None:
+            key.tokens.count(key.name, tokens.total)
+        key_name = key.name if key else ""
         self.metrics.count_tokens(request.label, key_name, request.route, request.arm, tokens)
         if request.engine:
             self._recorder.add(
@@ -279,23 +242,14 @@ class Gateway:
                 path=request.path,
                 tokens=tokens,
             )
-        return tokens
 
-    # ---- answering
+    # ---- versions
 
     @asynccontextmanager
-    async def open_answer(self, request: GatewayRequest, body: Mapping[str, Any]) -> AsyncIterator[EngineAnswer]:
-        """Ask the engine with the version that a request names; the answer ends with the context.
-
-        Raises:
-            ProblemError: The request cannot be answered in this form.
-            AdapterhubError: There is no such version, or the engine would not apply it as it was trained.
-            EngineDownError: The engine does not answer for now.
-        """
-        self._check(request, body)
-        body = priorities.with_priority(body, request.key, self.engine)
+    async def open_versions(self, request: GatewayRequest, user: str) -> AsyncIterator[Blend]:
+        """Find the versions that a request means, and keep them in the engine until the context ends."""
         with spans.span("resolve"):
-            parts = await self._resolve_parts(request, api_forms.user_of(body))
+            parts = await self._resolve_parts(request, user)
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.deprecated = deprecations.header_of(version for version, _ in parts)
@@ -304,17 +258,7 @@ class Gateway:
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
-            with spans.span("engine"):
-                request.engine, asked_at = self.engine.name, time.time_ns()
-                REQUEST_HEADERS.set(request.engine_headers())
-                answer = await self.engine.ask(request.path, api_forms.engine_body(request.path, body), blend)
-                request.engine = answer.engine or request.engine
-                answer = spans.with_first_token(answer, asked_at)
-                try:
-                    yield answer
-                finally:
-                    # Also when the client has gone: the engine must stop generating.
-                    await answer.close()
+            yield blend
 
     @asynccontextmanager
     async def _open_blend(self, model: str, parts: VersionParts) -> AsyncIterator[Blend]:
@@ -325,26 +269,6 @@ class Gateway:
                 waiting.close()
                 with counted_name(self.metrics.running, model):
                     yield blend
-
-    def _check(self, request: GatewayRequest, body: Mapping[str, Any]) -> None:
-        """Check the path and the body of a request, and record its `model`."""
-        if request.path not in self.engine.paths:
-            *first, last = sorted(self.engine.paths)
-            answered = f"{', '.join(first)} and {last}" if first else last
-            message = f"{self.engine.name}, as it was started, answers {answered}, not {request.path}"
-            raise ProblemError(404, message, code="unsupported")
-        model = body.get("model")
-        if not isinstance(model, str) or not model:
-            raise ProblemError(400, "`model` is missing, or not a text", param="model")
-        request.model = model
-        for name in self.engine.forbidden_fields:
-            if name in body:
-                message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
-                raise ProblemError(400, message, code="unsupported", param=name)
-        for name in fields_ignored(self.engine.name, request.path, body):
-            message = f"`{name}` is ignored by {self.engine.name} on {request.path}; leave it out"
-            raise ProblemError(400, message, code="unsupported", param=name)
-        api_forms.check_state(request.path, body)
 
     async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""

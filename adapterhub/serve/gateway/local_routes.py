@@ -10,14 +10,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from adapterhub.serve.engines.api_paths import RESPONSES
-from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.version import __version__
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError
 
 from . import api_forms, deprecations, metrics, ollama
 from .api_forms import VERSION_HEADER
-from .gateway import Gateway, GatewayRequest
+from .front import GatewayRequest
+from .gateway import Gateway
 from .problems import ProblemError, not_served, problem_of
 from .request_bodies import open_body
 
@@ -143,7 +143,7 @@ async def _ready(request: Request) -> Response:
     reason = await gateway.not_ready_reason()
     state = "not ready" if reason else "ready"
     document: dict[str, object] = {"status": state, "engine": gateway.engine.name, "version": __version__}
-    document |= {"engines": gateway.engine.states()} if isinstance(gateway.engine, EnginePool) else {}
+    document |= gateway.states()
     if not reason:
         return JSONResponse(document)
     return JSONResponse({**document, "reason": reason}, 503, {"retry-after": "2"})
@@ -164,17 +164,17 @@ async def _page(request: Request) -> Response:
     return Response(open_file.read_bytes(_FOLDER / name), media_type=kind, headers=_PAGE_HEADERS)
 
 
-LOCAL_ROUTES = [
+NAME_ROUTES = [
     Route(RESPONSES + "/{rest:path}", _stored_response, methods=["GET", "POST", "DELETE"]),
     Route("/api/tags", _ollama_models),
     Route("/api/show", _ollama_model, methods=["POST"]),
     Route("/api/version", _ollama_version),
     Route("/v1/models", _models),
     Route("/v1/models/{model:path}", _model),
-    Route("/health", _health),
     Route("/ready", _ready),
     Route("/metrics", _metrics),
-    *(Route(path, _page) for path in _PAGE),
 ]
+"""The paths that need the gateway's names, keys or counts."""
+LOCAL_ROUTES = [*NAME_ROUTES, Route("/health", _health), *(Route(path, _page) for path in _PAGE)]
 # Whatever has no route is answered in OpenAI's form too.
 EXCEPTION_HANDLERS: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _unknown_route, 405: _unknown_route}

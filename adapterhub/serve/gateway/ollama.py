@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from adapterhub.serve.engines import CHAT, COMPLETIONS, error_text
+from adapterhub.serve.engines.line_cutter import LineCutter
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
@@ -203,7 +204,7 @@ class TranslatedReply:
         self._started = clock()
         self._headers = {IGNORED_HEADER: ", ".join(translation.ignored)} if translation.ignored else {}
         self._end: dict[str, Any] = {"done_reason": "stop"}
-        self._model, self._remainder = "", b""
+        self._model, self._cutter = "", LineCutter()
         self._calls: dict[int, dict[str, str]] = {}  # of tools, by their index, put together from their pieces
 
     @property
@@ -227,8 +228,7 @@ class TranslatedReply:
 
     async def send_piece(self, body: bytes) -> None:
         """Send the lines for some events."""
-        *lines, self._remainder = (self._remainder + body).split(b"\n")
-        events = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: {")]
+        events = [line.removeprefix(b"data: ") for line in self._cutter.cut(body) if line.startswith(b"data: {")]
         documents = [piece for event in events for piece in self._pieces(json_file.parse_object(event, "answer"))]
         if documents:
             await self._reply.send_piece(b"".join(_json(document) + b"\n" for document in documents))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub.serve.engines import CHAT, COMPLETIONS, EngineAnswer
+from adapterhub.serve.engines.line_cutter import LineCutter
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
@@ -175,20 +176,19 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
     Raises:
         ProblemError: The stream is malformed, too long, by another model, or cut off.
     """
-    remainder, length, ended, ends = b"", 0, False, api_forms.stream_ends(usage.path)
+    cutter, length, ended, ends = LineCutter(), 0, False, api_forms.stream_ends(usage.path)
     renamer = _Renamer(model, usage, answer.model)
     async for piece in answer.body:
         length += len(piece)
-        *lines, remainder = (remainder + piece).split(b"\n")
-        if lines:
+        if lines := cutter.cut(piece):
             complete_lines = b"".join(_rewrite_line(line, renamer) + b"\n" for line in lines)
-            ended = ended or any(end in complete_lines for end in ends)
+            # Before its last event is sent on, so that its tokens can be counted before the client has all of it.
+            usage.has_ended = ended = ended or any(end in complete_lines for end in ends)
             yield complete_lines
-        if len(remainder) > _LONGEST or length > _LONGEST_STREAM:
+        if len(cutter.remainder) > _LONGEST or length > _LONGEST_STREAM:
             raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")
-    if remainder or not ended:
+    if cutter.remainder or not ended:
         raise engine_failed("its stream was cut off")
-    usage.has_ended = True
 
 
 def _rewrite_line(line: bytes, renamer: _Renamer) -> bytes:

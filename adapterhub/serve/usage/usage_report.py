@@ -100,6 +100,8 @@ def _sums(path: Path, by: Sequence[str], since: int) -> Iterator[tuple[tuple[str
         raise NotFoundError(str(path), "no usage was recorded there", code="no-usage")
     columns = ", ".join(_COLUMNS[name] for name in (*by, "version"))
     with closing(SqliteReader(path)) as database:
+        if not database.has_table("usage"):  # a gateway is creating the file at this moment
+            return
         # Only names of `_COLUMNS` are in the statement.
         rows = database.select(f"SELECT {columns}, {_SUMS} FROM usage WHERE hour >= ? GROUP BY {columns}", since)  # noqa: S608
     for row in rows:

@@ -217,6 +217,17 @@ def test_answers_are_those_of_the_engine_with_the_version(gateway: Gateway, regi
 
 
 @pytest.mark.peer
+@pytest.mark.parametrize("path", [CHAT_PATH, GENERATE_PATH])
+def test_a_request_is_recorded_under_the_path_that_its_client_asked_for(gateway: Gateway, path: str) -> None:
+    question = {"messages": TURNS} if path == CHAT_PATH else {"prompt": "hi"}
+    body = {"model": "team/a0", **question, "options": OPTIONS, "stream": False}
+    name = f"asked{path.replace('/', '-')}"
+    assert gateway.post(path, body, x_request_id=name).status == 200
+    [line] = [json.loads(line) for line in gateway.log.read_text().splitlines() if f'"id": "{name}"' in line]
+    assert (line["path"], line["status"], line["answer_tokens"] > 0) == (path, 200, True)
+    assert f'adapterhub_requests_total{{path="{path}",status="200"' in gateway.get("/metrics").body.decode()
+
+
 def test_errors_have_ollamas_form(gateway: Gateway) -> None:
     for path, body, status in (
         (CHAT_PATH, {"model": "team/none", "messages": TURNS}, 404),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_a_begin_is_an_age_or_a_date(text: str, seconds: int) -> None:
 def test_any_other_begin_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="neither an age nor a date"):
         usage_report.parse_since(text, 0)
+
+
+def test_a_file_that_a_gateway_is_creating_has_no_usage_yet(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    assert usage_report.report(tmp_path / FILE, ["key"], 0).rows == []
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE usage (hour INTEGER)")
+        assert usage_report.report(tmp_path / FILE, ["key"], 0).rows == []
 
 
 def test_without_a_record_there_is_nothing_to_sum(tmp_path: Path) -> None:
