@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import MissingExtraError, ParameterError, UsageError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from . import base_sources, sources
 from .workspace import StrPath, Workspace
@@ -98,7 +99,9 @@ def _open_engine(adapter_source: sources.Source, base: Path, workspace: Workspac
         llama_cpp.check_extra()
         with (
             _as_gguf(adapter_source, base) as adapter,
-            llama_cpp.open_engine(adapter, base, location=adapter_source.location) as engine,
+            llama_cpp.open_engine(
+                adapter, base, location=adapter_source.location, prompt=TrainedPrompt.read(adapter_source.path)
+            ) as engine,
         ):
             yield engine
         return
