@@ -8,6 +8,8 @@ from pathlib import Path
 
 from adapterhub_converters import runtime_commands
 
+VLLM_TEMPLATES = "--trust-request-chat-template"
+"""The option with which vLLM takes chat templates in requests."""
 _LOCAL_ADDRESS = ("--host", "127.0.0.1", "--port")
 
 
@@ -52,8 +54,9 @@ def vllm(
     server_words: tuple[object, ...] = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
     server_words += (*_option("--max-model-len", context), *_option("--dtype", dtype))
     lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", vllm_max_rank(rank))
-    # Without the last option, it does not say how many tokens of a prompt were in its cache.
-    return _words(*program, *server_words, *lora, "--enable-prompt-tokens-details", *extra_words)
+    # Without the first, it does not say how many tokens of a prompt were in its cache; without the second, it takes no template
+    # for a version that was trained with one of its own.
+    return _words(*program, *server_words, *lora, "--enable-prompt-tokens-details", VLLM_TEMPLATES, *extra_words)
 
 
 def vllm_max_rank(rank: int, extra_words: Sequence[str] = ()) -> int:
