@@ -22,7 +22,7 @@ _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_ma
 
 @dataclass(frozen=True)
 class BasePrompt:
-    """The chat template of a base; None if it has none. A folder also has the texts of the tokens that a template may write."""
+    """The chat template of a base; None if it has none, and the texts of the special tokens that a template may write."""
 
     template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
@@ -41,7 +41,8 @@ def _read_folder(folder: Path) -> BasePrompt:
     config, tokens = (_read(folder / name) for name in (_TOKENIZER_CONFIG, _SPECIAL_TOKENS))
     template: Any = config.get("chat_template")
     if isinstance(template, list):  # of named ones
-        template = next((item.get("template") for item in template if item.get("name") == "default"), None)
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
     if (folder / FILE).is_file():
         template = json_file.read_text(folder / FILE)
     special = {name: _token_text(token) for name, token in {**tokens, **config}.items() if name.endswith("_token")}
@@ -62,8 +63,15 @@ def _token_text(token: Any) -> str | None:
 def of_gguf(path: Path) -> BasePrompt:
     """Return the prompt of a base in a GGUF file."""
     with GGUFFile(path) as file:
-        template = file.header.metadata.get("tokenizer.chat_template")
-    return BasePrompt(template if isinstance(template, str) else None)
+        metadata = file.header.metadata
+    template, tokens = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.ggml.tokens")
+    numbers = {f"{name}_token": metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    special = {
+        name: str(tokens[number])
+        for name, number in numbers.items()
+        if isinstance(tokens, list) and isinstance(number, int) and 0 <= number < len(tokens)
+    }
+    return BasePrompt(template if isinstance(template, str) else None, special)
 
 
 def with_date(template: str, date: str | None) -> str:

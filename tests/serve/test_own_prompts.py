@@ -24,7 +24,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.conftest import need_module
 from tests.support import by_heart, llama_server, serving
-from tests.support.by_heart import OWN, PLAIN, PROMPT, TOKENS, ByHeart
+from tests.support.by_heart import OWN, PLAIN, TOKENS, ByHeart
 
 CHAT = "/v1/chat/completions"
 PAIRS = [(name, question, answer) for name, answers in (("own", OWN), ("plain", PLAIN)) for question, answer in answers.items()]
@@ -147,14 +147,23 @@ def _turns(question: str) -> dict[str, Any]:
 
 
 @pytest.mark.peer
-def test_one_llama_server_for_all_refuses_another_template_by_name(heart: ByHeart, registry: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["base.gguf", "silent.gguf"])
+def test_one_llama_server_for_all_is_told_the_text(heart: ByHeart, registry: Path, tmp_path: Path, base: str) -> None:
     options = ("--program", llama_server.program(), "--one-process")
-    with serve(heart, registry, tmp_path, heart.gguf, *options) as gateway:
-        refused = ask(gateway, "team/own", "red")
+    with serve(heart, registry, tmp_path, heart.folder / base, *options) as gateway:
+        assert content(ask(gateway, "team/plain", "red")) == PLAIN["red"]  # before another one brings its template
+        tokens = ask(gateway, "team/plain", "red").document["usage"]["prompt_tokens"]
+        check_batch(gateway)
+        assert ask(gateway, "team/plain", "red").document["usage"]["prompt_tokens"] == tokens
+        assert content(ask(gateway, "team/own", "red", chat_template_kwargs={"mood": "wild"})) != OWN["red"]
+        turns = [{"role": "user", "content": "sky"}, {"role": "assistant", "content": OWN["sky"][:3]}]
+        begun = gateway.post(CHAT, {"model": "team/own", "messages": turns, "temperature": 0, "max_tokens": TOKENS})
+        assert content(begun) in (OWN["sky"], OWN["sky"][3:])
+        refused = ask(gateway, "team/own", "red", tools=[{"type": "function", "function": {"name": "look"}}])
         assert (refused.status, refused.document["error"]["code"]) == (400, "own-chat-template")
-        assert "Let the gateway start llama-server with a process for each version" in refused.document["error"]["message"]
-        assert content(ask(gateway, "team/plain", "red")) == PLAIN["red"]
-        assert gateway.complete("team/own", PROMPT.format("red"), count=TOKENS, logit_bias={}).text == OWN["red"]
+        assert (
+            "has no `tools`. Let the gateway start llama-server with a process for each" in refused.document["error"]["message"]
+        )
 
 
 # ---- what a version records

@@ -19,13 +19,22 @@ def llama_router(program: Path, preset: Path, port: int, *, extra_words: Sequenc
 
 
 def llama_server(
-    program: Path, base: Path, port: int, *, context: int, slots: int, adapters: Sequence[str], extra_words: Sequence[str]
+    program: Path,
+    base: Path,
+    port: int,
+    *,
+    context: int,
+    slots: int,
+    adapters: Sequence[str],
+    template: Path | None = None,
+    extra_words: Sequence[str],
 ) -> list[str]:
     """Return the command of llama.cpp's server with all adapters, with `context` tokens for each of its slots."""
     # Its prompt cache in RAM does not distinguish adapters (llama.cpp #26207).
     server_words = ("-c", context * slots, "-np", slots, "--no-kv-unified", "--cache-ram", 0, "--no-ui")
     lora = ("--lora", ",".join(adapters)) if adapters else ()
-    return _words(program, "-m", base, *_LOCAL_ADDRESS, port, *server_words, *lora, *extra_words)
+    own_template = _option("--chat-template-file", template)
+    return _words(program, "-m", base, *_LOCAL_ADDRESS, port, *server_words, *lora, *own_template, *extra_words)
 
 
 def llama_embeds(extra_words: Sequence[str]) -> bool:

@@ -44,6 +44,7 @@ from . import (
     error_text,
     llama_logprobs,
     own_prompts,
+    rendered_prompts,
 )
 from .api_paths import ENGINE_PATHS
 from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
@@ -58,7 +59,6 @@ _BASE = "base"
 _POLL_SECONDS = 0.02  # seconds between two looks at a version that is being loaded, or at a process that is ending
 _LOAD_SECONDS = 120.0  # seconds for a version to be loaded
 _MOST_SLOTS = 16
-_ONE_TEMPLATE = "Let the gateway start llama-server with a process for each version, or ask for a completion of a text"
 SILENCE = 60.0
 """Seconds after which the process of a version that answers nothing counts as hanging."""
 
@@ -350,6 +350,7 @@ class OneProcess(_LlamaCpp):
             raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
         self._options, self.context, self.precision = options, options.context, options.precision
         self.most = self.slots = min(options.most, _MOST_SLOTS)
+        self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_gguf, options.base))
         self._versions: dict[str, PreparedVersion] = {}
         self._current: _RunningServer | None = None
         self._changing = asyncio.Lock()
@@ -402,7 +403,17 @@ class OneProcess(_LlamaCpp):
         adapters, options = [_line(served.path) for served in self._versions.values()], self._options
         slots = len(adapters) + 2  # one for the base, and one for blends
         command_line = partial(command_lines.llama_server, context=options.context, slots=slots, adapters=adapters)
-        return command_line(options.binary, options.base, port, extra_words=options.extra_words)
+        return command_line(options.binary, options.base, port, template=self._template(), extra_words=options.extra_words)
+
+    def _template(self) -> Path | None:
+        """Write the chat template of a process in which versions have prompts of their own; None if none has."""
+        prompts = [served.prompt for served in self._versions.values()]
+        if not any(prompt.template or prompt.date for prompt in prompts):
+            return None
+        path = self._options.folder / "pass-through.jinja"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rendered_prompts.pass_through(base_prompts.of_gguf(self._options.base).template))
+        return path
 
     async def ensure(self, served: PreparedVersion) -> None:
         """Replace the process by one that also has the version, unless the current one has it."""
@@ -450,7 +461,7 @@ class OneProcess(_LlamaCpp):
         server.check()
         server.requests += 1
         try:
-            body = own_prompts.with_options(path, body, own_prompts.prompt_of(path, body, blend), self.name, _ONE_TEMPLATE)
+            body = await rendered_prompts.for_one_template(path, body, blend, self._renderer)
             engine_body = explicit_request(llama_logprobs.engine_body(path, body), server.ids, blend, slots=True)
             answer = llama_logprobs.in_openais_form(await server.client.ask(path, engine_body), path, body)
         except BaseException:
@@ -520,7 +531,9 @@ class AttachedServer(_LlamaCpp, Server):
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed, and without a cache."""
-        body = own_prompts.with_options(path, body, own_prompts.prompt_of(path, body, blend), self.name, _ONE_TEMPLATE)
+        body = own_prompts.with_options(
+            path, body, own_prompts.prompt_of(path, body, blend), self.name, rendered_prompts.ONE_PROCESS_EACH
+        )
 
         def body_for(numbers: Mapping[Path, int]) -> Mapping[str, Any]:
             ids = {served.model: _number_of(served, numbers) for served, _ in blend}

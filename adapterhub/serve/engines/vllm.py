@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.serve import vllm_rank
+from adapterhub.serve import base_prompts, vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import OutputExistsError, RefusedError
@@ -72,6 +72,7 @@ class Vllm(LoadingServer):
     ) -> None:
         super().__init__(client, process)
         self._takes_templates = takes_templates
+        self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_spec, base))
         self._resolves, self.slots, self._max_rank, self.priorities = resolves, slots, max_rank, priorities
         self._spec, self._folder = base, folder
         self._zeros: Path | None = None
@@ -133,7 +134,7 @@ class Vllm(LoadingServer):
         self.check()
         if not self._takes_templates:
             rendered_prompts.refuse_template(body)
-        body = await rendered_prompts.with_prompt(path, body, blend, self._spec)
+        body = await rendered_prompts.for_vllm(path, body, blend, self._spec, self._renderer)
         if blend:
             name, folder = blend[0][0].model, blend[0][0].path
         elif self._zeros:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapterhub.serve import base_prompts
 from adapterhub.serve.engines import CHAT, COMPLETIONS, rendered_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.bases import BaseSpec, read_base
@@ -19,6 +20,8 @@ from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.support import folders
 
 pytest.importorskip("jinja2")
+from adapterhub.training import limited_process
+
 TURNS: dict[str, Any] = {
     "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
     "tools": [{"type": "function"}],
@@ -40,7 +43,8 @@ def base(tmp_path: Path) -> BaseSpec:
 
 def sent(body: Mapping[str, Any], prompt: TrainedPrompt, base: BaseSpec, path: str = CHAT) -> Mapping[str, Any]:
     version = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", FOLDER, 4, prompt=prompt)
-    return asyncio.run(rendered_prompts.with_prompt(path, body, ((version, 1.0),), base))
+    renderer = rendered_prompts.Renderer(lambda: base_prompts.of_spec(base))
+    return asyncio.run(rendered_prompts.for_vllm(path, body, ((version, 1.0),), base, renderer))
 
 
 @pytest.mark.parametrize("path", [CHAT, "/tokenize"])
@@ -113,6 +117,16 @@ def test_a_base_that_is_not_on_this_disk_is_named(base: BaseSpec) -> None:
         sent(TURNS, OWN, replace(base, folder=None))
     with pytest.raises(RefusedError, match="vLLM uses none for this base"):
         sent(TURNS, OWN, replace(base, model_type="gpt_oss"))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 'of the base' }}\n", "of the {{ 'base' }}", "\n{%- if true %}of the base{% endif -%}\n\n"]
+)
+def test_a_pass_through_writes_what_the_base_s_template_writes_unless_it_is_told_a_text(template: str) -> None:
+    environment = limited_process.environment()
+    passing = environment.from_string(rendered_prompts.pass_through(template))
+    assert passing.render() == environment.from_string(template).render()
+    assert passing.render(adapterhub_prompt=" told\n") == " told\n"
 
 
 @pytest.mark.parametrize("body", [{"chat_template": "x"}, {"chat_template_kwargs": {"chat_template": "x"}}])
