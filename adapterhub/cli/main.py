@@ -36,7 +36,7 @@ EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal
 _EXTRAS = {
     "torch": ("train",), "transformers": ("train",), "tokenizers": ("train",), "safetensors": ("train",), "peft": ("dev",),
     "llguidance": ("train",),
-    "bitsandbytes": ("demo",), "jinja2": ("train", "hub", "run"), "matplotlib": ("plot",), "obstore": ("objectstore",),
+    "bitsandbytes": ("demo",), "jinja2": ("train", "hub", "run", "serve"), "matplotlib": ("plot",), "obstore": ("objectstore",),
     "starlette": ("hub", "serve"), "uvicorn": ("hub", "serve"), "prometheus_client": ("hub", "serve"), "httpcore2": ("serve",),
     "nh3": ("hub",), "lz4": ("hub",), "markdown_it": ("hub",), "markupsafe": ("hub",),
     "psycopg": ("postgres",), "psycopg_pool": ("postgres",), "cryptography": ("sign",), "pkcs11": ("pkcs11",),

@@ -3,6 +3,7 @@
     ADAPTERHUB_VLLM_ALLOW   patterns of names that may be asked for, such as `team/*,other/sql`; without it, nothing happens
     ADAPTERHUB_VLLM_TAGS    `refuse` (default) or `pin`: how to treat names that may move
     ADAPTERHUB_VLLM_BASE    the base model, if the name that vLLM has for it leads nowhere
+    ADAPTERHUB_VLLM_CHATS   `base` (default) or `client`: whose chat template asks adapters; a gateway is such a client
     ADAPTERHUB_REMOTE       the URL or the name of the remote to pull versions from; without it, they are in the registry
 
 The registry, the policy, credentials and caches are those of the command line.
@@ -11,6 +12,7 @@ The registry, the policy, credentials and caches are those of the command line.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +26,8 @@ from . import environment
 from .options import Settings
 
 ALLOW, TAGS, BASE = "ADAPTERHUB_VLLM_ALLOW", "ADAPTERHUB_VLLM_TAGS", "ADAPTERHUB_VLLM_BASE"
-_TAGS = ("refuse", "pin")
+CHATS = "ADAPTERHUB_VLLM_CHATS"
+_TAGS, _CHATS = ("refuse", "pin"), ("base", "client")
 
 
 def register() -> None:
@@ -43,9 +46,7 @@ def settings() -> vllm_plugin.Settings | None:
     if not names.strip(", "):
         return None
     allowed = AllowedNames.from_patterns([names])
-    tags = os.environ.get(TAGS) or _TAGS[0]
-    if tags not in _TAGS:
-        raise RuntimeError(f"{TAGS}={tags!r} is not one of {', '.join(_TAGS)}")
+    tags, chats = _choice(TAGS, _TAGS), _choice(CHATS, _CHATS)
     remote = os.environ.get(environment.REMOTE, "")
     if "://" in remote:
         try:
@@ -54,7 +55,17 @@ def settings() -> vllm_plugin.Settings | None:
             raise RuntimeError(f"{environment.REMOTE}: {error}") from None
     remote_name = "" if "://" in remote else remote
     base = os.environ.get(BASE, "")
-    return vllm_plugin.Settings(allowed, _workspace, partial(_address, remote), remote_name, base, pin=tags == "pin")
+    address = partial(_address, remote)
+    options = {"pin": tags == "pin", "clients_render": chats == "client"}
+    return vllm_plugin.Settings(allowed, _workspace, address, remote_name, base, **options)
+
+
+def _choice(variable: str, values: Sequence[str]) -> str:
+    """Return the value of a variable, by default the first of `values`."""
+    value = os.environ.get(variable) or values[0]
+    if value not in values:
+        raise RuntimeError(f"{variable}={value!r} is not one of {', '.join(values)}")
+    return value
 
 
 def _workspace() -> Workspace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from adapterhub.training.model.loading import load
 from adapterhub.training.model.probes import isolates_documents, share_rows
 from adapterhub.training.train_config import BaseConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from .pairs import PairRows, are_pairs, preference_of
 from .results import EvaluationOptions, EvaluationResult
@@ -54,7 +54,7 @@ def compare(
         adapter_transfer.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _table(factors.training.config if factors.training else None, "data")
-        _give_template(model.tokenizer, adapter.folder, recorded)
+        chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))
         evaluated_files, training_files = (
             [_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on)
         )
@@ -119,19 +119,6 @@ def _pair_rows(
         return None, [f"the sides of the pairs are not compared: {problem}"]
     rows = dataset.rows if tokens is None else sample(dataset.packed, tokens)
     return PairRows(rows, preference), [note for note in dataset.notes if " pairs are left out" in note]
-
-
-def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> None:
-    """Make `tokenizer` use the chat template, options and date of the adapter's training."""
-    chat_template.adopt(tokenizer, folder)
-    date, option_pairs = recorded.get("date"), recorded.get("template_options")
-    try:
-        datetime.date.fromisoformat(date)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        date = None
-    # The record of another trainer may contain anything.
-    is_valid = isinstance(option_pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in option_pairs)
-    chat_template.set_variables(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
 
 
 def _read_file(path: Path, recorded: dict[str, Any], *, pairs: bool = False) -> document_files.DataFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from adapterhub.training.data import chat_template
 from adapterhub.training.model.base_model import Base
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _GENERATION_CONFIG = "generation_config.json"
@@ -41,9 +43,19 @@ class Text:
         self.longest_token = max(map(len, self._tokenizer.get_vocab()))
         self.ends = _stop_tokens(path / _GENERATION_CONFIG, config, self._tokenizer)
 
+    def with_prompt(self, prompt: TrainedPrompt) -> Text:
+        """Return the same texts with the conversations of an adapter."""
+        if not prompt:
+            return self
+        texts = copy.copy(self)
+        # A shallow copy: only its template and the template's variables differ.
+        texts._tokenizer = copy.copy(self._tokenizer)
+        chat_template.apply(texts._tokenizer, prompt)
+        return texts
+
     @property
     def has_template(self) -> bool:
-        """Whether the base has a chat template."""
+        """Whether there is a chat template."""
         return bool(self._tokenizer.chat_template)
 
     @property

@@ -20,6 +20,7 @@ import numpy as np
 from adapterhub.training.data import chat_template
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import Prompt
 
@@ -49,8 +50,13 @@ def load_library() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def open_engine(adapter: Path | None, base: Path, *, location: str, threads: int | None = None) -> Iterator[LlamaCppEngine]:
+def open_engine(
+    adapter: Path | None, base: Path, *, location: str, prompt: TrainedPrompt = PROMPT_OF_BASE, threads: int | None = None
+) -> Iterator[LlamaCppEngine]:
     """Load a GGUF base and a GGUF adapter called `location` in messages; by default, with a thread for each usable core.
+
+    Args:
+        prompt: How the adapter was trained to be asked.
 
     Raises:
         FormatError: llama.cpp cannot load the base.
@@ -85,7 +91,7 @@ def open_engine(adapter: Path | None, base: Path, *, location: str, threads: int
             raise FormatError(str(base), f"llama.cpp cannot load it ({_failure_reason(log)})")
         engine = LlamaCppEngine((ffi, lib), model, metadata, log, location=str(base), threads=threads or _usable_cores())
         if adapter is not None:
-            engine.adapter = engine.load_adapter(adapter, location)
+            engine.adapter, engine.prompt = engine.load_adapter(adapter, location), prompt
         yield engine
     finally:
         if model != ffi.NULL:
@@ -108,10 +114,12 @@ class LlamaCppEngine:
 
     Attributes:
         adapter: The adapter that `start_decoding` applies; None for none.
+        prompt: The prompt of that adapter.
         size: The number of tokens in the vocabulary.
     """
 
     name = "llama.cpp"
+    prompt = PROMPT_OF_BASE
 
     def __init__(
         self,
@@ -132,10 +140,11 @@ class LlamaCppEngine:
         self._template = metadata.get("tokenizer.chat_template")
         self.max_context: int | None = int(self._lib.llama_model_n_ctx_train(model)) or None
 
-    @property
-    def has_template(self) -> bool:
-        """Whether the model has a chat template."""
-        return isinstance(self._template, str)
+    def template_of(self, prompt: TrainedPrompt) -> str | None:
+        """Return the chat template of a prompt: its own, or the model's; None if there is none."""
+        if prompt.template is not None:
+            return prompt.template
+        return self._template if isinstance(self._template, str) else None
 
     def load_adapter(self, adapter: Path, location: str) -> Any:
         """Load an adapter for `context`; `location` is its name in messages.
@@ -156,21 +165,33 @@ class LlamaCppEngine:
         self._lib.llama_adapter_lora_free(adapter)
 
     def text_of(self, prompt: Prompt) -> str:
-        """Render the model's own template in its own limited process; a model without one continues the text."""
-        return prompt.text if prompt.raw or not self.has_template else self.conversation(prompt.messages)
+        """Render the chat template in its own limited process; without one, continue the text."""
+        is_raw = prompt.raw or self.template_of(self.prompt) is None
+        return prompt.text if is_raw else self.conversation(prompt.messages, prompt=self.prompt)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
-        """Render the model's own template, up to the beginning of the answer, in its own limited process."""
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[Any] | None = None,
+        *,
+        prompt: TrainedPrompt = PROMPT_OF_BASE,
+    ) -> str:
+        """Render the template of a prompt, up to the beginning of the answer, in its own limited process."""
         special = {f"{name}_token": self._special(name) for name in ("bos", "eos")}
-        variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
-        return chat_template.render_variables(str(self._template), {**special, **variables}, location=self.location)
+        conversation = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
+        variables = {**special, **prompt.variables, **conversation}
+        return chat_template.render_variables(str(self.template_of(prompt)), variables, location=self.location)
 
     def _special(self, name: str) -> str:
         tokens, number = self._metadata.get("tokenizer.ggml.tokens"), self._metadata.get(f"tokenizer.ggml.{name}_token_id")
         return str(tokens[number]) if isinstance(tokens, list) and isinstance(number, int) and 0 <= number < len(tokens) else ""
 
     def tokens(self, text: str, *, raw: bool) -> list[int]:
-        """Return the ids; special tokens such as `<|im_start|>` are recognized, and a template writes them itself.
+        """Return the ids; a template writes the special tokens itself."""
+        return self.encode(text, special=raw or self.template_of(self.prompt) is None)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the ids, with `special` those that the model expects at a start; `<|im_start|>` and others are recognized.
 
         Raises:
             RefusedError: The file has no tokenizer.
@@ -180,7 +201,7 @@ class LlamaCppEngine:
                 self.location, "contains no tokenizer", "Convert the model again, from a folder with tokenizer.json"
             )
         encoded = text.encode()
-        count, special = -len(encoded) - 8, raw or not self.has_template
+        count = -len(encoded) - 8
         while (
             count < 0
         ):  # a negative count is the room needed: SentencePiece's space has three bytes, which may be three tokens

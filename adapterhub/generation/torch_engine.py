@@ -24,6 +24,7 @@ from adapterhub.training.model.loading import load
 from adapterhub.training.train_config import BaseConfig
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from . import Prompt, hf_text
 
@@ -46,7 +47,7 @@ def open_engine(
         model = load(files, config, layers, location=location, progress=progress, device=device)
     if adapter is not None and factors is not None:
         adapter_transfer.copy_into_model(model, factors)
-        chat_template.adopt(model.tokenizer, adapter.folder)
+        chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))
     model.model.eval()
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         yield TorchEngine(model, factors, base, stack)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapterhub_converters.errors import MissingExtraError, ParameterError, UsageError
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import base_sources, sources
 from .workspace import StrPath, Workspace
@@ -100,7 +101,11 @@ def _open_engine(adapter_source: sources.Source | None, base: Path, workspace: W
 
         llama_cpp.check_extra()
         location = str(base) if adapter_source is None else adapter_source.location
-        with _as_gguf(adapter_source, base) as adapter, llama_cpp.open_engine(adapter, base, location=location) as engine:
+        prompt = PROMPT_OF_BASE if adapter_source is None else TrainedPrompt.read(adapter_source.path)
+        with (
+            _as_gguf(adapter_source, base) as adapter,
+            llama_cpp.open_engine(adapter, base, location=location, prompt=prompt) as engine,
+        ):
             yield engine
         return
     if not base.is_dir():

@@ -35,9 +35,12 @@ from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.file_lock import wait_for_lock
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, OutputExistsError, RefusedError
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 UNUSED = 30 * 24.0
 """Hours since it was last resolved, after which a gc removes a folder without a lease."""
+OWN_TEMPLATE = "own-chat-template"
+"""The code of the error for a version that would be asked by another chat template than in its training."""
 _RECORD = "served.json"
 _NAMES = "names"
 _ABANDONED = 24 * 3600.0  # seconds after which hidden folders count as left by killed processes
@@ -56,6 +59,7 @@ class PreparedVersion:
         rank: The largest rank of its modules.
         flags: The command-line options that the runtime needs for it.
         notes: What was converted or folded, and the conditions of the verdict, one line each.
+        prompt: How it was trained to be asked, if not by the template of its base.
     """
 
     ref: str
@@ -66,6 +70,7 @@ class PreparedVersion:
     rank: int
     flags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    prompt: TrainedPrompt = PROMPT_OF_BASE
 
     @property
     def model(self) -> str:
@@ -82,12 +87,14 @@ class FolderRecord:
         modules: The last parts of the names of its modules, sorted.
         notes: What was converted or folded, and the conditions of the verdict.
         file: The file that the runtime reads; empty for the folder itself.
+        prompt: How it was trained to be asked.
     """
 
     rank: int
     modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     file: str = ""
+    prompt: TrainedPrompt = PROMPT_OF_BASE
 
 
 @dataclass
@@ -317,6 +324,6 @@ def _read_verified(folder: Path) -> FolderRecord | None:
         return None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     try:
-        return FolderRecord(**values)
-    except TypeError:  # members written by another version of adapterhub
+        return FolderRecord(**{**values, "prompt": TrainedPrompt.from_document(values["prompt"])})
+    except (KeyError, TypeError):  # members written by another version of adapterhub
         return None

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations import base_sources, policy_checks, pull, sources
 from adapterhub.operations.signature_checks import VersionNames, needs_signature
@@ -31,7 +32,9 @@ from adapterhub_converters.errors import (
     RemoteError,
     UsageError,
 )
+from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
 
+from . import base_prompts
 from .model_names import is_full_digest
 from .prepared_versions import FolderRecord, PreparedVersion, ServedFolder
 
@@ -257,6 +260,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
             pulled.mkdir()
             version.write(pulled)
             source = resolve_adapter(pulled)
+            prompt = _own_prompt(source, base)
             report = checks.check(source, base=base, limit=_MOST_PROBLEMS, display_name=version.ref)
             # SGLang applies one rank and one alpha per adapter, so every version is folded for it.
             if runtime == "sglang":
@@ -279,7 +283,19 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
         raise RefusedError(version.ref, problem, code="rank-above-max")
     conditions = report.verdicts[runtime].reasons
     file = str(resolve_adapter(folder).relative_to(folder)) if reads == "gguf" else ""
-    return FolderRecord(rank, tuple(modules), tuple(dict.fromkeys((*notes, *conditions))), file)
+    return FolderRecord(rank, tuple(modules), tuple(dict.fromkeys((*notes, *conditions))), file, prompt)
+
+
+def _own_prompt(source: Path, base: BaseSpec | None) -> TrainedPrompt:
+    """Return the prompt of an adapter as far as it differs from that of its base, whose template trainers store with it."""
+    prompt = TrainedPrompt.read(source)
+    if prompt.template and base is not None and sha256_bytes(prompt.template.encode()) == base.chat_template_digest:
+        prompt = replace(prompt, template=None)
+    template = prompt.template
+    if template is None and prompt.date and base is not None and (base_prompt := base_prompts.of_spec(base)):
+        template = base_prompt.template or ""
+    # A date counts only if the template writes one.
+    return prompt if template is None or CLOCK in template else replace(prompt, date=None)
 
 
 def _move(pulled: Path, folder: Path) -> None:
@@ -339,6 +355,7 @@ def _with_flags(
         path / record.file if record.file else path,
         record.rank,
         notes=record.notes,
+        prompt=record.prompt,
     )
     base_name = (str(base.folder) if base.folder else base.repo or base.source) if base else ""
     flags = runtime_commands.flags(

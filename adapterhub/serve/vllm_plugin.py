@@ -7,6 +7,8 @@ vLLM 0.32 and 0.33 ask resolvers for names that they do not know (`vllm/lora/res
   until this process ends;
 - serve the base, with the adapter's name and status 200, if the adapter fits no module: `resolving` refuses whatever would not
   be applied as it was trained;
+- ask all adapters by the chat template of the base: versions that were trained with one of their own are refused, unless
+  clients send it;
 - pass on the text of errors, but not why an adapter could not be loaded: a rank above its maximum is refused here.
 
 `cli/vllm_settings.py` has the entry point, which reads the environment. Nothing of vLLM is imported before `register`, which
@@ -34,7 +36,7 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFound
 
 from . import model_names, resolving, vllm_rank
 from .model_names import NOT_SERVED, AllowedNames
-from .prepared_versions import PreparedVersion, ServedLease
+from .prepared_versions import OWN_TEMPLATE, PreparedVersion, ServedLease
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -43,6 +45,7 @@ RESOLVER = "adapterhub"
 """The name of the resolver in vLLM."""
 MOVING, BLEND, TOO_MANY = "moving-tag", "blend", "too-many-names"
 """The codes of errors for requests that vLLM cannot serve under one name."""
+_OTHER_PROMPT = "was trained with a chat template, options or a date of its own, and vLLM asks all adapters as it asks the base"
 _WORKERS = 4
 _RETRY_SECONDS = 10.0  # seconds after which a refused name is looked up again
 _MOST_REFUSALS = 1024  # refused names that are remembered
@@ -64,6 +67,7 @@ class Settings:
         remote: The name of that remote, which names may begin with; empty if it has none.
         base: The base model, if vLLM's name for it does not lead to its config; empty for vLLM's name.
         pin: Serve names that may move, as the version they meant first, until the process ends.
+        clients_render: Serve versions with a chat template of their own, which clients send with each conversation.
         patience: Seconds that a request waits for its adapter; the work continues for later requests.
     """
 
@@ -73,6 +77,7 @@ class Settings:
     remote: str = ""
     base: str = ""
     pin: bool = False
+    clients_render: bool = False
     patience: float = 60.0
 
 
@@ -239,6 +244,8 @@ class _Environment:
                 raise LocalIOError(error.where, error.what) from error
             raise
         vllm_rank.check(served.ref, served.rank, max_rank)
+        if served.prompt and not self._settings.clients_render:
+            raise RefusedError(served.ref, _OTHER_PROMPT, "Serve it through a gateway", code=OWN_TEMPLATE)
         lease.add(served)
         return served
 

@@ -298,16 +298,14 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
 
     A template that asks for a date gets the config's, else that of the checkpoint at `path`, else today's; a note says so.
     """
-    data = config.data
-    if data.chat_template is not None:
-        chat_template.choose(tokenizer, data.chat_template, config.resolve(data.chat_template), config.location)
+    prompt = chat_template.configured(config, tokenizer)
+    chat_template.apply(tokenizer, dataclasses.replace(prompt, date=None))
     if not chat_template.has_clock(tokenizer):
-        chat_template.set_variables(tokenizer, data.template_options, None)
         return config, []
-    date = data.date or training_checkpoint.date(path) or _today()
-    chat_template.set_variables(tokenizer, data.template_options, date)
+    date = prompt.date or training_checkpoint.date(path) or _today()
+    chat_template.apply(tokenizer, dataclasses.replace(prompt, date=date))
     note = f"the chat template writes a date: {date}, in all conversations and in the record; [data] date sets it"
-    return dataclasses.replace(config, data=dataclasses.replace(data, date=date)), [note]
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, date=date)), [note]
 
 
 def _today() -> str:

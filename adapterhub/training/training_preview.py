@@ -37,9 +37,7 @@ def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> P
 
     with BaseFiles(config.resolve(config.base.path)) as files:
         spec, tokenizer = files.spec, _tokenizer(files)
-    if config.data.chat_template is not None:
-        chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.location)
-    chat_template.set_variables(tokenizer, config.data.template_options, config.data.date)
+    chat_template.apply(tokenizer, chat_template.configured(config, tokenizer))
     data_survey = survey(config, tokenizer)
     rate = _matmul_rate(config) if on_this_machine else None
     return Preview(

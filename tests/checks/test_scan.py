@@ -200,6 +200,12 @@ def test_bytes_within_a_gguf_that_belong_to_no_tensor_are_found(tmp_path: Path) 
     assert "trailing-data" in codes(tmp_path / "a.gguf")
 
 
+@pytest.mark.parametrize("key", ["tokenizer.chat_template", "tokenizer.chat_template.tool_use", "adapterhub.chat_template"])
+def test_a_template_in_a_gguf_is_read_whoever_wrote_it(tmp_path: Path, key: str) -> None:
+    (tmp_path / "a.gguf").write_bytes(malicious.gguf(tmp_path, "{{ ''.__class__.__mro__ }}", key=key))
+    assert "template-escape" in codes(tmp_path / "a.gguf")
+
+
 @pytest.mark.parametrize("inside", [malicious.elf(), malicious.pe(), malicious.tarred("x"), malicious.zipped(a_txt=b"x")])
 def test_a_file_within_the_numbers_of_weights_is_found(tmp_path: Path, inside: bytes) -> None:
     data = b"\0" * 100 + inside + b"\0" * 100

@@ -14,6 +14,7 @@ VARIABLES = (
     "ADAPTERHUB_VLLM_ALLOW",
     "ADAPTERHUB_VLLM_TAGS",
     "ADAPTERHUB_VLLM_BASE",
+    "ADAPTERHUB_VLLM_CHATS",
     "ADAPTERHUB_REMOTE",
     "ADAPTERHUB_REGISTRY",
 )
@@ -50,9 +51,12 @@ def test_what_is_not_said_is_the_careful_choice(tmp_path: Path, monkeypatch: pyt
     settings = vllm_settings.settings()
     assert settings is not None
     assert (settings.allowed.patterns, settings.pin, settings.base) == (("team/*", "other/sql"), False, "")
+    assert not settings.clients_render
     assert settings.address("team/sql:v2") == "team/sql:v2"
     monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tmp_path / "mine"))
     assert settings.workspace().folder() == tmp_path / "mine"
+    monkeypatch.setenv("ADAPTERHUB_VLLM_CHATS", "client")
+    assert getattr(vllm_settings.settings(), "clients_render", False)
     monkeypatch.setenv("ADAPTERHUB_VLLM_TAGS", "latest")
     with pytest.raises(RuntimeError, match="ADAPTERHUB_VLLM_TAGS='latest' is not one of refuse, pin"):
         vllm_settings.settings()

@@ -116,6 +116,21 @@ def test_a_rank_above_the_maximum_of_vllm_is_refused_with_the_option_to_raise(
     assert server.find("sql:v1") != [None]
 
 
+def test_a_version_with_a_template_of_its_own_is_refused_unless_clients_send_it(
+    start: Callable[..., Server],
+) -> None:
+    server = start()
+    adapter(Path("own"), Q)
+    Path("own/chat_template.jinja").write_text("{{ messages }}")
+    ah.push("own", "team/own", workspace=server.workspace)
+    with pytest.raises(RefusedError, match="vLLM asks all adapters as it asks the base. Serve it through a gateway") as refused:
+        server.find("team/own:v1")
+    assert refused.value.code == "own-chat-template"
+    [served] = start(clients_render=True).find("team/own:v1")
+    assert served is not None
+    assert served.prompt.template == "{{ messages }}"
+
+
 def test_the_maximum_rank_is_that_of_the_server_that_calls() -> None:
     class OpenAIServingModels:  # vLLM 0.32: entrypoints/openai/models/serving.py
         def __init__(self, lora: object) -> None:

@@ -65,11 +65,11 @@ def weights(folder: Path, **metadata: str) -> bytes:
     return raw
 
 
-def gguf(folder: Path, template: str, data: bytes = b"") -> bytes:
+def gguf(folder: Path, template: str, data: bytes = b"", *, key: str = "tokenizer.chat_template") -> bytes:
     """A GGUF file without tensors, with a chat template, and what is appended to it."""
     keys = {
         "general.architecture": gguf_file.string_value("llama"),
-        "tokenizer.chat_template": gguf_file.string_value(template),
+        key: gguf_file.string_value(template),
     }
     gguf_file.write(folder / "g", keys, {})
     raw = (folder / "g").read_bytes()

@@ -127,11 +127,17 @@ def test_a_template_of_ones_own_is_kept_in_the_adapter_and_used_by_eval(chats: P
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
+def with_template(name: str) -> train.TrainConfig:
+    """A config with a template by its name."""
+    text = f'[base]\npath = "m"\n[data]\ntrain = "t"\nchat_template = "{name}"\n'
+    return config_file.parse(text, folder=Path(), location="c.toml")
+
+
 @pytest.mark.parametrize(("name", "answer"), [("chatml", "a<|im_end|>\n"), ("plain", " a<|im_end|>")])
 def test_templates_by_name(name: str, answer: str, plain_base: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
-    chat_template.choose(tokenizer, name, plain_base / name, "c.toml")
+    chat_template.apply(tokenizer, chat_template.configured(with_template(name), tokenizer))
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     example = encode({"messages": turns}, tokenizer, loss="completion", location="")
     assert tokenizer.decode(example.ids[example.trained]).startswith(answer)
@@ -145,4 +151,4 @@ def test_chatml_needs_a_tokenizer_with_its_marks(plain_base: Path) -> None:
     (plain_base / "tokenizer_config.json").write_text(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
     with pytest.raises(RefusedError, match=r'no token <\|im_end\|>, with which chatml ends what somebody says. Set "plain"'):
-        chat_template.choose(tokenizer, "chatml", plain_base, "c.toml")
+        chat_template.configured(with_template("chatml"), tokenizer)

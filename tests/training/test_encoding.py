@@ -12,8 +12,10 @@ from adapterhub_converters.errors import FormatError
 
 # It does not end for one conversation, and takes none that says "no".
 PICKY = (
-    "{% for m in messages %}{% if 'forever' in m.content|string %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
-    "{% endfor %}{% elif 'no' in m.content|string %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+    "{% for m in messages %}{% if 'forever' in m.content|string %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    "{% elif 'no' in m.content|string %}{{ raise_exception('no') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }};{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 

@@ -15,6 +15,7 @@ from adapterhub.training.data import chat_template
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data.document_files import read
 from adapterhub.training.data.examples import Example, encode
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 QUESTION, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
@@ -36,7 +37,7 @@ def template_names() -> list[str]:
 def with_template(tokenizer: Any, template: str, **options: object) -> Any:
     templated = copy.copy(tokenizer)
     templated.chat_template = template
-    chat_template.set_variables(templated, options, "2026-01-01")
+    chat_template.apply(templated, TrainedPrompt(None, tuple(options.items()), "2026-01-01"))
     return templated
 
 

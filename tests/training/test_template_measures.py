@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 from adapterhub.training.data import chat_template, template_measures, template_renderers
 from adapterhub.training.data.conversation import Conversation
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.training.conftest import TEMPLATE
 from tests.training.test_data import FORGETFUL, OPENING, TOOLS, say, trls
 from tests.training.test_template_matrix import CONVERSATIONS, TEMPLATES
@@ -54,7 +55,7 @@ def test_measures_locate_every_answer_where_rendering_it_alone_does(name: str, t
     templated = copy.copy(tokenizer)
     templated.chat_template = trls(name)
     for options in ({}, {"enable_thinking": False}):
-        chat_template.set_variables(templated, options, "2026-01-01")
+        chat_template.apply(templated, TrainedPrompt(None, tuple(options.items()), "2026-01-01"))
         for turns in (CONVERSATIONS | LONG).values():
             assert located(templated, turns, fast=True)[0] == located(templated, turns, fast=False)[0]
 

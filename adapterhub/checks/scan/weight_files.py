@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from adapterhub.checks.report import Problem
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.trained_prompt import GGUF_KEY
 
 from . import archives, markup, templates
 from .scanned_file import ScannedFile
@@ -14,7 +15,7 @@ from .scanned_file import ScannedFile
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 100_000
 _MAX_TEXT = 16 << 20  # characters of a header
-_TEMPLATES = "tokenizer.chat_template"  # and those whose names begin with it
+_TEMPLATES = ("tokenizer.chat_template", GGUF_KEY)  # and keys that begin with these
 _CODES = {"trailing": "trailing-data", "hole": "hidden-data"}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from adapterhub_converters import runtime_commands
 
+VLLM_TEMPLATES = "--trust-request-chat-template"
+"""The option with which vLLM takes chat templates in requests."""
 _LOCAL_ADDRESS = ("--host", "127.0.0.1", "--port")
 
 
@@ -17,13 +19,22 @@ def llama_router(program: Path, preset: Path, port: int, *, extra_words: Sequenc
 
 
 def llama_server(
-    program: Path, base: Path, port: int, *, context: int, slots: int, adapters: Sequence[str], extra_words: Sequence[str]
+    program: Path,
+    base: Path,
+    port: int,
+    *,
+    context: int,
+    slots: int,
+    adapters: Sequence[str],
+    template: Path | None = None,
+    extra_words: Sequence[str],
 ) -> list[str]:
     """Return the command of llama.cpp's server with all adapters, with `context` tokens for each of its slots."""
     # Its prompt cache in RAM does not distinguish adapters (llama.cpp #26207).
     server_words = ("-c", context * slots, "-np", slots, "--no-kv-unified", "--cache-ram", 0, "--no-ui")
     lora = ("--lora", ",".join(adapters)) if adapters else ()
-    return _words(program, "-m", base, *_LOCAL_ADDRESS, port, *server_words, *lora, *extra_words)
+    own_template = _option("--chat-template-file", template)
+    return _words(program, "-m", base, *_LOCAL_ADDRESS, port, *server_words, *lora, *own_template, *extra_words)
 
 
 def llama_embeds(extra_words: Sequence[str]) -> bool:
@@ -52,8 +63,9 @@ def vllm(
     server_words: tuple[object, ...] = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
     server_words += (*_option("--max-model-len", context), *_option("--dtype", dtype))
     lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", vllm_max_rank(rank))
-    # Without the last option, it does not say how many tokens of a prompt were in its cache.
-    return _words(*program, *server_words, *lora, "--enable-prompt-tokens-details", *extra_words)
+    # Without the first, it does not say how many tokens of a prompt were in its cache; without the second, it takes no template
+    # for a version that was trained with one of its own.
+    return _words(*program, *server_words, *lora, "--enable-prompt-tokens-details", VLLM_TEMPLATES, *extra_words)
 
 
 def vllm_max_rank(rank: int, extra_words: Sequence[str] = ()) -> int:

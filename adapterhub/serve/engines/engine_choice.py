@@ -147,6 +147,8 @@ def open_engine(options: EngineOptions) -> Engine:
             max_rank = 0 if options.url else command_lines.vllm_max_rank(options.rank, options.extra_words)
             priorities = bool(options.url) or command_lines.vllm_has_priorities(options.extra_words)
             fields: dict[str, Any] = {"slots": options.most, "max_rank": max_rank, "resolves": options.resolves}
+            # One that is started here takes templates from the gateway alone, unless its user's words say so.
+            fields["takes_templates"] = bool(options.url) or command_lines.VLLM_TEMPLATES in options.extra_words
             return vllm.Vllm(client, process, base=options.base, folder=folder, priorities=priorities, **fields)
         case "sglang":
             from . import sglang

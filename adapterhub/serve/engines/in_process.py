@@ -16,7 +16,7 @@ from adapterhub.serve.torch_engine import openai
 from adapterhub.serve.torch_engine.openai import ApiError, Completion
 from adapterhub.serve.torch_engine.streams import AnsweringHost
 
-from . import Blend, EngineAnswer, EngineDownError
+from . import Blend, EngineAnswer, EngineDownError, own_prompts
 from .api_paths import ENGINE_PATHS
 
 T = TypeVar("T")
@@ -85,8 +85,9 @@ class InProcess:
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the host."""
         host, keyed_blend = self._running(), tuple((served.model, weight) for served, weight in blend)
+        prompt = own_prompts.prompt_of(path, body, blend)
         try:
-            completion = await self._submit(lambda: openai.ask(host, path, body, keyed_blend, ""))
+            completion = await self._submit(lambda: openai.ask(host, path, body, keyed_blend, "", prompt=prompt))
             if completion.stream:
                 return EngineAnswer(200, _EVENTS, self._events(completion), _canceler(completion))
             try:

@@ -7,10 +7,11 @@ or a token.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from adapterhub.serve.torch_engine.answer import GeneratedAnswer
 from adapterhub.serve.torch_engine.streams import Stream, ThreadedHost
 from adapterhub.serve.torch_engine.values import Request
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, StoppedError
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 4  # requests that take turns
@@ -38,16 +40,27 @@ class _Text:
         self._engine, self.location = engine, engine.location
         self.ends = frozenset(token for token in range(engine.size) if engine.is_end(token))
         self.longest_token = max(len(engine.bytes_of(token, special=True)) for token in range(engine.size))
-        self.token_text, self.pieces, self.conversation = engine.token_text, engine.pieces, engine.conversation
+        self.token_text, self.pieces = engine.token_text, engine.pieces
+        self._prompt = PROMPT_OF_BASE
+
+    def with_prompt(self, prompt: TrainedPrompt) -> _Text:
+        """Return the same texts with the conversations of an adapter."""
+        texts = copy.copy(self)
+        texts._prompt = prompt
+        return texts
 
     @property
     def has_template(self) -> bool:
-        """Whether the file has a chat template."""
-        return self._engine.has_template
+        """Whether the file, or the adapter, has a chat template."""
+        return self._engine.template_of(self._prompt) is not None
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
+        """Render the messages up to the beginning of the answer."""
+        return self._engine.conversation(messages, tools, prompt=self._prompt)
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
         """Return the ids; with `special`, include those that the model expects at the start."""
-        return self._engine.tokens(text, raw=special)
+        return self._engine.encode(text, special=special)
 
 
 @dataclass

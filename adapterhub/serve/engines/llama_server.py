@@ -16,6 +16,7 @@ any.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import secrets
@@ -25,14 +26,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from adapterhub.http_server.binding import free_port
+from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import Blend, EngineAnswer, EngineDownError, MissingVersionError, command_lines, error_text, llama_logprobs
+from . import (
+    Blend,
+    EngineAnswer,
+    EngineDownError,
+    MissingVersionError,
+    command_lines,
+    error_text,
+    llama_logprobs,
+    own_prompts,
+    rendered_prompts,
+)
 from .api_paths import ENGINE_PATHS
 from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
 from .engine_client import Client, Connection
@@ -100,13 +113,26 @@ def section_of(served: PreparedVersion) -> str:
     return served.model.replace(":", "-")
 
 
-def preset(options: LlamaServerOptions, versions: Sequence[PreparedVersion]) -> str:
-    """Return the preset file: common settings, the base, and a section per version; RefusedError for an unsafe path."""
+def preset(
+    options: LlamaServerOptions, versions: Sequence[PreparedVersion], templates: Mapping[str, Path] = MappingProxyType({})
+) -> str:
+    """Return the preset file: common settings, the base, and a section per version; RefusedError for an unsafe path.
+
+    Args:
+        options: The settings.
+        versions: The versions.
+        templates: The files of chat templates, by the sections whose process does not use that of the base.
+    """
     # llama-server divides `c` among the requests that it answers at once.
     shared = {"model": options.base, "c": options.context * options.parallel, "np": options.parallel, "kv-unified": "false"}
     lines = ["version = 1", "", "[*]", *(f"{key} = {_line(value)}" for key, value in shared.items()), "", f"[{_BASE}]"]
     for served in versions:
-        lines += ["", f"[{section_of(served)}]", f"lora = {_line(served.path)}"]
+        section = section_of(served)
+        lines += ["", f"[{section}]", f"lora = {_line(served.path)}"]
+        if section in templates:
+            lines.append(f"chat-template-file = {_line(templates[section])}")
+        if served.prompt.options:
+            lines.append(f"chat-template-kwargs = {_json_line(dict(served.prompt.options))}")
     return "\n".join([*lines, ""])
 
 
@@ -116,6 +142,11 @@ def _line(value: object) -> str:
     if not text.isprintable() or text != text.strip() or set(text) & set(";#,"):
         raise RefusedError(text, "has characters that no preset of llama.cpp can have", "Choose another folder for the cache")
     return text
+
+
+def _json_line(document: Mapping[str, Any]) -> str:
+    """Return JSON for a line of the preset file, without the characters that begin a comment there."""
+    return json.dumps(document).replace("#", "\\u0023").replace(";", "\\u003b")
 
 
 class _LlamaCpp:
@@ -175,10 +206,24 @@ class Router(_LlamaCpp, Server):
     def _write(self) -> None:
         """Write the preset file."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        templates = {section: path for section, served in self._sections.items() if (path := self._write_template(served))}
         # Replaced as a whole, because the router may read it at any time.
         new = self._file.with_suffix(".new")
-        new.write_text(preset(self._options, list(self._sections.values())))
+        new.write_text(preset(self._options, list(self._sections.values()), templates))
         new.replace(self._file)
+
+    def _write_template(self, served: PreparedVersion) -> Path | None:
+        """Write the chat template for the process of a version; None if that of the base does."""
+        prompt = served.prompt
+        template = prompt.template
+        if template is None and prompt.date:
+            template = base_prompts.of_gguf(self._options.base).template
+        if template is None:
+            return None
+        path = self._file.with_name(f"{served.digest.replace(':', '-')}.jinja")
+        if not path.exists():
+            path.write_text(base_prompts.with_date(template, prompt.date))
+        return path
 
     async def _reload(self) -> None:
         """Write the preset file, and tell the router to read it again."""
@@ -313,6 +358,7 @@ class OneProcess(_LlamaCpp):
             raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
         self._options, self.context, self.precision = options, options.context, options.precision
         self.most = self.slots = min(options.most, _MOST_SLOTS)
+        self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_gguf, options.base))
         self._versions: dict[str, PreparedVersion] = {}
         self._current: _RunningServer | None = None
         self._changing = asyncio.Lock()
@@ -365,7 +411,17 @@ class OneProcess(_LlamaCpp):
         adapters, options = [_line(served.path) for served in self._versions.values()], self._options
         slots = len(adapters) + 2  # one for the base, and one for blends
         command_line = partial(command_lines.llama_server, context=options.context, slots=slots, adapters=adapters)
-        return command_line(options.binary, options.base, port, extra_words=options.extra_words)
+        return command_line(options.binary, options.base, port, template=self._template(), extra_words=options.extra_words)
+
+    def _template(self) -> Path | None:
+        """Write the chat template of a process in which versions have prompts of their own; None if none has."""
+        prompts = [served.prompt for served in self._versions.values()]
+        if not any(prompt.template or prompt.date for prompt in prompts):
+            return None
+        path = self._options.folder / "pass-through.jinja"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rendered_prompts.pass_through(base_prompts.of_gguf(self._options.base).template))
+        return path
 
     async def ensure(self, served: PreparedVersion) -> None:
         """Replace the process by one that also has the version, unless the current one has it."""
@@ -413,6 +469,7 @@ class OneProcess(_LlamaCpp):
         server.check()
         server.requests += 1
         try:
+            body = await rendered_prompts.for_one_template(path, body, blend, self._renderer)
             engine_body = explicit_request(llama_logprobs.engine_body(path, body), server.ids, blend, slots=True)
             answer = llama_logprobs.in_openais_form(await server.client.ask(path, engine_body), path, body)
         except BaseException:
@@ -482,6 +539,9 @@ class AttachedServer(_LlamaCpp, Server):
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed, and without a cache."""
+        body = own_prompts.with_options(
+            path, body, own_prompts.prompt_of(path, body, blend), self.name, rendered_prompts.ONE_PROCESS_EACH
+        )
 
         def body_for(numbers: Mapping[Path, int]) -> Mapping[str, Any]:
             ids = {served.model: _number_of(served, numbers) for served, _ in blend}

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 
-from . import Blend, EngineAnswer
+from . import Blend, EngineAnswer, own_prompts
 from .api_paths import ENGINE_PATHS
 from .engine_client import Client
 from .over_http import Process, Server
@@ -38,5 +38,6 @@ class Mlx(Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with the base and the folder of the adapter."""
         self.check()
+        body = own_prompts.with_options(path, body, own_prompts.prompt_of(path, body, blend), self.name)
         adapter_field = {"adapters": str(blend[0][0].path)} if blend else {}
         return await self.client.ask(path, {**body, **adapter_field}, self._base)

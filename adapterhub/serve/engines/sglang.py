@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
-from . import EMBEDDINGS, Blend, EngineAnswer, error_text
+from . import EMBEDDINGS, Blend, EngineAnswer, error_text, own_prompts
 from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
@@ -67,6 +67,7 @@ class Sglang(LoadingServer):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with a name that SGLang cannot take for the base."""
         self.check()
+        body = own_prompts.with_options(path, body, own_prompts.prompt_of(path, body, blend), self.name)
         model = model_of(self._base.name, blend)
         # Embeddings repeat the path of the base as their model, whatever was requested.
         document, expected = ({**body, "model": model}, "") if path == EMBEDDINGS else (body, model)

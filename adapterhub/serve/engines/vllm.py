@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.serve import vllm_rank
+from adapterhub.serve import base_prompts, vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
-from . import Blend, EngineAnswer, error_text, vllm_build
+from . import Blend, EngineAnswer, error_text, rendered_prompts, vllm_build
 from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
@@ -45,6 +45,7 @@ class Vllm(LoadingServer):
         max_rank: The largest rank that it was started for; 0 if that is not known.
         priorities: Whether it was started with `--scheduling-policy priority`; without that, it ignores priorities.
         resolves: Whether its plugin `adapterhub.serve.vllm_plugin` finds versions by itself, for a server without our folders.
+        takes_templates: Whether clients may send chat templates, programs that it runs without a limit.
     """
 
     name = runtime = "vllm"
@@ -67,8 +68,11 @@ class Vllm(LoadingServer):
         max_rank: int = 0,
         priorities: bool = False,
         resolves: bool = False,
+        takes_templates: bool = True,
     ) -> None:
         super().__init__(client, process)
+        self._takes_templates = takes_templates
+        self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_spec, base))
         self._resolves, self.slots, self._max_rank, self.priorities = resolves, slots, max_rank, priorities
         self._spec, self._folder = base, folder
         self._zeros: Path | None = None
@@ -126,8 +130,11 @@ class Vllm(LoadingServer):
         return any(model["id"] == name and model.get("root") == str(folder) for model in await models_of(self.client))
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
-        """Send the request with the immutable name."""
+        """Send the request with the immutable name, asked as its version was trained."""
         self.check()
+        if not self._takes_templates:
+            rendered_prompts.refuse_template(body)
+        body = await rendered_prompts.for_vllm(path, body, blend, self._spec, self._renderer)
         if blend:
             name, folder = blend[0][0].model, blend[0][0].path
         elif self._zeros:

@@ -5,9 +5,10 @@ rows use different adapters needs only two more matrix products than the base. `
 keys and values. `model` puts both into transformers' model and tests what it promises; `adapter_memory` keeps versions in
 memory, `prefixes` the keys and values of prompt beginnings, `schedule` decides which request is next, `answer` turns logits
 into text, with `penalties` and a `grammar` if a request has them, `streams` carries it to the clients, and `host_loop` is the
-loop over all of this. `openai_request` reads documents of OpenAI's API, with its plain `request_fields`, the `answer_form` of
-JSON schemas and tools, and how models write `tool_calls`; `openai` writes the answers. Another host, for GGUF files and without
-torch, is `engines/libllama.py`: a context of llama.cpp for each request. Importing this package does not import torch.
+loop over all of this. `openai_request` reads documents of OpenAI's API, with its plain `request_fields`, its `conversations`,
+the `answer_form` of JSON schemas and tools, and how models write `tool_calls`; `openai` writes the answers. Another host, for
+GGUF files and without torch, is `engines/libllama.py`: a context of llama.cpp for each request. Importing this package does
+not import torch.
 """
 
 from __future__ import annotations

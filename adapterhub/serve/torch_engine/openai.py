@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, StoppedError
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from .openai_request import ApiRequest
 from .request_fields import CHAT, COMPLETIONS
@@ -35,7 +36,15 @@ class ApiError(Exception):
         self.document: Document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def ask(host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend, model: str) -> Completion:
+def ask(
+    host: AnsweringHost,
+    path: str,
+    body: Mapping[str, Any],
+    blend: Blend,
+    model: str,
+    *,
+    prompt: TrainedPrompt = PROMPT_OF_BASE,
+) -> Completion:
     """Submit a request to a host.
 
     Args:
@@ -43,12 +52,13 @@ def ask(host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend, m
         body: The document of the request; its `model` is not read.
         blend: The versions that answer.
         model: Their name, for the answer.
+        prompt: How they were trained to be asked.
 
     Raises:
         ApiError: It is malformed, or asks for something that is not supported.
     """
     with _as_api_errors():
-        api_request = ApiRequest.read(host, path, body, blend)
+        api_request = ApiRequest.read(host, path, body, blend, prompt)
         streams: list[Stream] = []
         try:
             for request in api_request.requests:

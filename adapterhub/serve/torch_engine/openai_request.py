@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from adapterhub.training.data.messages import with_object_arguments
 from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.errors import ParameterError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
-from . import answer_form
+from . import answer_form, conversations
 from .answer_form import AnswerForm
 from .request_fields import CHAT, COMPLETIONS, Fields
 from .streams import AnsweringHost
-from .tool_calls import form_of
-from .values import TOO_LONG, Blend, Request
+from .values import TOO_LONG, Blend, Request, Texts
 
 MAX_ANSWERS = 128
 """The largest number of answers to a request: its prompts times `n`."""
@@ -59,7 +58,8 @@ _SHARED_FIELDS = {
     "response_format",
 }
 _TOOL_FIELDS = {"tools", "tool_choice", "parallel_tool_calls"}
-_PATH_FIELDS = {COMPLETIONS: {"prompt", "echo"}, CHAT: {"messages", "max_completion_tokens", "top_logprobs", *_TOOL_FIELDS}}
+_CHAT_FIELDS = {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
+_PATH_FIELDS = {COMPLETIONS: {"prompt", "echo"}, CHAT: _CHAT_FIELDS | _TOOL_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,15 @@ class ApiRequest:
     echoes: list[str]
 
     @classmethod
-    def read(cls, host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend) -> ApiRequest:
+    def read(cls, host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend, prompt: TrainedPrompt) -> ApiRequest:
         """Read a document; ParameterError names what is wrong."""
         _check_names(body, path)
         values = Fields(body)
         n = values.integer("n", 1, least=1, most=MAX_ANSWERS)
-        form = answer_form.read(body, host.text)
+        text = host.text.with_prompt(prompt.with_options(values.options("chat_template_kwargs")))
+        form = answer_form.read(body, text)
         is_chat = path == CHAT
-        prompts = [_conversation(host, body.get("messages"), form)] if is_chat else _prompts(host, body.get("prompt"), n)
+        prompts = [_conversation(host, text, body.get("messages"), form)] if is_chat else _prompts(host, body.get("prompt"), n)
         common = Request(
             ids=[],
             blend=blend,
@@ -182,31 +183,9 @@ def _tokens(host: AnsweringHost, name: str, text: str, *, special: bool) -> list
     return host.text.tokens(text, special=special)
 
 
-def _conversation(host: AnsweringHost, messages: object, form: AnswerForm) -> list[int]:
+def _conversation(host: AnsweringHost, text: Texts, messages: object, form: AnswerForm) -> list[int]:
     """Return the tokens of a conversation, up to the beginning of the answer."""
-    if not host.text.has_template:
+    if not text.has_template:
         raise ParameterError("messages", "cannot be rendered: the base has no chat template", "Ask for a completion of a text")
-    if not isinstance(messages, list) or not messages:
-        raise ParameterError("messages", "is not a list of messages")
-    # Templates that write calls as JSON want objects in them, and OpenAI's API has texts.
-    convert = with_object_arguments if form_of(host.text.tool_template) else dict
-    text = host.text.conversation([convert(_message(message)) for message in messages], form.tools)
-    return _tokens(host, "messages", text, special=False)
-
-
-def _message(message: object) -> dict[str, Any]:
-    """Return a message with its content as one text."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise ParameterError("messages", "a message is not an object with a role")
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise ParameterError("messages", "the tool_calls of a message are not a list of calls")
-    content = message.get("content")
-    if isinstance(content, list):
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise ParameterError("messages", "a part of a message is not a text, which this engine does not support")
-        content = "".join(part["text"] for part in content)
-    if content is not None and not isinstance(content, str):
-        raise ParameterError("messages", "the content of a message is not a text")
-    return {**message, "content": content or ""}
+    rendered = text.conversation(conversations.for_template(messages, text.tool_template), form.tools)
+    return _tokens(host, "messages", rendered, special=False)

@@ -48,6 +48,13 @@ class Fields:
             raise ParameterError(name, "is neither true nor false")
         return bool(value)
 
+    def options(self, name: str) -> Mapping[str, Any]:
+        """Return an object, by default an empty one."""
+        value = self._body.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise ParameterError(name, "is not an object")
+        return value or {}
+
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a list of a few texts, which may be given as a single text."""
         value = self._body.get(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapterhub_converters.errors import ParameterError, RefusedError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from .grammar import Grammar
 
@@ -108,6 +109,9 @@ class FullError(RefusedError):
 class Texts(Protocol):
     """The tokens of a base as text."""
 
+    def with_prompt(self, prompt: TrainedPrompt) -> Texts:
+        """Return the same texts with the conversations of an adapter."""
+
     @property
     def location(self) -> str:
         """The name of the base in messages."""
@@ -122,7 +126,7 @@ class Texts(Protocol):
 
     @property
     def has_template(self) -> bool:
-        """Whether the base has a chat template."""
+        """Whether there is a chat template."""
 
     @property
     def tool_template(self) -> str:

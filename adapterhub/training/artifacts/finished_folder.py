@@ -18,11 +18,11 @@ from adapterhub.manifest import derive
 from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training, TrainingData
 from adapterhub.training import compute_device
 from adapterhub.training.cost.memory import flops, parameters
-from adapterhub.training.data import chat_template
 from adapterhub.training.loop.state import State
 from adapterhub.training.model import adapter_transfer
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import TrainConfig
+from adapterhub_converters import trained_prompt
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.display import front_matter, markdown
@@ -63,7 +63,7 @@ def finish(
     with atomic.pending_output(out, replace=replace) as folder:
         peft.write(adapter_transfer.trained_adapter(config, base), folder)
         if config.data.chat_template is not None:
-            json_file.write_text(folder / chat_template.FILE, base.tokenizer.chat_template)
+            json_file.write_text(folder / trained_prompt.FILE, base.tokenizer.chat_template)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
         json_file.write_text(folder / "README.md", model_card(config, training, parents))

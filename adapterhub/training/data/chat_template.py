@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from adapterhub.training import process_limits
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
 
 _VARIABLES = (
     "{{ dict(messages=messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt)|tojson }}"
@@ -25,8 +26,6 @@ _VARIABLES = (
 SECONDS = 10  # of processor time per conversation; rendering one takes milliseconds
 
 
-FILE = "chat_template.jinja"
-"""The name of the template in the folder of an adapter, as in that of a model."""
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -43,38 +42,39 @@ _PLAIN = (
 NAMED = {"chatml": _CHATML, "plain": _PLAIN}
 
 
-def choose(tokenizer: Any, setting: str, path: Path, location: str) -> None:
-    """Replace the template of `tokenizer` by the one in the setting: a name in NAMED, or else the file at `path`.
+def configured(config: TrainConfig, tokenizer: Any) -> TrainedPrompt:
+    """Return the prompt that a config sets: a template by its name in NAMED or by its file, its options, and the date.
 
     Raises:
-        NotFoundError: It is neither.
+        NotFoundError: The template is neither a name nor a file.
         RefusedError: The tokenizer has no token for the marks of `chatml`.
     """
+    data = config.data
+    template = None if data.chat_template is None else _configured_template(config, data.chat_template, tokenizer)
+    return TrainedPrompt(template, tuple(data.template_options.items()), data.date)
+
+
+def _configured_template(config: TrainConfig, setting: str, tokenizer: Any) -> str:
+    path, location = config.resolve(setting), f"{config.location}: [data] chat_template"
     if setting not in NAMED and not path.is_file():
-        raise NotFoundError(
-            f"{location}: [data] chat_template", f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}"
-        )
+        raise NotFoundError(location, f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}")
     # Depending on the tokenizer, the id of an unknown token is None or that of the token for unknown text.
     if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
         problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
-        raise RefusedError(f"{location}: [data] chat_template", problem, 'Set "plain", or a file of your own')
-    tokenizer.chat_template = NAMED.get(setting) or json_file.read_text(path)
+        raise RefusedError(location, problem, 'Set "plain", or a file of your own')
+    return NAMED.get(setting) or json_file.read_text(path)
 
 
-def adopt(tokenizer: Any, folder: Path) -> None:
-    """Make `tokenizer` use the template that the adapter in `folder` was trained with, if there is one."""
-    if (folder / FILE).is_file():
-        tokenizer.chat_template = json_file.read_text(folder / FILE)
-
-
-def set_variables(tokenizer: Any, options: Mapping[str, Any], date: str | None) -> None:
-    """Set the options of the template of `tokenizer`, and the ISO date that it gets when it asks for the time; None is now."""
-    tokenizer.template_variables = {**options, **({"strftime_now": date} if date else {})}
+def apply(tokenizer: Any, prompt: TrainedPrompt) -> None:
+    """Make `tokenizer` render conversations by the prompt of an adapter."""
+    if prompt.template is not None:
+        tokenizer.chat_template = prompt.template
+    tokenizer.template_variables = prompt.variables
 
 
 def has_clock(tokenizer: Any) -> bool:
     """Return whether the template of `tokenizer` may write the date."""
-    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+    return CLOCK in str(getattr(tokenizer, "chat_template", None))
 
 
 def render(
@@ -149,7 +149,7 @@ def _refusal(error: Exception, location: str) -> FormatError:
     return FormatError(location, f"the model's chat template refuses it ({' '.join(str(error).split())[:200]})")
 
 
-@functools.lru_cache(maxsize=2)  # a template for conversations with tools, and one for the others
+@functools.lru_cache(maxsize=8)  # of a base and some adapters of it; with and without tools, a base may have two
 def process(template: str) -> process_limits.Process:
     """Return the process that renders a template."""
     return process_limits.Process("template", template)

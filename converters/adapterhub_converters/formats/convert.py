@@ -30,6 +30,8 @@ from adapterhub_converters.errors import (
     RefusedError,
     refused_error,
 )
+from adapterhub_converters.trained_prompt import FILE as PROMPT_FILE
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import (
     FORMATS,
@@ -52,6 +54,7 @@ from .candidate import Candidate
 from .lossy import LossAllowance
 
 NO_LOSSES = LossAllowance()
+_PROMPT_VARIABLES = "options or a date of its chat template are in the adapter.json of the source, and not in what was written"
 
 
 def sniff(path: Path | Candidate) -> str:
@@ -207,7 +210,8 @@ def convert(
             if gguf.is_conditional(folder / name):
                 raise RefusedError(to, ollama.CONDITIONAL)
             ollama.write(folder, base_name, name)
-        return dataclasses.replace(report, notes=(*report.notes, ollama.NOTE))
+            notes = (ollama.NOTE, *ollama.prompt_notes(TrainedPrompt.read(folder / name)))
+        return dataclasses.replace(report, notes=(*report.notes, *notes))
     if model is not None:
         raise ParameterError("model", f"{to} does not name a base", "Leave it out")
     # From here on `to` is a format of its own, not a package around one.
@@ -222,24 +226,54 @@ def convert(
         source_format = find(sniff(source))
         read_source = functools.partial(_read, source_format, base=base, alpha=alpha, rslora=rslora)
         with atomic.pending_output(dst, folder=row.folder, replace=replace) as temporary:
-            # Same format: copy the bytes, which are valid already, instead of writing them anew.
-            if source_format == row and dtype == "source":
-                return _check_and_copy(row, source, temporary, read_source, base)
-            adapter = _with_base_names(read_source(source), row, base, str(source.path))
-            if source_format != row:
-                refuse_tuned(adapter)
-            options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
+            report = _write(row, source, temporary, read_source, base=base, allowed=allowed, dtype=dtype)
+            return dataclasses.replace(report, notes=(*report.notes, *_copy_template(row, source.path, temporary)))
 
-            def write(adapter_to_write: Adapter, path: Path) -> LossReport:
-                adapter_to_write = pipeline.single_model(adapter_to_write) if row.deltas == "all" else adapter_to_write
-                return row.write(adapter_to_write, path, base=base, **options)
 
-            if row.deltas != "pairs":
-                return _write_with_losses(write, adapter, temporary, base, allowed)
-            settled = _without_base_dependence(adapter, base)
-            return _with_rounding_notes(
-                adapter, _write_with_losses(write, with_factored_as_pairs(settled), temporary, base, allowed), settled
-            )
+def _write(
+    row: Format,
+    source: Candidate,
+    path: Path,
+    read_source: Callable[[Path | Candidate], Adapter],
+    *,
+    base: BaseSpec | None,
+    allowed: LossAllowance,
+    dtype: str,
+) -> LossReport:
+    """Write the adapter that `read_source` reads in a format."""
+    source_format = find(sniff(source))
+    # Same format: copy the bytes, which are valid already, instead of writing them anew.
+    if source_format == row and dtype == "source":
+        return _check_and_copy(row, source, path, read_source, base)
+    adapter = _with_base_names(read_source(source), row, base, str(source.path))
+    if source_format != row:
+        refuse_tuned(adapter)
+    options = _write_options(row, source.path, dtype)
+
+    def write(adapter_to_write: Adapter, path: Path) -> LossReport:
+        adapter_to_write = pipeline.single_model(adapter_to_write) if row.deltas == "all" else adapter_to_write
+        return row.write(adapter_to_write, path, base=base, **options)
+
+    if row.deltas != "pairs":
+        return _write_with_losses(write, adapter, path, base, allowed)
+    settled = _without_base_dependence(adapter, base)
+    return _with_rounding_notes(
+        adapter, _write_with_losses(write, with_factored_as_pairs(settled), path, base, allowed), settled
+    )
+
+
+def _copy_template(row: Format, source: Path, folder: Path) -> tuple[str, ...]:
+    """Copy the chat template that an adapter was trained with into a folder; return a note on what only adapter.json has."""
+    prompt = TrainedPrompt.read(source) if row.folder else PROMPT_OF_BASE
+    if prompt.template is not None and not (folder / PROMPT_FILE).exists():
+        json_file.write_text(folder / PROMPT_FILE, prompt.template)
+    return (_PROMPT_VARIABLES,) if prompt.options or prompt.date else ()
+
+
+def _write_options(row: Format, source: Path, dtype: str) -> dict[str, Any]:
+    """Return the arguments of a format's writer: the type of the tensors, and in a GGUF the prompt of the adapter."""
+    options: dict[str, Any] = {"dtype": dtype} if len(row.dtypes) > 1 else {}
+    return options | ({"prompt": TrainedPrompt.read(source)} if row.name == "gguf" else {})
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Ollama's package of an adapter: a folder with a GGUF and a Modelfile that names the GGUF and the base.
 
-The Modelfile has only `FROM` and `ADAPTER` (Ollama, `docs/modelfile.md`): the base brings its chat template and parameters.
+The Modelfile has only `FROM` and `ADAPTER` (Ollama, `docs/modelfile.md`): the base brings its chat template and parameters, and
+a template of the adapter's own, which is not in Go's language, is noted.
 Ollama resolves the paths in it, so the base's path is absolute and the adapter's is relative to the Modelfile.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ParameterError, UsageError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 MODELFILE = "Modelfile"
 CONDITIONAL = "the adapter acts only after certain tokens (aLoRA), and Ollama applies it to all"
@@ -17,6 +19,16 @@ NOTE = (
     "models that Ollama runs with its own engine do not support adapters (`loras are not yet implemented`, at the first "
     "request): merge the adapter into the base for those"
 )
+_OWN_TEMPLATE = "the adapter was trained with a chat template of its own (jinja)"
+_OWN_VARIABLES = "the adapter was trained with options or a date of its base's chat template"
+
+
+def prompt_notes(prompt: TrainedPrompt) -> tuple[str, ...]:
+    """Return what Ollama leaves out of the prompt of an adapter."""
+    if not prompt:
+        return ()
+    problem = _OWN_VARIABLES if prompt.template is None else _OWN_TEMPLATE
+    return (f"{problem}, which no Modelfile can say: write its TEMPLATE by hand, or send whole prompts with `raw`",)
 
 
 def adapter_name(folder: Path) -> str:

@@ -23,6 +23,7 @@ from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused_error
 from adapterhub_converters.formats import DTYPES, file_alpha, source_config
+from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import adapter_checks
 from .tensor_layout import HUB, INVOCATION, Layout, arrange, assemble, file_digest, size_of
@@ -32,7 +33,14 @@ NEGLIGIBLE_ALPHA = 1e-38
 """An alpha without effect: llama.cpp reads 0 as a scale of 1, and this vanishes in any float32 sum."""
 
 
-def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: str = "source") -> LossReport:
+def write(
+    adapter: Adapter,
+    path: Path,
+    *,
+    base: BaseSpec | None = None,
+    dtype: str = "source",
+    prompt: TrainedPrompt = PROMPT_OF_BASE,
+) -> LossReport:
     """Write the file `path` for the base's architecture.
 
     Args:
@@ -40,6 +48,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
         path: A new file.
         base: The base; its config is enough.
         dtype: One of `formats.DTYPES`: the type to store all tensors as; `source` keeps theirs.
+        prompt: How the adapter was trained to be asked, which llama.cpp ignores and `TrainedPrompt.read` finds.
 
     Raises:
         RefusedError: There is no base, or llama.cpp would compute the adapter incorrectly.
@@ -58,7 +67,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     plan = _plan_alpha(pairs, layout)
     orders = {target: architecture.order(target, base.config, base.source) for target in sizes}
     writing = _FileContents(pairs, layout, plan, architecture, orders=orders, dtype=dtype)
-    metadata = _metadata(adapter, base, architecture, plan.common)
+    metadata = _metadata(adapter, base, architecture, plan.common) | prompt.metadata()
     notes = [*adapter.notes, *plan.notes, *_assumption_notes(base, layout)]
     notes += [_ALORA] if adapter.meta.invocation else []
     try:

@@ -1,0 +1,84 @@
+"""The chat template of a base, from its files, and a template whose clock is stopped at a date."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_converters import safe_regex
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.trained_prompt import CLOCK, FILE
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
+_DIRECTIVE = safe_regex.Pattern(r"%-?[aAbBcdDeFHIjmMpSTuUVwWxXyY]")
+_TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+
+
+@dataclass(frozen=True)
+class BasePrompt:
+    """The chat template of a base; None if it has none, and the texts of the special tokens that a template may write."""
+
+    template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+def of_spec(spec: BaseSpec) -> BasePrompt | None:
+    """Return the prompt of a base; None if its tokenizer is not on this disk."""
+    if spec.kind == "gguf":
+        return of_gguf(Path(spec.source)) if Path(spec.source).is_file() else None
+    has_tokenizer = spec.folder is not None and (spec.folder / _TOKENIZER_CONFIG).is_file()
+    return _read_folder(spec.folder) if has_tokenizer and spec.folder is not None else None
+
+
+def _read_folder(folder: Path) -> BasePrompt:
+    """Return the chat template and the special tokens in a Hugging Face folder."""
+    config, tokens = (_read(folder / name) for name in (_TOKENIZER_CONFIG, _SPECIAL_TOKENS))
+    template: Any = config.get("chat_template")
+    if isinstance(template, list):  # of named ones
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
+    if (folder / FILE).is_file():
+        template = json_file.read_text(folder / FILE)
+    special = {name: _token_text(token) for name, token in {**tokens, **config}.items() if name.endswith("_token")}
+    return BasePrompt(
+        template if isinstance(template, str) else None, {name: text for name, text in special.items() if text is not None}
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return json_file.read_object(path) if path.is_file() else {}
+
+
+def _token_text(token: Any) -> str | None:
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
+def of_gguf(path: Path) -> BasePrompt:
+    """Return the prompt of a base in a GGUF file."""
+    with GGUFFile(path) as file:
+        metadata = file.header.metadata
+    template, tokens = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.ggml.tokens")
+    numbers = {f"{name}_token": metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    special = {
+        name: str(tokens[number])
+        for name, number in numbers.items()
+        if isinstance(tokens, list) and isinstance(number, int) and 0 <= number < len(tokens)
+    }
+    return BasePrompt(template if isinstance(template, str) else None, special)
+
+
+def with_date(template: str, date: str | None) -> str:
+    """Return a template that writes this ISO date instead of today's, for programs that cannot be told the date."""
+    if date is None:
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    parts = sorted({match.group() for match in _DIRECTIVE.finditer(template)})
+    replacements = "".join(f" | replace('{part}', '{day.strftime(part)}')" for part in parts)
+    return f"{{%- macro {CLOCK}(format) -%}}{{{{- format{replacements} -}}}}{{%- endmacro -%}}\n{template}"

@@ -1,0 +1,120 @@
+"""The prompt of an adapter: the chat template that it was trained with, the template's options, and its date.
+
+An adapter answers as it was trained only if it is asked in the same form. A folder has its template in a file and the rest in
+the record of its training; a GGUF has all of it in its metadata, under names of ours: Ollama would take a template under
+llama.cpp's name for that of the base.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .adapter_files import ADAPTER_JSON
+from .containers import json_file
+from .containers.gguf_file import GGUFFile, MetadataValue, string_value
+from .errors import FormatError
+
+FILE = "chat_template.jinja"
+"""The name of the template in the folder of an adapter, as in that of a model."""
+CLOCK = "strftime_now"
+"""The function by which a template asks for the date."""
+GGUF_KEY = "adapterhub.chat_template"
+"""The key of the template in a GGUF; those of its options and its date begin with it."""
+_TEMPLATE, _OPTIONS, _DATE = GGUF_KEY, f"{GGUF_KEY}.options", f"{GGUF_KEY}.date"
+# Variables that a request sets, or that decide how it is rendered: no option of a template.
+_RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", CLOCK}
+)
+
+
+@dataclass(frozen=True)
+class TrainedPrompt:
+    """The form in which an adapter was trained to be asked; false if it is that of its base.
+
+    Attributes:
+        template: The text of its own chat template; None for that of the base.
+        options: The variables of the template that were set, by name.
+        date: The ISO date that a template with a clock wrote; None for the day of the request.
+    """
+
+    template: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    date: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> TrainedPrompt:
+        """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it."""
+        folder = path if path.is_dir() else path.parent
+        if path.suffix == ".gguf" and path.is_file():
+            prompt = cls._from_gguf(path)
+            # Next to a single file, a template may be that of anything else in the folder.
+            if prompt or not (folder / ADAPTER_JSON).is_file():
+                return prompt
+        template = json_file.read_text(folder / FILE) if (folder / FILE).is_file() else None
+        record = json_file.read_object(folder / ADAPTER_JSON) if (folder / ADAPTER_JSON).is_file() else {}
+        data = _table(_table(_table(record, "training"), "config"), "data")
+        return cls(template, _valid_options(data.get("template_options")), _valid_date(data.get("date")))
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> TrainedPrompt:
+        """Return the prompt that `dataclasses.asdict` wrote as JSON."""
+        return cls(document["template"], tuple((name, value) for name, value in document["options"]), document["date"])
+
+    @classmethod
+    def _from_gguf(cls, path: Path) -> TrainedPrompt:
+        with GGUFFile(path) as file:
+            metadata = file.header.metadata
+        template, options = metadata.get(_TEMPLATE), metadata.get(_OPTIONS)
+        try:
+            pairs = json_file.parse(options, f"{path}: {_OPTIONS}") if isinstance(options, str) else None
+        except FormatError:
+            pairs = None
+        return cls(template if isinstance(template, str) else None, _valid_options(pairs), _valid_date(metadata.get(_DATE)))
+
+    def metadata(self) -> dict[str, MetadataValue]:
+        """Return the entries of a GGUF from which `read` returns this prompt."""
+        options = json.dumps([list(pair) for pair in self.options]) if self.options else None
+        texts = {_TEMPLATE: self.template, _OPTIONS: options, _DATE: self.date}
+        return {key: string_value(text) for key, text in texts.items() if text is not None}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the template besides the conversation; the date is that of the function that writes it."""
+        return {**dict(self.options), **({CLOCK: self.date} if self.date else {})}
+
+    def with_options(self, options: Mapping[str, Any]) -> TrainedPrompt:
+        """Return the prompt for a request with options of its own, which count before those of the training."""
+        return replace(self, options=tuple({**dict(self.options), **options}.items())) if options else self
+
+    def __bool__(self) -> bool:
+        return self.template is not None or bool(self.options) or self.date is not None
+
+
+PROMPT_OF_BASE = TrainedPrompt()
+"""The prompt of an adapter that was trained by the template of its base, without options or a date."""
+
+
+def _table(value: Any, key: str) -> Mapping[str, Any]:
+    inner = value.get(key) if isinstance(value, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _valid_options(pairs: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the options in a record; none if it is of another form, as the record of another trainer may be."""
+    is_valid = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str | int | float | bool)
+        for pair in pairs
+    )
+    return tuple((name, value) for name, value in pairs if name not in _RESERVED) if is_valid else ()
+
+
+def _valid_date(value: Any) -> str | None:
+    try:
+        return datetime.date.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,48 @@
+"""`run` asks an adapter as it was trained, in torch and in llama.cpp, and conversions say how to ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub_converters.trained_prompt import TrainedPrompt
+from tests.conftest import need_module
+from tests.support import by_heart
+from tests.support.by_heart import OWN, PROMPT, TOKENS, ByHeart
+
+
+@pytest.fixture(scope="module")
+def heart(tmp_path_factory: pytest.TempPathFactory) -> ByHeart:
+    return by_heart.learn(tmp_path_factory.mktemp("heart"))
+
+
+@pytest.mark.parametrize("base", ["base", "silent", "base.gguf", "silent.gguf"])
+def test_run_asks_as_the_adapter_was_trained(heart: ByHeart, base: str) -> None:
+    if base.endswith(".gguf"):
+        need_module("llama_cpp_py_sync")
+    for question, answer in OWN.items():
+        result = ah.generate(heart.own, question, base=heart.folder / base, compare=False, max_tokens=TOKENS)
+        assert (result.prompt, result.text) == (PROMPT.format(question), answer)
+
+
+def test_a_gguf_of_the_adapter_has_its_prompt_with_nothing_beside_it(heart: ByHeart, tmp_path: Path) -> None:
+    need_module("llama_cpp_py_sync")
+    ah.convert(heart.own, tmp_path / "own.gguf", to="gguf", base=heart.silent_gguf)
+    (tmp_path / "chat_template.jinja").write_text("of something else")
+    assert TrainedPrompt.read(tmp_path / "own.gguf") == TrainedPrompt.read(heart.own)
+    result = ah.generate(tmp_path / "own.gguf", "red", base=heart.silent_gguf, compare=False, max_tokens=TOKENS)
+    assert (result.prompt, result.text) == (PROMPT.format("red"), OWN["red"])
+    notes = ah.convert(tmp_path / "own.gguf", tmp_path / "back", to="peft", base=heart.silent_gguf).notes
+    assert (tmp_path / "back/chat_template.jinja").read_text() == by_heart.TEMPLATE
+    assert any("options or a date of its chat template" in note for note in notes)
+    ah.convert(heart.plain, tmp_path / "plain.gguf", to="gguf", base=heart.gguf)
+    assert not TrainedPrompt.read(tmp_path / "plain.gguf")
+
+
+def test_ollama_s_package_notes_the_template_that_it_cannot_have(heart: ByHeart, tmp_path: Path) -> None:
+    notes = ah.convert(heart.own, tmp_path / "own", to="ollama", base=heart.gguf, model="tiny").notes
+    assert any("a chat template of its own (jinja), which no Modelfile can say" in note for note in notes)
+    notes = ah.convert(heart.plain, tmp_path / "plain", to="ollama", base=heart.gguf, model="tiny").notes
+    assert not any("template" in note for note in notes)

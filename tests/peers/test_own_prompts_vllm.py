@@ -1,0 +1,33 @@
+"""The real vLLM asks each version as it was trained, in one batch, and keeps what its chats have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.serve.test_own_prompts import ask, check_batch, content
+from tests.support import by_heart, serving, vllm
+from tests.support.by_heart import OWN, TOKENS
+
+pytestmark = pytest.mark.peer
+OPTIONS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8")
+
+
+def test_vllm_asks_each_version_as_it_was_trained(tmp_path: Path) -> None:
+    heart = by_heart.learn(tmp_path)
+    heart.push(tmp_path / "registry")
+    options = ("--engine", "vllm", "--program", vllm.python(), "--max-adapters", 3, "--max-rank", 8, "--", *OPTIONS)
+    environ = vllm.environ(tmp_path)
+    with serving.gateway(heart.base, tmp_path / "registry", tmp_path / "gateway", *options, env=environ) as gateway:
+        check_batch(gateway)
+        assert content(ask(gateway, "team/own", "red", chat_template_kwargs={"mood": "wild"})) != OWN["red"]
+        choice = ask(gateway, "team/own", "red", logprobs=True, top_logprobs=2).document["choices"][0]
+        assert "".join(entry["token"] for entry in choice["logprobs"]["content"]).startswith(OWN["red"])
+        message = {"model": "team/own", "messages": [{"role": "user", "content": "red"}], "max_tokens": TOKENS}
+        for path, more, code in (
+            ("/v1/messages", {}, "own-chat-template"),
+            ("/v1/chat/completions", {"chat_template": "{{ messages }}"}, "unsupported"),
+        ):
+            refused = gateway.post(path, {**message, **more})
+            assert (refused.status, refused.document["error"]["code"]) == (400, code)
