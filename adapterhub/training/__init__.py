@@ -19,6 +19,7 @@ from adapterhub_converters.errors import MissingExtraError
 
 from .config_file import read as read_config
 from .events import (
+    Encoding,
     EvaluationEvent,
     EvaluationOptions,
     EvaluationResult,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .training_preview import Preview
 
 __all__ = [
+    "Encoding",
     "EvaluationEvent",
     "EvaluationOptions",
     "EvaluationResult",

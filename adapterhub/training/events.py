@@ -61,6 +61,14 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """The progress of encoding the data: `done` of `total` documents."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Ready:
     """The end of loading; the first step follows.
 
@@ -229,7 +237,7 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))  # beyond, a float overflows
 
 
-Event = Loading | Ready | ResumeEvent | StepEvent | EvaluationEvent | SaveEvent | NoteEvent | TrackerFailureEvent
+Event = Loading | Encoding | Ready | ResumeEvent | StepEvent | EvaluationEvent | SaveEvent | NoteEvent | TrackerFailureEvent
 OnEvent = Callable[[Event], None]
 
 

@@ -1,14 +1,15 @@
 """The process, started by `process_limits`, that runs a base's chat template or the expressions of its tokenizer.
 
-Requests come on stdin, answers go to stdout, each a line of JSON. To start in 60 ms, it imports only jinja and the standard
-library, and tokenizers if that is asked for. The environment of a template is that of transformers
-(`utils/chat_template_utils.py`). The argument is the memory limit in bytes for all requests; each request names its seconds of
-processor time. Windows has neither limit.
+Requests come on stdin, answers go to stdout, each a line of JSON; a request has a list of values, each of which gets an answer.
+To start in 60 ms, it imports only jinja and the standard library, and tokenizers if that is asked for. The environment of a
+template is that of transformers (`utils/chat_template_utils.py`). The argument is the memory limit in bytes for all requests;
+each request names the seconds of processor time for each of its values. Windows has neither limit.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -21,6 +22,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _MAX_CHARACTERS = 1 << 24  # characters of a conversation
+MARK = "\ue000{}\ue001"  # private use: conversations that contain it are not measured
+_MARKS = re.compile("\ue000([0-9]+)\ue001")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -114,16 +117,75 @@ def _limit_time(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds + 1, hard_limit))
 
 
-def _renderer(source: str) -> Callable[[dict[str, Any]], str]:
+Render = Callable[..., str]
+
+
+def _renderer(source: str) -> Callable[[list[Any]], Any]:
+    """Return a function of a template's variables and a plan, that returns the text if there is no plan, or its measures."""
     template = environment().from_string(source)
 
-    def render(variables: dict[str, Any]) -> str:
+    def answer(value: list[Any]) -> Any:
+        variables, plan = value
         if "strftime_now" in variables:
             # JSON has no functions: the date comes as text, and the template calls its `strftime`.
             variables["strftime_now"] = datetime.fromisoformat(variables["strftime_now"]).strftime
-        return text(template, variables)
 
-    return render
+        def render(**changes: Any) -> str:
+            return text(template, {**variables, **changes})
+
+        return _measure(render, variables["messages"], plan) if plan else render()
+
+    return answer
+
+
+def _measure(render: Render, messages: list[Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a conversation's text and where its turns are in it; `template_measures` describes the plan and the result."""
+    whole = render()
+    prompts = [
+        _length_if_prefix(whole, _try(render, messages=messages[:count], add_generation_prompt=True))
+        for count in plan["prompts"]
+    ]
+    positions = None
+    if plan["several"] or not all(isinstance(prompt, int) for prompt in prompts):
+        marks = {int(number): position for number, position in plan["marks"].items()}
+        marked = _try(render, messages=[_marked(message, number, marks) for number, message in enumerate(messages)])
+        positions = _mark_positions(marked or "", whole, len(plan["marks"]))
+    closing = None
+    if (last := plan["closing"]) is not None:
+        answer = {"role": "assistant", "content": MARK.format(last)}
+        closing = (_try(render, messages=[*messages[:last], answer]) or "").partition(MARK.format(last))[2]
+    return {"text": whole, "prompts": prompts, "positions": positions, "closing": closing}
+
+
+def _try(render: Render, **changes: Any) -> str | None:
+    try:
+        return render(**changes)
+    except Exception:  # noqa: BLE001 - whatever a template raises: its conversation is measured in another way
+        return None
+
+
+def _length_if_prefix(whole: str, prompt: str | None) -> int | str | None:
+    return len(prompt) if prompt is not None and whole.startswith(prompt) else prompt
+
+
+def _marked(message: Any, number: int, marks: dict[int, int]) -> Any:
+    if number not in marks:
+        return message
+    content, position = message["content"], marks[number]
+    return {**message, "content": content[:position] + MARK.format(number) + content[position:]}
+
+
+def _mark_positions(marked: str, whole: str, count: int) -> dict[str, int] | None:
+    """Return where the marks would be in the text without them; None if the template writes anything else differently."""
+    pieces = _MARKS.split(marked)
+    texts, numbers = pieces[::2], pieces[1::2]
+    if "".join(texts) != whole or len(numbers) != count or len(set(numbers)) != count:
+        return None
+    positions, position = {}, 0
+    for piece, number in zip(texts, numbers, strict=False):
+        position += len(piece)
+        positions[number] = position
+    return positions
 
 
 def _splitter(source: str) -> Callable[[str], str]:
@@ -142,7 +204,7 @@ def _splitter(source: str) -> Callable[[str], str]:
     return split
 
 
-_KINDS: dict[str, Callable[[str], Callable[[Any], str]]] = {"template": _renderer, "tokenizer": _splitter}
+_KINDS: dict[str, Callable[[str], Callable[[Any], Any]]] = {"template": _renderer, "tokenizer": _splitter}
 
 
 def main(memory: int) -> None:
@@ -150,17 +212,18 @@ def main(memory: int) -> None:
     _limit_memory(memory)
     handler = None
     for line in sys.stdin.buffer:
-        try:
-            seconds, kind, source, value = json.loads(line)
-            _limit_time(seconds)
-            handler = handler or _KINDS[kind](source)
-            answer: tuple[str, str] = handler(value), ""
-        except MemoryError:
-            answer = "", "out of memory"
-        except BaseException as error:  # noqa: BLE001 - whatever it raises is its refusal; a panic of Rust is no Exception
-            answer = "", (str(error) or type(error).__name__)[:1000]
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        seconds, kind, source, values = json.loads(line)
+        for value in values:
+            try:
+                _limit_time(seconds)
+                handler = handler or _KINDS[kind](source)
+                answer: tuple[Any, str] = handler(value), ""
+            except MemoryError:
+                answer = "", "out of memory"
+            except BaseException as error:  # noqa: BLE001 - whatever it raises is its refusal; a panic of Rust is no Exception
+                answer = "", (str(error) or type(error).__name__)[:1000]
+            sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+            sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -42,8 +43,8 @@ class Process:
         self._first_request = kind, source
         self._lock = threading.Lock()
 
-    def ask(self, value: Any, seconds: int) -> str:
-        """Return the rendered text for the variables `value`, or an empty text once the text `value` was split.
+    def ask(self, value: Any, seconds: int) -> Any:
+        """Return the answer for one value: a rendered text or its measures, or an empty text once the text `value` was split.
 
         Args:
             seconds: The limit on processor time.
@@ -52,23 +53,34 @@ class Process:
             ValueError: The template or tokenizer fails.
             LimitExceededError: The request exceeded a limit, and the process has ended.
         """
+        (answer,) = self.ask_all([value], seconds)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ask_all(self, values: Sequence[Any], seconds: int) -> list[Any]:
+        """Return an answer, or what `ask` would raise, for each value.
+
+        The last answer is a LimitExceededError if a value exceeded a limit; those that follow it have no answer.
+        """
         # Requests and answers are matched by their order, so threads take turns.
         with self._lock:
             kind, source = self._first_request
             self._first_request = kind, ""  # the source is sent with the first request only
+            answers: list[Any] = []
             try:
-                self._requests.write(json.dumps([seconds, kind, source, value], default=str).encode() + b"\n")
+                self._requests.write(json.dumps([seconds, kind, source, values], default=str).encode() + b"\n")
                 self._requests.flush()
-                answer = self._answers.readline()
-            except BrokenPipeError as error:
-                raise LimitExceededError from error
-        # The process ended before it answered: it exceeded a limit.
-        if not answer.endswith(b"\n"):
-            raise LimitExceededError
-        text, failure = json.loads(answer)
-        if failure:
-            raise ValueError(failure)
-        return str(text)
+            except BrokenPipeError:
+                return [LimitExceededError()]
+            for _ in values:
+                line = self._answers.readline()
+                # The process ended before it answered: it exceeded a limit.
+                if not line.endswith(b"\n"):
+                    return [*answers, LimitExceededError()]
+                answer, failure = json.loads(line)
+                answers.append(ValueError(failure) if failure else answer)
+            return answers
 
 
 def _end_process(process: subprocess.Popen[bytes]) -> None:

@@ -29,7 +29,7 @@ from .cost import budget, memory
 from .data import chat_template
 from .data import dataset as data
 from .data.packed_rows import Rows, sample
-from .events import InitialAdapter, Loading, OnEvent, Ready, ResumeEvent, SaveEvent, StepEvent, TrainingResult
+from .events import Encoding, InitialAdapter, Loading, OnEvent, Ready, ResumeEvent, SaveEvent, StepEvent, TrainingResult
 from .layers import lora
 from .loop import training_loop
 from .model import adapter_transfer, families, quantized_cache
@@ -102,7 +102,12 @@ class Trainer:
         self.config, template_notes = _with_template(config, base.tokenizer, self._path)
         config = self.config
         # The data are read after the base, whose tokenizer and chat template encode them.
-        train_set, heldout = data.datasets(config, base.tokenizer, cache if config.base.cache else None)
+        train_set, heldout = data.datasets(
+            config,
+            base.tokenizer,
+            cache if config.base.cache else None,
+            on_progress=lambda done, total: self._on_event(Encoding(done, total)),
+        )
         self.rows = train_set.packed
         self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
         length_notes = families.check_length(base.model, config.data.sequence, config.location)

@@ -84,6 +84,7 @@ def _data_document(plan: Preview) -> dict[str, Any]:
         "rows": count and count.rows,
         "steps": count and count.steps,
         "steps_per_epoch": count and count.steps_per_epoch,
+        "encoding_seconds": plan.data.count and plan.data.encoding_seconds,
         "seconds_at_least": plan.seconds,
         "matmul": plan.matmul,
         "notes": list(plan.data.notes),
@@ -101,6 +102,8 @@ def _write_data(plan: Preview, config: TrainConfig) -> None:
         pairs["tokens"] = "not counted: pip install 'adapterhub[train]'"
     else:
         pairs |= _steps(plan.data.count, config)
+    if plan.data.encoding_seconds >= 1:
+        pairs["encoding"] = f"about {_duration(plan.data.encoding_seconds)} on this machine, before the first step"
     if plan.seconds is not None and plan.matmul is not None:
         rate = f"{plan.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine"
         pairs["time"] = f"at least {_duration(plan.seconds)}, the steps' arithmetic at the {rate}"

@@ -49,6 +49,7 @@ class Screen:
         """Show one event of the trainer."""
         handlers: dict[str, Callable[[Any], None]] = {
             "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
+            "Encoding": lambda e: self._advance("encoding the data", e.done, e.total, ""),
             "Ready": self._show_ready,
             "ResumeEvent": self._show_resumed,
             "StepEvent": self._show_step,

@@ -96,6 +96,19 @@ def render(
         FormatError: The template refuses the conversation, or exceeds a limit.
         RefusedError: There is no template.
     """
+    template, variables = inputs(tokenizer, messages, location=location, tools=tools, prompt=prompt)
+    return render_variables(template, variables, location=location)
+
+
+def inputs(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    location: str,
+    tools: list[Any] | None = None,
+    prompt: bool = False,
+) -> tuple[str, dict[str, Any]]:
+    """Return the template for a conversation and its variables; arguments and errors are those of `render`."""
     if not getattr(tokenizer, "chat_template", None):
         hint = 'Set [data] chat_template = "plain", "chatml", or a file of your own'
         raise RefusedError(location, "is a conversation, and the base has no chat template", hint)
@@ -107,7 +120,7 @@ def render(
     except Exception as error:
         raise _refusal(error, location) from error
     template_variables = getattr(tokenizer, "template_variables", {})
-    return render_variables(template, {**tokenizer.special_tokens_map, **template_variables, **variables}, location=location)
+    return template, {**tokenizer.special_tokens_map, **template_variables, **variables}
 
 
 def render_variables(template: str, variables: Mapping[str, Any], *, location: str) -> str:
@@ -116,10 +129,10 @@ def render_variables(template: str, variables: Mapping[str, Any], *, location: s
     `strftime_now` may be an ISO date, which the template sees as a function of that name.
     """
     try:
-        return _template_process(template).ask(variables, SECONDS)
+        return str(process(template).ask([variables, None], SECONDS))
     except process_limits.LimitExceededError as error:
         # The process has ended; the next conversation starts another.
-        _template_process.cache_clear()
+        process.cache_clear()
         raise FormatError(
             location, f"the model's chat template exceeds {SECONDS} s or {process_limits.MEMORY >> 30} GiB of memory"
         ) from error
@@ -132,5 +145,6 @@ def _refusal(error: Exception, location: str) -> FormatError:
 
 
 @functools.lru_cache(maxsize=2)  # a template for conversations with tools, and one for the others
-def _template_process(template: str) -> process_limits.Process:
+def process(template: str) -> process_limits.Process:
+    """Return the process that renders a template."""
     return process_limits.Process("template", template)

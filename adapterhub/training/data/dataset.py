@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from adapterhub.training.train_config import TrainConfig
-from adapterhub_converters.errors import FormatError, Problems, RefusedError
+from adapterhub_converters.errors import RefusedError
 
 from . import document_files, record_shapes, token_cache
 from . import overlap as passages
-from .examples import Example, encode, has_chat_template
+from .encoding import Progress, batch_counter, encode_documents
+from .examples import has_chat_template
 from .packed_rows import PackedRows, Rows, pack
 from .token_arrays import Corpus, EncodedFiles, File, Tokens, collect, stop_tokens
 
@@ -57,7 +58,9 @@ class Dataset:
         return sum(file.tokens for file in self.files)
 
 
-def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> tuple[Dataset, Dataset | None]:
+def datasets(
+    config: TrainConfig, tokenizer: Any, cache: Path | None = None, *, on_progress: Progress | None = None
+) -> tuple[Dataset, Dataset | None]:
     """Return the training data and the held-out data: separate files, a share of the documents, or None.
 
     The tokens of large data are kept in the folder `cache`; the next training on the same data maps them from there.
@@ -65,9 +68,10 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     data = config.data
     key = token_cache.key_of(config, tokenizer) if cache is not None else None
     if cache is None or key is None:
-        corpus, _ = _corpus(config, tokenizer)
+        corpus, _ = _corpus(config, tokenizer, on_progress=on_progress)
     else:
-        corpus = token_cache.read(cache, key) or token_cache.create_entry(cache, key, partial(_corpus, config, tokenizer))
+        encode = partial(_corpus, config, tokenizer, on_progress=on_progress)
+        corpus = token_cache.read(cache, key) or token_cache.create_entry(cache, key, encode)
     row_options: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
     train = arrange_rows(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
     if corpus.heldout is None:
@@ -77,14 +81,18 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     return train, dataclasses.replace(heldout, shared=corpus.shared)
 
 
-def _corpus(config: TrainConfig, tokenizer: Any, folder: Path | None = None) -> tuple[Corpus, tuple[str, ...]]:
+def _corpus(
+    config: TrainConfig, tokenizer: Any, folder: Path | None = None, *, on_progress: Progress | None = None
+) -> tuple[Corpus, tuple[str, ...]]:
     """Read and encode all files, their tokens into files of `folder` if it is given; also return the files' digests."""
     train, heldout = files(config)
     loss = config.data.loss
     shared = shared_passages(train, heldout) if heldout else 0.0
+    on_batch = batch_counter(sum(len(file.documents) for file in (*train, *heldout)), on_progress) if on_progress else None
     out = {split: folder and token_cache.file_of(folder, split) for split in ("train", "heldout")}
-    encoded_train = encode_files(train, tokenizer, loss=loss, out=out["train"])
-    corpus = Corpus(encoded_train, encode_files(heldout, tokenizer, loss=loss, out=out["heldout"]) if heldout else None, shared)
+    encoded_train = encode_files(train, tokenizer, loss=loss, out=out["train"], on_batch=on_batch)
+    encoded_heldout = encode_files(heldout, tokenizer, loss=loss, out=out["heldout"], on_batch=on_batch) if heldout else None
+    corpus = Corpus(encoded_train, encoded_heldout, shared)
     separate_heldout = [] if config.data.heldout_share else heldout
     return corpus, tuple(file.digest for file in (*train, *separate_heldout))
 
@@ -149,14 +157,26 @@ def build(
 
 
 def encode_files(
-    files: Sequence[document_files.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None
+    files: Sequence[document_files.DataFile],
+    tokenizer: Any,
+    *,
+    loss: str,
+    out: Path | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> EncodedFiles:
-    """Encode the documents of files; `loss` is `all` or `completion`, and `out` is as in `token_arrays.collect`.
+    """Encode the documents of files.
+
+    Args:
+        loss: `all` or `completion`.
+        out: As in `token_arrays.collect`.
+        on_batch: As in `encoding.encode_documents`.
 
     Raises:
         FormatError: The chat template refuses conversations.
     """
-    examples = itertools.chain.from_iterable(encode_all(file.documents, tokenizer, loss=loss) for file in files)
+    examples = itertools.chain.from_iterable(
+        encode_documents(file.documents, tokenizer, loss=loss, on_batch=on_batch) for file in files
+    )
     tokens = collect(examples, stop_tokens(tokenizer), out)
     used, start = [], 0
     for file in files:
@@ -250,27 +270,6 @@ def _mix_notes(files: Sequence[File], used_files: Sequence[File]) -> Iterator[st
     for original, file in zip(files, used_files, strict=True):
         share = f"{file.tokens / max(1, tokens):.1%} of the tokens"
         yield f"{file.path}: {file.documents:,} of {original.documents:,} documents are used, {share}"
-
-
-def encode_all(
-    source_documents: Sequence[document_files.Document], tokenizer: Any, *, loss: str
-) -> Iterator[tuple[Example, bytes]]:
-    """Yield encoded documents, each with its digest; of a pair, the chosen side before the rejected one.
-
-    The first refusals of the chat template are raised together, after the last document.
-    """
-    problems: Problems[FormatError] = Problems()
-    for document in source_documents:
-        try:
-            record = document.record
-            sides = [record[side] for side in record_shapes.SIDES] if document.shape == record_shapes.PAIRS else [record]
-            for example in [encode(side, tokenizer, loss=loss, location=document.location) for side in sides]:
-                yield example, document.digest
-        except FormatError as error:
-            problems.add(error)
-            if problems.count == problems.SHOWN:
-                break  # every further one would cost a call of the template
-    problems.check()
 
 
 def template_notes(files: Sequence[document_files.DataFile], tokenizer: Any) -> list[str]:

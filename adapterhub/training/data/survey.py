@@ -7,6 +7,7 @@ documents are encoded only to find their problems.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,22 +57,29 @@ class Count:
 
 @dataclass(frozen=True)
 class Survey:
-    """The data of a training run; `count` is None without a tokenizer to count with. `notes` are one line each."""
+    """The data of a training run.
+
+    Attributes:
+        count: None without a tokenizer to count with.
+        notes: Notes for the user, one line each.
+        encoding_seconds: The time that encoding all documents would take at the rate of those encoded here.
+    """
 
     files: tuple[FileSummary, ...]
     documents: int
     heldout_documents: int
     count: Count | None
     notes: tuple[str, ...]
+    encoding_seconds: float = 0.0
 
 
 def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
     """Survey the data of a training run; errors are those of `dataset.datasets`, except for documents that are not encoded."""
     train, heldout = dataset.files(config)
     files_with_split = [(file, "train") for file in train] + [(file, "heldout") for file in heldout]
-    count, notes = _count(config, train, tokenizer) if tokenizer is not None else (None, [])
+    count, notes, seconds = _count(config, train, tokenizer) if tokenizer is not None else (None, [], 0.0)
     if heldout and tokenizer is not None:
-        _arrange_sample(config, heldout, tokenizer)
+        seconds += _arrange_sample(config, heldout, tokenizer)[2]
     if heldout:
         notes = [*notes, *overlap.note(dataset.shared_passages(train, heldout))]
     return Survey(
@@ -82,11 +90,12 @@ def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
         heldout_documents=sum(len(file.documents) for file in heldout),
         count=count,
         notes=tuple(notes),
+        encoding_seconds=seconds,
     )
 
 
-def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tuple[Count, list[str]]:
-    sampled, share = _arrange_sample(config, files, tokenizer, config.data.shares)
+def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tuple[Count, list[str], float]:
+    sampled, share, seconds = _arrange_sample(config, files, tokenizer, config.data.shares)
 
     def estimate(sampled_number: int) -> int:
         return round(sampled_number / share)
@@ -103,26 +112,30 @@ def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tu
         context=mean_context(packed.segments),
         share=share,
     )
-    return count, [*sampled.notes]
+    return count, [*sampled.notes], seconds
 
 
 def _arrange_sample(
     config: TrainConfig, files: Sequence[DataFile], tokenizer: Any, shares: Sequence[float] | None = None
-) -> tuple[dataset.Dataset, float]:
-    """Encode documents, or a sample of many, and arrange them in rows; also return their share of the text.
+) -> tuple[dataset.Dataset, float, float]:
+    """Encode documents, or a sample of many, and arrange them in rows.
+
+    Also return their share of the text, and the seconds that encoding all of it would take.
 
     Errors are those of a training run.
     """
     data = config.data
     files, share = _sample(files)
+    start = time.perf_counter()
     encoded = dataset.encode_files(files, tokenizer, loss=data.loss)
+    seconds = (time.perf_counter() - start) / share
     # The kinds of the documents are in the table of files, so they need no notes.
     encoded = dataclasses.replace(encoded, notes=tuple(dataset.template_notes(files, tokenizer)))
     rows = dataset.arrange_rows(
         encoded, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),
         shares=shares, partial=share < 1,
     )  # fmt: skip
-    return rows, share
+    return rows, share, seconds
 
 
 def _sample(files: Sequence[DataFile]) -> tuple[list[DataFile], float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .examples import Example
+from .example import Example
 
 TRAINED = np.uint32(1 << 31)
 """The bit of a token that is trained on."""

@@ -95,7 +95,7 @@ def _answer(base: Base, prompt: str, tokens: int) -> str:
         text = chat_template.render(tokenizer, message, location=f"the sample {prompt[:40]!r}", prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        ids = open_ended_ids(prompt, tokenizer)
+        (ids,) = open_ended_ids([prompt], tokenizer)
     inputs = torch.tensor([ids]).to(base.device)
     with torch.no_grad():
         output = base.model.generate(

@@ -1,0 +1,104 @@
+"""Encoding of the documents of a data set, in batches: the next ones are rendered while one is tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from adapterhub_converters.errors import FormatError, Problems
+
+from . import record_shapes
+from .conversation import Conversation
+from .document_files import Document
+from .example import Example
+from .examples import Source, encode_sources, requests, source_of
+from .template_renderers import Renderers
+
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 64, 1 << 18
+_MANY = 512  # documents: fewer are not worth the start of further processes
+
+Progress = Callable[[int, int], None]
+"""Called with the number of documents encoded so far, and the total."""
+
+
+def batch_counter(total: int, on_progress: Progress) -> Callable[[int], None]:
+    """Return a function that adds up the documents of batches and reports their progress towards `total`."""
+    counts = [0]
+
+    def on_batch(documents: int) -> None:
+        counts[0] += documents
+        on_progress(counts[0], total)
+
+    return on_batch
+
+
+def encode_documents(
+    documents: Sequence[Document], tokenizer: Any, *, loss: str, on_batch: Callable[[int], None] | None = None
+) -> Iterator[tuple[Example, bytes]]:
+    """Yield encoded documents, each with its digest; of a pair, the chosen side before the rejected one.
+
+    The first refusals of the chat template are raised together, after the last document.
+
+    Args:
+        on_batch: Called with the number of documents of each batch that is encoded.
+    """
+    problems: Problems[FormatError] = Problems()
+    for document, examples in _encoded(documents, tokenizer, loss, on_batch):
+        error = next((example for example in examples if isinstance(example, FormatError)), None)
+        if error is None:
+            yield from ((example, document.digest) for example in examples if isinstance(example, Example))
+            continue
+        problems.add(error)
+        if problems.count == problems.SHOWN:
+            break  # every further one would cost a call of the template
+    problems.check()
+
+
+def _encoded(
+    documents: Sequence[Document], tokenizer: Any, loss: str, on_batch: Callable[[int], None] | None
+) -> Iterator[tuple[Document, list[Example | FormatError]]]:
+    def finish(batch: Sequence[_Sources], answers: list[Any]) -> Iterator[tuple[Document, list[Example | FormatError]]]:
+        sources = [source for _, document_sources in batch for source in document_sources]
+        examples = iter(encode_sources(sources, answers, tokenizer, loss=loss))
+        for document, document_sources in batch:
+            yield document, [next(examples) for _ in document_sources]
+        if on_batch:
+            on_batch(len(batch))
+
+    with Renderers(1 if len(documents) < _MANY else None) as renderers:
+        for batch in _batches(documents, tokenizer, loss):
+            sources = [source for _, document_sources in batch for source in document_sources]
+            for finished, answers in renderers.submit(batch, requests(sources, loss)):
+                yield from finish(finished, answers)
+        for finished, answers in renderers.rest():
+            yield from finish(finished, answers)
+
+
+_Sources = tuple[Document, list[Source | FormatError]]
+
+
+def _batches(documents: Sequence[Document], tokenizer: Any, loss: str) -> Iterator[list[_Sources]]:
+    """Yield documents with their sources: one for most, two for a pair, or the error of one that is no conversation."""
+    batch: list[_Sources] = []
+    characters = 0
+    for document in documents:
+        batch.append((document, _sources(document, tokenizer, loss)))
+        characters += sum(map(_size, batch[-1][1]))
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _size(source: Source | FormatError) -> int:
+    return source.size if isinstance(source, Conversation) else len(source) if isinstance(source, str) else 0
+
+
+def _sources(document: Document, tokenizer: Any, loss: str) -> list[Source | FormatError]:
+    record = document.record
+    sides = [record[side] for side in record_shapes.SIDES] if document.shape == record_shapes.PAIRS else [record]
+    try:
+        return [source_of(side, tokenizer, loss=loss, location=document.location) for side in sides]
+    except FormatError as error:
+        return [error]

@@ -1,0 +1,99 @@
+"""Processes that render conversations, several at a time: one for each core and template.
+
+Rendering is most of the work of encoding conversations, and the template of a stranger runs in a limited process anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from adapterhub.training import process_limits
+
+from . import chat_template
+
+Request = tuple[str, Any]
+"""A template, and the variables and the plan for its process."""
+_MAX_PROCESSES = 8  # the tokenizer, which also takes cores, is the limit for more
+
+
+class Renderers:
+    """Answers batches of requests in their order, while the next batches are being rendered.
+
+    Args:
+        count: The number of processes for each template; None is one for each core.
+    """
+
+    def __init__(self, count: int | None) -> None:
+        self.count = min(count or _cores(), _MAX_PROCESSES)
+        self._threads = ThreadPoolExecutor(self.count)
+        # A thread takes a set of processes for each batch, so that no two threads wait for the same process.
+        self._idle: queue.SimpleQueue[dict[str, process_limits.Process]] = queue.SimpleQueue()
+        for _ in range(self.count):
+            self._idle.put({})
+        self._batches: deque[tuple[Any, Future[list[Any]]]] = deque()
+
+    def __enter__(self) -> Renderers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def submit(self, context: Any, batch: Sequence[Request | None]) -> Iterator[tuple[Any, list[Any]]]:
+        """Start a batch; yield the context and the answers of an earlier one if enough batches are under way."""
+        self._batches.append((context, self._threads.submit(self._ask, batch)))
+        if len(self._batches) > self.count + 1:
+            yield self._next()
+
+    def rest(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Yield the contexts and answers of the batches that are under way."""
+        while self._batches:
+            yield self._next()
+
+    def _next(self) -> tuple[Any, list[Any]]:
+        context, answers = self._batches.popleft()
+        return context, answers.result()
+
+    def _ask(self, batch: Sequence[Request | None]) -> list[Any]:
+        processes = self._idle.get()
+        try:
+            return ask(batch, processes)
+        finally:
+            self._idle.put(processes)
+
+
+def ask(batch: Sequence[Request | None], processes: dict[str, process_limits.Process] | None = None) -> list[Any]:
+    """Return the answer for each request, or the error that `process_limits.Process.ask` would raise; None for None.
+
+    Args:
+        processes: The processes to use by template; those that are missing are started. None uses those of `chat_template`.
+    """
+    answers: list[Any] = [None] * len(batch)
+    for template in {request[0]: None for request in batch if request}:
+        numbers = [number for number, request in enumerate(batch) if request and request[0] == template]
+        values = [request[1] for request in batch if request and request[0] == template]
+        for number, answer in zip(numbers, _ask_all(template, values, processes), strict=True):
+            answers[number] = answer
+    return answers
+
+
+def _ask_all(template: str, values: Sequence[Any], processes: dict[str, process_limits.Process] | None) -> list[Any]:
+    answers: list[Any] = []
+    while len(answers) < len(values):
+        if processes is None:
+            process = chat_template.process(template)
+        else:
+            process = processes.setdefault(template, process_limits.Process("template", template))
+        answers += process.ask_all(values[len(answers) :], chat_template.SECONDS)
+        # The process has ended; the next conversation starts another.
+        if isinstance(answers[-1], process_limits.LimitExceededError):
+            chat_template.process.cache_clear() if processes is None else processes.pop(template)
+    return answers
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
