@@ -105,7 +105,6 @@ class Trainer:
         train_set, heldout = data.datasets(
             config,
             base.tokenizer,
-            cache if config.base.cache else None,
             on_progress=lambda done, total: self._on_event(Encoding(done, total)),
         )
         self.rows = train_set.packed

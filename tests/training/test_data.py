@@ -631,3 +631,11 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, tokenizer: object, m
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(MissingExtraError, match=r"a\.parquet: needs the package pyarrow, which is not installed"):
         load(tmp_path / "a.parquet", tokenizer)
+
+
+def test_the_mean_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Example(np.arange(40), np.ones(40, bool), joint=False)
+    packed = pack(collect([(example, bytes(8))], set()), 16)
+    first = packed.mean_context
+    monkeypatch.delattr(type(packed), "take")  # which fills rows
+    assert packed.mean_context == first == (16**2 * 2 + 8**2) / 40

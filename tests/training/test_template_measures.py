@@ -60,9 +60,7 @@ def test_measures_locate_every_answer_where_rendering_it_alone_does(name: str, t
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize(
-    "name", ["qwen3", "qwen3_5_think", "llama3_1", "qwen2_5", "gemma3", "nemotron_3_nano"]
-)
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "llama3_1", "qwen2_5", "gemma3", "nemotron_3_nano"])
 def test_of_the_usual_templates_measures_locate_all_answers(name: str, tokenizer: Any) -> None:
     templated = copy.copy(tokenizer)
     templated.chat_template = trls(name)

@@ -7,8 +7,6 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,12 @@ import numpy as np
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.errors import RefusedError
 
-from . import document_files, record_shapes, token_cache
+from . import document_files, record_shapes
 from . import overlap as passages
 from .encoding import Progress, batch_counter, encode_documents
 from .examples import has_chat_template
 from .packed_rows import PackedRows, Rows, pack
-from .token_arrays import Corpus, EncodedFiles, File, Tokens, collect, stop_tokens
+from .token_arrays import EncodedFiles, File, Tokens, collect, stop_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,43 +56,22 @@ class Dataset:
         return sum(file.tokens for file in self.files)
 
 
-def datasets(
-    config: TrainConfig, tokenizer: Any, cache: Path | None = None, *, on_progress: Progress | None = None
-) -> tuple[Dataset, Dataset | None]:
-    """Return the training data and the held-out data: separate files, a share of the documents, or None.
-
-    The tokens of large data are kept in the folder `cache`; the next training on the same data maps them from there.
-    """
+def datasets(config: TrainConfig, tokenizer: Any, *, on_progress: Progress | None = None) -> tuple[Dataset, Dataset | None]:
+    """Return the training data and the held-out data: separate files, a share of the documents, or None."""
     data = config.data
-    key = token_cache.key_of(config, tokenizer) if cache is not None else None
-    if cache is None or key is None:
-        corpus, _ = _corpus(config, tokenizer, on_progress=on_progress)
-    else:
-        encode = partial(_corpus, config, tokenizer, on_progress=on_progress)
-        corpus = token_cache.read(cache, key) or token_cache.create_entry(cache, key, encode)
+    train_files, heldout_files = files(config)
+    shared = shared_passages(train_files, heldout_files) if heldout_files else 0.0
+    total = sum(len(file.documents) for file in (*train_files, *heldout_files))
+    on_batch = batch_counter(total, on_progress) if on_progress else None
+    encoded = encode_files(train_files, tokenizer, loss=data.loss, on_batch=on_batch)
     row_options: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
-    train = arrange_rows(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
-    if corpus.heldout is None:
+    train = arrange_rows(encoded, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
+    if not heldout_files:
         return train, None
+    encoded = encode_files(heldout_files, tokenizer, loss=data.loss, on_batch=on_batch)
     # Without a seed: the order of held-out rows must not differ between training runs that are compared.
-    heldout = arrange_rows(corpus.heldout, tokenizer, seed=None, **row_options)
-    return train, dataclasses.replace(heldout, shared=corpus.shared)
-
-
-def _corpus(
-    config: TrainConfig, tokenizer: Any, folder: Path | None = None, *, on_progress: Progress | None = None
-) -> tuple[Corpus, tuple[str, ...]]:
-    """Read and encode all files, their tokens into files of `folder` if it is given; also return the files' digests."""
-    train, heldout = files(config)
-    loss = config.data.loss
-    shared = shared_passages(train, heldout) if heldout else 0.0
-    on_batch = batch_counter(sum(len(file.documents) for file in (*train, *heldout)), on_progress) if on_progress else None
-    out = {split: folder and token_cache.file_of(folder, split) for split in ("train", "heldout")}
-    encoded_train = encode_files(train, tokenizer, loss=loss, out=out["train"], on_batch=on_batch)
-    encoded_heldout = encode_files(heldout, tokenizer, loss=loss, out=out["heldout"], on_batch=on_batch) if heldout else None
-    corpus = Corpus(encoded_train, encoded_heldout, shared)
-    separate_heldout = [] if config.data.heldout_share else heldout
-    return corpus, tuple(file.digest for file in (*train, *separate_heldout))
+    heldout = arrange_rows(encoded, tokenizer, seed=None, **row_options)
+    return train, dataclasses.replace(heldout, shared=shared)
 
 
 def shared_passages(train: Sequence[document_files.DataFile], heldout: Sequence[document_files.DataFile]) -> float:
@@ -161,14 +138,12 @@ def encode_files(
     tokenizer: Any,
     *,
     loss: str,
-    out: Path | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> EncodedFiles:
     """Encode the documents of files.
 
     Args:
         loss: `all` or `completion`.
-        out: As in `token_arrays.collect`.
         on_batch: As in `encoding.encode_documents`.
 
     Raises:
@@ -177,7 +152,7 @@ def encode_files(
     examples = itertools.chain.from_iterable(
         encode_documents(file.documents, tokenizer, loss=loss, on_batch=on_batch) for file in files
     )
-    tokens = collect(examples, stop_tokens(tokenizer), out)
+    tokens = collect(examples, stop_tokens(tokenizer))
     used, start = [], 0
     for file in files:
         # The two sides of a pair are encoded as two documents.

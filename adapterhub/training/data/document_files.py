@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 
-from adapterhub.digest import Digest, sha256_bytes, sha256_file
+from adapterhub.digest import Digest, sha256_bytes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, Problems, RefusedError
@@ -216,17 +216,6 @@ def _file_state(file: BinaryIO) -> tuple[int, int]:
     """Return the size of an open file, and its modification time."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
-
-
-def digest(path: Path, options: Options) -> tuple[Digest, int]:
-    """Return the digest and the size that `read` would, without holding a file in memory; errors are those of `read`."""
-    if not path.is_dir():
-        return sha256_file(path), path.stat().st_size
-    folder_hash, size = hashlib.sha256(), 0
-    for file_path, _ in _folder_files(path, options):
-        folder_hash.update(_digest_line(file_path, sha256_file(file_path)))
-        size += file_path.stat().st_size
-    return f"sha256:{folder_hash.hexdigest()}", size
 
 
 def _digest_line(file_path: Path, digest: Digest) -> bytes:

@@ -1,4 +1,4 @@
-"""Encoded documents as one array of tokens, in memory or mapped from a cache.
+"""Encoded documents as one array of tokens.
 
 A token takes four bytes, and a document about sixty more. The highest bit of a token marks whether it is trained on. The facts
 about documents that notes and packing need are in columns, so that the tokens themselves are read only when a step needs them.
@@ -7,11 +7,9 @@ about documents that notes and packing need are in columns, so that the tokens t
 from __future__ import annotations
 
 import array
-import io
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ _COLUMNS = np.dtype([
     ("unwritten", np.int32), ("empty_thoughts", np.int32), ("prompted_thoughts", np.int32), ("joint", np.bool_),
     ("thoughtless", np.bool_), ("stopped", np.bool_),
 ])  # fmt: skip
-_BUFFER_SIZE = 1 << 20  # bytes
 _END_TOKENS = 3  # at the end of an answer, among which its stop token is; a line break or another mark may follow it
 
 
@@ -64,35 +61,15 @@ def ids_of(marked: np.ndarray) -> np.ndarray:
     return (marked & ~TRAINED).astype(np.int64)
 
 
-def collect(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: Path | None = None) -> Tokens:
+def collect(examples: Iterable[tuple[Example, bytes]], stops: Set[int]) -> Tokens:
     """Return the tokens of examples, each of which comes with the digest of its document.
 
     Args:
         stops: The ids of tokens that may end an answer.
-        out: A file to write the tokens to as they come, which is then mapped as an array: memory use does not grow with them.
     """
     marked = array.array("I")
-    if out is None:
-        documents = np.fromiter(_document_lines(examples, stops, marked.frombytes), _COLUMNS)
-        return Tokens(np.frombuffer(marked, np.uint32), documents)
-    with open(out, "wb", buffering=_BUFFER_SIZE) as file:
-        file.write(_npy_header(0))
-        documents = np.fromiter(_document_lines(examples, stops, file.write), _COLUMNS)
-        count = (file.tell() - len(_npy_header(0))) // np.dtype(np.uint32).itemsize
-        file.seek(0)
-        file.write(_npy_header(count))
-    # An empty array cannot be mapped.
-    return Tokens(np.load(out, mmap_mode="r") if count else np.zeros(0, np.uint32), documents)
-
-
-def _npy_header(count: int) -> bytes:
-    """Return numpy's header for an array of `count` tokens.
-
-    Its size does not depend on the count (`GROWTH_AXIS_MAX_DIGITS`), so it can be overwritten once the count is known.
-    """
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<u4", "fortran_order": False, "shape": (count,)})
-    return header.getvalue()
+    documents = np.fromiter(_document_lines(examples, stops, marked.frombytes), _COLUMNS)
+    return Tokens(np.frombuffer(marked, np.uint32), documents)
 
 
 def _document_lines(
@@ -133,12 +110,3 @@ class EncodedFiles:
     files: tuple[File, ...]
     tokens: Tokens
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """All data of a training run; `shared` is the share of the held-out passages that the training documents have too."""
-
-    train: EncodedFiles
-    heldout: EncodedFiles | None
-    shared: float
