@@ -133,12 +133,17 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "starts to rise."
         ),
         "targets": (
-            "all-linear: every linear layer but the output layer. The QLoRA paper found that this matters most for "
+            "all-linear: every linear layer but the output layer; or names of modules, or the ends of their paths; or one "
+            "regular expression for whole paths. Embedding tables and experts are targets only if they are named. The QLoRA "
+            "paper found that this matters most for "
             "reaching full fine-tuning, and LoRA Without Regret that attention alone is worse at any rank."
         ),
-        "exclude": "Layers that are not targets. None: the papers recommend all layers.",
-        "layers": "Only some layers of the model, by number. All by default, for the same reason.",
-        "rank_pattern": "Ranks of single modules. None: no rule is known to beat one rank for all without trying.",
+        "exclude": "Names of modules, or the ends of their paths, that are not targets. None: the papers recommend all layers.",
+        "layers": "Only some layers of the model, counted from 0. All by default, for the same reason.",
+        "rank_pattern": (
+            "Ranks of single modules: keys are names or regular expressions for the end of a path; the first match counts. "
+            "None: no rule is known to beat one rank for all without trying."
+        ),
         "alpha_pattern": "Alphas of single modules, likewise.",
         "init": (
             "default starts without a delta: A is random, B zero. pissa (arXiv 2404.02948) and loftq (arXiv 2310.08659) "
@@ -172,9 +177,9 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         "floor": "The share of the rate that the schedule falls to; 0 falls all the way.",
         "optimizer": (
             "AdamW in float32: its two moments take eight bytes a trained parameter, little for an adapter. adamw8bit takes "
-            "two bytes; paged_adamw8bit moves them out of a CUDA device when its memory is full."
+            "two bytes; paged_adamw8bit moves them out of a CUDA device, which it needs, when its memory is full."
         ),
-        "neftune": "Noise on the embeddings (arXiv 2310.05914). 0: its benefit was shown for conversation only.",
+        "neftune": "Noise on the embeddings (arXiv 2310.05914), usually 5. 0: its benefit was shown for conversation only.",
         "warmup": (
             "Steps in which the rate rises from zero. None: lora_B starts at zero, so the first steps are small by "
             "themselves. The QLoRA paper used 3 % of the steps."
@@ -188,15 +193,19 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         ),
         "compile": (
             "Compile what is between the layers: norms, rotations, activations. Off: on a CPU it saves 8 % of a "
-            "step in bfloat16 and 2 % in float32 (4 blocks of 512, 1024 tokens), after seconds of compiling."
+            "step in bfloat16 and 2 % in float32 (4 blocks of 512, 1024 tokens), after seconds of compiling with a C++ "
+            "compiler."
         ),
         "checkpointing": (
             "Save each block's input only and compute the rest again: less memory, a third more time, the same result. "
             "auto does it where the training would not fit into free memory otherwise. The memory plan shows both."
         ),
         "evaluate_every": "Steps between evaluations; 0 is before and after only, as each costs forward passes.",
-        "keep_best": "Keep the parameters with the best held-out loss. Off: the config describes the last ones.",
-        "patience": "Stop after so many evaluations without improvement; 0 never.",
+        "keep_best": (
+            "Keep the parameters with the best held-out loss, with evaluate_every and held-out data. Off: the config describes "
+            "the last ones."
+        ),
+        "patience": "Stop after so many evaluations on held-out data without improvement; 0 never.",
         "samples": "Prompts whose answers are logged, for people to read.",
         "sample_tokens": "The most tokens of such an answer.",
         "log_to": (
