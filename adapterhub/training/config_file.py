@@ -40,6 +40,8 @@ _OTHER_TRAINERS_KEYS = {
     "warmup_steps": "warmup", "loss_type": "method", "pref_beta": "beta", "pref_loss": "method", "rl": "method",
     "simpo_gamma": "gamma",
 }  # fmt: skip
+# Keys that are gone, with what to do instead.
+_REMOVED_KEYS = {("lora", "init_iterations"): "Remove it: pissa's decomposition is exact"}
 _WORD = safe_regex.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
@@ -146,7 +148,10 @@ class _ConfigParser:
         valid: dict[str, Any] = {}
         for key, value in values.items():
             if key not in fields:
-                self.report_problem(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
+                if hint := _REMOVED_KEYS.get((name, key)):
+                    self.report_problem(name, key, "is no longer a key", hint)
+                else:
+                    self.report_problem(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
                 continue
             if type(value) is datetime.date:  # TOML has dates without quotes
                 value = value.isoformat()  # noqa: PLW2901
@@ -276,7 +281,7 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
 
 
 def _check_together(config: TrainConfig, report_problem: _ReportProblem) -> None:
-    base, data, lora, train = config.base, config.data, config.lora, config.train
+    data, lora, train = config.data, config.lora, config.train
     if train.micro_rows and train.micro_rows > 0 and train.rows % train.micro_rows:
         report_problem("train", "micro_rows", f"does not divide rows = {train.rows}")
     if data.heldout_share and data.heldout:
@@ -286,8 +291,6 @@ def _check_together(config: TrainConfig, report_problem: _ReportProblem) -> None
             report_problem("train", key, "needs evaluate_every and held-out data")
     if lora.lora_bias and lora.dora:
         report_problem("lora", "lora_bias", "cannot be combined with dora")
-    if lora.init == "loftq" and base.quantize == "none":
-        report_problem("lora", "init", "loftq needs a quantized base")
 
 
 def _check_shares(shares: Sequence[float], files: int, report_problem: _ReportProblem) -> None:

@@ -146,11 +146,9 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         ),
         "alpha_pattern": "Alphas of single modules, likewise.",
         "init": (
-            "default starts without a delta: A is random, B zero. pissa (arXiv 2404.02948) and loftq (arXiv 2310.08659) "
-            "start with the principal part of the weights or of the quantization error, which helps with few steps or few "
-            "bits."
+            "default starts without a delta: A is random, B zero. pissa (arXiv 2404.02948) starts with the principal part of "
+            "the weights, which helps with few steps."
         ),
-        "init_iterations": "The iterations of pissa's or loftq's decomposition; 0 is exact for pissa.",
         "trainable_token_indices": "Rows of the embedding table to train whole, for new tokens. None by default.",
     },
     "train": {

@@ -85,8 +85,7 @@ class LoRAConfig:
     layers: tuple[int, ...] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    init: Literal["default", "pissa", "loftq"] = "default"
-    init_iterations: int = 0
+    init: Literal["default", "pissa"] = "default"
     trainable_token_indices: tuple[int, ...] = ()
 
 

@@ -60,9 +60,10 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         ),
         (MIX % "1, more = 2", "c.toml:4: [data] train: [{'path': 'a', 'share': 1, 'more': 2}] has the wrong type"),
         (SMALL + "[lora]\ndropout = 1.0\n", "c.toml:6: [lora] dropout: must be at least 0 and below 1"),
+        (SMALL + '[lora]\ninit = "loftq"\n', "c.toml:6: [lora] init: 'loftq' is not one of default, pissa"),
         (
-            SMALL[:18] + 'quantize = "none"\n' + SMALL[18:] + '[lora]\ninit = "loftq"\n',
-            "[lora] init: loftq needs a quantized base",
+            SMALL + "[lora]\ninit_iterations = 4\n",
+            "c.toml:6: [lora] init_iterations: is no longer a key. Remove it: pissa's decomposition is exact",
         ),
         ("[base\n", "c.toml: not valid TOML"),
         ("base = 3\n" + SMALL[17:], "c.toml:1: [base]: is not a table"),

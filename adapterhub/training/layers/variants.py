@@ -1,13 +1,13 @@
-"""Variants of LoRA that start from the base's weights: DoRA, and the initial factors of PiSSA and LoftQ.
+"""Variants of LoRA that start from the base's weights: DoRA, and the initial factors of PiSSA.
 
 DoRA (arXiv 2402.09353) splits every output's weights into a direction, which LoRA changes, and a trained length:
 `y = magnitude / |W + sBA| * x (W + sBA)^T + bias`. The norm of each row is a constant in the backward pass (section 4.3), as
 in peft (`tuners/lora/dora.py`). The norm needs no second matrix of W's size, row by row:
 `|W + sBA|² = |W|² + 2s B·(W A^T) + s² B·(B (A A^T))`.
 
-PiSSA starts with the principal part of the weight, LoftQ with that of the quantization error. Both train on another base than
-the one in the files, and a loader that does not know this would compute something else. So the saved adapter is the difference
-`scaling * (BA - B0 A0)`, a plain LoRA of twice the rank (`difference`), for the unchanged base.
+PiSSA starts with the principal part of the weight. It trains on another base than the one in the files, and a loader that does
+not know this would compute something else. So the saved adapter is the difference `scaling * (BA - B0 A0)`, a plain LoRA of
+twice the rank (`difference`), for the unchanged base.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ def initial_factors(
 ) -> tuple[Tensor | NF4, Factors | None]:
     """Return the base to train on and the initial factors; None for factors drawn at random.
 
-    PiSSA is peft's `pissa_init`; LoftQ uses NF4 as its quantization (`utils/loftq_utils.py`).
+    PiSSA is peft's `pissa_init`.
 
     Args:
         weight: `(out, in)`, in floats.
         r: The rank.
-        location: The weight's name, in messages; its length seeds a randomized decomposition.
+        location: The weight's name, in messages.
 
     Raises:
         RefusedError: `weight` has fewer than `r` rows or columns.
@@ -119,28 +119,13 @@ def initial_factors(
     if r > min(weight.shape):
         raise RefusedError(location, f"is too small for {config.init} with r = {r}", f"Set r to {min(weight.shape)} at most")
     full = weight.float()
-    if config.init == "pissa":
-        A, B = _principal_factors(full, r, scaling, iterations=config.init_iterations, seed=len(location))
-        return maybe_quantized((full - scaling * B @ A).to(weight.dtype)), (A, B)
-    base = quantize(weight, location)
-    A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
-    # LoftQ alternates: it quantizes what the factors leave, and fits the factors to the error that remains.
-    for _ in range(config.init_iterations - 1):
-        base = quantize(full - scaling * B @ A, location)
-        A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
-    return base, (A, B)
+    A, B = _principal_factors(full, r, scaling)
+    return maybe_quantized((full - scaling * B @ A).to(weight.dtype)), (A, B)
 
 
-def _principal_factors(matrix: Tensor, r: int, scaling: float, *, iterations: int = 0, seed: int = 0) -> Factors:
+def _principal_factors(matrix: Tensor, r: int, scaling: float) -> Factors:
     """Return A and B, of equal norms, such that `scaling * B A` is the best approximation of rank r."""
-    if iterations:
-        # The global generator keeps its state for the code that draws from it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            U, S, V = torch.svd_lowrank(matrix, r, niter=iterations)
-        Vh = V.t()
-    else:
-        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     # The square root of each singular value goes to either side, which gives A and B equal norms.
     root = (S[:r] / scaling).sqrt()
     return root.unsqueeze(1) * Vh[:r], U[:, :r] * root

@@ -308,7 +308,7 @@ def _delta(layer: Any) -> Delta:
     if isinstance(layer, LoRAStack):
         return StackedLowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), layer.alpha, layer.rslora, layer.transposed)
     A, B, alpha = layer.lora_A, layer.lora_B, layer.alpha
-    # PiSSA and LoftQ change the base; as a plain LoRA of twice the rank, the adapter fits the unchanged one (`variants`).
+    # PiSSA changes the base; as a plain LoRA of twice the rank, the adapter fits the unchanged one (`variants`).
     if layer.initial is not None:
         A, B = difference(A, B, layer.initial)
         alpha *= math.sqrt(2) if layer.rslora else 2  # keeps the scaling at twice the rank
