@@ -41,7 +41,11 @@ _OTHER_TRAINERS_KEYS = {
     "simpo_gamma": "gamma",
 }  # fmt: skip
 # Keys that are gone, with what to do instead.
-_REMOVED_KEYS = {("lora", "init_iterations"): "Remove it: pissa's decomposition is exact"}
+_REMOVED_KEYS = {
+    ("lora", "init_iterations"): "Remove it: pissa's decomposition is exact",
+    ("train", "floor"): 'Remove it, or set schedule = "constant" for a rate that does not fall',
+    ("train", "group_by_length"): "Remove it: with pack = true, rows have about the same length",
+}
 _WORD = safe_regex.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
@@ -267,7 +271,7 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
         except ValueError:
             report_problem("data", "date", "is not a date", "Write it like 2026-11-26")
     shares = {
-        ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout, ("train", "floor"): train.floor,
+        ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout,
     }  # fmt: skip
     for place, value in shares.items():
         if not 0 <= value < 1:

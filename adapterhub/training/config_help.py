@@ -158,7 +158,6 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "Rows in a step. LoRA Without Regret found LoRA less tolerant of large batches than full fine-tuning, "
             "whatever the rank; so few."
         ),
-        "group_by_length": "Rows of one length make a step. Off: it is not needed where documents share rows.",
         "micro_rows": (
             "Rows in memory at once. The gradient is the same, divided by the tokens of the whole step, so it costs "
             "nothing but time. Without it, all rows of a step."
@@ -172,7 +171,6 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "starts at zero. 1 is plain LoRA, for which every recipe's rate was chosen; 4 helps short runs."
         ),
         "schedule": "cosine ends gently, which helps a short run. The QLoRA paper used constant.",
-        "floor": "The share of the rate that the schedule falls to; 0 falls all the way.",
         "optimizer": (
             "AdamW in float32: its two moments take eight bytes a trained parameter, little for an adapter. adamw8bit takes "
             "two bytes; paged_adamw8bit moves them out of a CUDA device, which it needs, when its memory is full."

@@ -96,12 +96,10 @@ class OptimConfig:
     steps: int | None = None
     epochs: float = 1.0
     rows: int = 4
-    group_by_length: bool = False
     micro_rows: int | None = None
     learning_rate: float = 2e-4
     loraplus: float = 1.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    floor: float = 0.0
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
     neftune: float = 0.0
     warmup: int = 0

@@ -65,6 +65,8 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
             SMALL + "[lora]\ninit_iterations = 4\n",
             "c.toml:6: [lora] init_iterations: is no longer a key. Remove it: pissa's decomposition is exact",
         ),
+        (SMALL + "[train]\nfloor = 0.1\n", "c.toml:6: [train] floor: is no longer a key. Remove it, or set schedule ="),
+        (SMALL + "[train]\ngroup_by_length = true\n", "group_by_length: is no longer a key. Remove it: with pack = true"),
         ("[base\n", "c.toml: not valid TOML"),
         ("base = 3\n" + SMALL[17:], "c.toml:1: [base]: is not a table"),
         (

@@ -570,16 +570,6 @@ def test_without_packing_each_document_has_a_row(tmp_path: Path, tokenizer: obje
     assert dataset.truncated == 1
 
 
-def test_grouping_by_length_keeps_every_row_and_puts_like_to_like() -> None:
-    sizes = np.random.default_rng(0).integers(1, 100, 403)
-    drawn = order(403, 806, 3, sizes=sizes, rows_per_step=4)
-    assert sorted(drawn[:403].tolist()) == list(range(403)) == sorted(drawn[403:].tolist())
-    spread = [np.ptp(sizes[drawn[start : start + 4]]) for start in range(0, 400, 4)]
-    assert np.mean(spread) < 10
-    assert (order(403, 806, 3, sizes=sizes, rows_per_step=4) == drawn).all()
-    assert np.corrcoef(sizes[drawn[:400]], np.arange(400))[0, 1] ** 2 < 0.1  # not the longest first
-
-
 MIXED = [
     {"messages": say(("user", "hi"), ("assistant", "ho"))},
     {"messages": [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look"}}]}]},

@@ -189,7 +189,6 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
     [
         ({"schedule": "constant", "warmup": 3}, [0.25, 0.5, 0.75, 1.0, 1.0]),
         ({"schedule": "linear"}, [1.0, 0.9, 0.8, 0.7, 0.6]),
-        ({"schedule": "linear", "floor": 0.5}, [1.0, 0.95, 0.9, 0.85, 0.8]),
     ],
 )
 def test_the_rate(words: dict[str, Any], expected: list[float]) -> None:

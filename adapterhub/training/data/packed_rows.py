@@ -50,11 +50,6 @@ class Rows:
         """The number of tokens with a loss."""
         return int((self.labels != IGNORED).sum())
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """The number of tokens of each row: the `lengths` of its labels."""
-        return lengths(self.labels)
-
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
@@ -104,11 +99,6 @@ class PackedRows:
         step = max(1, _TOKENS_AT_ONCE // self.sequence)
         for start in range(0, len(self), step):
             yield self.take(np.arange(start, min(start + step, len(self))))
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """The number of tokens of each row: the `lengths` of its labels."""
-        return np.concatenate([batch.sizes for batch in self.parts()])
 
     @cached_property
     def mean_context(self) -> float:
@@ -228,24 +218,8 @@ def sample(rows: PackedRows, tokens: int) -> Rows:
     return rows.all() if count >= len(rows) else rows.take(np.arange(count) * len(rows) // count)
 
 
-def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None, rows_per_step: int = 1) -> np.ndarray:
-    """Return row numbers for `needed` draws: every row once, in a new order for each pass, before any is repeated.
-
-    With their `sizes`, the `rows_per_step` rows of a step have about the same length: the rows of every 50 steps are sorted by
-    length, and then the steps are shuffled (transformers' `LengthGroupedSampler` leaves them sorted).
-    """
+def order(rows: int, needed: int, seed: int) -> np.ndarray:
+    """Return row numbers for `needed` draws: every row once, in a new order for each pass, before any is repeated."""
     generator = np.random.Generator(np.random.PCG64(seed))
     passes = [generator.permutation(rows) for _ in range(-(needed // -rows))]
-    if sizes is not None:
-        passes = [_group_by_length(permutation, sizes, rows_per_step, generator) for permutation in passes]
     return np.concatenate(passes)[:needed]
-
-
-def _group_by_length(numbers: np.ndarray, sizes: np.ndarray, rows_per_step: int, generator: np.random.Generator) -> np.ndarray:
-    size = 50 * rows_per_step
-    chunks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    ordered = np.concatenate([chunk[np.argsort(-sizes[chunk], kind="stable")] for chunk in chunks])
-    steps = [ordered[start : start + rows_per_step] for start in range(0, len(ordered), rows_per_step)]
-    # An incomplete step stays last, or every step after it would be cut in two.
-    complete_steps = [steps[number] for number in generator.permutation(len(ordered) // rows_per_step)]
-    return np.concatenate([*complete_steps, *steps[len(complete_steps) :]])

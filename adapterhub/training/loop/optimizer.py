@@ -81,7 +81,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, tensors
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Return the rate of step `step` (from 0): it rises in the warm-up, then falls toward its floor without reaching it."""
+    """Return the rate of step `step` (from 0): it rises in the warm-up, then falls without reaching 0."""
     if step < config.warmup:
         # The first step has a rate above 0, and the first one after the warm-up the full rate.
         return config.learning_rate * (step + 1) / (config.warmup + 1)
@@ -91,7 +91,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }
-    return config.learning_rate * (config.floor + (1 - config.floor) * schedule[config.schedule])
+    return config.learning_rate * schedule[config.schedule]
 
 
 @dataclass

@@ -107,12 +107,11 @@ def advance(
 def batch(rows: Rows | PackedRows, state: State, config: OptimConfig, steps: int) -> Rows:
     """Return the rows of the next of `steps` steps."""
     if state.order is None:
-        sizes = rows.sizes if config.group_by_length else None
         # The last step of an epoch may have fewer rows, so that no row is trained on again before all others have been.
         rows_of_epochs = math.ceil(config.epochs * len(rows))
         complete_epochs = not config.steps and steps == -(rows_of_epochs // -config.rows)
         needed = rows_of_epochs if complete_epochs else steps * config.rows
-        state.order = order(len(rows), needed, config.seed, sizes=sizes, rows_per_step=config.rows)
+        state.order = order(len(rows), needed, config.seed)
     return rows.take(state.order[state.step * config.rows : (state.step + 1) * config.rows])
 
 
