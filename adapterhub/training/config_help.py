@@ -205,8 +205,8 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         "samples": "Prompts whose answers are logged, for people to read.",
         "sample_tokens": "The most tokens of such an answer.",
         "log_to": (
-            "Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio, or several; each has "
-            "to be installed."
+            "Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, or both; each has to be "
+            "installed. From Python, on_event hands the numbers to any other."
         ),
         "save_every": (
             "Steps between checkpoints; 0 writes one only when the run is stopped, for which Ctrl-C and SIGTERM are safe."

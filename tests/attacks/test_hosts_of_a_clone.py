@@ -17,7 +17,7 @@ from adapterhub import training
 from adapterhub.operations.workspace import Workspace
 from adapterhub.training.artifacts import tracking
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from tests.attacks.test_credentials import docker, helper
 from tests.attacks.test_hostile_servers import one_line
@@ -226,37 +226,18 @@ def test_python_refuses_unless_its_workspace_trusts_them(
     )
 
 
-SETTINGS = ["base_url = http://127.0.0.1:9", "http_proxy = 127.0.0.1:9", "x_extra_http_headers = {}"]
-
-
 @pytest.mark.parametrize("folder", ["wandb", ".wandb"])
-@pytest.mark.parametrize("line", SETTINGS)
+@pytest.mark.parametrize("text", ["[default]\nbase_url = http://127.0.0.1:9\n", "base_url = x", "[default]\nproject = sql\n"])
 def test_the_key_of_wandb_goes_to_no_server_that_a_clone_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, line: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder).mkdir()
-    (tmp_path / folder / "settings").write_text(f"[default]\nproject = sql\n{line}\n")
+    (tmp_path / folder / "settings").write_text(text)
     path = tmp_path / "train.toml"
     path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
-    said = rf"log_to: {folder}/settings sets '{line.split(maxsplit=1)[0]}', and W&B would follow it with your key"
+    said = (
+        rf"log_to: {folder}/settings is in the working folder, and W&B would follow it with your key. Remove the file; "
+    )
     with pytest.raises(RefusedError, match=said), tracking.with_trackers(training.read_config(path), tmp_path / "out", print):
         pass
-
-
-def test_settings_of_wandb_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb/settings").write_text("base_url = http://127.0.0.1:9\n")
-    path = tmp_path / "train.toml"
-    path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
-    said = r"wandb/settings: is not a file of W&B's settings \(.*no section headers.*\). Remove the file"
-    with pytest.raises(FormatError, match=said), tracking.with_trackers(training.read_config(path), tmp_path / "out", print):
-        pass
-
-
-def test_names_in_the_settings_of_wandb_are_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb/settings").write_text("[default]\nproject = sql\nentity = me\nmode = offline\n")
-    tracking._check_workspace("train.toml")

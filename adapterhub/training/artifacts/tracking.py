@@ -1,11 +1,10 @@
-"""Trackers, which get the numbers of a run as well: TensorBoard, W&B, MLflow or trackio.
+"""Trackers, which get the numbers of a run as well: TensorBoard and W&B; others take them from a program's own `on_event`.
 
-Each of them takes numbers by name for a step; this is the adapter between that and the trainer's events.
+Each takes numbers by name for a step; this is the adapter between that and the trainer's events.
 """
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import importlib.util
 import os
@@ -15,13 +14,10 @@ from typing import Any
 
 from adapterhub.training.events import EvaluationEvent, Event, OnEvent, StepEvent, TrackerFailureEvent
 from adapterhub.training.train_config import TrainConfig
-from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError, UsageError
+from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError
 
 Log = Callable[[int, Mapping[str, float]], None]
 _PROJECT = "adapterhub"
-# Settings that W&B may read from the working folder. A cloned repository could contain others that send the key elsewhere.
-_ALLOWED_SETTINGS = {"project", "entity", "mode"}
 
 
 @contextlib.contextmanager
@@ -58,7 +54,8 @@ def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
 def _open_tracker(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
     location = f"{config.location}: [train] log_to"
     if name not in _TRACKERS:
-        raise UsageError(location, f"unknown tracker {name!r}", f"Use any of {', '.join(_TRACKERS)}")
+        hint = f"Use {' or '.join(_TRACKERS)}; from Python, on_event hands the numbers to any other"
+        raise UsageError(location, f"unknown tracker {name!r}", hint)
     # A file in the working folder could send the user's key elsewhere, so it is checked before wandb reads it.
     if name == "wandb":
         _check_workspace(location)
@@ -68,20 +65,12 @@ def _open_tracker(name: str, config: TrainConfig, out: Path, on_event: OnEvent) 
 
 
 def _check_workspace(location: str) -> None:
-    """Refuse settings in `wandb/settings` other than names: the server that gets the key, a proxy, certificate checks."""
+    """Refuse `wandb/settings` in the working folder: it may name the server that gets the key, a proxy, certificates."""
     for folder in ("wandb", ".wandb"):
         path = Path(folder, "settings")
-        if not os.path.lexists(path):
-            continue
-        settings = configparser.ConfigParser(interpolation=None)
-        try:
-            settings.read_string(json_file.read_text(path))
-        except configparser.Error as error:
-            raise FormatError(str(path), f"is not a file of W&B's settings ({_reason(error)})", "Remove the file") from error
-        for key in (key for section in settings for key in settings[section]):
-            if key not in _ALLOWED_SETTINGS:
-                hint = "Remove the line; WANDB_BASE_URL can name your server"
-                raise RefusedError(location, f"{path} sets {key[:60]!r}, and W&B would follow it with your key", hint)
+        if os.path.lexists(path):
+            hint = "Remove the file; WANDB_ENTITY, WANDB_PROJECT, WANDB_MODE and WANDB_BASE_URL say the same"
+            raise RefusedError(location, f"{path} is in the working folder, and W&B would follow it with your key", hint)
 
 
 @contextlib.contextmanager
@@ -132,33 +121,17 @@ def _tensorboard(_: TrainConfig, out: Path) -> Iterator[Log]:
         yield log
 
 
-def _wandb_like_tracker(module: str) -> Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]:
-    """Return a tracker with W&B's interface, which trackio shares: `init`, `log`, `finish`."""
-
-    @contextlib.contextmanager
-    def opened(config: TrainConfig, out: Path) -> Iterator[Log]:
-        library: Any = importlib.import_module(module)
-        run = library.init(project=_PROJECT, name=out.name, config=config.document())
-        try:
-            yield lambda step, numbers: run.log(dict(numbers), step=step)
-        finally:
-            run.finish()
-
-    return opened
-
-
 @contextlib.contextmanager
-def _mlflow(config: TrainConfig, out: Path) -> Iterator[Log]:
-    library: Any = importlib.import_module("mlflow")
-    with library.start_run(run_name=out.name):
-        sections = config.document()
-        library.log_params({f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()})
-        yield lambda step, numbers: library.log_metrics(dict(numbers), step=step)
+def _wandb(config: TrainConfig, out: Path) -> Iterator[Log]:
+    library: Any = importlib.import_module("wandb")
+    run = library.init(project=_PROJECT, name=out.name, config=config.document())
+    try:
+        yield lambda step, numbers: run.log(dict(numbers), step=step)
+    finally:
+        run.finish()
 
 
 _TRACKERS: dict[str, Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]] = {
     "tensorboard": _tensorboard,
-    "wandb": _wandb_like_tracker("wandb"),
-    "trackio": _wandb_like_tracker("trackio"),
-    "mlflow": _mlflow,
+    "wandb": _wandb,
 }

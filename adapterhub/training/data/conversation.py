@@ -44,12 +44,12 @@ class Conversation:
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
         self._tools = messages.tools(tools, location)
         self._form: messages.Form = messages.plain
-
         self._answers = [
             number
             for number, message in enumerate(self._messages)
             if number >= first and message["role"] == "assistant" and number not in self._context
         ]
+        self._plan: dict[str, Any] = {}
         self._measures: template_measures.Measures | None = None
         self.text = ""
 
@@ -58,9 +58,14 @@ class Conversation:
         """The number of characters in its messages."""
         return sum(len(message["content"]) for message in self._messages)
 
-    def request(self, loss: str) -> tuple[str, Any]:
-        """Return the template, and what its process renders to locate the answers."""
-        template, variables = chat_template.inputs(self._tokenizer, self._messages, location=self._location, tools=self._tools)
+    def request(self, loss: str) -> tuple[str, Any] | None:
+        """Return the template, and what its process renders to locate the answers; None where only `render` can tell."""
+        try:
+            template, variables = chat_template.inputs(
+                self._tokenizer, self._messages, location=self._location, tools=self._tools
+            )
+        except FormatError:
+            return None  # transformers refuses the usual form of messages
         self._plan = template_measures.plan(variables["messages"], self._answers if loss == "completion" else ())
         return template, [variables, self._plan]
 
