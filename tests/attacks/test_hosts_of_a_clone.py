@@ -236,8 +236,6 @@ def test_the_key_of_wandb_goes_to_no_server_that_a_clone_names(
     (tmp_path / folder / "settings").write_text(text)
     path = tmp_path / "train.toml"
     path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
-    said = (
-        rf"log_to: {folder}/settings is in the working folder, and W&B would follow it with your key. Remove the file; "
-    )
+    said = rf"log_to: {folder}/settings is in the working folder, and W&B would follow it with your key. Remove the file; "
     with pytest.raises(RefusedError, match=said), tracking.with_trackers(training.read_config(path), tmp_path / "out", print):
         pass

@@ -1,0 +1,62 @@
+"""Documents are encoded in batches by several processes, in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapterhub.training.data import encoding, template_renderers
+from adapterhub.training.data.document_files import Document
+from adapterhub_converters.errors import FormatError
+
+# It does not end for one conversation, and takes none that says "no".
+PICKY = (
+    "{% for m in messages %}{% if m.content == 'forever' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+    "{% endfor %}{% elif m.content == 'no' %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def picky(tokenizer: Any) -> Any:
+    before = tokenizer.chat_template
+    tokenizer.chat_template = PICKY
+    yield tokenizer
+    tokenizer.chat_template = before
+
+
+def conversation(number: int, question: str = "Why?") -> Document:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"Because of {number}."}]
+    return Document({"messages": turns}, f"a.jsonl:{number}")
+
+
+def test_many_documents_are_encoded_in_their_order(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [conversation(number) for number in range(300)]
+    documents[7] = Document({"text": "plain"}, "a.jsonl:7")
+    batches: list[int] = []
+    few = [example.ids.tolist() for example, _ in encoding.encode_documents(documents, picky, loss="completion")]
+    monkeypatch.setattr(encoding, "_MANY", 100)
+    encoded = encoding.encode_documents(documents, picky, loss="completion", on_batch=batches.append)
+    many = [(example.ids.tolist(), digest) for example, digest in encoded]
+    assert many == [(ids, document.digest) for ids, document in zip(few, documents, strict=True)]
+    assert sum(batches) == 300
+    assert "Because of 299." in picky.decode(few[-1])
+
+
+def test_refused_conversations_are_reported_after_the_last_document(picky: Any) -> None:
+    documents = [conversation(1), conversation(2, "no"), conversation(3), conversation(4, "no")]
+    encoded = encoding.encode_documents(documents, picky, loss="completion")
+    assert [next(encoded)[1], next(encoded)[1]] == [documents[0].digest, documents[2].digest]
+    with pytest.raises(FormatError) as caught:
+        next(encoded)
+    assert [line[:9] for line in caught.value.problems] == ["a.jsonl:2", "a.jsonl:4"]
+
+
+def test_a_template_that_does_not_end_costs_only_its_conversation(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_renderers.chat_template, "SECONDS", 1)
+    documents = [conversation(1), conversation(2, "forever"), conversation(3)]
+    encoded = encoding.encode_documents(documents, picky, loss="completion")
+    assert [next(encoded)[1], next(encoded)[1]] == [documents[0].digest, documents[2].digest]
+    with pytest.raises(FormatError, match="a.jsonl:2: the model's chat template exceeds 1 s"):
+        next(encoded)
