@@ -12,8 +12,9 @@ from adapterhub_converters.errors import FormatError
 
 # It does not end for one conversation, and takes none that says "no".
 PICKY = (
-    "{% for m in messages %}{% if m.content == 'forever' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
-    "{% endfor %}{% elif m.content == 'no' %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}]{{ m.content }};{% endfor %}"
+    "{% for m in messages %}{% set said = m.content|string %}"
+    "{% if 'forever' in said %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    "{% elif 'no' in said %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}]{{ m.content }};{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 

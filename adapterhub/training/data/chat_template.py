@@ -133,11 +133,16 @@ def render_variables(template: str, variables: Mapping[str, Any], *, location: s
     except process_limits.LimitExceededError as error:
         # The process has ended; the next conversation starts another.
         process.cache_clear()
-        raise FormatError(
-            location, f"the model's chat template exceeds {SECONDS} s or {process_limits.MEMORY >> 30} GiB of memory"
-        ) from error
+        raise limit_error(location) from error
     except ValueError as error:
         raise _refusal(error, location) from error
+
+
+def limit_error(location: str) -> FormatError:
+    """Return the error for a conversation whose rendering exceeds a limit."""
+    return FormatError(
+        location, f"the model's chat template exceeds {SECONDS} s or {process_limits.MEMORY >> 30} GiB of memory"
+    )
 
 
 def _refusal(error: Exception, location: str) -> FormatError:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.training import process_limits
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import chat_template, messages, template_measures
@@ -71,6 +72,8 @@ class Conversation:
 
     def render(self, answer: Any) -> None:
         """Take the text of the conversation from the answer to its request, which may be an error, or render it."""
+        if isinstance(answer, process_limits.LimitExceededError):
+            raise chat_template.limit_error(self._location)
         if isinstance(answer, dict) and self._is_complete(answer["text"]):
             special = special_texts(self._tokenizer)
             self._measures = template_measures.Measures.of(self._messages, self._plan, answer, special)
