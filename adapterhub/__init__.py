@@ -16,6 +16,7 @@ from adapterhub.version import __version__ as __version__
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
     from adapterhub.checks.report import Problem, Report, Verdict
+    from adapterhub.evaluation.results import EvaluationResult
     from adapterhub.generation import Generation
     from adapterhub.identity import Identity
     from adapterhub.index.queries import VersionRow
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from adapterhub.serve.prepared_versions import PreparedVersion
     from adapterhub.serve.resolving import resolve
     from adapterhub.store.ref_log import Entry
-    from adapterhub.training.events import EvaluationResult, TrainingResult
+    from adapterhub.training.events import TrainingResult
     from adapterhub.training.train_config import TrainConfig
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.bill import Bill
@@ -171,6 +172,7 @@ _MODULES = {
         "Report",
         "Verdict",
     ),
+    "adapterhub.evaluation.results": ("EvaluationResult",),
     "adapterhub.generation": ("Generation",),
     "adapterhub.identity": ("Identity",),
     "adapterhub.index.queries": ("VersionRow",),
@@ -253,10 +255,7 @@ _MODULES = {
     "adapterhub.serve.prepared_versions": ("PreparedVersion",),
     "adapterhub.serve.resolving": ("resolve",),
     "adapterhub.store.ref_log": ("Entry",),
-    "adapterhub.training.events": (
-        "EvaluationResult",
-        "TrainingResult",
-    ),
+    "adapterhub.training.events": ("TrainingResult",),
     "adapterhub.training.train_config": ("TrainConfig",),
     "adapterhub.trust.attestation": ("VerifiedAttestation",),
     "adapterhub.trust.bill": ("Bill",),

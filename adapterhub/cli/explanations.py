@@ -164,6 +164,7 @@ ERRORS: dict[str, str] = {
     "login-required": "The registry requires a login, or did not accept the stored one.",
     "look-at-log": "The log of a name lists every move of its tags with the time.",
     "loss-not-allowed": "The target format cannot express a part of the adapter. Nothing is approximated or dropped unless you allow it; the error lists what each option would allow.",
+    "metric-not-measured": "A gate on accuracy or margin needs data of preference pairs alone, whose sides fit into half a sequence each.",
     "misplaced": "A file of the log of a name is an entry of another name or place: somebody copied or moved it. `adapterhub fsck` tells more.",
     "missing-extra": "The function needs a package that is not part of the smallest installation, or that cannot be loaded on this machine. The message has the command that installs it, or what the system says.",
     "mixed-embeddings": "One llama-server computes embeddings with all of its adapters at once, whichever a request names. Leave out --one-process.",

@@ -1,6 +1,7 @@
 """Training and evaluation of adapters by path, ref or address.
 
-The computation is in `adapterhub.training`; this module looks up the adapter and records an evaluation.
+The computation is in `adapterhub.training` and `adapterhub.evaluation`; this module looks up the adapter and records an
+evaluation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from . import base_sources, sources
 from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
-    from adapterhub.training import EvaluationResult, OnEvent, TrainConfig, TrainingResult
+    from adapterhub.evaluation import EvaluationResult
+    from adapterhub.training import OnEvent, TrainConfig, TrainingResult
     from adapterhub.training.cost.budget import Forecast
     from adapterhub.training.train_config import BaseForm, LossTokens
     from adapterhub.training.trainer import Trainer
@@ -167,6 +169,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure the perplexity of held-out data under a base with and without an adapter. Needs `adapterhub[train]`.
 
+    Of preference pairs, `pairs` tells how often and by how much the chosen side is preferred, and the perplexity is that of the
+    chosen sides.
+
     Args:
         source: A folder, a file, a ref or an address.
         data: Files that the adapter was not trained on, in the formats of a training.
@@ -192,9 +197,10 @@ def evaluate(
         >>> measured.perplexity < measured.base_perplexity
         True
     """
+    from adapterhub.evaluation import EvaluationOptions
+    from adapterhub.evaluation import evaluate as measured
     from adapterhub.manifest.measurement import Evaluation, check_name
-    from adapterhub.training import EvaluationOptions, InitialAdapter
-    from adapterhub.training import evaluate as measured
+    from adapterhub.training import InitialAdapter
 
     if record is not None:
         check_name(record, "record")

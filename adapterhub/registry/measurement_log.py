@@ -24,6 +24,7 @@ from .registry import Registry
 _GATES = {
     "ppl": "perplexity", "perplexity": "perplexity", "loss": "loss", "ppl/base": "perplexity_ratio",
     "perplexity/base": "perplexity_ratio", "base": "base_perplexity", "tokens": "tokens",
+    "accuracy": "accuracy", "margin": "margin", "pairs": "pairs",
 }  # fmt: skip
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
@@ -39,7 +40,10 @@ class Gate:
     bounds: Bounds
 
     def passes(self, metrics: Mapping[str, float]) -> bool:
-        """Return True if all bounds hold."""
+        """Return True if all bounds hold; UsageError if the metric was not measured, as for documents that are no pairs."""
+        if self.metric not in metrics:
+            problem = f"{self.metric} was not measured, which needs data of preference pairs alone"
+            raise UsageError(self.text, problem, f"Measured were {', '.join(metrics)}", code="metric-not-measured")
         return all(_COMPARE[bound.operator](metrics[self.metric], bound.value) for bound in self.bounds)
 
 

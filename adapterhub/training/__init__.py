@@ -3,13 +3,13 @@
 `trainer` takes a training run from its config to the finished folder. The subpackages follow the order in which things happen:
 `train_config`; `model`, the base with its trainable `layers`; `data`, from files to rows of tokens; `loop`, the steps;
 `artifacts`, the files that are written. `cost` predicts and measures time and memory; `training_preview` previews data and
-steps; `evaluation` compares an adapter with its base. Importing this package does not import torch.
+steps. Importing this package does not import torch.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,6 @@ from adapterhub_converters.errors import MissingExtraError
 from .config_file import read as read_config
 from .events import (
     EvaluationEvent,
-    EvaluationOptions,
-    EvaluationResult,
     Event,
     InitialAdapter,
     Loading,
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluationEvent",
-    "EvaluationOptions",
-    "EvaluationResult",
     "Event",
     "InitialAdapter",
     "Loading",
@@ -61,7 +57,6 @@ __all__ = [
     "TrainConfig",
     "TrainingResult",
     "card_memory",
-    "evaluate",
     "open_trainer",
     "plan",
     "preview",
@@ -134,36 +129,6 @@ def open_trainer(
             report = stack.enter_context(tracking.with_trackers(config, out, report))
         # Only the first process reports: the others would repeat every event.
         yield stack.enter_context(new_trainer(config, out, report, force=force, start=start, cache=cache, replace=replace))
-
-
-def evaluate(
-    adapter: InitialAdapter,
-    base: Path,
-    files: list[Path],
-    options: EvaluationOptions,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    cache: Path | None = None,
-) -> EvaluationResult:
-    """Return the loss of the base model at `base` with and without an adapter, on the documents of `files`.
-
-    The model is loaded once; the adapter's deltas are disabled to compute the loss of the base.
-
-    Args:
-        progress: Called with the number of layers loaded so far and the total.
-        cache: As in `run`.
-
-    Raises:
-        MissingExtraError: torch or another library of the extra is not installed.
-        RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
-
-    Example:
-        `evaluate(adapter, Path("Qwen3-0.6B"), [Path("heldout.jsonl")], EvaluationOptions()).metrics["perplexity"]`
-    """
-    check_extra()
-    from .evaluation import evaluate as evaluate_here
-
-    return evaluate_here(adapter, base, files, options, progress=progress, cache=cache)
 
 
 def card_memory(config: TrainConfig) -> int | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -155,78 +153,6 @@ class TrackerFailureEvent:
 
     name: str
     reason: str
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """Settings of an evaluation; None takes the value of the adapter's training, or else a training run's default.
-
-    Attributes:
-        tokens: About how many tokens to use, evenly from all of the data; None for all.
-        rows: Rows in memory at once.
-        threads: Threads to compute with; None is torch's number.
-        trained_on: Data that the adapter was trained on; an overlap with the evaluated data is noted.
-    """
-
-    quantize: str | None = None
-    dtype: str | None = None
-    sequence: int | None = None
-    loss: str | None = None
-    tokens: int | None = None
-    rows: int | None = None
-    threads: int | None = None
-    trained_on: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """The losses of a base with and without an adapter on the same `tokens`.
-
-    Attributes:
-        loss: The loss with the adapter, in nats per token; `base_loss` without it.
-        data: The name and digest of each file.
-        base: The quantization, the dtype, and the name and digest of each weight file.
-        notes: Notes for the user, one line each.
-        digest: The digest of the adapter's manifest; `ref` is the ref or address that it came from.
-        recorded: Whether the result is in the log of the version.
-    """
-
-    loss: float
-    base_loss: float
-    tokens: int
-    data: tuple[dict[str, Any], ...]
-    base: dict[str, Any]
-    sequence: int
-    notes: tuple[str, ...] = ()
-    digest: str = ""
-    ref: str | None = None
-    recorded: bool = False
-
-    @property
-    def perplexity(self) -> float:
-        """The perplexity with the adapter."""
-        return _exp(self.loss)
-
-    @property
-    def base_perplexity(self) -> float:
-        """The perplexity without the adapter."""
-        return _exp(self.base_loss)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics, with the names of `adapterhub.manifest.measurement`."""
-        return {
-            "perplexity": self.perplexity,
-            "loss": self.loss,
-            "base_perplexity": _exp(self.base_loss),
-            "base_loss": self.base_loss,
-            "perplexity_ratio": _exp(self.loss - self.base_loss),
-            "tokens": self.tokens,
-        }
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # beyond, a float overflows
 
 
 Event = Loading | Ready | ResumeEvent | StepEvent | EvaluationEvent | SaveEvent | NoteEvent | TrackerFailureEvent

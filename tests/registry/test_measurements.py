@@ -121,8 +121,8 @@ def test_gates() -> None:
     expected = {"ppl<12": True, "ppl<9.5": False, "ppl/base<0.8": True, "loss >= 2.25": True, "tokens=640": True}
     for text, passes in expected.items():
         assert measurement_log.parse_gate(text, "--gate").passes(METRICS) is passes, text
-    with pytest.raises(UsageError, match="'accuracy' is not measured. Choose one of ppl, perplexity, loss"):
-        measurement_log.parse_gate("accuracy>0.8", "--gate")
+    with pytest.raises(UsageError, match="'bleu' is not measured. Choose one of ppl, perplexity, loss"):
+        measurement_log.parse_gate("bleu>0.8", "--gate")
     with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")
 

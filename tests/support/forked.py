@@ -33,7 +33,7 @@ from typing import Any
 # What the interpreter, or a library as it is loaded, reads once.
 _AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OMP_", "OPENBLAS_", "MKL_", "CUDA_")
 _NOT_IMPORTED = (
-    "adapterhub.generation", "adapterhub.training", "adapterhub.remotes.hub.hub_writer",
+    "adapterhub.evaluation", "adapterhub.generation", "adapterhub.training", "adapterhub.remotes.hub.hub_writer",
     "adapterhub.serve.torch_engine", "adapterhub.serve.engines.in_process",
 )  # fmt: skip
 _LIBRARIES = ("HF_", "TRANSFORMERS_", "MPL")  # read as those who train are imported

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training as train
+from adapterhub.evaluation import EvaluationOptions, evaluate
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.training import config_file, trainer
@@ -72,7 +73,7 @@ def test_a_date_in_the_chat_template_is_that_of_the_first_day(
     found = train.InitialAdapter(
         tmp_path / "first", tmp_path / "first", oci_manifest.build(tmp_path / "first").digest, "./first"
     )
-    measured = train.evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], train.EvaluationOptions(threads=1))
+    measured = evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], EvaluationOptions(threads=1))
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
@@ -122,7 +123,7 @@ def test_a_template_of_ones_own_is_kept_in_the_adapter_and_used_by_eval(chats: P
     assert "chat_template.jinja" in {file.path for file in manifest.files}
     digest = oci_manifest.build(tmp_path / "out").digest
     found = train.InitialAdapter(tmp_path / "out", tmp_path / "out", digest, "./out")
-    measured = train.evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], train.EvaluationOptions(threads=1))
+    measured = evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], EvaluationOptions(threads=1))
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 

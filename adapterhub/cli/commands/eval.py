@@ -14,8 +14,8 @@ from adapterhub.cli.output import Column
 from adapterhub_converters import formats
 
 if TYPE_CHECKING:
+    from adapterhub.evaluation import EvaluationResult, PairComparison
     from adapterhub.registry.measurement_log import Gate
-    from adapterhub.training import EvaluationResult
 
 
 @command(
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Data of the training: a note shows what --data has in common with them.",
 )
-@click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'ppl/base<0.9'.")
+@click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'accuracy>0.7'.")
 @click.option(
     "--name", metavar="NAME", default="eval", show_default=True, help="Name of the result: NAME_perplexity in a search."
 )
@@ -64,8 +64,9 @@ def eval(  # noqa: A001 - the command's name
     """Measure the perplexity of held-out data under the base with and without an adapter.
 
     For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
-    `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. A gate compares ppl, loss, tokens, or
-    ppl/base, the perplexity relative to the base alone. Exits 1 when a gate fails.
+    `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. A gate compares ppl, loss, tokens,
+    ppl/base, the perplexity relative to the base alone, or of preference pairs accuracy, the share of them whose chosen side
+    is preferred, and margin. Exits 1 when a gate fails.
     Needs the extra: pip install 'adapterhub[train]'.
     """
     from adapterhub.manifest.measurement import Evaluation, check_name
@@ -92,6 +93,7 @@ def eval(  # noqa: A001 - the command's name
         "digest": measured.digest,
         **Evaluation(name, measured.metrics, measured.data, measured.base).document(),
         "sequence": measured.sequence,
+        "preference": {"method": pairs.method, "beta": pairs.beta} if (pairs := measured.pairs) else None,
         "recorded": recorded,
         "gates": [
             {"gate": gate.text, "metric": gate.metric, "value": measured.metrics[gate.metric], "ok": passed}
@@ -112,7 +114,15 @@ def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], rec
     ]
     output.write_table(columns, rows)
     output.write(f"perplexity relative to the base: {metrics['perplexity_ratio']:.3f}")
+    if measured.pairs:
+        output.write(_pairs_line(measured.pairs))
     for gate, passed in verdicts:
         output.write(f"{'passed' if passed else 'FAILED'}: {output.one_line(gate.text)} ({metrics[gate.metric]:.4g})")
     if recorded:
         output.write(f"recorded for {recorded}")
+
+
+def _pairs_line(pairs: PairComparison) -> str:
+    base = "" if pairs.method == "dpo" else f" (base: {pairs.base_accuracy:.1%}, {pairs.base_margin:.3f})"
+    preferred = f"{pairs.accuracy:.1%} preferred, margin {pairs.margin:.3f}{base}"
+    return f"{output.plural(pairs.count, 'pair')}: {preferred}, by {pairs.method} with beta = {pairs.beta:g}"

@@ -185,7 +185,9 @@ def has_labels(documents: np.ndarray, sequence: int, *, pairs: bool = False) -> 
         documents: Lines of `Tokens.documents`.
     """
     labeled: np.ndarray = documents["first"] < np.minimum(documents["length"], sequence // 2 if pairs else sequence)
-    return labeled.reshape(-1, 2).all(axis=1) if pairs else labeled
+    if pairs:
+        labeled = np.all(labeled.reshape(-1, 2), axis=1)
+    return labeled
 
 
 def _row_parts(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> tuple[np.ndarray, np.ndarray]:

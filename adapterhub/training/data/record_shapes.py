@@ -255,11 +255,12 @@ def _preference_record(record: Record, location: str) -> Record:
     return {"messages": turns, **_present_fields(record, "tools")}
 
 
+CHOSEN_SIDES = "preference pairs without their rejected sides"
 # In order of precedence: shapes that separate answers from questions come before plain text.
 SHAPES = (
     Shape("conversations", ("messages",), _conversation_record),
     Shape("prompts with completions", ("prompt", "completion"), _prompt_record),
-    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference_record),
+    Shape(CHOSEN_SIDES, ("chosen", "rejected"), _preference_record),
     Shape("Alpaca", ("instruction", "output"), _instruction_maker("instruction", "output")),
     Shape("Dolly", ("instruction", "response"), _instruction_maker("instruction", "response", "context")),
     Shape("ShareGPT", ("conversations",), _sharegpt_record),

@@ -89,6 +89,21 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
     return loss, accuracy, margin
 
 
+def sums_of_pairs(base: Base, rows: Rows, size: int) -> Sums:
+    """Return the sums of the pairs of all rows, without a reference, computed `size` rows at a time."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    base.model.eval()
+    with torch.no_grad():
+        for _, batch in passes(rows, size):
+            trimmed_rows = trim(batch)
+            answer_logprobs = _sums_by_side(logprobs(base, trimmed_rows), trimmed_rows).cpu()
+            answer_lengths = _answer_lengths(trimmed_rows)
+            pairs = _complete_pairs(answer_lengths)
+            parts.append((answer_logprobs[pairs], answer_lengths[pairs]))
+    base.model.train()
+    return Sums(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
 def pair_count(rows: Rows) -> int:
     """Return the number of pairs in rows."""
     # A document counts once if it has any label; two documents are a pair.
@@ -98,18 +113,25 @@ def pair_count(rows: Rows) -> int:
 
 def _pair_losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """Return losses and margins `(pairs,)` of rows whose label log-probabilities are given."""
-    answer_logprobs, answer_lengths = (
-        _sums_by_side(label_logprobs, rows),
-        _sums_by_side(torch.from_numpy(rows.labels != IGNORED).to(label_logprobs.dtype), rows),
-    )
+    answer_logprobs, answer_lengths = _sums_by_side(label_logprobs, rows), _answer_lengths(rows)
     reference = None
     if config.method == "dpo":
         with without_delta(base.model):
             reference = _sums_by_side(logprobs(base, rows), rows)
-    pairs = (answer_lengths > 0).all(dim=1).nonzero().view(-1)  # padding has no labels
+    pairs = _complete_pairs(answer_lengths)
     complete_pairs, counts = (tensor.to(label_logprobs.device, non_blocking=True) for tensor in (pairs, answer_lengths[pairs]))
     sums = Sums(answer_logprobs[complete_pairs], counts, None if reference is None else reference[complete_pairs])
     return METHODS[config.method](sums, config.strength, config.gamma)
+
+
+def _answer_lengths(rows: Rows) -> Tensor:
+    """Return the number of labels of each document, float32, two per pair: `(pairs, 2)`."""
+    return _sums_by_side(torch.from_numpy(rows.labels != IGNORED).float(), rows)
+
+
+def _complete_pairs(answer_lengths: Tensor) -> Tensor:
+    """Return the numbers of the pairs that both have labels: padding has none."""
+    return (answer_lengths > 0).all(dim=1).nonzero().view(-1)
 
 
 def _sums_by_side(values: Tensor, rows: Rows) -> Tensor:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from adapterhub import training  # noqa: E402
+from adapterhub import evaluation, training  # noqa: E402
 from adapterhub.manifest import oci_manifest  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
@@ -35,20 +35,20 @@ def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> Non
     assert manifest is not None
     assert manifest.training is not None
     recorded = manifest.training.metrics or {}
-    measured = training.evaluate(start, tiny_base, [folder / "heldout.jsonl"], training.EvaluationOptions(threads=1))
+    measured = evaluation.evaluate(start, tiny_base, [folder / "heldout.jsonl"], evaluation.EvaluationOptions(threads=1))
     assert (measured.base_loss, measured.loss) == (recorded["heldout_loss_before"], recorded["heldout_loss"])
     assert measured.metrics["perplexity"] == recorded["heldout_perplexity"]
     assert measured.metrics["perplexity_ratio"] < 1
     assert (measured.sequence, measured.base["quantize"], measured.notes) == (48, "nf4", ())
     assert measured.base["weights"][0]["digest"] == (manifest.training.weights or ())[0].digest
-    again = training.evaluate(start, tiny_base, [folder / "heldout.jsonl"], training.EvaluationOptions(threads=1))
+    again = evaluation.evaluate(start, tiny_base, [folder / "heldout.jsonl"], evaluation.EvaluationOptions(threads=1))
     assert again == measured
 
 
 def test_the_training_data_is_reported(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    asked = training.EvaluationOptions(quantize="none", tokens=96, threads=1)
-    measured = training.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)
+    asked = evaluation.EvaluationOptions(quantize="none", tokens=96, threads=1)
+    measured = evaluation.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)
     assert measured.notes == ("train.jsonl was trained on: its perplexity proves nothing",)
     assert measured.base["quantize"] == "none"
     assert measured.tokens < 96
@@ -58,10 +58,10 @@ def test_passages_that_were_trained_on_are_reported(trained, tmp_path: Path, tin
     start, folder = trained
     texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").read_text().splitlines()]
     (tmp_path / "mixed.jsonl").write_text(json.dumps({"text": f"{texts[0]} {' '.join(f'new{word}' for word in range(30))}"}))
-    asked = training.EvaluationOptions(threads=1, trained_on=(folder / "train.jsonl",))
-    (note,) = training.evaluate(start, tiny_base, [tmp_path / "mixed.jsonl"], asked).notes
+    asked = evaluation.EvaluationOptions(threads=1, trained_on=(folder / "train.jsonl",))
+    (note,) = evaluation.evaluate(start, tiny_base, [tmp_path / "mixed.jsonl"], asked).notes
     assert "% of the runs of 8 words in the held-out texts are in the training data too: its perplexity says" in note
-    assert training.evaluate(start, tiny_base, [folder / "heldout.jsonl"], asked).notes == ()
+    assert evaluation.evaluate(start, tiny_base, [folder / "heldout.jsonl"], asked).notes == ()
 
 
 def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
@@ -73,9 +73,9 @@ def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base:
     (tmp_path / "x").mkdir()
     peft_format.write(dataclasses.replace(adapter, deltas={**adapter.deltas, target: broken}, source=None), tmp_path / "x")
     with pytest.raises(RefusedError, match="the loss is nan with the adapter"):
-        training.evaluate(
+        evaluation.evaluate(
             training.InitialAdapter(tmp_path / "x", tmp_path / "x", "", "./x"),
             tiny_base,
             [folder / "heldout.jsonl"],
-            training.EvaluationOptions(sequence=48, threads=1),
+            evaluation.EvaluationOptions(sequence=48, threads=1),
         )

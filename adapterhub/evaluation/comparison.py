@@ -1,4 +1,4 @@
-"""The evaluation of a base with and without an adapter: the same rows, the same arithmetic, and one model in memory."""
+"""The comparison of a base with and without an adapter: the same rows, the same arithmetic, and one model in memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adapterhub.training import compute_device
+from adapterhub.training.data import chat_template, document_files, overlap, record_shapes
+from adapterhub.training.data import dataset as data
+from adapterhub.training.data.packed_rows import sample
+from adapterhub.training.events import InitialAdapter
+from adapterhub.training.loop import heldout
+from adapterhub.training.model import adapter_transfer, quantized_cache
 from adapterhub.training.model.base_files import BaseFiles
-from adapterhub.training.model.base_model import isolates_documents, share_rows
+from adapterhub.training.model.base_model import Base, isolates_documents, share_rows
 from adapterhub.training.model.loading import load
+from adapterhub.training.train_config import BaseConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
 
-from . import compute_device
-from .data import chat_template, document_files, overlap, record_shapes
-from .data import dataset as data
-from .data.packed_rows import sample
-from .events import EvaluationOptions, EvaluationResult, InitialAdapter
-from .loop import heldout
-from .model import adapter_transfer, quantized_cache
-from .train_config import BaseConfig
+from .pairs import PairRows, are_pairs, preference_of
+from .results import EvaluationOptions, EvaluationResult
 
 
-def evaluate(
+def compare(
     adapter: InitialAdapter,
     base: Path,
     files: list[Path],
@@ -34,7 +36,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
 ) -> EvaluationResult:
-    """Evaluate in this process; arguments, result and errors are those of `adapterhub.training.evaluate`."""
+    """Evaluate in this process; arguments, result and errors are those of `adapterhub.evaluation.evaluate`."""
     with compute_device.threads(options.threads):
         with BaseFiles(base, cache) as base_files:
             factors = adapter_transfer.read(adapter, base_files.spec)
@@ -64,11 +66,18 @@ def evaluate(
         if share_rows(dataset.packed) and not isolates_documents(model):
             dataset = build_dataset(pack_rows=False)
         rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
+        pairs, pair_notes = None, list[str]()
+        if are_pairs(evaluated_files):
+            pair_files = [_read_file(path, recorded, pairs=True) for path in files]
+            preference = preference_of(_table(factors.training.config if factors.training else None, "preference"))
+            pairs, pair_notes = _pair_rows(model, pair_files, preference, settings["sequence"], options.tokens)
         with adapter_transfer.with_replaced_modules(model, factors):
             # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
             loss = heldout.evaluate(model, rows, settings["rows"])
+            adapted = pairs.sums(model, settings["rows"]) if pairs else None
         adapter_transfer.remove(model)
         base_loss = heldout.evaluate(model, rows, settings["rows"])
+        pair_comparison = pairs.compare(adapted, pairs.sums(model, settings["rows"])) if pairs and adapted else None
     if not (math.isfinite(loss) and math.isfinite(base_loss)):
         raise RefusedError(factors.location, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
     return EvaluationResult(
@@ -88,10 +97,27 @@ def evaluate(
             *adapter_transfer.other_weights(factors, weights),
             *_trained_on_notes(factors, dataset),
             *overlap_notes,
+            *pair_notes,
         ),
+        pairs=pair_comparison,
         digest=adapter.digest,
         ref=adapter.ref,
     )
+
+
+def _pair_rows(
+    model: Base, files: list[document_files.DataFile], preference: PreferenceConfig, sequence: int, tokens: int | None
+) -> tuple[PairRows | None, list[str]]:
+    """Return the rows of pairs, or None with a note: each side needs its answer in half a row, and is a document of its own."""
+    problem = "" if isolates_documents(model) else "the model lets the sides of a pair see each other"
+    try:
+        dataset = data.build(files, model.tokenizer, sequence=sequence, loss="completion", seed=None, pairs=True)
+    except RefusedError as error:
+        problem = error.what
+    if problem:
+        return None, [f"the sides of the pairs are not compared: {problem}"]
+    rows = dataset.rows if tokens is None else sample(dataset.packed, tokens)
+    return PairRows(rows, preference), [note for note in dataset.notes if " pairs are left out" in note]
 
 
 def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> None:
@@ -107,7 +133,7 @@ def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> No
     chat_template.set_variables(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
 
 
-def _read_file(path: Path, recorded: dict[str, Any]) -> document_files.DataFile:
+def _read_file(path: Path, recorded: dict[str, Any], *, pairs: bool = False) -> document_files.DataFile:
     """Read a file as the training read its data, or by its own keys if it lacks the training data's columns."""
     column_pairs, split = recorded.get("columns"), recorded.get("split_text")
     # The record of another trainer may contain anything.
@@ -115,7 +141,7 @@ def _read_file(path: Path, recorded: dict[str, Any]) -> document_files.DataFile:
         isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in column_pairs
     )
     columns: Any = dict(column_pairs or ()) if is_valid else None
-    options = document_files.Options(columns, split if split in ("paragraphs", "lines") else "no")
+    options = document_files.Options(columns, split if split in ("paragraphs", "lines") else "no", pairs)
     try:
         return document_files.read(path, options)
     except record_shapes.ColumnsError:

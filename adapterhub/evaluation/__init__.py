@@ -1,0 +1,47 @@
+"""The evaluation of an adapter on held-out data, beside its base.
+
+It reads the data, loads the base and computes the losses with the modules of `training`, so that it measures what a training
+measures. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from adapterhub.training import InitialAdapter, check_extra
+
+from .results import EvaluationOptions, EvaluationResult, PairComparison
+
+__all__ = ["EvaluationOptions", "EvaluationResult", "PairComparison", "evaluate"]
+
+
+def evaluate(
+    adapter: InitialAdapter,
+    base: Path,
+    files: list[Path],
+    options: EvaluationOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+) -> EvaluationResult:
+    """Return the loss of the base model at `base` with and without an adapter, on the documents of `files`.
+
+    The model is loaded once; the adapter's deltas are disabled to compute the loss of the base. Of preference pairs, the losses
+    are those of the chosen sides, and `pairs` tells how often and by how much those are preferred.
+
+    Args:
+        progress: Called with the number of layers loaded so far and the total.
+        cache: The folder for quantized bases and digests of unchanged files; None for no cache.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra is not installed.
+        RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
+
+    Example:
+        `evaluate(adapter, Path("Qwen3-0.6B"), [Path("heldout.jsonl")], EvaluationOptions()).metrics["perplexity"]`
+    """
+    check_extra()
+    from .comparison import compare
+
+    return compare(adapter, base, files, options, progress=progress, cache=cache)

@@ -1,0 +1,5 @@
+"""The tiny base of the tests of training."""
+
+from tests.training.conftest import tiny_base
+
+__all__ = ["tiny_base"]
