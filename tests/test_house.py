@@ -42,6 +42,7 @@ def test_only_the_command_line_mentions_options_and_commands() -> None:
 
 _DECODERS = {"json.load", "json.loads", "json.JSONDecoder", "tomllib.load", "tomllib.loads"}
 _DECODING = {
+    "adapterhub/serve/gateway/workers/channel.py": "what another process of the same gateway has written",
     "converters/adapterhub_converters/containers/json_file.py": "the bounded reader of JSON",
     "converters/adapterhub_converters/containers/safetensors_file.py": "shapes and texts that its pattern has bounded",
     "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",

@@ -8,6 +8,7 @@ import socket
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
 BACKLOG = 2048
+Socket = socket.socket
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import select
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -277,7 +276,7 @@ class _Server(uvicorn.Server):
     certificate: Certificate | None = None
     stop_end: int | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[binding.Socket] | None = None) -> None:
         """Begin to accept connections."""
         await super().startup(sockets)
         if self.stop_end is not None:

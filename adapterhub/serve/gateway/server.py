@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapterhub.http_server import binding, client_connections
+from adapterhub.http_server.binding import Socket
 from adapterhub.serve.engines import Engine, EngineDownError
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
@@ -43,7 +43,7 @@ def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], o
         raise RefusedError(cross_origin.ANY, problem, "Name the sites, or give routes with keys", code="cors-needs-keys")
     if workers > 1 and not hasattr(os, "fork"):
         problem = "this system has no fork, which several workers need"
-        raise RefusedError("--workers", problem, "Start one process, or use Linux or macOS", code="workers-need-fork")
+        raise RefusedError("workers", problem, "Start one process, or use Linux or macOS", code="workers-need-fork")
     sock = binding.open_listener(settings.host, settings.port)
     url = binding.url_of(sock, "https" if settings.certificate else "http")
     try:
@@ -56,7 +56,7 @@ def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], o
         raise LocalIOError(engine.name, f"does not answer ({error})") from error
 
 
-def _serve_alone(gateway: Gateway, sock: socket.socket, *, ready: Callable[[], object]) -> None:
+def _serve_alone(gateway: Gateway, sock: Socket, *, ready: Callable[[], object]) -> None:
     """Run a gateway in this process alone."""
     failure: list[BaseException] = []
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import signal
-import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from adapterhub.http_server.binding import Socket
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine
 from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.gateway.front import GatewayRequest
@@ -107,7 +107,7 @@ class HostGateway(Gateway):
 
 
 async def _call(app: Starlette, request: Message) -> tuple[int, dict[str, str], bytes]:
-    """Have an application answer a request; return the status, the headers and the body."""
+    """Let an application answer a request; return the status, the headers and the body."""
     answer: dict[str, Any] = {"body": b""}
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request["headers"].items()]
     scope = {"type": "http", "method": request["method"], "path": request["path"], "headers": headers, "query_string": b""}
@@ -228,7 +228,7 @@ class _Visit:
 
 
 def run(
-    settings: GatewaySettings, engine: Engine, sock: socket.socket, *, count: int, drain: int, ready: Callable[[], object]
+    settings: GatewaySettings, engine: Engine, sock: Socket, *, count: int, drain: int, ready: Callable[[], object]
 ) -> None:
     """Run a gateway of several workers until a signal stops it, or its engine cannot be started.
 

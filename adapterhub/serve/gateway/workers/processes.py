@@ -41,7 +41,7 @@ class WorkerProcesses:
     is_stopped: bool = False
 
     def stop(self) -> None:
-        """Have all workers finish their requests and end, and wait for that."""
+        """Let all workers finish their requests and end, and wait for that."""
         if not self.is_stopped:
             self.is_stopped = True
             os.close(self.stop_end)

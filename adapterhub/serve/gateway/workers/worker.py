@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import socket
 from pathlib import Path
 
 from adapterhub.http_server import client_connections
+from adapterhub.http_server.binding import Socket
 from adapterhub.serve.engines import Engine
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
@@ -23,7 +23,7 @@ def run_worker(
     stop_end: int,
     is_replacement: bool,
     *,
-    sock: socket.socket,
+    sock: Socket,
     path: Path,
     drain: int,
 ) -> None:

@@ -66,7 +66,7 @@ class RelayedEngine:
         """Do nothing: the host pins versions."""
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
-        """Have the host ask the engine with the versions that it keeps for this request."""
+        """Let the host ask the engine with the versions that it keeps for this request."""
         talk = _talk.get()
         talk.send(step="ask", path=path, body=body, headers=dict(REQUEST_HEADERS.get()))
         head = await _reply(talk)
@@ -180,7 +180,7 @@ class WorkerGateway(GatewayFront):
 
     @asynccontextmanager
     async def enter(self, request: GatewayRequest) -> AsyncIterator[None]:
-        """Have the host find the key of a request, and count the request until the context ends."""
+        """Let the host find the key of a request, and count the request until the context ends."""
         talk = self._begin()
         request.number = talk.number
         opened = self._requests[talk.number] = _OpenRequest(request, talk)
@@ -195,7 +195,7 @@ class WorkerGateway(GatewayFront):
 
     @asynccontextmanager
     async def open_versions(self, request: GatewayRequest, user: str) -> AsyncIterator[Blend]:
-        """Have the host find the versions that a request means, and keep them in the engine until the request ends."""
+        """Let the host find the versions that a request means, and keep them in the engine until the request ends."""
         talk = self._requests[request.number].talk
         with spans.span("load"):
             talk.send(step="open", model=request.model, user=user)
@@ -230,7 +230,7 @@ class WorkerGateway(GatewayFront):
                 opened.talk.put(message)
 
     def record_end(self, request: GatewayRequest, status: int, first: float | None, seconds: float) -> None:
-        """Have the host record a request that has ended."""
+        """Let the host record a request that has ended."""
         opened = self._requests.pop(request.number, None)
         if opened is not None:  # else the host does not know of it
             fields = {"status": status, "first": first, "seconds": seconds, "asked": self._newly_asked()}
