@@ -105,7 +105,7 @@ def test_conversations_with_tools_use_the_template_for_tools(templated: Any) -> 
 
 
 def test_many_conversations_share_one_process(templated: Any) -> None:
-    chat_template._template_process.cache_clear()
+    chat_template.process.cache_clear()
     for _ in range(20):
         chat_template.render(templated, CHAT, location="")
-    assert chat_template._template_process.cache_info().misses == 1
+    assert chat_template.process.cache_info().misses == 1

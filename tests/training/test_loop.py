@@ -297,7 +297,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny
 
 
 def test_checkpoints_are_written_by_time_unless_that_is_off(tmp_path: Path, tiny_base: Path) -> None:
-    for minutes, expected in ((1e-9, [1, 2, 3]), (10, [3]), (0, [3])):
+    for minutes, expected in ((1e-9, [1, 2, 3]), (0, [3])):
         path, events = settings(tmp_path, tiny_base, save_minutes=minutes, steps=3), list[Any]()
         training.run(training.read_config(path), tmp_path / "out", on_event=events.append, replace=True)
         assert [event.step for event in events if isinstance(event, training.SaveEvent)] == expected
