@@ -8,7 +8,6 @@ that depends on the name of the attention, or an argument that is read different
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from adapterhub.training.data.packed_rows import IGNORED, PackedRows, Rows
 from adapterhub.training.layers import row_attention
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RefusedError
 
 from .base_model import Base, decoder
@@ -27,7 +27,7 @@ from .base_model import Base, decoder
 _FIRST_LENGTH, _SECOND_LENGTH = 7, 9  # tokens of the two random documents
 _TOLERANCE = 0.05  # of the norm of all states: differences that 16 bits and many layers can cause
 # Numbers of a config beyond which attention no longer reaches every earlier token.
-_LIMIT = re.compile(r"(?:.*_)?(?:window|window_size|chunk_size|topk|block_size)")
+_LIMIT = safe_regex.Pattern(r"(?:.*_)?(?:window|window_size|chunk_size|topk|block_size)")
 _BEYOND = 1.25  # the length of the compared row, relative to the largest limit
 _EPSILONS = 4  # of the dtype, the difference of two computations of the same attention, relative to its norm
 _SMALLEST_TOLERANCE = 1e-4  # in float32, where sums in another order differ by more than its epsilon
@@ -199,12 +199,12 @@ def _largest_difference(base: Base, positions: Tensor) -> tuple[str, float]:
     return largest
 
 
-class _Stopped(Exception):  # noqa: N818 - no error
-    """Enough layers were run."""
+class _EnoughLayersError(Exception):
+    """Enough layers were run; no failure."""
 
 
 def _run(base: Base, ids: Tensor, positions: Tensor, documents: Any) -> None:
-    with suppress(_Stopped):
+    with suppress(_EnoughLayersError):
         base.states(ids, positions, documents)
 
 
@@ -224,7 +224,7 @@ def _first_layers(base: Base) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise _Stopped
+        raise _EnoughLayersError
 
     handle = layers[count].register_forward_pre_hook(stop)
     try:
