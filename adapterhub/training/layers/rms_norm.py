@@ -91,9 +91,10 @@ def _equivalent(module: nn.Module) -> FrozenRMSNorm | None:
     """Return a norm that computes what `module` does from its only tensor, a frozen parameter; None if no formula does."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     tensors = [*module.parameters(), *module.buffers()]
-    is_candidate = isinstance(eps, float) and isinstance(weight, nn.Parameter) and len(tensors) == 1 and weight.ndim == 1
+    if not isinstance(eps, float) or not isinstance(weight, nn.Parameter) or len(tensors) != 1 or weight.ndim != 1:
+        return None
     # A second argument, such as a gate, would make it another function.
-    if not is_candidate or weight.requires_grad or len(inspect.signature(module.forward).parameters) != 1:
+    if weight.requires_grad or len(inspect.signature(module.forward).parameters) != 1:
         return None
     generator = torch.Generator().manual_seed(0)
     rows = torch.cat([torch.randn(_PROBE_ROWS, len(weight), generator=generator) * scale for scale in _PROBE_SCALES])
