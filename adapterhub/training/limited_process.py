@@ -9,7 +9,6 @@ each request names the seconds of processor time for each of its values. Windows
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -23,7 +22,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _MAX_CHARACTERS = 1 << 24  # characters of a conversation
 MARK = "\ue000{}\ue001"  # private use: conversations that contain it are not measured
-_MARKS = re.compile("\ue000([0-9]+)\ue001")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -177,9 +175,11 @@ def _marked(message: Any, number: int, marks: dict[int, int]) -> Any:
 
 def _mark_positions(marked: str, whole: str, count: int) -> dict[str, int] | None:
     """Return where the marks would be in the text without them; None if the template writes anything else differently."""
-    pieces = _MARKS.split(marked)
-    texts, numbers = pieces[::2], pieces[1::2]
-    if "".join(texts) != whole or len(numbers) != count or len(set(numbers)) != count:
+    start, end = MARK.split("{}")
+    first, *rest = marked.split(start)
+    pieces = [piece.partition(end) for piece in rest]
+    texts, numbers = [first, *(text for _, _, text in pieces)], [number for number, _, _ in pieces]
+    if "".join(texts) != whole or len(numbers) != count or len(set(numbers)) != count or not "".join(numbers).isdigit():
         return None
     positions, position = {}, 0
     for piece, number in zip(texts, numbers, strict=False):

@@ -9,7 +9,6 @@ without it.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from .example import Example
 # Marks that no conversation contains (private use); they differ in their first and last characters.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
 # Many templates put an empty thought before an answer without one; the prompt may hold all of it, its start, or nothing.
-_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
+_THOUGHT_END = "</think>"
 
 
 class Conversation:
@@ -252,12 +251,13 @@ def _begins_with_empty_thought(text: str, start: int, end: int) -> bool:
     """Return whether an answer begins with an empty thought, which its prompt may have opened."""
     mark = template_measures.THOUGHT_START
     opened = text[max(0, start - len(mark) - 8) : start].rstrip().endswith(mark)
-    return _EMPTY_THOUGHT.match((mark if opened else "") + text[start:end].lstrip()) is not None
+    answer = text[start:end].lstrip()
+    return (opened or answer.startswith(mark)) and answer.removeprefix(mark).lstrip().startswith(_THOUGHT_END)
 
 
 def _ends_with_empty_thought(text: str, end: int) -> bool:
     start = text.rfind(template_measures.THOUGHT_START, 0, end)
-    return start >= 0 and _EMPTY_THOUGHT.fullmatch(text, start, end) is not None
+    return start >= 0 and text[start + len(template_measures.THOUGHT_START) : end].strip() == _THOUGHT_END
 
 
 def special_texts(tokenizer: Any) -> frozenset[str]:
