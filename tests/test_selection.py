@@ -37,7 +37,7 @@ FILES = {
     "tests/docs/test_pages.py": "",
     "tests/merging/test_page.py": 'PAGE = "docs/merge.md"\n',
     "tests/peers/test_push.py": 'def test_push(run): run("push", "./a")\n',
-    **{f"tests/other/test_{number}.py": "" for number in range(8)},
+    **{f"tests/other/test_{number}.py": "" for number in range(12)},
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adapterhub.operations.local_registry import Registry
 from tests.conftest import need_module
-from tests.training.conftest import SPECIAL, write_tokenizer
+from tests.support.byte_tokenizer import SPECIAL, write_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"

@@ -70,7 +70,7 @@ def compare(family: str, folder: Path, *, quantize: str, device: str = "cpu") ->
     import torch
 
     from adapterhub_converters.errors import AdapterhubError
-    from tests.training.conftest import write_tokenizer
+    from tests.support.byte_tokenizer import write_tokenizer
 
     tiny_families.model(family).save_pretrained(folder)
     write_tokenizer(folder)

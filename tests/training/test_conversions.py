@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from tests.support import tiny_families  # noqa: E402
-from tests.training.conftest import write_tokenizer  # noqa: E402
+from tests.support.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.training.test_kinds import loaded, whole  # noqa: E402
 
 

@@ -285,8 +285,7 @@ def test_a_data_set_as_the_hub_lays_it_out_is_its_data_folder(tmp_path: Path) ->
     (tmp_path / "set" / "README.md").write_text("about")
     parquet.write_table(pyarrow.Table.from_pylist([{"text": "t"}]), tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
     assert records(tmp_path / "set") == records(tmp_path / "set" / "data") == [{"text": "t"}]
-    options = document_files.Options()
-    assert document_files.digest(tmp_path / "set", options)[0] == document_files.read(tmp_path / "set").digest
+    assert document_files.read(tmp_path / "set").digest == document_files.read(tmp_path / "set" / "data").digest
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data").symlink_to(tmp_path / "set" / "data")
     with pytest.raises(FormatError, match="a folder without data"):
