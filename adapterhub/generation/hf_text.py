@@ -11,11 +11,13 @@ from typing import Any
 from adapterhub.training.data import chat_template
 from adapterhub.training.model.base_model import Base
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError
 from adapterhub_converters.trained_prompt import TrainedPrompt
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _GENERATION_CONFIG = "generation_config.json"
 _UNFINISHED = "\ufffd"  # the decoding of an incomplete character
+_WORD = "word"  # of a conversation that shows what a template writes after an answer
 _MAX_CHARACTER_TOKENS = 8  # after so many tokens, incomplete bytes will not become a character
 
 
@@ -48,6 +50,7 @@ class Text:
         if not prompt:
             return self
         texts = copy.copy(self)
+        texts.__dict__.pop("chat_ends", None)
         # A shallow copy: only its template and the template's variables differ.
         texts._tokenizer = copy.copy(self._tokenizer)
         chat_template.apply(texts._tokenizer, prompt)
@@ -62,6 +65,23 @@ class Text:
     def tool_template(self) -> str:
         """The chat template for conversations with tools; empty if there is none."""
         return str(self._tokenizer.get_chat_template(tools=[{}])) if self.has_template else ""
+
+    @cached_property
+    def chat_ends(self) -> frozenset[int]:
+        """The tokens that end an answer in a conversation: also the mark that the chat template writes after one.
+
+        Bases that were trained on text alone name another token, and what is trained on them with `chatml` ends with its mark.
+        """
+        if not self.has_template:
+            return self.ends
+        messages = [{"role": "user", "content": _WORD}, {"role": "assistant", "content": _WORD}]
+        try:
+            text = chat_template.render(self._tokenizer, messages, location=self.location)
+        except FormatError:  # a template for conversations of another form
+            return self.ends
+        after = self.tokens(text.rpartition(_WORD)[2], special=False)
+        special = {number for number, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return self.ends if self.ends.intersection(after) else self.ends.union(special.intersection(after[:1]))
 
     @cached_property
     def tokenizer_json(self) -> str:

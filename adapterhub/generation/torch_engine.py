@@ -69,6 +69,7 @@ class TorchEngine:
 
     def __init__(self, base: Base, factors: adapter_transfer.Factors | None, path: Path, stack: contextlib.ExitStack) -> None:
         self._text = hf_text.Text(base, path)
+        self._ends = self._text.ends
         self.location, self.max_context = self._text.location, self._text.max_context
         self._base, self._adapter, self._has_adapter = base, stack, factors is not None
         if factors is not None:
@@ -77,7 +78,9 @@ class TorchEngine:
 
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own limited process; a model without one continues the text."""
-        return prompt.text if prompt.raw or not self._text.has_template else self._text.conversation(prompt.messages)
+        is_raw = prompt.raw or not self._text.has_template
+        self._ends = self._text.ends if is_raw else self._text.chat_ends
+        return prompt.text if is_raw else self._text.conversation(prompt.messages)
 
     def tokens(self, text: str, *, raw: bool) -> list[int]:
         """Return the ids; a template writes the special tokens itself."""
@@ -106,8 +109,8 @@ class TorchEngine:
         yield logits_after
 
     def is_end(self, token: int) -> bool:
-        """Return whether a token ends an answer by the generation config, the config or the tokenizer."""
-        return token in self._text.ends
+        """Return whether a token ends the answer to the last prompt."""
+        return token in self._ends
 
     def pieces(self) -> Callable[[int], str]:
         """Return a function that decodes one token after another."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import adapterhub as ah
+from adapterhub.serve.engines import CHAT
 from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.conftest import need_module
 from tests.support import by_heart
-from tests.support.by_heart import OWN, PROMPT, TOKENS, ByHeart
+from tests.support.by_heart import OWN, PLAIN, PROMPT, TOKENS, ByHeart
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,30 @@ def test_run_asks_as_the_adapter_was_trained(heart: ByHeart, base: str) -> None:
     for question, answer in OWN.items():
         result = ah.generate(heart.own, question, base=heart.folder / base, compare=False, max_tokens=TOKENS)
         assert (result.prompt, result.text) == (PROMPT.format(question), answer)
+
+
+def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_otherwise(
+    heart: ByHeart, tmp_path: Path
+) -> None:
+    base = shutil.copytree(heart.silent, tmp_path / "base")
+    for name, key, value in (("config.json", "eos_token_id", 0), ("tokenizer_config.json", "eos_token", "<|endoftext|>")):
+        document = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**document, key: value}))
+    (base / "generation_config.json").unlink(missing_ok=True)
+    by_heart.train(tmp_path, base, "marked", PLAIN, 'chat_template = "chatml"')
+    for question, answer in PLAIN.items():
+        result = ah.generate(tmp_path / "marked", question, base=base, compare=False, max_tokens=TOKENS)
+        assert (result.text, result.prompt) == (answer, f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+    from adapterhub.serve.torch_engine import open_host
+    from adapterhub.serve.torch_engine.openai_request import ApiRequest
+
+    with open_host(base, slots=1, rows=2) as host:
+        host.load("marked", tmp_path / "marked")
+        prompt, blend = TrainedPrompt.read(tmp_path / "marked"), (("marked", 1.0),)
+        body = {"messages": [{"role": "user", "content": "sky"}], "temperature": 0, "max_tokens": TOKENS}
+        (request,) = ApiRequest.read(host, CHAT, body, blend, prompt).requests
+        pieces = list(host.submit(request))
+        assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == (PLAIN["sky"], "stop")
 
 
 def test_a_gguf_of_the_adapter_has_its_prompt_with_nothing_beside_it(heart: ByHeart, tmp_path: Path) -> None:

@@ -91,12 +91,13 @@ def learn(folder: Path) -> ByHeart:
         ah.convert_model(base, gguf, to="gguf")
     (folder / "own.jinja").write_text(TEMPLATE)
     own = 'chat_template = "own.jinja"\ntemplate_options = { mood = "calm;#", level = 2 }\ndate = "2026-01-31"'
-    _train(folder, heart.silent, "own", OWN, own)
-    _train(folder, heart.base, "plain", PLAIN, "")
+    train(folder, heart.silent, "own", OWN, own)
+    train(folder, heart.base, "plain", PLAIN, "")
     return heart
 
 
-def _train(folder: Path, base: Path, name: str, answers: dict[str, str], keys: str) -> None:
+def train(folder: Path, base: Path, name: str, answers: dict[str, str], keys: str) -> None:
+    """Train an adapter that knows the answers, into `folder/name`; `keys` are those of [data] besides the file."""
     from adapterhub import training
 
     conversations = [

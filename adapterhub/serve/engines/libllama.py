@@ -39,6 +39,7 @@ class _Text:
     def __init__(self, engine: LlamaCppEngine) -> None:
         self._engine, self.location = engine, engine.location
         self.ends = frozenset(token for token in range(engine.size) if engine.is_end(token))
+        self.chat_ends = self.ends  # llama.cpp knows the marks of common templates by their names
         self.longest_token = max(len(engine.bytes_of(token, special=True)) for token in range(engine.size))
         self.token_text, self.pieces = engine.token_text, engine.pieces
         self._prompt = PROMPT_OF_BASE

@@ -21,7 +21,7 @@ class GeneratedAnswer:
 
     def __init__(self, request: Request, text: Texts) -> None:
         self.count = 0
-        self._request, self._ends = request, frozenset() if request.ignore_eos else text.ends
+        self._request, self._ends = request, frozenset() if request.ignore_eos else text.ends | request.ends
         seed = secrets.randbits(63) if request.seed is None else request.seed
         self._sampler = Sampler(request.temperature, seed, request.top_p, top_k=request.top_k, min_p=request.min_p)
         self._penalties: Penalties | None = None

@@ -68,7 +68,7 @@ def _grammar(name: str, lark: str | None, text: Texts) -> Grammar | None:
     if lark is None:
         return None
     try:
-        return Grammar(lark, text.tokenizer_json, text.ends)
+        return Grammar(lark, text.tokenizer_json, text.chat_ends)
     except GrammarError as error:
         raise ParameterError(name, f"a JSON schema is not supported ({error})") from error
 

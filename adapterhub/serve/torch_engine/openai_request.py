@@ -101,6 +101,7 @@ class ApiRequest:
             # vLLM and llama-server write all tokens as 0 or -1.
             top_k=max(0, values.integer("top_k", 0, least=-1, most=2**31)),
             min_p=values.number("min_p", 0.0, most=1.0),
+            ends=text.chat_ends if is_chat or form.grammar else frozenset(),
             ignore_eos=values.flag("ignore_eos"),
             grammar=form.grammar,
             echo=values.flag("echo"),

@@ -38,6 +38,7 @@ class Request:
             by it (transformers, vLLM).
         top_k: Draw from so many likeliest tokens; 0 for all.
         min_p: Draw from the tokens with at least this share of the probability of the likeliest one.
+        ends: Tokens that end the answer, besides those that end every answer of the base.
         ignore_eos: Whether tokens that end an answer do not end it (vLLM).
         grammar: The grammar of the answer; None for any text.
         echo: Whether pieces of the prompt come before those of the answer: with `logprobs` every token's, else only the last
@@ -58,6 +59,7 @@ class Request:
     repetition_penalty: float = 1
     top_k: int = 0
     min_p: float = 0
+    ends: frozenset[int] = frozenset()
     ignore_eos: bool = False
     grammar: Grammar | None = None
     echo: bool = False
@@ -119,6 +121,10 @@ class Texts(Protocol):
     @property
     def ends(self) -> frozenset[int]:
         """The tokens that end an answer."""
+
+    @property
+    def chat_ends(self) -> frozenset[int]:
+        """The tokens that end an answer in a conversation."""
 
     @property
     def longest_token(self) -> int:

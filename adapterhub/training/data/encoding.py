@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 def batch_counter(total: int, on_progress: Progress) -> Callable[[int], None]:
-    """Return a function that adds up the documents of batches and reports their progress towards `total`."""
+    """Return a function that adds up the documents of batches and reports their progress toward `total`."""
     counts = [0]
 
     def on_batch(documents: int) -> None:
