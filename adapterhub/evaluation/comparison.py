@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.training import compute_device
+from adapterhub.training.cost import budget
 from adapterhub.training.data import chat_template, document_files, overlap, record_shapes
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data.packed_rows import sample
@@ -19,7 +20,7 @@ from adapterhub.training.model import adapter_transfer, quantized_cache
 from adapterhub.training.model.base_files import BaseFiles
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import load
-from adapterhub.training.model.probes import isolates_documents, share_rows
+from adapterhub.training.model.probes import check_attention, isolates_documents, share_rows
 from adapterhub.training.train_config import BaseConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.trained_prompt import TrainedPrompt
@@ -51,6 +52,9 @@ def compare(
                 base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device
             )
             weights = base_files.digests
+        free = compute_device.free(device) or budget.free_memory()
+        # For documents that share rows there is `isolates_documents`.
+        attention_notes = check_attention(model, settings["sequence"], free and free // 2, factors.location, packed=False)
         adapter_transfer.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _table(factors.training.config if factors.training else None, "data")
@@ -94,6 +98,7 @@ def compare(
         sequence=settings["sequence"],
         notes=(
             *model.notes,
+            *attention_notes,
             *dataset.notes,
             *adapter_transfer.other_weights(factors, weights),
             *_trained_on_notes(factors, dataset),
