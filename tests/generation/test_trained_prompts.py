@@ -30,9 +30,7 @@ def test_run_asks_as_the_adapter_was_trained(heart: ByHeart, base: str) -> None:
         assert (result.prompt, result.text) == (PROMPT.format(question), answer)
 
 
-def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_otherwise(
-    heart: ByHeart, tmp_path: Path
-) -> None:
+def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_otherwise(heart: ByHeart, tmp_path: Path) -> None:
     base = shutil.copytree(heart.silent, tmp_path / "base")
     for name, key, value in (("config.json", "eos_token_id", 0), ("tokenizer_config.json", "eos_token", "<|endoftext|>")):
         document = json.loads((base / name).read_text())

@@ -224,13 +224,18 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _fill_parameters(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
-    """Read every parameter that is still empty, and buffers that the files contain; tied parameters stay tied."""
+    """Read every parameter that is still empty, and buffers that the files contain; tied parameters stay tied.
+
+    Those that the family declares in float32, such as routers, stay so in any `dtype`, as in transformers.
+    """
     filled: dict[int, Any] = {}
+    in_float32 = transformers_api.float32_parameters(model, dtype)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if parameter.is_meta or name in weights:
             # A tied parameter has several names and is read once.
             if id(parameter) not in filled:
-                tensor = weights.take(name, tuple(parameter.shape)).to(device, dtype)
+                kept_dtype = torch.float32 if name in in_float32 else dtype
+                tensor = weights.take(name, tuple(parameter.shape)).to(device, kept_dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, filled[id(parameter)])

@@ -117,6 +117,19 @@ def empty_model(config: Any, dtype: torch.dtype, *, location: str) -> Any:
     return model
 
 
+def float32_parameters(model: Any, dtype: torch.dtype) -> set[str]:
+    """Return the names of the parameters that transformers keeps in float32 when it loads `model` in `dtype`."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    patterns = list(model._get_dtype_plan(dtype))
+    matches = build_glob_alternation(patterns)[0].search if patterns else lambda _name: None
+    return {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if matches(name) or (parameter.is_meta and parameter.dtype == torch.float32)
+    }
+
+
 def _check_model_type(document: dict[str, Any], location: str) -> None:
     from transformers import CONFIG_MAPPING
 
