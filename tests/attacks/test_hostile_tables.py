@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.training.data import document_files, table_files
+from adapterhub.training.data import compressed_files, document_files, table_files
 from adapterhub_converters.errors import FormatError
 
 pa = pytest.importorskip("pyarrow")
@@ -56,7 +56,7 @@ BOMBS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_table_that_unpacks_to_any_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bomb: Any) -> None:
-    monkeypatch.setattr(table_files, "_ALWAYS_ALLOWED", 16 << 20)
+    monkeypatch.setattr(compressed_files, "_ALWAYS_ALLOWED", 16 << 20)
     path = tmp_path / "d.parquet"
     path.write_bytes(parquet(bomb()))
     assert path.stat().st_size < 250_000
@@ -74,7 +74,7 @@ def decoded() -> Iterator[Any]:
 
 
 def test_a_page_that_unpacks_to_any_size_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Any) -> None:
-    monkeypatch.setattr(table_files, "_ALWAYS_ALLOWED", 16 << 20)
+    monkeypatch.setattr(compressed_files, "_ALWAYS_ALLOWED", 16 << 20)
     raw = parquet(pa.table({"text": ["a" * (128 << 20)]}), use_dictionary=False)
     assert len(raw) < 20_000
     pa.set_memory_pool(decoded)
@@ -86,7 +86,7 @@ def test_a_page_that_unpacks_to_any_size_is_not_unpacked(tmp_path: Path, monkeyp
 def test_a_text_of_a_dictionary_is_not_decoded_for_each_cell_that_repeats_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Any
 ) -> None:
-    monkeypatch.setattr(table_files, "_ALWAYS_ALLOWED", 16 << 20)
+    monkeypatch.setattr(compressed_files, "_ALWAYS_ALLOWED", 16 << 20)
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["a" * 1_000_000]))
     raw = parquet(pa.table({"messages": pa.ListArray.from_arrays([0, 1, 1000], texts)}), store_schema=False)
     assert len(raw) < 1000

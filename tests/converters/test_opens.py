@@ -26,7 +26,8 @@ def test_no_file_is_opened_more_than_twice(tmp_path: Path, run: Callable[..., An
     for to in ("peft", "raw"):
         counts = opens(run, tmp_path, source, "convert", path, tmp_path / f"out-{to}", "--to", to)
         assert counts, "nothing was seen"
-        assert max(counts.values()) <= (2 if to in ("raw", name) else 1), counts
+        # A GGUF's header is read once more, for the prompt of the adapter.
+        assert max(counts.values()) <= (2 if name == "gguf" or to in ("raw", name) else 1), counts
 
 
 def test_from_a_folder_to_another(tmp_path: Path, run: Callable[..., Any]) -> None:

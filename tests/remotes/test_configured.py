@@ -232,7 +232,7 @@ def test_an_argument_read_as_the_name_is_named_in_the_error(run: Run) -> None:
 
 def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, make: Make, tmp_path: Path) -> None:
     with Proxy(host) as server:
-        address = f"oci://{server.address}/conf/again:v1"
+        address = f"oci://{server.address}/once/again:v1"
         run("push", make(), address)
         assert said(run, "pull", address, "-o", "out")["new"] is True
         server.seen.clear()
@@ -245,12 +245,12 @@ def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, mak
         weights.write_bytes(wrong)
         assert (
             "is not as its adapter.json records it: adapter_model.safetensors (edited)"
-            in run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2).stderr
+            in run("pull", f"oci://{host}/once/again:v1", "-o", "out", code=2).stderr
         )
         assert weights.read_bytes() == wrong
     weights.write_bytes(right)
     (tmp_path / "out/notes.txt").write_text("mine")
-    run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2)
+    run("pull", f"oci://{host}/once/again:v1", "-o", "out", code=2)
 
 
 def test_a_registry_that_does_not_tell_its_names_is_one_line(run: Run, host: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.training.data import compressed_files, document_files
 from adapterhub_converters.errors import FormatError
 
@@ -32,8 +33,7 @@ def test_a_compressed_file_means_what_is_in_it(suffix: str, tmp_path: Path) -> N
             path.write_bytes(stored)
             plain, compressed = document_files.read(tmp_path / name), document_files.read(path)
             assert [document.record for document in compressed.documents] == [document.record for document in plain.documents]
-            assert (compressed.digest, compressed.size) == document_files.digest(path, document_files.Options())
-            assert compressed.size == len(stored)
+            assert (compressed.digest, compressed.size) == (sha256_bytes(stored), len(stored))
         path.write_bytes(COMPRESS[suffix](b"\n{\n" if name != "a.csv" else b'text\n"\n'))
         with pytest.raises(FormatError, match=f"{path}"):
             document_files.read(path)

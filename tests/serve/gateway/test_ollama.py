@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -223,7 +224,12 @@ def test_a_request_is_recorded_under_the_path_that_its_client_asked_for(gateway:
     body = {"model": "team/a0", **question, "options": OPTIONS, "stream": False}
     name = f"asked{path.replace('/', '-')}"
     assert gateway.post(path, body, x_request_id=name).status == 200
-    [line] = [json.loads(line) for line in gateway.log.read_text().splitlines() if f'"id": "{name}"' in line]
+    # The line comes after the answer.
+    while not (
+        lines := [line for line in gateway.log.read_text().splitlines() if f'"id": "{name}"' in line and line[-1] == "}"]
+    ):
+        time.sleep(0.02)
+    line = json.loads(lines[0])
     assert (line["path"], line["status"], line["answer_tokens"] > 0) == (path, 200, True)
     assert f'adapterhub_requests_total{{path="{path}",status="200"' in gateway.get("/metrics").body.decode()
 
