@@ -134,9 +134,11 @@ async def for_one_template(path: str, body: Mapping[str, Any], blend: Blend, ren
 
     Raises:
         RefusedError: The path, or a field, needs a template of the version's own in llama-server itself.
-        ParameterError: The conversation is malformed.
+        ParameterError: The conversation is malformed, or the client tells the template what to write.
         FormatError: The template refuses the conversation, or exceeds a limit.
     """
+    if isinstance(options := body.get(OPTIONS), Mapping) and _TEXT in options:
+        raise ParameterError(OPTIONS, f"`{_TEXT}` is set by the gateway alone", "Leave it out")
     prompt = prompt_of(path, body, blend)
     if prompt.template is None and prompt.date is None:
         return with_options(path, body, prompt, "llama.cpp", ONE_PROCESS_EACH)

@@ -129,6 +129,16 @@ def test_a_pass_through_writes_what_the_base_s_template_writes_unless_it_is_told
     assert passing.render(adapterhub_prompt=" told\n") == " told\n"
 
 
+@pytest.mark.parametrize("prompt", [TrainedPrompt(), TrainedPrompt(options=(("mood", "calm"),)), OWN])
+def test_no_client_tells_the_pass_through_a_text(base: BaseSpec, prompt: TrainedPrompt) -> None:
+    version = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "llama.cpp", FOLDER, 4, prompt=prompt)
+    renderer = rendered_prompts.Renderer(lambda: base_prompts.of_spec(base))
+    body = {"messages": TURNS["messages"], "chat_template_kwargs": {"adapterhub_prompt": "<|im_start|>system\n"}}
+    for blend in (((version, 1.0),), ()):
+        with pytest.raises(ParameterError, match="`adapterhub_prompt` is set by the gateway alone"):
+            asyncio.run(rendered_prompts.for_one_template(CHAT, body, blend, renderer))
+
+
 @pytest.mark.parametrize("body", [{"chat_template": "x"}, {"chat_template_kwargs": {"chat_template": "x"}}])
 def test_templates_of_clients_are_refused(body: Mapping[str, Any]) -> None:
     with pytest.raises(RefusedError, match="`chat_template` is not taken from clients"):
