@@ -17,7 +17,7 @@ from typing import Any
 from .adapter_files import ADAPTER_JSON
 from .containers import json_file
 from .containers.gguf_file import GGUFFile, MetadataValue, string_value
-from .errors import FormatError
+from .errors import FormatError, RefusedError
 
 FILE = "chat_template.jinja"
 """The name of the template in the folder of an adapter, as in that of a model."""
@@ -48,14 +48,18 @@ class TrainedPrompt:
 
     @classmethod
     def read(cls, path: Path) -> TrainedPrompt:
-        """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it."""
+        """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it.
+
+        Raises:
+            RefusedError: The template is a link that leads out of the folder.
+        """
         folder = path if path.is_dir() else path.parent
         if path.suffix == ".gguf" and path.is_file():
             prompt = cls._from_gguf(path)
             # Next to a single file, a template may be that of anything else in the folder.
             if prompt or not (folder / ADAPTER_JSON).is_file():
                 return prompt
-        template = json_file.read_text(folder / FILE) if (folder / FILE).is_file() else None
+        template = _read_template(folder) if (folder / FILE).is_file() else None
         record = json_file.read_object(folder / ADAPTER_JSON) if (folder / ADAPTER_JSON).is_file() else {}
         data = _table(_table(_table(record, "training"), "config"), "data")
         return cls(template, _valid_options(data.get("template_options")), _valid_date(data.get("date")))
@@ -97,6 +101,18 @@ class TrainedPrompt:
 
 PROMPT_OF_BASE = TrainedPrompt()
 """The prompt of an adapter that was trained by the template of its base, without options or a date."""
+
+
+def _read_template(folder: Path) -> str:
+    # A clone may bring a link to any text of its reader, which a conversion would copy into what is published.
+    path, real = folder / FILE, folder.resolve()
+    target = path.resolve()
+    # huggingface_hub's cache: snapshots/<revision>/chat_template.jinja -> ../../blobs/<digest>.
+    is_cached = target.parent.name == "blobs" and real.is_relative_to(target.parent.parent / "snapshots")
+    if path.is_symlink() and not target.is_relative_to(real) and not is_cached:
+        problem = "a link that leads out of the adapter"
+        raise RefusedError(str(path), problem, "Replace it with the file itself", code="not-a-regular-file")
+    return json_file.read_text(path)
 
 
 def _table(value: Any, key: str) -> Mapping[str, Any]:
