@@ -62,7 +62,7 @@ class TrainedPrompt:
         template = _read_template(folder) if (folder / FILE).is_file() else None
         record = json_file.read_object(folder / ADAPTER_JSON) if (folder / ADAPTER_JSON).is_file() else {}
         data = _table(_table(_table(record, "training"), "config"), "data")
-        return cls(template, _valid_options(data.get("template_options")), _valid_date(data.get("date")))
+        return cls(template, _valid_options(data.get("template_options")), valid_date(data.get("date")))
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> TrainedPrompt:
@@ -78,7 +78,7 @@ class TrainedPrompt:
             pairs = json_file.parse(options, f"{path}: {_OPTIONS}") if isinstance(options, str) else None
         except FormatError:
             pairs = None
-        return cls(template if isinstance(template, str) else None, _valid_options(pairs), _valid_date(metadata.get(_DATE)))
+        return cls(template if isinstance(template, str) else None, _valid_options(pairs), valid_date(metadata.get(_DATE)))
 
     def metadata(self) -> dict[str, MetadataValue]:
         """Return the entries of a GGUF from which `read` returns this prompt."""
@@ -129,7 +129,8 @@ def _valid_options(pairs: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((name, value) for name, value in pairs if name not in _RESERVED) if is_valid else ()
 
 
-def _valid_date(value: Any) -> str | None:
+def valid_date(value: Any) -> str | None:
+    """Return an ISO date in its usual form; None for anything else."""
     try:
         return datetime.date.fromisoformat(value).isoformat()
     except (TypeError, ValueError):
