@@ -33,6 +33,7 @@ from urllib.parse import quote
 from adapterhub.http_server.binding import free_port
 from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import (
@@ -222,7 +223,10 @@ class Router(_LlamaCpp, Server):
             return None
         path = self._file.with_name(f"{served.digest.replace(':', '-')}.jinja")
         if not path.exists():
-            path.write_text(base_prompts.with_date(template, prompt.date))
+            # Under another name until it is complete: a disk may be full.
+            new = path.with_suffix(".new")
+            json_file.write_text(new, base_prompts.with_date(template, prompt.date))
+            new.replace(path)
         return path
 
     async def _reload(self) -> None:
@@ -420,7 +424,7 @@ class OneProcess(_LlamaCpp):
             return None
         path = self._options.folder / "pass-through.jinja"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(rendered_prompts.pass_through(base_prompts.of_gguf(self._options.base).template))
+        json_file.write_text(path, rendered_prompts.pass_through(base_prompts.of_gguf(self._options.base).template))
         return path
 
     async def ensure(self, served: PreparedVersion) -> None:
