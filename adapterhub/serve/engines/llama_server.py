@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import secrets
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -161,7 +162,9 @@ def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, i
     """Return a client, the process that it talks to, still without a command line, and the port."""
     key, port = secrets.token_urlsafe(24), free_port()
     client = Client(f"http://127.0.0.1:{port}", key, patience=options.timeout)
-    return client, Process((), options.process_environ(key), partial(client.answers, "/health")), port
+    # At SIGTERM, its router sometimes locks itself up for good; its children end with its pipe to them.
+    ready = partial(client.answers, "/health")
+    return client, Process((), options.process_environ(key), ready, death_signal=signal.SIGKILL), port
 
 
 class Router(_LlamaCpp, Server):
