@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,16 @@ def test_a_process_renders_many_batches(picky: Any, monkeypatch: pytest.MonkeyPa
 def test_an_interrupt_ends_renders_that_do_not_end(picky: Any) -> None:
     """Ctrl-C during the batch does not wait for the limits of the conversations in it, 10 seconds each."""
     started = len(limited_processes())
-    with pytest.raises(KeyboardInterrupt), template_renderers.Renderers(2) as renderers:
-        for number in range(2):
-            list(renderers.submit(number, [(PICKY, [{"messages": [{"role": "user", "content": "forever"}]}, None])] * 64))
-        while len(limited_processes()) < started + 2:
-            pass
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        request = (PICKY, [{"messages": [{"role": "user", "content": "forever"}]}, None])
+        with template_renderers.Renderers(2) as renderers:
+            for number in range(2):
+                list(renderers.submit(number, [request] * 64))
+            while len(limited_processes()) < started + 2:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert len(limited_processes()) == started
