@@ -26,10 +26,10 @@ CLOCK = "strftime_now"
 GGUF_KEY = "adapterhub.chat_template"
 """The key of the template in a GGUF; those of its options and its date begin with it."""
 _TEMPLATE, _OPTIONS, _DATE = GGUF_KEY, f"{GGUF_KEY}.options", f"{GGUF_KEY}.date"
-# Variables that a request sets, or that decide how it is rendered: no option of a template.
-_RESERVED = frozenset(
+RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", CLOCK}
 )
+"""Variables that a request sets, or that decide how it is rendered: no option of a template."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _valid_options(pairs: Any) -> tuple[tuple[str, Any], ...]:
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str | int | float | bool)
         for pair in pairs
     )
-    return tuple((name, value) for name, value in pairs if name not in _RESERVED) if is_valid else ()
+    return tuple((name, value) for name, value in pairs if name not in RESERVED) if is_valid else ()
 
 
 def valid_date(value: Any) -> str | None:
