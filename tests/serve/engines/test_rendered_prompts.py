@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,27 @@ def test_a_template_that_does_not_end_is_ended(base: BaseSpec, monkeypatch: pyte
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(FormatError, match="team/sql:v1: the model's chat template exceeds 1 s"):
         sent(TURNS, TrainedPrompt(loop), base)
+
+
+def test_conversations_that_wait_for_a_slow_template_hold_up_no_other_work(
+    base: BaseSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.training.data.chat_template.SECONDS", 1)
+    renderer = rendered_prompts.Renderer(lambda: base_prompts.of_spec(base))
+    slow = TrainedPrompt("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        waiting = [asyncio.create_task(renderer.text(TURNS, slow, "team/slow")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(str, "other work") == "other work"
+        assert await renderer.text(TURNS, TrainedPrompt("a text"), "team/fast") == "a text"
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            with pytest.raises(FormatError, match="team/slow: the model's chat template exceeds 1 s"):
+                await task
+
+    asyncio.run(run())
 
 
 def test_a_base_that_is_not_on_this_disk_is_named(base: BaseSpec) -> None:
