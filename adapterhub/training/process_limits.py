@@ -39,6 +39,7 @@ class Process:
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         # The process ends together with this object: neither templates nor tokenizers are ever closed.
         weakref.finalize(self, _end_process, process)
+        self._process = process
         self._requests, self._answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
         self._first_request = kind, source
         self._lock = threading.Lock()
@@ -81,6 +82,10 @@ class Process:
                 answer, failure = json.loads(line)
                 answers.append(ValueError(failure) if failure else answer)
             return answers
+
+    def kill(self) -> None:
+        """End the process; a thread that waits for its answers gets a LimitExceededError."""
+        self._process.kill()
 
 
 def _end_process(process: subprocess.Popen[bytes]) -> None:

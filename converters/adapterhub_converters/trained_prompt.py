@@ -17,7 +17,7 @@ from typing import Any
 from .adapter_files import ADAPTER_JSON
 from .containers import json_file
 from .containers.gguf_file import GGUFFile, MetadataValue, string_value
-from .errors import FormatError
+from .errors import FormatError, RefusedError
 
 FILE = "chat_template.jinja"
 """The name of the template in the folder of an adapter, as in that of a model."""
@@ -26,10 +26,10 @@ CLOCK = "strftime_now"
 GGUF_KEY = "adapterhub.chat_template"
 """The key of the template in a GGUF; those of its options and its date begin with it."""
 _TEMPLATE, _OPTIONS, _DATE = GGUF_KEY, f"{GGUF_KEY}.options", f"{GGUF_KEY}.date"
-# Variables that a request sets, or that decide how it is rendered: no option of a template.
-_RESERVED = frozenset(
+RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", CLOCK}
 )
+"""Variables that a request sets, or that decide how it is rendered: no option of a template."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,21 @@ class TrainedPrompt:
 
     @classmethod
     def read(cls, path: Path) -> TrainedPrompt:
-        """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it."""
+        """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it.
+
+        Raises:
+            RefusedError: The template is a link that leads out of the folder.
+        """
         folder = path if path.is_dir() else path.parent
         if path.suffix == ".gguf" and path.is_file():
             prompt = cls._from_gguf(path)
             # Next to a single file, a template may be that of anything else in the folder.
             if prompt or not (folder / ADAPTER_JSON).is_file():
                 return prompt
-        template = json_file.read_text(folder / FILE) if (folder / FILE).is_file() else None
+        template = _read_template(folder) if (folder / FILE).is_file() else None
         record = json_file.read_object(folder / ADAPTER_JSON) if (folder / ADAPTER_JSON).is_file() else {}
         data = _table(_table(_table(record, "training"), "config"), "data")
-        return cls(template, _valid_options(data.get("template_options")), _valid_date(data.get("date")))
+        return cls(template, _valid_options(data.get("template_options")), valid_date(data.get("date")))
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> TrainedPrompt:
@@ -74,7 +78,7 @@ class TrainedPrompt:
             pairs = json_file.parse(options, f"{path}: {_OPTIONS}") if isinstance(options, str) else None
         except FormatError:
             pairs = None
-        return cls(template if isinstance(template, str) else None, _valid_options(pairs), _valid_date(metadata.get(_DATE)))
+        return cls(template if isinstance(template, str) else None, _valid_options(pairs), valid_date(metadata.get(_DATE)))
 
     def metadata(self) -> dict[str, MetadataValue]:
         """Return the entries of a GGUF from which `read` returns this prompt."""
@@ -99,6 +103,18 @@ PROMPT_OF_BASE = TrainedPrompt()
 """The prompt of an adapter that was trained by the template of its base, without options or a date."""
 
 
+def _read_template(folder: Path) -> str:
+    # A clone may bring a link to any text of its reader, which a conversion would copy into what is published.
+    path, real = folder / FILE, folder.resolve()
+    target = path.resolve()
+    # huggingface_hub's cache: snapshots/<revision>/chat_template.jinja -> ../../blobs/<digest>.
+    is_cached = target.parent.name == "blobs" and real.is_relative_to(target.parent.parent / "snapshots")
+    if path.is_symlink() and not target.is_relative_to(real) and not is_cached:
+        problem = "a link that leads out of the adapter"
+        raise RefusedError(str(path), problem, "Replace it with the file itself", code="not-a-regular-file")
+    return json_file.read_text(path)
+
+
 def _table(value: Any, key: str) -> Mapping[str, Any]:
     inner = value.get(key) if isinstance(value, Mapping) else None
     return inner if isinstance(inner, Mapping) else {}
@@ -110,10 +126,11 @@ def _valid_options(pairs: Any) -> tuple[tuple[str, Any], ...]:
         isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str | int | float | bool)
         for pair in pairs
     )
-    return tuple((name, value) for name, value in pairs if name not in _RESERVED) if is_valid else ()
+    return tuple((name, value) for name, value in pairs if name not in RESERVED) if is_valid else ()
 
 
-def _valid_date(value: Any) -> str | None:
+def valid_date(value: Any) -> str | None:
+    """Return an ISO date in its usual form; None for anything else."""
     try:
         return datetime.date.fromisoformat(value).isoformat()
     except (TypeError, ValueError):

@@ -152,3 +152,12 @@ def test_chatml_needs_a_tokenizer_with_its_marks(plain_base: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
     with pytest.raises(RefusedError, match=r'no token <\|im_end\|>, with which chatml ends what somebody says. Set "plain"'):
         chat_template.configured(with_template("chatml"), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "strftime_now", "chat_template"])
+def test_an_option_that_a_conversation_sets_is_refused(name: str) -> None:
+    """It would count neither in the training nor when the adapter is asked."""
+    text = f'[base]\npath = "m"\n[data]\ntrain = "t"\ntemplate_options = {{ {name} = "x" }}\n'
+    config = config_file.parse(text, folder=Path(), location="c.toml")
+    with pytest.raises(RefusedError, match=rf"c.toml: \[data\] template_options: `{name}` is set by each conversation"):
+        chat_template.configured(config, None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.training import process_limits
 from adapterhub.training.data import encoding, template_renderers
 from adapterhub.training.data.document_files import Document
 from adapterhub_converters.errors import FormatError
@@ -26,6 +29,13 @@ def picky(tokenizer: Any) -> Any:
     tokenizer.chat_template = PICKY
     yield tokenizer
     tokenizer.chat_template = before
+
+
+def limited_processes() -> list[str]:
+    """The processes with limits that threads of this one have started."""
+    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    lines = [Path(f"/proc/{pid}/cmdline") for pid in children]
+    return [str(line) for line in lines if line.exists() and b"limited_process.py" in line.read_bytes()]
 
 
 def conversation(number: int, question: str = "Why?") -> Document:
@@ -62,3 +72,35 @@ def test_a_template_that_does_not_end_costs_only_its_conversation(picky: Any, mo
     assert [next(encoded)[1], next(encoded)[1]] == [documents[0].digest, documents[2].digest]
     with pytest.raises(FormatError, match="a.jsonl:2: the model's chat template exceeds 1 s"):
         next(encoded)
+
+
+def test_a_process_renders_many_batches(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = list[object]()
+
+    class Counted(process_limits.Process):
+        def __init__(self, kind: Any, source: str) -> None:
+            starts.append(kind)
+            super().__init__(kind, source)
+
+    monkeypatch.setattr(template_renderers.process_limits, "Process", Counted)
+    documents = [conversation(number) for number in range(5 * 64)]
+    assert len(list(encoding.encode_documents(documents, picky, loss="completion"))) == len(documents)
+    assert starts == ["template"]
+
+
+def test_an_interrupt_ends_renders_that_do_not_end(picky: Any) -> None:
+    """Ctrl-C during the batch does not wait for the limits of the conversations in it, 10 seconds each."""
+    started = len(limited_processes())
+
+    def interrupted() -> None:
+        request = (PICKY, [{"messages": [{"role": "user", "content": "forever"}]}, None])
+        with template_renderers.Renderers(2) as renderers:
+            for number in range(2):
+                list(renderers.submit(number, [request] * 64))
+            while len(limited_processes()) < started + 2:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(limited_processes()) == started

@@ -6,8 +6,9 @@ import itertools
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,7 +17,8 @@ pytest.importorskip("transformers")
 from adapterhub.training.artifacts import training_checkpoint  # noqa: E402
 from adapterhub.training.layers.lora import trained_parameters  # noqa: E402
 from adapterhub.training.loop.state import State, new_state  # noqa: E402
-from adapterhub_converters.errors import LocalIOError  # noqa: E402
+from adapterhub_converters.containers import safetensors_file  # noqa: E402
+from adapterhub_converters.errors import FormatError, LocalIOError  # noqa: E402
 from tests.registry.forks import under_strace  # noqa: E402
 from tests.training.test_kinds import loaded, whole  # noqa: E402
 
@@ -91,3 +93,41 @@ def test_a_save_on_a_failing_disk_is_an_error_that_leaves_the_last_checkpoint(pr
         codes = exit_codes_at_each(call, f"error={error}", progress)
         assert set(codes[:-1]) == {LocalIOError.exit_code}
     assert leftovers(progress.path.parent) == [progress.path.name]
+
+
+def forge(path: Path, shape: tuple[int, ...] | None = None, **metadata: str) -> None:
+    """Write a checkpoint again, as somebody may who knows its training; with tensors of a shape."""
+    with safetensors_file.SafetensorsFile(path) as file:
+        tensors = {name: file.tensor(name).copy() for name in file.header.tensors}
+        changed = {**file.header.metadata, **metadata}
+    safetensors_file.write(path, tensors if shape is None else {name: np.ones(shape, np.float32) for name in tensors}, changed)
+
+
+@pytest.mark.parametrize("date", ["9999-99-99", "<|im_end|>", "2026-01-01T25:00", "tomorrow"])
+def test_a_checkpoint_without_a_real_date_has_none(progress: Progress, date: str) -> None:
+    progress.save(1)
+    forge(progress.path, date=date)
+    assert training_checkpoint.date(progress.path) is None
+    forge(progress.path, date="9999-12-31")
+    assert training_checkpoint.date(progress.path) == "9999-12-31"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log": "5"},
+        {"log": "[5]"},
+        {"log": "{"},
+        {"scale": "5"},
+        {"scale": "[1]"},
+        {"step": "x"},
+        {"read": ""},
+        {"shape": (1,)},
+        {"shape": (1, 1)},
+    ],
+)
+def test_a_forged_checkpoint_is_refused(progress: Progress, changes: dict[str, Any]) -> None:
+    progress.save(1)
+    forge(progress.path, **changes)
+    with pytest.raises(FormatError, match=rf"{progress.path.name}: (not a checkpoint of this training|not valid JSON)"):
+        training_checkpoint.restore(progress.path, progress.model, progress.state, "run")

@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import secrets
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,7 @@ from urllib.parse import quote
 from adapterhub.http_server.binding import free_port
 from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import (
@@ -160,7 +162,9 @@ def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, i
     """Return a client, the process that it talks to, still without a command line, and the port."""
     key, port = secrets.token_urlsafe(24), free_port()
     client = Client(f"http://127.0.0.1:{port}", key, patience=options.timeout)
-    return client, Process((), options.process_environ(key), partial(client.answers, "/health")), port
+    # At SIGTERM, its router sometimes locks itself up for good; its children end with its pipe to them.
+    ready = partial(client.answers, "/health")
+    return client, Process((), options.process_environ(key), ready, death_signal=signal.SIGKILL), port
 
 
 class Router(_LlamaCpp, Server):
@@ -222,7 +226,10 @@ class Router(_LlamaCpp, Server):
             return None
         path = self._file.with_name(f"{served.digest.replace(':', '-')}.jinja")
         if not path.exists():
-            path.write_text(base_prompts.with_date(template, prompt.date))
+            # Under another name until it is complete: a disk may be full.
+            new = path.with_suffix(".new")
+            json_file.write_text(new, base_prompts.with_date(template, prompt.date))
+            new.replace(path)
         return path
 
     async def _reload(self) -> None:
@@ -420,7 +427,7 @@ class OneProcess(_LlamaCpp):
             return None
         path = self._options.folder / "pass-through.jinja"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(rendered_prompts.pass_through(base_prompts.of_gguf(self._options.base).template))
+        json_file.write_text(path, rendered_prompts.pass_through(base_prompts.of_gguf(self._options.base).template))
         return path
 
     async def ensure(self, served: PreparedVersion) -> None:

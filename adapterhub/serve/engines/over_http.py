@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -52,6 +53,7 @@ class Process:
         before_start: Called before each start, because what the last process knew is gone.
         patience: Seconds until it must be ready.
         silence: Seconds without `ready` after which it counts as hanging.
+        death_signal: What the kernel sends it when the gateway is killed.
     """
 
     words: Sequence[str]
@@ -60,6 +62,7 @@ class Process:
     before_start: Callable[[], object] = lambda: None
     patience: float = 600.0
     silence: float = 300.0
+    death_signal: signal.Signals = signal.SIGTERM
     up: bool = False
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     _watch: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -100,7 +103,7 @@ class Process:
                 stderr=asyncio.subprocess.STDOUT,
                 env=dict(self.environ),
                 start_new_session=True,  # its own process group, so that its child processes can be ended with it
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(_end_with_parent, self.death_signal),
             )
         except OSError as error:
             raise LocalIOError(self.words[0], error.strerror or str(error)) from error
@@ -208,10 +211,10 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(number: signal.Signals) -> None:
     """Let the kernel end the engine when the gateway is killed (prctl(2)), so that it does not keep a model in memory."""
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
 # ---- engines

@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from adapterhub.serve.base_prompts import BasePrompt
 from adapterhub.serve.torch_engine import conversations
@@ -51,6 +52,8 @@ class Renderer:
 
     def __init__(self, read: Callable[[], BasePrompt | None]) -> None:
         self._read = read
+        # The process of a template renders one conversation after another; those that wait for it hold no threads of others.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @cached_property
     def _base_prompt(self) -> BasePrompt:
@@ -85,7 +88,8 @@ class Renderer:
             "documents": body.get("documents"),
             "add_generation_prompt": body.get("add_generation_prompt", True),
         }
-        return await asyncio.to_thread(chat_template.render_variables, template, variables, location=ref)
+        async with self._turns.setdefault(template, asyncio.Lock()):
+            return await asyncio.to_thread(chat_template.render_variables, template, variables, location=ref)
 
 
 # ---- vLLM, which takes a template with a request
@@ -134,9 +138,11 @@ async def for_one_template(path: str, body: Mapping[str, Any], blend: Blend, ren
 
     Raises:
         RefusedError: The path, or a field, needs a template of the version's own in llama-server itself.
-        ParameterError: The conversation is malformed.
+        ParameterError: The conversation is malformed, or the client tells the template what to write.
         FormatError: The template refuses the conversation, or exceeds a limit.
     """
+    if isinstance(options := body.get(OPTIONS), Mapping) and _TEXT in options:
+        raise ParameterError(OPTIONS, f"`{_TEXT}` is set by the gateway alone", "Leave it out")
     prompt = prompt_of(path, body, blend)
     if prompt.template is None and prompt.date is None:
         return with_options(path, body, prompt, "llama.cpp", ONE_PROCESS_EACH)

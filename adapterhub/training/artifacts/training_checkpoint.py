@@ -20,6 +20,7 @@ from adapterhub.training.layers.lora import trained_parameters
 from adapterhub.training.loop import optimizer
 from adapterhub.training.loop.state import State
 from adapterhub.training.model.base_tensors import as_numpy, as_torch
+from adapterhub_converters import trained_prompt
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError
 
@@ -37,11 +38,11 @@ def identity(facts: Mapping[str, Any]) -> str:
 
 
 def date(path: Path) -> str | None:
-    """Return the date that the training of the checkpoint at `path` writes into conversations; None if there is none."""
+    """Return the ISO date that the training of the checkpoint at `path` writes into conversations; None if there is none."""
     if not path.exists():
         return None
     with safetensors_file.SafetensorsFile(path) as file:
-        return file.header.metadata.get("date")
+        return trained_prompt.valid_date(file.header.metadata.get("date"))
 
 
 def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | None = None) -> Path:
@@ -95,8 +96,11 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
             )
         try:
             for name, parameter in trained_parameters(model):
+                value = as_torch(file.tensor(name))
+                if value.shape != parameter.shape:  # `copy_` would repeat the values of some shapes
+                    raise ValueError(f"{name} has the shape {list(value.shape)}")
                 with torch.no_grad():
-                    parameter.copy_(as_torch(file.tensor(name)))
+                    parameter.copy_(value)
                 # A parameter is stored as NAME, its moments as NAME.MOMENT, its best values as NAME.best.
                 moment_names = [
                     key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST_SUFFIX}"
@@ -107,8 +111,8 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
             best_names = [key for key in file.header.tensors if key.endswith(_BEST_SUFFIX)]
             state.best = {key.removesuffix(_BEST_SUFFIX): as_torch(file.tensor(key)) for key in best_names}
             state.step, state.tokens, state.read = (int(metadata[key]) for key in ("step", "tokens", "read"))
-            state.log[:] = json_file.parse(metadata["log"], str(path))
+            state.log[:] = [dict(line) for line in json_file.parse(metadata["log"], str(path))]
             state.scale.factor, state.scale.good, state.scale.skipped = json_file.parse(metadata["scale"], str(path))
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
     return True

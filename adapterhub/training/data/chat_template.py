@@ -18,7 +18,7 @@ from adapterhub.training import process_limits
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
+from adapterhub_converters.trained_prompt import CLOCK, RESERVED, TrainedPrompt
 
 _VARIABLES = (
     "{{ dict(messages=messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt)|tojson }}"
@@ -47,9 +47,12 @@ def configured(config: TrainConfig, tokenizer: Any) -> TrainedPrompt:
 
     Raises:
         NotFoundError: The template is neither a name nor a file.
-        RefusedError: The tokenizer has no token for the marks of `chatml`.
+        RefusedError: The tokenizer has no token for the marks of `chatml`, or an option has the name of another variable.
     """
     data = config.data
+    if reserved := sorted(RESERVED.intersection(data.template_options)):
+        problem = f"`{reserved[0]}` is set by each conversation, or by another field"
+        raise RefusedError(f"{config.location}: [data] template_options", problem, "Leave it out")
     template = None if data.chat_template is None else _configured_template(config, data.chat_template, tokenizer)
     return TrainedPrompt(template, tuple(data.template_options.items()), data.date)
 

@@ -21,6 +21,32 @@ Request = tuple[str, Any]
 _MAX_PROCESSES = 8  # the tokenizer, which also takes cores, is the limit for more
 
 
+class _Processes:
+    """The processes of one thread, by template."""
+
+    def __init__(self) -> None:
+        self._by_template: dict[str, process_limits.Process] = {}
+        self.has_ended = False
+
+    def get(self, template: str) -> process_limits.Process:
+        """Return the process of a template, which is started if it is missing."""
+        if template not in self._by_template:
+            self._by_template[template] = process_limits.Process("template", template)
+            if self.has_ended:  # meanwhile, so that `end` may not have seen it
+                self._by_template[template].kill()
+        return self._by_template[template]
+
+    def forget(self, template: str) -> None:
+        """Forget a process that has ended."""
+        self._by_template.pop(template)
+
+    def end(self) -> None:
+        """End all of them, from another thread too."""
+        self.has_ended = True
+        for process in list(self._by_template.values()):
+            process.kill()
+
+
 class Renderers:
     """Answers batches of requests in their order, while the next batches are being rendered.
 
@@ -32,15 +58,19 @@ class Renderers:
         self.count = min(count or _cores(), _MAX_PROCESSES)
         self._threads = ThreadPoolExecutor(self.count)
         # A thread takes a set of processes for each batch, so that no two threads wait for the same process.
-        self._idle: queue.SimpleQueue[dict[str, process_limits.Process]] = queue.SimpleQueue()
-        for _ in range(self.count):
-            self._idle.put({})
+        self._sets = [_Processes() for _ in range(self.count)]
+        self._idle: queue.SimpleQueue[_Processes] = queue.SimpleQueue()
+        for processes in self._sets:
+            self._idle.put(processes)
         self._batches: deque[tuple[Any, Future[list[Any]]]] = deque()
 
     def __enter__(self) -> Renderers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # After an error or Ctrl-C, nobody waits for the batches under way, each of which may take minutes.
+        for processes in self._sets:
+            processes.end()
         self._threads.shutdown(cancel_futures=True)
 
     def submit(self, context: Any, batch: Sequence[Request | None]) -> Iterator[tuple[Any, list[Any]]]:
@@ -66,11 +96,11 @@ class Renderers:
             self._idle.put(processes)
 
 
-def ask(batch: Sequence[Request | None], processes: dict[str, process_limits.Process] | None = None) -> list[Any]:
+def ask(batch: Sequence[Request | None], processes: _Processes | None = None) -> list[Any]:
     """Return the answer for each request, or the error that `process_limits.Process.ask` would raise; None for None.
 
     Args:
-        processes: The processes to use by template; those that are missing are started. None uses those of `chat_template`.
+        processes: The processes to use; None for those of `chat_template`.
     """
     answers: list[Any] = [None] * len(batch)
     for template in {request[0]: None for request in batch if request}:
@@ -81,17 +111,16 @@ def ask(batch: Sequence[Request | None], processes: dict[str, process_limits.Pro
     return answers
 
 
-def _ask_all(template: str, values: Sequence[Any], processes: dict[str, process_limits.Process] | None) -> list[Any]:
+def _ask_all(template: str, values: Sequence[Any], processes: _Processes | None) -> list[Any]:
     answers: list[Any] = []
     while len(answers) < len(values):
-        if processes is None:
-            process = chat_template.process(template)
-        else:
-            process = processes.setdefault(template, process_limits.Process("template", template))
+        if processes is not None and processes.has_ended:
+            return [*answers, *(process_limits.LimitExceededError() for _ in values[len(answers) :])]
+        process = chat_template.process(template) if processes is None else processes.get(template)
         answers += process.ask_all(values[len(answers) :], chat_template.SECONDS)
         # The process has ended; the next conversation starts another.
         if isinstance(answers[-1], process_limits.LimitExceededError):
-            chat_template.process.cache_clear() if processes is None else processes.pop(template)
+            chat_template.process.cache_clear() if processes is None else processes.forget(template)
     return answers
 
 

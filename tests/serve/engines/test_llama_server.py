@@ -236,12 +236,19 @@ def test_what_is_killed_comes_back_and_no_answer_is_of_another_version(
         assert gateway.complete("base", Q).text == models.answer(Q)
 
 
-def test_it_ends_with_a_gateway_that_was_killed(models: Models, registry: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+def test_it_ends_with_a_gateway_that_was_killed(models: Models, registry: Path, tmp_path: Path, hangs: bool) -> None:
+    """With its child processes, and even if it hangs, as it sometimes does at SIGTERM."""
     options = ("--program", llama_server.program())
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         [engine] = gateway.children()
+        children = Path(f"/proc/{engine}/task").glob("*/children")
+        processes = [engine, *(int(pid) for path in children for pid in path.read_text().split())]
+        assert len(processes) == 2
+        if hangs:
+            os.kill(engine, signal.SIGSTOP)
         gateway.process.kill()
-        while Path(f"/proc/{engine}/exe").exists() and _runs(engine):
+        while any(_runs(pid) for pid in processes):
             time.sleep(0.05)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,27 @@ def test_a_template_that_does_not_end_is_ended(base: BaseSpec, monkeypatch: pyte
         sent(TURNS, TrainedPrompt(loop), base)
 
 
+def test_conversations_that_wait_for_a_slow_template_hold_up_no_other_work(
+    base: BaseSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.training.data.chat_template.SECONDS", 1)
+    renderer = rendered_prompts.Renderer(lambda: base_prompts.of_spec(base))
+    slow = TrainedPrompt("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        waiting = [asyncio.create_task(renderer.text(TURNS, slow, "team/slow")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(str, "other work") == "other work"
+        assert await renderer.text(TURNS, TrainedPrompt("a text"), "team/fast") == "a text"
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            with pytest.raises(FormatError, match="team/slow: the model's chat template exceeds 1 s"):
+                await task
+
+    asyncio.run(run())
+
+
 def test_a_base_that_is_not_on_this_disk_is_named(base: BaseSpec) -> None:
     with pytest.raises(RefusedError, match="the special tokens of the base are not known here. Name the base by its folder"):
         sent(TURNS, OWN, replace(base, folder=None))
@@ -127,6 +149,16 @@ def test_a_pass_through_writes_what_the_base_s_template_writes_unless_it_is_told
     passing = environment.from_string(rendered_prompts.pass_through(template))
     assert passing.render() == environment.from_string(template).render()
     assert passing.render(adapterhub_prompt=" told\n") == " told\n"
+
+
+@pytest.mark.parametrize("prompt", [TrainedPrompt(), TrainedPrompt(options=(("mood", "calm"),)), OWN])
+def test_no_client_tells_the_pass_through_a_text(base: BaseSpec, prompt: TrainedPrompt) -> None:
+    version = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "llama.cpp", FOLDER, 4, prompt=prompt)
+    renderer = rendered_prompts.Renderer(lambda: base_prompts.of_spec(base))
+    body = {"messages": TURNS["messages"], "chat_template_kwargs": {"adapterhub_prompt": "<|im_start|>system\n"}}
+    for blend in (((version, 1.0),), ()):
+        with pytest.raises(ParameterError, match="`adapterhub_prompt` is set by the gateway alone"):
+            asyncio.run(rendered_prompts.for_one_template(CHAT, body, blend, renderer))
 
 
 @pytest.mark.parametrize("body", [{"chat_template": "x"}, {"chat_template_kwargs": {"chat_template": "x"}}])

@@ -96,8 +96,11 @@ class Channel:
         """Hand over what arrives until the other end is closed, and end what was attended."""
         try:
             with suppress(OSError):
-                while line := await self._reader.readline():
+                # A process that is killed may cut its last message off.
+                while (line := await self._reader.readline()).endswith(b"\n"):
                     self._hand_over(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            log.error("a message of another process of the gateway is malformed, or too long: %s", error)
         finally:
             self._has_ended = True
             for conversation in self._conversations.values():

@@ -15,6 +15,7 @@ from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 # What the host finds out about a request, in `GatewayRequest`.
 _FACTS = ("version", "label", "route", "arm", "deprecated")
@@ -64,12 +65,14 @@ def blend_from(document: Iterable[Any]) -> Blend:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, TrainedPrompt):
+        return asdict(value)
     return str(value) if isinstance(value, Path) else value
 
 
 def _values(members: Mapping[str, Any]) -> dict[str, Any]:
     lists = {name: tuple(value) for name, value in members.items() if isinstance(value, list)}
-    return {**members, **lists, "path": Path(members["path"])}
+    return {**members, **lists, "path": Path(members["path"]), "prompt": TrainedPrompt.from_document(members["prompt"])}
 
 
 def tokens_document(tokens: TokenCounts) -> dict[str, Any]:

@@ -36,12 +36,16 @@ def run_worker(
         path: The socket of the host.
         drain: Seconds for running requests at the end.
     """
-    gateway = WorkerGateway(settings, engine, path)
+
+    def stop() -> None:
+        server.should_exit = True
 
     def end(error: BaseException) -> None:
         if not isinstance(error, ChannelLostError):
             log.error("a worker cannot start: %s", error)
-        server.should_exit = True
+        stop()
+
+    gateway = WorkerGateway(settings, engine, path, stop)
 
     app = create_app(gateway, failed=end, local_routes=gateway.local_routes(), starts_first=is_replacement)
     options = {"certificate": settings.certificate, "key": settings.key, "drain": drain, "log": log}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +108,12 @@ class WorkerGateway(GatewayFront):
     Args:
         engine: The engine as the host opened it, before it was started.
         path: The socket of the host.
+        lost: Called if the host cannot be asked any more, so that another worker should take over.
     """
 
-    def __init__(self, settings: GatewaySettings, engine: Engine, path: Path) -> None:
+    def __init__(self, settings: GatewaySettings, engine: Engine, path: Path, lost: Callable[[], object]) -> None:
         super().__init__(settings, engine if isinstance(engine, Server | EnginePool) else RelayedEngine(engine))
-        self._path = path
+        self._path, self._tell_lost = path, lost
         self._channel: Channel | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[int, _OpenRequest] = {}
@@ -145,10 +146,12 @@ class WorkerGateway(GatewayFront):
 
     async def _follow(self, membership: Conversation) -> None:
         """Use the engines of the route file, whenever they change."""
-        with suppress(ChannelLostError):
+        try:
             while message := await membership.receive():
                 if isinstance(self.engine, EnginePool):
                     self.engine.change(messages.engines_from(message["engines"]))
+        except ChannelLostError:
+            self._tell_lost()
 
     async def close(self) -> None:
         """Close the connections to the engine and to the host."""
