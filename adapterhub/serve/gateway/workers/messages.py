@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 # What the host finds out about a request, in `GatewayRequest`.
 _FACTS = ("version", "label", "route", "arm", "deprecated")
@@ -54,8 +55,7 @@ def set_facts(request: GatewayRequest, facts: Mapping[str, str]) -> None:
 
 def blend_document(blend: Blend) -> list[Any]:
     """Return the versions of a blend with their weights."""
-    names = [field.name for field in fields(PreparedVersion)]
-    return [[{name: _plain(getattr(served, name)) for name in names}, weight] for served, weight in blend]
+    return [[{**asdict(served), "path": str(served.path)}, weight] for served, weight in blend]
 
 
 def blend_from(document: Iterable[Any]) -> Blend:
@@ -63,13 +63,10 @@ def blend_from(document: Iterable[Any]) -> Blend:
     return tuple((PreparedVersion(**_values(members)), float(weight)) for members, weight in document)
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
 def _values(members: Mapping[str, Any]) -> dict[str, Any]:
     lists = {name: tuple(value) for name, value in members.items() if isinstance(value, list)}
-    return {**members, **lists, "path": Path(members["path"])}
+    prompt = TrainedPrompt.from_document(members["prompt"])
+    return {**members, **lists, "path": Path(members["path"]), "prompt": prompt}
 
 
 def tokens_document(tokens: TokenCounts) -> dict[str, Any]:
