@@ -203,7 +203,7 @@ ERRORS: dict[str, str] = {
     "other-base-shapes": "Names or shapes of this base do not match the adapter's tensors.",
     "out-of-memory": "More memory was needed than the machine has left. Close other programs, or use a smaller model.",
     "output-exists": "Nothing that exists is overwritten unless you ask for it, and then only if it is an earlier output of adapterhub.",
-    "own-chat-template": "An adapter answers as it was trained only if it is asked by the chat template of its training, with its options and its date. This program has one template for all adapters. `docs/serving.md` has the engines that take one for each; a completion of a text needs none.",
+    "own-chat-template": "An adapter answers as it was trained only if it is prompted with the chat template of its training, with its options and its date. This engine has one template for all adapters. `docs/serving.md` lists the engines that take one for each adapter; a completion of a text needs none.",
     "passphrase-required": "The private key is encrypted.",
     "peft-type-missing": "Without `peft_type` in adapter_config.json, peft cannot tell what kind of adapter it is.",
     "protected": "The tag was protected, so that nobody moves it by mistake.",

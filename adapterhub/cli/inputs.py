@@ -108,8 +108,16 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
 
 
 def is_local_base(text: str, settings: Settings) -> bool:
-    """Return whether a text names a base on this machine; an address may be one of an adapter too, and is taken for that."""
-    return "://" not in text and base_sources.is_base(text, workspace(settings))
+    """Return whether a text names a base on this machine; False for an address, which is taken for that of an adapter."""
+    from adapterhub_converters import bases
+    from adapterhub_converters.formats.candidate import Candidate
+
+    if "://" in text or not base_sources.is_base(text, workspace(settings)):
+        return False
+    path = Path(text)
+    if path.is_dir():
+        return bases.is_model(path)
+    return not path.exists() or Candidate.of(path).is_whole_model
 
 
 def base_and_model(text: str, settings: Settings) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,41 +39,24 @@ def compare(
 ) -> EvaluationResult:
     """Evaluate in this process; arguments, result and errors are those of `adapterhub.evaluation.evaluate`."""
     with compute_device.threads(options.threads):
-        with BaseFiles(base, cache) as base_files:
-            factors = adapter_transfer.read(adapter, base_files.spec)
-            settings = _settings(options, factors)
-            config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
-            adapter_transfer.check_base(factors, base_files.spec, None)
-            if not factors.pairs:
-                raise RefusedError(factors.location, "has no low-rank delta to evaluate")
-            entry, device = quantized_cache.entry_of(base_files, config, factors.config), compute_device.select("auto")
-            model = load(
-                base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device
-            )
-            weights = base_files.digests
-        free = compute_device.free(device) or budget.free_memory()
+        model, factors, settings, weights = _load(adapter, base, options, progress, cache)
+        free = compute_device.free(model.device) or budget.free_memory()
         # For documents that share rows there is `isolates_documents`.
         attention_notes = check_attention(model, settings["sequence"], free and free // 2, factors.location, packed=False)
         adapter_transfer.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
-        recorded = _table(factors.training.config if factors.training else None, "data")
+        recorded = _recorded_table(factors, "data")
         chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))
         evaluated_files, training_files = (
             [_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on)
         )
         overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
-        build_dataset = partial(
-            data.build, evaluated_files, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None
-        )
-        dataset = build_dataset(pack_rows=recorded.get("pack") is not False)
-        # Some architectures would let packed documents attend to each other, so each document gets its own row there.
-        if share_rows(dataset.packed) and not isolates_documents(model):
-            dataset = build_dataset(pack_rows=False)
+        dataset = _build_dataset(model, evaluated_files, settings, pack_rows=recorded.get("pack") is not False)
         rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
         pairs, pair_notes = None, list[str]()
         if are_pairs(evaluated_files):
             pair_files = [_read_file(path, recorded, pairs=True) for path in files]
-            preference = preference_of(_table(factors.training.config if factors.training else None, "preference"))
+            preference = preference_of(_recorded_table(factors, "preference"))
             pairs, pair_notes = _pair_rows(model, pair_files, preference, settings["sequence"], options.tokens)
         with adapter_transfer.with_replaced_modules(model, factors):
             # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
@@ -111,6 +93,39 @@ def compare(
     )
 
 
+def _load(
+    adapter: InitialAdapter,
+    base: Path,
+    options: EvaluationOptions,
+    progress: Callable[[int, int], None] | None,
+    cache: Path | None,
+) -> tuple[Base, adapter_transfer.Factors, dict[str, Any], list[dict[str, Any]]]:
+    """Load the base without the adapter; return it with the adapter's factors, the settings, and the digests of the weights."""
+    with BaseFiles(base, cache) as base_files:
+        factors = adapter_transfer.read(adapter, base_files.spec)
+        settings = _settings(options, factors)
+        config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
+        adapter_transfer.check_base(factors, base_files.spec, None)
+        if not factors.pairs:
+            raise RefusedError(factors.location, "has no low-rank delta to evaluate")
+        entry, device = quantized_cache.entry_of(base_files, config, factors.config), compute_device.select("auto")
+        model = load(
+            base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device
+        )
+        return model, factors, settings, base_files.digests
+
+
+def _build_dataset(
+    model: Base, files: list[document_files.DataFile], settings: dict[str, Any], *, pack_rows: bool
+) -> data.Dataset:
+    """Encode and pack the documents of `files`, each into rows of its own if the model would let them attend to each other."""
+    sequence, loss = settings["sequence"], settings["loss"]
+    dataset = data.build(files, model.tokenizer, sequence=sequence, loss=loss, seed=None, pack_rows=pack_rows)
+    if share_rows(dataset.packed) and not isolates_documents(model):
+        dataset = data.build(files, model.tokenizer, sequence=sequence, loss=loss, seed=None, pack_rows=False)
+    return dataset
+
+
 def _pair_rows(
     model: Base, files: list[document_files.DataFile], preference: PreferenceConfig, sequence: int, tokens: int | None
 ) -> tuple[PairRows | None, list[str]]:
@@ -145,9 +160,9 @@ def _read_file(path: Path, recorded: dict[str, Any], *, pairs: bool = False) -> 
 
 def _settings(options: EvaluationOptions, factors: adapter_transfer.Factors) -> dict[str, Any]:
     """Return the settings: the given options, else the values of the adapter's training, else the usual defaults."""
-    config: Any = factors.training.config if factors.training else None
-    optim = _table(config, "train")
-    recorded = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
+    optim = _recorded_table(factors, "train")
+    rows = optim.get("micro_rows") or optim.get("rows")
+    recorded = {**_recorded_table(factors, "base"), **_recorded_table(factors, "data"), "rows": rows}
     defaults = {"quantize": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
     choices = {"quantize": ("nf4", "none"), "dtype": ("bfloat16", "float16", "float32"), "loss": ("all", "completion")}
     settings: dict[str, Any] = {}
@@ -159,7 +174,9 @@ def _settings(options: EvaluationOptions, factors: adapter_transfer.Factors) -> 
     return settings
 
 
-def _table(config: Any, key: str) -> dict[str, Any]:
+def _recorded_table(factors: adapter_transfer.Factors, key: str) -> dict[str, Any]:
+    """Return a table of the config that the adapter was trained with; empty if there is none."""
+    config: Any = factors.training.config if factors.training else None
     value = config.get(key) if isinstance(config, dict) else None
     return value if isinstance(value, dict) else {}
 

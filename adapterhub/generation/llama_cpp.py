@@ -56,7 +56,7 @@ def open_engine(
     """Load a GGUF base and a GGUF adapter called `location` in messages; by default, with a thread for each usable core.
 
     Args:
-        prompt: How the adapter was trained to be asked.
+        prompt: The prompt that the adapter was trained with.
 
     Raises:
         FormatError: llama.cpp cannot load the base.

@@ -40,10 +40,11 @@ class Gate:
     bounds: Bounds
 
     def passes(self, metrics: Mapping[str, float]) -> bool:
-        """Return True if all bounds hold; UsageError if the metric was not measured, as for documents that are no pairs."""
+        """Return True if all bounds hold; UsageError if the metric was not measured: documents have no accuracy, pairs have."""
         if self.metric not in metrics:
             problem = f"{self.metric} was not measured, which needs data of preference pairs alone"
-            raise UsageError(self.text, problem, f"Measured were {', '.join(metrics)}", code="metric-not-measured")
+            measured = ", ".join(name for name, metric in _GATES.items() if metric in metrics)
+            raise UsageError(self.text, problem, f"Evaluate pairs, or bound one of {measured}", code="metric-not-measured")
         return all(_COMPARE[bound.operator](metrics[self.metric], bound.value) for bound in self.bounds)
 
 

@@ -59,7 +59,7 @@ class PreparedVersion:
         rank: The largest rank of its modules.
         flags: The command-line options that the runtime needs for it.
         notes: What was converted or folded, and the conditions of the verdict, one line each.
-        prompt: How it was trained to be asked, if not by the template of its base.
+        prompt: The prompt that it was trained with; `PROMPT_OF_BASE` for that of its base.
     """
 
     ref: str
@@ -87,7 +87,7 @@ class FolderRecord:
         modules: The last parts of the names of its modules, sorted.
         notes: What was converted or folded, and the conditions of the verdict.
         file: The file that the runtime reads; empty for the folder itself.
-        prompt: How it was trained to be asked.
+        prompt: The prompt that it was trained with.
     """
 
     rank: int

@@ -39,8 +39,8 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         ),
         "dtype": (
             "The dtype to compute in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
-            "QLoRA's own runs at 7 B failed: it is for GPUs without bfloat16, where it replaces it, and its loss is "
-            "scaled. float32 is for comparisons, and computed without TF32."
+            "QLoRA's own runs at 7 B failed. GPUs without bfloat16 compute in float16 instead, with a scaled loss. float32 is "
+            "for comparisons, and computed without TF32."
         ),
         "device": (
             "auto uses CUDA if torch finds it, with a device of its own for each of several processes, else the CPU. The base "
@@ -90,8 +90,8 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "on the answers only better on MMLU. all is for text without prompts, where both are the same."
         ),
         "chat_template": (
-            "A base that was not trained on conversations has no template, and one may be replaced: chatml for a tokenizer "
-            "that has its marks, plain for any, or a file of Jinja. The adapter contains it, and eval and run use it."
+            "Replaces the template of the base, or gives one to a base that was not trained on conversations: chatml for a "
+            "tokenizer that has its marks, plain for any, or a file of Jinja. The adapter contains it, and is prompted with it."
         ),
         "template_options": (
             "What a template asks for besides the conversation, under its own names, such as enable_thinking in Qwen3's. "

@@ -20,7 +20,10 @@ from tests.conftest import ROOT, need_module
 
 PAGE = (ROOT / "docs/serving.md").read_text()
 GATEWAY_PAGE = (ROOT / "docs/gateway.md").read_text()
-OURS = {vllm_settings.ALLOW, vllm_settings.TAGS, vllm_settings.BASE, environment.ENVIRONMENT, environment.REMOTE}
+OURS = {
+    vllm_settings.ALLOW, vllm_settings.TAGS, vllm_settings.BASE, vllm_settings.CHATS,
+    environment.ENVIRONMENT, environment.REMOTE,
+}  # fmt: skip
 
 
 def documents() -> dict[str, Any]:

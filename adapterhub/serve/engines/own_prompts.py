@@ -1,7 +1,7 @@
-"""Requests to versions that were trained to be asked in another form than their base: by their own template, options or date.
+"""Requests to versions with a prompt of their own: another chat template than their base's, options of it, or a date.
 
-What a client sets in `chat_template_kwargs` counts before the options of the training. A request that has no conversation in
-it, or whose version was trained by the base's own template, stays as it is.
+An option in a client's `chat_template_kwargs` replaces that of the training. A request without a conversation, or to a version
+that was trained with the base's own template, stays as it is.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CONVERSATIONS = frozenset({CHAT, MESSAGES, MESSAGE_TOKENS, RESPONSES, RESPONSE_
 
 
 def prompt_of(path: str, body: Mapping[str, Any], blend: Blend) -> TrainedPrompt:
-    """Return how the versions of a request were trained to be asked; the prompt of the base if it has no conversation.
+    """Return the prompt that the versions of a request were trained with; that of the base if it has no conversation.
 
     Raises:
-        RefusedError: They were trained to be asked in different forms.
+        RefusedError: They were trained with different prompts.
     """
     if path not in _CONVERSATIONS and "messages" not in body:
         return PROMPT_OF_BASE
@@ -38,9 +38,9 @@ def prompt_of(path: str, body: Mapping[str, Any], blend: Blend) -> TrainedPrompt
 
 
 def options_of(body: Mapping[str, Any], prompt: TrainedPrompt) -> Mapping[str, Any]:
-    """Return the options of the template for a request: the client's, and the others from the training."""
-    given = body.get(OPTIONS)
-    return {**dict(prompt.options), **(given if isinstance(given, Mapping) else {})}
+    """Return the options of the template for a request: the client's, and those of the training that it does not set."""
+    client_options = body.get(OPTIONS)
+    return {**dict(prompt.options), **(client_options if isinstance(client_options, Mapping) else {})}
 
 
 def with_options(
@@ -62,5 +62,5 @@ def with_options(
 
 
 def refusal(problem: str, hint: str) -> RefusedError:
-    """Return the error for a version that cannot be asked as it was trained."""
+    """Return the error for a version that cannot be prompted as it was trained."""
     return RefusedError("", problem, hint, code=OWN_TEMPLATE)

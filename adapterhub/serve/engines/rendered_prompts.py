@@ -1,8 +1,8 @@
 """Conversations rendered here, for servers that answer with all versions in one process.
 
-A chat template is a stranger's program, and the process is that of all requests, or knows one template only. So the template of
-an adapter runs in a process with limits, and the server has one that writes what it is told: the request stays a chat, with
-the forms of answers, thoughts and probabilities that the server has.
+A chat template is a stranger's program, and such a server would run it in the process of all requests, or knows one template
+only. So an adapter's template runs here, in a process with limits, and the server's own template just writes the finished text.
+The request stays a chat, with the forms of answers, thoughts and probabilities that the server has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WRITES_TEXT = f"{{{{ {_TEXT} }}}}"
 ONE_PROCESS_EACH = "Let the gateway start llama-server with a process for each version, or ask for a completion of a text"
 _PATHS = frozenset({CHAT, TOKENIZE})
 _CONTINUE = "continue_final_message"
-_NO_HARMONY = "gpt_oss"  # vLLM writes its conversations without a template
+_HARMONY = "gpt_oss"  # a `model_type` whose conversations vLLM writes without a template
 
 
 def refuse_template(body: Mapping[str, Any]) -> None:
@@ -77,11 +77,11 @@ class Renderer:
         if template is None:
             raise refusal("has no chat template, and neither has its base", "Ask for a completion of a text")
         effort = body.get("reasoning_effort")
-        asked = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        effort_options = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         variables = {
             **self._base_prompt.special_tokens,
             **prompt.variables,
-            **asked,
+            **effort_options,
             **options_of(body, PROMPT_OF_BASE),
             "messages": conversations.for_template(body.get("messages") if messages is None else messages, template),
             "tools": body.get("tools") or None,
@@ -96,10 +96,10 @@ class Renderer:
 
 
 async def for_vllm(path: str, body: Mapping[str, Any], blend: Blend, base: BaseSpec, renderer: Renderer) -> Mapping[str, Any]:
-    """Return a request that asks its version as it was trained; a template that it brings counts before that of the version.
+    """Return a request that prompts its version as it was trained; a template in the request replaces that of the version.
 
     Raises:
-        RefusedError: vLLM cannot be asked like that on this path, or the base's tokenizer is not on this disk.
+        RefusedError: vLLM takes no template on this path, or the base's tokenizer is not on this disk.
         ParameterError: The conversation is malformed, or a field cannot be combined with a template of the version's own.
         FormatError: The template refuses the conversation, or exceeds a limit.
     """
@@ -110,7 +110,7 @@ async def for_vllm(path: str, body: Mapping[str, Any], blend: Blend, base: BaseS
         return with_options(path, body, prompt, "vLLM")
     if path not in _PATHS:
         raise refusal(f"was trained with a chat template of its own, which vLLM does not take on {path}", f"Ask {CHAT}")
-    if base.model_type == _NO_HARMONY:
+    if base.model_type == _HARMONY:
         raise refusal("was trained with a chat template of its own, and vLLM uses none for this base", "Use another engine")
     if body.get(_CONTINUE):
         problem = f"`{_CONTINUE}` cannot be combined with a chat template of the adapter's own"
@@ -129,12 +129,12 @@ def pass_through(template: str | None) -> str:
     Args:
         template: The template of the base; None for that of llama-server for a base without one.
     """
-    other = chat_template.NAMED["chatml"] if template is None else template.removesuffix("\n")
-    return f"{{%- if {_TEXT} is defined -%}}{_WRITES_TEXT}{{%- else %}}{other}{{% endif %}}"
+    fallback = chat_template.NAMED["chatml"] if template is None else template.removesuffix("\n")
+    return f"{{%- if {_TEXT} is defined -%}}{_WRITES_TEXT}{{%- else %}}{fallback}{{% endif %}}"
 
 
 async def for_one_template(path: str, body: Mapping[str, Any], blend: Blend, renderer: Renderer) -> Mapping[str, Any]:
-    """Return a request that asks its version as it was trained, for a llama-server with a template of `pass_through`.
+    """Return a request that prompts its version as it was trained, for a llama-server with a template of `pass_through`.
 
     Raises:
         RefusedError: The path, or a field, needs a template of the version's own in llama-server itself.

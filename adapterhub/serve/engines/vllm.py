@@ -130,7 +130,7 @@ class Vllm(LoadingServer):
         return any(model["id"] == name and model.get("root") == str(folder) for model in await models_of(self.client))
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
-        """Send the request with the immutable name, asked as its version was trained."""
+        """Send the request with the immutable name and the prompt of its version."""
         self.check()
         if not self._takes_templates:
             rendered_prompts.refuse_template(body)

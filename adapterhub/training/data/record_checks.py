@@ -19,7 +19,7 @@ _RATINGS = (
 
 
 def check_messages(record: Record, location: str) -> None:
-    """Raise FormatError for a message of an encodable record that lacks its role or content, or for tools that are none."""
+    """Raise FormatError for a message of an encodable record that lacks its role or content, or for malformed tools."""
     for key in ("messages", "prompt", "completion"):
         if isinstance(record.get(key), list):
             messages.normalize(record[key], location)

@@ -74,7 +74,7 @@ class HostGateway(Gateway):
             case "join":
                 await self._admit_worker(talk)
             case "request":
-                await _Visit(self, talk, first).attend()
+                await _HostedRequest(self, talk, first).attend()
             case "page":
                 await self._answer_page(talk, first)
 
@@ -126,7 +126,7 @@ async def _call(app: Starlette, request: Message) -> tuple[int, dict[str, str], 
     return answer["status"], answer["headers"], answer["body"]
 
 
-class _Visit:
+class _HostedRequest:
     """A request of a client, as the host attends it for a worker."""
 
     def __init__(self, gateway: HostGateway, talk: Conversation, first: Message) -> None:
@@ -139,12 +139,12 @@ class _Visit:
 
     async def attend(self) -> None:
         """Attend the request until the worker has recorded its end, or has ended itself."""
-        stay = asyncio.create_task(self._stay())
+        holding = asyncio.create_task(self._hold())
         try:
             while (message := await self._talk.receive())["step"] != "end":
                 match message["step"]:
                     case "leave":
-                        stay.cancel()
+                        holding.cancel()
                     case "tokens":
                         self._latest = message
                     case "settle":
@@ -164,8 +164,8 @@ class _Visit:
                 self._record(self._latest)
         finally:
             self._count_running("", -1)
-            stay.cancel()
-            await asyncio.wait([stay])
+            holding.cancel()
+            await asyncio.wait([holding])
 
     def _end(self, status: int, first: float | None, seconds: float) -> None:
         self._gateway.metrics.count(self._request.label, self._request.path, status, first, seconds)
@@ -185,7 +185,7 @@ class _Visit:
                 if member.address.name == name:
                     member.running += change
 
-    async def _stay(self) -> None:
+    async def _hold(self) -> None:
         """Keep the request among those that run, and its versions in the engine, until this is canceled."""
         request, gateway, opening = self._request, self._gateway, False
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.trained_prompt import TrainedPrompt
 
+_PROBLEM_OPTIONS = ("code", "param", "seconds")
 # What the host finds out about a request, in `GatewayRequest`.
 _FACTS = ("version", "label", "route", "arm", "deprecated")
 CAUGHT = (ProblemError, EngineDownError, AdapterhubError)
@@ -26,17 +27,17 @@ CAUGHT = (ProblemError, EngineDownError, AdapterhubError)
 def problem_document(error: Exception, model: str) -> dict[str, Any]:
     """Return an error as the one that a client gets."""
     problem = problem_of(error, model)
-    return {name: getattr(problem, name) for name in ("status", "message", "code", "param", "seconds")}
+    return {name: getattr(problem, name) for name in ("status", "message", *_PROBLEM_OPTIONS)}
 
 
 def problem_from(document: Mapping[str, Any]) -> ProblemError:
     """Return the error of a document."""
-    status, message, more = document["status"], document["message"], ("code", "param", "seconds")
-    return ProblemError(status, message, **{name: document[name] for name in more})
+    options = {name: document[name] for name in _PROBLEM_OPTIONS}
+    return ProblemError(document["status"], document["message"], **options)
 
 
 def key_document(key: Key | None) -> dict[str, Any] | None:
-    """Return what a worker needs to know of a key; `counts` is whether the host compares its tokens with a limit."""
+    """Return what a worker needs to know about a key; `counts` tells whether the host compares its tokens with a limit."""
     if key is None:
         return None
     return {"name": key.name, "priority": key.priority, "counts": bool(key.tokens or key.budget)}
@@ -55,19 +56,12 @@ def set_facts(request: GatewayRequest, facts: Mapping[str, str]) -> None:
 
 def blend_document(blend: Blend) -> list[Any]:
     """Return the versions of a blend with their weights."""
-    names = [field.name for field in fields(PreparedVersion)]
-    return [[{name: _plain(getattr(served, name)) for name in names}, weight] for served, weight in blend]
+    return [[{**asdict(served), "path": str(served.path)}, weight] for served, weight in blend]
 
 
 def blend_from(document: Iterable[Any]) -> Blend:
     """Return the versions of a document, with their weights."""
     return tuple((PreparedVersion(**_values(members)), float(weight)) for members, weight in document)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, TrainedPrompt):
-        return asdict(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 def _values(members: Mapping[str, Any]) -> dict[str, Any]:

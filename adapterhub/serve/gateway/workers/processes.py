@@ -64,13 +64,13 @@ def fork_workers(count: int, work: Callable[[int, bool], object], stop_accepting
     if not pid:
         os.close(host_stop_end)
         os.close(host_life_end)
-        _run_and_exit(lambda: _Nursery(count, work, stop_end, life_end).run(stop_accepting))
+        _run_and_exit(lambda: _ForkServer(count, work, stop_end, life_end).run(stop_accepting))
     os.close(stop_end)
     os.close(life_end)
     return WorkerProcesses(pid, host_stop_end, host_life_end)
 
 
-class _Nursery:
+class _ForkServer:
     """The process that forks the workers."""
 
     def __init__(self, count: int, work: Callable[[int, bool], object], stop_end: int, life_end: int) -> None:
