@@ -187,11 +187,9 @@ class Conversation:
         generation_prompt = prompted[_common_prefix_length(prompted, self._render(earlier_turns)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content_span(text, number - 1)[1] if number else 0
-        # A template may open a thought for the next answer that it writes differently, or not at all, in earlier turns.
-        before_thought, thought_start, _ = generation_prompt.partition(template_measures.THOUGHT_START)
-        for opening in (generation_prompt, before_thought + thought_start, before_thought):
+        for opening in template_measures.possible_openings(generation_prompt):
             position = text.rfind(opening, earliest, head)
-            if opening.strip() and position >= 0:
+            if position >= 0:
                 return position + len(opening), end + self._closing_length(text[end:], number)
         if not number and not generation_prompt.strip():
             return head, end + self._closing_length(text[end:], number)

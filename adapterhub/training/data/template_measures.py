@@ -103,12 +103,7 @@ class Measures:
             prompt_text = self.text[:prompt] if isinstance(prompt, int) else prompt
             if anchor is None or prompt_text is None or prompt_text[:anchor] != self.text[:anchor]:
                 continue
-            opening = prompt_text[anchor:].removeprefix(_tail(before))
-            # A template may open a thought for the next answer that it writes differently, or not at all, in earlier turns.
-            before_thought, thought_start, _ = opening.partition(THOUGHT_START)
-            openings[_kind(before)] = tuple(
-                text for text in (opening, before_thought + thought_start, before_thought) if text.strip()
-            )
+            openings[_kind(before)] = possible_openings(prompt_text[anchor:].removeprefix(_tail(before)))
         return openings
 
     def _end(self, number: int) -> int | None:
@@ -136,6 +131,15 @@ def _tail(message: Message) -> str:
     """Return the white space at the end of a content, which a template may write or not."""
     content: str = message["content"]
     return content[len(content.rstrip()) :]
+
+
+def possible_openings(generation_prompt: str) -> tuple[str, ...]:
+    """Return the texts that may stand before an answer in place of its generation prompt, the longest first.
+
+    A template may open a thought for the next answer that it writes differently, or not at all, in earlier turns.
+    """
+    before_thought, thought_start, _ = generation_prompt.partition(THOUGHT_START)
+    return tuple(text for text in (generation_prompt, before_thought + thought_start, before_thought) if text.strip())
 
 
 def special_token_length(following: str, special_texts: Iterable[str]) -> int | None:
