@@ -42,6 +42,7 @@ _OTHER_TRAINERS_KEYS = {
 }  # fmt: skip
 # Keys that are gone, with what to do instead.
 _REMOVED_KEYS = {
+    ("base", "shard"): "Remove it: each process holds the whole base; where it does not fit, use a smaller base",
     ("lora", "init_iterations"): "Remove it: pissa's decomposition is exact",
     ("train", "floor"): 'Remove it, or set schedule = "constant" for a rate that does not fall',
     ("train", "group_by_length"): "Remove it: with pack = true, rows have about the same length",
@@ -308,10 +309,8 @@ def _check_shares(shares: Sequence[float], files: int, report_problem: _ReportPr
 
 def _check_base(config: TrainConfig, report_problem: _ReportProblem) -> None:
     base = config.base
-    if base.shard and base.quantize == "none":
-        report_problem("base", "shard", "needs a quantized base")
     # The norms of DoRA are computed from the codes, in float32.
-    conflicts = {'quantize = "none"': base.quantize == "none", "shard": base.shard, "dora": config.lora.dora}
+    conflicts = {'quantize = "none"': base.quantize == "none", "dora": config.lora.dora}
     for name, is_set in conflicts.items():
         if is_set and base.hold == "dense":
             report_problem("base", "hold", f"dense cannot be combined with {name}")

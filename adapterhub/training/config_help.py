@@ -55,10 +55,6 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "The quantized base is stored in the user's cache folder, in about a quarter of the size of its 16 bits, and read "
             "from there as long as the base's files are unchanged. The result is the same, byte for byte; false stores nothing."
         ),
-        "shard": (
-            "With several processes, each holds only its part of the quantized base and gets the rest when it is needed. "
-            "Off: in four bits most bases fit into each process, and nothing has to be sent."
-        ),
     },
     "data": {
         "train": (

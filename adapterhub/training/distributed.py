@@ -49,15 +49,9 @@ def process_group() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def share(rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return this process's part of the rows, and the number of rows before it."""
-    shares = np.array_split(rows, count())
-    return shares[process()], sum(map(len, shares[: process()]))
-
-
-def rounds(rows: int, size: int) -> int:
-    """Return the number of passes of `size` rows that the process with the largest part of `rows` makes."""
-    return -(-(rows // -count()) // -size)
+def share(rows: np.ndarray) -> np.ndarray:
+    """Return this process's part of the rows; with fewer rows than processes, the last ones have none."""
+    return np.array_split(rows, count())[process()]
 
 
 def total(value: float) -> float:

@@ -28,7 +28,6 @@ class BaseConfig:
     revision: str | None = None
     quantize: BaseForm = "nf4"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    shard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     hold: Literal["quantized", "auto", "dense"] = "quantized"
     cache: bool = True

@@ -261,9 +261,6 @@ def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bo
     if free is None:
         free, allocated = budget.free_memory(), compute_device.allocated_memory(device)
     resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card)
-    # Must agree in all processes: with checkpointing, a step exchanges tensors once more.
-    checkpointing = distributed.total(float(resolved.train.checkpointing is True)) > 0
-    resolved = dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, checkpointing=checkpointing))
     if not force:
         budget.check(resolved, spec, free=free, allocated=allocated, card=card)
     return resolved

@@ -223,6 +223,16 @@ def test_held_out_data_that_became_less_likely_are_a_warning(run: Run, config: P
     assert "became less likely" in run("train", "letters.toml", "-o", "worse", "--set", "train.learning_rate=0.3").stderr
 
 
+def test_an_evaluation_of_pairs_tells_how_many_are_preferred(run: Run, config: Path, tmp_path: Path) -> None:
+    pair = json.dumps({"prompt": "a b", "chosen": "c d", "rejected": "e f"}) + "\n"
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text(pair * 4)
+    done = run("train", "letters.toml", "--set", "preference.method=orpo", "--set", "train.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "step 0/1: held-out pairs: " in done.stderr
+    assert "% preferred, margin " in done.stderr
+
+
 def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
     run: Run, config: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,10 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
             SMALL + "[lora]\ninit_iterations = 4\n",
             "c.toml:6: [lora] init_iterations: is no longer a key. Remove it: pissa's decomposition is exact",
         ),
+        (
+            SMALL[:18] + "shard = true\n" + SMALL[18:],
+            "c.toml:3: [base] shard: is no longer a key. Remove it: each process holds",
+        ),
         (SMALL + "[train]\nfloor = 0.1\n", "c.toml:6: [train] floor: is no longer a key. Remove it, or set schedule ="),
         (SMALL + "[train]\ngroup_by_length = true\n", "group_by_length: is no longer a key. Remove it: with pack = true"),
         ("[base\n", "c.toml: not valid TOML"),

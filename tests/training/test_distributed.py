@@ -38,19 +38,18 @@ def side_by_side(run: Run, path: Path) -> str:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize("shard", [False, True])
-def test_two_ranks_have_the_losses_of_one(shard: bool, run: Run, tmp_path: Path, tiny_base: Path) -> None:
-    """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
-    two_learn_what_one_does(lambda path: side_by_side(run, path), tmp_path, tiny_base, shard=shard)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_two_ranks_have_the_losses_of_one(rows: int, run: Run, tmp_path: Path, tiny_base: Path) -> None:
+    """Also where one of them has no row of a step, or a pass less to make."""
+    two_learn_what_one_does(lambda path: side_by_side(run, path), tmp_path, tiny_base, rows=rows)
 
 
-def two_learn_what_one_does(launch: Callable[[Path], str], tmp_path: Path, tiny_base: Path, *, shard: bool) -> None:
+def two_learn_what_one_does(launch: Callable[[Path], str], tmp_path: Path, tiny_base: Path, *, rows: int) -> None:
     """Compare a training with one that `launch` does in two processes, to the folder `two`; it returns their stdout."""
     path = settings(
-        tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard, steps=4
+        tmp_path, tiny_base, rows=rows, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=rows > 1, steps=4
     )
-    words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
-    path.write_text(path.read_text().replace('name = "someone/tiny"', words))
+    path.write_text(path.read_text().replace('name = "someone/tiny"', 'name = "someone/tiny"\ndtype = "float32"'))
     training.run(training.read_config(path), tmp_path / "one")
     assert json.loads(launch(path))["steps"] == 4  # one of the two speaks
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
@@ -93,39 +92,32 @@ def test_one_of_two_processes_quantizes_the_base_and_the_other_reads_what_it_has
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-HALVES = """
+ROWLESS = """
 import os, sys
-import torch
-from adapterhub.training import distributed
-from adapterhub.training.layers import expert_stacks, lora, nf4_matrix, variants
+from pathlib import Path
 os.environ["RANK"] = "1" if os.fork() else "0"
-torch.manual_seed(0)
-matrix = nf4_matrix.quantize(torch.randn(7, 130))
+import numpy as np
+from adapterhub.training import distributed, train_config
+from adapterhub.training.data.packed_rows import Rows
+from adapterhub.training.loop import heldout, loss, preference
+from adapterhub.training.model.base_files import BaseFiles
+from adapterhub.training.model.loading import load
+row = np.arange(9)[None]
+rows = Rows(row[:, :-1], row[:, 1:], row[:, :-1] % 4)
+with BaseFiles(Path(sys.argv[1])) as files:
+    base = load(files, train_config.BaseConfig(sys.argv[1], dtype="float32"), None, location="c.toml")
+def evaluate():
+    return heldout.evaluate(base, rows, 2), preference.evaluate(base, rows, 2, train_config.PreferenceConfig("orpo"))
+alone = evaluate()
 with distributed.process_group():
-    made = [lora.FrozenLinear(matrix, None), variants.DoRALinear(matrix, None, r=2, alpha=2)]
-    for layer in made:
-        layer.base = nf4_matrix.shardable(layer.base)
-    block = torch.nn.Sequential(*made)
-    nf4_matrix.shard(block, torch.device("cpu"))
-    assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[distributed.process()]] * 2
-    assert made[0].base.unsharded.packed.numel() == 0
-    assert torch.equal(made[0].base.assemble().packed, matrix.packed)
-    made[1].reset(torch.Generator().manual_seed(0))
-    x = torch.randn(2, 130, requires_grad=True)
-    counts = [[2, 0], [0, 2]][distributed.process()]
-    whole = expert_stacks.Stack([matrix, matrix], transposed=False)(x, counts)
-    stack = expert_stacks.Stack([nf4_matrix.shardable(matrix), nf4_matrix.shardable(matrix)], transposed=False)
-    nf4_matrix.shard(stack, torch.device("cpu"))
-    assert torch.equal(stack(x, counts), whole)  # each process has tokens for another expert
-    stack(x, counts).sum().backward()
-    assert [distributed.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]
-    assert distributed.process() == int(os.environ["RANK"])
-if distributed.process() == 1:
+    assert len(list(loss.passes(rows, 2))) == [1, 0][distributed.process()]
+    assert evaluate() == alone
+if os.environ["RANK"] == "1":
     assert os.wait()[1] == 0
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_each_rank_holds_half_of_the_bytes(learn: Run) -> None:
-    result = learn(HALVES, env=of_two())
+def test_a_process_without_rows_gets_the_evaluations_of_all(learn: Run, tiny_base: Path) -> None:
+    result = learn(ROWLESS, tiny_base, env=of_two())
     assert result.returncode == 0, result.stderr[-2000:]

@@ -98,8 +98,9 @@ class Screen:
             output.say(f"step {step.step}/{step.steps}  {text}")
 
     def _show_evaluation(self, evaluated: EvaluationEvent) -> None:
-        measurement = f"perplexity {evaluated.perplexity:.3f}"
-        if evaluated.accuracy is not None:
+        if evaluated.accuracy is None:
+            measurement = f"perplexity {evaluated.perplexity:.3f}"
+        else:
             measurement = f"pairs: {evaluated.accuracy:.1%} preferred, margin {evaluated.margin:.3f}, loss {evaluated.loss:.3f}"
         output.say(f"step {evaluated.step}/{evaluated.steps}: held-out {measurement}")
         for prompt, answer in evaluated.samples:

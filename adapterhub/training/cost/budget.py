@@ -127,7 +127,7 @@ def resolve_auto(
         config = unchecked if fits(unchecked) else _with(config, "train", checkpointing=True)
     if config.base.hold == "auto":
         dense = _with(config, "base", hold="dense")
-        can_be_dense = config.base.quantize == "nf4" and not (config.base.shard or config.lora.dora)
+        can_be_dense = config.base.quantize == "nf4" and not config.lora.dora
         config = dense if can_be_dense and fits(dense) else _with(config, "base", hold="quantized")
     return config
 

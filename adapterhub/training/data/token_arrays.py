@@ -7,7 +7,7 @@ about documents that notes and packing need are in columns, so that the tokens t
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -68,16 +68,16 @@ def collect(examples: Iterable[tuple[Example, bytes]], stops: Set[int]) -> Token
         stops: The ids of tokens that may end an answer.
     """
     marked = array.array("I")
-    documents = np.fromiter(_document_lines(examples, stops, marked.frombytes), _COLUMNS)
+    documents = np.fromiter(_document_lines(examples, stops, marked), _COLUMNS)
     return Tokens(np.frombuffer(marked, np.uint32), documents)
 
 
 def _document_lines(
-    examples: Iterable[tuple[Example, bytes]], stops: Set[int], write: Callable[[bytes], object]
+    examples: Iterable[tuple[Example, bytes]], stops: Set[int], marked: array.array[int]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the line of each example in `Tokens.documents`, and write its tokens."""
+    """Yield the line of each example in `Tokens.documents`, and append its tokens to `marked`."""
     for example, digest in examples:
-        write((example.ids.astype("<u4") | example.trained * TRAINED).tobytes())
+        marked.frombytes((example.ids.astype("<u4") | example.trained * TRAINED).tobytes())
         # Token 0 is never predicted, so the first trained token counts from token 1.
         answer_ids, trained_places = example.ids[example.trained], np.flatnonzero(example.trained[1:])
         first = trained_places[0] + 1 if len(trained_places) else len(example.ids)

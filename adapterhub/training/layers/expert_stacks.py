@@ -18,9 +18,8 @@ from adapterhub.training.train_config import LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import RefusedError
 
-from .nf4_matrix import ShardedNF4, dense
+from .nf4_matrix import NF4, dense
 
-Matrix = Any  # dense, NF4, or this process's part of one in NF4
 NAME = "adapterhub_experts"
 _ROW_MULTIPLE = 32
 _STACKS = ("gate_up_proj", "up_proj", "down_proj")
@@ -90,10 +89,9 @@ class Stack(nn.Module):  # type: ignore[misc]
 
     scaling = 0.0
 
-    def __init__(self, matrices: Sequence[Matrix], *, transposed: bool) -> None:
+    def __init__(self, matrices: Sequence[Tensor | NF4], *, transposed: bool) -> None:
         super().__init__()
-        # FSDP shards registered submodules only.
-        self.matrices = nn.ModuleList(matrices) if isinstance(matrices[0], ShardedNF4) else tuple(matrices)
+        self.matrices = tuple(matrices)
         self.transposed = transposed
         # Registered as None, so that `lora_A` and `lora_B` exist on every stack and its forward pass is one function.
         self.register_parameter("lora_A", None)
@@ -118,7 +116,7 @@ class Stack(nn.Module):  # type: ignore[misc]
 class LoRAStack(Stack):
     """A `Stack` with a trainable low-rank delta for each expert."""
 
-    def __init__(self, matrices: Sequence[Matrix], *, transposed: bool, r: int, alpha: float, rslora: bool) -> None:
+    def __init__(self, matrices: Sequence[Tensor | NF4], *, transposed: bool, r: int, alpha: float, rslora: bool) -> None:
         super().__init__(matrices, transposed=transposed)
         experts, out_features, in_features = self.shape
         self.alpha, self.rslora, self.initial = alpha, rslora, None

@@ -4,9 +4,6 @@ A block of 64 weights is divided by its largest magnitude, and each quotient is 
 byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in blocks of 256. That is
 4.127 bits per weight. The reference uses torch alone and works everywhere; `dequantize` uses whatever gives the same numbers
 faster: on CUDA one kernel compiled by torch, elsewhere the kernel of bitsandbytes if it is installed.
-
-With several processes, each may hold a part of every matrix (`ShardedNF4`): FSDP2 assembles a block before its use and frees it
-afterwards.
 """
 
 from __future__ import annotations
@@ -14,14 +11,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapterhub.training import distributed
 from adapterhub_converters.bases.bitsandbytes_state import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
@@ -285,58 +281,6 @@ def _bitsandbytes_kernel() -> Callable[[NF4, Any], Tensor] | None:
     return dequantize_with_kernel
 
 
-def dense(weight: Tensor | NF4 | ShardedNF4, dtype: torch.dtype) -> Tensor:
+def dense(weight: Tensor | NF4, dtype: torch.dtype) -> Tensor:
     """Return the matrix itself, in `dtype`."""
-    if isinstance(weight, ShardedNF4):
-        weight = weight.assemble()
     return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
-
-
-# ---- Parts of a matrix in several processes
-
-
-class ShardedNF4(nn.Module):  # type: ignore[misc]
-    """A matrix whose packed bytes FSDP shards as a parameter; a process has its part, except while its block is in use.
-
-    `fully_shard` (torch.distributed.fsdp) shards the packed bytes alone, which are nearly all of the matrix and never change.
-    Everything else is replicated, so factors, gradients, moments and checkpoints are as in one process. There is one exchange
-    per block; on a device with streams, that of the next block runs while this one computes. All processes have to run the same
-    blocks, so each makes the same number of passes in a step (`loop.loss.passes`).
-    """
-
-    def __init__(self, matrix: NF4) -> None:
-        super().__init__()
-        self.packed = nn.Parameter(matrix.packed, requires_grad=False)
-        self.unsharded = replace(matrix, packed=matrix.packed.new_empty(0))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the whole matrix."""
-        return self.unsharded.shape
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the tensors."""
-        return self.packed.device
-
-    def assemble(self) -> NF4:
-        """Return the assembled matrix; outside the passes of its block, all processes have to call this together."""
-        packed = self.packed
-        return replace(self.unsharded, packed=packed.full_tensor() if hasattr(packed, "full_tensor") else packed)
-
-
-def shardable(matrix: Any) -> Any:
-    """Return a matrix that can be sharded; with one process, or if it is not quantized, that is `matrix` itself."""
-    return ShardedNF4(matrix) if distributed.count() > 1 and isinstance(matrix, NF4) else matrix
-
-
-def shard(module: nn.Module, device: torch.device) -> None:
-    """Shard the matrices of `module` that are not sharded yet; call it for each block, then for the model."""
-    if distributed.count() == 1:
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    # FSDP shards every parameter that it is not told to ignore.
-    replicated = {parameter for parameter in module.parameters() if parameter.dtype != torch.uint8}
-    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.count(),)), ignored_params=replicated)

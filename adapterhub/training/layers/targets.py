@@ -59,24 +59,10 @@ def _matching_paths(setting: str | Sequence[str], paths: Sequence[str], location
     return [path for path in paths if any(_matches(path, name) for name in setting)]
 
 
-def block_path(path: str) -> str | None:
-    """Return the path of the layer that contains a module; None for a module outside of all layers."""
-    layer = _layer_number(path)
-    return ".".join(path.split(".")[: layer[0] + 1]) if layer else None
-
-
-def _layer_number(path: str) -> tuple[int, int] | None:
-    """Return the position of the layer number in a path, and the number; a second number is an expert's."""
+def _layer_number(path: str) -> int | None:
+    """Return the number of the layer that contains a module; a second number in the path is an expert's."""
     # The number of a layer follows at least two names, as in `model.layers.0`.
-    segments = enumerate(path.split(".")[:-1])
-    return next(
-        (
-            (position, int(segment))
-            for position, segment in segments
-            if position > 1 and segment.isdecimal() and len(segment) < 10
-        ),
-        None,
-    )
+    return next((int(segment) for segment in path.split(".")[2:-1] if segment.isdecimal() and len(segment) < 10), None)
 
 
 def _no_match_error(name: str, paths: Iterable[str], location: str) -> RefusedError:
@@ -91,7 +77,7 @@ def _matches(path: str, name: str) -> bool:
 
 
 def _in_layers(layers: Sequence[int], paths: Sequence[str], location: str) -> list[str]:
-    layer_numbers = {path: layer_part[1] for path in paths if (layer_part := _layer_number(path))}
+    layer_numbers = {path: number for path in paths if (number := _layer_number(path)) is not None}
     for layer in layers:
         if layer not in layer_numbers.values():
             raise RefusedError(

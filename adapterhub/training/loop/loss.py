@@ -25,18 +25,11 @@ none, and the rows themselves. The parts of several passes are added up."""
 
 
 def passes(rows: Rows, size: int) -> Iterator[tuple[int, Rows]]:
-    """Yield this process's part of the rows, `size` at a time, each with the number of its first row.
-
-    Every process makes the same number of passes: those that hold a part of the base each would wait for one another. A process
-    that has no rows left takes the first row without labels.
-    """
-    own_rows, rows_before = distributed.share(np.arange(len(rows)))
-    for start in range(0, distributed.rounds(len(rows), size) * size, size):
+    """Yield this process's part of the rows, `size` at a time, each with the number of its first row; or nothing."""
+    own_rows = distributed.share(np.arange(len(rows)))
+    for start in range(0, len(own_rows), size):
         numbers = own_rows[start : start + size]
-        if len(numbers):
-            yield rows_before + start, rows.take(numbers)
-        else:
-            yield rows_before + start, Rows(rows.ids[:1], np.full_like(rows.labels[:1], IGNORED), rows.positions[:1])
+        yield int(numbers[0]), rows.take(numbers)
 
 
 def trim(rows: Rows) -> Rows:
@@ -64,7 +57,8 @@ def mean_loss(label_tokens: int) -> Loss:
 
 def sum_of_parts(scalars: Sequence[Tensor]) -> float:
     """Return the sum of the scalars of all passes and processes, read at once, because each read waits for the device."""
-    return distributed.total(math.fsum(torch.stack([scalar.detach() for scalar in scalars]).cpu().tolist()))
+    values = torch.stack([scalar.detach() for scalar in scalars]).cpu().tolist() if scalars else []
+    return distributed.total(math.fsum(values))
 
 
 # ---- Cross-entropy

@@ -76,16 +76,17 @@ def preference_loss(base: Base, config: PreferenceConfig, pairs: int) -> Loss:
 
 def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tuple[float, float, float]:
     """Return the mean loss of the pairs of all rows, the share with a margin above 0, and the mean margin."""
-    sums: list[tuple[Tensor, Tensor, Tensor]] = []
+    sums: tuple[list[Tensor], ...] = ([], [], [])  # of losses, of margins above 0, and of margins, in each pass
     base.model.eval()
     with torch.no_grad():
         for _, batch in passes(rows, size):
             trimmed_rows = trim(batch)
             losses, margins = _pair_losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
             # Sums, not means: the passes may have different numbers of pairs.
-            sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
+            for pass_sums, values in zip(sums, (losses, margins > 0, margins), strict=True):
+                pass_sums.append(values.sum())
     base.model.train()
-    loss, accuracy, margin = (sum_of_parts(pass_sums) / max(1, pair_count(rows)) for pass_sums in zip(*sums, strict=True))
+    loss, accuracy, margin = (sum_of_parts(pass_sums) / max(1, pair_count(rows)) for pass_sums in sums)
     return loss, accuracy, margin
 
 

@@ -7,7 +7,7 @@ The model's code comes from transformers, so that every architecture works; its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 from adapterhub.training import compute_device, distributed
 from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, rms_norm, variants, varlen
-from adapterhub.training.layers.targets import Sizes, block_path, resolve
+from adapterhub.training.layers.targets import Sizes, resolve
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.containers import json_file
@@ -56,15 +56,13 @@ def load(
     if entry is None:
         with files.weights() as weights:
             return build(weights)
-    # The first process quantizes, and the others read what it wrote; with a sharded base, all have to work at the same time.
+    # The first process quantizes, and the others read what it wrote; what is in the cache already, all read at once.
     must_quantize = distributed.total(float(not entry.exists)) > 0
-    with distributed.in_turn(enabled=must_quantize and not base.shard):
-        return _load_with_cache(build, files, base, entry)
+    with distributed.in_turn(enabled=must_quantize):
+        return _load_with_cache(build, files, entry)
 
 
-def _load_with_cache(
-    build: Callable[[Weights], Base], files: BaseFiles, base: BaseConfig, entry: quantized_cache.Entry
-) -> Base:
+def _load_with_cache(build: Callable[[Weights], Base], files: BaseFiles, entry: quantized_cache.Entry) -> Base:
     """Build the model from the cache entry, which is written if it does not exist or is damaged."""
     notes: list[str] = []
     if entry.exists:
@@ -76,7 +74,7 @@ def _load_with_cache(
             entry.remove()
     with files.weights() as weights:
         # Matrices are collected for the cache only by the process that writes it, and only if it quantizes them.
-        weights.fresh = None if weights.quantized or base.shard or not distributed.first() else {}
+        weights.fresh = None if weights.quantized or not distributed.first() else {}
         loaded_base = build(weights)
         if weights.fresh and (failure := quantized_cache.write(entry, files, weights)):
             notes.append(failure)
@@ -99,17 +97,14 @@ def _build(
     targets = resolve(adapter, list(linears), list(embeddings.tables(model)), location, stacks=list(stacks)) if adapter else []
     families.check_targets(model, targets, location)
     sizes = Sizes(adapter or LoRAConfig(), location)
-    loaded, total = 0, len(linears) + len(stacks)
-    for path_of_block, names in _by_block([*linears, *stacks]).items():
-        for name in names:
-            if progress:
-                progress(loaded, total)
-            replace_layer = _replace_stack if name in stacks else _replace_linear
-            replace_layer(model, name, weights, base, sizes if name in set(targets) else None, device=device)
-            loaded += 1
-        # Sharded block by block while loading, so that no process ever holds all of the base.
-        if base.shard and path_of_block:
-            nf4_matrix.shard(model.get_submodule(path_of_block), device)
+    if stacks:
+        weights.fresh = None  # experts would be cached in floats, which takes more of the disk than it saves
+    paths, adapted = [*linears, *stacks], set(targets)
+    for loaded, path in enumerate(paths):
+        if progress:
+            progress(loaded, len(paths))
+        replace_layer = _replace_stack if path in stacks else _replace_linear
+        replace_layer(model, path, weights, base, sizes if path in adapted else None, device=device)
     _fill_parameters(model, weights, getattr(torch, base.dtype), device)
     weights.check_all_used(model)
     families.compute_buffers(model, str(files.path))
@@ -118,8 +113,6 @@ def _build(
             {name: None if buffer is None else buffer.to(device) for name, buffer in module._buffers.items()}
         )
     embeddings.adapt(model, tuple(targets), sizes, sizes.config, location)
-    if base.shard:
-        nf4_matrix.shard(model.base_model, device)
     # Everything is frozen first; only the adapter's own parameters are trained.
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
@@ -140,14 +133,6 @@ def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any,
     model = transformers_api.empty_model(config, getattr(torch, base.dtype), location=location)
     families.check(model, location)
     return model, tokenizer
-
-
-def _by_block(paths: Iterable[str]) -> dict[str | None, list[str]]:
-    """Group paths by the layer of the model that contains them, in the model's order."""
-    blocks: dict[str | None, list[str]] = {}
-    for path in paths:
-        blocks.setdefault(block_path(path), []).append(path)
-    return blocks
 
 
 def _replace_linear(
@@ -185,8 +170,6 @@ def _replace_linear(
         options: dict[str, Any] = {"r": r, "alpha": alpha, "rslora": adapter.rslora, "dropout": adapter.dropout}
         layer = layer_class(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)
     layer.transposed, layer.dtype = transposed, dtype
-    if base.shard:
-        layer.base = nf4_matrix.shardable(layer.base)
     lora.replace_module(model, path, layer)
 
 
@@ -194,7 +177,6 @@ def _replace_stack(
     model: nn.Module, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: torch.device
 ) -> None:
     """Replace an empty parameter of stacked experts by their matrices, with LoRA if it is a target."""
-    weights.fresh = None  # its experts would be cached in floats, which takes more of the disk than it saves
     parent, _, name = path.rpartition(".")
     module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
     stacked = weights.take(path, tuple(getattr(module, name).shape))
@@ -202,8 +184,6 @@ def _replace_stack(
         matrices = [nf4_matrix.quantize(matrix.contiguous(), path).to(device) for matrix in stacked.unbind(0)]
     else:
         matrices = [matrix.to(device) for matrix in stacked.to(dtype).unbind(0)]
-    if base.shard:
-        matrices = [nf4_matrix.shardable(matrix) for matrix in matrices]
     if sizes is None:
         stack: Any = expert_stacks.Stack(matrices, transposed=module.is_transposed)
     else:

@@ -212,8 +212,7 @@ def _run(base: Base, ids: Tensor, positions: Tensor, documents: Any) -> None:
 def _first_layers(base: Base) -> Iterator[None]:
     """Within the block, stop each run of the model behind the first layer of each kind."""
     stacks = [child for child in decoder(base.model).children() if isinstance(child, nn.ModuleList)]
-    # Processes that share a base have to run all of it together.
-    if not stacks or any(hasattr(module, "unshard") for module in base.model.modules()):
+    if not stacks:
         yield
         return
     layers = max(stacks, key=len)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub.training import cache_folder
 from adapterhub.training.layers import bitsandbytes_format
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.bases import weight_files
@@ -35,6 +35,7 @@ FORMAT = 2  # the format version of entries, which is part of their names
 _CHECKSUMS = "checks.json"
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 _NOT_COPIED = ("*.index.json", "config.json", _CHECKSUMS)
+_MAX_AGE = 60 * 86400  # seconds since an entry was last used, after which it is removed
 _MAX_COPIED_SIZE = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 takes half of that
 
 
@@ -50,8 +51,8 @@ class Entry:
         return (self.folder / _CHECKSUMS).is_file()
 
     def remove(self) -> None:
-        """Remove the entry."""
-        cache_folder.remove(self.folder)
+        """Remove the entry as far as possible, ignoring errors."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry | None:
@@ -102,7 +103,7 @@ def _checksum(entry: str, name: str, array: np.ndarray) -> int:
 def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
     """Write what `weights` quantized, and the tensors that stayed unchanged; return a note if that fails."""
     try:
-        cache_folder.remove_unused(entry.folder.parent, "nf4-*")
+        _remove_unused(entry.folder.parent)
         with atomic.pending_output(entry.folder) as folder:
             config = json_file.parse_object(files.config_text, f"{files.path}: config.json")
             config["quantization_config"] = {**QUANTIZATION, "bnb_4bit_compute_dtype": "bfloat16"}
@@ -115,6 +116,14 @@ def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
     except (AdapterhubError, OSError) as error:
         return f"the quantized base could not be cached: {error}"
     return None
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the entries in `folder` that were last used too long ago, by their modification time."""
+    # A reader updates the modification time of the entry: not every file system records access times.
+    for entry in folder.glob("nf4-*"):
+        if time.time() - entry.stat().st_mtime > _MAX_AGE:
+            Entry(entry).remove()
 
 
 def _copy_texts(source: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""torchrun itself starts the two processes, each of which holds half of the base."""
+"""torchrun itself starts the two processes."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def by_torchrun(path: Path) -> str:
 
 
 def test_two_ranks_of_torchrun_have_the_losses_of_one(tmp_path: Path, tiny_base: Path) -> None:
-    two_learn_what_one_does(by_torchrun, tmp_path, tiny_base, shard=True)
+    two_learn_what_one_does(by_torchrun, tmp_path, tiny_base, rows=3)
