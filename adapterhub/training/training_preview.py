@@ -35,7 +35,7 @@ def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> P
         return Preview(survey(config, None))
     from .model.base_files import BaseFiles
 
-    with BaseFiles(config.resolve(config.base.path)) as files:
+    with BaseFiles(config.base_path) as files:
         spec, tokenizer = files.spec, _tokenizer(files)
     chat_template.apply(tokenizer, chat_template.configured(config, tokenizer))
     data_survey = survey(config, tokenizer)
