@@ -95,7 +95,7 @@ def child(program: str, folder: str, name: str, *, answers: int, count: int, wor
 
 def processor_seconds() -> float:
     """The processor time of this process and of those that it has ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 

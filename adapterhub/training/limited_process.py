@@ -138,21 +138,21 @@ def _renderer(source: str) -> Callable[[list[Any]], Any]:
 
 def _measure(render: Render, messages: list[Any], plan: dict[str, Any]) -> dict[str, Any]:
     """Return a conversation's text and where its turns are in it; `template_measures` describes the plan and the result."""
-    whole = render()
+    text = render()
     prompts = [
-        _length_if_prefix(whole, _try(render, messages=messages[:count], add_generation_prompt=True))
+        _length_if_prefix(text, _try(render, messages=messages[:count], add_generation_prompt=True))
         for count in plan["prompts"]
     ]
     positions = None
     if plan["several"] or not all(isinstance(prompt, int) for prompt in prompts):
         marks = {int(number): position for number, position in plan["marks"].items()}
         marked = _try(render, messages=[_marked(message, number, marks) for number, message in enumerate(messages)])
-        positions = _mark_positions(marked or "", whole, len(plan["marks"]))
+        positions = _mark_positions(marked or "", text, len(plan["marks"]))
     closing = None
     if (last := plan["closing"]) is not None:
         answer = {"role": "assistant", "content": MARK.format(last)}
         closing = (_try(render, messages=[*messages[:last], answer]) or "").partition(MARK.format(last))[2]
-    return {"text": whole, "prompts": prompts, "positions": positions, "closing": closing}
+    return {"text": text, "prompts": prompts, "positions": positions, "closing": closing}
 
 
 def _try(render: Render, **changes: Any) -> str | None:
@@ -162,8 +162,8 @@ def _try(render: Render, **changes: Any) -> str | None:
         return None
 
 
-def _length_if_prefix(whole: str, prompt: str | None) -> int | str | None:
-    return len(prompt) if prompt is not None and whole.startswith(prompt) else prompt
+def _length_if_prefix(text: str, prompt: str | None) -> int | str | None:
+    return len(prompt) if prompt is not None and text.startswith(prompt) else prompt
 
 
 def _marked(message: Any, number: int, marks: dict[int, int]) -> Any:
@@ -173,13 +173,13 @@ def _marked(message: Any, number: int, marks: dict[int, int]) -> Any:
     return {**message, "content": content[:position] + MARK.format(number) + content[position:]}
 
 
-def _mark_positions(marked: str, whole: str, count: int) -> dict[str, int] | None:
+def _mark_positions(marked: str, text: str, count: int) -> dict[str, int] | None:
     """Return where the marks would be in the text without them; None if the template writes anything else differently."""
     start, end = MARK.split("{}")
     first, *rest = marked.split(start)
     pieces = [piece.partition(end) for piece in rest]
-    texts, numbers = [first, *(text for _, _, text in pieces)], [number for number, _, _ in pieces]
-    if "".join(texts) != whole or len(numbers) != count or len(set(numbers)) != count or not "".join(numbers).isdigit():
+    texts, numbers = [first, *(following for _, _, following in pieces)], [number for number, _, _ in pieces]
+    if "".join(texts) != text or len(numbers) != count or len(set(numbers)) != count or not "".join(numbers).isdigit():
         return None
     positions, position = {}, 0
     for piece, number in zip(texts, numbers, strict=False):

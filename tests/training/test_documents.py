@@ -111,7 +111,7 @@ def records(path: Path, **options: Any) -> list[Any]:
 
 
 def test_unpaired_preferences_are_refused_once_with_what_to_do(tmp_path: Path) -> None:
-    """In the form of trl's KTO, and where pairs are wanted; whoever names the columns to use trains on all of them."""
+    """In the form of trl's KTO, and where pairs are wanted; a config that names its columns trains on all of them."""
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"prompt": "q", "completion": "a", "label": good}) + "\n" for good in (True, False)))
     for pairs in (False, True):

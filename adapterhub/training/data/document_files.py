@@ -292,7 +292,7 @@ def _document(record: Mapping[str, Any], location: str, options: Options) -> Doc
         return Document(sides, location, record_shapes.PAIRS, (record_checks.EMPTY_ANSWER,) if is_empty else ())
     shape, canonical = record_shapes.canonical(record, location, options.columns)
     record_checks.check_messages(canonical, location)
-    # Whoever names the columns to use has decided about the others.
+    # A config that names its columns has decided about the others.
     remarks = record_checks.remarks({} if options.columns else record, canonical)
     return Document(canonical, location, shape, tuple(remarks))
 

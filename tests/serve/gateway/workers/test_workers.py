@@ -285,7 +285,7 @@ def test_workers_ask_an_engine_in_the_host_through_it(models: Models, registry: 
 
 
 def test_a_kill_while_many_ask_costs_only_what_ran(gateway: Gateway, models: Models) -> None:
-    """Whoever asks again after a broken connection is answered, and rightly."""
+    """A client that asks again after a broken connection gets the right answer."""
     expected, broken, answers = models.answer(P, 0), Counter[str](), Counter[str]()
     until = time.monotonic() + 3
 
