@@ -12,12 +12,14 @@ import string
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.operations.workspace import Workspace, home_folder, project_file, user_folder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
@@ -106,22 +108,52 @@ def workspace(settings: Settings) -> Workspace:
         rate=meta.get(RATE),
         author=author(),
         known_signers=config_folder() / "known_signers",
+        opener=_shared_opener(settings),
     )
 
 
 def open_registry(settings: Settings, *, make: bool = False) -> Registry:
     """Open the registry to use; `make` creates a missing one, because a push may come first."""
-    from adapterhub.registry.registry import Registry
+    return workspace(settings).open_registry(make=make)
 
-    folder = registry_folder(settings)
-    try:
-        registry = Registry.open(folder)
-    except NotFoundError:
-        if not make:
-            raise
-        registry = Registry.init(folder)
-    registry.author = author()
-    return registry
+
+def _shared_opener(settings: Settings) -> Callable[[], Registry] | None:
+    hub_settings = shared_hub(settings)
+    if hub_settings is None:
+        return None
+
+    def opener() -> Registry:
+        from adapterhub.hub.storage.from_settings import open_registry
+
+        return open_registry(hub_settings)
+
+    return opener
+
+
+def shared_hub(settings: Settings, *, needs_bucket: bool = True) -> HubSettings | None:
+    """Return the settings of the hub in a database and a bucket whose registry is meant; None if that of a folder is.
+
+    The variables of such a hub choose it, unless --registry names a folder with a registry of its own.
+
+    Raises:
+        UsageError: Only one of the two is known.
+    """
+    values = {name: os.environ.get(name, "") for name in (DATABASE, BLOBS)}
+    if not any(values.values()):
+        return None
+    from adapterhub.store.store import FOLDER
+
+    if settings.registry is not None and (registry_folder(settings) / FOLDER).exists():
+        return None
+    missing = [name for name, value in values.items() if not value and (needs_bucket or name != BLOBS)]
+    if missing:
+        raise UsageError(missing[0], "not set, and this is for a hub in a database and a bucket", f"Set {missing[0]}")
+    shared = hub_settings(settings)
+    if named_registry(settings) is None:
+        # The copies of one hub only: the folder's name is made of both addresses.
+        addresses = " ".join(values.values()).encode()
+        return replace(shared, registry=cache_folder() / "hubs" / sha256_bytes(addresses).removeprefix("sha256:")[:16])
+    return shared
 
 
 def author() -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import environment, output, progress
 from adapterhub.cli.options import Settings, dry_run_option
 
 if TYPE_CHECKING:
@@ -34,6 +35,23 @@ def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[
     )
     tagged = click.option("--keep-tagged", "tagged", is_flag=True, help="Remove versions without a tag.")
     return lambda function: dry_run_option(grace(last(tagged(function))))
+
+
+def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, dry_run: bool) -> GcResult:
+    """Collect the garbage of the registry that is meant, with the values of `sweep_options`."""
+    # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
+    kept_count = last or (0 if tagged else None)
+    with progress.count_bar("removing") as show:
+        if hub_settings := environment.shared_hub(settings):
+            from adapterhub.hub.storage.collection import collect
+            from adapterhub.hub.storage.shared_storage import open_shared
+
+            with closing(open_shared(hub_settings)) as storage:
+                return collect(storage, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
+        from adapterhub.maintenance.gc import gc
+
+        with environment.open_registry(settings) as registry:
+            return gc(registry, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
 
 
 def emit_swept(settings: Settings, swept: GcResult, served: SweepResult | None = None) -> None:

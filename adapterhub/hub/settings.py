@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from adapterhub.http.urls import ProxyOf, no_proxy
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -102,3 +104,20 @@ class HubSettings:
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     mirror: Upstream | None = None
     provider: Provider | None = None
+
+    @property
+    def location(self) -> str:
+        """The folder of the registry, or the addresses of the database and the bucket, for people to read."""
+        return f"{address_without_credentials(self.database)} {self.blobs}" if self.database else str(self.registry)
+
+
+def address_without_credentials(url: str) -> str:
+    """Return the address of a PostgreSQL without user and password.
+
+    Raises:
+        UsageError: It is the address of something else.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise UsageError("database", "not an address of PostgreSQL", "Write it like postgresql://user@host/name")
+    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -80,7 +80,11 @@ def pack(
         level: zstd's level for bytes that are not numbers.
         dry_run: Pack nothing, but return the outcomes that packing would have.
         progress: Called with bytes done and total bytes.
+
+    Raises:
+        RefusedError: The store keeps no packs.
     """
+    registry.store.require_packs()
     if not dry_run:
         registry.store.files.sweep()
     # Parents are found by the tensors that files share, so these must be listed first.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +160,8 @@ class Workspace:
         rate: The largest number of bytes a second of a transfer; None for no limit.
         known_signers: The file of keys that the user has accepted for namespaces; None for none.
         author: The user that logs name as the author of each move; empty to name nobody.
+        opener: Opens the registry if it is not the one in that folder, such as that of a hub in a database and a bucket; None
+            if it is.
 
     Example:
         >>> Workspace(registry="adapters").folder()
@@ -183,6 +185,7 @@ class Workspace:
     rate: float | None = None
     author: str = ""
     known_signers: StrPath | None = None
+    opener: Callable[[], Registry] | None = field(default=None, repr=False)
 
     def folder(self) -> Path:
         """Return the folder of the registry, which need not exist yet."""
@@ -262,23 +265,24 @@ class Workspace:
             code = "unknown-folder" if owner.startswith("file:") else "unknown-host"
             raise RefusedError(file.name, problem, "Allow it, or name it yourself", code=code, owner=owner)
 
-    @contextmanager
-    def open_registry(self, *, make: bool = False) -> Iterator[Registry]:
-        """Yield the registry and close it at the end; NotFoundError if there is none, unless `make` creates it."""
+    def open_registry(self, *, make: bool = False) -> Registry:
+        """Open the registry, a context manager; NotFoundError if there is none, unless `make` creates it."""
         from adapterhub.registry.registry import Registry
 
-        folder = self.folder()
-        try:
-            registry = Registry.open(folder)
-        except NotFoundError:
-            if not make:
-                raise
-            registry = Registry.init(folder)
-            self.tell(f"created the registry {folder}")
+        if self.opener is not None:
+            registry = self.opener()
+        else:
+            folder = self.folder()
+            try:
+                registry = Registry.open(folder)
+            except NotFoundError:
+                if not make:
+                    raise
+                registry = Registry.init(folder)
+                self.tell(f"created the registry {folder}")
         # Set on the open registry, whose log entries name the author.
         registry.author = self.author
-        with registry:
-            yield registry
+        return registry
 
     def transfer(self) -> dict[str, Any]:
         """Return the arguments of `copy.copy` and `folders.download` that limit how fast bytes move."""

@@ -98,12 +98,12 @@ class Registry:
         self.ledger = ledger
 
     @classmethod
-    def init(cls, root: Path, store: Store | None = None) -> Registry:
+    def init(cls, root: Path, store: Store | None = None) -> Self:
         """Open the registry in the folder `root`, creating it if there is none. `store` is as in `open`."""
         return cls(Ledger.create(root, store))
 
     @classmethod
-    def open(cls, path: Path, store: Store | None = None) -> Registry:
+    def open(cls, path: Path, store: Store | None = None) -> Self:
         """Open a registry.
 
         Args:
@@ -124,6 +124,9 @@ class Registry:
     def close(self) -> None:
         """Close the registry."""
         self.ledger.close()
+
+    def refresh(self) -> None:
+        """Bring the index up to date with moves by other machines, which those of a folder do not have."""
 
     def __enter__(self) -> Self:
         return self

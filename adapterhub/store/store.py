@@ -294,6 +294,9 @@ class Store:
         with packed:
             yield cast(BinaryIO, packed)
 
+    def require_packs(self) -> None:
+        """Raise RefusedError if this store cannot have packs."""
+
     def adopt_pack(self, path: Path, digest: Digest) -> None:
         """Replace a plain blob with a complete, flushed and verified pack.
 

@@ -22,6 +22,7 @@ from adapterhub.http_server import logs
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.operations import backup
 from adapterhub.hub.people import access_tokens, accounts
+from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import FormatError, IntegrityError, OutputExistsError
@@ -44,6 +45,12 @@ def filled(hub: Running, hf: Any, adapter: Callable[..., Path]) -> Running:
         accounts.add(database, "ada")
         accounts.set_member(database, "team", "ada", "write")
     return hub
+
+
+def backed_up(hub: Running, file: Path) -> int:
+    """Write a backup of a running hub; return its bytes."""
+    with closing(open_storage(hub.settings)) as storage:
+        return backup.write(storage, file)
 
 
 # ---- health and metrics
@@ -145,7 +152,7 @@ def test_a_hub_that_is_told_to_stop_finishes_what_has_begun(tmp_path: Path) -> N
 
 
 def test_a_restored_hub_is_the_hub(filled: Running, tmp_path: Path, adapter: Callable[..., Path]) -> None:
-    backup.write(filled.folder, tmp_path / "hub.tar")
+    backed_up(filled, tmp_path / "hub.tar")
     assert (tmp_path / "hub.tar").stat().st_mode & 0o777 == 0o600
     backup.restore(tmp_path / "hub.tar", tmp_path / "again")
     with filled.registry() as before, Registry.open(tmp_path / "again") as after:
@@ -163,7 +170,7 @@ def test_a_restored_hub_is_the_hub(filled: Running, tmp_path: Path, adapter: Cal
 def test_a_backup_is_an_image_layout(filled: Running, tmp_path: Path) -> None:
     import tarfile
 
-    backup.write(filled.folder, tmp_path / "hub.tar")
+    backed_up(filled, tmp_path / "hub.tar")
     with tarfile.open(tmp_path / "hub.tar") as found:
         names = set(found.getnames())
         index = json.load(found.extractfile("index.json"))  # type: ignore[arg-type]
@@ -171,7 +178,7 @@ def test_a_backup_is_an_image_layout(filled: Running, tmp_path: Path) -> None:
 
 
 def test_a_damaged_backup_leaves_nothing(filled: Running, tmp_path: Path) -> None:
-    backup.write(filled.folder, tmp_path / "hub.tar")
+    backed_up(filled, tmp_path / "hub.tar")
     data = bytearray((tmp_path / "hub.tar").read_bytes())
     data[data.rindex(b"lora_A")] ^= 1
     (tmp_path / "bad.tar").write_bytes(data)
@@ -184,9 +191,9 @@ def test_a_damaged_backup_leaves_nothing(filled: Running, tmp_path: Path) -> Non
 
 
 def test_nothing_is_overwritten(filled: Running, tmp_path: Path) -> None:
-    backup.write(filled.folder, tmp_path / "hub.tar")
+    backed_up(filled, tmp_path / "hub.tar")
     with pytest.raises(OutputExistsError):
-        backup.write(filled.folder, tmp_path / "hub.tar")
+        backed_up(filled, tmp_path / "hub.tar")
     with pytest.raises(OutputExistsError):
         backup.restore(tmp_path / "hub.tar", filled.folder)
 
@@ -196,7 +203,7 @@ def test_a_backup_writes_only_what_it_is_made_of(filled: Running, tmp_path: Path
     import io
     import tarfile
 
-    backup.write(filled.folder, tmp_path / "hub.tar")
+    backed_up(filled, tmp_path / "hub.tar")
     with tarfile.open(tmp_path / "hub.tar", "a") as found:
         found.addfile(tarfile.TarInfo(name), io.BytesIO())
     with pytest.raises(FormatError):

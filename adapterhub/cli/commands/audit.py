@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from adapterhub.cli.options import Group, Settings, replace_option
 from adapterhub.cli.views import finding_report as view
 from adapterhub.identity import Identity
 from adapterhub.maintenance.findings import Finding
-from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import UsageError
 
 
@@ -87,10 +85,8 @@ def checkpoint(settings: Settings, *, out: Path, own: signing_options.SignerOpti
 
 def _audit_target(settings: Settings) -> str | Path:
     """Return the folder of the registry in use, or the database of the hub unless an option names a folder with a registry."""
-    database = os.environ.get(environment.DATABASE, "")
-    folder = workspace(settings).folder()
-    has_registry = settings.registry is not None and (folder / FOLDER).exists()
-    return database if database and not has_registry else folder
+    hub_settings = environment.shared_hub(settings, needs_bucket=False)
+    return hub_settings.database if hub_settings else workspace(settings).folder()
 
 
 def _counts_text(result: Any) -> str:

@@ -6,9 +6,8 @@ import importlib
 
 import click
 
-from adapterhub.cli import progress
-from adapterhub.cli.environment import open_registry, workspace
-from adapterhub.cli.gc_report import emit_swept, sweep_options
+from adapterhub.cli.environment import workspace
+from adapterhub.cli.gc_report import emit_swept, sweep, sweep_options
 from adapterhub.cli.options import Settings, command
 
 
@@ -29,11 +28,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     push or pull needs, so this is safe at any time. Versions that `adapterhub resolve` prepared for a runtime stay for 30 days
     after they were last resolved, and as long as a running server holds them.
     """
-    from adapterhub.maintenance import gc as collection
-
-    with open_registry(settings) as registry, progress.count_bar("removing") as show:
-        # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
-        swept = collection.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
+    swept = sweep(settings, grace=grace, last=last, tagged=tagged, dry_run=dry_run)
     # After the registry is closed: the cache of prepared versions is a folder of its own, and serving no part of a registry.
     resolving = importlib.import_module("adapterhub.serve.resolving")
     served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)

@@ -77,6 +77,10 @@ def _collecting_problems(problems: list[str]) -> Iterator[None]:
 def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
     document: dict[str, Any] = {"path": None, "chosen_by": None, "exists": False, "adapters": 0, "versions": 0}
     with _collecting_problems(problems):
+        if shared := environment.shared_hub(settings):
+            # Not opened: that would ask the database.
+            chosen_by = f"${environment.DATABASE} and ${environment.BLOBS}"
+            return {"path": shared.location, "chosen_by": chosen_by, "exists": True, "adapters": None, "versions": None}
         path, document["chosen_by"] = environment.chosen_registry(settings)
         document["path"] = str(path)
         document["exists"] = (path / "registry.db").exists() or (path / ".adapterhub").is_dir()
@@ -166,7 +170,12 @@ def _version(package: str) -> str | None:
 def _write(document: dict[str, Any]) -> None:
     registry, files, hub = document["registry"], document["settings"], document["hub"]
     cache, packages = document["cache"], document["packages"]
-    contents = f"{output.plural(registry['adapters'], 'adapter')}, {output.plural(registry['versions'], 'version')}"
+    is_counted = registry["adapters"] is not None
+    contents = (
+        f"{output.plural(registry['adapters'], 'adapter')}, {output.plural(registry['versions'], 'version')}"
+        if is_counted
+        else ""
+    )
     token = "with a token" if hub["token"] else "without a token"
     lines = {
         "adapterhub": f"{document['adapterhub']}, Python {document['python']}",
@@ -182,7 +191,7 @@ def _write(document: dict[str, Any]) -> None:
         "packages": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
         "not installed": ", ".join(f"{name} ({_PACKAGES[name]})" for name, version in packages.items() if not version),
     }  # fmt: skip
-    if not registry["path"]:
+    if not registry["path"] or not is_counted:
         del lines[""]
     output.write_pairs({key: value for key, value in lines.items() if value})
     for problem in document["problems"]:

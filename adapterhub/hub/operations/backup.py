@@ -1,12 +1,12 @@
-"""Back up a whole hub into one file, and restore it.
+"""Back up a whole hub into one file, and restore it, whether it is in a folder or in a database and a bucket.
 
     oci-layout, index.json, blobs/sha256/<hex>    every blob, uncompressed: an image layout that skopeo and oras read
     refs/, bases/, merges/, hub/                  the logs
     hub.db                                        accounts, tokens, quotas, the audit log
 
-The hub may keep running. What belongs together is listed under the write lock, hub.db is copied by SQLite, and a lease keeps
-the blobs from a gc; blobs and log entries never change. Every blob is compared with its digest both when written and when
-restored.
+The hub may keep running. What belongs together is listed under the write lock, the tables are copied as of one moment, and a
+lease keeps the blobs from a gc; blobs and log entries never change. Every blob is compared with its digest both when written
+and when restored.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest, is_hex
 from adapterhub.hub.hub_database import FILE, HubDatabase
+from adapterhub.hub.settings import HubSettings
+from adapterhub.hub.storage import migration
+from adapterhub.hub.storage.folder_storage import Storage
+from adapterhub.index import queries
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.layouts import archive_tar
 from adapterhub.remotes.layouts.archive_tar import Member
+from adapterhub.store import oci_index
 from adapterhub.store.store import DOCUMENTS, FOLDER, REFS, Store
 from adapterhub_converters.containers import atomic, open_file
 from adapterhub_converters.errors import FormatError, IntegrityError
@@ -35,31 +40,30 @@ Progress = Callable[[int, int], object] | None
 """A callback for bytes done and total bytes."""
 
 
-def write(root: Path, out: Path, progress: Progress = None) -> int:
-    """Write the hub with its registry in `root` to a new file that only its owner can read; return the file's size in bytes.
+def write(storage: Storage, out: Path, progress: Progress = None) -> int:
+    """Write a hub to a new file that only its owner can read; return the file's size in bytes.
 
     Raises:
         OutputExistsError: The file exists.
         IntegrityError: A blob is damaged.
     """
-    with Registry.open(root) as registry, closing(HubDatabase(root)) as database, registry.store.lease("backup") as lease:
+    with storage.registry() as registry, registry.store.lease("backup") as lease:
         store = registry.store
         with atomic.pending_output(out, folder=False) as path, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            copy = Path(scratch) / FILE
             with registry.write_lock():
-                database.copy(copy)
+                storage.copy_tables(Path(scratch))
                 entries = list(_entries(store))
-                digests = sorted(_digests(store))
+                digests = sorted(storage.digests())
                 # Note the blobs while the lock is held: from here on a gc spares them.
                 for digest in digests:
-                    lease.note(digest)
-                index = store.files.read(store.root / _INDEX)
+                    storage.retain(lease, digest)
+                index = oci_index.build(queries.ref_lines(registry.index))
             sizes = {digest: store.size(digest) for digest in digests}
             total, copied_bytes = sum(size or 0 for size in sizes.values()), 0
             with open_new(path) as file:
                 _write_member(file, _LAYOUT, store.files.read(store.root / _LAYOUT))
                 _write_member(file, _INDEX, index)
-                _write_member(file, FILE, open_file.read_bytes(copy))
+                _write_member(file, FILE, open_file.read_bytes(Path(scratch) / FILE))
                 for name in entries:
                     _write_member(file, name, store.files.read(store.root / name))
                 for digest, size in sizes.items():
@@ -98,10 +102,6 @@ def _log_files(store: Store, folder: Path) -> Iterator[Path]:
     yield from (path for path in store.files.list_folder(folder) if path.suffix == _ENTRY_SUFFIX)
     for inner in store.files.list_subfolders(folder):
         yield from _log_files(store, inner)
-
-
-def _digests(store: Store) -> set[Digest]:
-    return {*(f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)), *store.packs.digests()}
 
 
 def _copy_blob(source: BinaryIO, out: BinaryIO, size: int, digest: Digest) -> None:
@@ -149,6 +149,25 @@ def restore(file: Path, root: Path, progress: Progress = None) -> None:
                 database.execute("DELETE FROM xet_epochs")  # clients would skip xorbs they sent to the old hub
                 database.execute("DELETE FROM devices")
     Registry.open(root).close()  # rebuilds registry.db from the logs
+
+
+def restore_shared(file: Path, settings: HubSettings, progress: Progress = None) -> None:
+    """Fill an empty database and a bucket from a backup, by way of a temporary folder.
+
+    Raises as `restore` does, and RefusedError if the database has a hub.
+    """
+    from adapterhub.hub.storage.postgres import PostgresDatabase
+    from adapterhub.hub.storage.shared_storage import open_bucket
+
+    settings.registry.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        closing(PostgresDatabase(settings.database)) as database,
+        closing(open_bucket(settings.blobs, settings.environ)) as bucket,
+        tempfile.TemporaryDirectory(dir=settings.registry.parent) as scratch,
+    ):
+        migration.check_empty(database)
+        restore(file, Path(scratch) / "hub", progress)
+        migration.move_in(Path(scratch) / "hub", database, bucket)
 
 
 def _is_backup_member(name: str) -> bool:

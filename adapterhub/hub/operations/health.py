@@ -8,6 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.store.store import FOLDER, Store
+from adapterhub.hub.settings import HubSettings
+from adapterhub.hub.storage.folder_storage import Storage
+from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.version import __version__
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, FormatError
@@ -48,7 +51,7 @@ async def ready(request: Request) -> Response:
     The response names the failed checks; the reasons are only in the log: paths and hosts are not for everybody.
     """
     hub: Hub = request.app.state.hub
-    results = await hub.workers.read(checks, hub.database, hub.store)
+    results = await hub.workers.read(checks, hub.storage)
     failed = [check for check in results if check.state == ERROR]
     for check in failed:
         _log.error("not ready: %s: %s", check.name, check.what)
@@ -56,12 +59,12 @@ async def ready(request: Request) -> Response:
     return JSONResponse(answer, 503 if failed else 200)
 
 
-def checks(database: HubDatabase, store: Store) -> list[Check]:
-    """Check that the database responds, the store can be written, and the disk has space."""
+def checks(storage: Storage) -> list[Check]:
+    """Check that the database responds, the store or the bucket can be written, and the disk has space."""
     return [
-        _run_check("database", lambda: _database(database)),
-        _run_check("store", lambda: _store(store)),
-        _run_check("disk", lambda: _disk(store.root)),
+        _run_check("database", lambda: _database(storage.database)),
+        _run_check("store", lambda: _store(storage)),
+        _run_check("disk", lambda: _disk(storage.root)),
     ]
 
 
@@ -78,10 +81,8 @@ def _database(database: HubDatabase) -> Check:
     return Check("database")
 
 
-def _store(store: Store) -> Check:
-    # Write for real: a disk may be full or mounted read-only.
-    with store.files.temporary() as (_, file):
-        file.write(b"x")
+def _store(storage: Storage) -> Check:
+    storage.check()
     return Check("store")
 
 
@@ -95,26 +96,24 @@ def _disk(folder: Path) -> Check:
 # ---- for an operator
 
 
-def diagnosis(registry: Path, certificate: Path | None = None) -> list[Check]:
+def diagnosis(settings: HubSettings, certificate: Path | None = None) -> list[Check]:
     """Return everything that can be checked about a hub from outside, running or not.
 
     Args:
-        registry: The folder of its registry.
+        settings: Where its registry is.
         certificate: Its certificate, PEM; None without one.
     """
     try:
-        database = HubDatabase(registry)
+        storage = open_storage(settings)
     except AdapterhubError as error:
         return [Check("database", ERROR, str(error))]
-    try:
-        results = checks(database, Store(registry / FOLDER))
-        results += [
-            _run_check("permissions", lambda: _permissions(database.path)),
-            _run_check("clock", lambda: _clock(database)),
-        ]
+    with closing(storage):
+        database = storage.database
+        results = checks(storage)
+        if not settings.database:
+            results.append(_run_check("permissions", lambda: _permissions(database.path)))
+        results.append(_run_check("clock", lambda: _clock(database)))
         results += [_run_check("accounts", lambda: _accounts(database)), _run_check("audit", lambda: _chain(database))]
-    finally:
-        database.close()
     return [*results, _run_check("certificate", lambda: _certificate(certificate))] if certificate else results
 
 

@@ -22,9 +22,10 @@ from typing import BinaryIO, TypeVar
 
 from adapterhub.digest import Digest, copy_hashing
 from adapterhub.remotes.objects.bucket import Bucket
-from adapterhub.store.store import Store
+from adapterhub.store.signature_files import MAX_SIGNATURES, Signatures
+from adapterhub.store.store import ByteCounter, Store
 from adapterhub.store.store_files import local_errors
-from adapterhub_converters.errors import IntegrityError
+from adapterhub_converters.errors import IntegrityError, RefusedError
 
 from .postgres import PostgresDatabase
 from .shared_log import LogMirror, NoIndexFile, SharedLog
@@ -108,6 +109,7 @@ class SharedStore(Store):
         super().__init__(root)
         self._shared = blobs
         self.log = SharedLog(self.files, log)
+        self.signatures = _AttachedSignatures(root / "signatures" / "sha256", self.files)
         self.index_file = NoIndexFile(self.files)
 
     def has_blob(self, digest: Digest, size: int) -> bool:
@@ -130,6 +132,10 @@ class SharedStore(Store):
     def has_plain(self, digest: Digest) -> bool:
         """Return whether a blob has an uncompressed file here, fetching it from the bucket if needed."""
         return super().has_plain(digest) or self._fetch(digest)
+
+    def require_packs(self) -> None:
+        """Raise RefusedError: clients read the bucket, in which every blob is as its digest says."""
+        raise RefusedError(self._shared.bucket.location, "a hub in a bucket has no packed files", "Pack a registry in a folder")
 
     def is_here(self, digest: Digest) -> bool:
         """Return whether a blob can be read without asking the bucket."""
@@ -177,6 +183,37 @@ class SharedStore(Store):
             with local_errors(path), contextlib.suppress(FileNotFoundError):
                 self.files.remove(path)
             total -= size
+
+
+class CommandStore(SharedStore):
+    """The store as an operator's command sees it: what the bucket has, whatever is copied here."""
+
+    def size(self, digest: Digest, depth: int = 0) -> int | None:
+        """Return the size of a blob in the bucket in bytes; None if it is missing."""
+        return self._shared.size(digest)
+
+    def stored_size(self, digest: Digest) -> int:
+        """Return the size of a blob in the bucket in bytes; 0 if it is missing."""
+        return self._shared.size(digest) or 0
+
+    def rehash(self, digest: Digest, count_bytes: ByteCounter | None = None) -> Digest:
+        """Read a blob in the bucket, and return the digest of its bytes."""
+        location = f"{self._shared.bucket.location}/{blob_key(digest)}"
+        size = self._shared.size(digest)
+        if size is None:
+            raise IntegrityError(location, "is missing", "Restore it from a backup")
+        with self._shared.bucket.stream(blob_key(digest), size, 0, location) as source:
+            return copy_hashing(source, None, on_bytes=count_bytes)[0]
+
+
+class _AttachedSignatures(Signatures):
+    """No signatures: those of a hub are attached by and for its clients, and nobody would see others."""
+
+    def add(self, digest: Digest, signature: bytes, limit: int = MAX_SIGNATURES) -> bool:
+        """Raise RefusedError."""
+        raise RefusedError(
+            digest, "a hub in a bucket keeps signatures that its clients attach", "Sign it at hub+https://HOST/NAME"
+        )
 
 
 def _remember(memory: dict[Digest, T], digest: Digest, value: T) -> None:

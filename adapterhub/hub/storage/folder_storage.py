@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterhub.digest import Digest
+from adapterhub.digest import Digest, is_hex
+from adapterhub.hub.hub_database import FILE as TABLES
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.registry.registry import Registry
-from adapterhub.store.leases import ABANDONED
+from adapterhub.store.leases import ABANDONED, Lease
 from adapterhub.store.store import FOLDER, Store
 from adapterhub.store.store_files import StoreFiles, local_errors, write_all
 
@@ -42,6 +43,25 @@ class Storage:
 
     def refresh(self, registry: Registry) -> None:
         """Bring a registry up to date with moves by other machines."""
+
+    def check(self) -> None:
+        """Raise AdapterhubError or OSError unless the store answers and can be written to."""
+        # Write for real: a disk may be full or mounted read-only.
+        with self._files().temporary() as (_, file):
+            file.write(b"x")
+
+    def copy_tables(self, folder: Path) -> None:
+        """Write the tables of the hub, as of one moment, to a hub.db in a folder."""
+        self.database.copy(folder / TABLES)
+
+    def digests(self) -> set[Digest]:
+        """Return the digests of all blobs, needed or not."""
+        store = self.store()
+        return {*(f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)), *store.packs.digests()}
+
+    def retain(self, lease: Lease, digest: Digest) -> None:
+        """Protect a blob from a gc while it is read; `lease` is one of the store."""
+        lease.note(digest)
 
     def open_blob(self, digest: Digest) -> BinaryIO:
         """Open a blob to be sent; the caller closes it."""

@@ -22,6 +22,13 @@ def open_storage(settings: HubSettings) -> Storage:
     return open_shared(settings)
 
 
+def open_registry(settings: HubSettings) -> Registry:
+    """Open the registry of a hub in a database and a bucket, for one command; the folder keeps copies."""
+    from .shared_storage import open_shared_registry
+
+    return open_shared_registry(settings)
+
+
 def open_database(settings: HubSettings) -> HubDatabase:
     """Open only the tables of a hub, as to create a token."""
     if settings.database:

@@ -50,7 +50,7 @@ def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: 
         RefusedError: The database has a hub already.
         IntegrityError: A blob is damaged.
     """
-    _check_empty(database)
+    check_empty(database)
     bucket.create_folder()
     with Registry.open(folder) as registry, registry.write_lock(), closing(HubDatabase(folder)) as tables:
         store = registry.store
@@ -58,7 +58,7 @@ def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: 
         size = _send(store, sizes, bucket, progress)
         with database.transaction():
             entries = _fill(database, _entries(store), copied=False)
-            _copy_tables(tables, database)
+            copy_tables(tables, database)
             # Rows were copied with their ids: continue each sequence after the highest one.
             for table in _tables(numbered=True):
                 number = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table} HAVING max(id) > 0"  # noqa: S608
@@ -96,7 +96,7 @@ def move_out(database: PostgresDatabase, bucket: Bucket, folder: Path, progress:
         registry.store.sync_blobs()
         for error in registry.rebuild_index():
             raise error
-        _copy_tables(database, tables)
+        copy_tables(database, tables)
     return MigrationResult(entries, len(blobs), sum(blobs.values()))
 
 
@@ -109,7 +109,7 @@ def recover(database: PostgresDatabase, bucket: Bucket) -> int:
         RefusedError: The database has a hub already.
         IntegrityError: A copy is missing between two others.
     """
-    _check_empty(database)
+    check_empty(database)
     keys = sorted(key for log in LOGS for key, *_ in bucket.objects(log))
     with ThreadPoolExecutor(_THREADS) as pool:
         rows = [row for row in pool.map(lambda key: _read_copy(bucket, key), keys) if row]
@@ -122,7 +122,8 @@ def recover(database: PostgresDatabase, bucket: Bucket) -> int:
         return _fill(database, rows, copied=True)
 
 
-def _check_empty(database: PostgresDatabase) -> None:
+def check_empty(database: PostgresDatabase) -> None:
+    """Raise RefusedError if a database has a hub."""
     if database.rows_after(0, 1) or database.select("SELECT 1 FROM accounts LIMIT 1"):
         raise RefusedError(database.location, "has a hub already", "Name an empty database")
 
@@ -221,7 +222,8 @@ def _tables(*, numbered: bool = False) -> list[str]:
     return [table for table, statement in created if not numbered or _NUMBERED.search(statement)]
 
 
-def _copy_tables(source: HubDatabase, target: HubDatabase) -> None:
+def copy_tables(source: HubDatabase, target: HubDatabase) -> None:
+    """Copy the rows of all tables into empty ones."""
     for table in _tables():
         rows = source.select(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
         if rows:

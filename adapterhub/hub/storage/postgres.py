@@ -11,13 +11,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from adapterhub.digest import Digest
 from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
+from adapterhub.hub.settings import address_without_credentials
 from adapterhub.sqlite_file import ConstraintError
 from adapterhub_converters import safe_regex
-from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteError, UsageError
+from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteError
 
 _log = logging.getLogger("adapterhub.hub")
 _CONNECTIONS = 16
@@ -72,7 +72,7 @@ class PostgresDatabase(HubDatabase):
     def __init__(self, url: str, *, as_it_is: bool = False) -> None:
         from psycopg_pool import ConnectionPool
 
-        self.location = _address_without_credentials(url)
+        self.location = address_without_credentials(url)
         self._local = threading.local()
         options = _SETTINGS + (_READ_ONLY if as_it_is else "")
         connection_options = {
@@ -137,6 +137,17 @@ class PostgresDatabase(HubDatabase):
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
             # SQLite has a single writer, and the statements rely on it.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CHANGES,))
+            self._local.connection = connection
+            try:
+                yield
+            finally:
+                self._local.connection = None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read several tables as of one moment, in this thread; nothing can be changed in the block."""
+        with self._connection_for_thread() as connection, self._errors(), connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self._local.connection = connection
             try:
                 yield
@@ -270,10 +281,3 @@ def _sqlite_values(values: Sequence[object]) -> list[object]:
         else int(value) if isinstance(value, bool) else value
         for value in values
     ]  # fmt: skip
-
-
-def _address_without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("postgres", "postgresql"):
-        raise UsageError("database", "not an address of PostgreSQL", "Write it like postgresql://user@host/name")
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"

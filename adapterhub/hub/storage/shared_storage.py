@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterhub.digest import Digest
+from adapterhub.digest import Digest, is_hex
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index.index_database import FILE
 from adapterhub.maintenance.gc import GRACE, GcResult, remove_conversions
@@ -24,11 +25,13 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.remotes.objects.object_address import ObjectAddress
+from adapterhub.store.leases import Lease
 from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
-from .bucket_blobs import BucketBlobs, SharedStore, blob_key
+from .bucket_blobs import BucketBlobs, CommandStore, SharedStore, blob_key
 from .folder_storage import Storage
+from .migration import copy_tables
 from .postgres import LogRow, PostgresDatabase
 from .shared_log import LogMirror, copy_entries
 
@@ -39,6 +42,21 @@ TEMPORARY = "tmp"
 _MAX_TEMPORARY = 128 << 20  # bytes
 _THREADS = 32  # documents fetched at a time
 _LIFETIME = 600  # seconds for which a signed address is valid
+
+
+class SharedRegistry(Registry):
+    """The registry of a hub on several machines, opened for one command: closing it closes the storage too."""
+
+    storage: SharedStorage
+
+    def refresh(self) -> None:
+        """Bring the index up to date with the log in the database."""
+        self.storage.refresh(self)
+
+    def close(self) -> None:
+        """Close the index, and the connections to the database and the bucket."""
+        super().close()
+        self.storage.close()
 
 
 class SharedStorage(Storage):
@@ -92,13 +110,31 @@ class SharedStorage(Storage):
         """The bucket with the blobs."""
         return self._blobs.bucket
 
-    def store(self) -> SharedStore:
+    def store(self, *, of_command: bool = False) -> SharedStore:
         """Return the store, for one thread, or for several that only read and add blobs."""
-        return SharedStore(self.root / _MIRROR, self._blobs, self._log)
+        return (CommandStore if of_command else SharedStore)(self.root / _MIRROR, self._blobs, self._log)
 
     def registry(self) -> Registry:
         """Return the registry, for one thread."""
         return Registry.open(self.root, self.store())
+
+    def check(self) -> None:
+        """Raise AdapterhubError unless the bucket answers and can be written to."""
+        self._blobs.bucket.put_object(f"{TEMPORARY}/check", b"x")  # one key, which gc removes two days after the last check
+
+    def copy_tables(self, folder: Path) -> None:
+        """Write the tables of the hub, as of one moment, to a hub.db in a folder."""
+        with self.database.snapshot(), closing(HubDatabase(folder)) as copy:
+            copy_tables(self.database, copy)
+
+    def digests(self) -> set[Digest]:
+        """Return the digests of all blobs in the bucket, needed or not."""
+        names = (key.rpartition("/")[2] for key, *_ in self._blobs.bucket.objects("blobs/sha256"))
+        return {f"sha256:{name}" for name in names if is_hex(name)}
+
+    def retain(self, lease: Lease, digest: Digest) -> None:
+        """Protect a blob from a gc for the next hour."""
+        self._blobs.rely(digest)
 
     def refresh(self, registry: Registry) -> None:
         """Bring the mirror and a registry up to date with the log."""
@@ -179,6 +215,18 @@ def open_shared(settings: HubSettings) -> SharedStorage:
     except BaseException:
         database.close()
         raise
+
+
+def open_shared_registry(settings: HubSettings) -> SharedRegistry:
+    """Open the registry of a hub's settings as of now; later moves of others are not in its index."""
+    storage = open_shared(settings)
+    try:
+        registry = SharedRegistry.open(storage.root, storage.store(of_command=True))
+    except BaseException:
+        storage.close()
+        raise
+    registry.storage = storage
+    return registry
 
 
 def open_bucket(address: str, environ: Mapping[str, str]) -> Bucket:

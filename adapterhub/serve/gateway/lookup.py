@@ -114,7 +114,7 @@ class RegistryLookup:
         try:
             await self.check()
             # An open database does not notice that its disk is gone.
-            return await asyncio.to_thread(self._workspace.folder().is_dir)
+            return self._workspace.opener is not None or await asyncio.to_thread(self._workspace.folder().is_dir)
         except AdapterhubError:
             return False
 
@@ -134,8 +134,9 @@ class RegistryLookup:
             return _LoggedVersion(version, registry.store.log, seq)
 
         recent = self._recent.get(ref)
-        # Whatever changes a name adds an entry to its log; one system call here, and no turn of the registry's thread.
-        if recent is None or not recent.log.ends_at(ref.name, recent.seq):
+        # Whatever changes a name adds an entry to its log; one system call here, and no turn of the registry's thread. The log
+        # of a hub on several machines must be asked for.
+        if self._workspace.opener or recent is None or not recent.log.ends_at(ref.name, recent.seq):
             recent = self._recent[ref] = await self._call(work)
             if len(self._recent) > _MOST_CACHED:
                 self._recent.popitem(last=False)
@@ -171,7 +172,9 @@ class RegistryLookup:
         """Open the registry if necessary and call a function with it, keeping track of whether it answers."""
         try:
             if self._registry is None:
-                self._registry = Registry.open(self._workspace.folder())
+                self._registry = self._workspace.open_registry()
+            else:
+                self._registry.refresh()
         except Exception:
             self.is_up = False
             raise

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from adapterhub.hub.operations import health
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.postgres import PostgresDatabase
 from adapterhub.hub.storage.shared_storage import SharedStorage, open_bucket
@@ -293,3 +294,11 @@ def test_the_log_of_a_process_has_no_credentials(places: dict[str, Any]) -> None
     with closing(PostgresDatabase(url)) as database:
         assert "secret-word" not in database.location
     assert "secret-word" not in repr(HubSettings(registry=Path("x"), **{**places, "database": url}))
+
+
+def test_a_process_is_ready_as_long_as_its_bucket_takes_writes(opened: Open) -> None:
+    storage = opened()
+    assert [check.state for check in health.checks(storage)] == ["ok", "ok", "ok"]
+    storage._blobs.bucket = open_bucket("s3://bucket/away", AWAY)
+    storage._blobs.bucket._retries = 0  # or it waits for minutes
+    assert [check.state for check in health.checks(storage)] == ["ok", "error", "ok"]

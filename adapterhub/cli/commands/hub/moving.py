@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, output
-from adapterhub.cli.gc_report import emit_swept, sweep_options
+from adapterhub.cli.gc_report import emit_swept, sweep, sweep_options
 from adapterhub.cli.options import Command, Settings
-from adapterhub.cli.progress import bytes_bar, count_bar
+from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,20 +85,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     Safe at any time, while any number of processes serve, if all of them have this command. For a
     hub in one folder, without the two variables, it is `adapterhub gc`.
     """
-    from adapterhub.hub.storage.collection import collect
-    from adapterhub.hub.storage.shared_storage import open_shared
-    from adapterhub.maintenance.gc import gc
-
-    hub_settings, kept_count = environment.hub_settings(settings), last or (0 if tagged else None)
-    with count_bar("removing") as show:
-        # One of the two suffices to tell which hub is meant; `_shared_settings` asks for the other.
-        if hub_settings.database or hub_settings.blobs:
-            with closing(open_shared(_shared_settings(settings))) as storage:
-                swept = collect(storage, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
-        else:
-            with environment.open_registry(settings) as registry:
-                swept = gc(registry, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
-    emit_swept(settings, swept)
+    emit_swept(settings, sweep(settings, grace=grace, last=last, tagged=tagged, dry_run=dry_run))
 
 
 def _shared_settings(settings: Settings) -> HubSettings:

@@ -20,6 +20,7 @@ from .tables import hub_database
 if TYPE_CHECKING:
     from adapterhub.hub.operations.health import Check
     from adapterhub.hub.people.audit_log import Event
+    from adapterhub.hub.settings import HubSettings
 
 
 @click.command(
@@ -90,15 +91,18 @@ def _moment(seconds: float) -> str:
 def backup(settings: Settings, *, file: Path) -> None:
     """Write the registry and hub.db, with accounts, tokens' hashes, quotas and the audit log, to a new FILE; the hub may run.
 
+    A hub in $ADAPTERHUB_DATABASE and $ADAPTERHUB_BLOBS is written in the same form, which a folder can be restored from too.
+
     FILE is an image layout in a tar, and every blob in it was compared with its digest. Keep it as you keep the hub itself: who
     has it has all adapters, and the secret that signs uploads.
     """
     from adapterhub.hub.operations import backup as backups
+    from adapterhub.hub.storage.from_settings import open_storage
 
-    root = environment.registry_folder(settings)
-    with progress.bytes_bar("backing up") as bar:
-        size = backups.write(root, file, bar)
-    document = {"file": str(file), "bytes": size, "registry": str(root)}
+    hub_settings = _existing_hub(settings)
+    with progress.bytes_bar("backing up") as bar, closing(open_storage(hub_settings)) as storage:
+        size = backups.write(storage, file, bar)
+    document = {"file": str(file), "bytes": size, "registry": hub_settings.location}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{file}  {output.size(size)}"))
 
 
@@ -114,16 +118,30 @@ def backup(settings: Settings, *, file: Path) -> None:
 def restore(settings: Settings, *, file: Path) -> None:
     """Restore the registry that --registry names, and its hub.db, from a backup. The folder must be new or empty.
 
+    With $ADAPTERHUB_DATABASE and $ADAPTERHUB_BLOBS it is restored there; the database must be empty.
+
     Every blob is compared with its digest, and registry.db is rebuilt. Tokens are as they were when the backup was made: one
     that was revoked since is in force again.
     """
     from adapterhub.hub.operations import backup as backups
 
-    root = environment.registry_folder(settings)
+    hub_settings = environment.shared_hub(settings) or environment.hub_settings(settings)
     with progress.bytes_bar("restoring") as bar:
-        backups.restore(file, root, bar)
-    document = {"registry": str(root), "file": str(file)}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{root}  restored from {file}"))
+        if hub_settings.database:
+            backups.restore_shared(file, hub_settings, bar)
+        else:
+            backups.restore(file, hub_settings.registry, bar)
+    document = {"registry": hub_settings.location, "file": str(file)}
+    text = f"{hub_settings.location}  restored from {file}"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _existing_hub(settings: Settings) -> HubSettings:
+    """Return the settings of the hub that is meant; NotFoundError if its folder has no registry."""
+    if shared := environment.shared_hub(settings):
+        return shared
+    environment.open_registry(settings).close()
+    return environment.hub_settings(settings)
 
 
 # ---- health
@@ -145,13 +163,10 @@ def doctor(settings: Settings, *, certificate: Path | None) -> int:
     The hub may run meanwhile. Exits 1 when something is wrong; warnings do not count.
     """
     from adapterhub.hub.operations import health
-    from adapterhub.registry.registry import Registry
 
-    root = environment.registry_folder(settings)
-    # Report a missing registry as such, before the checks of a hub.
-    Registry.open(root).close()
-    checks = health.diagnosis(root, certificate)
-    document = {"registry": str(root), "checks": [asdict(check) for check in checks]}
+    hub_settings = _existing_hub(settings)
+    checks = health.diagnosis(hub_settings, certificate)
+    document = {"registry": hub_settings.location, "checks": [asdict(check) for check in checks]}
     output.emit(document, as_json=settings.as_json, text=lambda: _doctor_text(checks))
     return int(any(check.state == health.ERROR for check in checks))
 

@@ -1,0 +1,196 @@
+"""Every command does to a hub in a database and a bucket what it does to a registry in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adapterhub.cli.main import COMMANDS
+from adapterhub.hub.settings import HubSettings
+from adapterhub.hub.storage.from_settings import open_registry
+from adapterhub.hub.storage.shared_storage import open_bucket
+from adapterhub.operations.workspace import Workspace
+from adapterhub.ref import Ref
+from adapterhub.serve.gateway.lookup import RegistryLookup
+from tests.conftest import Run
+from tests.support import tiny
+from tests.support.adapters import write_adapter
+from tests.support.object_stores import Server
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.peer
+
+STEPS = """
+push one team/sql -m first --tag stable
+push two team/sql --metric accuracy=0.5
+push two other/sql
+list
+search team
+show team/sql
+log team/sql:v1
+lineage team/sql
+find two/adapter_model.safetensors
+tag team/sql:v1 prod
+deprecate team/sql:v1 old
+du
+diff team/sql:v1 team/sql:v2
+validate team/sql:v1
+describe one --dry-run
+verify team/sql:v1
+scan team/sql:v1
+bom team/sql:v1
+pull team/sql:v1 -o pulled
+lock team/sql:prod
+convert team/sql:v1 a.mlx --to mlx
+bundle team/sql:v1 -o bundle.tar
+copy team/sql:v2 layout://layout:v2
+base add tiny base
+base list
+resolve other/sql:v1 --for peft
+merge team/sql:v1 team/sql:v2 -o team/merged
+rebuild team/merged
+materialize --list
+keep team/sql --last 1
+gc --dry-run --grace 2
+fsck
+fsck --rebuild-index
+fsck --repair --from two
+audit verify
+rm other/sql
+restore other/sql
+list
+hub namespace list
+hub doctor
+hub backup hub.tar
+"""
+# What a shared hub refuses, and why.
+REFUSED = {
+    "pack": "a hub in a bucket has no packed files",
+    "sign": "a hub in a bucket keeps signatures that its clients attach",
+}
+WITHOUT_A_REGISTRY = {
+    "attach", "attached", "attest", "completion", "explain", "extract", "fix", "formats", "info", "init", "key", "login",
+    "logout", "remote", "usage", "verify-merge",
+}  # fmt: skip
+WITH_A_MODEL = {"chat", "eval", "run", "serve", "train"}  # look adapters up as `pull` and `show` do
+_VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|urn:uuid:[0-9a-f-]+|(?<=CHECK) +(?=STATE)|  +|hub.tar.*")
+
+
+def test_every_command_is_tried_at_a_shared_hub() -> None:
+    tried = {line.split()[0] for line in STEPS.strip().splitlines()} | REFUSED.keys() | {"unpack"}
+    assert tried | WITHOUT_A_REGISTRY | WITH_A_MODEL == set(COMMANDS)
+
+
+@pytest.fixture
+def shared(postgres: Postgres, moto: Server) -> dict[str, str]:
+    """The environment of whoever operates a hub in an empty database and an empty bucket."""
+    return {"ADAPTERHUB_DATABASE": postgres.database(), "ADAPTERHUB_BLOBS": f"s3://{moto.bucket()}/hub", **moto.environ}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters and a base model."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for seed, name in enumerate(("one", "two")):
+        write_adapter(folder / name, seed)
+    tiny.model().save_pretrained(folder / "base")
+    return folder
+
+
+def test_each_command_does_at_a_shared_hub_what_it_does_in_a_folder(
+    run: Run, inputs: Path, tmp_path: Path, shared: dict[str, str]
+) -> None:
+    printed = []
+    locations = (str(tmp_path / "xdg" / "adapterhub"), _location(shared))
+    for location, environment in zip(locations, ({}, shared), strict=True):
+        folder = shutil.copytree(inputs, tmp_path / str(len(printed)))
+        results = []
+        for line in STEPS.strip().splitlines():
+            done = run(*line.split(), cwd=folder, env=environment, code=None)
+            assert done.returncode == 0, (line, done.stderr)
+            text = (done.stdout + done.stderr).replace(f"created the registry {location}\n", "")
+            text = re.sub("permissions +ok\n", "", text)  # of hub.db, a file
+            for part in (location, location.split()[0]):
+                text = text.replace(part, "REGISTRY")
+            results.append((line, _VARYING.sub(" ", text)))
+        printed.append(results)
+    assert printed[0] == printed[1]
+
+
+def _location(shared: dict[str, str]) -> str:
+    return f"{shared['ADAPTERHUB_DATABASE'].replace('postgres@', '')} {shared['ADAPTERHUB_BLOBS']}"
+
+
+def test_what_only_a_folder_can_do_is_refused(run: Run, inputs: Path, shared: dict[str, str]) -> None:
+    run("key", "generate", "ada", cwd=inputs)
+    run("push", "one", "team/sql", cwd=inputs, env=shared)
+    for words in (("pack",), ("sign", "team/sql", "--key", "ada.key")):
+        assert REFUSED[words[0]] in run(*words, cwd=inputs, env=shared, code=6).stderr
+    assert "0 files" in run("unpack", cwd=inputs, env=shared).stdout
+
+
+def test_a_damaged_and_a_missing_blob_of_the_bucket_are_found_and_repaired(
+    run: Run, inputs: Path, shared: dict[str, str]
+) -> None:
+    run("push", "one", "team/sql", cwd=inputs, env=shared)
+    with closing(open_bucket(shared["ADAPTERHUB_BLOBS"], shared)) as bucket:
+        damaged, missing = sorted(bucket.objects("blobs/sha256"), key=lambda item: item[1])[-2:]
+        bucket.put_object(damaged[0], b"x" * damaged[1])
+        bucket.remove(missing[0])
+    report = run("fsck", cwd=inputs, env=shared, code=1).stdout
+    assert f"{shared['ADAPTERHUB_BLOBS']}/{damaged[0]}" in report
+    assert missing[0].rpartition("/")[2] in report
+    assert "restored 2 blobs" in run("fsck", "--repair", "--from", "one", cwd=inputs, env=shared).stderr
+    assert "clean" in run("fsck", cwd=inputs, env=shared).stdout
+
+
+def test_a_backup_goes_from_a_shared_hub_to_a_folder_and_back(
+    run: Run, inputs: Path, tmp_path: Path, shared: dict[str, str], postgres: Postgres, moto: Server
+) -> None:
+    run("push", "one", "team/sql", "-m", "first", cwd=inputs, env=shared)
+    token = run("hub", "token", "create", "ada", "--role", "read", cwd=inputs, env=shared).stdout
+    run("hub", "backup", tmp_path / "hub.tar", env=shared)
+    again = shared | {"ADAPTERHUB_DATABASE": postgres.database(), "ADAPTERHUB_BLOBS": f"s3://{moto.bucket()}/hub"}
+    run("hub", "restore", tmp_path / "hub.tar", env=again)
+    run("hub", "restore", tmp_path / "hub.tar", "--registry", tmp_path / "folder")
+    for words, environment in (((), again), (("--registry", tmp_path / "folder"), {})):
+        assert "team/sql:v1" in run("list", *words, env=environment).stdout
+        assert "ada" in run("hub", "token", "list", *words, env=environment).stdout
+        assert "clean" in run("fsck", *words, env=environment).stdout
+    assert "has a hub already" in run("hub", "restore", tmp_path / "hub.tar", env=again, code=6).stderr
+    assert token
+
+
+def test_a_folder_with_a_registry_of_its_own_is_meant_where_it_is_named(run: Run, inputs: Path, shared: dict[str, str]) -> None:
+    run("push", "one", "team/sql", "--registry", inputs / "registry", cwd=inputs)
+    assert "team/sql:v1" in run("list", "--registry", inputs / "registry", env=shared).stdout
+    assert "team/sql" not in run("list", env=shared).stdout
+
+
+def test_one_variable_alone_is_refused(run: Run, shared: dict[str, str]) -> None:
+    for name in ("ADAPTERHUB_DATABASE", "ADAPTERHUB_BLOBS"):
+        environment = {key: value for key, value in shared.items() if key != name}
+        assert f"{name}: not set" in run("list", env=environment, code=2).stderr
+
+
+def test_a_gateway_over_a_shared_hub_sees_what_others_push(shared: dict[str, str], inputs: Path, tmp_path: Path) -> None:
+    settings = HubSettings(
+        tmp_path / "gateway", database=shared["ADAPTERHUB_DATABASE"], blobs=shared["ADAPTERHUB_BLOBS"], environ=shared
+    )
+    other = HubSettings(tmp_path / "other", database=settings.database, blobs=settings.blobs, environ=shared)
+    lookup = RegistryLookup(Workspace(tmp_path / "gateway", opener=lambda: open_registry(settings)))
+    try:
+        with open_registry(other) as registry:
+            digests = [registry.push(inputs / name, Ref("team/sql")).digest for name in ("one", "two")]
+            assert asyncio.run(lookup.find(Ref("team/sql"))).digest == digests[1]
+            registry.tag(Ref("team/sql", number=1), "prod")
+            assert asyncio.run(lookup.find(Ref("team/sql", tag="prod"))).digest == digests[0]
+            registry.tag(Ref("team/sql", number=2), "prod")
+            assert asyncio.run(lookup.find(Ref("team/sql", tag="prod"))).digest == digests[1]
+    finally:
+        lookup.close()
