@@ -111,7 +111,7 @@ class Group(Command, click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does; a group alone shows its help, which newer versions of click call an error."""
-        if not args:
+        if not args and not ctx.resilient_parsing:  # which a shell that completes the line asks for
             click.echo(ctx.get_help())
             ctx.exit()
         return super().parse_args(ctx, args)

@@ -186,7 +186,7 @@ class _Replay:
         elif entry.op == "drop":
             for number in entry.numbers:
                 self._forget_version(entry.name, number)
-        if entry.op in ("push", "tag", "untag"):
+        if entry.op in ("push", "tag", "untag", "restore"):
             self._move_tags(entry)
         self._mark(entry)
 
@@ -199,8 +199,9 @@ class _Replay:
         for undone in entries_in_force(earlier)[1]:
             if undone.number in (0, *entry.numbers):
                 self._take_effect(undone)
-            elif undone.op in ("push", "tag"):
+            elif undone.op in ("push", "tag", "restore"):
                 self._take_effect(dataclasses.replace(undone, op="untag"))
+        self._take_effect(entry)  # its tag `latest`, whose version is gone
 
     # ---- versions
 

@@ -76,7 +76,7 @@ def _check_tag(log: RefLog, state: LogState, row: VersionRow, tag: str, *, verif
             return
         if entry.op == "drop" and row.number in entry.numbers:
             break
-        if tag in entry.tags and entry.op in ("push", "tag", "untag"):
+        if tag in entry.tags and entry.op in ("push", "tag", "untag", "restore"):
             if entry.op != "untag" and entry.number == row.number:
                 return
             logged_position = "is gone" if entry.op == "untag" else f"is v{entry.number}"
@@ -89,6 +89,8 @@ def _entries_in_force(log: RefLog, state: LogState, number: int, database: Path)
     skipping = False
     for entry, digest in _entries_newest_first(log, state, database):
         if entry.op == "restore" and number in entry.numbers:
+            if not skipping:
+                yield entry, digest
             skipping = True  # skip everything back to the removal, which it undid
         elif entry.op == "delete" and skipping:
             skipping = False

@@ -12,12 +12,21 @@ from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
-from adapterhub.store.ref_log import MAX_RESTORES, Entry
+from adapterhub.store.ref_log import MAX_RESTORES, Entry, entries_in_force
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, ConflictError, RefusedError
 
 from .ledger import Ledger
-from .version_lookup import RestoreResult, Version, find_exact_row, find_row, number_before, removed_versions, version_of
+from .version_lookup import (
+    RestoreResult,
+    Version,
+    find_exact_row,
+    find_row,
+    number_before,
+    removed_versions,
+    tag_number,
+    version_of,
+)
 
 ABSENT = "absent"
 """`expect` of a ref that must not exist yet."""
@@ -284,7 +293,10 @@ def _check_childless(ledger: Ledger, name: str) -> None:
 
 
 def restore(ledger: Ledger, name: str) -> RestoreResult:
-    """Undo the removal of a name, except for versions whose bytes gc has removed."""
+    """Undo the removal of a name, except for versions whose bytes gc has removed.
+
+    If `latest` pointed to one of those, it points to the newest version that is back.
+    """
     result = RestoreResult(name, (), ())
 
     def decide(state: LogState) -> Entry:
@@ -300,7 +312,11 @@ def restore(ledger: Ledger, name: str) -> RestoreResult:
         pushed = removed_versions(entries)
         restorable = {number for number, digest in pushed.items() if _is_stored(ledger.store, digest)}
         result = RestoreResult(name, tuple(sorted(restorable)), tuple(sorted(pushed.keys() - restorable)))
-        return Entry(name, state.seq + 1, "restore", now(), numbers=result.numbers, previous=state.head)
+        entry = Entry(name, state.seq + 1, "restore", now(), numbers=result.numbers, previous=state.head)
+        if restorable and tag_number(entries_in_force(entries)[1], LATEST) not in restorable:
+            number = max(restorable)
+            entry = replace(entry, digest=pushed[number], number=number, tags=(LATEST,))
+        return entry
 
     ledger.move(name, decide)
     return result

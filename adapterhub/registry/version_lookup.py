@@ -87,6 +87,15 @@ def removed_versions(entries: Iterable[Entry]) -> dict[int, Digest]:
     return digest_by_number
 
 
+def tag_number(entries: Iterable[Entry], tag: str) -> int:
+    """Return the number of the version that a tag points to after these entries, none of which removes the name; 0 for none."""
+    number = 0
+    for entry in entries:
+        if entry.op in ("push", "tag", "untag", "restore") and tag in entry.tags:
+            number = 0 if entry.op == "untag" else entry.number
+    return number
+
+
 def version_of(ledger: Ledger, row: VersionRow, tag: str | None = None) -> Version:
     """Return the version in a row; `tag` is the tag that named it."""
     return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
@@ -198,8 +207,9 @@ def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
             removed_number = moves[-1][1]
             moves.append((entry.seq, 0))
         elif entry.op == "restore":
-            # A restore brings a tag back only if its version came back.
-            moves.append((entry.seq, removed_number if removed_number in entry.numbers else 0))
+            # A restore brings a tag back only if its version came back; `latest` moves instead.
+            number = entry.number if ref.tag in entry.tags else removed_number if removed_number in entry.numbers else 0
+            moves.append((entry.seq, number))
         elif entry.op in ("push", "tag", "untag") and ref.tag in entry.tags:
             moves.append((entry.seq, 0 if entry.op == "untag" else entry.number))
     if len(moves) == 1:

@@ -146,6 +146,7 @@ def entries_in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]
             current, removed = [], current
         elif entry.op == "restore":
             current = [undone for undone in removed if undone.op != "push" or undone.number in entry.numbers]
+            current += [entry] if entry.tags else []
         else:
             current.append(entry)
     return current, removed

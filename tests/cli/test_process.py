@@ -11,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from adapterhub.cli.errors import explanation
-from adapterhub.cli.main import COMMANDS
+from adapterhub.cli.main import COMMANDS, app
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run, need_program
 from tests.support.folders import adapter, base, pairs
@@ -205,6 +206,25 @@ def test_completion(run: Run, shell: str) -> None:
         "_ADAPTERHUB_COMPLETE": f"{shell}_complete",
     }
     assert "validate" in run(env=words).stdout
+
+
+def test_completion_after_a_group_lists_its_commands(run: Run) -> None:
+    def complete(*words: str) -> list[str]:
+        variables = {"COMP_WORDS": " ".join(["adapterhub", *words, ""]), "COMP_CWORD": str(1 + len(words))}
+        result = run(env={**variables, "_ADAPTERHUB_COMPLETE": "bash_complete"})
+        assert result.stderr == ""
+        return [line.partition(",")[2] for line in result.stdout.splitlines()]
+
+    def check(group: click.Group, *words: str) -> None:
+        context = click.Context(group)
+        commands = {name: group.get_command(context, name) for name in group.list_commands(context)}
+        assert sorted(complete(*words)) == sorted(name for name, command in commands.items() if command and not command.hidden)
+        for name, command in commands.items():
+            if isinstance(command, click.Group):
+                check(command, *words, name)
+
+    check(app)
+    assert "rank-config" in complete("explain")
 
 
 _COMPLETED = {

@@ -196,6 +196,21 @@ def test_a_name_without_any_version_left_can_be_pushed_to_again(registry: Regist
     assert errors(registry) == []
 
 
+def test_where_the_newest_version_is_gone_latest_is_the_newest_that_came_back(registry: Registry, make: Make) -> None:
+    for name, seeds in (("team/kept", "ab"), ("team/sql", "abc")):
+        versions = [registry.push(make(f"{name}-{seed}", ord(seed)), ref(name)) for seed in seeds]
+    for _ in range(2):
+        registry.rm(SQL)
+        gc(registry, grace=0)
+        assert registry.restore("team/sql").numbers == (1, 2)
+        assert registry.resolve(SQL).digest == registry.resolve(ref("team/sql:latest")).digest == versions[1].digest
+        assert ("restore", ("latest",)) in {(entry.op, entry.tags) for entry in registry.log(SQL)}
+        assert registry.rebuild_index() == []
+        assert registry.resolve(SQL).number == 2
+    assert registry.push(make("d", 3), SQL).number == 4
+    assert errors(registry) == []
+
+
 def test_what_a_restore_needs_is_kept_from_then_on(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.rm(SQL)

@@ -7,6 +7,7 @@ import difflib
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.environment import completions
 from adapterhub.cli.errors import codes, explanation
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError
@@ -19,7 +20,7 @@ from adapterhub_converters.errors import NotFoundError
     adapterhub explain
     adapterhub explain no-such-tag --json""",
 )
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=lambda _context, _parameter, typed: completions(codes(), typed))
 @click.pass_obj
 def explain(settings: Settings, code: str | None) -> None:
     """Explain a code of a check or an error: what it means, and what to do.

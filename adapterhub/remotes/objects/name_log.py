@@ -56,6 +56,7 @@ class NameState:
             self.versions = {number: versions[number] for number in sorted(versions.keys() & set(entry.numbers))}
             self.tags = {tag: number for tag, number in tags.items() if number in self.versions}
             self.protected = protected & set(self.tags)
+            self.tags |= dict.fromkeys(entry.tags, entry.number)
         elif entry.op == "push":
             self.deleted = False
             self.versions[entry.number] = (entry.digest, entry.size)
