@@ -88,6 +88,22 @@ def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
     return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
+def base_for_class(contents: Contents, base: BaseSpec) -> BaseSpec:
+    """Return the base as the class that loads it names its modules: with or without its head, its layers repeated.
+
+    A prefix that no class explains stays as it is.
+    """
+    replicated = _replicate_layers(contents, base)
+    renaming = _rename_base(contents, replicated)
+    while True:
+        try:
+            if next(renaming).code == "other-prefix":
+                return replicated
+        except StopIteration as result:
+            renamed: BaseSpec = result.value
+            return renamed
+
+
 def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
     """Return the base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
     ranges = contents.config.get("layer_replication")
@@ -335,7 +351,7 @@ def _replacement_problems(contents: Contents, base: BaseSpec, missing: list[str]
     tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
-        if weight is None and _is_head(contents, tops, name):
+        if weight is None and is_head(contents, tops, name):
             heads[name.rpartition(".")[0]] = tensor
         elif weight is None:
             missing.append(name)
@@ -346,7 +362,7 @@ def _replacement_problems(contents: Contents, base: BaseSpec, missing: list[str]
         yield Problem("new-head", contents.weights, head, message)
 
 
-def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
+def is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
     """Return whether a whole tensor belongs to a head that the class of the task adds to a base with the modules `tops`."""
     top, task = name.split(".", 1)[0], contents.config.get("task_type")
     if layer_of(name) is not None or top in tops:

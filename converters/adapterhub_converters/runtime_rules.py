@@ -75,6 +75,7 @@ def _condition_rules(source: str) -> tuple[Rule, Rule]:
     )
 
 
+# What peft makes of names, shapes and options in its own format is not here: `adapterhub.checks.peft_load` follows its steps.
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
     Rule("deeper", WRONG, "loads and reports missing keys: layers without tensors are not adapted", _PEFT),
@@ -85,11 +86,7 @@ _PEFT_RULES = (
         "ignores {key} with a warning: correct only if that changes nothing",
         "peft/config.py, from_peft_type",
     ),
-    Rule("rank-config", REFUSED, "size mismatch for …: the config and the tensors disagree on the rank", _PEFT),
     *(Rule(f"experts-{verdict}", verdict, "{what}", _PEFT_EXPERTS) for verdict in (IGNORED, WRONG, REFUSED)),
-    Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
-    Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),
-    Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
         "init-random",
         WRONG,
@@ -102,26 +99,22 @@ _PEFT_RULES = (
         "init_lora_weights {init} changes the base again as it is loaded: correct only on the exact base it was trained on",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
+)
+_PEFT_OWN = (Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),)
+
+_LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
+_TRANSFORMERS_OWN = (
+    Rule("rank-config", REFUSED, "size mismatch for …: the config and the tensors disagree on the rank", _PEFT),
+    Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
+    Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),
+    Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
         "old-targets",
         REFUSED,
         "Target modules … not found in the base model: transformers 5 renamed {module}",
         "peft/tuners/tuners_utils.py, inject_adapter",
     ),
-)
-_PEFT_OWN = (
-    Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),
-    Rule("not-targeted", IGNORED, "tensors of modules that target_modules does not name are silently skipped", _PEFT),
-    Rule(
-        "old-names",
-        IGNORED,
-        "silently skips {module}, which transformers 5 renamed; transformers' load_adapter maps it",
-        "peft/utils/transformers_weight_conversion.py, convert_peft_adapter_state_dict_for_transformers",
-    ),
-)
-
-_LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
-_TRANSFORMERS_OWN = (
+    Rule("peft-refuses", REFUSED, "{what}", "peft/tuners/tuners_utils.py, inject_adapter"),
     Rule("no-module", IGNORED, "reports keys for which the base has no module as UNEXPECTED and skips them", _LOAD_ADAPTER),
     Rule("not-targeted", IGNORED, "reports tensors of modules that target_modules does not name and skips them", _LOAD_ADAPTER),
     Rule("dora", WRONG, "reports lora_magnitude_vector as MISSING and keeps the base's norms; peft loads it", _LOAD_ADAPTER),
@@ -163,6 +156,12 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
                 *_condition_rules(_VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
+                Rule(
+                    "adapter-name",
+                    REFUSED,
+                    "{name} is unsupported LoRA weight",
+                    "vllm/lora/utils.py, parse_fine_tuned_lora_name",
+                ),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
                 Rule("shape", WRONG, "silently pads a smaller matrix with zeros", "vllm/lora/layers/base_linear.py"),

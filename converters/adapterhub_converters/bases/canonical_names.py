@@ -99,6 +99,8 @@ _RULES: dict[str, _Rules] = {
     "nemotron_h": ((r"^backbone\.", "model."),),
     **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), ((r"\.block_sparse_moe\.", ".mlp."),)),
 }  # fmt: skip
+RENAMED = frozenset(_RULES)
+"""Model types whose parameters have other names in files than in memory."""
 # Model types for which peft skips an adapter with the old names, or finds no module for its target_modules.
 PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
 PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_with_registers"})
