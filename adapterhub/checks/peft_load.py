@@ -184,7 +184,7 @@ def _parameter_layers(targets: Targets, base: PeftBase, adapted: set[str]) -> It
         for depth, leaf in enumerate(named):
             name = f"{module}.{leaf}"
             wrapper = module + ".base_layer" * (len(named) - 1 - depth)
-            yield _parameter_layer(targets, base, name, wrapper)
+            yield _parameter_layer(targets, base, name, wrapper, adapted)
 
 
 def _inside_wrappers(layers: Sequence[_Layer]) -> list[_Layer]:
@@ -204,10 +204,12 @@ def _inside(wrapper: str, depths: Mapping[str, int]) -> str:
     return wrapper
 
 
-def _parameter_layer(targets: Targets, base: PeftBase, name: str, wrapper: str) -> _Layer:
+def _parameter_layer(targets: Targets, base: PeftBase, name: str, wrapper: str, adapted: set[str]) -> _Layer:
     config, r, shape = targets.config, targets.rank(name), base.parameters[name]
+    # A module that stores (in, out) has set `fan_in_fan_out` by then.
+    transposed = base.transposed and any(base.kinds.get(module) == LINEAR and module != base.output for module in adapted)
     for option in ("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora"):
-        if config.get(option):
+        if config.get(option) or (option == "fan_in_fan_out" and transposed):
             raise RefusalError(f"lora.ParamWrapper does not work with {option}")
     if shape is None:
         return _Layer(name, wrapper, r, {".lora_A.weight": None, ".lora_B.weight": None})
@@ -227,6 +229,7 @@ class _Places:
     def __init__(self, targets: Targets, base: PeftBase, layers: Sequence[_Layer]) -> None:
         self._targets, self._base = targets, base
         self._adapted = {layer.wrapper.replace(".base_layer", "") for layer in layers}
+        self._with_parameters = {module for module in self._adapted if module not in {layer.name for layer in layers}}
         # The LoRA of a tied output layer is that of the table, transposed.
         self._twins: dict[str, str] = {}
         for output in targets.tied_targets if base.embedding in self._adapted else ():
@@ -246,6 +249,8 @@ class _Places:
             if module.endswith(saved) and module not in self._targets.tied_saved:
                 if module in self._adapted:
                     raise RefusalError(f"modules_to_save cannot be applied to {module}, which has a LoRA")
+                if module.rpartition(".")[0] in self._with_parameters:
+                    raise RefusalError(f"You are trying to target {module}, a module that is a child of ParamWrapper.")
                 if not any(module.startswith(f"{outer}.") for outer in wrapped):
                     wrapped.append(module)
         if not self._base.complete:  # every language model has these two
