@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
 from .base_fit import shape_problems
-from .base_identity import changed_files, identity_problems
+from .base_identity import base_name_problems, changed_files, identity_problems
 from .consistency import earlier_problems, internal_problems, value_problems
 from .contents import Contents
 from .contents_reader import read_contents, unreadable_file
@@ -113,6 +113,8 @@ def check(
             requirement_findings.add(_rank_problems(contents, max_rank))
         if unpublished:
             requirement_findings.add(_package_problems(path))
+            with suppress(AdapterhubError):  # of a malformed adapter.json or adapter.toml, which a push reports
+                requirement_findings.add(base_name_problems(contents, base) if contents is not None else ())
         # None of these codes is one of `examined`.
         counts = {**report.counts, **requirement_findings.counts}
         problems = [

@@ -315,7 +315,7 @@ class _Places:
                 continue
             expected = self._expected[place] if place in self._expected else self._base.parameters.get(place)
             if expected is not None and shape is not None and expected != shape:
-                raise RefusalError(f"{SIZE_MISMATCH} for {name}: shape {shape}, the model's is {expected}")
+                raise RefusalError(f"{SIZE_MISMATCH} for {name.removeprefix(PREFIX)}: shape {shape}, the model's is {expected}")
             loaded += file_names
             filled.add(place)
         for first, second in self._twins.items():

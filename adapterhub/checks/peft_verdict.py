@@ -10,6 +10,7 @@ from adapterhub_converters.adapter import StackedLowRank
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from adapterhub_converters.runtime_rules import APPLIED, IGNORED, REFUSED, UNKNOWN, WRONG
 
 from .base_fit import base_for_class, is_head
@@ -147,7 +148,8 @@ def load_consequences(contents: Contents, loaded: Loading | None) -> Iterator[tu
         yield REFUSED, load.refusal[:_LONGEST]
         return
     if load.skipped:
-        yield IGNORED, f"silently skips {len(load.skipped)} tensors without a place in what it builds: {load.skipped[0]}"
+        first = load.skipped[0].removeprefix(PREFIX)
+        yield IGNORED, f"silently skips {len(load.skipped)} tensors without a place in what it builds: {first}"
     magnitudes = sum(name.endswith(".lora_magnitude_vector") for name in load.missing)
     if magnitudes:
         yield WRONG, f"reports missing keys: {magnitudes} magnitudes keep their initial values"

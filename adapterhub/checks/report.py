@@ -33,6 +33,7 @@ _FILES: _Codes = {
     "files-changed": (ERROR, "the weights or the config differ from those recorded in adapter.json"),
     "files-edited": (NOTE, "a file other than the weights and the config differs from the one recorded in adapter.json"),
     "not-packaged": (ERROR, "a push refuses a file: pickled weights, a link, a device"),
+    "no-base-name": (WARNING, "neither the config, the card, adapter.json nor the base names the base on its hub"),
     "left-out": (NOTE, "files that are not part of an adapter, which a push leaves out"),
     # Do config and tensors agree with each other?
     "key-prefix": (ERROR, "tensors are not named `base_model.model.…`; peft would skip them silently"),
@@ -135,7 +136,7 @@ UNREAD = frozenset({"no-adapter", "malformed", "missing-file", "pickle", "whole-
 _LEVELS = {
     **dict.fromkeys(_BASE, "base"), **dict.fromkeys(_IDENTITY, "identity"), **dict.fromkeys(_SCAN, "scan"),
     "non-finite": "values", "files-changed": "values", "files-edited": "values", "not-packaged": "package",
-    "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
+    "no-base-name": "package", "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
 }  # fmt: skip
 
 

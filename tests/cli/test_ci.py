@@ -18,8 +18,14 @@ from adapterhub.checks import CODES, Problem, Report
 from adapterhub.cli.views import reports
 from tests.cli.test_process import PATH
 from tests.conftest import ROOT, Run, need_module, need_program
-from tests.support.folders import adapter, base, pairs
+from tests.support import folders
+from tests.support.folders import base, pairs
 from tests.support.programs import write_program
+
+
+def adapter(path: Path, shapes: folders.Shapes, **config: object) -> Path:
+    """An adapter that names its base: `--strict` fails one that does not."""
+    return folders.adapter(path, shapes, **{"base_model_name_or_path": "org/base", **config})
 
 
 @pytest.fixture

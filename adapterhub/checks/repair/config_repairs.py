@@ -9,8 +9,9 @@ from typing import Any
 
 from adapterhub.checks.peft_base import EMBEDDING, LINEAR, PeftBase
 from adapterhub.checks.peft_targets import RefusalError, Targets, check_config
+from adapterhub.manifest import card as cards
+from adapterhub.manifest.base_name import public_repo
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.json_file import is_number
@@ -26,7 +27,6 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 # Keys that peft 0.21 writes for LoRA and the reader does not know (`tuners/lora/config.py`); a test compares.
 _WRITTEN = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 _LORA_PARTS = {"A", "B", "embedding_A", "embedding_B", "magnitude", "bias"}
-_REPO = safe_regex.Pattern(r"[\w.-]+/[\w.-]+")
 
 
 def repair_config(draft: Draft, base: BaseSpec | None) -> None:
@@ -77,8 +77,9 @@ def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
     """Set a missing name of the base if the base model and adapter.json do not contradict each other."""
     if draft.config.get("base_model_name_or_path"):
         return
-    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _manifest_repo(draft)}
-    repos = {source: repo for source, repo in named.items() if repo and _REPO.fullmatch(repo)}
+    card = cards.base_repo(cards.read(draft.folder)) if draft.folder else None
+    named = {"its card": card, ADAPTER_JSON: _manifest_repo(draft), "the base model": base.repo if base else None}
+    repos = {source: repo for source, name in named.items() if (repo := public_repo(name)) and "/" in repo}
     if len(set(repos.values())) == 1:
         source, repo = next(iter(repos.items()))
         draft.config["base_model_name_or_path"] = repo
