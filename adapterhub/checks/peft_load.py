@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub_converters.bases import canonical_names
+from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft import target_parameters
 from adapterhub_converters.formats.peft.earlier_versions import MAPPED
@@ -34,6 +35,7 @@ SIZE_MISMATCH = "size mismatch"
 NOT_FOUND = "not found in the base model"
 """What the refusal of a config that names no module of the base has in it."""
 _DUMMY = "dummy-target-modules"
+_MOST_TABLES = 100  # each is looked for among all modules
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class _Places:
     def __init__(self, targets: Targets, base: PeftBase, layers: Sequence[_Layer]) -> None:
         self._targets, self._base = targets, base
         self._adapted = {layer.wrapper.replace(".base_layer", "") for layer in layers}
-        self._with_parameters = {module for module in self._adapted if module not in {layer.name for layer in layers}}
+        self._with_parameters = self._adapted - {layer.name for layer in layers}
         # The LoRA of a tied output layer is that of the table, transposed.
         self._twins: dict[str, str] = {}
         for output in targets.tied_targets if base.embedding in self._adapted else ():
@@ -244,20 +246,20 @@ class _Places:
     def _wrapped_modules(self) -> list[str]:
         """Return the modules that `modules_to_save` wraps: those whose path ends in a name, wherever the name begins."""
         saved = tuple(name for name in self._targets.saved if name)
-        wrapped: list[str] = []
+        wrapped: dict[str, None] = {}
         for module in self._base.modules if saved else ():
             if module.endswith(saved) and module not in self._targets.tied_saved:
                 if module in self._adapted:
                     raise RefusalError(f"modules_to_save cannot be applied to {module}, which has a LoRA")
                 if module.rpartition(".")[0] in self._with_parameters:
                     raise RefusalError(f"You are trying to target {module}, a module that is a child of ParamWrapper.")
-                if not any(module.startswith(f"{outer}.") for outer in wrapped):
-                    wrapped.append(module)
+                if not _wrapper_of(module, wrapped):
+                    wrapped[module] = None
         if not self._base.complete:  # every language model has these two
             for name in names_of(self._targets.config.get("modules_to_save")):
                 if last_of(name) in (*EMBEDDINGS, *OUTPUTS) and not any(module.endswith(name) for module in wrapped):
                     raise RefusalError(f"KeyError '{PREFIX}…{name}.weight'")
-        return wrapped
+        return list(wrapped)
 
     def _token_tables(self) -> dict[str, list[int]]:
         """Return the tables of `trainable_token_indices`, with their ids; a tied output layer has no rows of its own."""
@@ -265,18 +267,20 @@ class _Places:
         if not isinstance(indices, list | dict):
             return {}
         by_name = indices if isinstance(indices, dict) else {base.embedding or "embed_tokens": indices}
+        if len(by_name) > _MOST_TABLES:
+            raise RefusedError(peft.CONFIG, f"trainable_token_indices names {len(by_name)} tables")
         tables: dict[str, list[int]] = {}
         for name, ids in by_name.items():
             if name in names_of(self._targets.config.get("modules_to_save")):
                 raise RefusalError("The embedding layer is already marked to be trained fully")
-            found = [module for module in base.modules if module.endswith(name)]
-            if not found and base.complete:
+            matching = [module for module in base.modules if module.endswith(name)]
+            if not matching and base.complete:
                 raise RefusalError(f"Target modules {{{name!r}}} {NOT_FOUND}.")
-            if found and self._is_tied_output(found[0], by_name):
+            if matching and self._is_tied_output(matching[0], by_name):
                 continue
-            if any(module in self._adapted for module in found):
+            if any(module in self._adapted for module in matching):
                 raise RefusalError(f"training wrapper cannot be applied to {name}, which has a LoRA")
-            tables |= dict.fromkeys(found or [name], ids)
+            tables |= dict.fromkeys(matching or [name], ids)
         return tables
 
     def _is_tied_output(self, module: str, by_name: Mapping[str, list[int]]) -> bool:
@@ -287,15 +291,18 @@ class _Places:
 
     def take_saved(self, names: Mapping[str, _Tensors]) -> None:
         """Exchange the names of whole modules and token rows for those in the model, all of which the file must have."""
-        for module in self._saved:
+        saved = dict.fromkeys(self._saved)
+        for parameter in self._base.parameters if saved else ():
+            module = _wrapper_of(parameter, saved)
+            if not module:
+                continue
             # The rows of a table, and of the output layer tied to it, are wrapped inside.
             is_tied = self._base.tied and module == self._base.output and self._base.embedding in self._rows
             has_rows = is_tied or module in self._rows
-            for parameter in [name for name in self._base.parameters if name.startswith(f"{module}.")]:
-                name = f"{PREFIX}{module}.token_adapter.base_layer.weight" if has_rows else f"{PREFIX}{parameter}"
-                if name not in names:
-                    raise RefusalError(f"KeyError '{name}'")
-                self._expected[name] = self._base.parameters[parameter]
+            name = f"{PREFIX}{module}.token_adapter.base_layer.weight" if has_rows else f"{PREFIX}{parameter}"
+            if name not in names:
+                raise RefusalError(f"KeyError '{name}'")
+            self._expected[name] = self._base.parameters[parameter]
         for table, ids in self._rows.items():
             name = f"{PREFIX}{table}.token_adapter.trainable_tokens_delta"
             if name not in names:
@@ -339,6 +346,11 @@ class _Places:
         if (module != inner) == (inner in self._adapted) and f"{inner}.{leaf}" in self._base.parameters:
             return f"{inner}.{leaf}"
         return None
+
+
+def _wrapper_of(path: str, wrapped: Mapping[str, None]) -> str:
+    """Return the wrapped module that a path is inside of; empty if it is in none."""
+    return next((path[:at] for at, character in enumerate(path) if character == "." and path[:at] in wrapped), "")
 
 
 def _without_adapter_name(name: str) -> str:

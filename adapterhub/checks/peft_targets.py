@@ -71,8 +71,10 @@ class Targets:
         self._patterns: dict[str, float] = dict(patterns) if isinstance(patterns, dict) else {}
         self.tied_targets: frozenset[str] = frozenset()
         self.tied_saved: frozenset[str] = frozenset()
+        self._saved_names = frozenset(self.saved)
         self._stack_experts()
         self._tie()
+        self._saved_names = frozenset(self.saved)
         self._default()
         if isinstance(self.modules, str) and self.modules.lower() == "all-linear":
             self.modules = self._linear()
@@ -90,7 +92,7 @@ class Targets:
         """Return whether peft leaves a module out, because of `exclude_modules` or `modules_to_save`."""
         if self.excluded and _is_named(self.excluded, module, "exclude_modules"):
             return True
-        return bool(self.saved) and is_within(self.saved, module)
+        return bool(self._saved_names) and is_within(self._saved_names, module)
 
     def name(self, module: str) -> bool:
         """Return whether peft takes a module for one of `target_modules`."""

@@ -95,14 +95,14 @@ def _is_conv1d(module: Any) -> bool:
 # ---- Drawing
 
 
-def draws(seed: int, count: int, known: Mapping[str, Base]) -> Iterator[Draw]:
+def draws(seed: int, count: int, bases_by_name: Mapping[str, Base]) -> Iterator[Draw]:
     """Yield adapters as peft saves them, of which config and tensors were then changed."""
     generator = random.Random(seed)
-    names = list(known)
+    names = list(bases_by_name)
     for number in range(count):
         name = names[number % len(names)]
         while True:
-            drawn = _draw(generator, name, known[name])
+            drawn = _draw(generator, name, bases_by_name[name])
             if drawn is not None:
                 yield drawn
                 break
@@ -136,10 +136,17 @@ def _leaves(base: Base) -> list[str]:
 
 def _config(generator: random.Random, base: Base) -> dict[str, Any]:
     leaves = _leaves(base)
-    some = generator.sample(leaves, generator.randint(1, min(4, len(leaves))))
+    chosen = generator.sample(leaves, generator.randint(1, min(4, len(leaves))))
     config: dict[str, Any] = {"r": generator.choice((2, 4)), "lora_alpha": 8, "task_type": "CAUSAL_LM"}
     config["target_modules"] = generator.choice(
-        (some, some, some, "all-linear", rf".*\.({'|'.join(some)})", generator.sample(base.linear, min(3, len(base.linear))))
+        (
+            chosen,
+            chosen,
+            chosen,
+            "all-linear",
+            rf".*\.({'|'.join(chosen)})",
+            generator.sample(base.linear, min(3, len(base.linear))),
+        )
     )
     if generator.random() < 0.2 and isinstance(config["target_modules"], list):
         config["target_modules"] = [*config["target_modules"], generator.choice(("embed_tokens", "wte", "lm_head"))]
@@ -368,10 +375,13 @@ def _is_marked(tensor: Any) -> bool:
 
 def disagreements(seed: int, count: int, folder: Path, names: Iterable[str] = BASES) -> list[tuple[Draw, Outcome, Outcome]]:
     """Return the drawn adapters of which `peft_load` and peft differ, with what either of them says."""
-    known = bases(folder / "bases", names)
+    bases_by_name = bases(folder / "bases", names)
     differing = []
-    for drawn in draws(seed, count, known):
-        ours, theirs = expected(drawn, known[drawn.base]), observed(drawn, known[drawn.base], folder / "adapter")
+    for drawn in draws(seed, count, bases_by_name):
+        ours, theirs = (
+            expected(drawn, bases_by_name[drawn.base]),
+            observed(drawn, bases_by_name[drawn.base], folder / "adapter"),
+        )
         if ours != theirs:
             differing.append((drawn, ours, theirs))
     return differing
