@@ -17,7 +17,6 @@ from adapterhub_converters.runtime_rules import (
     RUNTIMES,
     UNKNOWN,
     VERDICTS,
-    VLLM_WITHOUT_LORA,
     WRONG,
     Rule,
     Runtime,
@@ -26,6 +25,7 @@ from adapterhub_converters.runtime_rules import (
 from .base_fit import is_conv1d
 from .contents import Contents
 from .report import CODES, ERROR, Problem, Verdict
+from .served_models import served_features
 
 _FIELD = safe_regex.Pattern(r"\{\w+\}")
 
@@ -207,6 +207,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
         yield "mla", ""
     yield from _scale_features(contents)
     yield from _fusion_features(contents, base)
+    yield from served_features(contents, base)
     if base is not None:
         yield from _base_features(contents, base)
 
@@ -315,8 +316,6 @@ def _base_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, st
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
         yield "encoder", base.model_type
-    if base.model_type in VLLM_WITHOUT_LORA:
-        yield "vllm-without-lora", base.architecture
     yield from _old_name_features(contents, base)
     if contents.format != "gguf":
         yield from _llama_cpp_features(contents, base)

@@ -41,9 +41,12 @@ class Runtime:
 
 
 _VLLM = "vllm/lora/peft_helper.py, _validate_features"
+_VLLM_MODELS = "adapterhub_converters/runtime_models.json, of vllm/model_executor/models/registry.py"
+_VLLM_MANAGER = "vllm/lora/model_manager.py, _create_lora_modules"
 _LLAMA = "llama.cpp src/llama-adapter.cpp, llama_adapter_lora_init_impl"
 _SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
 _SGLANG_LORA = "sglang/srt/lora/lora.py, LoRAAdapter"
+_SGLANG_MODELS = "adapterhub_converters/runtime_models.json, of sglang/srt/models, EntryClass"
 _SGLANG_POOL = "sglang/srt/lora/mem_pool.py, load_lora_weight_to_buffer"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
 _PEFT_EXPERTS = "peft/utils/transformers_weight_conversion.py; peft/tuners/lora/layer.py, ParamWrapper"
@@ -57,12 +60,6 @@ _INFERRED = "inferred:"
 _NAMES = "adapterhub_converters/architectures/table.py, ARCHITECTURES"
 _KINDS = "adapterhub_converters/adapter/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
-
-VLLM_WITHOUT_LORA = frozenset({
-    "gpt2", "falcon", "bloom", "gptj", "gpt_neox", "stablelm", "dbrx", "gemma3n", "mamba", "mamba2", "mpt", "olmoe", "orion",
-    "bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "clip", "siglip", "aria", "phi3_v", "zamba2",
-})  # fmt: skip
-"""Model types without LoRA support in vLLM's tables (docs/models/supported_models.md, pooling_models/embed.md)."""
 
 _UNCOVERED = "correct only if the modules without tensors were not trained: they stay as in the base"
 
@@ -138,11 +135,39 @@ RUNTIMES: dict[str, Runtime] = {
             "0.33.0",
             "peft",
             (
+                Rule("vllm-without-lora", REFUSED, "{model} does not support LoRA yet.", _VLLM_MODELS),
+                Rule("vllm-removed", REFUSED, "{model}", _VLLM_MODELS),
+                Rule("vllm-unlisted", UNKNOWN, "{model} is not among its models; transformers may run it there", _VLLM_MODELS),
+                Rule("vllm-tower", IGNORED, "{module}", _VLLM_MANAGER),
                 Rule(
-                    "vllm-without-lora",
+                    "vllm-table",
                     REFUSED,
-                    "{model} does not support LoRA yet.",
-                    "vllm/docs/models/supported_models.md, column LoRA",
+                    "expected target modules in …, but received {module}: no LoRA on it",
+                    "vllm/lora/utils.py, get_supported_lora_modules",
+                ),
+                Rule(
+                    "vllm-stacked",
+                    REFUSED,
+                    "reads experts of this model one by one unless enable_mixed_moe_lora_format is set",
+                    "vllm/lora/model_manager.py, _validate_moe_lora_format",
+                ),
+                Rule(
+                    "vllm-numbered",
+                    REFUSED,
+                    "expected target modules in …, but received {module}: experts of this model are one stack",
+                    "vllm/lora/lora_model.py, check_unexpected_modules",
+                ),
+                Rule(
+                    "vllm-half",
+                    REFUSED,
+                    "AssertionError: experts need a delta on gate_up_proj and on down_proj",
+                    "vllm/lora/model_manager.py, _stack_moe_lora_weights",
+                ),
+                Rule(
+                    "experts-of-unknown-model",
+                    UNKNOWN,
+                    "reads stacked experts of some models; name the base to know",
+                    "vllm/lora/model_manager.py, _validate_moe_lora_format",
                 ),
                 Rule("dora", REFUSED, "vLLM does not yet support DoRA.", _VLLM),
                 Rule("lora-bias", REFUSED, "vLLM does not support LoRA bias (lora_bias).", _VLLM),
@@ -154,12 +179,6 @@ RUNTIMES: dict[str, Runtime] = {
                     _VLLM,
                 ),
                 Rule("norms", REFUSED, "vLLM only supports modules_to_save being either None or [classifier, score]", _VLLM),
-                Rule(
-                    "experts",
-                    REFUSED,
-                    "stacked experts are read for some models only, and layouts differ by version",
-                    _VLLM_KINDS,
-                ),
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
                 *_condition_rules(_VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
@@ -275,6 +294,17 @@ RUNTIMES: dict[str, Runtime] = {
             "0.5.23",
             "peft",
             (
+                Rule(
+                    "sglang-unlisted", UNKNOWN, "{model} is not among its models; transformers may run it there", _SGLANG_MODELS
+                ),
+                Rule(
+                    "sglang-size",
+                    REFUSED,
+                    "get_hidden_dim not implemented for {module}",
+                    "sglang/srt/lora/utils.py, get_hidden_dim",
+                ),
+                Rule("sglang-tower", CRASHES, "takes {module} for a layer of the language model", _SGLANG_LORA),
+                Rule("sglang-layerless", IGNORED, "{module} is in no numbered layer, and is skipped silently", _SGLANG_LORA),
                 Rule("dora", REFUSED, "LoRA serving currently doesn't support DoRA adapters", _SGLANG),
                 Rule("rslora", WRONG, "scales by alpha / r regardless of use_rslora", _SGLANG_LORA),
                 Rule(
