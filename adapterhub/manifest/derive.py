@@ -312,12 +312,12 @@ def inspect_adapter(folder: Path, contents: FolderContents | None = None) -> Ins
 
 
 def _read_known_format(folder: Path, contents: FolderContents | None) -> Inspection:
-    if contents is not None and peft.has_peft_type(contents.texts.get(peft.CONFIG, "")):
+    candidate = Candidate(folder, config=contents.texts.get(peft.CONFIG) if contents else None)
+    if contents is not None and peft.sniff(candidate):
         weights = peft.weight_files(folder)
         if contents.headers.keys() >= set(weights):
             headers = {path: contents.headers[path] for path in weights}
             return Inspection("peft", peft.parse_shapes(contents.texts[peft.CONFIG], headers, location=str(folder)))
-    candidate = Candidate(folder, config=contents.texts.get(peft.CONFIG) if contents else None)
     if peft.sniff(candidate):
         return Inspection("peft", peft.read_shapes(candidate))
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader

@@ -1,6 +1,6 @@
-"""What vLLM does with adapters, by vLLM itself: run by its Python with `NAME BASE ADAPTER` triples, it prints JSON.
+"""What vLLM does with adapters, by vLLM itself: its Python runs this with triples of name, base and adapter.
 
-For each: the error at load, or the modules of the adapter that it has no place for, and the tokens with and without it.
+For each it prints a line of JSON: the error at load, or the modules of the adapter that it has no place for, and the tokens with and without it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def loaded(base: str, adapter: str) -> dict[str, Any]:
         return {"error": "", "ignored": ignored, "base": plain, "adapted": adapted}
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error} ({frame.filename.rpartition('/')[2]}:{frame.lineno})"}
     finally:
         del engine
@@ -49,5 +50,5 @@ def _tokens(outputs: Any) -> list[int]:
 
 if __name__ == "__main__":
     words = iter(sys.argv[1:])
-    results = {name: loaded(base, adapter) for name, base, adapter in zip(words, words, words, strict=True)}
-    print("\n" + json.dumps(results))
+    for name, base, adapter in zip(words, words, words, strict=True):
+        print("\n" + json.dumps({"name": name, **loaded(base, adapter)}), flush=True)

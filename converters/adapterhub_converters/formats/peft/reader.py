@@ -28,14 +28,16 @@ from .adapter_config import check as check_config
 from .adapter_config import meta as meta_of
 from .module_deltas import DeltaReader, trainable_rows
 from .tensor_keys import PREFIX, TensorId, classify, identify_all, tensor_names
+from .tinker_names import is_archive
 
 
 def sniff(candidate: Candidate) -> bool:
     """Return whether it is a folder with a PEFT adapter.
 
-    mlx-lm uses the same file name for its config, but only PEFT's has a `peft_type`.
+    mlx-lm uses the same file name for its config, but only PEFT's has a `peft_type`. An archive of Tinker has one, too.
     """
-    return has_peft_type(candidate.config)
+    config = candidate.config
+    return has_peft_type(config) and not is_archive(config, lambda: candidate.file(WEIGHTS).tensors)
 
 
 def has_peft_type(config: str) -> bool:
