@@ -813,7 +813,7 @@ def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     base = shown["manifest"]["base"]
     assert (base["repo"], base["model_type"], base["architecture"]) == ("org/sdxl", "SDXL", None)
     assert ["family", "SDXL"] in [line.split() for line in run("show", "me/style").stdout.splitlines()]
-    report = json.loads(run("validate", "style", "--json", code=None).stdout)
+    [report] = json.loads(run("validate", "style", "--json", code=None).stdout)["reports"]
     assert not [problem for problem in report["problems"] if problem["severity"] == "error"], report
     assert "an adapter of SDXL, saved by sd-scripts" in [problem["what"] for problem in report["problems"]]
 
@@ -824,7 +824,7 @@ def test_an_adapter_with_differences_of_norms_is_checked_and_stored(run: Run, tm
     tensors |= {f"{block}.norm3.diff": numbers(24), f"{block}.norm3.diff_b": numbers(24), f"{block}.ffn.0.diff_b": numbers(32)}
     (tmp_path / "wan").mkdir()
     safetensors_file.write(tmp_path / "wan/wan.safetensors", tensors)
-    report = json.loads(run("validate", "wan", "--json").stdout)
+    [report] = json.loads(run("validate", "wan", "--json").stdout)["reports"]
     assert {one["verdict"] for one in report["runtimes"].values()} == {"refused"}
     run("push", "wan", "me/wan")
     manifest = json.loads(run("show", "me/wan", "--json").stdout)["manifest"]

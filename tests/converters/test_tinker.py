@@ -122,7 +122,7 @@ def test_every_command_takes_an_archive_as_it_is(name: str, config: dict[str, An
     numbers = sum(array.size for array in archive.tensors.values())
     manifest = json.loads(run("show", "a", "--json").stdout)["manifest"]
     assert (manifest["format"], manifest["method"], manifest["parameters"]) == ("tinker", "lora", numbers)
-    report = json.loads(run("validate", "a", "--base", "base", "--for", "peft", "--json").stdout)
+    [report] = json.loads(run("validate", "a", "--base", "base", "--for", "peft", "--json").stdout)["reports"]
     assert (report["ok"], report["format"], report["facts"]["parameters"]) == (True, "tinker", numbers)
     run("init")
     run("push", "a", "team/a:one", "--base", "base")

@@ -1,6 +1,7 @@
 """What vLLM does with adapters, by vLLM itself: its Python runs this with triples of name, base and adapter.
 
-For each it prints a line of JSON: the error at load, or the modules of the adapter that it has no place for, and the tokens with and without it.
+For each it prints a line of JSON: the error at load, or the modules of the adapter that it has no place for, and the tokens
+with and without it.
 """
 
 from __future__ import annotations
