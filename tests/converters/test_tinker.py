@@ -107,6 +107,32 @@ def test_peft_merges_what_tinker_merges(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
 
 
+def test_experts_written_one_by_one_for_vllm_are_merged_into_the_stacks_of_gpt_oss(run: Run, tmp_path: Path) -> None:
+    model, archive = made("GptOssForCausalLM")
+    model.save_pretrained(tmp_path / "base")
+    folder = archive.save(tmp_path / "a", peft_type="LORA", target_modules=["lm_head", "q_proj", "o_proj", *PARTS.values()])
+    tensors = {}
+    for own_name, array in archive.tensors.items():  # as tinker_cookbook.weights.build_lora_adapter names them
+        name = own_name.replace(".attn.", ".self_attn.").replace("model.unembed_tokens", "lm_head")
+        part = next((part for part in PARTS if f".experts.{part}." in name), None)
+        if part is None:
+            tensors[name] = array
+            continue
+        count = max(len(half) for key, half in archive.tensors.items() if f".experts.{part}." in key)
+        for number, expert in enumerate(np.broadcast_to(array, (count, *array.shape[1:]))):
+            tensors[name.replace(f".experts.{part}.", f".experts.{number}.{PARTS[part]}.")] = np.ascontiguousarray(expert)
+    safetensors_file.write(folder / format_peft.WEIGHTS, tensors)
+    assert convert.sniff(folder) == "peft"
+    run("merge", "a", "--into", "base", "-o", "merged")
+    merged = type(model).from_pretrained(tmp_path / "merged", dtype="float32").state_dict()
+    for key, array in archive.wanted.items():
+        np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
+    run("convert", "a", "b", "--to", "peft", "--base", "base")
+    run("validate", "b", "--base", "base", "--for", "peft")
+
+
+PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
 # What Tinker's service adds to the config of an archive that is downloaded.
 DOWNLOADED = {"peft_type": "LORA", "target_modules": "all-linear", "base_model_name_or_path": "org/base"}
 

@@ -209,7 +209,7 @@ def sarif(reports: Sequence[Report]) -> str:
             "ruleIndex": codes.index(cause.first.code),
             "level": cause.first.severity,
             "message": {"text": cause.text},
-            "occurrenceCount": cause.count,
+            "occurrenceCount": cause.total,
             "locations": [_location(report, cause)],
         }
         for report, cause in causes
@@ -336,7 +336,7 @@ class _Cause(NamedTuple):
 
     first: Problem
     text: str
-    count: int
+    total: int
     places: list[str]
 
 
