@@ -115,9 +115,11 @@ class Sources:
         if name in module.imports:
             source, original = module.imports[name]
             return self.resolve(self.module(source), original, depth + 1)
-        if isinstance(alias := module.values.get(name), ast.Name):
-            return self.resolve(module, alias.id, depth + 1)
-        return None
+        alias = module.values.get(name)
+        # Another name of a class, or what a function makes of a class: `as_embedding_model(LlamaForCausalLM)`.
+        others = [alias] if isinstance(alias, ast.Name) else alias.args if isinstance(alias, ast.Call) else []
+        found = (self.resolve(module, other.id, depth + 1) for other in others if isinstance(other, ast.Name))
+        return next(filter(None, found), None)
 
     def bases(self, cls: _Class) -> Iterator[_Class]:
         """Yield a class and all that it inherits from, itself first."""

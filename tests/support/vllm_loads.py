@@ -25,7 +25,6 @@ def loaded(base: str, adapter: str) -> dict[str, Any]:
         engine = LLM(
             model=base, skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1,
             max_num_batched_tokens=64, enable_lora=True, max_loras=1, max_lora_rank=8, enable_prefix_caching=False,
-            **({"language_model_only": True} if "Conditional" in base else {}),
         )  # fmt: skip
         options = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True, detokenize=False)
         prompt: Any = {"prompt_token_ids": PROMPT}
