@@ -340,7 +340,7 @@ def _mlx_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str
 def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     """Yield modules under names that the model in memory does not have (see `bases.canonical_names`)."""
     kind = base.model_type
-    old = next((target for target in contents.pairs if canonical_names.name_in_memory(target, kind) != target), None)
+    old = next((target for target in contents.pairs if base.renaming.module(target) != target), None)
     if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
         yield "old-names", old
     elif old and kind in canonical_names.PEFT_REFUSES_OLD_NAMES:

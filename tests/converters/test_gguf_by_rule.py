@@ -18,7 +18,6 @@ from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, St
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
 from adapterhub_converters.errors import RefusedError
@@ -75,7 +74,7 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
     gguf = converted(folder, tmp_path / "base.gguf")
     base = read_base(folder)
     architecture = base.llama_cpp_architecture()
-    files = {name_in_memory(file, base.model_type): file for file in base.tensors if not _is_known(architecture, file)}
+    files = {base.renaming(file): file for file in base.tensors if not _is_known(architecture, file)}
     tensors = {next((own for own in files if files[own] == file), file): tensor for file, tensor in base.tensors.items()}
     adapter = Adapter(dict(deltas(dataclasses.replace(base, tensors=tensors), architecture)))
     assert len(adapter.deltas) >= 7

@@ -136,7 +136,11 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "Gemma4ForConditionalGeneration": {"vision_config": _VISION, "audio_config": None},
     "Qwen3_5ForConditionalGeneration": {"vision_config": _QWEN_VISION},
     "Qwen3_5MoeForConditionalGeneration": {"vision_config": _QWEN_VISION},
-}
+    "Cosmos3EdgeForConditionalGeneration": {"vision_config": _VISION, "projector_hidden_size": 32},
+    "Qwen3OmniMoeThinkerForConditionalGeneration": {
+        "vision_config": _QWEN_VISION, "audio_config": {**_AUDIO, "output_dim": 64, "downsample_hidden_size": 16},
+    },
+}  # fmt: skip
 _TEXT: dict[str, dict[str, Any]] = {
     "VoxtralForConditionalGeneration": {"model_type": "llama"},
     "LlavaForConditionalGeneration": {"model_type": "llama"},
@@ -150,6 +154,8 @@ _TEXT: dict[str, dict[str, Any]] = {
     "Gemma4ForConditionalGeneration": CONFIGS["Gemma4ForCausalLM"],
     "Qwen3_5ForConditionalGeneration": CONFIGS["Qwen3_5ForCausalLM"],
     "Qwen3_5MoeForConditionalGeneration": CONFIGS["Qwen3_5MoeForCausalLM"],
+    "Cosmos3EdgeForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3OmniMoeThinkerForConditionalGeneration": {**CONFIGS["Qwen3MoeForCausalLM"], "rope_parameters": _SECTIONS},
 }
 
 

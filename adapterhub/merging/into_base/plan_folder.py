@@ -31,7 +31,7 @@ from adapterhub_converters.formats.base_weights import plain_lora, without_copie
 from .edits import Add, AddConvolution, AddDora, AddLowRank, AddVector, ChangeByTuner, Edit, Replace, SetRows, Within
 from .joined_edits import Join, join_edits
 from .read_base import CONV1D, Folder, Weight
-from .tensor_names import HEADS, TensorNames, TokenTables, absent_error, architecture_of, check_shape, expert_edits
+from .tensor_names import HEADS, StoredNames, TensorNames, TokenTables, absent_error, architecture_of, check_shape, expert_edits
 from .tensor_types import Floats, kind
 
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
@@ -151,6 +151,7 @@ class _Planner:
         self.folder = folder
         self.tensors = folder.weights
         self.tables = TokenTables(folder)
+        self._stored = StoredNames(folder)
         self.edits: dict[str, list[Edit]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.added: dict[str, Weight] = {}
@@ -173,7 +174,8 @@ class _Planner:
         adapter = self._add_head(adapter, weight)
         experts, modules = self._experts_and_modules(adapter)
         parameters = {**adapter.replaced, **adapter.copies, **adapter.added}
-        names = TensorNames(self.folder, dataclasses.replace(adapter, deltas=modules, replaced=parameters), self.tables.alias)
+        named = dataclasses.replace(adapter, deltas=modules, replaced=parameters)
+        names = TensorNames(self.folder, self._stored, named, self.tables.alias)
         self.notes += [*adapter.notes, *names.notes]
         for parameter, values in adapter.copies.items():
             self._resize(parameter, names.parameter(parameter), values)
@@ -190,7 +192,7 @@ class _Planner:
         for target, change in adapter.tuned.items():
             self._add_tuned(target, change, weight, names)
         for target, delta in experts.items():
-            for expert_edit in expert_edits(self.folder, self._architecture, target, delta, weight):
+            for expert_edit in expert_edits(self._stored, self._architecture, names.experts(target), delta, weight):
                 self._add_edit(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
         self._add_parameters(adapter, weight, names)
 

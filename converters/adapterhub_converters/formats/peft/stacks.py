@@ -15,7 +15,7 @@ import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
 STACKING = frozenset({
@@ -53,7 +53,7 @@ def stack_experts(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     deltas: dict[str, Delta] = {}
     layers: dict[str, dict[str, dict[int, LowRank]]] = {}
     for name, delta in adapter.deltas.items():
-        target = canonical_names.name_in_memory(name, base.model_type)
+        target = base.renaming.module(name)
         place = expert_place(target)
         if place is None:
             deltas[target] = delta
