@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,20 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import plain_lora, without_copies
 
-from .edits import Add, AddConvolution, AddDora, AddLowRank, AddVector, ChangeByTuner, Edit, Replace, SetRows, Within
+from .edits import (
+    Add,
+    AddConvolution,
+    AddDora,
+    AddLowRank,
+    AddVector,
+    ChangeBiasByTuner,
+    ChangeByTuner,
+    Edit,
+    F32Array,
+    Replace,
+    SetRows,
+    Within,
+)
 from .joined_edits import Join, join_edits
 from .read_base import CONV1D, Folder, Weight
 from .tensor_names import HEADS, StoredNames, TensorNames, TokenTables, absent_error, architecture_of, check_shape, expert_edits
@@ -293,6 +307,15 @@ class _Planner:
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self.tensors and change.fits_bias:
             self._add_edit(bias, ChangeByTuner(change), target, alone=True)
+        elif bias in self.tensors and change.tuner.change_bias:
+            self._add_edit(bias, ChangeBiasByTuner(change, partial(self._read_weight, name)), target, alone=True)
+
+    def _read_weight(self, name: str) -> F32Array:
+        """Return the base's own numbers of a tensor, seen as a matrix."""
+        weight = self.tensors[name]
+        numbers = np.empty((weight.rows, weight.columns), np.float32)
+        weight.source().read(self.folder.opened, 0, weight.rows, numbers, lambda _, size: np.empty(size, np.uint8))
+        return numbers
 
     def _add_convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
         """Add the delta of a convolution."""

@@ -24,7 +24,8 @@ from .adapter import (
 )
 from .deltas import MAX_EXPERTS, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
 from .factored_deltas import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera, as_pairs, count_pair_numbers
-from .peft_tuners import TUNERS, TunedModule, Tuner, layers_of_classifier, tuner_of
+from .peft_tuners import TUNERS, layers_of_classifier, tuner_of
+from .tuner import TunedModule, Tuner
 
 __all__ = [
     "FULL",

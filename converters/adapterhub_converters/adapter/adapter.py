@@ -19,7 +19,8 @@ from adapterhub_converters.errors import RefusedError, refused_error
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored_deltas import Factored, Vera, as_pairs
-from .peft_tuners import TUNERS, TunedModule
+from .peft_tuners import TUNERS
+from .tuner import TunedModule
 
 # Names in `Adapter.tensors` of parts that deltas name differently.
 _LABELS = {"bias": "lora_B.bias"}
