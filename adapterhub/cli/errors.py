@@ -42,6 +42,7 @@ HINTS: dict[str, str] = {
     "base-required": "Pass --base BASE",
     "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
+    "bundled-embeddings": "`adapterhub convert --allow-drop embeddings` leaves them out",
     "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push --force` stores it all the same",
     "check-failed-for-good": "`adapterhub validate {adapter}` shows all of them",
     "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same",

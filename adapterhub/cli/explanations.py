@@ -116,6 +116,7 @@ ERRORS: dict[str, str] = {
     "base-required": "The operation depends on the base: the order of its heads, its names or its weights.",
     "base-to-gguf": "llama.cpp reads only GGUF files. `adapterhub convert BASE base.gguf --to gguf` makes one from a folder.",
     "broken-index": "registry.db is not a database, or not one of adapterhub. It is an index only: versions and tags are in .adapterhub, from which it is made again.",
+    "bundled-embeddings": "OneTrainer stores embeddings of new words with an adapter. A model has no place for them, so only files that keep them are exact.",
     "certificate": "The certificate of the server is expired, is for another name, or was issued by an authority that this machine does not know. Behind a company's proxy, add its authority to the system, or name it in SSL_CERT_FILE.",
     "changed-meanwhile": "Another program changed the files, or moved the tag, while they were in use. Nothing was kept of what was read; run the command again once the other program is done.",
     "check-failed": "A push checks the adapter alone and, with --base, on its base. Codes in the message are findings of `adapterhub validate`.",
