@@ -21,6 +21,7 @@ from adapterhub_converters.adapter import (
     LowRank,
     LowRankConv,
     LowRankEmbedding,
+    Rows,
     StackedLowRank,
     TunedModule,
     refuse_conditions,
@@ -218,8 +219,15 @@ class _Planner:
             self._add_edit(name, Add(values, weight), parameter)
         for parameter, values in adapter.replaced.items():
             self._replace(parameter, names.parameter(parameter), values, weight)
+        rows_by_table: dict[str, Rows] = {}
         for target, rows in adapter.rows.items():
-            self._set_rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+            name = names.parameter(f"{target}.weight")
+            # peft saves the rows of tied tables once for each name.
+            earlier = rows_by_table.setdefault(name, rows)
+            if earlier is rows:
+                self._set_rows(target, name, rows.ids, rows.values, weight)
+            elif earlier.ids != rows.ids or not np.array_equal(earlier.values, rows.values):
+                raise RefusedError(target, f"other rows than those of the base's {name}, to which it is tied")
 
     def _add_head(self, adapter: Adapter, weight: float) -> Adapter:
         """Add the head of a task that the base model's class lacks; return the adapter without it."""
