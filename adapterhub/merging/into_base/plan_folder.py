@@ -173,6 +173,8 @@ class _Planner:
         self.config: dict[str, Any] = {}
         self.notes: list[str] = []
         self._heads: dict[str, tuple[int, ...]] = {}
+        self._replaced: set[str] = set()
+        self._later: dict[str, list[Edit]] = {}
         self._spans: dict[str, list[tuple[int, int, bool]]] = {}
         self._architecture = architecture_of(folder)
 
@@ -192,6 +194,7 @@ class _Planner:
         named = dataclasses.replace(adapter, deltas=modules, replaced=parameters)
         names = TensorNames(self.folder, self._stored, named, self.tables.alias)
         self.notes += [*adapter.notes, *names.notes]
+        self._replaced = {names.parameter(parameter) for parameter in adapter.replaced}
         for parameter, values in adapter.copies.items():
             self._resize(parameter, names.parameter(parameter), values)
         for target, delta in modules.items():
@@ -210,6 +213,10 @@ class _Planner:
             for expert_edit in expert_edits(self._stored, self._architecture, names.experts(target), delta, weight):
                 self._add_edit(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
         self._add_parameters(adapter, weight, names)
+        # What the adapter adds to a bias that it replaces too was trained on top of the new bias (`bias` with `lora_bias`).
+        for name, edits in self._later.items():
+            self.edits[name] += edits
+        self._later.clear()
 
     def _add_parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
         """Add the changes that do not belong to the weight of one module."""
@@ -283,7 +290,11 @@ class _Planner:
         if delta.bias is not None:
             bias = names.parameter(f"{target}.bias", reason="the adapter adds to a bias (lora_bias) and the base has none")
             self._check_shape(target, bias, delta.bias.shape)
-            self._add_edit(bias, AddVector(delta.bias, delta.scaling * weight), target)
+            edit = AddVector(delta.bias, delta.scaling * weight)
+            if bias in self._replaced:
+                self._later.setdefault(bias, []).append(edit)
+            else:
+                self._add_edit(bias, edit, target)
 
     def _add_embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
         """Add the delta of an embedding table."""

@@ -237,6 +237,29 @@ def test_replaced_modules_and_rows(torch: Any, llama: Any, trained: Any, merged_
     assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, adapter))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trained_bias_and_what_lora_adds_to_it_are_merged_as_by_peft(
+    torch: Any, tmp_path: Path, merged_by_peft: Any, dtype: str
+) -> None:
+    """`bias: all` with `lora_bias`: what LoRA adds was trained on top of the new bias."""
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny.model("GPT2LMHeadModel").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "base")
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], bias="all", lora_bias=True, fan_in_fan_out=True)
+    wrapped = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(
+                    0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter.dtype)
+                )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    ours, theirs = read_all(tmp_path / "out"), merged_by_peft(tmp_path / "base", tmp_path / "adapter")
+    assert_same_merge(ours, {name: theirs[name] for name in ours})
+
+
 @pytest.mark.parametrize("kind", ["TRAINABLE_TOKENS", "LORA"])
 def test_rows_of_tied_tables_are_merged_as_by_peft(torch: Any, tmp_path: Path, merged_by_peft: Any, kind: str) -> None:
     """peft saves those of the tuner TRAINABLE_TOKENS once for each of the tied tables."""
