@@ -96,6 +96,12 @@ class BaseSpec:
         """The renaming of its tensors, and modules, to their names in memory."""
         return names_in_memory.renaming(self.model_type, self.architecture)
 
+    @cached_property
+    def names_in_memory(self) -> frozenset[str]:
+        """The modules and parameters under their names in memory."""
+        renamed = self.renaming.names((*self.tensors, *self.packed, *self.names)).values()
+        return frozenset((*renamed, *(name.rpartition(".")[0] for name in renamed)))
+
     def llama_cpp_architecture(self) -> Architecture:
         """Return its architecture in llama.cpp; RefusedError if that is not known."""
         return by_class(self.architecture, self.source, experts="num_experts_per_tok" in self.config)

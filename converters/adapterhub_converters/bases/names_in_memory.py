@@ -36,6 +36,7 @@ class Rule:
         add: Added to the number that is the first group.
         divide: By what the number is then divided.
         places: The prefixes of names that the rule is for, and that it ignores; the first that fits.
+        literal: Text that every match contains, to be looked for before the pattern, which takes much longer.
     """
 
     find: safe_regex.Pattern
@@ -46,6 +47,7 @@ class Rule:
     add: int = 0
     divide: int = 1
     places: tuple[str, ...] = ("",)
+    literal: str = ""
 
     def rename(self, name: str) -> str:
         """Return the name that the rule makes of a name; the same name if it does not apply."""
@@ -53,7 +55,7 @@ class Rule:
         if place is None:
             return name
         inner = name.removeprefix(place)
-        match = self._match(inner)
+        match = self._match(inner) if self.literal in inner else None
         if match is None:
             return name
         put = self.put.replace(r"\1", self._group(match)) if r"\1" in self.put else self.put
@@ -142,7 +144,16 @@ def _rules_of_key(key: str) -> tuple[Rule, ...]:
 def _rule(find: str, put: str, conditions: Mapping[str, Any] | None = None) -> Rule:
     values: dict[str, Any] = {**(conditions or {})}
     values |= {name: safe_regex.Pattern(value) for name, value in values.items() if isinstance(value, str)}
-    return Rule(safe_regex.Pattern(find), put, **values)
+    return Rule(safe_regex.Pattern(find), put, **values, literal=_literal_start(find))
+
+
+def _literal_start(pattern: str) -> str:
+    """Return the text with which every match of a pattern begins, as far as that is plain; empty if it has alternatives."""
+    text = pattern.removeprefix("^").replace(r"\.", "\0")
+    end = next((i for i, c in enumerate(text) if not (c.isalnum() or c in "_\0")), len(text))
+    # What may be repeated may also be absent.
+    end -= text[end : end + 1] in ("?", "*", "{")
+    return "" if "|" in pattern else text[: max(end, 0)].replace("\0", ".")
 
 
 @cache
