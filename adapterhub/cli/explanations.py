@@ -175,6 +175,7 @@ ERRORS: dict[str, str] = {
     "newer-version": "A newer adapterhub wrote the file, and this one could misread it. Upgrade adapterhub.",
     "no-answer": "The server did not answer, or only with errors, after several tries. Try again later.",
     "no-device-login": "The hub has no page on which you could approve a code.",
+    "no-gguf-architecture": "Names and row orders of this model's modules in llama.cpp were not compared with its own conversion, and a guess could put a delta into the wrong place. A merged model can be converted by llama.cpp's own script, and served by other engines.",
     "no-engine": "`adapterhub serve` starts llama.cpp, vLLM, SGLang, mlx-lm or torch, and found none that reads this base. `pip install 'adapterhub[train,serve]'` brings torch.",
     "no-lock-file": "There is no adapters.lock in this folder or above it.",
     "no-manifest": "A policy asks for facts that are in adapter.json, and the version has none. A copy into a registry without a policy derives it.",

@@ -92,7 +92,8 @@ class BaseSpec:
 
     def llama_cpp_architecture(self) -> Architecture:
         """Return its architecture in llama.cpp; RefusedError if that is not known."""
-        return by_class(self.architecture, self.source, experts="num_experts_per_tok" in self.config)
+        names = self.tensors or self.names
+        return by_class(self.architecture, self.source, experts="num_experts_per_tok" in self.config, names=names)
 
     @property
     def _architecture_or_none(self) -> Architecture | None:

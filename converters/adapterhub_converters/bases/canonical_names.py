@@ -57,20 +57,23 @@ _IMAGE_RULES: _Rules = (
     (r"\bintermediate\.dense\b", "mlp.fc1"),
     (r"\boutput\.dense\b", "mlp.fc2"),
 )
+_GRANITE_RULES: _Rules = (
+    (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
+    (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
+    (r"\.block_sparse_moe\.router\.layer\b", ".block_sparse_moe.router"),
+)
+_TEXT_RULES: _Rules = ((r"^model\.(embed_tokens|layers|norm)\b", r"model.language_model.\1"),)
 _RULES: dict[str, _Rules] = {
     **dict.fromkeys(
         ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava", "mistral3", "paligemma",
-         "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama", "qwen2_audio", "voxtral", "fuyu"),
+         "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama", "qwen2_audio", "audioflamingo3", "voxtral", "fuyu"),
         _VISION_RULES,
     ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VISION_RULES),
     **dict.fromkeys(("vit", "deit", "beit"), _IMAGE_RULES),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_RULES),
-    "granitemoe": (
-        (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
-        (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
-        (r"\.block_sparse_moe\.router\.layer\b", ".block_sparse_moe.router"),
-    ),
+    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE_RULES),
+    **dict.fromkeys(("paddleocr_vl", "hunyuan_vl"), _TEXT_RULES),
     "bailing_hybrid": (
         (r"^model\.word_embeddings\.", "model.embed_tokens."),
         (r"\.attention\.", ".self_attn."),
@@ -143,6 +146,7 @@ def rename_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[st
     """Return the tensors of a GGUF file under the names of the checkpoint; a tensor without one keeps its name."""
     renamed: dict[str, BaseTensor] = {}
     stacks: dict[str, dict[str, BaseTensor]] = {}
+    pieces: dict[str, dict[str, BaseTensor]] = {}
     for name, tensor in _regroup(architecture, tensors, config).items():
         stem, _, kind = name.rpartition(".")
         stack = architecture.stacked_module(stem)
@@ -154,8 +158,13 @@ def rename_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[st
             renamed |= dict(_split_experts(architecture, (stem,), tensor))
         elif stack and not architecture.lists_experts:
             stacks.setdefault(stack if kind == "weight" else f"{stack}_{kind}", {})[name] = tensor
+        elif module := architecture.split_module(stem):
+            pieces.setdefault(f"{module}.{kind}", {})[name] = tensor
         else:
             renamed[name] = tensor
+    for parameter, parts in pieces.items():
+        can_join = _can_concatenate(parts.values(), axis=0)
+        renamed |= {parameter: _concatenate(list(parts.values()), axis=0, transpose=False)} if can_join else parts
     # Stacks of gate and up are one parameter in the checkpoint, whose parts may be in two tensors of the GGUF.
     for parameter, parts in stacks.items():
         if not _can_concatenate(parts.values(), axis=1):

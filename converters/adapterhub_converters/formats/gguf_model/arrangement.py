@@ -37,8 +37,11 @@ _AHEAD_NAMES = ("mtp.", "model.mtp.", "model.mtp_")
 _OTHER_MODALITIES = tuple(
     f"{prefix}{name}"
     for prefix in ("", "model.")
-    for name in ("vision_tower.", "visual.", "multi_modal_projector.", "audio_tower.", "vision_model.", "image_newline")
-)
+    for name in (
+        "vision_tower.", "visual.", "multi_modal_projector.", "audio_tower.", "vision_model.", "image_newline",
+        "vision_encoder.", "vision_projection.", "connector.",
+    )
+)  # fmt: skip
 """Prefixes of tensors in vision and audio models, and in the projectors that join them to the text model."""
 
 
