@@ -59,6 +59,11 @@ SAME_MODULES = {
     "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",
     "InternLM3ForCausalLM": "LlamaForCausalLM",
     "IQuestCoderForCausalLM": "LlamaForCausalLM",
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "VLlama3ForCausalLM": "LlamaForCausalLM",
+    "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
+    "StableLMEpochForCausalLM": "StableLmForCausalLM",
+    "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
     "DotsOCRForCausalLM": "Qwen2ForCausalLM",
     "KORMoForCausalLM": "Qwen2ForCausalLM",
 }

@@ -17,7 +17,7 @@ from tests.support import llama_cpp_classes, llama_cpp_scripts, tiny
 
 # What no LoRA is put on: sinks, biases of experts and of the routing.
 NO_LINEAR = ("self_attn.sinks", "_proj_bias", "e_score_correction_bias")
-NEWER = ("granite_swa", "cohere2moe", "hy_v3", "laguna")
+NEWER = ("granite_swa", "cohere2moe", "hy_v3", "laguna", "mellum")
 """Architectures of llama.cpp that gguf-py on PyPI does not have."""
 TINY: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -133,6 +133,7 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "Qwen2_5_VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
     "Qwen3VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
     "Qwen3VLMoeForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "MiniCPMV4_6ForConditionalGeneration": {"vision_config": {**_VISION, "image_size": 56, "insert_layer_id": 0}},
     "Gemma3ForConditionalGeneration": {"vision_config": _VISION, "mm_tokens_per_image": 4},
     "Gemma4ForConditionalGeneration": {"vision_config": _VISION, "audio_config": None},
     "Qwen3_5ForConditionalGeneration": {"vision_config": _QWEN_VISION},
@@ -150,6 +151,7 @@ _TEXT: dict[str, dict[str, Any]] = {
     "Gemma3ForConditionalGeneration": CONFIGS["Gemma3ForCausalLM"],
     "Gemma4ForConditionalGeneration": CONFIGS["Gemma4ForCausalLM"],
     "Qwen3_5ForConditionalGeneration": CONFIGS["Qwen3_5ForCausalLM"],
+    "MiniCPMV4_6ForConditionalGeneration": {"model_type": "qwen3_5_text", **CONFIGS["Qwen3_5ForCausalLM"]},
     "Qwen3_5MoeForConditionalGeneration": CONFIGS["Qwen3_5MoeForCausalLM"],
 }
 
@@ -171,6 +173,8 @@ BY_NAME: dict[str, dict[str, Any]] = {name: {} for name in SIZES_ONLY} | {
     "Qwen3NextForCausalLM": _MIXED,
     "LightOnOcrForConditionalGeneration": {"tie_word_embeddings": True},
     "Cohere2MoeForCausalLM": {"logit_scale": 0.5},
+    "MellumForCausalLM": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
+    "GraniteMoeSWAForCausalLM": {},
     "ExaoneMoeForCausalLM": {"scoring_func": "sigmoid"},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
     "BambaForCausalLM": {"attn_layer_indices": [1]},
@@ -223,7 +227,7 @@ def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> An
 
 def _adds_one(name: str) -> bool:
     """Whether the model adds 1 to the weights of its norms."""
-    return name.startswith(("Gemma", "Qwen3_5")) and not name.startswith(("Gemma3n", "Gemma4"))
+    return name.startswith(("Gemma", "Qwen3_5", "MiniCPMV4_6")) and not name.startswith(("Gemma3n", "Gemma4"))
 
 
 def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:

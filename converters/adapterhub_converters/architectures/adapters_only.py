@@ -79,6 +79,22 @@ ADAPTERS_ONLY = (
     ),
     _row("granite_swa", {"GraniteSWAForCausalLM": "granite_swa"}, *ATTENTION, *MLP, permuted=True),
     _row(
+        "granite_swa",
+        {"GraniteMoeSWAForCausalLM": "granitemoe_swa"},
+        *ATTENTION,
+        "block_sparse_moe.router",
+        "shared_mlp.output_linear",
+        linear={"shared_mlp.input_linear": "ffn_up_shexp"},
+        permuted=True,
+        experts=Experts(
+            None,
+            stacked={
+                "block_sparse_moe.experts.gate_up_proj": ("ffn_gate_up_exps",),
+                "block_sparse_moe.experts.down_proj": ("ffn_down_exps",),
+            },
+        ),
+    ),
+    _row(
         "gemma3n",
         {"Gemma3nForCausalLM": "gemma3n_text"},
         *ATTENTION,
@@ -142,8 +158,19 @@ ADAPTERS_ONLY = (
     ),
     _row("qwen2vl", {"Qwen2_5OmniModel": "qwen2_5_omni"}, *ATTENTION, *MLP, text="thinker.model.language_model"),
     _row(
-        "llama", {"InternLM3ForCausalLM": "internlm3", "IQuestCoderForCausalLM": "iquestcoder"}, *ATTENTION, *MLP, permuted=True
+        "llama",
+        {
+            "InternLM3ForCausalLM": "internlm3",
+            "IQuestCoderForCausalLM": "iquestcoder",
+            "LLaMAForCausalLM": "llama",
+            "VLlama3ForCausalLM": "llama",
+        },
+        *ATTENTION,
+        *MLP,
+        permuted=True,
     ),
+    _row("ernie4_5", {"Ernie4_5_ForCausalLM": "ernie4_5"}, *ATTENTION, *MLP),
+    _row("stablelm", {"StableLMEpochForCausalLM": "stablelm_epoch"}, *ATTENTION, *MLP),
     _row("qwen2", {"DotsOCRForCausalLM": "dots_ocr", "KORMoForCausalLM": "kormo"}, *ATTENTION, *MLP),
     _row("paddleocr", {"PaddleOCRVLForConditionalGeneration": "paddleocr_vl"}, *ATTENTION, *MLP, text=VISION_TEXT_PATH),
     _row("hunyuan_vl", {"HunYuanVLForConditionalGeneration": "hunyuan_vl"}, *ATTENTION, *MLP, text=VISION_TEXT_PATH),
@@ -185,11 +212,12 @@ ADAPTERS_ONLY = (
     *(
         _row(gguf, classes, *ATTENTION, *MLP, "mlp.gate", *SHARED_EXPERTS, experts=Experts(), text=text)
         for gguf, classes, text in (
-            ("exaone-moe", {"ExaoneMoeForCausalLM": "exaone_moe"}, "model"),
+            ("exaone-moe", {"ExaoneMoeForCausalLM": "exaone_moe", "ExaoneMoEForCausalLM": "exaone_moe"}, "model"),
             ("glm4moe", {"SolarOpenForCausalLM": "solar_open"}, "model"),
             ("glm4moe", {"Glm4vMoeForConditionalGeneration": "glm4v_moe"}, VISION_TEXT_PATH),
         )
     ),
+    _row("mellum", {"MellumForCausalLM": "mellum"}, *ATTENTION, "mlp.gate", experts=Experts()),
     _row(
         "hy_v3",
         {"HYV3ForCausalLM": "hy_v3"},

@@ -109,7 +109,7 @@ BY_RULE = (
         "qwen35",
         {"Qwen3_5ForCausalLM": "qwen3_5_text"},
         *_TILED,
-        wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5"},
+        wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5", "MiniCPMV4_6ForConditionalGeneration": "minicpmv4_6"},
         norms=_POST_NORMS | _QK_NORMS | {"linear_attn.norm": "ssm_norm"},
         aside=_LINEAR_ATTENTION_PARAMETERS,
         shifted=True,

@@ -39,7 +39,7 @@ _OTHER_MODALITIES = tuple(
     for prefix in ("", "model.")
     for name in (
         "vision_tower.", "visual.", "multi_modal_projector.", "audio_tower.", "vision_model.", "image_newline",
-        "vision_encoder.", "vision_projection.", "connector.",
+        "vision_encoder.", "vision_projection.", "connector.", "merger.",
     )
 )  # fmt: skip
 """Prefixes of tensors in vision and audio models, and in the projectors that join them to the text model."""
