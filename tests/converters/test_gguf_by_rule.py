@@ -201,6 +201,26 @@ def test_a_base_in_gguf_gives_the_file_that_its_folder_gives(tmp_path: Path, con
     read_back(tmp_path / "1.gguf", adapter)
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        (MetadataValue("[INT32]", [0, 2]), 2),
+        (MetadataValue("[INT32]", [1, 2]), 0),
+        (MetadataValue("[INT32]", [0, 0]), 0),
+        (MetadataValue("[STRING]", ["2", "x"]), 0),
+        (MetadataValue("[FLOAT32]", [2.0, float("inf")]), 0),
+    ],
+)
+def test_heads_that_differ_between_layers_have_no_number(tmp_path: Path, counts: MetadataValue, expected: int) -> None:
+    metadata = {
+        "general.architecture": gguf_file.string_value("granitehybrid"),
+        "granitehybrid.attention.head_count": gguf_file.u32_value(4),
+        "granitehybrid.attention.head_count_kv": counts,
+    }
+    gguf_file.write(tmp_path / "x.gguf", metadata, {"token_embd.weight": np.zeros((8, 8), np.float32)})
+    assert read_base(tmp_path / "x.gguf").config["num_key_value_heads"] == expected
+
+
 @pytest.mark.parametrize("missing", ["attn_gate", "attn_qkv"])
 def test_a_file_with_some_rows_of_a_module_is_refused(tmp_path: Path, missing: str) -> None:
     base = read_base(saved("Qwen3NextForCausalLM", "", tmp_path / "hf"))

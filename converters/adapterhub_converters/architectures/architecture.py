@@ -357,7 +357,8 @@ def _unpaired(module: str, config: Mapping[str, Any], location: str) -> Order:
     size, factor = _count(module, config, location, "head_dim"), rope.get("partial_rotary_factor", 0.5)
     if not isinstance(factor, int | float) or not 0 < factor <= 1:
         raise RefusedError(location, f"{module}: partial_rotary_factor is {str(factor)[:40]}, not a number above 0 up to 1")
-    return heads, size, int(size * factor)
+    rotated = int(size * factor)
+    return (heads, size, rotated) if rotated else 0
 
 
 def _falcon_groups(module: str, config: Mapping[str, Any], location: str) -> int:

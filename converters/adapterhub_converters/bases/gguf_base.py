@@ -183,7 +183,7 @@ def _gguf_config(header: gguf_file.GGUFHeader, architecture: architecture_lookup
     # In a hybrid, each layer has a number of its own, which is 0 without attention.
     counts = header.metadata.get(f"{arch}.attention.head_count_kv")
     if isinstance(counts, list | np.ndarray):
-        distinct = {int(count) for count in counts if count}
+        distinct = {int(count) for count in counts if isinstance(count, int | np.integer) and count}
         # 0 is no number of heads: what depends on it is refused if the layers differ.
         config["num_key_value_heads"] = distinct.pop() if len(distinct) == 1 else 0
     # The number of groups, which Hugging Face's config has only for the new architecture.
