@@ -46,11 +46,6 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "auto uses CUDA if torch finds it, with a device of its own for each of several processes, else the CPU. The base "
             "is quantized on the CPU in either case, so that its codes are the same."
         ),
-        "hold": (
-            "quantized holds the codes alone, which is what makes QLoRA small. dense dequantizes them once: a step is 3 to 11 "
-            "percent faster on a CPU, with the memory of a base in 16 bits and, bit for bit, the numbers of one in 4. auto "
-            "does that where memory allows it, once checkpointing is decided."
-        ),
         "cache": (
             "The quantized base is stored in the user's cache folder, in about a quarter of the size of its 16 bits, and read "
             "from there as long as the base's files are unchanged. The result is the same, byte for byte; false stores nothing."

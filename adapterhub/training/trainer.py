@@ -118,12 +118,10 @@ class Trainer:
         check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.location, hint=isolation_hint)
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
-        dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
         dtype_notes += compute_device.dtype_notes(config.base.dtype, device)
         notes = [
             *base.notes,
             *dtype_notes,
-            *dense_notes,
             *length_notes,
             *template_notes,
             *train_set.notes,
@@ -260,7 +258,8 @@ def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bo
     # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
     if free is None:
         free, allocated = budget.free_memory(), compute_device.allocated_memory(device)
-    resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card)
+    is_fast = card is None and budget.multiplies_bfloat16_fast()
+    resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card, is_fast=is_fast)
     if not force:
         budget.check(resolved, spec, free=free, allocated=allocated, card=card)
     return resolved
@@ -281,7 +280,7 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
     free = compute_device.free(device) or budget.free_memory()
     notes = check_attention(base, config.data.sequence, free and free // 2, config.location, packed=config.data.pack)
     base = dataclasses.replace(base, notes=(*base.notes, *notes))
-    if config.base.hold == "dense":
+    if config.dequantized:
         dequantize(base.model, getattr(torch, config.base.dtype))
     if config.train.checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -325,6 +324,7 @@ def _ready(
         memory=memory.plan(config, spec, card=compute_device.memory(base.device)),
         notes=notes,
         checkpointing=config.train.checkpointing is True,
+        dequantized=config.dequantized,
     )
 
 
