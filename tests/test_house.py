@@ -213,7 +213,7 @@ _OPENERS = {
     "adapterhub/remotes/oci/upload_notes.py": "creates its own notes",
     "adapterhub/store/export.py": "creates files in a new folder",
     "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
-    "adapterhub/training/cost/budget.py": "/proc",
+    "adapterhub/training/machine.py": "/proc",
     "adapterhub/training/compute_device.py": "/proc",
     "adapterhub/user_files.py": "the folder that it locks",
     "adapterhub/remotes/layouts/layout_folder.py": "the folder that it locks",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed
 
+from adapterhub.training import machine
 from adapterhub_converters.errors import RefusedError
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -107,8 +108,8 @@ def name(device: torch.device) -> str | None:
 
 
 def free(device: torch.device) -> int | None:
-    """Return the free bytes of a CUDA device; None for the CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    """Return the free bytes of a CUDA device, or of this machine for the CPU; None if the system does not report them."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine.free_memory()
 
 
 def memory(device: torch.device) -> int | None:

@@ -24,7 +24,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import compute_device, distributed
+from . import compute_device, distributed, machine
 from .artifacts import finished_folder, training_checkpoint
 from .cost import budget, memory
 from .data import chat_template
@@ -254,11 +254,9 @@ class Trainer:
 def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
     """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
     free, card = compute_device.free(device), compute_device.memory(device)
-    allocated = memory.plan(config, spec, card=card).runtime
     # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
-    if free is None:
-        free, allocated = budget.free_memory(), compute_device.allocated_memory(device)
-    is_fast = card is None and budget.multiplies_bfloat16_fast()
+    allocated = memory.plan(config, spec, card=card).runtime if card is not None else compute_device.allocated_memory(device)
+    is_fast = card is None and machine.multiplies_bfloat16_fast()
     resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card, is_fast=is_fast)
     if not force:
         budget.check(resolved, spec, free=free, allocated=allocated, card=card)
@@ -277,8 +275,7 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
         device=device,
     )
     # Before blocks are compiled: the check runs them under another attention, too.
-    free = compute_device.free(device) or budget.free_memory()
-    notes = check_attention(base, config.data.sequence, free and free // 2, config.location, packed=config.data.pack)
+    notes = check_attention(base, config.data.sequence, compute_device.free(device), config.location, packed=config.data.pack)
     base = dataclasses.replace(base, notes=(*base.notes, *notes))
     if config.dequantized:
         dequantize(base.model, getattr(torch, config.base.dtype))

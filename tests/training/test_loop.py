@@ -17,9 +17,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training import compute_device, train_config  # noqa: E402
+from adapterhub.training import compute_device, machine, train_config  # noqa: E402
 from adapterhub.training.artifacts import loss_curve, tracking  # noqa: E402
-from adapterhub.training.cost import budget  # noqa: E402
 from adapterhub.training.data import dataset, document_files  # noqa: E402
 from adapterhub.training.data.packed_rows import IGNORED  # noqa: E402
 from adapterhub.training.layers import expert_stacks, lora, nf4_matrix  # noqa: E402
@@ -257,7 +256,7 @@ def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(
     path = settings(tmp_path, tiny_base, steps=3)
     events: list[Any] = []
     for is_fast in (False, True):
-        monkeypatch.setattr(budget, "multiplies_bfloat16_fast", lambda is_fast=is_fast: is_fast)
+        monkeypatch.setattr(machine, "multiplies_bfloat16_fast", lambda is_fast=is_fast: is_fast)
         training.run(training.read_config(path), tmp_path / str(is_fast), on_event=events.append)
     assert contents(tmp_path / "False") == contents(tmp_path / "True")
     assert [event.dequantized for event in events if isinstance(event, training.Ready)] == [False, True]

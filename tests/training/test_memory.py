@@ -196,14 +196,6 @@ def test_the_base_is_dequantized_where_it_fits(tmp_path: Path, tiny_base: Path) 
         assert not budget.resolve_auto(other, spec, free=99 * whole, is_fast=True).dequantized
 
 
-def test_a_processor_is_fast_by_its_flags(tmp_path: Path) -> None:
-    assert not budget.multiplies_bfloat16_fast(tmp_path)
-    (tmp_path / "proc").mkdir()
-    for flags, is_fast in (("fpu avx2 avx512f", False), ("fpu avx512f avx512_bf16 sse", True), ("amx_bf16", True)):
-        (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n")
-        assert budget.multiplies_bfloat16_fast(tmp_path) is is_fast
-
-
 def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
     """Against the model itself, for whatever gives it trained numbers."""
     pytest.importorskip("torch")
@@ -242,30 +234,6 @@ def test_experts_are_counted_whether_stacked_or_separate(kind: str, tmp_path: Pa
     assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
         parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 3
     )
-
-
-def test_free_memory_is_the_least_of_the_machine_and_the_control_group(tmp_path: Path) -> None:
-    assert budget.free_memory(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:  9 kB\nMemAvailable:      5000 kB\n")
-    assert budget.free_memory(tmp_path) == 5_120_000
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    assert budget.free_memory(tmp_path) == 5_120_000
-    (group / "memory.max").write_text("3000000\n")
-    (group / "memory.current").write_text("2500000\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
-    assert budget.free_memory(tmp_path) == 900_000
-
-
-def test_cores_are_busy_where_threads_wait_for_them(tmp_path: Path) -> None:
-    assert not budget.cores_are_busy(tmp_path)
-    (tmp_path / "proc/pressure").mkdir(parents=True)
-    for share, busy in (("0.00", False), ("9.12", False), ("55.20", True)):
-        lines = f"some avg10={share} avg60=99.00 avg300=0.00 total=1\nfull avg10=99.00 avg60=0.00 avg300=0.00 total=0\n"
-        (tmp_path / "proc/pressure/cpu").write_text(lines)
-        assert budget.cores_are_busy(tmp_path) is busy
 
 
 def test_logits_in_float32_need_one_buffer_so_twice_as_many_take_the_same_memory(tmp_path: Path, tiny_base: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from adapterhub.training import machine
 from adapterhub.training.events import MemoryPlan
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.bases import BaseSpec
@@ -16,10 +15,6 @@ from adapterhub_converters.errors import RefusedError
 
 from .memory import full_fine_tuning, parameters, plan
 
-_CGROUP = Path("sys/fs/cgroup")
-# Processors on which dequantizing takes 3 to 11 percent of a step (measured), as they multiply bfloat16 fast (/proc/cpuinfo).
-_FAST_FLAGS = {"amx_bf16", "avx512_bf16"}
-_BUSY_PERCENT = 10  # of the time that threads run or wait
 _MIN_SEQUENCE = 128  # tokens; shorter rows are never suggested
 SettingChange = tuple[str, str, object]
 """Section, key and value."""
@@ -70,8 +65,8 @@ def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, 
         memory: The free bytes; None for those of this machine, or for the whole memory of the card.
         card: The memory in bytes of the CUDA device to plan for; None for a CPU.
     """
-    free = memory if memory is not None else card if card is not None else free_memory()
-    is_fast = memory is None and card is None and multiplies_bfloat16_fast()
+    free = memory if memory is not None else card if card is not None else machine.free_memory()
+    is_fast = memory is None and card is None and machine.multiplies_bfloat16_fast()
     config = resolve_auto(config, spec, free=free, card=card, is_fast=is_fast)
     base, trained = parameters(config, spec)
     return Forecast(
@@ -209,54 +204,3 @@ def _with_changes(config: TrainConfig, changes: Sequence[SettingChange]) -> Trai
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count < 99.5e9 else f"{count / 1e9:.0f} GB"
-
-
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes available without swapping: those of the system, or of this process's control group if it has fewer.
-
-    None if the system does not report it.
-    """
-    limits = [count for count in (_available(root), _left_in_control_group(root)) if count is not None]
-    return min(limits) if limits else None
-
-
-def multiplies_bfloat16_fast(root: Path = Path("/")) -> bool:
-    """Return whether the processor has instructions for products of bfloat16; False if the system does not report it."""
-    with contextlib.suppress(OSError, ValueError):
-        flags = (line.partition(":")[2] for line in (root / "proc/cpuinfo").read_text().splitlines() if line[:5] == "flags")
-        return not _FAST_FLAGS.isdisjoint(next(flags, "").split())
-    return False
-
-
-def cores_are_busy(root: Path = Path("/")) -> bool:
-    """Return whether some thread waited for a core in over a tenth of the last ten seconds (kernel.org, "PSI").
-
-    False if the system does not report it.
-    """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (root / "proc/pressure/cpu").read_text().splitlines():
-            if line.startswith("some avg10="):
-                return float(line.split()[1].partition("=")[2]) > _BUSY_PERCENT
-    return False
-
-
-def _available(root: Path) -> int | None:
-    """Return `MemAvailable` of /proc/meminfo (proc(5)); None on other systems."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _left_in_control_group(root: Path) -> int | None:
-    """Return the unused bytes of a container's memory limit, cached files included (kernel.org, "Control Group v2")."""
-    group = root / _CGROUP
-    with contextlib.suppress(OSError, ValueError):
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            # Cached files that are not in use are freed when memory is needed.
-            return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
-    return None
