@@ -24,6 +24,7 @@ from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.local_routes import EXCEPTION_HANDLERS, NAME_ROUTES
 from adapterhub.serve.gateway.problems import ProblemError, problem_of
 from adapterhub.serve.gateway.request_bodies import BodyBudget
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import LocalIOError
 
 from . import messages
@@ -238,8 +239,8 @@ def run(
         drain: Seconds for running requests at the end.
         ready: Called once all workers answer.
     """
-    with tempfile.TemporaryDirectory(prefix="adapterhub-workers-") as folder:
-        path = Path(folder) / "host"
+    with atomic.scratch_folder(Path(tempfile.gettempdir(), "adapterhub-host")) as folder:
+        path = folder / "host"
         # The bodies that one process may hold are shared among the workers; all other limits are counted in the host.
         worker_settings = replace(settings, bodies=max(settings.bodies // count, settings.max_body))
         work = partial(run_worker, worker_settings, engine, sock=sock, path=path, drain=drain)
