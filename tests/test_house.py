@@ -214,7 +214,6 @@ _OPENERS = {
     "adapterhub/store/export.py": "creates files in a new folder",
     "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
     "adapterhub/training/machine.py": "/proc",
-    "adapterhub/training/compute_device.py": "/proc",
     "adapterhub/user_files.py": "the folder that it locks",
     "adapterhub/remotes/layouts/layout_folder.py": "the folder that it locks",
     "converters/adapterhub_converters/containers/atomic.py": "folders, and what it wrote itself",

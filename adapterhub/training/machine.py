@@ -16,7 +16,11 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
     None if the system does not report it.
     """
-    limits = [count for count in (_available(root), _left_in_control_group(root)) if count is not None]
+    limits = [
+        count
+        for count in (proc_bytes(root / "proc/meminfo", "MemAvailable"), _left_in_control_group(root))
+        if count is not None
+    ]
     return min(limits) if limits else None
 
 
@@ -40,11 +44,11 @@ def cores_are_busy(root: Path = Path("/")) -> bool:
     return False
 
 
-def _available(root: Path) -> int | None:
-    """Return `MemAvailable` of /proc/meminfo (proc(5)); None on other systems."""
+def proc_bytes(path: Path, name: str) -> int | None:
+    """Return a size in a file of /proc in bytes, such as `MemAvailable` of meminfo (proc(5)); None on other systems."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None
 
