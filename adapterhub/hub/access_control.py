@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.request_bodies import client_network
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters import safe_regex
 
@@ -95,7 +95,7 @@ class Access:
         Raises:
             ThrottledError: It has made too many.
         """
-        if (window := windows.count(_network(request_context.current().address))).over:
+        if (window := windows.count(client_network(request_context.current().address))).over:
             raise ThrottledError(window.seconds)
 
     def token_identity(self, token: str) -> Identity | None:
@@ -160,17 +160,6 @@ class Access:
 def may_write(identity: Identity | None, name: str) -> bool:
     """Return whether a client may write to a repository."""
     return identity is not None and identity.may("write", name.partition("/")[0])
-
-
-def _network(address: str) -> str:
-    """Return the network that one client controls: its address, or its /64 with IPv6."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if ip.version == 4:
-        return address
-    return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
 
 
 def token_in(headers: Mapping[str, str]) -> str | None:

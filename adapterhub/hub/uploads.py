@@ -50,10 +50,6 @@ def sha256_of(database: HubDatabase, digest: str) -> Digest:
     return str(rows[0][0]) if rows else ""
 
 
-class TooLargeError(Exception):
-    """A body has more bytes than its request may have."""
-
-
 class BusyError(ConflictError):
     """Another request is sending to the same session."""
 
@@ -379,21 +375,6 @@ class Uploads:
             return await self.finish(upload, digest, size)
         finally:
             self._whole_bodies.discard(count_id)
-
-
-async def collect_body(body: AsyncIterator[bytes], limit: int) -> bytes:
-    """Return a complete body in memory.
-
-    Raises:
-        TooLargeError: It has more than `limit` bytes.
-    """
-    pieces, size = [], 0
-    async for piece in body:
-        size += len(piece)
-        if size > limit:
-            raise TooLargeError(f"the body is larger than {limit:,} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 async def _in_chunks(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

@@ -22,6 +22,7 @@ from adapterhub.hub.access_control import may_write
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -32,13 +33,15 @@ from .repositories import read_document
 
 UPLOAD, DOWNLOAD = "upload", "download"
 MEDIA_TYPE = "application/vnd.git-lfs+json"
-_MAX_OBJECTS = 1000  # objects in a batch
+_MAX_OBJECTS, _MAX_BATCH = 1000, 1 << 20  # objects in a batch, and its bytes
 _LIFETIME = 3600  # seconds in which an address is valid: an upload must start by then, but may end later
 
 
 async def batch(hub: Hub, request: Request) -> Response:
     """POST /{id}.git/info/lfs/objects/batch."""
-    identity, name, fields = hub.identify(request), name_of(request), await read_document(request)
+    identity, name = hub.identify(request), name_of(request)
+    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
+    fields = await read_document(request, _MAX_BATCH)
     operation = UPLOAD if fields.get("operation") == UPLOAD else DOWNLOAD
     uploading = operation == UPLOAD
     objects = [_object(entry) for entry in _checked_list(fields.get("objects"))]
@@ -144,7 +147,7 @@ async def put(hub: Hub, request: Request) -> Response:
     # Refuse before reading: the announced size is signed into the address.
     if length not in ("", str(size)):
         return error_response(400, f"{length} bytes are announced, and {size} were to be sent")
-    await hub.uploads.receive(name, request.stream(), digest, size)
+    await hub.uploads.receive(name, stream_body(request, size), digest, size)
     await hub.workers.read(hub.record_uploads, name, [digest])
     return Response(status_code=200)
 

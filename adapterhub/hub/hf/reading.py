@@ -17,7 +17,7 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.uploads import TooLargeError, collect_body
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_search
 from adapterhub.index.version_search import Query
@@ -307,6 +307,7 @@ async def tree(hub: Hub, request: Request) -> Response:
 async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
+    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
     paths, expand = await _paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
@@ -342,14 +343,6 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
         return parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS)
     except ValueError as error:
         raise UsageError("form", f"more than {_MAX_FIELDS:,} fields") from error
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body of a request. AnswerError with status 413 over `limit` bytes."""
-    try:
-        return await collect_body(request.stream(), limit)
-    except TooLargeError as error:
-        raise ResponseError(413, "", str(error)) from error
 
 
 async def resolve(hub: Hub, request: Request) -> Any:

@@ -21,6 +21,7 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import REGULAR_LIMIT, is_lfs
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, is_tag
@@ -34,11 +35,12 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 
 from .hf_errors import ResponseError
-from .reading import commit_at, name_of, path_part, visible_view
-from .repositories import read_document
+from .reading import commit_at, path_part, visible_view
+from .repositories import identify_writer, read_document
 
 _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
 _MAX_COMMIT = 1 << 30  # bytes of all lines
+_MAX_FILE_LIST = 2 << 20  # bytes of a list of files to be sent
 # Bytes of a repository's commit documents, if all were as large as the last one: listing commits reads them all.
 _MAX_HISTORY = 64 << 20
 _Tree = dict[str, tuple[Digest, int]]
@@ -46,12 +48,8 @@ _Tree = dict[str, tuple[Digest, int]]
 
 async def preupload(hub: Hub, request: Request) -> Response:
     """POST …/preupload/{rev}: how each file is to be sent, or why it is refused."""
-    identity, name, revision, fields = (
-        hub.identify(request),
-        name_of(request),
-        path_part(request, "revision"),
-        await read_document(request),
-    )
+    (identity, name), revision = await identify_writer(hub, request), path_part(request, "revision")
+    fields = await read_document(request, _MAX_FILE_LIST)
     files = fields.get("files")
     listed = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
     paths = [str(entry.get("path", "")) for entry in listed]
@@ -124,10 +122,9 @@ class _Changes:
 
 async def commit(hub: Hub, request: Request) -> Response:
     """POST …/commit/{rev}: one JSON document per line."""
-    identity, name, branch = hub.identify(request), name_of(request), path_part(request, "revision") or MAIN
+    (identity, name), branch = await identify_writer(hub, request), path_part(request, "revision") or MAIN
     if request.query_params.get("create_pr", "").lower() in ("1", "true"):
         raise ResponseError(501, "NotImplemented", "this hub has no pull requests: commit to a branch")
-    await hub.workers.run(_check_writer, hub, identity, name)
     changes = await _read_changes(hub, request, name)
     async with hub.change_lock(name):
         new_commit, notes = await hub.workers.run(_commit, hub, identity, f"{name}@{branch}", changes)
@@ -139,15 +136,10 @@ async def commit(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer, headers=headers)
 
 
-def _check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
-    visible_view(hub, worker, identity, name)
-    hub.access.check_write(identity, name)
-
-
 async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
     """Read the lines of a commit; small files are stored as they arrive."""
     changes = _Changes()
-    async for line in _lines(request.stream()):
+    async for line in _lines(stream_body(request, _MAX_COMMIT, window=2 * _MAX_LINE)):
         fields = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
         key, value = fields.get("key"), fields.get("value")
         if not isinstance(value, dict):
@@ -178,11 +170,8 @@ async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the lines of a body, each of limited length."""
     pieces: list[bytes] = []
-    length = total = 0
+    length = 0
     async for piece in body:
-        total += len(piece)
-        if total > _MAX_COMMIT:
-            raise ResponseError(413, "", f"a commit of more than {_MAX_COMMIT:,} bytes: upload large files on their own")
         *complete, tail = piece.split(b"\n")
         for line in complete:
             if text := b"".join([*pieces, line]).strip():
@@ -319,12 +308,8 @@ def _record_commit(
 
 async def squash(hub: Hub, request: Request) -> Response:
     """POST …/super-squash/{b}: replace the commits of a branch by one; versions, and commits of other branches, stay."""
-    identity, name, branch, fields = (
-        hub.identify(request),
-        name_of(request),
-        path_part(request, "branch"),
-        await read_document(request),
-    )
+    (identity, name), branch = await identify_writer(hub, request), path_part(request, "branch")
+    fields = await read_document(request)
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:

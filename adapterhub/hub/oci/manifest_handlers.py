@@ -17,7 +17,7 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import commits, publishing
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import TooLargeError, collect_body
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import oci_manifest
@@ -77,10 +77,8 @@ async def put(hub: Hub, request: Request) -> Response:
     tags = tuple(map(check_tag, query_tags if digest else (reference,)))
     if len(tags) > _MAX_TAGS:
         raise OciError(400, "MANIFEST_INVALID", f"more than {_MAX_TAGS} tags")
-    try:
-        raw = await collect_body(request.stream(), MAX_MANIFEST)
-    except TooLargeError as error:
-        raise OciError(413, "SIZE_INVALID", f"{name}: a manifest has at most {MAX_MANIFEST:,} bytes") from error
+    await hub.workers.run(check_pushable, name)
+    raw = await read_body(request, MAX_MANIFEST)
     kind = request.headers.get("content-type", "")
 
     def parse() -> _Push:

@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from adapterhub.hub.hf.hf_errors import answering, failure_response
-from adapterhub.hub.hf.reading import name_of, read_body, visible_view
+from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from adapterhub.http_server.binding import Socket
+from adapterhub.http_server.request_bodies import BodyBudget, BodyGuard
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine
 from adapterhub.serve.engines.engine_pool import EnginePool
-from adapterhub.serve.gateway.front import GatewayRequest
+from adapterhub.serve.gateway.front import GatewayRequest, body_limits
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.local_routes import EXCEPTION_HANDLERS, NAME_ROUTES
 from adapterhub.serve.gateway.problems import ProblemError, problem_of
-from adapterhub.serve.gateway.request_bodies import BodyBudget
 from adapterhub_converters.errors import LocalIOError
 
 from . import messages
@@ -101,12 +102,12 @@ class HostGateway(Gateway):
     async def _answer_page(self, talk: Conversation, request: Message) -> None:
         """Answer a request for a path that needs no engine."""
         app = Starlette(routes=NAME_ROUTES, exception_handlers=EXCEPTION_HANDLERS)
-        app.state.gateway, app.state.bodies = self, BodyBudget(self.settings.bodies)
-        status, headers, body = await _call(app, request)
+        app.state.gateway = self
+        status, headers, body = await _call(BodyGuard(app, BodyBudget(body_limits(self.settings))), request)
         talk.send(status=status, headers=headers, body=body.decode("latin-1"))
 
 
-async def _call(app: Starlette, request: Message) -> tuple[int, dict[str, str], bytes]:
+async def _call(app: ASGIApp, request: Message) -> tuple[int, dict[str, str], bytes]:
     """Let an application answer a request; return the status, the headers and the body."""
     answer: dict[str, Any] = {"body": b""}
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request["headers"].items()]
