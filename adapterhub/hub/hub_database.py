@@ -112,6 +112,7 @@ MIGRATIONS = (
     CREATE INDEX arriving_name ON arriving (name)
     """,
     "CREATE TABLE moves (new TEXT PRIMARY KEY, old TEXT NOT NULL, account TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    "ALTER TABLE arriving ADD COLUMN spent INTEGER NOT NULL DEFAULT 0",
 )
 
 

@@ -148,7 +148,6 @@ async def put(hub: Hub, request: Request) -> Response:
     if length not in ("", str(size)):
         return error_response(400, f"{length} bytes are announced, and {size} were to be sent")
     await hub.uploads.receive(name, stream_body(request, size), digest, size)
-    await hub.workers.read(hub.record_uploads, name, [digest])
     return Response(status_code=200)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -23,7 +23,6 @@ from adapterhub.index import version_search
 from adapterhub.index.version_search import Query
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
-from adapterhub.store.store import Store
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -90,13 +89,12 @@ def card_of(hub: Hub, commit: Commit) -> Card | None:
     """Return the model card of a commit; None if there is none, or it is too large to read."""
     for path, (digest, size) in commit.files.items():
         if path.lower() in cards.NAMES and size <= cards.MAX_BYTES:
-            return _card(hub.store, digest)
+            return hub.cards.get(digest, partial(_read_card, hub, digest))
     return None
 
 
-@lru_cache(maxsize=256)
-def _card(store: Store, digest: Digest) -> Card:
-    return cards.decode(store.read_document(digest))
+def _read_card(hub: Hub, digest: Digest) -> Card:
+    return cards.decode(hub.store.read_document(digest))
 
 
 def _dump(document: Any) -> bytes:

@@ -25,6 +25,7 @@ from adapterhub.manifest.oci_manifest import MAX_MANIFEST
 from adapterhub.ref import LATEST, Ref, parse_number
 from adapterhub.registry.moves import check_protected
 from adapterhub.registry.repository_records import (
+    ENTRY_SIZE,
     OtherManifest,
     Repository,
     commit_id,
@@ -115,7 +116,10 @@ def _store_manifest(worker: Worker, hub: Hub, name: str, push: _Push) -> Version
         return _publish(worker, hub, view, name, push)
     namespace = hub.access.namespace_settings(name.partition("/")[0])
     publishing.check_attached(namespace, name, attached=_is_attached(worker, hub, view, push.document))
+    # Counted as uploaded until the repository has it, in case that is refused.
+    hub.count_files(name, {push.digest: len(push.raw)})
     _keep_other_manifest(worker, view, name, push, blobs)
+    hub.forget_uploads(name, [push.digest])
     return None
 
 
@@ -156,6 +160,7 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: _Push
         with worker.registry.store.lease("push"):
             version = worker.registry.push_manifest(oci, Ref(name), tags=tags)
     else:
+        hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE)
         tags = tuple(dict.fromkeys((LATEST, *tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
         version = publishing.publish_manifest(

@@ -15,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from adapterhub.http_server.request_bodies import body_of
 from adapterhub.hub.hf.hf_errors import answering, failure_response
 from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.request_context import read_body
+from adapterhub.hub.request_context import read_body, stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 
@@ -71,8 +72,9 @@ def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]
 
 async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
     # Room for the headers of the chunks and the footer, beyond the chunks themselves.
-    raw = await read_body(request, xet_formats.MAX_XORB + (1 << 20))
-    new = await hub.workers.read(receiving.keep_xorb, hub, scope, name, request.path_params["hash"], raw)
+    body = stream_body(request, xet_formats.MAX_XORB + (1 << 20))
+    async with hub.uploads.hold(name, body, length=body_of(request).announced_size) as upload:
+        new = await hub.workers.read(receiving.keep_xorb, hub, scope, request.path_params["hash"], upload)
     return JSONResponse({"was_inserted": new})
 
 
