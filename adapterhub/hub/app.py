@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.http_server import binding
 from adapterhub.http_server.request_bodies import BodyBudget, BodyError, BodyGuard, BodyLimits, client_address
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
@@ -69,7 +70,8 @@ def create_app(settings: HubSettings) -> ASGIApp:
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = FirstPartRouter(routes)
     app.state.metrics = metrics
-    return RequestGuard(app, behind_proxy=settings.behind_proxy)
+    is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
+    return RequestGuard(app, behind_proxy=settings.behind_proxy, is_local=is_local)
 
 
 def api_routes() -> list[BaseRoute]:
@@ -107,9 +109,9 @@ def _first_part(route: BaseRoute) -> str:
 class RequestGuard:
     """The outermost layer: raw request paths, one log line per request, and no traceback in a response."""
 
-    def __init__(self, app: ASGIApp, *, behind_proxy: bool = False) -> None:
+    def __init__(self, app: ASGIApp, *, behind_proxy: bool = False, is_local: bool = False) -> None:
         self._app = app
-        self._behind_proxy = behind_proxy
+        self._behind_proxy, self._is_local = behind_proxy, is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -141,7 +143,12 @@ class RequestGuard:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            if self._is_local and host and not binding.is_local_site(host):
+                words = f"this hub answers requests to localhost only, not to {printable(host[:80])!r}; start it with its URL"
+                await JSONResponse({"error": words}, 403)(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             _log.exception("%s %s failed (%s)", scope["method"], printable_path, call.id)
             # The status line is already sent: all that is left is to cut the connection.

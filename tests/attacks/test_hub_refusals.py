@@ -181,7 +181,7 @@ def test_nonsense_leaves_no_bytes_by_any_route(refused: Tenant, method: str, pat
 def test_a_commit_whose_client_goes_leaves_no_bytes(red: Tenant, sent: float) -> None:
     body = lines_of({f"{number}.txt": os.urandom(20_000) for number in range(10)})
     where = urlsplit(red.hub.url)
-    head = f"POST /api/models/red/open/commit/main HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {red.token}\r\n"
+    head = f"POST /api/models/red/open/commit/main HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {red.token}\r\n"
     with leaving_nothing(red.hub), socket.create_connection((where.hostname, where.port), 20) as sock:
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: int(len(body) * sent)])
         for _ in range(500):
