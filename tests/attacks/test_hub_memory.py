@@ -16,7 +16,7 @@ import pytest
 import requests
 from starlette.routing import Route
 
-from adapterhub.hub import workers
+from adapterhub.hub import app, middleware, workers
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.lru_cache import LRUCache, memory_of
 from adapterhub.hub.web.site import Site
@@ -80,6 +80,15 @@ def flood(running: Running, number: int) -> None:
 def test_there_are_caches(hub: Running) -> None:
     found = caches_of(hub)
     assert sum(isinstance(value, LRUCache) for value in found.values()) >= 8, list(found)
+
+
+def test_the_page_of_promises_has_the_sums_of_these_limits(hub: Running) -> None:
+    page = (Path(__file__).parents[2] / "docs/security.md").read_text()
+    caches = {id(value): value.max_size for value in caches_of(hub).values() if isinstance(value, LRUCache)}
+    limits = app.BODY_LIMITS
+    assert f"| memory for what is remembered | {sum(caches.values()) >> 20} MiB of all clients |" in page
+    assert f"| {limits.stranger >> 20} MiB of an address, {limits.account >> 20} MiB of all together |" in page
+    assert f"{middleware.STRANGER_ROWS} a minute of an address, {middleware.ALL_STRANGER_ROWS} of all" in page
 
 
 def test_what_strangers_ask_for_takes_bounded_memory(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
