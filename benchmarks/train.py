@@ -109,7 +109,6 @@ def config_of(folder: Path, told: dict[str, Any]) -> tuple[Any, Any]:
 path = {json.dumps(str(folder))}
 device = {json.dumps(told["device"])}
 dtype = {json.dumps(told["dtype"])}
-hold = "quantized"
 [data]
 train = ["none"]
 sequence = {told["sequence"]}

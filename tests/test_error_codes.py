@@ -22,8 +22,10 @@ from adapterhub.remotes.named_remotes import address_below
 from adapterhub.store.store import Store
 from adapterhub.trust import attestation
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats.trainers.fused_layers import known_base
 
 
 def _pair(base: str, method: str = "svd", **more: Any) -> Callable[[Path], object]:
@@ -57,6 +59,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "linked-store": _linked_store,
     "local-only": lambda _: Ref.parse("oci://registry.example/team/sql"),
     "no-manifest": lambda _: packaging.check_manifest(Policy("the project", max_rank=8), None, "team/sql"),
+    "unsupported-architecture": lambda _: known_base(BaseSpec("b", "hf", "X", "x", {}), "b", "torchtune", ["Y"]),
     "public-needs-tls": lambda _: binding.check_exposure("0.0.0.0", encrypted=False, requires_login=True, code="x"),
     "rows-not-whole-blocks": lambda _: tensor_types.writable("Q8_0", 33, "blk.0.attn_q.weight"),
     "trailing": _file(9, 0, 8),

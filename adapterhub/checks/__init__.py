@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
 from .base_fit import shape_problems
-from .base_identity import changed_files, identity_problems
+from .base_identity import base_name_problems, changed_files, identity_problems
 from .consistency import earlier_problems, internal_problems, value_problems
 from .contents import Contents
 from .contents_reader import read_contents, unreadable_file
+from .peft_verdict import Loading, load_problems, loading
 from .report import (
     CODES,
     ERROR,
@@ -112,6 +113,8 @@ def check(
             requirement_findings.add(_rank_problems(contents, max_rank))
         if unpublished:
             requirement_findings.add(_package_problems(path))
+            with suppress(AdapterhubError):  # of a malformed adapter.json or adapter.toml, which a push reports
+                requirement_findings.add(base_name_problems(contents, base) if contents is not None else ())
         # None of these codes is one of `examined`.
         counts = {**report.counts, **requirement_findings.counts}
         problems = [
@@ -164,9 +167,11 @@ def open_check(
         findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
         with gc_pause.pause_gc():
+            loaded = None
             if contents is not None:
-                findings.add(_problems(contents, base, headers_only=headers_only))
-            verdicts = runtime_verdicts(contents, base, findings.by_code, values=not headers_only)
+                loaded = loading(contents, base)
+                findings.add(_problems(contents, base, loaded, headers_only=headers_only))
+            verdicts = runtime_verdicts(contents, base, findings.by_code, loaded, values=not headers_only)
             ordered = _in_order(findings.by_code)
         on_base = base is not None and contents is not None and contents.unread is None
         levels = ["files", *["values"] * (not headers_only), *["base"] * on_base]
@@ -186,10 +191,16 @@ def open_check(
         yield report, contents
 
 
-def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | RepeatedProblem]:
+def _problems(
+    contents: Contents, base: BaseSpec | None, loaded: Loading | None, *, headers_only: bool
+) -> Iterator[Problem | RepeatedProblem]:
     """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
     # Generators: a level that fails halfway has already yielded what it found.
-    levels: list[Iterator[Problem | RepeatedProblem]] = [internal_problems(contents), earlier_problems(contents, base)]
+    levels: list[Iterator[Problem | RepeatedProblem]] = [
+        internal_problems(contents),
+        load_problems(contents, loaded),
+        earlier_problems(contents, base),
+    ]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]
     if base is not None and contents.unread is None:

@@ -14,7 +14,6 @@ from typing import TypeVar
 from adapterhub.checks.target_modules import block_of
 from adapterhub_converters.adapter import Delta, StackedLowRank, TunedModule
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -88,6 +87,22 @@ def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
     return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
+def base_for_class(contents: Contents, base: BaseSpec) -> BaseSpec:
+    """Return the base as the class that loads it names its modules: with or without its head, its layers repeated.
+
+    A prefix that no class explains stays as it is.
+    """
+    replicated = _replicate_layers(contents, base)
+    renaming = _rename_base(contents, replicated)
+    while True:
+        try:
+            if next(renaming).code == "other-prefix":
+                return replicated
+        except StopIteration as result:
+            renamed: BaseSpec = result.value
+            return renamed
+
+
 def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
     """Return the base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
     ranges = contents.config.get("layer_replication")
@@ -122,27 +137,31 @@ def _rename_base(contents: Contents, base: BaseSpec) -> Generator[Problem, None,
     missing = _missing_targets(contents, base)
     if not missing:
         return base
-    # A renaming by transformers comes first only where it explains more than an exchange of prefixes.
     swap = _prefix_swap(missing, base)
     loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
     renamed = loaded.tensors.keys() != base.tensors.keys() or loaded.packed.keys() != base.packed.keys()
+    still_missing = _missing_targets(contents, loaded) if renamed else missing
+    loaded_swap = _prefix_swap(still_missing, loaded) if renamed else None
+    # A renaming by transformers counts only where it explains more than an exchange of prefixes alone.
     if renamed and (
-        len(still_missing := _missing_targets(contents, loaded)) < len(missing)
-        or (not swap and _prefix_swap(still_missing, loaded))
+        len(still_missing) < len(missing)
+        or _unexplained(still_missing, loaded_swap, loaded) < _unexplained(missing, swap, base)
     ):
         message = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
         yield Problem("renamed-modules", contents.weights, "", message)
-        base, missing, swap = loaded, still_missing, _prefix_swap(still_missing, loaded)
+        base, missing, swap = loaded, still_missing, loaded_swap
     if swap is None:
         return base
     old, new = swap
+    is_pipeline = base.architecture.endswith("Pipeline")
+    # A model inside the base can be trained alone: one of a pipeline, or the thinker of Qwen3-Omni.
+    inner = "pipeline" if is_pipeline else "base" if base.renaming.has_model_at(new) else ""
     message = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
     # The base lacks a component such as `model.`: it was saved without its head.
     if new == "" and old.count(".") == 1:
         yield Problem("headless-base", contents.weights, "", message)
-    elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
-        pipeline = base.architecture.endswith("Pipeline")
-        hint = f"Put it on the pipeline's {new.removesuffix('.')}" if pipeline else "Load the base with AutoModel"
+    elif old == "" and new.count(".") == 1 and (inner or contents.config.get("task_type") != "CAUSAL_LM"):
+        hint = f"Put it on the {inner}'s {new.removesuffix('.')}" if inner else "Load the base with AutoModel"
         yield Problem("headless-adapter", contents.weights, "", message, hint)
         return dataclasses.replace(base, tensors=_without_prefix(base.tensors, new), packed=_without_prefix(base.packed, new))
     else:
@@ -160,7 +179,7 @@ def _missing_targets(contents: Contents, base: BaseSpec) -> list[str]:
 
 def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
     """Return the names that transformers gives parameters when it loads them."""
-    return {name_in_memory(name, base.model_type): value for name, value in names.items()}
+    return {name: names[stored] for stored, name in base.renaming.names(names).items()}
 
 
 def _without_prefix(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
@@ -335,7 +354,7 @@ def _replacement_problems(contents: Contents, base: BaseSpec, missing: list[str]
     tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
-        if weight is None and _is_head(contents, tops, name):
+        if weight is None and is_head(contents, tops, name):
             heads[name.rpartition(".")[0]] = tensor
         elif weight is None:
             missing.append(name)
@@ -346,7 +365,7 @@ def _replacement_problems(contents: Contents, base: BaseSpec, missing: list[str]
         yield Problem("new-head", contents.weights, head, message)
 
 
-def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
+def is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
     """Return whether a whole tensor belongs to a head that the class of the task adds to a base with the modules `tops`."""
     top, task = name.split(".", 1)[0], contents.config.get("task_type")
     if layer_of(name) is not None or top in tops:
@@ -388,7 +407,7 @@ def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[
         is_whole_tensor
         or layer_of(name) is None
         or ".experts." in name
-        or f"{name_in_memory(name, base.model_type)}.weight" in base.tensors
+        or f"{base.renaming.module(name)}.weight" in base.tensors
     )
 
 
@@ -426,6 +445,11 @@ def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
             explained = sum(_swap_prefix(name, old, new) in names for name in missing)
             return (old, new) if old != new and 2 * explained > len(missing) else None
     return None
+
+
+def _unexplained(missing: list[str], swap: tuple[str, str] | None, base: BaseSpec) -> int:
+    """Return how many missing modules are missing after an exchange of prefixes as well."""
+    return len(missing) if swap is None else sum(weight_of(base, _swap_prefix(name, *swap) or "") is None for name in missing)
 
 
 def _swap_prefix(name: str, old: str, new: str) -> str | None:

@@ -9,9 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub.manifest import derive
+from adapterhub.manifest.base_name import public_repo
+from adapterhub.manifest.card import base_repo
 from adapterhub.manifest.document import BaseInfo
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, determines_function
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.formats import peft
 
 from .contents import Contents
 from .report import Problem
@@ -93,6 +97,27 @@ def _name_problems(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iter
     if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
         message = f"trained on {trained}, but this base is named {base.repo}"
         yield Problem("base-name-differs", "", base.source, message, "", trained, base.repo)
+
+
+def base_name_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Problem]:
+    """Yield that nothing names the base of a PEFT folder: not its config, its card, its records, nor the base itself."""
+    if contents.format != "peft" or contents.unread is not None:
+        return
+    configured, manifest = contents.config.get("base_model_name_or_path"), contents.manifest()
+    declared = derive.read_declared(contents.folder).get("base")
+    names = (
+        public_repo(configured) if isinstance(configured, str) else None,
+        base_repo(contents.card()),
+        manifest.base.repo if manifest else None,
+        declared.get("repo") if isinstance(declared, Mapping) else None,
+        public_repo(base.repo) if base else None,
+    )
+    if not any(names):
+        message = (
+            f"{configured[:80]} is no name on a hub, and" if isinstance(configured, str) and configured else "missing, and"
+        )
+        hint = f"Write it there, or as base_model in the card, or as base.repo in {ADAPTER_TOML}"
+        yield Problem("no-base-name", peft.CONFIG, "base_model_name_or_path", f"{message} nothing else names the base", hint)
 
 
 def _short(digest: object) -> str:

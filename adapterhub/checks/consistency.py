@@ -19,7 +19,7 @@ from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 
 from .contents import PART_NAMES, Contents, Parts, Values
 from .report import Problem, RepeatedProblem
-from .target_modules import EMBEDDINGS, OUTPUTS, chosen_layers, is_within, last_of, matches
+from .target_modules import is_within
 
 _LARGE_SCALE = 64  # of the delta; trainers' defaults are 1 to 4
 _LONGEST = 300  # characters of a config's value that are worth repeating
@@ -151,7 +151,7 @@ def _pair(file: str, parts: Parts) -> Iterator[Problem]:
         hint = "The two come from different adapters, or one is transposed"
         yield Problem("rank-differs", file, "", message, hint, str(first.shape[0]), str(second.shape[1]))
     for part in ("magnitude", "bias"):
-        if part in parts and parts[part].shape != ((1, first.shape[1]) if prefix else (second.shape[0],)):
+        if part in parts and parts[part].shape != (second.shape[0],):
             message = f"shape {parts[part].shape}, but the module has {second.shape[0]} output features"
             expected = f"({second.shape[0]},)"
             yield Problem("part-shape", file, f".{PART_NAMES[part]}", message, "", expected, str(parts[part].shape))
@@ -171,7 +171,6 @@ def _config(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
     try:
         yield from _ranks(contents)
         yield from _patterns(contents)
-        yield from _not_targeted(contents)
     except AdapterhubError as error:
         yield Problem("unsupported", file, "", error.what, error.hint, cause=error)
     yield from _flags(contents)
@@ -214,22 +213,6 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
                 yield Problem("pattern-overlap", peft.CONFIG, option, message, hint, repairable=option == "rank_pattern")
         for key in sorted(set(patterns) - used):
             yield Problem("pattern-unused", peft.CONFIG, option, f'"{key}" matches no module of the adapter')
-
-
-def _not_targeted(contents: Contents) -> Iterator[Problem]:
-    """Yield modules that target_modules does not name: peft does not build them, and silently skips their tensors."""
-    option, layers = contents.config.get("target_modules"), chosen_layers(contents.config)
-    # With `target_parameters` peft finds modules in another way.
-    if not option or contents.config.get("target_parameters"):
-        return
-    names = contents.names("target_modules")
-    name_set = frozenset(names)
-    expected = f"target_modules {(option if isinstance(option, str) else ', '.join(names))[:_LONGEST]}"
-    tying = bool(contents.config.get("ensure_weight_tying"))  # peft then adapts the other of two tied tables, too
-    for target in contents.pairs:
-        if not matches(option, name_set, target, layers) and not (tying and last_of(target) in (*EMBEDDINGS, *OUTPUTS)):
-            message = "has tensors, but target_modules does not name it: peft would skip them"
-            yield Problem("not-targeted", contents.weights, target, message, "", expected, target, repairable=True)
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:

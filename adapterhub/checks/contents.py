@@ -51,6 +51,7 @@ class Contents:
         other_deltas: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
         tuned: Changes by a tuner other than LoRA, likewise.
         renamed: Names of tensors that peft would skip, and the names that it would load.
+        adapter_named: Names of tensors with the usual name of an adapter inside, which peft loads.
         unknown: Names of tensors of unknown kind.
         adapter: Set for formats that are read as a whole.
         ordered: Whether the order of the rows is known (`convert.read_unordered`).
@@ -73,6 +74,7 @@ class Contents:
     tuned: Mapping[str, TunedModule] = field(default_factory=dict)
     other_tensors: dict[str, TensorKind] = field(default_factory=dict)
     renamed: list[tuple[str, str]] = field(default_factory=list)
+    adapter_named: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     adapter: Adapter | None = None
     ordered: bool = True

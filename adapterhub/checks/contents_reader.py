@@ -23,7 +23,7 @@ from adapterhub_converters.containers.safetensors_file import SafetensorsFile, S
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import FORMATS, adapter_claims, peft
 from adapterhub_converters.formats.candidate import Candidate
-from adapterhub_converters.formats.peft.tensor_keys import identify
+from adapterhub_converters.formats.peft.tensor_keys import identify, with_adapter_name
 
 from .contents import PART_NAMES, Contents, Parts
 from .report import Problem
@@ -215,7 +215,10 @@ def _add_tensors(contents: Contents, header: SafetensorsHeader) -> None:
     for key, tensor in zip(header.names, header.kinds, strict=True):
         full, kind, name, part = identify(key)
         if full != key and full != key.removesuffix(".weight"):
-            contents.renamed.append((key, full))
+            if kind == "pair" and with_adapter_name(full) == key:
+                contents.adapter_named.append(key)
+            else:
+                contents.renamed.append((key, full))
         if kind == "pair" and (part in PART_NAMES or kind_of_adapter != "LORA"):
             parts = pairs.get(name, no_parts)
             step = (id(parts), part, id(tensor))

@@ -33,6 +33,7 @@ _FILES: _Codes = {
     "files-changed": (ERROR, "the weights or the config differ from those recorded in adapter.json"),
     "files-edited": (NOTE, "a file other than the weights and the config differs from the one recorded in adapter.json"),
     "not-packaged": (ERROR, "a push refuses a file: pickled weights, a link, a device"),
+    "no-base-name": (WARNING, "neither the config, the card, adapter.json nor the base names the base on its hub"),
     "left-out": (NOTE, "files that are not part of an adapter, which a push leaves out"),
     # Do config and tensors agree with each other?
     "key-prefix": (ERROR, "tensors are not named `base_model.model.…`; peft would skip them silently"),
@@ -42,7 +43,11 @@ _FILES: _Codes = {
     "empty-tensor": (ERROR, "a tensor has no elements, as ZeRO-3 saves it when weights were not gathered"),
     "rank-differs": (ERROR, "lora_A and lora_B of a module have different ranks"),
     "rank-config": (ERROR, "the config and the tensors disagree on the rank; peft would refuse to load them"),
-    "not-targeted": (ERROR, "a module has tensors, but target_modules does not name it: peft skips them silently"),
+    "adapter-name": (WARNING, "the adapter's own name is in the names of its tensors, which peft loads and vLLM refuses"),
+    "no-targets": (WARNING, "target_modules is missing: peft takes a default for the model type, or refuses the adapter"),
+    "not-targeted": (ERROR, "a module has tensors, but the config does not target it: peft skips them silently"),
+    "missing-tensor": (ERROR, "modules_to_save or trainable_token_indices names what the file lacks: peft raises KeyError"),
+    "peft-refuses": (ERROR, "peft raises an error for this config, alone or on this base"),
     "part-shape": (ERROR, "a magnitude or bias does not have one element per output feature"),
     "no-magnitude": (ERROR, "use_dora is true, but a module has no magnitude vector"),
     "magnitude-flag": (ERROR, "there are magnitude vectors, but use_dora is not true; peft would skip them"),
@@ -131,7 +136,7 @@ UNREAD = frozenset({"no-adapter", "malformed", "missing-file", "pickle", "whole-
 _LEVELS = {
     **dict.fromkeys(_BASE, "base"), **dict.fromkeys(_IDENTITY, "identity"), **dict.fromkeys(_SCAN, "scan"),
     "non-finite": "values", "files-changed": "values", "files-edited": "values", "not-packaged": "package",
-    "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
+    "no-base-name": "package", "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from adapterhub_converters.runtime_rules import (
     RUNTIMES,
     UNKNOWN,
     VERDICTS,
-    VLLM_WITHOUT_LORA,
     WRONG,
     Rule,
     Runtime,
@@ -25,7 +25,9 @@ from adapterhub_converters.runtime_rules import (
 
 from .base_fit import is_conv1d
 from .contents import Contents
+from .peft_verdict import Loading, is_left_to_peft, load_consequences
 from .report import CODES, ERROR, Problem, Verdict
+from .served_models import served_features
 
 _FIELD = safe_regex.Pattern(r"\{\w+\}")
 
@@ -37,14 +39,21 @@ _FROM_PROBLEM = {
     "no-such-module": "no-module", "other-prefix": "no-module", "base-shallower": "no-module",
     "base-deeper": "deeper", "uncovered-module": "uncovered", "unknown-key": "unknown-key",
     "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
+    "adapter-name": "adapter-name",
 }  # fmt: skip
+# Features of which `peft_load` knows what peft makes of them; `deeper` is left, since only the layers tell it.
+_LOADING = frozenset({
+    "shape", "uncovered", "rank-config", "magnitude-flag", "no-magnitude", "bias-flag", "no-module",
+})  # fmt: skip
+# Problems with names that `peft_load` follows, likewise.
+_FROM_LOADING = frozenset({"key-prefix", "unknown-tensor", "missing-half", "missing-tensor"})
 # Problems with which no runtime loads the adapter.
 _FATAL = {
     "malformed", "missing-file", "pickle", "whole-model", "unsupported", "key-prefix", "unknown-tensor", "missing-half",
     "not-a-matrix",    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
 # Problems with which the numbers are wrong in every runtime.
-_WRONG = {"non-finite", "classifier", "files-changed", "base-differs", "numerics-differ"}
+_WRONG = {"non-finite", "classifier", "files-changed", "base-differs", "numerics-differ", "missing-tensor"}
 # Encoders, and models with an encoder and a decoder.
 _ENCODERS = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "mpnet", "distilbert", "deberta", "deberta-v2", "esm",
@@ -56,12 +65,18 @@ _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
 def runtime_verdicts(
-    contents: Contents | None, base: BaseSpec | None, problems: Mapping[str, Sequence[Problem]], *, values: bool = True
+    contents: Contents | None,
+    base: BaseSpec | None,
+    problems: Mapping[str, Sequence[Problem]],
+    loaded: Loading | None,
+    *,
+    values: bool = True,
 ) -> dict[str, Verdict]:
     """Return the verdict of every runtime.
 
     Args:
         problems: The problems by code.
+        loaded: What peft would do with the adapter, if that is known.
         values: Whether the numbers of tensors may be read.
     """
     # Features of an adapter that cannot be read would be guesses.
@@ -72,16 +87,41 @@ def runtime_verdicts(
     )
     for problem in problems.get("old-experts", ()):
         features[f"experts-{problem.got}"] = problem.what
-    if "not-targeted" in problems:  # an obstacle for some; the others load the tensors
-        features["not-targeted"] = problems["not-targeted"][-1].what
+    for code in ("not-targeted", "peft-refuses"):  # obstacles for some; the others load the tensors
+        if code in problems:
+            features[code] = problems[code][-1].what
     reasons = {code: _first_reasons(same_code) for code, same_code in problems.items()}
     image_parts = _image_parts(contents) if contents else None
-    return {name: _verdict(runtime, contents, features, reasons, image_parts) for name, runtime in RUNTIMES.items()}
+    verdicts = {
+        name: _verdict(runtime, contents, features, reasons, image_parts=image_parts) for name, runtime in RUNTIMES.items()
+    }
+    if contents is not None and (loaded is not None or is_left_to_peft(contents)):
+        verdicts["peft"] = _peft_verdict(contents, features, reasons, loaded)
+    return verdicts
+
+
+def _peft_verdict(
+    contents: Contents, features: Mapping[str, str], reasons: Mapping[str, list[str]], loaded: Loading | None
+) -> Verdict:
+    """Return peft's verdict on an adapter in its own format, of which it is known what peft does, step by step."""
+    rules = tuple(rule for rule in RUNTIMES["peft"].rules if rule.feature not in _LOADING)
+    followed = {code for code in reasons if code in _FROM_LOADING or _FROM_PROBLEM.get(code) in _LOADING}
+    verdict = _verdict(
+        dataclasses.replace(RUNTIMES["peft"], rules=rules),
+        contents,
+        features,
+        {code: texts for code, texts in reasons.items() if code not in followed},
+        others=[_Consequence(*consequence) for consequence in load_consequences(contents, loaded)],
+    )
+    if verdict.verdict == APPLIED:
+        return verdict
+    causes = sorted(code for code in followed if CODES[code][0] == ERROR)
+    return dataclasses.replace(verdict, causes=(*verdict.causes, *causes))
 
 
 def _subject(problem: Problem) -> str:
     """Return the part of a problem that a rule's text names."""
-    return problem.name if problem.code == "unknown-key" else problem.what
+    return problem.name if problem.code in ("unknown-key", "adapter-name") else problem.what
 
 
 def _first_reasons(problems: Iterable[Problem]) -> list[str]:
@@ -107,15 +147,18 @@ def _verdict(
     contents: Contents | None,
     features: Mapping[str, str],
     reasons: Mapping[str, list[str]],
-    image_parts: tuple[str, ...] | None,
+    *,
+    image_parts: tuple[str, ...] | None = None,
+    others: Sequence[_Consequence] = (),
 ) -> Verdict:
-    """Return the verdict of a runtime: the worst of what problems, features and conversion imply."""
+    """Return the verdict of a runtime: the worst of what problems, features and conversion imply, and of `others`."""
     is_converted = contents is not None and contents.format != runtime.format
     consequences = [
         *_problem_consequences(runtime, reasons, is_readable=contents is not None and not is_converted),
         *_image_consequences(runtime, image_parts),
         *(_conversion_consequences(contents, is_converted=is_converted) if contents else ()),
         *_feature_consequences(runtime, features, reasons),
+        *others,
     ]
     worst = max((consequence.verdict for consequence in consequences), key=VERDICTS.index, default=APPLIED)
     if worst in _NOT_LOADED:  # what would happen if it were loaded contradicts that it is not
@@ -207,6 +250,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
         yield "mla", ""
     yield from _scale_features(contents)
     yield from _fusion_features(contents, base)
+    yield from served_features(contents, base)
     if base is not None:
         yield from _base_features(contents, base)
 
@@ -315,8 +359,6 @@ def _base_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, st
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
         yield "encoder", base.model_type
-    if base.model_type in VLLM_WITHOUT_LORA:
-        yield "vllm-without-lora", base.architecture
     yield from _old_name_features(contents, base)
     if contents.format != "gguf":
         yield from _llama_cpp_features(contents, base)
@@ -340,10 +382,8 @@ def _mlx_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str
 def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     """Yield modules under names that the model in memory does not have (see `bases.canonical_names`)."""
     kind = base.model_type
-    old = next((target for target in contents.pairs if canonical_names.name_in_memory(target, kind) != target), None)
-    if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
-        yield "old-names", old
-    elif old and kind in canonical_names.PEFT_REFUSES_OLD_NAMES:
+    old = next((target for target in contents.pairs if base.renaming.module(target) != target), None)
+    if old and kind in canonical_names.PEFT_REFUSES_OLD_NAMES:
         yield "old-targets", old
 
 

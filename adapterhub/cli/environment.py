@@ -356,7 +356,7 @@ def prepare_torch(*, same_bits_in_batches: bool = False) -> None:
             its arrays begin. Otherwise they depend on all three on processors with AVX-512 (Intel, "Conditional Numerical
             Reproducibility").
     """
-    from adapterhub.training.cost.budget import cores_are_busy
+    from adapterhub.training.machine import cores_are_busy
 
     os.environ.setdefault("GOMP_SPINCOUNT", "0" if cores_are_busy() else "1000")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

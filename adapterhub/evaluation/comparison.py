@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.training import compute_device
-from adapterhub.training.cost import budget
 from adapterhub.training.data import chat_template, document_files, overlap, record_shapes
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data.packed_rows import sample
@@ -40,9 +39,9 @@ def compare(
     """Evaluate in this process; arguments, result and errors are those of `adapterhub.evaluation.evaluate`."""
     with compute_device.threads(options.threads):
         model, factors, settings, weights = _load(adapter, base, options, progress, cache)
-        free = compute_device.free(model.device) or budget.free_memory()
         # For documents that share rows there is `isolates_documents`.
-        attention_notes = check_attention(model, settings["sequence"], free and free // 2, factors.location, packed=False)
+        free = compute_device.free(model.device)
+        attention_notes = check_attention(model, settings["sequence"], free, factors.location, packed=False)
         adapter_transfer.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _recorded_table(factors, "data")

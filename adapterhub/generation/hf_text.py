@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from adapterhub_converters.trained_prompt import TrainedPrompt
 _DTYPES = ("bfloat16", "float16", "float32")
 _GENERATION_CONFIG = "generation_config.json"
 _UNFINISHED = "\ufffd"  # the decoding of an incomplete character
-_WORD = "word"  # of a conversation that shows what a template writes after an answer
+_MAX_PROMPTS, _MAX_REMEMBERED = 64, 1 << 17  # prompts whose end marks are remembered, and characters of each
 _MAX_CHARACTER_TOKENS = 8  # after so many tokens, incomplete bytes will not become a character
 
 
@@ -44,13 +45,13 @@ class Text:
         self.max_context = longest if isinstance(longest, int) else None
         self.longest_token = max(map(len, self._tokenizer.get_vocab()))
         self.ends = _stop_tokens(path / _GENERATION_CONFIG, config, self._tokenizer)
+        self._chat_ends_of = lru_cache(_MAX_PROMPTS)(self._read_chat_ends)
 
     def with_prompt(self, prompt: TrainedPrompt) -> Text:
         """Return the same texts with the conversations of an adapter."""
         if not prompt:
             return self
         texts = copy.copy(self)
-        texts.__dict__.pop("chat_ends", None)
         # A shallow copy: only its template and the template's variables differ.
         texts._tokenizer = copy.copy(self._tokenizer)
         chat_template.apply(texts._tokenizer, prompt)
@@ -66,22 +67,27 @@ class Text:
         """The chat template for conversations with tools; empty if there is none."""
         return str(self._tokenizer.get_chat_template(tools=[{}])) if self.has_template else ""
 
-    @cached_property
+    @property
     def chat_ends(self) -> frozenset[int]:
-        """The tokens that end an answer in a conversation: also the mark that the chat template writes after one.
-
-        Bases that were trained on text alone name another token, and what is trained on them with `chatml` ends with its mark.
-        """
+        """The tokens that end an answer in a conversation: also the mark that the chat template writes after one."""
         if not self.has_template:
             return self.ends
-        messages = [{"role": "user", "content": _WORD}, {"role": "assistant", "content": _WORD}]
+        # One process serves requests with many prompts, each of which costs a rendering.
+        variables = getattr(self._tokenizer, "template_variables", {})
+        prompt = json.dumps([self._tokenizer.chat_template, variables], default=str)
+        return (self._chat_ends_of if len(prompt) <= _MAX_REMEMBERED else self._read_chat_ends)(prompt)
+
+    def _read_chat_ends(self, prompt: str) -> frozenset[int]:
+        """Return `chat_ends` for a template and its variables, as JSON."""
+        tokenizer = copy.copy(self._tokenizer)
+        tokenizer.chat_template, tokenizer.template_variables = json_file.parse(prompt, self.location)
         try:
-            text = chat_template.render(self._tokenizer, messages, location=self.location)
+            text = chat_template.render(tokenizer, chat_template.ANSWERED, location=self.location)
         except FormatError:  # a template for conversations of another form
             return self.ends
-        after = self.tokens(text.rpartition(_WORD)[2], special=False)
-        special = {number for number, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        return self.ends if self.ends.intersection(after) else self.ends.union(special.intersection(after[:1]))
+        special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        mark = chat_template.end_mark(text, special, map(self.token_text, self.ends))
+        return self.ends if mark is None else self.ends | {special[mark]}
 
     @cached_property
     def tokenizer_json(self) -> str:

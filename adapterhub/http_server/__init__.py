@@ -5,5 +5,6 @@ certificate.py          a certificate that is read again when it changes
 client_connections.py   connections of clients, within limits
 limits.py               counts of events in windows of time
 logs.py                 log lines as JSON
+request_bodies.py       bodies of requests, asked for first, counted while they arrive
 watched_files.py        files that are read again once they have changed
 """

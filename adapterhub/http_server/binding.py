@@ -19,6 +19,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_local_site(host: str) -> bool:
+    """Return whether a Host header names this machine itself.
+
+    The page of a site whose name was made to lead here (DNS rebinding) sends that name: a server that only this machine can
+    reach must not answer it.
+    """
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(name.lower())
+
+
 def check_exposure(host: str, *, encrypted: bool, requires_login: bool, code: str) -> None:
     """Refuse to serve other machines without TLS, or without requiring a login.
 

@@ -1,7 +1,8 @@
 """Connections of unauthenticated clients: useless bytes are limited, and silent clients are disconnected.
 
 uvicorn accepts headers of any length and number, and waits for their end forever. A proxy in front has limits of its own; a
-server without one needs these.
+server without one needs these. How long a body may take, and how much of all bodies is in memory, is up to `request_bodies`:
+until the application asks for a body, no more than 128 KiB of it is read.
 
 Large bodies also cost less here than with uvicorn's own connection: they are read in pieces of up to 1 MiB, not 256 KiB, and
 copied once, not four times; and an application can let the operating system send a file (`ZERO_COPY`, of the ASGI
@@ -34,6 +35,8 @@ MAX_HEAD = 64 << 10
 """Bytes of a request line with its headers, or after a body, beyond the piece in which they end."""
 HEAD_SECONDS = 30.0
 """Seconds until the headers must be complete."""
+REST_SECONDS = 30.0
+"""Seconds for the rest of a body whose request was answered before it had arrived."""
 SILENT_SECONDS = 120.0
 """Seconds without a byte of an arriving body, or without the client reading from a response."""
 CHECK_SECONDS = 10.0
@@ -64,6 +67,7 @@ def max_connections() -> int:
 
 
 Send = Callable[[Any], Awaitable[None]]
+Receive = Callable[[], Awaitable[Any]]
 
 
 class _Pieces:
@@ -102,6 +106,8 @@ class Connection(HttpToolsProtocol):
         self._overhead = 0  # bytes since the last useful one
         self._began_at = self._received_at = self._drained_at = self.loop.time()
         self._in_head = True
+        self._is_wanted = False  # whether the application has asked for the body
+        self._answered_at: float | None = None  # when a request was answered whose body was still arriving
         self._in_request = False  # whether a request has begun and not ended
         self._unread = 0  # bytes of a response the client had not read at the last check
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
@@ -123,8 +129,8 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a body is arriving."""
-        return not self._in_head and self.cycle is not None and self.cycle.more_body
+        """Whether a body is arriving that the application has asked for."""
+        return not self._in_head and self._is_wanted and self.cycle is not None and self.cycle.more_body
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -135,8 +141,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin the request's body."""
-        self._overhead, self._in_head = 0, False
+        self._overhead, self._in_head, self._is_wanted, self._answered_at = 0, False, False, None
         super().on_headers_complete()
+        self.cycle.receive = partial(self._receive, self.cycle.receive)  # type: ignore[method-assign]
         self.cycle.send = partial(self._send, self.cycle, self.cycle.send)  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
@@ -157,16 +164,24 @@ class Connection(HttpToolsProtocol):
         answering = cycle is not None and not cycle.response_complete
         unread = self.transport.get_write_buffer_size()
         late = self._in_head and now - self._began_at > HEAD_SECONDS
+        is_over = cycle is not None and cycle.response_complete and cycle.more_body
+        self._answered_at = (self._answered_at or now) if is_over else None
+        resting = self._answered_at is not None and now - self._answered_at > REST_SECONDS
         silent = now - self._received_at > SILENT_SECONDS and answering and cycle.more_body and not self.flow.read_paused
         stuck = self.flow.write_paused and unread == self._unread and now - self._drained_at > SILENT_SECONDS
         if unread != self._unread or not self.flow.write_paused:
             self._unread, self._drained_at = unread, now
-        if late or silent or stuck:
+        if late or silent or stuck or resting:
             if answering:
                 cycle.disconnected = True  # ignore what the application still sends
             self.transport.abort()
         else:
             self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
+
+    async def _receive(self, receive: Receive) -> Any:
+        """Give the application the next message; from now on, its body is read in large pieces."""
+        self._is_wanted = True
+        return await receive()
 
     # ---- files
 

@@ -15,6 +15,7 @@
     mirror_origin.py        the upstream's commits behind mirrored versions
     blob_response.py        blobs out, with ranges
     uploads.py              blobs in, hashed while they arrive
+    staged_files.py         small files of a commit, until it is accepted
     git_objects.py          the object ids git would give to files
     access_control.py       who is asking, and what they may do
     policy_gate.py          the policy applied to what is served
@@ -22,7 +23,7 @@
     error_responses.py      responses to failures of the hub itself
     quotas.py               how much a namespace may hold
     workers.py              threads with a registry each
-    lru_cache.py            an LRU cache
+    lru_cache.py            an LRU cache, measured in bytes
     jobs.py                 work that only one of several processes does
     webhooks.py             events of a namespace, posted to a URL
     openapi.py              the API as an OpenAPI document

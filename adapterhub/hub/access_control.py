@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.request_bodies import client_network
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters import safe_regex
 
@@ -24,6 +25,7 @@ from .people.access_tokens import Identity
 from .people.accounts import READERS, Namespace
 
 _BASIC = safe_regex.Pattern(r"(?i)basic +([A-Za-z0-9+/=_-]+)")
+T = TypeVar("T", str, int)
 NOBODY = "anonymous"
 """The token of an anonymous client: docker reads even public repositories only with some token."""
 _TTL = 5.0  # seconds until a revoked token is refused and a changed role applies, at most
@@ -65,7 +67,7 @@ class Access:
     require_login: bool = False
 
     def __post_init__(self) -> None:
-        self._identities: dict[str, tuple[float, Identity | None]] = {}
+        self._identities: dict[str | int, tuple[float, Identity | None]] = {}
         # A device code has 34 bits and lives for minutes: at these rates nobody guesses one.
         self.logins, self.codes, self.failures = Windows(30, 300), Windows(20, 300), Windows(20, 60)
         self.conversions = Windows(20, 300)
@@ -95,17 +97,27 @@ class Access:
         Raises:
             ThrottledError: It has made too many.
         """
-        if (window := windows.count(_network(request_context.current().address))).over:
+        if (window := windows.count(client_network(request_context.current().address))).over:
             raise ThrottledError(window.seconds)
 
     def token_identity(self, token: str) -> Identity | None:
         """Return the identity of a token; None if it is unknown, revoked or expired."""
+        return self._cached_identity(token, access_tokens.identify)
+
+    def identity_behind(self, ident: int) -> Identity | None:
+        """Return the identity of the token that an address was signed for, and record it as the client; None as above."""
+        identity = self._cached_identity(ident, access_tokens.identify_by_id)
+        if identity:
+            request_context.current().set_account(identity.account, identity.prefix)
+        return identity
+
+    def _cached_identity(self, token: T, identify: Callable[[HubDatabase, T], Identity | None]) -> Identity | None:
         now = time.monotonic()
         until, identity = self._identities.get(token, (0.0, None))
         if until < now:
             if len(self._identities) >= _MAX_TOKENS:
                 self._identities.clear()
-            identity = access_tokens.identify(self.database, token)
+            identity = identify(self.database, token)
             if identity:
                 # Only valid tokens are remembered: an attacker's guesses must not push them out.
                 access_tokens.record_use(self.database, identity.token)
@@ -160,17 +172,6 @@ class Access:
 def may_write(identity: Identity | None, name: str) -> bool:
     """Return whether a client may write to a repository."""
     return identity is not None and identity.may("write", name.partition("/")[0])
-
-
-def _network(address: str) -> str:
-    """Return the network that one client controls: its address, or its /64 with IPv6."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if ip.version == 4:
-        return address
-    return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
 
 
 def token_in(headers: Mapping[str, str]) -> str | None:

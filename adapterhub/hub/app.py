@@ -11,10 +11,13 @@ from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.http_server import binding
+from adapterhub.http_server.request_bodies import BodyBudget, BodyError, BodyGuard, BodyLimits, client_address
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
 
@@ -32,6 +35,8 @@ from .web.site import Site
 from .xet import routes as xet
 
 _log = logging.getLogger("adapterhub.hub")
+BODY_LIMITS = BodyLimits(process=512 << 20, address=256 << 20, account=256 << 20, stranger=16 << 20)
+"""Bytes of bodies in memory."""
 
 
 def create_app(settings: HubSettings) -> ASGIApp:
@@ -58,12 +63,15 @@ def create_app(settings: HubSettings) -> ASGIApp:
         Middleware(MetricsMiddleware, metrics=metrics),
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
         Middleware(AuditMiddleware),
+        Middleware(BodyGuard, budget=BodyBudget(BODY_LIMITS), behind_proxy=settings.behind_proxy),
     ]
-    handlers = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), error_responses.error_response)
+    errors = (LocalIOError, RemoteError, IntegrityError, BodyError, ClientDisconnect)
+    handlers = dict.fromkeys(errors, error_responses.error_response)
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = FirstPartRouter(routes)
     app.state.metrics = metrics
-    return RequestGuard(app, behind_proxy=settings.behind_proxy)
+    is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
+    return RequestGuard(app, behind_proxy=settings.behind_proxy, is_local=is_local)
 
 
 def api_routes() -> list[BaseRoute]:
@@ -101,9 +109,9 @@ def _first_part(route: BaseRoute) -> str:
 class RequestGuard:
     """The outermost layer: raw request paths, one log line per request, and no traceback in a response."""
 
-    def __init__(self, app: ASGIApp, *, behind_proxy: bool = False) -> None:
+    def __init__(self, app: ASGIApp, *, behind_proxy: bool = False, is_local: bool = False) -> None:
         self._app = app
-        self._behind_proxy = behind_proxy
+        self._behind_proxy, self._is_local = behind_proxy, is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -120,7 +128,7 @@ class RequestGuard:
         scope = {**scope, "path": unquote(quoted_path).replace("\n", "\ufffd")}
         printable_path = printable(scope["path"])
         started, status = time.monotonic(), 0
-        call = request_context.begin(self._address(scope))
+        call = request_context.begin(client_address(scope, behind_proxy=self._behind_proxy))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -135,7 +143,12 @@ class RequestGuard:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            if self._is_local and host and not binding.is_local_site(host):
+                words = f"this hub answers requests to localhost only, not to {printable(host[:80])!r}; start it with its URL"
+                await JSONResponse({"error": words}, 403)(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             _log.exception("%s %s failed (%s)", scope["method"], printable_path, call.id)
             # The status line is already sent: all that is left is to cut the connection.
@@ -160,10 +173,3 @@ class RequestGuard:
                 call.id,
                 extra={"fields": fields},
             )
-
-    def _address(self, scope: Scope) -> str:
-        """Return the client's address: behind a proxy, the last entry of X-Forwarded-For, which the proxy itself appended."""
-        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"] if self._behind_proxy else []
-        if forwarded:
-            return str(forwarded[-1].decode("latin-1").rpartition(",")[2].strip()[:64])
-        return str(scope["client"][0]) if scope.get("client") else ""

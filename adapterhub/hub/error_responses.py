@@ -5,10 +5,14 @@ Clients learn what failed but not where: the hub's folders and the hosts behind 
 
 from __future__ import annotations
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from adapterhub.http_server.request_bodies import BodyError
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, RemoteError
+
+CLIENT_GONE = 499
+"""nginx's status for a client that has disconnected."""
 
 
 def error_status(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
@@ -25,6 +29,10 @@ def error_status(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
 
 async def error_response(_request: Request, error: Exception) -> Response:
     """Return the response for an error after the handler has returned, as when opening a blob fails."""
+    if isinstance(error, BodyError):
+        return JSONResponse({"error": str(error)}, error.status, error.headers())
+    if isinstance(error, ClientDisconnect):  # nobody reads it, but the log has its status
+        return Response(status_code=CLIENT_GONE)
     status, words, headers = error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})
     if not status:
         raise error

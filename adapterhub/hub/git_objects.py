@@ -13,11 +13,13 @@ from adapterhub.digest import CHUNK, Digest
 from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
 
+from .lru_cache import LRUCache
+
 REGULAR_LIMIT = 8 << 20
 """Size in bytes from which a file is uploaded separately: inside a commit, 100 MB take 6 times as long and 10 times
 the memory.
 """
-_MAX_OIDS = 100_000  # object ids kept in memory
+_MAX_OIDS = 32 << 20  # bytes of object ids kept in memory
 
 
 def is_lfs(path: str, size: int) -> bool:
@@ -53,7 +55,7 @@ class GitObjectIds:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._oids: dict[Digest, str] = {}
+        self._oids: LRUCache[str] = LRUCache(_MAX_OIDS)
 
     def file(self, path: str, digest: Digest, size: int) -> GitFile:
         """Return a file as git knows it. A small one is read, unless its object id is known."""
@@ -61,12 +63,7 @@ class GitObjectIds:
             sha256 = digest.removeprefix("sha256:")
             pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
             return GitFile(path, digest, size, blob_oid(pointer), sha256, len(pointer))
-        oid = self._oids.get(digest)
-        if oid is None:
-            if len(self._oids) >= _MAX_OIDS:
-                self._oids.clear()
-            oid = self._oids[digest] = self._read(digest, size)
-        return GitFile(path, digest, size, oid)
+        return GitFile(path, digest, size, self._oids.get(digest, lambda: self._read(digest, size)))
 
     def _read(self, digest: Digest, size: int) -> str:
         state = _start(size)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import no_proxy, origin
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
+from adapterhub.manifest.card import Card
 from adapterhub.project.policy import join
 from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repository_records import Repository
@@ -31,6 +32,7 @@ from .commits import MayRead, View, find_view, frozen_view, is_arriving
 from .converted_versions import ConvertedVersions
 from .git_objects import GitObjectIds
 from .jobs import Jobs
+from .lru_cache import LRUCache
 from .mirror import Mirror
 from .people import accounts
 from .people.access_tokens import Identity
@@ -39,6 +41,7 @@ from .people.id_tokens import Issuers
 from .policy_gate import PolicyGate
 from .quotas import Quotas
 from .settings import HubSettings
+from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
 from .uploads import USABLE_SECONDS, UploadLeases, Uploads
 from .webhooks import Webhooks
@@ -46,6 +49,7 @@ from .workers import Worker, Workers
 
 _log = logging.getLogger("adapterhub.hub")
 _MAINTENANCE_INTERVAL = 600.0  # seconds between two runs
+_MAX_CARD_BYTES = 16 << 20  # bytes of cards kept in memory
 # Seconds the names hidden from a client are reused, and for how many tokens they are remembered.
 _HIDDEN_TTL, _MAX_HIDDEN_TOKENS = 5.0, 100
 
@@ -66,6 +70,7 @@ class Hub:
         held: Keeps uploaded blobs from a gc.
         quotas: How much namespaces may hold.
         uploads: Bodies that are arriving.
+        cards: The model cards read last, by digest.
         git: The object ids git would give to files.
         forms: Versions converted to other formats.
         releases: Compares what is served with the policy.
@@ -85,10 +90,17 @@ class Hub:
         self.access = Access(self.database, settings.require_login)
         self.upload_leases = UploadLeases(self.store)
         self.quotas = Quotas(self.database, self.access.namespace_settings)
+        self.workers.check_record = self.quotas.check_record
         self.uploads = Uploads(
-            self.store, self.workers, limit=settings.max_file, room=self._count_upload, on_end=self.quotas.close
+            self.store,
+            self.workers,
+            limit=settings.max_file,
+            room=self._count_upload,
+            count=self._count_file,
+            on_end=self.quotas.close,
         )
         self.git = GitObjectIds(self.store)
+        self.cards: LRUCache[Card] = LRUCache(_MAX_CARD_BYTES)
         self.conversions = ConvertedVersions(self.storage, settings.policy)
         self.policy_gate = PolicyGate(settings.policy, self._views_with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
@@ -135,7 +147,15 @@ class Hub:
         self.quotas.expire()
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
-        self.database.execute("DELETE FROM uploaded WHERE time < ?", time.time() - USABLE_SECONDS)
+        self._forget_uploads(worker)
+
+    def _forget_uploads(self, worker: Worker) -> None:
+        """Forget uploads that can be used no more, once they are gone or files of their namespace: until then, they count."""
+        sql = "SELECT name, digest FROM uploaded WHERE time < ?"
+        for name, digest in self.database.select(sql, time.time() - USABLE_SECONDS):
+            namespace = name.partition("/")[0]
+            if self.store.size(digest) is None or queries.versions(worker.registry.index, prefix=namespace, file=digest):
+                self.database.execute("DELETE FROM uploaded WHERE name = ? AND digest = ?", name, digest)
 
     def close(self) -> None:
         """Wait for running work, then close everything."""
@@ -311,24 +331,53 @@ class Hub:
         names = queries.names_with(worker.registry.index, digest, without=self.hidden_names(worker, identity))
         yield from filter(None, (self.visible(worker, identity, name) for name in names))
 
-    def record_uploads(self, name: str, digests: Iterable[Digest], finished_uploads: Collection[str] = ()) -> None:
-        """Record blobs as uploaded for a repository, which may use them for a day before a manifest names them.
-
-        Args:
-            name: The repository.
-            digests: The blobs.
-            finished_uploads: The uploads they came from, which no longer count on their own.
+    def record_uploads(self, name: str, digests: Iterable[Digest]) -> None:
+        """Record stored blobs as uploaded for a repository, which may use them for a day before a manifest names them.
 
         Raises:
             RefusedError: The namespace may not hold that much.
         """
-        digests, now = list(digests), time.time()
-        sizes = {digest: self.store.size(digest) or 0 for digest in digests}
-        self.quotas.check(self.workers.worker(), name, sizes, count=True, except_uploads=finished_uploads)
-        # The blobs count as files from here on, so their uploads must not count a second time.
+        self.count_files(name, {digest: self.store.size(digest) or 0 for digest in digests})
+
+    def _count_file(self, name: str, digest: Digest, size: int, upload: str) -> None:
+        self.count_files(name, {digest: size}, [upload])
+
+    def stage_files(self, name: str) -> StagedFiles:
+        """Return where the small files of a commit to a repository wait."""
+        return StagedFiles(self.store, self.workers, self.quotas, self, name)
+
+    def forget_uploads(self, name: str, digests: Iterable[Digest]) -> None:
+        """Forget uploads of a repository that are files of it now, so that they count no longer than those."""
+        rows = [(name, digest) for digest in digests]
+        self.database.execute_many("DELETE FROM uploaded WHERE name = ? AND digest = ?", rows)
+
+    def count_files(
+        self,
+        name: str,
+        sizes: Mapping[Digest, int],
+        finished_uploads: Collection[str] = (),
+        *,
+        except_uploads: Collection[str] = (),
+    ) -> None:
+        """Count files as uploaded for a repository, before they become blobs: what is refused is not stored.
+
+        Args:
+            name: The repository.
+            sizes: Their digests and bytes.
+            finished_uploads: The uploads they came from, which no longer count on their own.
+            except_uploads: Others that they replace.
+
+        Raises:
+            RefusedError: The namespace may not hold that much.
+        """
+        replaced = [*finished_uploads, *except_uploads]
+        self.quotas.check(self.workers.worker(), name, sizes, count=True, except_uploads=replaced)
+        # They count as files from here on, so their uploads must not count a second time.
         self.quotas.close(name, finished_uploads)
         # Note blobs that were already stored, too: perhaps nothing else keeps them from a gc.
-        rows = [(name, digest, now) for digest in digests if self.store.retain_if_present(digest, sizes[digest])]
+        for digest, size in sizes.items():
+            self.store.retain_if_present(digest, size)
+        rows = [(name, digest, time.time()) for digest in sizes]
         sql = (
             "INSERT INTO uploaded (name, digest, time) VALUES (?, ?, ?)"
             " ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"

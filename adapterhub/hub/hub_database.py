@@ -112,6 +112,8 @@ MIGRATIONS = (
     CREATE INDEX arriving_name ON arriving (name)
     """,
     "CREATE TABLE moves (new TEXT PRIMARY KEY, old TEXT NOT NULL, account TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    "ALTER TABLE arriving ADD COLUMN spent INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tokens ADD COLUMN parent INTEGER; ALTER TABLE devices ADD COLUMN parent INTEGER",
 )
 
 

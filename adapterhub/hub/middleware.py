@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.http_server.limits import Window, Windows
+from adapterhub.http_server.request_bodies import client_network
 
 from . import request_context
 from .access_control import BadTokenError, token_in
@@ -19,6 +20,9 @@ from .people.audit_log import Event
 from .settings import CLASSES
 
 _API, _RESOLVERS, _PAGES = CLASSES
+_REFUSED = "refused"
+STRANGER_ROWS, ALL_STRANGER_ROWS = 10, 60
+"""Rows of the audit log a minute for refusals of clients without an account: of one network, and of all."""
 _UNLIMITED = ("/health", "/ready", "/metrics")
 _READING = ("GET", "HEAD", "OPTIONS")
 _CHANGING = ("web.signing_in.arrive",)  # handlers that change something although the method is GET
@@ -103,16 +107,25 @@ def _too_many(kind: str, window: Window, headers: dict[str, str]) -> JSONRespons
 
 
 class AuditMiddleware:
-    """Writes a row of the audit log for every change, before the client is told it was made, and for every refusal."""
+    """Writes a row of the audit log for every change, before the client is told it was made, and for every refusal.
+
+    Of the refusals of clients without an account, only the first of a minute are recorded, of each network and of all: the log
+    is never cut, and whoever reaches the hub must not be able to drown its other rows.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._of_network, self._of_strangers = Windows(STRANGER_ROWS, 60), Windows(ALL_STRANGER_ROWS, 60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
 
         async def send_after_recording(message: Message) -> None:
-            if message["type"] == "http.response.start" and (action := _action(scope, message["status"])):
+            if (
+                message["type"] == "http.response.start"
+                and (action := _action(scope, message["status"]))
+                and not (action == _REFUSED and self._is_one_of_many())
+            ):
                 hub = hub_of(scope)
                 # Before the response goes out: a change whose client was told must be in the log.
                 await hub.workers.read(audit_log.record, hub.database, _event(scope, action))
@@ -120,12 +133,19 @@ class AuditMiddleware:
 
         await self._app(scope, receive, send_after_recording if scope["type"] == "http" else send)
 
+    def _is_one_of_many(self) -> bool:
+        """Count a refusal; return whether it is one of too many by clients without an account."""
+        call = request_context.current()
+        if call.account:
+            return False
+        return self._of_network.count(client_network(call.address)).over or self._of_strangers.count("").over
+
 
 def _action(scope: Scope, status: int) -> str:
     """Return the action to record for a request; empty to record nothing."""
     sent_token = any(name == b"authorization" for name, _ in scope["headers"])
     if status == 403 or (status == 401 and sent_token):
-        return "refused"
+        return _REFUSED
     if status >= 400 or "endpoint" not in scope:
         return ""
     module, name = handler_of(scope)

@@ -24,7 +24,7 @@ from .people.access_tokens import Identity
 from .publishing import check_released
 from .workers import Worker
 
-_MAX_VERDICTS = 100_000  # verdicts kept in memory
+_MAX_VERDICTS = 16 << 20  # bytes of verdicts kept in memory
 _MAX_COMPARED = 100  # newest versions of a name, and other names, that are tried to justify serving a blob
 
 

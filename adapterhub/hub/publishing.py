@@ -30,8 +30,10 @@ from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE, is_weights
+from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
+NO_FILES: Mapping[Digest, Path] = {}
 _EMPTY_CONFIG = sha256_bytes(b"{}")  # the empty config of an attached manifest
 
 Files = Mapping[str, tuple[Digest, int]]
@@ -65,11 +67,12 @@ def check_tree(files: Files, location: str) -> None:
     check_names(files, location)
 
 
-def check_contents(store: Store, files: Files, location: str) -> None:
-    """Refuse pickles and archives by their first bytes, whatever their names."""
+def check_contents(store: Store, files: Files, location: str, staged: Mapping[Digest, Path] = NO_FILES) -> None:
+    """Refuse pickles and archives by their first bytes, whatever their names; `staged` are files that are no blobs yet."""
     for path, (digest, _) in files.items():
-        with store.open_blob(digest) as blob:
-            check_file(path, blob.read(HEAD_SIZE), location)
+        opened = open_file.open_regular(staged[digest]) if digest in staged else store.open_blob(digest)
+        with opened as file:
+            check_file(path, file.read(HEAD_SIZE), location)
 
 
 def check_attached(namespace: Namespace, location: str, *, attached: bool) -> None:
@@ -112,6 +115,8 @@ def publish_tree(
     policy: Policy | None = None,
     signatures: Callable[[Digest], Sequence[bytes]] = lambda _: (),
     message: str = "",
+    staged: Mapping[Digest, Path] = NO_FILES,
+    adopt: Callable[[], object] = lambda: None,
 ) -> Version:
     """Check a tree as a push would, derive its adapter.json, and store it as a version of `name`.
 
@@ -124,6 +129,8 @@ def publish_tree(
         policy: The hub's policy.
         signatures: Returns the signatures of a manifest, for a policy that requires them.
         message: The reason for the push, for the log.
+        staged: Files of the tree that are no blobs yet, by digest.
+        adopt: Called to make them blobs, once nothing more can be refused.
 
     Raises:
         RefusedError: The check finds errors, or the policy does not allow the adapter.
@@ -132,15 +139,17 @@ def publish_tree(
 
     if policy is not None:
         policy.check_name(name)
-    with _linked_folder(registry, files, name) as folder, _errors_naming(folder, name):
+    with _linked_folder(registry, files, name, staged) as folder, _errors_naming(folder, name):
         package = packaging.package(folder, location=name, policy=policy, file_list=Listing(tuple(sorted(files))))
         files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
         manifest, raw = package.draft.finalize(files_to_store)
         with registry.store.lease("push"):
-            files_to_store[ADAPTER_JSON] = registry.store.put_bytes(raw)
+            files_to_store[ADAPTER_JSON] = sha256_bytes(raw), len(raw)
             oci = oci_manifest.assemble(files_to_store, manifest)
             # Before the manifest is stored: its digest is known, which is enough to find signatures pushed earlier.
             check_signed(policy, oci, lambda: signatures(oci.digest), name=name, location=name)
+            adopt()
+            registry.store.put_bytes(raw)
             registry.store.put_bytes(oci.config_bytes)
             registry.store.put_bytes(oci.raw)
             # The blobs must be durable before the log entry that refers to them.
@@ -199,12 +208,12 @@ def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:
 
 
 @contextlib.contextmanager
-def _linked_folder(registry: Registry, files: Files, name: str) -> Iterator[Path]:
+def _linked_folder(registry: Registry, files: Files, name: str, staged: Mapping[Digest, Path] = NO_FILES) -> Iterator[Path]:
     """Yield a folder with the blobs under the names of the files, inside a folder with the adapter's own name."""
     check_tree(files, name)
-    check_contents(registry.store, files, name)
+    check_contents(registry.store, files, name, staged)
     layers = [Descriptor("", digest, size, path) for path, (digest, size) in files.items()]
-    with linked_folder(registry.store, layers) as folder:
+    with linked_folder(registry.store, layers, staged) as folder:
         yield folder
 
 

@@ -4,9 +4,12 @@ What counts: the files of its versions, what its repositories keep besides, such
 namespace without limits costs nothing. The count is refreshed every few seconds; in between, what this process takes in is
 added to it, so that simultaneous uploads cannot slip past each other.
 
-An open upload is a row of hub.db that all processes count: by its size if known, else by what has arrived. A client that starts
-over after a lost connection announces what it has already sent, so the open uploads of a repository are not counted when files
-are announced for it.
+Whatever arrives is a row of hub.db that all processes count, from its first byte: by its size if known, else by what has come.
+A client that starts over after a lost connection announces what it has already sent, so the open uploads of a repository are
+not counted when files are announced for it. A xorb that became a file is spent: it counts no more, but the spent ones of a
+namespace are no larger together than what it may hold.
+
+Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace: each commit and each move adds some.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.registry import repository_records
-from adapterhub.store.store import HUB
+from adapterhub.registry.repository_records import ENTRY_SIZE
+from adapterhub.store.store import HUB, REFS
 from adapterhub_converters.errors import RefusedError
 
 from .hub_database import HubDatabase
@@ -28,6 +32,7 @@ from .workers import Worker
 
 _COUNT_TTL = 10.0  # seconds
 _MAX_COUNTS = 100  # namespaces whose count is kept in memory
+_FREE_RECORDS = 1 << 20  # bytes of documents and logs of a namespace that do not count
 _MAX_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
 
 
@@ -37,7 +42,7 @@ class Quotas:
     def __init__(self, database: HubDatabase, namespace_settings: Callable[[str], Namespace]) -> None:
         self._database = database
         self._settings_of = namespace_settings
-        self._counts: dict[str, tuple[float, dict[Digest, int]]] = {}
+        self._counts: dict[str, tuple[float, dict[Digest, int], dict[str, int]]] = {}
         self._lock = threading.Lock()
 
     def check(
@@ -65,9 +70,9 @@ class Quotas:
         if limits.max_bytes is None and limits.max_files is None:
             return
         with self._lock:
-            counted = self._count(worker, limits.name)
+            counted, records = self._count(worker, limits.name)
             new = {digest: size for digest, size in files.items() if digest not in counted}
-            _check(limits, counted, new.values(), self._open_bytes(limits, except_uploads))
+            _check(limits, counted, new.values(), self._open_bytes(limits, except_uploads), records=records)
             if count:
                 counted.update(new)
 
@@ -81,13 +86,47 @@ class Quotas:
         if limits.max_bytes is None:
             return
         with self._lock:
-            _check(limits, self._count(worker, limits.name), sizes, self._open_bytes(limits, [name]))
+            counted, records = self._count(worker, limits.name)
+            _check(limits, counted, sizes, self._open_bytes(limits, [name]), records=records)
+
+    def check_record(self, worker: Worker, name: str, size: int) -> None:
+        """Count a document, or an entry of a log, that is about to be written for a repository.
+
+        Raises:
+            RefusedError: There is no room for `size` bytes.
+        """
+        limits = replace(self._settings_of(name.partition("/")[0]), max_files=None)
+        if limits.max_bytes is None:
+            return
+        with self._lock:
+            counted, records = self._count(worker, limits.name)
+            if sum(records.values()) + size > _FREE_RECORDS:
+                _check(limits, counted, [size], self._open_bytes(limits, ()), records=records)
+            records[name] = records.get(name, 0) + size
+
+    def has_counted(self, worker: Worker, name: str, digest: Digest, size: int) -> bool:
+        """Return whether a file of `size` bytes counts in the namespace of `name`, which has limits, already."""
+        limits = self._settings_of(name.partition("/")[0])
+        if limits.max_bytes is None and limits.max_files is None:
+            return False
+        with self._lock:
+            return self._count(worker, limits.name)[0].get(digest) == size
 
     def has_byte_limit(self, name: str) -> bool:
         """Return whether the namespace of `name` has a limit in bytes."""
         return self._settings_of(name.partition("/")[0]).max_bytes is not None
 
-    def open(self, worker: Worker, name: str, upload: str, size: int, *, extra: int = 0, lifetime: float) -> int | None:
+    def open(
+        self,
+        worker: Worker,
+        name: str,
+        upload: str,
+        size: int,
+        *,
+        extra: int = 0,
+        lifetime: float,
+        except_uploads: Collection[str] = (),
+    ) -> int | None:
         """Count an open upload.
 
         Args:
@@ -97,6 +136,7 @@ class Quotas:
             size: Bytes it has, or will have.
             more: Further bytes to reserve, as far as there is room.
             lifetime: Seconds after which it no longer counts, unless this is called again.
+            except_uploads: Ids of others that it replaces.
 
         Returns:
             Bytes it is counted as; None without a limit.
@@ -108,18 +148,18 @@ class Quotas:
         if limits.max_bytes is None:
             return None
         with self._lock:
-            counted = self._count(worker, limits.name)
+            counted, records = self._count(worker, limits.name)
             # In one transaction: two processes must not both take the last free bytes.
             with self._database.transaction():
                 previous = self._database.select("SELECT size FROM arriving WHERE id = ?", upload)
-                other_bytes = self._open_bytes(limits, [upload])
+                other_bytes = self._open_bytes(limits, [upload, *except_uploads])
                 if not previous and self._open_count(limits) >= _MAX_OPEN:
                     problem = f"has {_MAX_OPEN:,} open uploads, which are the most that may be open"
                     raise RefusedError(limits.name, problem, "End one, or wait a day until they expire", code="quota")
                 if not previous or size > previous[0][0]:
-                    _check(limits, counted, [size], other_bytes, files=False)
+                    _check(limits, counted, [size], other_bytes, files=False, records=records)
                 # Reserve ahead as far as there is room, so that a stream of unknown length does not ask for every piece.
-                size = max(size, min(size + extra, limits.max_bytes - sum(counted.values()) - other_bytes))
+                size = max(size, min(size + extra, limits.max_bytes - _used(counted, records) - other_bytes))
                 sql = (
                     "INSERT INTO arriving (id, name, size, until) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
                     " SET size = excluded.size, until = excluded.until"
@@ -132,35 +172,84 @@ class Quotas:
         if self.has_byte_limit(name):
             self._database.execute_many("DELETE FROM arriving WHERE id = ?", [(upload,) for upload in uploads])
 
+    def rename(self, upload: str, new: str, lifetime: float) -> None:
+        """Count an upload under another id from now on; one that counts under that id is the same."""
+        with self._database.transaction():
+            for name, size in self._database.select("SELECT name, size FROM arriving WHERE id = ?", upload):
+                sql = (
+                    "INSERT INTO arriving (id, name, size, until) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+                    " SET until = excluded.until"
+                )
+                self._database.execute(sql, new, name, size, time.time() + lifetime)
+                self._database.execute("DELETE FROM arriving WHERE id = ?", upload)
+
+    def spend(self, name: str, uploads: Iterable[str]) -> list[str]:
+        """Stop counting uploads of a repository whose bytes are kept, as they may be used again.
+
+        Returns:
+            The spent uploads, oldest first, that the caller has to remove: together, they are more than the namespace may hold.
+        """
+        limits = self._settings_of(name.partition("/")[0])
+        if limits.max_bytes is None:
+            return []
+        with self._database.transaction():
+            for upload in uploads:
+                self._database.execute("UPDATE arriving SET spent = 1 WHERE id = ?", upload)
+            sql = "SELECT id, size FROM arriving WHERE name >= ? AND name < ? AND spent = 1 ORDER BY until DESC"
+            room, removable = limits.max_bytes, []
+            for number, (ident, size) in enumerate(self._database.select(sql, f"{limits.name}/", f"{limits.name}0")):
+                room -= size
+                if room < 0 or number >= _MAX_OPEN:
+                    removable.append(ident)
+            for ident in removable:
+                self._database.execute("DELETE FROM arriving WHERE id = ?", ident)
+        return removable[::-1]
+
     def expire(self) -> None:
         """Forget uploads whose lifetime has ended."""
         self._database.execute("DELETE FROM arriving WHERE until < ?", time.time())
 
     def _open_count(self, limits: Namespace) -> int:
         """Return the number of open uploads of a namespace, including those without bytes so far, which take no room."""
-        sql = "SELECT count(*) FROM arriving WHERE name >= ? AND name < ? AND until >= ?"
+        sql = "SELECT count(*) FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND spent = 0"
         return int(self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())[0][0])
 
     def _open_bytes(self, limits: Namespace, except_uploads: Collection[str]) -> int:
         """Return the bytes of the open uploads of a namespace."""
-        sql = "SELECT id, name, size FROM arriving WHERE name >= ? AND name < ? AND until >= ?"  # "0" follows "/"
+        # "0" follows "/".
+        sql = "SELECT id, name, size FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND spent = 0"
         rows = self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())
         return sum(size for ident, name, size in rows if ident not in except_uploads and name not in except_uploads)
 
-    def _count(self, worker: Worker, namespace: str) -> dict[Digest, int]:
-        until, counted = self._counts.get(namespace, (0.0, {}))
+    def _count(self, worker: Worker, namespace: str) -> tuple[dict[Digest, int], dict[str, int]]:
+        """Return the files of a namespace, digest to bytes, and the bytes of documents and logs by name."""
+        until, counted, records = self._counts.get(namespace, (0.0, {}, {}))
         if until < time.monotonic():
-            counted = namespace_files(worker, self._database, namespace)
+            counted, records = namespace_files(worker, self._database, namespace), namespace_records(worker, namespace)
             if len(self._counts) >= _MAX_COUNTS:
                 self._counts.clear()
-            self._counts[namespace] = time.monotonic() + _COUNT_TTL, counted
-        return counted
+            self._counts[namespace] = time.monotonic() + _COUNT_TTL, counted, records
+        return counted, records
 
 
 def namespace_files(worker: Worker, database: HubDatabase, namespace: str) -> dict[Digest, int]:
     """Return the distinct files of a namespace, including recent uploads: digest to bytes."""
     uploaded = {digest for (digest,) in database.select(_UPLOADED, f"{namespace}/", f"{namespace}0")}
     return _files(worker, namespace, worker.registry.store.log.names(HUB, namespace), uploaded)
+
+
+def namespace_records(worker: Worker, namespace: str) -> dict[str, int]:
+    """Return the bytes of the documents and logs of a namespace's repositories, removed ones too: name to bytes."""
+    store, log = worker.registry.store, worker.registry.store.log
+    sizes: dict[str, int] = {}
+    for name in {*log.names(HUB, namespace), *log.names(REFS, namespace)}:
+        document = worker.repositories.document(name)
+        repository = worker.repositories.get(name)
+        digests = {*(repository.commits.values() if repository else ()), *queries.digests(worker.registry.index, name)}
+        entries = (document.entry.seq if document.entry else 0) + worker.registry.ledger.current(name).seq
+        sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
+        sizes[name] += document.entry.size if document.entry else 0
+    return sizes
 
 
 def repository_files(worker: Worker, name: str) -> dict[Digest, int]:
@@ -173,9 +262,7 @@ def _files(worker: Worker, prefix: str, names: Iterable[str], extra: Collection[
     version_files, other_digests, store = queries.files(worker.registry.index, prefix), set(extra), worker.registry.store
     for name in names:
         if repository := worker.repositories.get(name):
-            other_digests |= repository_records.required_blobs(store, sha256_bytes(repository.dump())) - set(
-                repository.commits.values()
-            )
+            other_digests |= repository_records.needed_blobs(store, repository) - set(repository.commits.values())
     sizes = {digest: store.size(digest) for digest in other_digests - version_files.keys()}
     return {**version_files, **{digest: size for digest, size in sizes.items() if size is not None}}
 
@@ -183,11 +270,23 @@ def _files(worker: Worker, prefix: str, names: Iterable[str], extra: Collection[
 _UPLOADED = "SELECT DISTINCT digest FROM uploaded WHERE name >= ? AND name < ?"  # "0" follows "/"
 
 
-def _check(limits: Namespace, counted: Mapping[Digest, int], new: Iterable[int], arriving: int, *, files: bool = True) -> None:
+def _used(counted: Mapping[Digest, int], records: Mapping[str, int]) -> int:
+    return sum(counted.values()) + max(sum(records.values()) - _FREE_RECORDS, 0)
+
+
+def _check(
+    limits: Namespace,
+    counted: Mapping[Digest, int],
+    new: Iterable[int],
+    arriving: int,
+    *,
+    records: Mapping[str, int],
+    files: bool = True,
+) -> None:
     sizes = list(new)
     if not sizes:
         return
-    used, added = sum(counted.values()) + arriving, sum(sizes)
+    used, added = _used(counted, records) + arriving, sum(sizes)
     if limits.max_bytes is not None and used + added > limits.max_bytes:
         uploads = f" ({arriving:,} of them in uploads that are open)" if arriving else ""
         problem = f"may hold {limits.max_bytes:,} bytes, holds {used:,}{uploads}, and {added:,} more were to come"

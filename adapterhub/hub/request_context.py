@@ -7,8 +7,14 @@ the author of a move, need not be passed through every call.
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from adapterhub.http_server.request_bodies import WINDOW, body_of
 
 
 @dataclass
@@ -54,3 +60,21 @@ def begin(address: str) -> RequestContext:
 def current() -> RequestContext:
     """Return the context of the request this task answers; an empty one outside of any request."""
     return _CURRENT.get() or RequestContext()
+
+
+# ---- its body, which counts for the account that was identified before
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return the body of at most `limit` bytes. `BodyError` if it is too large or too slow, or there are too many."""
+    return await body_of(request).read(limit, current().account)
+
+
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """Return the JSON object in a body, an empty one without a body; errors as for `read_body`, and `FormatError`."""
+    return await body_of(request).read_object(limit, current().account, location=request.url.path)
+
+
+def stream_body(request: Request, limit: int | None = None, *, window: int = WINDOW) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body of which `window` bytes are in memory at a time; errors as for `read_body`."""
+    return body_of(request).stream(limit, current().account, window=window)

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -48,10 +48,6 @@ def sha256_of(database: HubDatabase, digest: str) -> Digest:
         return digest
     rows = database.select("SELECT sha256 FROM sha512 WHERE digest = ?", digest)
     return str(rows[0][0]) if rows else ""
-
-
-class TooLargeError(Exception):
-    """A body has more bytes than its request may have."""
 
 
 class BusyError(ConflictError):
@@ -135,16 +131,25 @@ class Uploads:
         workers: Threads.
         limit: Limit in bytes of a file.
         room: Counts open uploads.
+        count: Called with a repository, the digest and size of a file that is complete, and the upload that no longer counts;
+            RefusedError if the namespace may not hold it.
         on_end: Called with a repository and the uploads that no longer count.
     """
 
     def __init__(
-        self, store: Store, workers: Workers, *, limit: int, room: UploadCounter, on_end: Callable[[str, Sequence[str]], object]
+        self,
+        store: Store,
+        workers: Workers,
+        *,
+        limit: int,
+        room: UploadCounter,
+        count: Callable[[str, Digest, int, str], object],
+        on_end: Callable[[str, Sequence[str]], object],
     ) -> None:
         self._store = store
         self._workers = workers
         self._limit = limit
-        self._room, self._on_end = room, on_end
+        self._room, self._count_file, self._on_end = room, count, on_end
         self._open: dict[str, Upload] = {}
         self._whole_bodies: set[str] = set()  # count ids of bodies sent in one request
         self._lock = threading.Lock()
@@ -318,6 +323,8 @@ class Uploads:
                 raise IntegrityError(
                     upload.name, f"received {upload.size} bytes of {received}, which is not {digest}", "Send it again"
                 )
+            # Counted before it is a blob, so that a file that is refused leaves nothing.
+            self._count_file(upload.name, sha256, upload.size, upload.count_id)
             # Another upload may have stored the blob meanwhile.
             if not self._store.retain_if_present(sha256, upload.size):
                 self._store.adopt(upload.path, upload.file, sha256)
@@ -357,6 +364,18 @@ class Uploads:
             self._store.files.remove(upload.path)
         self._end(upload)
 
+    @asynccontextmanager
+    async def hold(self, name: str, body: AsyncIterator[bytes], *, length: int = 0) -> AsyncIterator[Upload]:
+        """Receive a body into a file that counts, and is removed unless it is moved, until the context ends."""
+        ident = secrets.token_hex(16)
+        upload = await self._begin(ident, name, ident, length, _BODY_LIFETIME)
+        try:
+            await self.append(upload, body)
+            yield upload
+        finally:
+            self._open.pop(ident, None)
+            await asyncio.shield(self._workers.read(self._forget, upload))
+
     async def receive(
         self, name: str, body: AsyncIterator[bytes], digest: str, size: int | None = None, *, length: int = 0
     ) -> Digest:
@@ -379,21 +398,6 @@ class Uploads:
             return await self.finish(upload, digest, size)
         finally:
             self._whole_bodies.discard(count_id)
-
-
-async def collect_body(body: AsyncIterator[bytes], limit: int) -> bytes:
-    """Return a complete body in memory.
-
-    Raises:
-        TooLargeError: It has more than `limit` bytes.
-    """
-    pieces, size = [], 0
-    async for piece in body:
-        size += len(piece)
-        if size > limit:
-            raise TooLargeError(f"the body is larger than {limit:,} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 async def _in_chunks(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

@@ -85,11 +85,13 @@ class Worker:
 class Workers:
     """A pool of threads with a registry each, and a second pool for bodies, whose reads and writes may take long.
 
-    `moved` is called with each log entry they write.
+    Attributes:
+        check_record: Called before a document is written for a repository, with its bytes; RefusedError if there is no room.
     """
 
     def __init__(self, storage: Storage, count: int = 8, *, on_move: Callable[[Entry], object] | None = None) -> None:
         self._storage, self._on_move = storage, on_move
+        self.check_record: Callable[[Worker, str, int], object] = lambda _worker, _name, _size: None
         self._local = threading.local()
         self._manifests: dict[Digest, Manifest] = {}
         self._configs: dict[Digest, Digest] = {}
@@ -117,8 +119,9 @@ class Workers:
         if worker is None:
             registry = self._storage.registry()
             registry.ledger.on_commit = self._on_move
+            repositories = Repositories(registry, lambda name, size: self.check_record(self.worker(), name, size))
             worker = self._local.worker = Worker(
-                registry, Repositories(registry), self._manifests, self._configs, self._storage.database, answers=self._answers
+                registry, repositories, self._manifests, self._configs, self._storage.database, answers=self._answers
             )
         self._storage.refresh(worker.registry)
         worker.registry.author = request_context.current().account

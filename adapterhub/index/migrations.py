@@ -187,3 +187,9 @@ def searched_texts(db: Database) -> None:
 def pushed_by(db: Database) -> None:
     """Add the entry of the log that pushed a version. Facets and texts are limited from here on."""
     db.execute("ALTER TABLE versions ADD COLUMN seq INTEGER NOT NULL DEFAULT 0")
+
+
+@migrations()
+def rank_range(db: Database) -> None:
+    """Add the smallest rank of any module: `r` is the largest from here on, and was that of most modules."""
+    db.execute("ALTER TABLE versions ADD COLUMN least_r INTEGER")

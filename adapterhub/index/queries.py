@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.digest import Digest
+from adapterhub.manifest.document import rank_text
 from adapterhub.ref import Ref, is_name
 from adapterhub.store.oci_index import Line
 from adapterhub_converters.containers import json_file
@@ -40,6 +41,7 @@ class VersionRow:
 
     Attributes:
         size: Bytes of its files.
+        r: The largest rank of any module; `least_r` is the smallest.
         parents: Refs of the adapters it was made from; digests where no ref was recorded.
     """
 
@@ -53,6 +55,7 @@ class VersionRow:
     revision: str | None
     method: str | None
     r: int | None
+    least_r: int | None
     alpha: float | None
     format: str | None
     dtype: str | None
@@ -66,6 +69,11 @@ class VersionRow:
     def ref(self) -> Ref:
         """The name with the version number."""
         return Ref(self.name, number=self.number)
+
+    @property
+    def rank(self) -> str:
+        """The rank as text: `16`, or `4 to 16` where ranks differ; empty without one."""
+        return rank_text(self.least_r, self.r)
 
 
 # ---- names

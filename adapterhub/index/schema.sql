@@ -10,7 +10,7 @@ CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name"
 
 CREATE TABLE names (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, head TEXT NOT NULL, number INTEGER NOT NULL, deleted INTEGER NOT NULL) STRICT, WITHOUT ROWID
 
-CREATE TABLE versions (id INTEGER PRIMARY KEY, name TEXT NOT NULL REFERENCES names, number INTEGER NOT NULL, digest TEXT NOT NULL, manifest_size INTEGER NOT NULL, time TEXT NOT NULL, size INTEGER, base TEXT, revision TEXT, method TEXT, r INTEGER, alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, license TEXT, description TEXT, parents TEXT NOT NULL, seq INTEGER NOT NULL DEFAULT 0, UNIQUE (name, number), UNIQUE (digest, name)) STRICT
+CREATE TABLE versions (id INTEGER PRIMARY KEY, name TEXT NOT NULL REFERENCES names, number INTEGER NOT NULL, digest TEXT NOT NULL, manifest_size INTEGER NOT NULL, time TEXT NOT NULL, size INTEGER, base TEXT, revision TEXT, method TEXT, r INTEGER, alpha REAL, format TEXT, dtype TEXT, parameters INTEGER, license TEXT, description TEXT, parents TEXT NOT NULL, seq INTEGER NOT NULL DEFAULT 0, least_r INTEGER, UNIQUE (name, number), UNIQUE (digest, name)) STRICT
 
 CREATE TABLE tags (name TEXT NOT NULL, tag TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (name, tag), FOREIGN KEY (name, number) REFERENCES versions (name, number)) STRICT, WITHOUT ROWID
 
@@ -82,4 +82,5 @@ INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES
     ('adapterhub', 'common', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'license_spelling', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'searched_texts', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
-    ('adapterhub', 'pushed_by', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))
+    ('adapterhub', 'pushed_by', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
+    ('adapterhub', 'rank_range', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))

@@ -23,8 +23,8 @@ from adapterhub_converters.errors import AdapterhubError, RemoteError
 
 # In this order, `queries` selects the columns and `replay` inserts them.
 COLUMNS: dict[str, type] = {
-    "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
-    "parameters": int, "license": str, "description": str,
+    "size": int, "base": str, "revision": str, "method": str, "r": int, "least_r": int, "alpha": float, "format": str,
+    "dtype": str, "parameters": int, "license": str, "description": str,
 }  # fmt: skip
 MAX_FACET, MAX_TEXT, MAX_WORDS = 1_000, 32_768, 1 << 20  # characters; texts are cut off there, a longer facet is left out
 MAX_REASON = 200  # characters of the reason why nothing of a version is indexed
@@ -89,6 +89,8 @@ def read(store: Store, digest: Digest) -> VersionExtract:
     except AdapterhubError as error:
         return VersionExtract(unindexed=error.what[:MAX_REASON])
     values = {"size": manifest.size, "base": adapter_json.base.repo, "revision": adapter_json.base.revision}
+    # The rank of an adapter is its largest.
+    values |= {"r": adapter_json.max_rank or None, "least_r": adapter_json.least_rank or None}
     values["parameters"] = adapter_json.parameters or None  # 0 where an unchecked document has none
     return VersionExtract(
         tuple(_column(values[key] if key in values else getattr(adapter_json, key), kind) for key, kind in COLUMNS.items()),

@@ -15,6 +15,7 @@ from adapterhub_converters import yaml_lines
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError
 
+from .base_name import public_repo
 from .document import AdapterManifest
 
 NAMES = ("readme.md", "model_card.md")
@@ -42,14 +43,22 @@ class Card:
 
 
 def with_card(manifest: AdapterManifest, card: Card) -> AdapterManifest:
-    """Return the manifest with the license and the description of a card where it has none."""
+    """Return the manifest with the license, the description and the base's name of a card where it has none."""
     additions: dict[str, Any] = {}
     for key in ("license", "description"):
         values = card.values(key)
         # Of two licenses, nothing says which one applies.
         if getattr(manifest, key) is None and len(values) == 1:
             additions[key] = values[0]
+    if manifest.base.repo is None and (repo := base_repo(card)):
+        additions["base"] = replace(manifest.base, repo=repo)
     return replace(manifest, **additions) if additions else manifest
+
+
+def base_repo(card: Card) -> str | None:
+    """Return the name of the base on the Hub by its card; None unless there is exactly one."""
+    values = card.values("base_model")
+    return public_repo(values[0]) if len(values) == 1 else None
 
 
 def license_in(folder: Path) -> str | None:

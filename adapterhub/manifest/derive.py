@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
-from adapterhub_converters import dtypes, safe_regex
+from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, determines_function, resolve_adapter
 from adapterhub_converters.containers import json_file, toml_file
@@ -29,14 +29,12 @@ from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import card as cards
+from .base_name import public_repo
 from .card import Card
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .folder_contents import FolderContents, Inspection, read_folder
 from .package_files import Listing
 from .package_files import listing as package_listing
-
-# A repository of the Hugging Face Hub: `name` or `organization/name`.
-_REPO = safe_regex.Pattern(r"[\w.-]+(/[\w.-]+)?")
 
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Delta
@@ -89,10 +87,11 @@ def describe(
     if files is None:
         contents = read_folder(folder)
         files, card, inspected = contents.files, card or contents.card, inspected or inspect_contents(contents)
+    card = card or cards.read(folder)
     adapter_format, adapter = (inspected or inspect_adapter(folder))[:2]
     manifest = AdapterManifest(
         name=None,
-        base=_base(adapter, base),
+        base=_base(adapter, base, card),
         task=adapter.meta.task_type,
         **_weight_facts(adapter, adapter_format),
         files=_entries(files),
@@ -100,7 +99,7 @@ def describe(
         parents=tuple(parents),
         recipe=recipe,
     )
-    manifest = cards.with_card(manifest, card or cards.read(folder))
+    manifest = cards.with_card(manifest, card)
     return declare(manifest, read_declared(folder) if declared is None else declared, folder)
 
 
@@ -142,7 +141,9 @@ class Draft:
             )
         manifest = dataclasses.replace(self.recorded, files=_entries(files))
         if self.base is not None:
-            manifest = dataclasses.replace(manifest, base=manifest.base.filled_from(_base(self.inspected.adapter, self.base)))
+            manifest = dataclasses.replace(
+                manifest, base=manifest.base.filled_from(_base(self.inspected.adapter, self.base, self.card))
+            )
         manifest = cards.with_card(manifest, self.card)
         return declare(manifest, self.declared, self.folder) if self.declared else manifest
 
@@ -312,12 +313,12 @@ def inspect_adapter(folder: Path, contents: FolderContents | None = None) -> Ins
 
 
 def _read_known_format(folder: Path, contents: FolderContents | None) -> Inspection:
-    if contents is not None and peft.has_peft_type(contents.texts.get(peft.CONFIG, "")):
+    candidate = Candidate(folder, config=contents.texts.get(peft.CONFIG) if contents else None)
+    if contents is not None and peft.sniff(candidate):
         weights = peft.weight_files(folder)
         if contents.headers.keys() >= set(weights):
             headers = {path: contents.headers[path] for path in weights}
             return Inspection("peft", peft.parse_shapes(contents.texts[peft.CONFIG], headers, location=str(folder)))
-    candidate = Candidate(folder, config=contents.texts.get(peft.CONFIG) if contents else None)
     if peft.sniff(candidate):
         return Inspection("peft", peft.read_shapes(candidate))
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
@@ -426,8 +427,9 @@ def _number(value: float) -> float | int:
 # ---- recorded and declared
 
 
-def _base(adapter: Adapter | AdapterClaims, spec: BaseSpec | None) -> BaseInfo:
-    repo = _public_repo(adapter.meta.base_model) or _public_repo(spec.repo if spec else None)
+def _base(adapter: Adapter | AdapterClaims, spec: BaseSpec | None, card: Card) -> BaseInfo:
+    """Return the base: its name by the adapter's config, else by its card, else by the base's own record."""
+    repo = public_repo(adapter.meta.base_model) or cards.base_repo(card) or public_repo(spec.repo if spec else None)
     # A commit belongs to one repository: it is not recorded for a model with another name.
     revision = adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None)
     if spec is None:
@@ -443,11 +445,6 @@ def _base(adapter: Adapter | AdapterClaims, spec: BaseSpec | None) -> BaseInfo:
         quantization=spec.quantization,
         config=dict(spec.config),
     )
-
-
-def _public_repo(name: str | None) -> str | None:
-    # A local path means nothing on another machine, and would make the digest depend on who trained the adapter.
-    return name if name and _REPO.fullmatch(name) and not name.startswith(".") else None
 
 
 def read_declared(folder: Path) -> dict[str, Any]:

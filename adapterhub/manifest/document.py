@@ -252,7 +252,7 @@ class AdapterManifest:
     # ---- shown
 
     def __repr__(self) -> str:
-        size = f"r {self.r}" if self.r is not None else f"{self.parameters:,} parameters"
+        size = f"r {self.rank}" if self.rank else f"{self.parameters:,} parameters"
         return f"<AdapterManifest {self.name or self.base.repo or self.format}: {self.method}, {size}>"
 
     def _repr_html_(self) -> str:
@@ -263,8 +263,29 @@ class AdapterManifest:
 
     @property
     def max_rank(self) -> int:
-        """The highest rank of any module; 0 without a low-rank delta."""
-        return max([self.r or 0, *(module.r for module in self.modules.values())])
+        """The highest rank of any module, which is the adapter's where it has one number; 0 without a low-rank delta."""
+        return max(self._module_ranks, default=0)
+
+    @property
+    def least_rank(self) -> int:
+        """The lowest rank of any module; 0 without a low-rank delta."""
+        return min(self._module_ranks, default=0)
+
+    @property
+    def rank(self) -> str:
+        """The rank as text: `16`, or `4 to 16` where ranks differ; empty without a low-rank delta."""
+        return rank_text(self.least_rank, self.max_rank)
+
+    @property
+    def _module_ranks(self) -> list[int]:
+        return [rank for rank in (self.r, *(module.r for module in self.modules.values())) if rank]
+
+
+def rank_text(least: int | None, largest: int | None) -> str:
+    """Return a range of ranks as text: `16`, or `4 to 16`; empty without a rank."""
+    if not largest:
+        return ""
+    return f"{least} to {largest}" if least and least != largest else str(largest)
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:

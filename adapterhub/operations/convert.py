@@ -41,7 +41,7 @@ def convert(
         base: The model it is for, where names or shapes are needed.
         dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
         allow_approx: Replace deltas that the format cannot express by the nearest of low rank.
-        allow_drop: Leave out `norms`, `biases`, `weights`, `rows`, `magnitudes`, `copies`, or names and patterns.
+        allow_drop: Leave out `norms`, `biases`, `weights`, `rows`, `magnitudes`, `copies`, `embeddings`, or names and patterns.
         rank: The rank of an approximation; the adapter's own if None.
         alpha: The alpha of a state dict without a config.
         rslora: Whether a state dict without a config scales by alpha / sqrt(r).

@@ -41,7 +41,7 @@ class Versions(list["VersionRow"]):
 
     def _repr_html_(self) -> str:
         head = ("ref", "tags", "base", "method", "r", "size")
-        rows = [(row.ref, ", ".join(row.tags), row.base, row.method, row.r, row.size) for row in self]
+        rows = [(row.ref, ", ".join(row.tags), row.base, row.method, row.rank, row.size) for row in self]
         return display.table(rows, head=head)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _DIRECTIVE = safe_regex.Pattern(r"%-?[aAbBcdDeFHIjmMpSTuUVwWxXyY]")
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+_GENERATION_CONFIG = "generation_config.json"
+_MAX_TOKENIZER = 256 << 20  # bytes; the largest tokenizer.json known has 35 MB
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,33 @@ def of_gguf(path: Path) -> BasePrompt:
         if isinstance(tokens, list) and isinstance(number, int) and 0 <= number < len(tokens)
     }
     return BasePrompt(template if isinstance(template, str) else None, special)
+
+
+def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
+    """Return the ids of the special tokens of a base by their texts, and the texts at which any of its answers ends.
+
+    Both are empty where its tokenizer is not a folder on this disk.
+    """
+    if spec.folder is None:
+        return {}, frozenset()
+    path, config = spec.folder / "tokenizer.json", _read(spec.folder / _TOKENIZER_CONFIG)
+    # Files of transformers 4 list them in tokenizer_config.json too, and those of slow tokenizers only there.
+    decoder = config.get("added_tokens_decoder")
+    tokens: list[Any] = [(number, token) for number, token in decoder.items()] if isinstance(decoder, dict) else []
+    if path.is_file():
+        document = json_file.parse_object(json_file.read_text(path, _MAX_TOKENIZER), str(path), memory=None)
+        added = document.get("added_tokens")
+        tokens += [(token.get("id"), token) for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    ids = {
+        text: int(number)
+        for number, token in tokens
+        if isinstance(token, dict) and token.get("special") and (text := _token_text(token)) and str(number).isdecimal()
+    }
+    # As in vLLM: the config counts where there is no generation config.
+    stops = (_read(spec.folder / _GENERATION_CONFIG) or spec.config).get("eos_token_id")
+    numbers = stops if isinstance(stops, list) else [stops]
+    ends = {text for text, number in ids.items() if number in numbers}
+    return ids, frozenset({*ends, _token_text(config.get("eos_token")) or ""} - {""})
 
 
 def with_date(template: str, date: str | None) -> str:

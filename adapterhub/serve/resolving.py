@@ -327,11 +327,12 @@ def _fold(source: Path, folder: Path, report: Report, base: BaseSpec | None) -> 
 
 
 def _check_applied(report: Report, runtime: str) -> None:
-    """Raise RefusedError unless the runtime applies the adapter as it was trained."""
-    from adapterhub_converters.runtime_rules import APPLIED
+    """Raise RefusedError unless the runtime applies the adapter as it was trained, as far as its rules tell."""
+    from adapterhub_converters.runtime_rules import APPLIED, UNKNOWN
 
     verdict = report.verdicts[runtime]
-    if verdict.verdict == APPLIED:
+    # A model in none of its lists is one that the engine runs all the same: it answers for itself.
+    if verdict.verdict == APPLIED or (verdict.verdict == UNKNOWN and not verdict.causes):
         return
     code = next(iter(verdict.causes), NOT_APPLIED)
     message = ": ".join((runtime, verdict.verdict, *verdict.reasons[:1]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapterhub.digest import copy_hashing
+from adapterhub.digest import Digest, copy_hashing
 from adapterhub.manifest.existing_folder import ExistingFolder
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub_converters.errors import IntegrityError
@@ -52,16 +52,20 @@ def export(
 
 
 @contextmanager
-def linked_folder(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
-    """Yield a temporary folder in which the blobs of a version have the names of its files."""
+def linked_folder(store: Store, layers: Sequence[Descriptor], staged: Mapping[Digest, Path] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder in which the blobs of a version have the names of its files.
+
+    `staged`: Files that are no blobs yet, by digest.
+    """
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         for layer in layers:
             path = Path(temporary) / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                if not store.has_plain(layer.digest):
+                source = (staged or {}).get(layer.digest)
+                if source is None and not store.has_plain(layer.digest):
                     raise FileNotFoundError
-                path.symlink_to(store.blob_path(layer.digest).absolute())
+                path.symlink_to((source or store.blob_path(layer.digest)).absolute())
             except OSError:  # stored compressed, or a file system without links
                 with store.open_blob(layer.digest) as blob, open(path, "wb") as file:
                     shutil.copyfileobj(blob, file)

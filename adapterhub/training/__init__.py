@@ -42,28 +42,9 @@ if TYPE_CHECKING:
     from .training_preview import Preview
 
 __all__ = [
-    "Encoding",
-    "EvaluationEvent",
-    "Event",
-    "InitialAdapter",
-    "Loading",
-    "MemoryPlan",
-    "NoteEvent",
-    "OnEvent",
-    "Ready",
-    "Report",
-    "ResumeEvent",
-    "SaveEvent",
-    "StepEvent",
-    "TrackerFailureEvent",
-    "TrainConfig",
-    "TrainingResult",
-    "card_memory",
-    "open_trainer",
-    "plan",
-    "preview",
-    "read_config",
-    "run",
+    "Encoding", "EvaluationEvent", "Event", "InitialAdapter", "Loading", "MemoryPlan", "NoteEvent", "OnEvent", "Ready",
+    "Report", "ResumeEvent", "SaveEvent", "StepEvent", "TrackerFailureEvent", "TrainConfig", "TrainingResult",
+    "card_memory", "open_trainer", "plan", "preview", "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import distributed
 
+from adapterhub.training import machine
 from adapterhub_converters.errors import RefusedError
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+_STATUS = Path("/proc/self/status")
 _FIRST_WITH_BFLOAT16 = (8, 0)  # the lowest compute capability (Ampere; CUDA C++ Programming Guide, "Compute Capabilities")
 
 
@@ -107,8 +109,8 @@ def name(device: torch.device) -> str | None:
 
 
 def free(device: torch.device) -> int | None:
-    """Return the free bytes of a CUDA device; None for the CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    """Return the free bytes of a CUDA device, or of this machine for the CPU; None if the system does not report them."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine.free_memory()
 
 
 def memory(device: torch.device) -> int | None:
@@ -118,31 +120,16 @@ def memory(device: torch.device) -> int | None:
 
 def allocated_memory(device: torch.device) -> int:
     """Return the bytes of this process's tensors on a CUDA device, or of the whole process on the CPU; 0 if unknown."""
-    return (int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0) or _resident()
+    on_device = int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0
+    return on_device or machine.proc_bytes(_STATUS, "VmRSS") or 0
 
 
 def peak(device: torch.device) -> int:
     """Return the maximum of `allocated_memory` so far; 0 if unknown."""
-    return (int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0) or _largest_resident()
-
-
-def _resident() -> int:
-    try:
-        # The second field is the resident set size, in pages (proc(5)).
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    import resource
-
-    return pages * resource.getpagesize()
-
-
-def _largest_resident() -> int:
+    on_device = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
     # ru_maxrss would include the memory that the parent had when it started this program (getrusage(2)).
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if measured := on_device or machine.proc_bytes(_STATUS, "VmHWM"):
+        return measured
     with contextlib.suppress(ImportError):
         import resource
 

@@ -42,6 +42,7 @@ _OTHER_TRAINERS_KEYS = {
 }  # fmt: skip
 # Keys that are gone, with what to do instead.
 _REMOVED_KEYS = {
+    ("base", "hold"): "Remove it: the memory plan decides whether the base is dequantized, which changes no byte",
     ("base", "shard"): "Remove it: each process holds the whole base; where it does not fit, use a smaller base",
     ("lora", "init_iterations"): "Remove it: pissa's decomposition is exact",
     ("train", "floor"): 'Remove it, or set schedule = "constant" for a rate that does not fall',
@@ -279,7 +280,6 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
     for place, value in shares.items():
         if not 0 <= value < 1:
             report_problem(*place, "must be at least 0 and below 1")
-    _check_base(config, report_problem)
     _check_together(config, report_problem)
     if data.shares:
         _check_shares(data.shares, len(data.train), report_problem)
@@ -305,15 +305,6 @@ def _check_shares(shares: Sequence[float], files: int, report_problem: _ReportPr
         report_problem("data", "train", "has files with a share and files without one", "Give each a share, or none")
     elif min(shares) <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         report_problem("data", "train", f"has shares that are not above 0 or add up to {sum(shares):.4g}, not to 1")
-
-
-def _check_base(config: TrainConfig, report_problem: _ReportProblem) -> None:
-    base = config.base
-    # The norms of DoRA are computed from the codes, in float32.
-    conflicts = {'quantize = "none"': base.quantize == "none", "dora": config.lora.dora}
-    for name, is_set in conflicts.items():
-        if is_set and base.hold == "dense":
-            report_problem("base", "hold", f"dense cannot be combined with {name}")
 
 
 def _check_preference(config: TrainConfig, report_problem: _ReportProblem) -> None:

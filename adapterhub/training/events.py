@@ -76,6 +76,7 @@ class Ready:
         documents: The number of training documents; they have `tokens` tokens and fill `rows` rows.
         notes: Notes for the user, one line each.
         checkpointing: Whether it is on, even if it was `auto` in the config.
+        dequantized: Whether the base was dequantized once, so that no step does it.
     """
 
     parameters: int
@@ -89,6 +90,7 @@ class Ready:
     memory: MemoryPlan
     notes: tuple[str, ...]
     checkpointing: bool = False
+    dequantized: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 Requests come on stdin, answers go to stdout, each a line of JSON; a request has a list of values, each of which gets an answer.
 To start in 60 ms, it imports only jinja and the standard library, and tokenizers if that is asked for. The environment of a
 template is that of transformers (`utils/chat_template_utils.py`). The argument is the memory limit in bytes for all requests;
-each request names the seconds of processor time for each of its values. Windows has neither limit.
+each request names the seconds of processor time for each of its values, and for all of them. Windows has neither limit.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -103,7 +104,7 @@ def _limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _limit_time(seconds: int) -> None:
+def _limit_time(seconds: float) -> None:
     """Let the kernel end this process after `seconds` more of processor time."""
     try:
         import resource
@@ -112,7 +113,7 @@ def _limit_time(seconds: int) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
     # The limit counts whole seconds since the process started, so it is raised for each request.
-    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds + 1, hard_limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime + seconds) + 1, hard_limit))
 
 
 Render = Callable[..., str]
@@ -212,10 +213,11 @@ def main(memory: int) -> None:
     _limit_memory(memory)
     handler = None
     for line in sys.stdin.buffer:
-        seconds, kind, source, values = json.loads(line)
+        seconds, all_seconds, kind, source, values = json.loads(line)
+        end = time.process_time() + all_seconds
         for value in values:
             try:
-                _limit_time(seconds)
+                _limit_time(min(seconds, max(0.0, end - time.process_time())))
                 handler = handler or _KINDS[kind](source)
                 answer: tuple[Any, str] = handler(value), ""
             except MemoryError:

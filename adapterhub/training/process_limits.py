@@ -54,15 +54,16 @@ class Process:
             ValueError: The template or tokenizer fails.
             LimitExceededError: The request exceeded a limit, and the process has ended.
         """
-        (answer,) = self.ask_all([value], seconds)
+        (answer,) = self.ask_all([value], seconds, seconds)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def ask_all(self, values: Sequence[Any], seconds: int) -> list[Any]:
+    def ask_all(self, values: Sequence[Any], seconds: int, all_seconds: int) -> list[Any]:
         """Return an answer, or what `ask` would raise, for each value.
 
-        The last answer is a LimitExceededError if a value exceeded a limit; those that follow it have no answer.
+        The last answer is a LimitExceededError if a value exceeded a limit, of its own or of all values together; those that
+        follow it have no answer.
         """
         # Requests and answers are matched by their order, so threads take turns.
         with self._lock:
@@ -70,7 +71,7 @@ class Process:
             self._first_request = kind, ""  # the source is sent with the first request only
             answers: list[Any] = []
             try:
-                self._requests.write(json.dumps([seconds, kind, source, values], default=str).encode() + b"\n")
+                self._requests.write(json.dumps([seconds, all_seconds, kind, source, values], default=str).encode() + b"\n")
                 self._requests.flush()
             except BrokenPipeError:
                 return [LimitExceededError()]

@@ -29,7 +29,6 @@ class BaseConfig:
     quantize: BaseForm = "nf4"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    hold: Literal["quantized", "auto", "dense"] = "quantized"
     cache: bool = True
 
 
@@ -163,6 +162,8 @@ class TrainConfig:
     location: str = "config"
     model: Path | None = None
     """The path of the base, if it is not `base.path`."""
+    dequantized: bool = False
+    """Whether the NF4 base is dequantized once, for all steps; `budget.resolve_auto` decides it."""
 
     @property
     def base_path(self) -> Path:
@@ -180,7 +181,7 @@ class TrainConfig:
     def document(self) -> dict[str, Any]:
         """Return the sections as plain values for adapter.json, with the paths as they were written."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        for section, key in (("base", "cache"), ("base", "hold"), ("train", "save_minutes")):
+        for section, key in (("base", "cache"), ("train", "save_minutes")):
             del sections[section][key]  # it does not change a byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 

@@ -24,7 +24,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import compute_device, distributed
+from . import compute_device, distributed, machine
 from .artifacts import finished_folder, training_checkpoint
 from .cost import budget, memory
 from .data import chat_template
@@ -118,12 +118,10 @@ class Trainer:
         check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.location, hint=isolation_hint)
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
-        dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
         dtype_notes += compute_device.dtype_notes(config.base.dtype, device)
         notes = [
             *base.notes,
             *dtype_notes,
-            *dense_notes,
             *length_notes,
             *template_notes,
             *train_set.notes,
@@ -256,11 +254,10 @@ class Trainer:
 def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
     """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
     free, card = compute_device.free(device), compute_device.memory(device)
-    allocated = memory.plan(config, spec, card=card).runtime
     # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
-    if free is None:
-        free, allocated = budget.free_memory(), compute_device.allocated_memory(device)
-    resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card)
+    allocated = memory.plan(config, spec, card=card).runtime if card is not None else compute_device.allocated_memory(device)
+    is_fast = card is None and machine.multiplies_bfloat16_fast()
+    resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card, is_fast=is_fast)
     if not force:
         budget.check(resolved, spec, free=free, allocated=allocated, card=card)
     return resolved
@@ -278,10 +275,9 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
         device=device,
     )
     # Before blocks are compiled: the check runs them under another attention, too.
-    free = compute_device.free(device) or budget.free_memory()
-    notes = check_attention(base, config.data.sequence, free and free // 2, config.location, packed=config.data.pack)
+    notes = check_attention(base, config.data.sequence, compute_device.free(device), config.location, packed=config.data.pack)
     base = dataclasses.replace(base, notes=(*base.notes, *notes))
-    if config.base.hold == "dense":
+    if config.dequantized:
         dequantize(base.model, getattr(torch, config.base.dtype))
     if config.train.checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -325,6 +321,7 @@ def _ready(
         memory=memory.plan(config, spec, card=compute_device.memory(base.device)),
         notes=notes,
         checkpointing=config.train.checkpointing is True,
+        dequantized=config.dequantized,
     )
 
 

@@ -261,7 +261,7 @@ def _facts(manifest: AdapterManifest) -> dict[str, Any]:
     """Return the facts of adapter.json that become properties."""
     training = manifest.training
     return {
-        "method": manifest.method, "r": manifest.r, "alpha": manifest.alpha, "targets": list(manifest.targets),
+        "method": manifest.method, "r": manifest.max_rank or None, "alpha": manifest.alpha, "targets": list(manifest.targets),
         "replaced": list(manifest.replaced), "parameters": manifest.parameters, "dtype": manifest.dtype,
         "format": manifest.format,
         "training:created": training.created if training else None,

@@ -41,9 +41,12 @@ class Runtime:
 
 
 _VLLM = "vllm/lora/peft_helper.py, _validate_features"
+_VLLM_MODELS = "adapterhub_converters/runtime_models.json, of vllm/model_executor/models/registry.py"
+_VLLM_MANAGER = "vllm/lora/model_manager.py, _create_lora_modules"
 _LLAMA = "llama.cpp src/llama-adapter.cpp, llama_adapter_lora_init_impl"
 _SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
 _SGLANG_LORA = "sglang/srt/lora/lora.py, LoRAAdapter"
+_SGLANG_MODELS = "adapterhub_converters/runtime_models.json, of sglang/srt/models, EntryClass"
 _SGLANG_POOL = "sglang/srt/lora/mem_pool.py, load_lora_weight_to_buffer"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
 _PEFT_EXPERTS = "peft/utils/transformers_weight_conversion.py; peft/tuners/lora/layer.py, ParamWrapper"
@@ -58,12 +61,6 @@ _NAMES = "adapterhub_converters/architectures/table.py, ARCHITECTURES"
 _KINDS = "adapterhub_converters/adapter/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
 
-VLLM_WITHOUT_LORA = frozenset({
-    "gpt2", "falcon", "bloom", "gptj", "gpt_neox", "stablelm", "dbrx", "gemma3n", "mamba", "mamba2", "mpt", "olmoe", "orion",
-    "bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "clip", "siglip", "aria", "phi3_v", "zamba2",
-})  # fmt: skip
-"""Model types without LoRA support in vLLM's tables (docs/models/supported_models.md, pooling_models/embed.md)."""
-
 _UNCOVERED = "correct only if the modules without tensors were not trained: they stay as in the base"
 
 
@@ -75,6 +72,7 @@ def _condition_rules(source: str) -> tuple[Rule, Rule]:
     )
 
 
+# What peft makes of names, shapes and options in its own format is not here: `adapterhub.checks.peft_load` follows its steps.
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
     Rule("deeper", WRONG, "loads and reports missing keys: layers without tensors are not adapted", _PEFT),
@@ -85,11 +83,7 @@ _PEFT_RULES = (
         "ignores {key} with a warning: correct only if that changes nothing",
         "peft/config.py, from_peft_type",
     ),
-    Rule("rank-config", REFUSED, "size mismatch for …: the config and the tensors disagree on the rank", _PEFT),
     *(Rule(f"experts-{verdict}", verdict, "{what}", _PEFT_EXPERTS) for verdict in (IGNORED, WRONG, REFUSED)),
-    Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
-    Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),
-    Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
         "init-random",
         WRONG,
@@ -102,26 +96,22 @@ _PEFT_RULES = (
         "init_lora_weights {init} changes the base again as it is loaded: correct only on the exact base it was trained on",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
+)
+_PEFT_OWN = (Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),)
+
+_LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
+_TRANSFORMERS_OWN = (
+    Rule("rank-config", REFUSED, "size mismatch for …: the config and the tensors disagree on the rank", _PEFT),
+    Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
+    Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),
+    Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
         "old-targets",
         REFUSED,
         "Target modules … not found in the base model: transformers 5 renamed {module}",
         "peft/tuners/tuners_utils.py, inject_adapter",
     ),
-)
-_PEFT_OWN = (
-    Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),
-    Rule("not-targeted", IGNORED, "tensors of modules that target_modules does not name are silently skipped", _PEFT),
-    Rule(
-        "old-names",
-        IGNORED,
-        "silently skips {module}, which transformers 5 renamed; transformers' load_adapter maps it",
-        "peft/utils/transformers_weight_conversion.py, convert_peft_adapter_state_dict_for_transformers",
-    ),
-)
-
-_LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
-_TRANSFORMERS_OWN = (
+    Rule("peft-refuses", REFUSED, "{what}", "peft/tuners/tuners_utils.py, inject_adapter"),
     Rule("no-module", IGNORED, "reports keys for which the base has no module as UNEXPECTED and skips them", _LOAD_ADAPTER),
     Rule("not-targeted", IGNORED, "reports tensors of modules that target_modules does not name and skips them", _LOAD_ADAPTER),
     Rule("dora", WRONG, "reports lora_magnitude_vector as MISSING and keeps the base's norms; peft loads it", _LOAD_ADAPTER),
@@ -138,11 +128,39 @@ RUNTIMES: dict[str, Runtime] = {
             "0.33.0",
             "peft",
             (
+                Rule("vllm-without-lora", REFUSED, "{model} does not support LoRA yet.", _VLLM_MODELS),
+                Rule("vllm-removed", REFUSED, "{model}", _VLLM_MODELS),
+                Rule("vllm-unlisted", UNKNOWN, "{model} is not among its models; transformers may run it there", _VLLM_MODELS),
+                Rule("vllm-tower", IGNORED, "{module}", _VLLM_MANAGER),
                 Rule(
-                    "vllm-without-lora",
+                    "vllm-table",
                     REFUSED,
-                    "{model} does not support LoRA yet.",
-                    "vllm/docs/models/supported_models.md, column LoRA",
+                    "expected target modules in …, but received {module}: no LoRA on it",
+                    "vllm/lora/utils.py, get_supported_lora_modules",
+                ),
+                Rule(
+                    "vllm-stacked",
+                    REFUSED,
+                    "reads experts of this model one by one unless enable_mixed_moe_lora_format is set",
+                    "vllm/lora/model_manager.py, _validate_moe_lora_format",
+                ),
+                Rule(
+                    "vllm-numbered",
+                    REFUSED,
+                    "expected target modules in …, but received {module}: experts of this model are one stack",
+                    "vllm/lora/lora_model.py, check_unexpected_modules",
+                ),
+                Rule(
+                    "vllm-half",
+                    REFUSED,
+                    "AssertionError: experts need a delta on gate_up_proj and on down_proj",
+                    "vllm/lora/model_manager.py, _stack_moe_lora_weights",
+                ),
+                Rule(
+                    "experts-of-unknown-model",
+                    UNKNOWN,
+                    "reads stacked experts of some models; name the base to know",
+                    "vllm/lora/model_manager.py, _validate_moe_lora_format",
                 ),
                 Rule("dora", REFUSED, "vLLM does not yet support DoRA.", _VLLM),
                 Rule("lora-bias", REFUSED, "vLLM does not support LoRA bias (lora_bias).", _VLLM),
@@ -154,15 +172,15 @@ RUNTIMES: dict[str, Runtime] = {
                     _VLLM,
                 ),
                 Rule("norms", REFUSED, "vLLM only supports modules_to_save being either None or [classifier, score]", _VLLM),
-                Rule(
-                    "experts",
-                    REFUSED,
-                    "stacked experts are read for some models only, and layouts differ by version",
-                    _VLLM_KINDS,
-                ),
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
                 *_condition_rules(_VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
+                Rule(
+                    "adapter-name",
+                    REFUSED,
+                    "{name} is unsupported LoRA weight",
+                    "vllm/lora/utils.py, parse_fine_tuned_lora_name",
+                ),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
                 Rule("shape", WRONG, "silently pads a smaller matrix with zeros", "vllm/lora/layers/base_linear.py"),
@@ -275,6 +293,17 @@ RUNTIMES: dict[str, Runtime] = {
             "0.5.23",
             "peft",
             (
+                Rule(
+                    "sglang-unlisted", UNKNOWN, "{model} is not among its models; transformers may run it there", _SGLANG_MODELS
+                ),
+                Rule(
+                    "sglang-size",
+                    REFUSED,
+                    "get_hidden_dim not implemented for {module}",
+                    "sglang/srt/lora/utils.py, get_hidden_dim",
+                ),
+                Rule("sglang-tower", CRASHES, "takes {module} for a layer of the language model", _SGLANG_LORA),
+                Rule("sglang-layerless", IGNORED, "{module} is in no numbered layer, and is skipped silently", _SGLANG_LORA),
                 Rule("dora", REFUSED, "LoRA serving currently doesn't support DoRA adapters", _SGLANG),
                 Rule("rslora", WRONG, "scales by alpha / r regardless of use_rslora", _SGLANG_LORA),
                 Rule(

@@ -510,7 +510,7 @@ def test_validate_reports_what_it_read(run: Run, web: Web, storage: Web, tmp_pat
     adapter(tmp_path / "sql", pairs(2))
     FakeHub(web, storage, TOKEN).publish("org/model", model(tmp_path / "m", shards=3))
     report = validate(run, web, "hf://org/model", "--json", HF_TOKEN=TOKEN)
-    document = json.loads(report.stdout)
+    [document] = json.loads(report.stdout)["reports"]
     assert (document["base"], document["base_facts"]["revision"], document["ok"]) == ("hf://org/model", COMMIT, True)
     assert document["base_facts"]["fetched"] == web.sent + storage.sent
     assert report.stderr.startswith("read ")

@@ -49,11 +49,19 @@ def test_the_copy_of_a_table_must_be_as_large_as_the_bases(tmp_path: Path, rows:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.l.q.lora_{}.default.weight", "_orig_mod.model.l.q.lora_{}.weight", "base_model.model.model.l.q.lora_{}.weight"],
+    ["model.l.q.lora_{}.sql.weight", "_orig_mod.model.l.q.lora_{}.weight", "base_model.model.model.l.q.lora_{}.weight"],
 )
 def test_names_that_peft_would_skip_are_an_error(tmp_path: Path, name: str) -> None:
     adapter = folders.adapter(tmp_path / "a", {name.format("A"): (2, 8), name.format("B"): (8, 2)})
     assert codes(adapter) == {"key-prefix"}
+
+
+def test_the_usual_name_of_an_adapter_inside_is_a_warning_since_peft_loads_it(tmp_path: Path) -> None:
+    name = "model.l.q.lora_{}.default.weight"
+    adapter = folders.adapter(tmp_path / "a", {name.format("A"): (2, 8), name.format("B"): (8, 2)})
+    report = check(adapter)
+    assert (report.ok, {problem.code for problem in report.problems}) == (True, {"adapter-name"})
+    assert {runtime: report.verdicts[runtime].verdict for runtime in ("peft", "vllm")} == {"peft": "applied", "vllm": "refused"}
 
 
 VERA = {"model.layers.0.self_attn.q_proj.vera_lambda_b": (8,), "model.layers.0.self_attn.q_proj.vera_lambda_d": (2,)}

@@ -15,7 +15,7 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.checks.runtime_verdicts import _ENCODERS
-from adapterhub_converters.bases import canonical_names, read_base
+from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.conftest import need_module
@@ -255,7 +255,8 @@ def test_our_renames_are_those_of_transformers(room: Path, family: str) -> None:
     kind = CASES[_case_of(family)][1]
     base = saved(room, family, kind)
     model = getattr(transformers, family + kind).from_pretrained(base)
-    in_file = {canonical_names.name_in_memory(name, model.config.model_type) for name in read_base(base).tensors}
+    spec = read_base(base)
+    in_file = set(spec.renaming.names(spec.tensors).values())
     assert in_file == {name for name, _ in model.named_parameters(remove_duplicate=True)}
 
 

@@ -64,11 +64,12 @@ BREAKS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None]]] = {
     "doubled prefix": ("key-prefix", {}, renaming(lambda name: PREFIX + name)),
     "torch.compile": ("key-prefix", {}, renaming(lambda name: name.replace("model.layers", "_orig_mod.model.layers"))),
     "distributed": ("key-prefix", {}, renaming(lambda name: f"module.{name}")),
-    "adapter's name": ("key-prefix", {}, renaming(lambda name: name.replace(".weight", ".default.weight"))),
+    "adapter's name": ("adapter-name", {}, renaming(lambda name: name.replace(".weight", ".default.weight"))),
     "no prefix": ("key-prefix", {}, renaming(lambda name: name.removeprefix(PREFIX))),
     "no peft_type": ("peft-type", {}, without("peft_type")),
-    "no targets": ("not-targeted", {}, setting(target_modules=None)),
+    "no targets": ("no-targets", {}, setting(target_modules=None)),
     "stale targets": ("not-targeted", {}, setting(target_modules=["q_proj"])),
+    "excluded": ("not-targeted", {}, setting(exclude_modules=["v_proj"])),
     "stale layers": ("not-targeted", {}, setting(layers_to_transform=[1])),
     "wrong rank": ("rank-config", {}, setting(r=16)),
     "lost ranks": ("rank-config", RANKS, setting(rank_pattern={})),
@@ -134,7 +135,7 @@ def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_given(tmp_path: Path
     with pytest.raises(RefusedError, match="its alpha is not recorded"):
         fix(tmp_path / "lone.safetensors", tmp_path / "out")
     fixed = fix(tmp_path / "lone.safetensors", tmp_path / "out", alpha=4)
-    assert [repair.code for repair in fixed.repairs] == ["lone-state-dict", "key-prefix", "not-targeted", "rank-config"]
+    assert [repair.code for repair in fixed.repairs] == ["lone-state-dict", "key-prefix", "no-targets", "rank-config"]
     wanted, got = convert.read(tmp_path / "a"), convert.read(tmp_path / "out")
     for target, delta in wanted.deltas.items():
         other = got.deltas[target]

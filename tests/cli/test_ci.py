@@ -18,8 +18,14 @@ from adapterhub.checks import CODES, Problem, Report
 from adapterhub.cli.views import reports
 from tests.cli.test_process import PATH
 from tests.conftest import ROOT, Run, need_module, need_program
-from tests.support.folders import adapter, base, pairs
+from tests.support import folders
+from tests.support.folders import base, pairs
 from tests.support.programs import write_program
+
+
+def adapter(path: Path, shapes: folders.Shapes, **config: object) -> Path:
+    """An adapter that names its base: `--strict` fails one that does not."""
+    return folders.adapter(path, shapes, **{"base_model_name_or_path": "org/base", **config})
 
 
 @pytest.fixture
@@ -69,7 +75,7 @@ def test_the_project_has_defaults_and_the_command_line_comes_first(run: Run, two
     project.write_text(
         '[validate]\nbase = "base"\nruntimes = ["peft"]\nignore = ["pattern-unused"]\nmax_rank = 1\nstrict = true\n'
     )
-    report = json.loads(run("validate", "unused", "--json", code=1).stdout)
+    [report] = json.loads(run("validate", "unused", "--json", code=1).stdout)["reports"]
     assert (report["strict"], report["ignored"]) == (True, {"pattern-unused": 1})
     assert report["base"] == str(tmp_path / "base")
     assert {problem["code"] for problem in report["problems"]} == {"rank-above-max"}
@@ -113,7 +119,7 @@ def test_strict_fails_on_a_warning_and_reports_it(run: Run, two: None) -> None:
 
 def test_max_rank_names_the_modules_above_it(run: Run, two: None) -> None:
     run("validate", "good", "--max-rank", "2")
-    document = json.loads(run("validate", "good", "--max-rank", "1", "--json", code=1).stdout)
+    [document] = json.loads(run("validate", "good", "--max-rank", "1", "--json", code=1).stdout)["reports"]
     assert {problem["code"] for problem in document["problems"]} == {"rank-above-max"}
     assert (document["problems"][0]["expected"], document["problems"][0]["got"]) == ("1 at most", "2")
 
@@ -305,6 +311,7 @@ SARIF = {
                         ruleIndex={"type": "integer", "minimum": -1},
                         level=_LEVEL,
                         message=_TEXT,
+                        occurrenceCount={"type": "integer", "minimum": 1},
                         locations=many(
                             strict(
                                 physicalLocation=strict(

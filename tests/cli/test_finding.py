@@ -109,3 +109,21 @@ def test_what_no_version_holds_is_exit_3(run: Run, registry: Path) -> None:
     run("find", "--sha256", "xyz", code=2)
     run("find", "nowhere", code=3)
     run("find", code=2)
+
+
+def test_the_rank_of_an_adapter_is_its_largest_everywhere(run: Run, tmp_path: Path) -> None:
+    """Two modules of rank 2, one of 4: lists show the range, and searches, filters and policies take 4."""
+    run("init", "r")
+    shapes = {**pairs(2), **pairs(1, r=4, module="model.layers.{}.self_attn.v_proj")}
+    adapter(tmp_path / "a", shapes, rank_pattern={"v_proj": 4})
+    store = ("--registry", "r")
+    run("push", "a", "team/a", *store)
+    row = document(run, "list", *store)["adapters"][0]
+    assert (row["r"], row["least_r"]) == (4, 2)
+    for shown in (run("list", *store), run("list", "--tree", *store), run("show", "team/a", *store)):
+        assert "2 to 4" in shown.stdout
+    found = {rank: refs(document(run, "search", "--rank", rank, *store)) for rank in ("2", "4", ">2")}
+    assert found == {"2": [], "4": ["team/a:v1"], ">2": ["team/a:v1"]}
+    assert document(run, "search", "--facets", *store)["facets"]["r"] == {"4": 1}
+    (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 3\n")
+    assert "max_rank: rank 4 is over 3" in run("pull", "team/a", "-o", "b", *store, code=6).stderr

@@ -45,6 +45,16 @@ def test_the_hint_names_the_option(run: Run, tmp_path: Path, args: list[str], co
     assert hint in run("convert", *args, code=code).stderr
 
 
+def test_the_refusal_of_an_architecture_is_a_short_line_with_the_way_that_works(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"architectures": ["RWKV7ForCausalLM"], "model_type": "rwkv7"}))
+    trained.folder(trained.full("q_proj"), tmp_path / "sql")
+    (line,) = run("convert", "sql", "sql.gguf", "--base", "base", code=6).stderr.splitlines()
+    assert "RWKV7ForCausalLM has no verified mapping to llama.cpp. `adapterhub merge ADAPTER --into BASE` works" in line
+    assert "`adapterhub formats` lists" in line
+    assert len(line) < 300
+
+
 def test_a_file_that_ends_with_gguf_needs_no_format(run: Run, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False, **trained.CONFIG}

@@ -29,7 +29,7 @@ PATH = os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas
 
 @pytest.fixture
 def sql(tmp_path: Path) -> Path:
-    adapter(tmp_path / "sql", pairs(2))
+    adapter(tmp_path / "sql", pairs(2), base_model_name_or_path="org/base")
     base(tmp_path / "base", 2)
     return tmp_path / "sql"
 

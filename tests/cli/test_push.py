@@ -69,7 +69,7 @@ def test_a_file_that_is_no_adapter_or_has_another_name_is_named_itself(
 
 def test_validate_reports_what_push_will_leave_out_and_refuse(run: Run, make: Make) -> None:
     folder = fill(make("sql"))
-    report = json.loads(run("validate", "sql", "--json").stdout)
+    [report] = json.loads(run("validate", "sql", "--json").stdout)["reports"]
     assert "left-out" in json.dumps(report)
     (folder / "adapter_model.bin").write_bytes(b"\x80\x02pickled")
     assert "not-packaged" in run("validate", "sql", code=None).stdout

@@ -58,7 +58,10 @@ def test_no_renderer_lets_a_control_character_through() -> None:
 
 
 def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
-    document = json.loads(reports.as_json([report]))
+    whole = json.loads(reports.as_json([report]))
+    assert (whole["ok"], len(whole["reports"])) == (False, 1)
+    assert json.loads(reports.as_json([report, report])) == {"ok": False, "reports": whole["reports"] * 2}
+    [document] = whole["reports"]
     keys = "ok strict source format base base_facts levels facts problems counts ignored runtimes"
     assert list(document) == keys.split()
     assert len(document["problems"]) == len(report.problems)
@@ -81,6 +84,20 @@ def test_sarif(report: Report) -> None:
         assert place["artifactLocation"]["uri"].startswith("out/my%20sql")
         assert place["region"]["startLine"] >= 1
     assert len({rule["id"] for rule in rules}) == len(rules)
+
+
+def test_sarif_and_junit_have_one_result_for_each_cause(report: Report) -> None:
+    results = json.loads(reports.sarif([report]))["runs"][0]["results"]
+    counts = [(result["ruleId"], result["occurrenceCount"]) for result in results]
+    assert counts == [("rank-config", 12), ("no-magnitude", 12)]
+    [location] = results[0]["locations"]
+    assert [place["fullyQualifiedName"] for place in location["logicalLocations"]] == [
+        f"model.layers.{number}.self_attn.q_proj" for number in range(10)
+    ]
+    failure = ET.fromstring(reports.junit([report])).find(".//failure")
+    assert failure is not None
+    assert len((failure.text or "").splitlines()) == 11
+    assert (failure.text or "").endswith("and 2 more")
 
 
 def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
@@ -146,4 +163,4 @@ def test_every_report_has_the_number_of_all_problems_where_a_limit_keeps_some(tm
     assert [problem["code"] for problem in document["problems"]].count("unknown-tensor") == reports.SHOWN
     assert f"and {reports.SHOWN + 4} more" in reports.github([report])
     assert f"and {reports.SHOWN + 4} more" in reports.markdown([report])
-    assert "and 7 more" in reports.junit([report])
+    assert f"and {reports.SHOWN - 3:,} more" in reports.junit([report])

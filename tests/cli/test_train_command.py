@@ -143,9 +143,11 @@ def test_a_plan_reports_the_memory_needed_and_trains_nothing(run: Run, config: P
         assert f"\n{part} " in stdout
     assert "micro_rows = 1" in stdout
     assert "full fine-tuning in float32 needs at least" in stdout
+    assert "\nbase: " in stdout
     plan = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)
     memory = plan["memory"]
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+    assert isinstance(plan["dequantized"], bool)
     assert {item["settings"] for item in plan["what_if"]} >= {"micro_rows = 1", "checkpointing = true", 'quantize = "none"'}
     assert not (tmp_path / "letters").exists()
 

@@ -128,7 +128,7 @@ def _gguf(path: Path, **metadata: str) -> None:
             "is not a plain file name",
         ),
         ("x.gguf", {"general_type": "adapter", "general_architecture": "llama"}, "its general.type is 'adapter'"),
-        ("x.gguf", {"general_architecture": "mamba"}, "'mamba' has no verified mapping"),
+        ("x.gguf", {"general_architecture": "rwkv7"}, "'rwkv7' has no verified mapping"),
         ("x.gguf", {"other": "deepseek2"}, "'' has no verified mapping"),
         (
             "x",

@@ -18,7 +18,6 @@ from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, St
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
 from adapterhub_converters.errors import RefusedError
@@ -29,9 +28,15 @@ from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
 pytestmark = pytest.mark.peer
+GRANITE4 = "GraniteMoeHybridForCausalLM"
 CLASSES = [
-    (one.gguf, name) for one in architecture_lookup.ADAPTERS for name in (*one.wrapped, *(() if one.whole else one.classes))
+    (one.gguf, name)
+    for one in architecture_lookup.ADAPTERS
+    for name in (*one.wrapped, *(() if one.whole or one.marks else one.classes))
+    if name != GRANITE4
 ] + [("gemma4-moe", "Gemma4ForCausalLM")]
+CLASSES += [(kind, GRANITE4) for kind in ("granitehybrid-moe", "granitehybrid-dense", "granite-dense", "granite-moe")]
+_DENSE = {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 96}
 VARIANTS: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "mlp"], "num_hidden_layers": 3},
     "nemotron_h_moe": {
@@ -39,19 +44,61 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2, "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 48,
     },
     "qwen3vlmoe": {"moe_intermediate_size": 24},  # transformers takes a square matrix for one that is not transposed
+    "granitehybrid-dense": _DENSE,
+    "granite-dense": {**_DENSE, "layer_types": ["attention", "attention"]},
+    "granite-moe": {"layer_types": ["attention", "attention"]},
     "gemma4-moe": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
 }  # fmt: skip
 NOT_RUN = {"nemotron_h": "the conversion takes every Nemotron-H for one with experts under transformers 5"}
+# Classes whose code is not in transformers, to one with modules of the same names.
+SAME_MODULES = {
+    "LightOnOCRForConditionalGeneration": "LightOnOcrForConditionalGeneration",
+    "Gemma3nForConditionalGeneration": "Gemma3nForCausalLM",
+    "Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "InternLM3ForCausalLM": "LlamaForCausalLM",
+    "IQuestCoderForCausalLM": "LlamaForCausalLM",
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "VLlama3ForCausalLM": "LlamaForCausalLM",
+    "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
+    "StableLMEpochForCausalLM": "StableLmForCausalLM",
+    "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
+    "DotsOCRForCausalLM": "Qwen2ForCausalLM",
+    "KORMoForCausalLM": "Qwen2ForCausalLM",
+}
+# The class of the text model, by which llama.cpp's conversion takes models whose own class it does not know.
+TEXT_CLASSES = {
+    "SmolVLMForConditionalGeneration": "VLlama3ForCausalLM",
+    "Idefics3ForConditionalGeneration": "VLlama3ForCausalLM",
+    "Lfm2VlForConditionalGeneration": "Lfm2ForCausalLM",
+    "LightOnOcrForConditionalGeneration": "Qwen3ForCausalLM",
+    "LightOnOCRForConditionalGeneration": "Qwen3ForCausalLM",
+}
 
 
 def saved(name: str, gguf: str, folder: Path) -> Path:
     """A model as it is published, where transformers saves it otherwise."""
-    tiny.model(name, **VARIANTS.get(gguf, {})).save_pretrained(folder)
+    tiny.model(SAME_MODULES.get(name, name), **VARIANTS.get(gguf, {})).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [name]}
     if gguf == "nemotron_h":
-        config = json.loads((folder / "config.json").read_text())
         config = {key: value for key, value in config.items() if key not in ("num_experts_per_tok", "layers_block_type")}
-        (folder / "config.json").write_text(json.dumps(config | {"hybrid_override_pattern": "M*-"}))
-    if gguf == "qwen3vlmoe":  # experts are (experts, in, out) there
+        config |= {"hybrid_override_pattern": "M*-"}
+    if name in TEXT_CLASSES:
+        config["text_config"]["architectures"] = [TEXT_CLASSES[name]]
+    if name == GRANITE4:
+        published = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [published.get(kind, kind) for kind in config["layer_types"]]
+    if name == "GPTNeoXForCausalLM":  # transformers 5 takes the number away from what it knows
+        config |= {"rotary_pct": config["rope_parameters"]["partial_rotary_factor"], "model_type": "published"}
+    if "Omni" in name:
+        config = {"architectures": [name], "model_type": "omni", "thinker_config": config}
+        _rename(folder, "", "thinker.")
+    if name == "Gemma3nForConditionalGeneration":
+        config = {"architectures": [name], "model_type": "gemma3n", "text_config": config, "tie_word_embeddings": True}
+        del config["text_config"]["architectures"]
+        _rename(folder, "model.", "model.language_model.")
+    (folder / "config.json").write_text(json.dumps(config))
+    if name.startswith("Qwen3VLMoe"):  # experts are (experts, in, out) there
         with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
             weights = {name: file.tensor(name) for name in file.tensors}
         turned = {name: array.swapaxes(1, 2).copy() for name, array in weights.items() if ".experts." in name}
@@ -60,6 +107,12 @@ def saved(name: str, gguf: str, folder: Path) -> Path:
         vocabulary = {str(number): number for number in range(tiny.CONFIG["vocab_size"])}
         (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
     return folder
+
+
+def _rename(folder: Path, prefix: str, replacement: str) -> None:
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        weights = {f"{replacement}{name.removeprefix(prefix)}": file.tensor(name) for name in file.tensors}
+    safetensors_file.write(folder / "model.safetensors", weights)
 
 
 def _is_known(architecture: Architecture, parameter: str) -> bool:
@@ -75,7 +128,7 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
     gguf = converted(folder, tmp_path / "base.gguf")
     base = read_base(folder)
     architecture = base.llama_cpp_architecture()
-    files = {name_in_memory(file, base.model_type): file for file in base.tensors if not _is_known(architecture, file)}
+    files = {base.renaming(file): file for file in base.tensors if not _is_known(architecture, file)}
     tensors = {next((own for own in files if files[own] == file), file): tensor for file, tensor in base.tensors.items()}
     adapter = Adapter(dict(deltas(dataclasses.replace(base, tensors=tensors), architecture)))
     assert len(adapter.deltas) >= 7
@@ -108,7 +161,13 @@ def _foreign(path: Path, dst: Path) -> Path:
     return dst
 
 
-@pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "Qwen3VLForConditionalGeneration", "Gemma4ForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen3_5ForCausalLM", "Qwen3VLForConditionalGeneration", "Gemma4ForConditionalGeneration", "Qwen3NextForCausalLM",
+        "BambaForCausalLM", "GlmOcrForConditionalGeneration",
+    ],
+)  # fmt: skip
 def test_a_file_of_another_program_has_the_names_of_its_base(tmp_path: Path, name: str) -> None:
     base = read_base(saved(name, "", tmp_path / "hf"))
     adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
@@ -121,6 +180,59 @@ def test_a_file_of_another_program_has_the_names_of_its_base(tmp_path: Path, nam
         assert isinstance(found, LowRank | LowRankEmbedding)
         products = [one.scaling * one.lora_B.astype(float) @ one.lora_A for one in (delta, found)]
         assert np.allclose(*products, atol=1e-6), target
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Qwen3NextForCausalLM", GRANITE4, "GlmOcrForConditionalGeneration", "Lfm2MoeForCausalLM", "NemotronHForCausalLM"],
+)
+def test_a_base_in_gguf_gives_the_file_that_its_folder_gives(tmp_path: Path, converted: Converter, name: str) -> None:
+    kinds = {GRANITE4: "granitehybrid-dense", "NemotronHForCausalLM": "nemotron_h"}
+    folder = saved(name, kinds.get(name, ""), tmp_path / "hf")
+    base = read_base(folder)
+    adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
+    files = []
+    for number, spec in enumerate((base, read_base(converted(folder, tmp_path / "base.gguf")))):
+        gguf_lora.write(adapter, tmp_path / f"{number}.gguf", base=spec)
+        with GGUFFile(tmp_path / f"{number}.gguf") as file:
+            files.append({tensor: file.tensor(tensor).tobytes() for tensor in file.tensors})
+    assert files[0] == files[1]
+    read_back(tmp_path / "1.gguf", adapter)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        (MetadataValue("[INT32]", [0, 2]), 2),
+        (MetadataValue("[INT32]", [1, 2]), 0),
+        (MetadataValue("[INT32]", [0, 0]), 0),
+        (MetadataValue("[STRING]", ["2", "x"]), 0),
+        (MetadataValue("[FLOAT32]", [2.0, float("inf")]), 0),
+    ],
+)
+def test_heads_that_differ_between_layers_have_no_number(tmp_path: Path, counts: MetadataValue, expected: int) -> None:
+    metadata = {
+        "general.architecture": gguf_file.string_value("granitehybrid"),
+        "granitehybrid.attention.head_count": gguf_file.u32_value(4),
+        "granitehybrid.attention.head_count_kv": counts,
+    }
+    gguf_file.write(tmp_path / "x.gguf", metadata, {"token_embd.weight": np.zeros((8, 8), np.float32)})
+    assert read_base(tmp_path / "x.gguf").config["num_key_value_heads"] == expected
+
+
+@pytest.mark.parametrize("missing", ["attn_gate", "attn_qkv"])
+def test_a_file_with_some_rows_of_a_module_is_refused(tmp_path: Path, missing: str) -> None:
+    base = read_base(saved("Qwen3NextForCausalLM", "", tmp_path / "hf"))
+    target = "model.layers.0.linear_attn.in_proj_qkvz"
+    delta = dict(deltas(base, base.llama_cpp_architecture()))[target]
+    gguf_lora.write(Adapter({target: delta}), tmp_path / "a.gguf", base=base)
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors if f".{missing}." not in name}
+        keys = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
+        metadata = {key: MetadataValue(file.header.kinds[key], file.header.metadata[key]) for key in keys}
+    gguf_file.write(tmp_path / "b.gguf", metadata, tensors)
+    with pytest.raises(RefusedError, match=f"in_proj_qkvz: blk.0.{missing} is missing, which has some of its rows"):
+        gguf_lora.read(tmp_path / "b.gguf", base=base)
 
 
 def test_an_adapter_of_a_model_without_a_head_has_the_tensors_of_one_with(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub_converters import bases
-from adapterhub_converters.adapter import Adapter, Loss, LowRank
+from adapterhub_converters.adapter import Adapter, Loss, LowRank, refuse_bundled
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
@@ -813,7 +813,7 @@ def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     base = shown["manifest"]["base"]
     assert (base["repo"], base["model_type"], base["architecture"]) == ("org/sdxl", "SDXL", None)
     assert ["family", "SDXL"] in [line.split() for line in run("show", "me/style").stdout.splitlines()]
-    report = json.loads(run("validate", "style", "--json", code=None).stdout)
+    [report] = json.loads(run("validate", "style", "--json", code=None).stdout)["reports"]
     assert not [problem for problem in report["problems"] if problem["severity"] == "error"], report
     assert "an adapter of SDXL, saved by sd-scripts" in [problem["what"] for problem in report["problems"]]
 
@@ -824,7 +824,7 @@ def test_an_adapter_with_differences_of_norms_is_checked_and_stored(run: Run, tm
     tensors |= {f"{block}.norm3.diff": numbers(24), f"{block}.norm3.diff_b": numbers(24), f"{block}.ffn.0.diff_b": numbers(32)}
     (tmp_path / "wan").mkdir()
     safetensors_file.write(tmp_path / "wan/wan.safetensors", tensors)
-    report = json.loads(run("validate", "wan", "--json").stdout)
+    [report] = json.loads(run("validate", "wan", "--json").stdout)["reports"]
     assert {one["verdict"] for one in report["runtimes"].values()} == {"refused"}
     run("push", "wan", "me/wan")
     manifest = json.loads(run("show", "me/wan", "--json").stdout)["manifest"]
@@ -832,3 +832,36 @@ def test_an_adapter_with_differences_of_norms_is_checked_and_stored(run: Run, tm
         f"transformer.blocks.0.{name}" for name in ("ffn.net.0.proj.bias", "norm2.bias", "norm2.weight")
     ]
     assert "cannot be expressed here" in run("merge", "me/wan", "me/wan", "-o", "both", code=6).stderr
+
+
+@pytest.mark.parametrize("names", ["flattened", "dotted", "diffusers"])
+def test_embeddings_that_onetrainer_bundles_are_named_and_dropped_only_as_allowed(tmp_path: Path, names: str) -> None:
+    numbers = Numbers(np.float32)
+    lora_A, lora_B = pair(numbers, (16, 16), 4)
+    stem = {"flattened": Q, "dotted": f"diffusion_model.{OURS.removeprefix('unet.')}", "diffusers": OURS}[names]
+    down, up = ("lora_down", "lora_up") if names == "flattened" else ("lora_A", "lora_B")
+    tensors = {f"{stem}.{down}.weight": lora_A, f"{stem}.{up}.weight": lora_B, f"{stem}.alpha": np.asarray(4, np.float32)}
+    plain = tmp_path / "plain.safetensors"
+    safetensors_file.write(plain, tensors)
+    embeddings = {f"bundle_emb.cat.{encoder}": numbers(2, 8) for encoder in ("clip_l", "clip_g")}
+    source = tmp_path / "a.safetensors"
+    safetensors_file.write(source, tensors | embeddings)
+    adapter = convert.read(source)
+    assert adapter.replaced.keys() == embeddings.keys()
+    assert any("2 embeddings are bundled" in note for note in adapter.notes)
+    own_format = "diffusers" if names == "diffusers" else "kohya"
+    convert.convert(source, tmp_path / "copy", to=own_format)
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    for style in {"peft", "diffusers"} - {own_format}:
+        with pytest.raises(RefusedError, match=r"bundle_emb\.cat\.clip_g") as caught:
+            convert.convert(source, tmp_path / f"no-{style}", to=style)
+        assert (caught.value.code, caught.value.fields) == ("loss-not-allowed", {"options": ("drop embeddings",)})
+        report = convert.convert(source, tmp_path / style, to=style, allowed=LossAllowance(drop=["embeddings"]))
+        assert report.summary["dropped"] == 2
+        convert.convert(plain, tmp_path / f"plain-{style}", to=style)
+        ours, theirs = (convert.read(tmp_path / name) for name in (style, f"plain-{style}"))
+        assert ours.deltas.keys() == theirs.deltas.keys()
+        assert not ours.replaced
+    with pytest.raises(RefusedError) as caught:
+        refuse_bundled(adapter)
+    assert caught.value.code == "bundled-embeddings"

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture_lookup import ADAPTERS, ARCHITECTURES, Architecture
 from adapterhub_converters.errors import RefusedError
-from tests.conftest import ROOT, need_module
-from tests.support import tiny
+from tests.conftest import ROOT, missing, need_module
+from tests.support import llama_cpp_classes, llama_cpp_scripts, tiny
 
 # What no LoRA is put on: sinks, biases of experts and of the routing.
 NO_LINEAR = ("self_attn.sinks", "_proj_bias", "e_score_correction_bias")
+NEWER = ("granite_swa", "cohere2moe", "hy_v3", "laguna", "mellum")
+"""Architectures of llama.cpp that gguf-py on PyPI does not have."""
 TINY: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 32, "max_position_embeddings": 64, "pad_token_id": 0,
@@ -29,6 +31,9 @@ def test_gguf_py_gives_every_module_the_same_name(architecture: Architecture) ->
     need_module("gguf")
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
+    if architecture.gguf in NEWER:  # the conversions of models prove the names of these
+        assert architecture.gguf not in MODEL_ARCH_NAMES.values()
+        return
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture.gguf)
     theirs = get_tensor_name_map(arch, 12)
     inner = [
@@ -36,6 +41,8 @@ def test_gguf_py_gives_every_module_the_same_name(architecture: Architecture) ->
     ]
     for module in [*architecture.top, *inner]:
         stem = architecture.stem(module)
+        if stem and stem.endswith(".ffn_down") and "shared_mlp" in module:
+            continue  # Granite's conversion names the module of a model without experts itself
         if not architecture.head and architecture.top.get(module) == "output":
             assert stem is None
             continue
@@ -80,11 +87,43 @@ def test_permutation_pairs_the_halves_of_each_head() -> None:
 
 
 def test_unknown_architectures_are_refused_by_name() -> None:
-    with pytest.raises(RefusedError, match="b: MambaForCausalLM has no verified mapping to llama.cpp") as caught:
-        architecture_lookup.by_class("MambaForCausalLM", "b")
-    assert caught.value.code == "unsupported-architecture"
-    with pytest.raises(RefusedError, match="llama.cpp's 'mamba' has no verified mapping"):
-        architecture_lookup.by_gguf("mamba", "b")
+    with pytest.raises(RefusedError, match="b: RWKV7ForCausalLM has no verified mapping to llama.cpp") as caught:
+        architecture_lookup.by_class("RWKV7ForCausalLM", "b")
+    assert caught.value.code == "no-gguf-architecture"
+    assert len(str(caught.value)) < 200
+    with pytest.raises(RefusedError, match="llama.cpp's 'rwkv7' has no verified mapping"):
+        architecture_lookup.by_gguf("rwkv7", "b")
+
+
+def test_a_row_that_only_the_weights_tell_is_found_by_their_names() -> None:
+    name = "GraniteMoeHybridForCausalLM"
+    mamba, experts = "model.layers.0.mamba.in_proj.weight", "model.layers.1.block_sparse_moe.router.layer.weight"
+    for names, gguf, has_experts in (
+        ({mamba}, "granitehybrid", False),
+        ({mamba, experts}, "granitehybrid", True),
+        ({"lm_head.weight"}, "granite", False),
+        ({experts}, "granitemoe", True),
+    ):
+        row = architecture_lookup.by_class(name, "b", names=names)
+        assert (row.gguf, row.experts is not None) == (gguf, has_experts)
+    with pytest.raises(RefusedError, match="one of .* in llama.cpp, which only its weights tell") as caught:
+        architecture_lookup.by_class(name, "b")
+    assert caught.value.code == "base-required"
+
+
+@pytest.mark.peer
+def test_every_class_of_llama_cpp_s_conversion_is_converted_or_refused_for_a_reason() -> None:
+    scripts = llama_cpp_scripts.found()
+    if scripts is None:
+        missing("llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts")
+    refused = {name for names in llama_cpp_classes.REFUSED.values() for name in names}
+    assert not refused & llama_cpp_classes.converted()
+    for name in llama_cpp_classes.registered(scripts):
+        if name in refused:
+            with pytest.raises(RefusedError, match="no verified mapping"):
+                architecture_lookup.by_class(name, "b")
+        else:
+            assert architecture_lookup.by_class(name, "b", names=["lm_head.weight"])
 
 
 def test_heads_that_are_not_known_are_asked_for() -> None:

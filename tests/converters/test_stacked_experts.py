@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub_converters import bases
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import BaseSpec, names_in_memory
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft as format_peft
 from adapterhub_converters.formats.peft import stacks
@@ -104,7 +104,7 @@ def test_peft_computes_with_every_pair(name: str, tmp_path: Path) -> None:
     for key, array in wanted.items():
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=1e-5, err_msg=key)
     again = format_peft.read(tmp_path / "a")
-    assert again.deltas.keys() == {canonical_names.name_in_memory(t, "") for t in again.deltas}
+    assert again.deltas.keys() == {names_in_memory.renaming("")(t) for t in again.deltas}
     assert {delta.scaling for delta in again.deltas.values()} == {2.0}
 
 

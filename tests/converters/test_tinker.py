@@ -107,15 +107,48 @@ def test_peft_merges_what_tinker_merges(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "GptOssForCausalLM"])
-def test_every_command_takes_an_archive_as_it_is(name: str, run: Run, tmp_path: Path) -> None:
+def test_experts_written_one_by_one_for_vllm_are_merged_into_the_stacks_of_gpt_oss(run: Run, tmp_path: Path) -> None:
+    model, archive = made("GptOssForCausalLM")
+    model.save_pretrained(tmp_path / "base")
+    folder = archive.save(tmp_path / "a", peft_type="LORA", target_modules=["lm_head", "q_proj", "o_proj", *PARTS.values()])
+    tensors = {}
+    for own_name, array in archive.tensors.items():  # as tinker_cookbook.weights.build_lora_adapter names them
+        name = own_name.replace(".attn.", ".self_attn.").replace("model.unembed_tokens", "lm_head")
+        part = next((part for part in PARTS if f".experts.{part}." in name), None)
+        if part is None:
+            tensors[name] = array
+            continue
+        count = max(len(half) for key, half in archive.tensors.items() if f".experts.{part}." in key)
+        for number, expert in enumerate(np.broadcast_to(array, (count, *array.shape[1:]))):
+            tensors[name.replace(f".experts.{part}.", f".experts.{number}.{PARTS[part]}.")] = np.ascontiguousarray(expert)
+    safetensors_file.write(folder / format_peft.WEIGHTS, tensors)
+    assert convert.sniff(folder) == "peft"
+    run("merge", "a", "--into", "base", "-o", "merged")
+    merged = type(model).from_pretrained(tmp_path / "merged", dtype="float32").state_dict()
+    for key, array in archive.wanted.items():
+        np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
+    run("convert", "a", "b", "--to", "peft", "--base", "base")
+    run("validate", "b", "--base", "base", "--for", "peft")
+
+
+PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+# What Tinker's service adds to the config of an archive that is downloaded.
+DOWNLOADED = {"peft_type": "LORA", "target_modules": "all-linear", "base_model_name_or_path": "org/base"}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("Qwen3MoeForCausalLM", {}), ("Qwen3MoeForCausalLM", DOWNLOADED), ("GptOssForCausalLM", DOWNLOADED)],
+)
+def test_every_command_takes_an_archive_as_it_is(name: str, config: dict[str, Any], run: Run, tmp_path: Path) -> None:
     model, archive = made(name)
     model.save_pretrained(tmp_path / "base")
-    archive.save(tmp_path / "a")
+    archive.save(tmp_path / "a", **config)
     numbers = sum(array.size for array in archive.tensors.values())
     manifest = json.loads(run("show", "a", "--json").stdout)["manifest"]
     assert (manifest["format"], manifest["method"], manifest["parameters"]) == ("tinker", "lora", numbers)
-    report = json.loads(run("validate", "a", "--base", "base", "--for", "peft", "--json").stdout)
+    [report] = json.loads(run("validate", "a", "--base", "base", "--for", "peft", "--json").stdout)["reports"]
     assert (report["ok"], report["format"], report["facts"]["parameters"]) == (True, "tinker", numbers)
     run("init")
     run("push", "a", "team/a:one", "--base", "base")
@@ -126,6 +159,7 @@ def test_every_command_takes_an_archive_as_it_is(name: str, run: Run, tmp_path: 
     difference = json.loads(run("diff", "team/a:one", "b", "--base", "base", "--json").stdout)
     assert difference["same"]
     run("merge", "a", "team/a:one", "-o", "both", "--method", "cat")
+    run("merge", "a", "--into", "base", "-o", "merged")
     assert "can be read, but not written" in ah_error(tmp_path)
 
 
@@ -133,6 +167,29 @@ def ah_error(folder: Path) -> str:
     with pytest.raises(AdapterhubError) as caught:
         convert.convert(folder / "b", folder / "c", to="tinker")
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"]},  # peft lists the modules that it saves
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 4}},
+        {"modules_to_save": ["lm_head"]},
+        {"peft_type": "IA3"},
+    ],
+)
+def test_a_config_with_what_tinker_has_not_is_not_that_of_an_archive(config: dict[str, Any], tmp_path: Path) -> None:
+    archive = Archive({})
+    archive.halves("model.layers.0.attn.q_proj", 4, 4)
+    assert convert.sniff(archive.save(tmp_path / "a", **DOWNLOADED)) == "tinker"
+    assert convert.sniff(archive.save(tmp_path / "b", **DOWNLOADED | config)) == "peft"
+
+
+def test_an_archive_without_names_of_its_own_is_one_of_peft(tmp_path: Path) -> None:
+    archive = Archive({})
+    archive.halves("model.layers.0.self_attn.q_proj", 4, 4)
+    assert convert.sniff(archive.save(tmp_path / "a", **DOWNLOADED)) == "peft"
 
 
 def test_logits_with_an_archive_are_those_of_the_model_merged_with_it(tmp_path: Path) -> None:

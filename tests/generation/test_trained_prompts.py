@@ -48,6 +48,9 @@ def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_ot
         prompt, blend = TrainedPrompt.read(tmp_path / "marked"), (("marked", 1.0),)
         body = {"messages": [{"role": "user", "content": "sky"}], "temperature": 0, "max_tokens": TOKENS}
         (request,) = ApiRequest.read(host, CHAT, body, blend, prompt).requests
+        again = ApiRequest.read(host, CHAT, body, blend, prompt).requests
+        assert again[0].ends == request.ends
+        assert host.text._chat_ends_of.cache_info().misses == 1  # each costs a rendering
         pieces = list(host.submit(request))
         assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == (PLAIN["sky"], "stop")
 

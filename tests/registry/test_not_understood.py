@@ -113,7 +113,9 @@ def test_it_cannot_be_checked_converted_or_merged(kind: str, tmp_path: Path, run
     assert "not-understood" in result.stdout
     assert "cannot check: " in result.stdout
     assert "(--strict)" in run("validate", "./a", "--strict", code=1).stdout
-    reason = json.loads(run("validate", "./a", "--json").stdout)["problems"][0]["what"].removeprefix("cannot check: ")
+    reason = json.loads(run("validate", "./a", "--json").stdout)["reports"][0]["problems"][0]["what"].removeprefix(
+        "cannot check: "
+    )
     for words in (["convert", "./a", "out", "--to", "raw"], ["merge", "./a", "./a", "-o", "out"]):
         error = run(*words, code=6).stderr
         assert reason[:60] in error, error

@@ -30,7 +30,8 @@ def write_adapter(path: Path, seed: int = 0, **config: object) -> Path:
         for half in "AB"
     }
     safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/base"}
+    settings: dict[str, object] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4}
+    settings |= {"base_model_name_or_path": "org/base", "target_modules": ["q_proj", "v_proj"]}
     (path / peft.CONFIG).write_text(json.dumps({**settings, **config}))
     (path / "README.md").write_text("# A test\n")
     return path

@@ -10,6 +10,7 @@ import numpy as np
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
+from tests.support import tiny_families
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -132,11 +133,16 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "Qwen2_5_VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
     "Qwen3VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
     "Qwen3VLMoeForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "MiniCPMV4_6ForConditionalGeneration": {"vision_config": {**_VISION, "image_size": 56, "insert_layer_id": 0}},
     "Gemma3ForConditionalGeneration": {"vision_config": _VISION, "mm_tokens_per_image": 4},
     "Gemma4ForConditionalGeneration": {"vision_config": _VISION, "audio_config": None},
     "Qwen3_5ForConditionalGeneration": {"vision_config": _QWEN_VISION},
     "Qwen3_5MoeForConditionalGeneration": {"vision_config": _QWEN_VISION},
-}
+    "Cosmos3EdgeForConditionalGeneration": {"vision_config": _VISION, "projector_hidden_size": 32},
+    "Qwen3OmniMoeThinkerForConditionalGeneration": {
+        "vision_config": _QWEN_VISION, "audio_config": {**_AUDIO, "output_dim": 64, "downsample_hidden_size": 16},
+    },
+}  # fmt: skip
 _TEXT: dict[str, dict[str, Any]] = {
     "VoxtralForConditionalGeneration": {"model_type": "llama"},
     "LlavaForConditionalGeneration": {"model_type": "llama"},
@@ -149,15 +155,65 @@ _TEXT: dict[str, dict[str, Any]] = {
     "Gemma3ForConditionalGeneration": CONFIGS["Gemma3ForCausalLM"],
     "Gemma4ForConditionalGeneration": CONFIGS["Gemma4ForCausalLM"],
     "Qwen3_5ForConditionalGeneration": CONFIGS["Qwen3_5ForCausalLM"],
+    "MiniCPMV4_6ForConditionalGeneration": {"model_type": "qwen3_5_text", **CONFIGS["Qwen3_5ForCausalLM"]},
     "Qwen3_5MoeForConditionalGeneration": CONFIGS["Qwen3_5MoeForCausalLM"],
+    "Cosmos3EdgeForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3OmniMoeThinkerForConditionalGeneration": {**CONFIGS["Qwen3MoeForCausalLM"], "rope_parameters": _SECTIONS},
 }
 
 
-def _numbers(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    if name not in MULTIMODAL:
-        return {**CONFIG, **CONFIGS.get(name, {}), **config}
-    text = {**CONFIG, **_TEXT[name], **config}
-    return {**MULTIMODAL[name], "text_config": text, "tie_word_embeddings": text["tie_word_embeddings"]}
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_HALF = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+_MIXED = {"layer_types": ["linear_attention", "full_attention"]}
+_MODALITY: dict[str, Any] = {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}
+# Models that need nothing but the sizes that `tiny_families` gives by the names of their config.
+SIZES_ONLY = (
+    "GraniteMoeSharedForCausalLM", "GraniteSWAForCausalLM", "SmolVLMForConditionalGeneration", "GlmForCausalLM",
+    "Idefics3ForConditionalGeneration", "HunYuanVLForConditionalGeneration",
+    "AudioFlamingo3ForConditionalGeneration", "GPTNeoXForCausalLM", "AfmoeForCausalLM", "SolarOpenForCausalLM",
+    "HYV3ForCausalLM", "LagunaForCausalLM", "Jais2ForCausalLM", "MambaForCausalLM", "FalconMambaForCausalLM",
+    "GPTBigCodeForCausalLM",
+)  # fmt: skip
+# Others, with what they need besides.
+BY_NAME: dict[str, dict[str, Any]] = {name: {} for name in SIZES_ONLY} | {
+    "Qwen3NextForCausalLM": _MIXED,
+    "LightOnOcrForConditionalGeneration": {"tie_word_embeddings": True},
+    "Cohere2MoeForCausalLM": {"logit_scale": 0.5},
+    "MellumForCausalLM": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
+    "GraniteMoeSWAForCausalLM": {},
+    "ExaoneMoeForCausalLM": {"scoring_func": "sigmoid"},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
+    "BambaForCausalLM": {"attn_layer_indices": [1]},
+    "Gemma3nForCausalLM": {"hidden_size_per_layer_input": 256, "laurel_rank": 64, "vocab_size_per_layer_input": 128},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"]},
+    "Lfm2VlForConditionalGeneration": {"layer_types": ["conv", "full_attention"]},
+    "Llama4ForCausalLM": {"num_hidden_layers": 4, "intermediate_size_mlp": 80},
+    "Llama4ForConditionalGeneration": {
+        "num_hidden_layers": 4, "intermediate_size_mlp": 80, "vision_config": {**_MODALITY, "pixel_shuffle_ratio": 1.0},
+    },
+    "Glm4vForConditionalGeneration": {"rope_parameters": _HALF},
+    "GlmOcrForConditionalGeneration": {"rope_parameters": _HALF},
+    "Glm4vMoeForConditionalGeneration": {"rope_parameters": _HALF},
+    "PaddleOCRVLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3ASRForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3OmniMoeThinkerForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen2_5OmniThinkerForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "JambaForCausalLM": {
+        "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
+        "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+
+
+def _config(config_class: Any, name: str, config: dict[str, Any]) -> Any:
+    if name in BY_NAME:
+        return tiny_families.config_of_parts(config_class, **{"vocab_size": CONFIG["vocab_size"], **BY_NAME[name], **config})
+    if name in MULTIMODAL:
+        text = {**CONFIG, **_TEXT[name], **config}
+        numbers = {**MULTIMODAL[name], "text_config": text, "tie_word_embeddings": text["tie_word_embeddings"]}
+    else:
+        numbers = {**CONFIG, **CONFIGS.get(name, {}), **config}
+    return config_class(**{key: value for key, value in numbers.items() if value is not None})
 
 
 def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> Any:
@@ -167,8 +223,7 @@ def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> An
 
     cls = getattr(transformers, name)
     torch.manual_seed(seed)
-    numbers = _numbers(name, config)
-    made = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None})).eval()
+    made = cls(_config(cls.config_class, name, config)).eval()
     with torch.no_grad():
         for path, parameter in made.named_parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(path)))
@@ -178,7 +233,7 @@ def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> An
 
 def _adds_one(name: str) -> bool:
     """Whether the model adds 1 to the weights of its norms."""
-    return name.startswith(("Gemma", "Qwen3_5")) and not name.startswith("Gemma4")
+    return name.startswith(("Gemma", "Qwen3_5", "MiniCPMV4_6")) and not name.startswith(("Gemma3n", "Gemma4"))
 
 
 def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:

@@ -27,6 +27,14 @@ SIZES: dict[str, Any] = {
     "dim": 64, "ssm_state_size": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 1,
 }  # fmt: skip
 
+# Of the vision or audio part of a model, whose sizes matter to nobody.
+OTHER_SIZES: dict[str, Any] = {
+    "depth": 1, "num_layers": 1, "num_hidden_layers": 1, "hidden_size": 32, "embed_dim": 32, "num_heads": 2,
+    "num_attention_heads": 2, "intermediate_size": 48, "out_hidden_size": 64, "image_size": 28, "patch_size": 14,
+    "deepstack_visual_indexes": [], "fullatt_block_indexes": [0], "d_model": 32, "encoder_layers": 1,
+    "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "num_mel_bins": 16, "max_source_positions": 32, "output_dim": 64,
+}  # fmt: skip
+
 
 # What a family needs besides, by its type.
 OF_FAMILY: dict[str, dict[str, Any]] = {
@@ -47,6 +55,33 @@ def config(config_class: Any, **sizes: Any) -> Any:
     if defaults.get("num_key_value_heads") == defaults.get("num_attention_heads", 0):
         numbers["num_key_value_heads"] = SIZES["num_attention_heads"]
     return config_class(**numbers | sizes)
+
+
+def config_of_parts(config_class: Any, **sizes: Any) -> Any:
+    """Return a small config of a class whose text, vision and audio models have configs of their own.
+
+    `sizes` has the further sizes of the text model, and those of another part under its name; None leaves a size alone.
+    """
+    parts = {name: _part_class(config_class, name) for name in getattr(config_class, "sub_configs", {})}
+    others = {name: sizes.pop(name, {}) for name in parts if name != "text_config"}
+    if "text_config" not in parts:
+        return config(config_class, **sizes)
+    text = config(parts["text_config"], **sizes)
+    numbers = {"tie_word_embeddings": sizes["tie_word_embeddings"]} if "tie_word_embeddings" in sizes else {}
+    for name, given in others.items():
+        fields = {field.name for field in dataclasses.fields(parts[name])} | set(parts[name].attribute_map)
+        known = {size: value for size, value in OTHER_SIZES.items() if size in fields}
+        numbers[name] = parts[name](**known | given).to_dict()
+    return config_class(text_config=text.to_dict(), **numbers)
+
+
+def _part_class(config_class: Any, name: str) -> Any:
+    part_class = config_class.sub_configs[name]
+    return (
+        part_class
+        if dataclasses.is_dataclass(part_class) and part_class.__name__ != "AutoConfig"
+        else type(getattr(config_class(), name))
+    )
 
 
 def model(family: str, **sizes: Any) -> Any:

@@ -53,7 +53,10 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         (SMALL + "[lora]\nlayers = [true]\n", "c.toml:6: [lora] layers: [True] has the wrong type"),
         (SMALL + '[lora]\nrank_pattern = {q_proj = "4"}\n', "[lora] rank_pattern: 'q_proj': '4' has the wrong type"),
         (SMALL + "[lora]\nrank_pattern = {q_proj = 0}\n", "c.toml:6: [lora] rank_pattern: is too small"),
-        (SMALL[:18] + 'hold = "dense"\n' + SMALL[18:] + "[lora]\ndora = true\n", "hold: dense cannot be combined with dora"),
+        (
+            SMALL[:18] + 'hold = "dense"\n' + SMALL[18:],
+            "c.toml:3: [base] hold: is no longer a key. Remove it: the memory plan decides whether",
+        ),
         (MIX % "0.7", "c.toml:4: [data] train: has shares that are not above 0 or add up to 0.7, not to 1"),
         (
             MIX[:-2] % "1" + ", 'b']\n",

@@ -38,6 +38,19 @@ def limited_processes() -> list[str]:
     return [str(line) for line in lines if line.exists() and b"limited_process.py" in line.read_bytes()]
 
 
+def count_starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list to which every process that starts adds its kind."""
+    starts = list[object]()
+
+    class Counted(process_limits.Process):
+        def __init__(self, kind: Any, source: str) -> None:
+            starts.append(kind)
+            super().__init__(kind, source)
+
+    monkeypatch.setattr(template_renderers.process_limits, "Process", Counted)
+    return starts
+
+
 def conversation(number: int, question: str = "Why?") -> Document:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"Because of {number}."}]
     return Document({"messages": turns}, f"a.jsonl:{number}")
@@ -74,15 +87,18 @@ def test_a_template_that_does_not_end_costs_only_its_conversation(picky: Any, mo
         next(encoded)
 
 
+def test_a_batch_of_conversations_that_do_not_end_costs_the_time_of_a_few(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_renderers.chat_template, "SECONDS", 0)
+    starts = count_starts(monkeypatch)
+    documents = [conversation(number, "forever") for number in range(64)]
+    with pytest.raises(FormatError) as caught:
+        list(encoding.encode_documents(documents, picky, loss="completion"))
+    assert [line[:9] for line in caught.value.problems] == ["a.jsonl:0", "a.jsonl:1"]
+    assert starts == ["template"] * 2
+
+
 def test_a_process_renders_many_batches(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    starts = list[object]()
-
-    class Counted(process_limits.Process):
-        def __init__(self, kind: Any, source: str) -> None:
-            starts.append(kind)
-            super().__init__(kind, source)
-
-    monkeypatch.setattr(template_renderers.process_limits, "Process", Counted)
+    starts = count_starts(monkeypatch)
     documents = [conversation(number) for number in range(5 * 64)]
     assert len(list(encoding.encode_documents(documents, picky, loss="completion"))) == len(documents)
     assert starts == ["template"]

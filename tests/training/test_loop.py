@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training import compute_device, train_config  # noqa: E402
+from adapterhub.training import compute_device, machine, train_config  # noqa: E402
 from adapterhub.training.artifacts import loss_curve, tracking  # noqa: E402
 from adapterhub.training.data import dataset, document_files  # noqa: E402
 from adapterhub.training.data.packed_rows import IGNORED  # noqa: E402
@@ -250,15 +250,16 @@ def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, ti
         assert contents(tmp_path / "kept")[name] == contents(tmp_path / "again")[name]
 
 
-def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
+def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = settings(tmp_path, tiny_base, steps=3)
     events: list[Any] = []
-    for hold in ("quantized", "dense"):
-        training.run(training.read_config(path, [f"base.hold={hold}"]), tmp_path / hold, on_event=events.append)
-    assert contents(tmp_path / "quantized") == contents(tmp_path / "dense")
-    notes = [event.notes for event in events if isinstance(event, training.Ready)]
-    processor_notes = tuple(compute_device.dtype_notes("bfloat16", torch.device("cpu")))
-    assert notes == [processor_notes, (*processor_notes, "the dequantized base is in memory: no step dequantizes it")]
+    for is_fast in (False, True):
+        monkeypatch.setattr(machine, "multiplies_bfloat16_fast", lambda is_fast=is_fast: is_fast)
+        training.run(training.read_config(path), tmp_path / str(is_fast), on_event=events.append)
+    assert contents(tmp_path / "False") == contents(tmp_path / "True")
+    assert [event.dequantized for event in events if isinstance(event, training.Ready)] == [False, True]
 
 
 def test_a_dtype_that_the_processor_multiplies_slowly_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

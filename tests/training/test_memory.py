@@ -104,7 +104,7 @@ def test_the_measured_memory_is_within_15_percent_of_the_prediction(tmp_path: Pa
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     start, peak = map(int, result.stdout.split())
-    planned = memory.plan(training.read_config(path), read_base(tmp_path / "base"))
+    planned = budget.forecast(training.read_config(path), read_base(tmp_path / "base")).memory
     assert (planned.total - start) / (peak - start) == pytest.approx(1, abs=tolerance), (planned, start, peak)
 
 
@@ -178,22 +178,22 @@ def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path,
 
 
 def test_the_base_is_dequantized_where_it_fits(tmp_path: Path, tiny_base: Path) -> None:
-    """Once checkpointing is decided, which costs more; and not for DoRA, whose norms come from the codes."""
+    """Into half of the memory, on a fast processor; not for DoRA, whose norms come from the codes, nor in float32."""
     config = config_of(tmp_path, tiny_base)
     spec = read_base(tiny_base)
-    auto = dataclasses.replace(config, base=dataclasses.replace(config.base, hold="auto"))
-    dense = dataclasses.replace(config, base=dataclasses.replace(config.base, hold="dense"))
-    quantized, whole = (memory.plan(each, spec).total for each in (auto, dense))
-    assert quantized < whole
-    assert budget.resolve_auto(auto, spec, free=whole).base.hold == "dense"
-    assert budget.resolve_auto(auto, spec, free=None).base.hold == "dense"
-    settled = budget.resolve_auto(auto, spec, free=whole - 1)
-    assert (settled.base.hold, settled.train.checkpointing) == ("quantized", False)
-    dora = dataclasses.replace(auto, lora=dataclasses.replace(config.lora, dora=True))
-    assert budget.resolve_auto(dora, spec, free=None).base.hold == "quantized"
-    alone = dataclasses.replace(dense, train=dataclasses.replace(dense.train, checkpointing=False, rows=1))
-    with pytest.raises(RefusedError, match='Set hold = "quantized"'):
-        budget.check(alone, spec, free=memory.plan(alone, spec).total - 1)
+    whole = memory.plan(dataclasses.replace(config, dequantized=True), spec).total
+    assert memory.plan(config, spec).total < whole
+    assert budget.resolve_auto(config, spec, free=2 * whole, is_fast=True).dequantized
+    assert budget.resolve_auto(config, spec, free=2 * whole - 1, allocated=1, is_fast=True).dequantized
+    assert not budget.resolve_auto(config, spec, free=2 * whole - 2, is_fast=True).dequantized
+    assert not budget.resolve_auto(config, spec, free=None, is_fast=True).dequantized
+    assert not budget.resolve_auto(config, spec, free=2 * whole).dequantized
+    for other in (
+        dataclasses.replace(config, lora=dataclasses.replace(config.lora, dora=True)),
+        dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="float32")),
+        dataclasses.replace(config, base=dataclasses.replace(config.base, quantize="none")),
+    ):
+        assert not budget.resolve_auto(other, spec, free=99 * whole, is_fast=True).dequantized
 
 
 def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
@@ -234,30 +234,6 @@ def test_experts_are_counted_whether_stacked_or_separate(kind: str, tmp_path: Pa
     assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
         parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 3
     )
-
-
-def test_free_memory_is_the_least_of_the_machine_and_the_control_group(tmp_path: Path) -> None:
-    assert budget.free_memory(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:  9 kB\nMemAvailable:      5000 kB\n")
-    assert budget.free_memory(tmp_path) == 5_120_000
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    assert budget.free_memory(tmp_path) == 5_120_000
-    (group / "memory.max").write_text("3000000\n")
-    (group / "memory.current").write_text("2500000\n")
-    (group / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
-    assert budget.free_memory(tmp_path) == 900_000
-
-
-def test_cores_are_busy_where_threads_wait_for_them(tmp_path: Path) -> None:
-    assert not budget.cores_are_busy(tmp_path)
-    (tmp_path / "proc/pressure").mkdir(parents=True)
-    for share, busy in (("0.00", False), ("9.12", False), ("55.20", True)):
-        lines = f"some avg10={share} avg60=99.00 avg300=0.00 total=1\nfull avg10=99.00 avg60=0.00 avg300=0.00 total=0\n"
-        (tmp_path / "proc/pressure/cpu").write_text(lines)
-        assert budget.cores_are_busy(tmp_path) is busy
 
 
 def test_logits_in_float32_need_one_buffer_so_twice_as_many_take_the_same_memory(tmp_path: Path, tiny_base: Path) -> None:

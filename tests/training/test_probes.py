@@ -65,7 +65,7 @@ def test_the_compared_row_is_longer_than_what_cuts_attention_and_no_longer_than_
 
 def test_little_memory_shortens_the_compared_row_and_a_note_says_so() -> None:
     base = base_of("mistral", sliding_window=100)
-    (note,) = probes.check_attention(base, 200, 4 * 40**2 * 12, "c.toml")
+    (note,) = probes.check_attention(base, 200, 2 * 4 * 40**2 * 12, "c.toml")
     assert note == "attention was compared with transformers' own in rows of 33 tokens only: memory is short for 100"
 
 

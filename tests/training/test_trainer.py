@@ -20,7 +20,7 @@ from adapterhub import training as train  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.training import train_config  # noqa: E402
 from adapterhub.training.artifacts import finished_folder  # noqa: E402
-from adapterhub.training.cost import memory  # noqa: E402
+from adapterhub.training.cost import budget  # noqa: E402
 from adapterhub.training.data import dataset, document_files  # noqa: E402
 from adapterhub.training.data.examples import Example  # noqa: E402
 from adapterhub.training.data.packed_rows import IGNORED, Rows, order  # noqa: E402
@@ -371,7 +371,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(trained, learn: Run, tmp_path: 
     assert checkpoint.exists()
     assert not (tmp_path / "out").exists()
     changed = settings(tmp_path / "other", tiny_base, learning_rate=0.02)
-    with pytest.raises(ConflictError, match="belongs to a training with another config, data or base"):
+    with pytest.raises(ConflictError, match="belongs to a training with another config, data, base or version"):
         train.run(train.read_config(changed), tmp_path / "out")
     events: list[train.Event] = []
     train.run(train.read_config(path), tmp_path / "out", on_event=events.append)
@@ -403,7 +403,7 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
 def test_the_memory_plan_counts_what_there_is(trained) -> None:  # type: ignore[no-untyped-def]
     _, path, events, _ = trained
     settings_ = train.read_config(path)
-    planned = memory.plan(settings_, read_base(settings_.resolve(settings_.base.path)))
+    planned = budget.forecast(settings_, read_base(settings_.resolve(settings_.base.path))).memory
     ready = next(event for event in events if isinstance(event, train.Ready))
     assert planned == ready.memory
     assert planned.adapter == 4 * ready.parameters
@@ -419,7 +419,7 @@ def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[n
     attention = 12 * 2 * 64 * sum(size**2 for size in windows) / sum(windows)
     assert report.flops == round(read * (4 * linears + 6 * trained_numbers + attention)) + 4 * head * result.tokens
     assert report.base_parameters == linears + head + 5 * 64
-    assert report.predicted == memory.plan(settings_, read_base(settings_.resolve(settings_.base.path))).total
+    assert report.predicted == budget.forecast(settings_, read_base(settings_.resolve(settings_.base.path))).memory.total
     assert report.tokens_per_second == pytest.approx(read / report.seconds)
     assert result.tokens < read <= 6 * 4 * 48  # every row has a token that predicts nothing; the last row is not full
     assert report.utilization == pytest.approx(report.flops / report.seconds / report.matmul)

@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.checks.target_modules import chosen_layers, matches
+from adapterhub.checks.peft_base import EMBEDDING, LINEAR, PeftBase
+from adapterhub.checks.peft_targets import RefusalError, Targets, check_config
+from adapterhub.manifest import card as cards
+from adapterhub.manifest.base_name import public_repo
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
-from adapterhub_converters.formats.peft import quirks
+from adapterhub_converters.formats.peft import quirks, target_parameters
 from adapterhub_converters.peft_patterns import Patterns, escape
 
 from .draft import Draft
@@ -25,7 +27,6 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 # Keys that peft 0.21 writes for LoRA and the reader does not know (`tuners/lora/config.py`); a test compares.
 _WRITTEN = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 _LORA_PARTS = {"A", "B", "embedding_A", "embedding_B", "magnitude", "bias"}
-_REPO = safe_regex.Pattern(r"[\w.-]+/[\w.-]+")
 
 
 def repair_config(draft: Draft, base: BaseSpec | None) -> None:
@@ -76,8 +77,9 @@ def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
     """Set a missing name of the base if the base model and adapter.json do not contradict each other."""
     if draft.config.get("base_model_name_or_path"):
         return
-    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _manifest_repo(draft)}
-    repos = {source: repo for source, repo in named.items() if repo and _REPO.fullmatch(repo)}
+    card = cards.base_repo(cards.read(draft.folder)) if draft.folder else None
+    named = {"its card": card, ADAPTER_JSON: _manifest_repo(draft), "the base model": base.repo if base else None}
+    repos = {source: repo for source, name in named.items() if (repo := public_repo(name)) and "/" in repo}
     if len(set(repos.values())) == 1:
         source, repo = next(iter(repos.items()))
         draft.config["base_model_name_or_path"] = repo
@@ -101,21 +103,44 @@ def _manifest_repo(draft: Draft) -> str | None:
 
 def _repair_targets(draft: Draft, pairs: Shapes) -> None:
     """List all modules in `target_modules`: PEFT builds the modules that it names and skips the tensors of all others."""
-    if draft.config.get("target_parameters"):
-        return
-    option = draft.config.get("target_modules")
-    names = {item for item in option if isinstance(item, str)} if isinstance(option, list) else set()
-    layers = chosen_layers(draft.config)
-    missing = [target for target in pairs if not option or not matches(option, names, target, layers)]
+    wrappers = target_parameters.parameter_targets(draft.config, pairs, draft.source_name)
+    modules = {
+        target: EMBEDDING if "embedding_A" in parts else LINEAR for target, parts in pairs.items() if target not in wrappers
+    }
+    missing = _untargeted(draft.config, modules)
     if not missing:
         return
-    draft.config["target_modules"] = sorted(pairs)
-    for key in ("layers_to_transform", "layers_pattern"):
-        if draft.config.get(key) is not None:
-            draft.config[key] = None  # whole paths need none; peft refuses a pattern with a regular expression
+    option = draft.config.get("target_modules")
+    # Whole paths need no layers, of which peft refuses a pattern with a regular expression.
+    freed = {
+        key: None for key in ("layers_to_transform", "layers_pattern", "exclude_modules") if draft.config.get(key) is not None
+    }
+    repaired = {**draft.config, "target_modules": sorted(modules), **freed}
+    if saved := _untargeted(repaired, modules):
+        message = f"{saved[0]} has a delta, but modules_to_save saves it as a whole: peft does not adapt it"
+        draft.propose("not-targeted", message, "Take it out of modules_to_save, or save the adapter again")
+        return
+    draft.config |= repaired
+    if option is None:
+        draft.record("no-targets", f'"target_modules" was missing: it now lists the {len(modules)} modules that have tensors')
+        return
     others_text = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    before = f"did not name {missing[0]}{others_text}" if option else "was missing"
-    draft.record("not-targeted", f'"target_modules" {before}: it now lists the {len(pairs)} modules that have tensors')
+    message = (
+        f'"target_modules" did not name {missing[0]}{others_text}: it now lists the {len(modules)} modules that have tensors'
+    )
+    draft.record("not-targeted", message)
+
+
+def _untargeted(config: Mapping[str, Any], modules: Mapping[str, str]) -> list[str]:
+    """Return the modules, given with their kinds, that peft would not adapt with this config."""
+    tied = bool(config.get("ensure_weight_tying"))
+    base = PeftBase({f"{module}.weight": None for module in modules}, modules, tied=tied, complete=False)
+    try:
+        check_config(config)
+        targets = Targets(config, base)
+    except RefusalError:
+        return list(modules)
+    return [module for module in modules if not targets.name(module) and module not in targets.tied_targets]
 
 
 def _repair_ranks(draft: Draft, pairs: Shapes) -> None:

@@ -10,7 +10,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.base_weights import BaseWeights
 from adapterhub_converters.formats.peft import quirks
-from adapterhub_converters.formats.peft.tensor_keys import PREFIX, identify_all, native_name
+from adapterhub_converters.formats.peft.tensor_keys import PREFIX, identify_all, native_name, with_adapter_name
 
 from .draft import Draft
 
@@ -38,7 +38,8 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
     renamed = [(key, name) for name, key in names.items() if name != key]
     if renamed:
         draft.names = names
-        draft.record("key-prefix", f"{len(renamed)} of {len(names)} tensors renamed: {renamed[0][0]} is {renamed[0][1]}")
+        code = "adapter-name" if all(key == with_adapter_name(name) for key, name in renamed) else "key-prefix"
+        draft.record(code, f"{len(renamed)} of {len(names)} tensors renamed: {renamed[0][0]} is {renamed[0][1]}")
 
 
 def _native(name: str) -> str:

@@ -74,13 +74,13 @@ def convert(
 ) -> None:
     """Convert an adapter to another format, and report the loss of every tensor.
 
-    SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. A DST that
-    ends with .gguf, or with the suffix of a format that another package adds, needs no --to. What the format cannot express is
-    refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights as plain LoRA and reports
-    the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows, magnitudes, copies, or names
-    and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a Hugging Face folder, and `--to
-    gguf` a whole Hugging Face model into a GGUF, which --dtype may quantize: to one type such as q4_k, or to a mixture such as
-    q4_k_m, both as llama-quantize does.
+    SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. A DST
+    that ends with .gguf, or with the suffix of a format that another package adds, needs no --to. What the format cannot
+    express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights as plain
+    LoRA and reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
+    magnitudes, copies, embeddings, or names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base
+    model into a Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF, which --dtype may quantize: to
+    one type such as q4_k, or to a mixture such as q4_k_m, both as llama-quantize does.
     """
     from adapterhub_converters import bases
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -51,7 +51,7 @@ def formats(settings: Settings) -> None:
         except AdapterhubError as error:
             other_formats[name] = error.what
     families = family_tables.families()
-    models = [
+    models: list[dict[str, Any]] = [
         {
             "gguf": names_of_model.gguf,
             "classes": [*names_of_model.classes, *names_of_model.wrapped],
@@ -70,6 +70,7 @@ def formats(settings: Settings) -> None:
     }
     lines = {
         "image and video models in kohya and diffusers": families,
+        "adapters to gguf, by the class of their base": sorted({name for model in models for name in model["classes"]}),
         "whole models from a folder to gguf": sorted(
             {names_of_model.gguf for names_of_model in architecture_lookup.ADAPTERS if names_of_model.folder}
         ),

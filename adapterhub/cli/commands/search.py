@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1)
 @click.option("--base", metavar="BASE", help="Base model: org/name, or the name alone.")
 @click.option("--method", metavar="METHOD", help="lora, dora or full.")
-@click.option("--rank", metavar="BOUND", help="Rank of most modules: 8, 4..16, '<16'.")
+@click.option("--rank", metavar="BOUND", help="Largest rank of any module: 8, 4..16, '<16'.")
 @click.option("--target", metavar="MODULE", multiple=True, help="Target module by its last name, like q_proj.")
 @click.option("--license", metavar="ID", help="Declared license.")
 @click.option("--size", metavar="BOUND", help="Size of all files: '<10MB', 1MB..1GB.")

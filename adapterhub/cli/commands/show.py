@@ -160,8 +160,8 @@ def _pairs(document: Mapping[str, Any], manifest: AdapterManifest) -> dict[str, 
 def _method(manifest: AdapterManifest) -> str:
     if not manifest.method:
         return ""
-    numbers = (("r", manifest.r), ("alpha", manifest.alpha))
-    properties = [manifest.method, *(f"{name} {value}" for name, value in numbers if value is not None)]
+    properties = [manifest.method]
+    properties += [f"r {manifest.rank}"] * bool(manifest.rank) + [f"alpha {manifest.alpha}"] * (manifest.alpha is not None)
     properties += [
         f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in (manifest.numbers or {}).items()
     ]

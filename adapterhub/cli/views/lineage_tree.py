@@ -48,7 +48,7 @@ def name_of(node: Node) -> str:
 
 
 def _about(node: Node) -> str:
-    rank = node.manifest.r if node.manifest else None
+    rank = node.manifest.rank if node.manifest else ""
     facts = [node.origin, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
     return ", ".join(fact for fact in facts if fact)
 

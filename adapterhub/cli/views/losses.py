@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
+from adapterhub.manifest.package_files import shorten_names
 
 from . import groups
 
@@ -25,7 +26,7 @@ def document(report: LossReport) -> dict[str, Any]:
             {"name": line.name, "loss": line.loss.name.lower(), "note": line.note, "error": line.error}
             for line in report.losses
         ],
-        "notes": list(report.notes),
+        "notes": grouped_notes(report),
     }
 
 
@@ -45,8 +46,18 @@ def write(report: LossReport, write: Callable[[str], None], *, verbose: bool = F
         lossy = [line for line in report.losses if line.loss > 0]
         for text in groups.lines((groups.Item(f"{_loss(line)}:", line.name, _detail(line)) for line in lossy), None, indent=2):
             write(text)
-    for note in report.notes:
+    for note in grouped_notes(report):
         write(output.one_line(f"  note: {note}"))
+
+
+def grouped_notes(report: LossReport) -> list[str]:
+    """Return the notes, those that say the same of several modules as one."""
+    modules: dict[str, list[str]] = {}
+    for note in report.notes:
+        module, colon, message = note.partition(": ")
+        is_named = bool(colon) and " " not in module
+        modules.setdefault(message if is_named else note, []).extend([module] if is_named else [])
+    return [f"{shorten_names(names, 3)}: {message}" if names else message for message, names in modules.items()]
 
 
 def _loss(line: TensorLoss) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adapterhub.checks import CODES, ERROR, NOTE, SCAN, WARNING, Problem, Report, Verdict, level_of
 from adapterhub.checks.report import Severity
@@ -18,6 +18,7 @@ from adapterhub_converters.runtime_rules import APPLIED
 from . import groups
 
 SHOWN = 1_000  # problems of one code that a report lists; more are only counted
+_PLACES = 10  # of one cause that SARIF and JUnit list
 _MAX_REASONS = 2  # reasons of a verdict that the text report shows
 _SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
@@ -184,35 +185,34 @@ def problems(report: Report) -> list[dict[str, str]]:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """Return JSON of the only report, or of several under `reports`."""
-    if len(reports) == 1:
-        return json_text(document(reports[0]), indent=2)
+    """Return JSON of the reports, in one shape however many there are."""
     return json_text(
         {"ok": all(report.ok for report in reports), "reports": [document(report) for report in reports]}, indent=2
     )
 
 
 def sarif(reports: Sequence[Report]) -> str:
-    """Return SARIF 2.1.0 (OASIS) with one run, as code-scanning services read it.
+    """Return SARIF 2.1.0 (OASIS) with one run, as code-scanning services read it, and one result for each cause.
 
     They require a physical location and a start line.
     """
-    located_problems = [(report, problem) for report in reports for problem in report.problems]
+    causes = [(report, cause) for report in reports for cause in _causes(report)]
     # A rule for each code that occurs: results refer to rules by their index.
-    codes = list(dict.fromkeys(problem.code for _, problem in located_problems))
+    codes = list(dict.fromkeys(cause.first.code for _, cause in causes))
     rules = [
         {"id": code, "shortDescription": {"text": CODES[code][1]}, "defaultConfiguration": {"level": CODES[code][0]}}
         for code in codes
     ]
     results = [
         {
-            "ruleId": problem.code,
-            "ruleIndex": codes.index(problem.code),
-            "level": problem.severity,
-            "message": {"text": _sentence(problem)},
-            "locations": [_location(report, problem)],
+            "ruleId": cause.first.code,
+            "ruleIndex": codes.index(cause.first.code),
+            "level": cause.first.severity,
+            "message": {"text": cause.text},
+            "occurrenceCount": cause.total,
+            "locations": [_location(report, cause)],
         }
-        for report, problem in located_problems
+        for report, cause in causes
     ]
     driver = {"name": "adapterhub", "version": __version__, "rules": rules}
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
@@ -220,14 +220,15 @@ def sarif(reports: Sequence[Report]) -> str:
     return json_text({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
-def _location(report: Report, problem: Problem) -> dict[str, Any]:
+def _location(report: Report, cause: _Cause) -> dict[str, Any]:
+    """Return the file of a cause, with the first of its places."""
     from urllib.parse import quote
 
     # A file name that is not UTF-8 keeps its bytes.
-    uri = quote(_file(report, problem).replace("\\", "/"), errors="surrogateescape")
+    uri = quote(_file(report, cause.first).replace("\\", "/"), errors="surrogateescape")
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
-    if problem.name:
-        location["logicalLocations"] = [{"fullyQualifiedName": problem.name}]
+    if cause.places:
+        location["logicalLocations"] = [{"fullyQualifiedName": name} for name in cause.places]
     return location
 
 
@@ -289,8 +290,8 @@ def _case(report: Report, code: str, problems: list[Problem]) -> str:
         skip_reason = _skip_reason(report, code)
         return f'{head}><skipped message="{skip_reason}"/></testcase>' if skip_reason else f"{head}/>"
     message = _attribute(_line(problems[0]))
-    left_out = report.left_out(code)
-    body = _element("\n".join([*map(_line, problems), *([f"and {left_out:,} more"] if left_out else [])]))
+    more = report.counted()[code] - len(problems[:_PLACES])
+    body = _element("\n".join([*map(_line, problems[:_PLACES]), *([f"and {more:,} more"] if more else [])]))
     if report.fails(problems[0]):
         return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
     return f"{head}><system-out>{body}</system-out></testcase>"
@@ -320,40 +321,50 @@ def github(reports: Sequence[Report]) -> str:
 
 def _github(report: Report) -> Iterator[str]:
     levels = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
-    for problem, text in _causes(report):
-        level = "error" if report.fails(problem) else levels[problem.severity]
-        location = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
-        yield f"::{level} {location}::{_data(text)}"
+    for cause in _causes(report):
+        level = "error" if report.fails(cause.first) else levels[cause.first.severity]
+        location = f"file={_property(_file(report, cause.first))},title={_property(cause.first.code)}"
+        yield f"::{level} {location}::{_data(cause.text)}"
     refused = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
     ignored = f"; ignored: {_ignored_text(report)}" if report.ignored else ""
     verdicts_text = f" ({', '.join(refused)})" if refused else ""
     yield f"{escape_workflow_commands(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{verdicts_text}{ignored}"
 
 
-def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
-    """Yield the first problem and a sentence for each cause.
+class _Cause(NamedTuple):
+    """Problems with one cause: the first of them, a sentence, their number, and the names of some."""
+
+    first: Problem
+    text: str
+    total: int
+    places: list[str]
+
+
+def _causes(report: Report) -> Iterator[_Cause]:
+    """Yield the causes of the problems of a report.
 
     Problems of one code in one file are one cause; consequences of other problems are left out.
     """
     by_code: dict[tuple[str, str], list[Problem]] = {}
     for problem in report.problems:
         # A runtime's verdict that another problem explains would only repeat that problem.
-        consequence = problem.code == "runtime" and set(report.verdicts[problem.name].causes) & report.counted().keys()
-        if not consequence:
+        verdict = report.verdicts.get(problem.name) if problem.code == "runtime" else None
+        if not verdict or not set(verdict.causes) & report.counted().keys():
             by_code.setdefault((problem.code, problem.file), []).append(problem)
     files = dict(by_code.keys())  # the last one with each code
     for problems in by_code.values():
         first = problems[0]
+        # Problems beyond the limit may be in any file with this code; nearly always there is only one such file.
+        left_out = report.left_out(first.code) if first.file == files[first.code] else 0
+        names = [problem.name for problem in problems if problem.name]
         if first.code == "runtime":
-            yield first, one_line("; ".join(f"{problem.name} {problem.what}" for problem in problems))
+            text = one_line("; ".join(f"{problem.name} {problem.what}" for problem in problems))
         elif len(problems) == 1 and not report.left_out(first.code):
-            yield first, _sentence(first)
+            text = _sentence(first)
         else:
             message = first.what if len({problem.what for problem in problems}) == 1 else CODES[first.code][1]
-            # Problems beyond the limit may be in any file with this code; nearly always there is only one such file.
-            left_out = report.left_out(first.code) if first.file == files[first.code] else 0
-            names = shorten_names([problem.name for problem in problems if problem.name], 3, unlisted=left_out)
-            yield first, _sentence(first._replace(name=names, what=message))
+            text = _sentence(first._replace(name=shorten_names(names, 3, unlisted=left_out), what=message))
+        yield _Cause(first, text, len(problems) + left_out, names[:_PLACES])
 
 
 def markdown(reports: Sequence[Report]) -> str:
@@ -364,7 +375,7 @@ def markdown(reports: Sequence[Report]) -> str:
     cells = [[title.lower() for title in _SUMMARY], ["---"] * len(_SUMMARY), *rows]
     lines_ = [f"### {title}", "", *(f"| {' | '.join(row)} |" for row in cells)]
     for report in reports:
-        causes = [f"- {first.severity} `{first.code}`: {in_markdown(text)}" for first, text in _causes(report)]
+        causes = [f"- {cause.first.severity} `{cause.first.code}`: {in_markdown(cause.text)}" for cause in _causes(report)]
         ignored = [f"- ignored: {_ignored_text(report)}"] if report.ignored else []
         if causes or ignored:
             lines_ += ["", f"**{in_markdown(report.where)}**", "", *causes, *ignored]

@@ -39,6 +39,7 @@ def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: 
         "memory": memory_document(forecast.memory),
         "free": forecast.free,
         "checkpointing": forecast.config.train.checkpointing,
+        "dequantized": forecast.config.dequantized,
         "full_fine_tuning": forecast.full_fine_tuning,
         "what_if": [
             {"settings": item.settings, "memory": memory_document(item.plan), "fits": forecast.fits(item.plan)}
@@ -55,6 +56,8 @@ def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: 
             output.write(line)
         if config.train.checkpointing == "auto":
             output.write(checkpointing_line(checkpoints))
+        if config.base.quantize == "nf4":
+            output.write(base_line(forecast.config.dequantized))
         output.write()
         for line in _what_if(forecast):
             output.write(line)
@@ -138,6 +141,13 @@ def trained_line(adapter: int, base: int) -> str:
 def checkpointing_line(enabled: bool) -> str:
     """Return a sentence about the choice of `checkpointing = "auto"`."""
     return "checkpointing: on, because it does not fit without" if enabled else "checkpointing: off, because it fits without"
+
+
+def base_line(dequantized: bool) -> str:
+    """Return a sentence about the form in which the quantized base is held."""
+    if dequantized:
+        return "base: dequantized once, because it fits into half of the memory and this processor multiplies bfloat16 fast"
+    return "base: kept in 4 bits, and dequantized by each step"
 
 
 def memory_document(plan: MemoryPlan) -> dict[str, int]:

@@ -119,6 +119,7 @@ def _start_lines(config: TrainConfig, ready: Ready) -> list[str]:
         ),
         f"memory: {output.size(ready.memory.total)} at the peak; --dry-run shows its parts",
         *([train_plan.checkpointing_line(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
+        *([train_plan.base_line(ready.dequantized)] if ready.dequantized else []),
         *(f"note: {note}" for note in ready.notes),
     ]
 

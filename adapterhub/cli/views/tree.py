@@ -64,7 +64,7 @@ def _versions(rows: Sequence[VersionRow], refs: Mapping[str, Sequence[str]], scr
             ", ".join(row.tags),
             (row.base or "").rpartition("/")[2],
             row.method if row.method != "lora" else "",
-            f"r {row.r}" if row.r is not None else "",
+            f"r {row.rank}" if row.rank else "",
             output.size(row.size) if row.size is not None else "",
             row.time[:10],
         ]

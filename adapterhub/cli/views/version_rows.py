@@ -57,7 +57,7 @@ def _cells(row: VersionRow, reason: str | None) -> list[str]:
         ", ".join(marks) or "-",
         (row.base or "-").rpartition("/")[2],
         row.method or "-",
-        str(row.r) if row.r is not None else "-",
+        row.rank or "-",
         output.size(row.size) if row.size is not None else "-",
     ]
 
@@ -77,6 +77,7 @@ def row_document(row: VersionRow, deprecated: _Deprecations) -> dict[str, Any]:
         "revision": row.revision,
         "method": row.method,
         "r": row.r,
+        "least_r": row.least_r,
         "alpha": row.alpha,
         "format": row.format,
         "dtype": row.dtype,

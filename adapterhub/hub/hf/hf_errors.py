@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from adapterhub.http_server.request_bodies import BodyError
 from adapterhub.hub import error_responses
 from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
 from adapterhub.hub.hub import Hub
@@ -83,6 +84,8 @@ def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
             return await handler(request.app.state.hub, request)
         except MovedError as moved:
             return moved.response(request)
+        except BodyError as error:
+            return error_response(error.status, str(error), headers=error.headers())
         except (ResponseError, NoTokenError, ForbiddenError, ThrottledError, AdapterhubError) as failure:
             return failure_response(failure)
 

@@ -22,6 +22,7 @@ from adapterhub.hub.access_control import may_write
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -32,13 +33,15 @@ from .repositories import read_document
 
 UPLOAD, DOWNLOAD = "upload", "download"
 MEDIA_TYPE = "application/vnd.git-lfs+json"
-_MAX_OBJECTS = 1000  # objects in a batch
+_MAX_OBJECTS, _MAX_BATCH = 1000, 1 << 20  # objects in a batch, and its bytes
 _LIFETIME = 3600  # seconds in which an address is valid: an upload must start by then, but may end later
 
 
 async def batch(hub: Hub, request: Request) -> Response:
     """POST /{id}.git/info/lfs/objects/batch."""
-    identity, name, fields = hub.identify(request), name_of(request), await read_document(request)
+    identity, name = hub.identify(request), name_of(request)
+    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
+    fields = await read_document(request, _MAX_BATCH)
     operation = UPLOAD if fields.get("operation") == UPLOAD else DOWNLOAD
     uploading = operation == UPLOAD
     objects = [_object(entry) for entry in _checked_list(fields.get("objects"))]
@@ -57,11 +60,12 @@ async def batch(hub: Hub, request: Request) -> Response:
         return [(size, _refusal(hub, worker, identity, view, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
 
     results = await hub.workers.run(work)
-    url = hub.url(request)
+    url, token_id = hub.url(request), identity.token if identity else 0
     answers = []
     for (digest, size), (stored_size, refusal) in zip(objects, results, strict=True):
         href = (
-            f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?{urlencode(_signed_query(hub, operation, name, digest, size))}"
+            f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?"
+            f"{urlencode(_signed_query(hub, token_id, operation, name, (digest, size)))}"
         )
         limit = hub.settings.max_file
         answers.append(
@@ -110,9 +114,11 @@ def _answer(
     return answer
 
 
-def _signed_query(hub: Hub, operation: str, name: str, digest: Digest, size: int) -> dict[str, str]:
-    expires = str(int(time.time()) + _LIFETIME)
-    return {"size": str(size), "expires": expires, "signature": _signature(hub, operation, name, digest, str(size), expires)}
+def _signed_query(hub: Hub, token_id: int, operation: str, name: str, file: tuple[Digest, int]) -> dict[str, str]:
+    """Return the query of an address, which ends with the token that asked for it; `token_id` is 0 without one."""
+    digest, size = file
+    fields = {"size": str(size), "expires": str(int(time.time()) + _LIFETIME), "token": str(token_id)}
+    return {**fields, "signature": _signature(hub, operation, name, digest, *fields.values())}
 
 
 def _signature(hub: Hub, *fields: str) -> str:
@@ -126,15 +132,23 @@ def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, D
         AnswerError: 403, if this hub did not sign it for this operation, or it has expired.
     """
     name, oid, query = name_of(request), request.path_params["oid"], request.query_params
-    size, expires = query.get("size", ""), query.get("expires", "")
+    size, expires, token_id = (query.get(key, "") for key in ("size", "expires", "token"))
     is_valid = hmac.compare_digest(
-        _signature(hub, operation, name, f"sha256:{oid}", size, expires).encode(),
+        _signature(hub, operation, name, f"sha256:{oid}", size, expires, token_id).encode(),
         query.get("signature", "").encode("utf-8", "replace"),
     )
-    # The signature is checked first, so `expires` is a number of ours.
-    if not is_valid or int(expires) < time.time():
+    # The signature is checked first, so `expires` and `token_id` are numbers of ours.
+    if not is_valid or int(expires) < time.time() or not _may_still(hub, operation, name, int(token_id)):
         raise ResponseError(403, "", f"this address is not valid any more for this {operation}; begin again")
     return name, f"sha256:{oid}", int(size)
+
+
+def _may_still(hub: Hub, operation: str, name: str, token_id: int) -> bool:
+    """Return whether the token that asked for an address is still valid, and may still write if that is an upload."""
+    if not token_id:
+        return operation == DOWNLOAD
+    identity = hub.access.identity_behind(token_id)
+    return identity is not None and (operation == DOWNLOAD or may_write(identity, name))
 
 
 async def put(hub: Hub, request: Request) -> Response:
@@ -144,8 +158,7 @@ async def put(hub: Hub, request: Request) -> Response:
     # Refuse before reading: the announced size is signed into the address.
     if length not in ("", str(size)):
         return error_response(400, f"{length} bytes are announced, and {size} were to be sent")
-    await hub.uploads.receive(name, request.stream(), digest, size)
-    await hub.workers.read(hub.record_uploads, name, [digest])
+    await hub.uploads.receive(name, stream_body(request, size), digest, size)
     return Response(status_code=200)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -17,13 +17,12 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.uploads import TooLargeError, collect_body
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_search
 from adapterhub.index.version_search import Query
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
-from adapterhub.store.store import Store
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -90,13 +89,12 @@ def card_of(hub: Hub, commit: Commit) -> Card | None:
     """Return the model card of a commit; None if there is none, or it is too large to read."""
     for path, (digest, size) in commit.files.items():
         if path.lower() in cards.NAMES and size <= cards.MAX_BYTES:
-            return _card(hub.store, digest)
+            return hub.cards.get(digest, partial(_read_card, hub, digest))
     return None
 
 
-@lru_cache(maxsize=256)
-def _card(store: Store, digest: Digest) -> Card:
-    return cards.decode(store.read_document(digest))
+def _read_card(hub: Hub, digest: Digest) -> Card:
+    return cards.decode(hub.store.read_document(digest))
 
 
 def _dump(document: Any) -> bytes:
@@ -307,6 +305,7 @@ async def tree(hub: Hub, request: Request) -> Response:
 async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
+    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
     paths, expand = await _paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
@@ -342,14 +341,6 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
         return parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS)
     except ValueError as error:
         raise UsageError("form", f"more than {_MAX_FIELDS:,} fields") from error
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body of a request. AnswerError with status 413 over `limit` bytes."""
-    try:
-        return await collect_body(request.stream(), limit)
-    except TooLargeError as error:
-        raise ResponseError(413, "", str(error)) from error
 
 
 async def resolve(hub: Hub, request: Request) -> Any:

@@ -15,6 +15,7 @@ from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import card as cards
@@ -22,19 +23,38 @@ from adapterhub.ref import LATEST, Ref, is_tag, parse_name
 from adapterhub.registry import signature_policy
 from adapterhub.registry.moves import check_protected, now
 from adapterhub.registry.repository_records import MAIN, Repository, with_head, without_head
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
 from .hf_errors import MovedError, ResponseError, no_such_repository
-from .reading import commit_at, name_of, path_part, read_body, visible_view
+from .reading import commit_at, name_of, path_part, visible_view
 
-_MAX_BODY = 2 << 20  # bytes
+_MAX_BODY = 64 << 10  # bytes of a document with names and settings
+_MAX_CARD = 2 << 20  # bytes of a document with a card
 
 
-async def read_document(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request; an empty one without a body."""
-    raw = await read_body(request, _MAX_BODY)
-    return json_file.parse_object(raw, request.url.path) if raw.strip() else {}
+async def read_document(request: Request, limit: int = _MAX_BODY) -> dict[str, Any]:
+    """Return the JSON object of at most `limit` bytes in the body of a request; an empty one without a body."""
+    return await read_object(request, limit)
+
+
+async def identify_writer(hub: Hub, request: Request) -> tuple[Identity | None, str]:
+    """Return who asks and the repository of the path, if they may see it and write to it: before its body is read."""
+    identity, name = hub.identify(request), name_of(request)
+    await hub.workers.run(_check_writer, hub, identity, name)
+    return identity, name
+
+
+def _check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
+    visible_view(hub, worker, identity, name)
+    hub.access.check_write(identity, name)
+
+
+def identify_account(hub: Hub, request: Request) -> Identity:
+    """Return who asks, where the body names the repository; NoTokenError for a stranger, whose body is not read."""
+    identity = hub.identify(request)
+    if identity is None:
+        raise NoTokenError
+    return identity
 
 
 def _repository_name(fields: dict[str, Any], account: str) -> str:
@@ -53,9 +73,7 @@ def _is_private(fields: dict[str, Any]) -> bool:
 
 async def create(hub: Hub, request: Request) -> Response:
     """POST /api/repos/create; 409 with the same body for a repository that exists."""
-    identity, fields = hub.identify(request), await read_document(request)
-    if identity is None:
-        raise NoTokenError
+    identity, fields = identify_account(hub, request), await read_document(request)
     name = _repository_name(fields, identity.account)
     hub.access.check_write(identity, name)
 
@@ -79,9 +97,7 @@ async def create(hub: Hub, request: Request) -> Response:
 
 async def delete(hub: Hub, request: Request) -> Response:
     """DELETE /api/repos/delete: remove the name and its versions, which can be restored until a gc has run."""
-    identity, fields = hub.identify(request), await read_document(request)
-    if identity is None:
-        raise NoTokenError
+    identity, fields = identify_account(hub, request), await read_document(request)
     name = _repository_name(fields, identity.account)
 
     def work(worker: Worker) -> None:
@@ -102,7 +118,7 @@ async def delete(hub: Hub, request: Request) -> Response:
 
 async def move(hub: Hub, request: Request) -> Response:
     """POST /api/repos/move: rename a repository; the old name redirects. Repeating a finished request succeeds."""
-    identity, fields = hub.identify(request), await read_document(request)
+    identity, fields = identify_account(hub, request), await read_document(request)
     old, new = (parse_name(str(fields.get(key, "")).lower(), key) for key in ("fromRepo", "toRepo"))
     if old == new:
         raise ConflictError(new, "exists already", "Choose another name")
@@ -152,7 +168,7 @@ def _check_move(worker: Worker, hub: Hub, view: View, new: str) -> None:
 
 async def settings(hub: Hub, request: Request) -> Response:
     """PUT …/settings: who can see a repository."""
-    identity, name, fields = hub.identify(request), name_of(request), await read_document(request)
+    (identity, name), fields = await identify_writer(hub, request), await read_document(request)
     if fields.get("gated"):
         raise ResponseError(501, "NotImplemented", "this hub has no gated repositories: make it private")
 
@@ -171,12 +187,8 @@ async def settings(hub: Hub, request: Request) -> Response:
 
 async def create_branch(hub: Hub, request: Request) -> Response:
     """POST …/branch/{b}."""
-    identity, name, branch, fields = (
-        hub.identify(request),
-        name_of(request),
-        path_part(request, "branch"),
-        await read_document(request),
-    )
+    (identity, name), branch = await identify_writer(hub, request), path_part(request, "branch")
+    fields = await read_document(request)
 
     def work(worker: Worker) -> None:
         view = visible_view(hub, worker, identity, name)
@@ -217,12 +229,8 @@ def _check_free(worker: Worker, view: View, ref: str) -> None:
 
 async def create_tag(hub: Hub, request: Request) -> Response:
     """POST …/tag/{rev}: tag a version in the registry."""
-    identity, name, revision, fields = (
-        hub.identify(request),
-        name_of(request),
-        path_part(request, "revision"),
-        await read_document(request),
-    )
+    (identity, name), revision = await identify_writer(hub, request), path_part(request, "revision")
+    fields = await read_document(request)
     tag = str(fields.get("tag", ""))
 
     def work(worker: Worker) -> None:
@@ -258,7 +266,9 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
 
 async def validate_yaml(hub: Hub, request: Request) -> Response:
     """POST /api/validate-yaml: check the front matter of a card before anything is uploaded."""
-    text = str((await read_document(request)).get("content", ""))
+    if hub.identify(request) is None and hub.access.require_login:
+        raise NoTokenError
+    text = str((await read_document(request, _MAX_CARD)).get("content", ""))
     errors, warnings = await hub.workers.read(_check_card, text)
     answer = {
         "errors": [{"message": message} for message in errors],

@@ -6,6 +6,7 @@ number. A commit that is sent again because its response was lost succeeds witho
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.digest import Digest, is_hex
+from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub.hub import commits, publishing
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import REGULAR_LIMIT, is_lfs
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import stream_body
+from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, is_tag
@@ -34,11 +37,12 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 
 from .hf_errors import ResponseError
-from .reading import commit_at, name_of, path_part, visible_view
-from .repositories import read_document
+from .reading import commit_at, path_part, visible_view
+from .repositories import identify_writer, read_document
 
 _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
 _MAX_COMMIT = 1 << 30  # bytes of all lines
+_MAX_FILE_LIST = 2 << 20  # bytes of a list of files to be sent
 # Bytes of a repository's commit documents, if all were as large as the last one: listing commits reads them all.
 _MAX_HISTORY = 64 << 20
 _Tree = dict[str, tuple[Digest, int]]
@@ -46,12 +50,8 @@ _Tree = dict[str, tuple[Digest, int]]
 
 async def preupload(hub: Hub, request: Request) -> Response:
     """POST …/preupload/{rev}: how each file is to be sent, or why it is refused."""
-    identity, name, revision, fields = (
-        hub.identify(request),
-        name_of(request),
-        path_part(request, "revision"),
-        await read_document(request),
-    )
+    (identity, name), revision = await identify_writer(hub, request), path_part(request, "revision")
+    fields = await read_document(request, _MAX_FILE_LIST)
     files = fields.get("files")
     listed = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
     paths = [str(entry.get("path", "")) for entry in listed]
@@ -98,9 +98,11 @@ class _Changes:
     """The changes of a commit: files added or replaced, and paths removed.
 
     Attributes:
-        within: Paths of files whose bytes are in the commit itself.
+        staged: The files whose bytes are in the commit itself.
+        inline: Their paths.
     """
 
+    staged: StagedFiles
     title: str = ""
     description: str = ""
     parent: str = ""
@@ -124,13 +126,17 @@ class _Changes:
 
 async def commit(hub: Hub, request: Request) -> Response:
     """POST …/commit/{rev}: one JSON document per line."""
-    identity, name, branch = hub.identify(request), name_of(request), path_part(request, "revision") or MAIN
+    (identity, name), branch = await identify_writer(hub, request), path_part(request, "revision") or MAIN
     if request.query_params.get("create_pr", "").lower() in ("1", "true"):
         raise ResponseError(501, "NotImplemented", "this hub has no pull requests: commit to a branch")
-    await hub.workers.run(_check_writer, hub, identity, name)
-    changes = await _read_changes(hub, request, name)
-    async with hub.change_lock(name):
-        new_commit, notes = await hub.workers.run(_commit, hub, identity, f"{name}@{branch}", changes)
+    staged = hub.stage_files(name)
+    try:
+        changes = await _read_changes(hub, request, name, staged)
+        async with hub.change_lock(name):
+            new_commit, notes = await hub.workers.run(_commit, hub, identity, f"{name}@{branch}", changes)
+        await hub.workers.read(staged.accept)
+    finally:
+        await asyncio.shield(hub.workers.read(staged.close))
     url = f"{hub.url(request)}/{name}/commit/{new_commit.id}"
     answer = {"success": True, "commitUrl": url, "commitOid": new_commit.id, "hookOutput": ""}
     headers = (
@@ -139,15 +145,10 @@ async def commit(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer, headers=headers)
 
 
-def _check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
-    visible_view(hub, worker, identity, name)
-    hub.access.check_write(identity, name)
-
-
-async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
-    """Read the lines of a commit; small files are stored as they arrive."""
-    changes = _Changes()
-    async for line in _lines(request.stream()):
+async def _read_changes(hub: Hub, request: Request, name: str, staged: StagedFiles) -> _Changes:
+    """Read the lines of a commit; small files are staged as they arrive."""
+    changes = _Changes(staged)
+    async for line in _lines(stream_body(request, _MAX_COMMIT, window=2 * _MAX_LINE)):
         fields = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
         key, value = fields.get("key"), fields.get("value")
         if not isinstance(value, dict):
@@ -157,7 +158,7 @@ async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
             changes.title, changes.description = str(value.get("summary", ""))[:500], str(value.get("description", ""))[:10_000]
             changes.parent = str(value.get("parentCommit") or "")
         elif key == "file":
-            changes.files[path] = await hub.workers.read(_store_inline_file, hub, path, value)
+            changes.files[path] = await hub.workers.read(_stage_file, staged, path, value)
             changes.inline.add(path)
         elif key == "lfsFile":
             changes.files[path] = _lfs_file(path, value)
@@ -178,11 +179,8 @@ async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the lines of a body, each of limited length."""
     pieces: list[bytes] = []
-    length = total = 0
+    length = 0
     async for piece in body:
-        total += len(piece)
-        if total > _MAX_COMMIT:
-            raise ResponseError(413, "", f"a commit of more than {_MAX_COMMIT:,} bytes: upload large files on their own")
         *complete, tail = piece.split(b"\n")
         for line in complete:
             if text := b"".join([*pieces, line]).strip():
@@ -196,15 +194,15 @@ async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield text
 
 
-def _store_inline_file(hub: Hub, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
-    """Store a small file; the hub's lease keeps it from a gc until the commit is made."""
+def _stage_file(staged: StagedFiles, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
+    """Keep a small file until the commit is made or refused."""
     if value.get("encoding", "base64") != "base64":
         raise FormatError("commit", f"{path[:80]}: the encoding {str(value['encoding'])[:40]!r} is not known")
     try:
         data = base64.b64decode(str(value.get("content", "")), validate=True)
     except ValueError as error:
         raise FormatError("commit", f"{path[:80]}: not base64") from error
-    return hub.store.put_bytes(data)
+    return staged.add(data)
 
 
 def _lfs_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
@@ -232,15 +230,16 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     paths, left_out = divide_names(tree)
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
-    hub.quotas.check(worker, name, {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}, count=True)
+    added = {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}
+    hub.quotas.check(worker, name, added, count=True, except_uploads=[changes.staged.upload])
     record = CommitRecord(tree, head.id, changes.title, changes.description, identity.account if identity else "", now())
     _check_history(view, record)
     if not publishing.is_whole(tree):
-        publishing.check_contents(
-            worker.registry.store, {path: tree[path] for path in sized_changes.files if path in tree}, name
-        )
+        new_files = {path: tree[path] for path in sized_changes.files if path in tree}
+        publishing.check_contents(worker.registry.store, new_files, name, changes.staged.paths)
+        changes.staged.adopt(added)
         return _record_commit(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
-    version = _publish(worker, hub, view, branch, record)
+    version = _publish(worker, hub, view, branch, record, staged=changes.staged)
     new_commit = _record_commit(worker, view, branch, replace(record, became=version.digest))
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
@@ -279,11 +278,12 @@ def _has_same_files(tree: Mapping[str, tuple[Digest, int]], current: Mapping[str
     return {**derived, **tree} == dict(current)
 
 
-def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRecord) -> Version:
+def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRecord, *, staged: StagedFiles) -> Version:
     tags = (LATEST,) if branch == MAIN else (branch,) if view.newest else (LATEST, branch)
     expect = (view.newest.digest if view.newest else ABSENT) if branch == MAIN else None
     options: dict[str, Any] = {"tags": tags, "expect": expect, "policy": hub.settings.policy, "message": record.title}
     options["signatures"] = partial(publishing.attached_signatures, worker, view.name)
+    options |= {"staged": staged.paths, "adopt": partial(staged.adopt, [digest for digest, _ in record.files.values()])}
     return publishing.publish_tree(worker.registry, view.name, record.files, **options)
 
 
@@ -291,7 +291,8 @@ def _record_commit(
     worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None
 ) -> Commit:
     """Record a commit and move its branch there; `only` lists the earlier commits to retain, None for all."""
-    document_digest, _ = worker.registry.store.put_bytes(record.dump())
+    raw = record.dump()
+    document_digest = sha256_bytes(raw)
     ident = commit_id(record.became or document_digest)
 
     before = view.repository.heads if view.repository else {}
@@ -307,8 +308,9 @@ def _record_commit(
         heads = {**state.heads, branch: BranchHead(ident, latest)}
         return replace(state, commits=all_commits, heads=heads)
 
+    worker.repositories.check_size(view.name, len(raw))
     with worker.registry.store.lease("hub"):
-        worker.registry.store.put_bytes(record.dump())
+        worker.registry.store.put_bytes(raw)
         worker.repositories.change(view.name, edit)
     after = commits.find_view(worker, view.name)
     return commits.by_id(worker, after or view, ident)
@@ -319,12 +321,8 @@ def _record_commit(
 
 async def squash(hub: Hub, request: Request) -> Response:
     """POST …/super-squash/{b}: replace the commits of a branch by one; versions, and commits of other branches, stay."""
-    identity, name, branch, fields = (
-        hub.identify(request),
-        name_of(request),
-        path_part(request, "branch"),
-        await read_document(request),
-    )
+    (identity, name), branch = await identify_writer(hub, request), path_part(request, "branch")
+    fields = await read_document(request)
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:

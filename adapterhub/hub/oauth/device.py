@@ -9,11 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import request_context
-from adapterhub.hub.hf.reading import parse_form, read_body
+from adapterhub.hub.hf.reading import parse_form
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people import device_logins
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.device_logins import CODE_LIFETIME, POLL_INTERVAL
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import Page, PageRequest, answer_page, render_page
 from adapterhub.hub.workers import Worker
@@ -29,8 +30,8 @@ async def read_form(request: Request) -> dict[str, str]:
 
 async def begin(hub: Hub, request: Request) -> Response:
     """POST /oauth/device: the codes of a new login."""
-    await read_form(request)
     hub.access.count_attempt(hub.access.logins)
+    await read_form(request)
     device, code = await hub.workers.read(device_logins.begin, hub.database, request_context.current().address)
     url = f"{hub.url(request)}/device"
     answer = {

@@ -15,6 +15,7 @@ from adapterhub.digest import Digest
 from adapterhub.hub.access_control import may_write
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.uploads import BusyError, Upload
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
@@ -42,7 +43,7 @@ async def begin(hub: Hub, request: Request) -> Response:
     elif query.get("digest"):
         digest = parse_digest(query["digest"])
         with _errors():
-            sha256 = await hub.uploads.receive(name, request.stream(), digest, length=_length(request))
+            sha256 = await hub.uploads.receive(name, stream_body(request), digest, length=_length(request))
         return await _record_blob(hub, name, digest, sha256)
     return _session_response(await hub.uploads.begin(name), 202)
 
@@ -64,7 +65,7 @@ async def append(hub: Hub, request: Request) -> Response:
     upload = await _session(hub, request)
     _check_range(upload, request)
     with _errors():
-        await hub.uploads.append(upload, request.stream(), _length(request))
+        await hub.uploads.append(upload, stream_body(request), _length(request))
     return _session_response(upload, 202)
 
 
@@ -74,7 +75,7 @@ async def finish(hub: Hub, request: Request) -> Response:
     digest = parse_digest(request.query_params.get("digest", ""))
     _check_range(upload, request)
     with _errors():
-        await hub.uploads.append(upload, request.stream(), _length(request))
+        await hub.uploads.append(upload, stream_body(request), _length(request))
         sha256 = await hub.uploads.finish(upload, digest)
     return await _record_blob(hub, upload.name, digest, sha256)
 

@@ -17,7 +17,7 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import commits, publishing
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import TooLargeError, collect_body
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import oci_manifest
@@ -25,6 +25,7 @@ from adapterhub.manifest.oci_manifest import MAX_MANIFEST
 from adapterhub.ref import LATEST, Ref, parse_number
 from adapterhub.registry.moves import check_protected
 from adapterhub.registry.repository_records import (
+    ENTRY_SIZE,
     OtherManifest,
     Repository,
     commit_id,
@@ -77,10 +78,8 @@ async def put(hub: Hub, request: Request) -> Response:
     tags = tuple(map(check_tag, query_tags if digest else (reference,)))
     if len(tags) > _MAX_TAGS:
         raise OciError(400, "MANIFEST_INVALID", f"more than {_MAX_TAGS} tags")
-    try:
-        raw = await collect_body(request.stream(), MAX_MANIFEST)
-    except TooLargeError as error:
-        raise OciError(413, "SIZE_INVALID", f"{name}: a manifest has at most {MAX_MANIFEST:,} bytes") from error
+    await hub.workers.run(check_pushable, name)
+    raw = await read_body(request, MAX_MANIFEST)
     kind = request.headers.get("content-type", "")
 
     def parse() -> _Push:
@@ -117,7 +116,10 @@ def _store_manifest(worker: Worker, hub: Hub, name: str, push: _Push) -> Version
         return _publish(worker, hub, view, name, push)
     namespace = hub.access.namespace_settings(name.partition("/")[0])
     publishing.check_attached(namespace, name, attached=_is_attached(worker, hub, view, push.document))
+    # Counted as uploaded until the repository has it, in case that is refused.
+    hub.count_files(name, {push.digest: len(push.raw)})
     _keep_other_manifest(worker, view, name, push, blobs)
+    hub.forget_uploads(name, [push.digest])
     return None
 
 
@@ -158,6 +160,7 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: _Push
         with worker.registry.store.lease("push"):
             version = worker.registry.push_manifest(oci, Ref(name), tags=tags)
     else:
+        hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE)
         tags = tuple(dict.fromkeys((LATEST, *tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
         version = publishing.publish_manifest(

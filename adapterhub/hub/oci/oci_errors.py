@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from adapterhub.http_server.request_bodies import TOO_LARGE, TOO_MANY, BodyError
 from adapterhub.hub import error_responses
 from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
 from adapterhub.hub.hub import Hub
@@ -29,6 +30,7 @@ Handler = Callable[[Hub, Request], Awaitable[Any]]
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header of every response: older docker clients look for it."""
 DIGEST = "docker-content-digest"
+_BODY_CODES = {TOO_LARGE: "SIZE_INVALID", TOO_MANY: "TOOMANYREQUESTS"}
 # Status and code for errors that a handler does not map itself.
 _ERRORS: tuple[tuple[type[AdapterhubError], int, str], ...] = (
     (NotMirroredError, 404, "NAME_UNKNOWN"), (NotFoundError, 404, "MANIFEST_UNKNOWN"), (ConflictError, 409, "DENIED"),
@@ -55,6 +57,9 @@ def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
             return await handler(hub, request)
         except ClientDisconnect:
             return _error_response(400, "BLOB_UPLOAD_INVALID", "the connection was closed before the whole body had arrived")
+        except BodyError as error:
+            code = _BODY_CODES.get(error.code, "BLOB_UPLOAD_INVALID")
+            return _error_response(error.status, code, str(error), error.headers())
         except ThrottledError as error:  # a subclass of NoTokenError, so it comes first
             return _error_response(429, "TOOMANYREQUESTS", str(error), {"retry-after": str(error.seconds)})
         except NoTokenError as error:

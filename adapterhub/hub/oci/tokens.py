@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.access_control import NOBODY, BadTokenError, NoTokenError, token_in
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import TooLargeError, collect_body
+from adapterhub.hub.request_context import read_body
 
 from .oci_errors import VERSION, OciError
 
@@ -43,9 +43,9 @@ async def _form_token(request: Request) -> str | None:
     from urllib.parse import parse_qs
 
     try:
-        raw = await collect_body(request.stream(), _MAX_FORM)
+        raw = await read_body(request, _MAX_FORM)
         fields = parse_qs(raw.decode("utf-8", "replace"), max_num_fields=100)
-    except (TooLargeError, ValueError) as error:
+    except ValueError as error:
         raise OciError(400, "UNSUPPORTED", "not the form of a request for a token") from error
     values = fields.get("password") or fields.get("refresh_token")
     return values[0] if values else None

@@ -21,6 +21,7 @@ SERVICE, EXCHANGE, PERSONAL, DEVICE, BROWSER = "service", "exchange", "personal"
 """Kinds of tokens. Those of services and of trusted publishers have a role of their own; the others are limited to their
 account's roles. A browser's token belongs to a session and is never shown to anybody."""
 _KINDS_WITH_ROLE = (SERVICE, EXCHANGE)
+_MAX_PARENTS = 20  # tokens each made by the one before
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # Clients check the form of a token: llama.cpp only sends hf_ and at least 34 letters and digits.
 _PREFIX, _LENGTH, _PREFIX_LENGTH = "hf_", 40, 8
@@ -84,11 +85,13 @@ class Limits(TypedDict, total=False):
         namespaces: Namespaces or repositories it is limited to; empty for no limit.
         kind: Its purpose, as shown in lists; only a service's token has its role regardless of its account's.
         lifetime: Seconds until it expires; None for never.
+        parent: The id of the token with which it ends; None if it ends with its account only.
     """
 
     namespaces: Sequence[str]
     kind: str
     lifetime: float | None
+    parent: int | None
 
 
 def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> str:
@@ -106,10 +109,11 @@ def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limit
     token = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
     now, lifetime = time.time(), limits.get("lifetime")
     scope, kind = json.dumps(list(limits.get("namespaces", ()))), limits.get("kind", SERVICE)
-    values = (account, hash_of(token), prefix_of(token), role, scope, kind, now, now + lifetime if lifetime else None)
+    expires = now + lifetime if lifetime else None
+    values = (account, hash_of(token), prefix_of(token), role, scope, kind, now, expires, limits.get("parent"))
     sql = (
-        "INSERT INTO tokens (account, hash, prefix, role, namespaces, kind, created, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        " RETURNING id"
+        "INSERT INTO tokens (account, hash, prefix, role, namespaces, kind, created, expires, parent)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
     )
     return token, int(database.select(sql, *values)[0][0])
 
@@ -125,13 +129,26 @@ def identify_by_id(database: HubDatabase, ident: int) -> Identity | None:
 
 
 def _identity(database: HubDatabase, column: str, value: object) -> Identity | None:
-    sql = f"SELECT id, account, role, namespaces, expires, prefix, kind FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608
-    for ident, account, role, namespaces, expires, prefix, kind in database.select(sql, value):
-        if expires is None or expires > time.time():
+    columns = "id, account, role, namespaces, expires, prefix, kind, parent"
+    sql = f"SELECT {columns} FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608 - our own columns
+    for ident, account, role, namespaces, expires, prefix, kind, parent in database.select(sql, value):
+        if (expires is None or expires > time.time()) and is_valid(database, parent):
             # Looked up at each use, so that a role taken away is gone from existing tokens.
             roles = None if kind in _KINDS_WITH_ROLE else accounts.roles(database, account)
             return Identity(account, role, parse_scope(namespaces), ident, expires, prefix, roles)
     return None
+
+
+def is_valid(database: HubDatabase, ident: int | None) -> bool:
+    """Return whether the token with an id, and those with which it ends, are neither revoked nor expired; True for None."""
+    for _ in range(_MAX_PARENTS):
+        if ident is None:
+            return True
+        rows = database.select("SELECT parent, revoked, expires FROM tokens WHERE id = ?", ident)
+        if not rows or rows[0][1] is not None or (rows[0][2] is not None and rows[0][2] <= time.time()):
+            return False
+        ident = rows[0][0]
+    return False
 
 
 def list_tokens(database: HubDatabase) -> list[Token]:

@@ -15,7 +15,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from . import access_tokens, accounts
-from .access_tokens import DEVICE, SERVICE, Identity
+from .access_tokens import BROWSER, DEVICE, SERVICE, Identity
 from .accounts import ROLES
 
 CODE_LIFETIME, POLL_INTERVAL = 900, 5
@@ -86,7 +86,7 @@ def pending_login(database: HubDatabase, code: str) -> Login:
 
 
 def approve(database: HubDatabase, code: str, identity: Identity) -> Login:
-    """Grant a login a token with the rights of `identity`.
+    """Grant a login a token with the rights of `identity`, which ends with the token of `identity`.
 
     Raises:
         RefusedError: `identity` is a service token that expires, and the login could outlive it.
@@ -95,8 +95,14 @@ def approve(database: HubDatabase, code: str, identity: Identity) -> Login:
         problem = "this token of a service expires, and the login would go on without it"
         raise RefusedError(identity.account, problem, "Approve it with a token of your account")
     kind = SERVICE if identity.roles is None else DEVICE
-    values = (_YES, identity.account, identity.role, json.dumps(list(identity.namespaces)), kind)
-    return _record_answer(database, code, "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?", *values)
+    values = (_YES, identity.account, identity.role, json.dumps(list(identity.namespaces)), kind, _parent(database, identity))
+    return _record_answer(database, code, "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?, parent = ?", *values)
+
+
+def _parent(database: HubDatabase, identity: Identity) -> int | None:
+    """Return the token with which a login ends that `identity` approves; None for a person who signed in at a provider."""
+    kinds = database.select("SELECT kind FROM tokens WHERE id = ?", identity.token)
+    return identity.token if kinds and kinds[0][0] != BROWSER else None
 
 
 def approve_as(database: HubDatabase, code: str, account: str) -> Login:
@@ -129,18 +135,18 @@ def collect(database: HubDatabase, device: str) -> TokenGrant:
     """
     key, now = access_tokens.hash_of(device), time.time()
     with database.transaction():
-        sql = "SELECT expires, polled, answer, account, role, namespaces, kind FROM devices WHERE hash = ?"
+        sql = "SELECT expires, polled, answer, account, role, namespaces, kind, parent FROM devices WHERE hash = ?"
         rows = database.select(sql, key)
         if not rows or rows[0][0] < now:
             raise DeviceError("expired_token")
-        _, polled, answer, account, role, namespaces, kind = rows[0]
+        _, polled, answer, account, role, namespaces, kind, parent = rows[0]
         if answer is not None:
             database.execute("DELETE FROM devices WHERE hash = ?", key)
-            if answer == _YES:
+            if answer == _YES and access_tokens.is_valid(database, parent):
                 accounts.check_account(database, account)  # it may have been removed since the approval
                 names = access_tokens.parse_scope(namespaces)
                 identity = Identity(account, role, names)
-                return _grant(database, identity, kind, secrets.token_hex(8))
+                return _grant(database, identity, kind, secrets.token_hex(8), parent=parent)
         else:
             database.execute("UPDATE devices SET polled = ? WHERE hash = ?", now, key)
     if answer is not None:
@@ -157,14 +163,14 @@ def renew(database: HubDatabase, refresh: str) -> TokenGrant:
     now = time.time()
     with database.transaction():
         sql = (
-            "SELECT r.family, r.used, r.expires, t.id, t.account, t.role, t.namespaces, t.kind, t.revoked"
+            "SELECT r.family, r.used, r.expires, t.id, t.account, t.role, t.namespaces, t.kind, t.revoked, t.parent"
             " FROM refreshes r JOIN tokens t ON t.id = r.token WHERE r.hash = ?"
         )
         rows = database.select(sql, access_tokens.hash_of(refresh))
         is_valid = False
         if rows:
-            family, used, expires, old_token, account, role, namespaces, kind, revoked = rows[0]
-            is_valid = used is None and revoked is None and expires > now
+            family, used, expires, old_token, account, role, namespaces, kind, revoked, parent = rows[0]
+            is_valid = used is None and revoked is None and expires > now and access_tokens.is_valid(database, parent)
             if used is not None:
                 # The refresh token was used before, so it has leaked: end every token of this login.
                 database.execute(_END_FAMILY, now, family)
@@ -172,16 +178,21 @@ def renew(database: HubDatabase, refresh: str) -> TokenGrant:
                 database.execute("UPDATE refreshes SET used = ? WHERE hash = ?", now, access_tokens.hash_of(refresh))
                 database.execute("UPDATE tokens SET revoked = ? WHERE id = ?", now, old_token)
                 names = access_tokens.parse_scope(namespaces)
-                return _grant(database, Identity(account, role, names), kind, family)
+                return _grant(database, Identity(account, role, names), kind, family, parent=parent, old_token=old_token)
     raise DeviceError("invalid_grant")
 
 
 _END_FAMILY = "UPDATE tokens SET revoked = ? WHERE revoked IS NULL AND id IN (SELECT token FROM refreshes WHERE family = ?)"
 
 
-def _grant(database: HubDatabase, identity: Identity, kind: str, family: str) -> TokenGrant:
-    limits = access_tokens.Limits(namespaces=identity.namespaces, kind=kind, lifetime=TOKEN_LIFETIME)
+def _grant(
+    database: HubDatabase, identity: Identity, kind: str, family: str, *, parent: int | None, old_token: int = 0
+) -> TokenGrant:
+    limits = access_tokens.Limits(namespaces=identity.namespaces, kind=kind, lifetime=TOKEN_LIFETIME, parent=parent)
     token, ident = access_tokens.issue(database, identity.account, identity.role, **limits)
+    # What the renewed token has approved goes on with the new one.
+    for table in ("tokens", "devices"):
+        database.execute(f"UPDATE {table} SET parent = ? WHERE parent = ?", ident, old_token)  # noqa: S608 - ours
     refresh = secrets.token_urlsafe(32)
     database.execute("DELETE FROM refreshes WHERE expires < ?", time.time())
     sql = "INSERT INTO refreshes (hash, family, token, expires) VALUES (?, ?, ?, ?)"

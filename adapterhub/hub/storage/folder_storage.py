@@ -85,6 +85,24 @@ class Storage:
                 files.move(new, path)
         return True
 
+    def keep_temporary(self, name: str, path: Path, file: BinaryIO) -> bool:
+        """Keep a complete file of tmp/ as `put_temporary` does, without a copy; return False if it was there already."""
+        files = self._files()
+        final = files.root / "tmp" / name
+        with local_errors(final):
+            if files.exists(final):
+                files.touch(final)
+                return False
+            file.close()
+            files.move(path, final)
+        return True
+
+    def remove_temporary(self, name: str) -> None:
+        """Remove such a file, if it is there."""
+        path = self._files().root / "tmp" / name
+        with local_errors(path), suppress(FileNotFoundError):
+            self._files().remove(path)
+
     def open_temporary(self, name: str) -> BinaryIO | None:
         """Open such a file, which the caller closes; None without it."""
         path = self._files().root / "tmp" / name

@@ -175,10 +175,16 @@ class SharedStorage(Storage):
         """Return an address where a client can get a blob from the bucket, for ten minutes; empty for a small one."""
         return "" if self._proxy or size <= _MIN_REDIRECT else self._blobs.bucket.signed_url(blob_key(digest), _LIFETIME)
 
-    def put_temporary(self, name: str, data: bytes) -> bool:
+    def keep_temporary(self, name: str, path: Path, file: BinaryIO) -> bool:
         """Keep a file in the bucket, for `collection` to remove later, and a copy here; return False if that was here."""
-        self._blobs.bucket.put_object(f"{TEMPORARY}/{name}", data)
-        return super().put_temporary(name, data)
+        file.seek(0)
+        self._blobs.bucket.put_object(f"{TEMPORARY}/{name}", file.read())
+        return super().keep_temporary(name, path, file)
+
+    def remove_temporary(self, name: str) -> None:
+        """Remove such a file from the bucket, and its copy here."""
+        self._blobs.bucket.remove(f"{TEMPORARY}/{name}")
+        super().remove_temporary(name)
 
     def open_temporary(self, name: str) -> BinaryIO | None:
         """Open such a file of any process of the hub; None without it."""

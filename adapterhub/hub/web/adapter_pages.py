@@ -457,7 +457,7 @@ def _graph(lineage: Lineage) -> tuple[dict[str, Box], dict[tuple[str, str], str]
     for digest, node in lineage.nodes.items():
         is_visible = node.manifest is not None
         name = node.refs[0] if node.refs else digest[:19]
-        rank = f", r {node.manifest.r}" if node.manifest and node.manifest.r else ""
+        rank = f", r {node.manifest.rank}" if node.manifest and node.manifest.rank else ""
         kind = "root" if digest == lineage.root else "adapter" if is_visible else "missing"
         method = node.origin if is_visible else "not visible here"
         boxes[digest] = Box((name, method + rank), kind, "/" + name.replace(":", "/") if is_visible and ":v" in name else "")

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 _TAGS = {
-    *("a", "blockquote", "br", "code", "em", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol", "p", "pre", "s", "strong"),
+    *("a", "blockquote", "br", "code", "div", "em", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol", "p", "pre", "s", "strong"),
     *("table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
-_ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "title"}, "ol": {"start"}}
-# Anything wider than the page scrolls in its own box, which must be reachable by keyboard (tabindex).
-_WIDE = {
-    "<pre>": '<pre tabindex="0">',
-    "<table>": '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>',
-    "</table>": "</table></div>",
+_ATTRIBUTES = {
+    "a": {"href", "title"},
+    "div": {"class", "tabindex", "role", "aria-label"},
+    "img": {"src", "alt", "title"},
+    "ol": {"start"},
+    "pre": {"tabindex"},
 }
+# Anything wider than the page scrolls in its own box, which must be reachable by keyboard (tabindex). These are written before
+# the sanitizer has read the text: a replacement after it could make markup of what was the text of an attribute.
+_PRE, _WIDE_PRE = "<pre>", '<pre tabindex="0">'
+_BOX = '<div class="scroll" tabindex="0" role="region" aria-label="Table">'
 
 
 def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
@@ -46,8 +50,6 @@ def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow ugc",
     )
-    for plain, wide in _WIDE.items():
-        clean = clean.replace(plain, wide)
     return Markup(clean)  # noqa: S704 - sanitized
 
 
@@ -60,6 +62,10 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule("heading_open", _heading)
     parser.add_render_rule("heading_close", _heading)
     parser.add_render_rule("link_open", _link)
+    for name in ("fence", "code_block"):
+        parser.add_render_rule(name, _code)
+    for name in ("table_open", "table_close"):
+        parser.add_render_rule(name, _table)
     return parser
 
 
@@ -75,6 +81,15 @@ def _image(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, 
 def _heading(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, _env: MutableMapping[str, Any]) -> str:
     level = min(6, int(tokens[index].tag[1]) + 2)
     return f"<h{level}>" if tokens[index].nesting > 0 else f"</h{level}>\n"
+
+
+def _code(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:
+    render = renderer.fence if tokens[index].type == "fence" else renderer.code_block
+    return render(tokens, index, options, env).replace(_PRE, _WIDE_PRE, 1)
+
+
+def _table(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, _env: MutableMapping[str, Any]) -> str:
+    return f"{_BOX}<table>\n" if tokens[index].nesting > 0 else "</table></div>\n"
 
 
 def _link(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:

@@ -118,7 +118,9 @@ def _document_differences(page_request: PageRequest, worker: Worker) -> CompareP
     changed = [path for path in sorted({*layers[0], *layers[1]}) if layers[0].get(path) != layers[1].get(path)]
     files = [FileChange(path, layers[0].get(path, ""), layers[1].get(path, "")) for path in changed]
     names = ("base", "revision", "method", "r", "alpha", "format", "dtype", "parameters", "license", "size")
-    numbers = {name: pair for name in names if (pair := (getattr(before, name), getattr(after, name)))[0] != pair[1]}
+    shown = {**{name: name for name in names}, "r": "rank"}
+    pairs = {name: (getattr(before, field), getattr(after, field)) for name, field in shown.items()}
+    numbers = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     reasons = [facts.unmeasured_reason(facts_of(page_request, worker, row), worker.manifest(row)) for row in (before, after)]
     reason = next(filter(None, reasons), "")
     return ComparePage(version_with_tags(worker, view, after), before, rows, files, numbers, reason)

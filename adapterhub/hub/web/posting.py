@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.hub.access_control import ForbiddenError
+from adapterhub.hub.access_control import ForbiddenError, NoTokenError
+from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 
 from .site import PageRequest, answer_page
@@ -28,6 +29,14 @@ def local_path(url: str) -> str:
 
 async def answer_form(request: Request, work: Callable[[PageRequest, Worker, dict[str, str]], Response]) -> Response:
     """Answer a form within a session; `work` gets its fields."""
+
+    def check_sender(page_request: PageRequest, _worker: Worker) -> None:
+        check_origin(page_request)
+        if page_request.who is None:
+            raise NoTokenError
+
+    if refusal := await answer_page(request, check_sender):
+        return refusal
     fields = await read_fields(request)
 
     def run_checked(page_request: PageRequest, worker: Worker) -> Response:
@@ -53,12 +62,8 @@ def check_origin(page_request: PageRequest) -> None:
 
 
 async def read_fields(request: Request) -> dict[str, str]:
-    """Return the fields of a form; none if it is larger than any form of these pages."""
-    raw = b""
-    async for piece in request.stream():
-        raw += piece
-        if len(raw) > _MAX_FORM:
-            return {}
+    """Return the fields of a form; none if it has more than any form of these pages."""
+    raw = await read_body(request, _MAX_FORM)
     try:
         return {key: values[0] for key, values in parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS).items()}
     except ValueError:

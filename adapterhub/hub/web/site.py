@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 COOKIE = "adapterhub_session"
 SIGN_IN = "/-/sign-in"
+_MAX_CACHE_BYTES = 16 << 20  # bytes of each of the five caches
 _FOLDER = Path(str(resources.files(__package__)))
 _POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 _HEADERS = {
@@ -61,11 +62,11 @@ class Site:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.facts: LRUCache[Facts] = LRUCache(256)
-        self.heats: LRUCache[NormHeatMap | str] = LRUCache(128)
-        self.differences: LRUCache[Difference | str] = LRUCache(64)
-        self.signed: LRUCache[Sequence[SignatureSummary]] = LRUCache(256)
-        self.counts: LRUCache[SearchResult] = LRUCache(512)
+        self.facts: LRUCache[Facts] = LRUCache(_MAX_CACHE_BYTES)
+        self.heats: LRUCache[NormHeatMap | str] = LRUCache(_MAX_CACHE_BYTES)
+        self.differences: LRUCache[Difference | str] = LRUCache(_MAX_CACHE_BYTES)
+        self.signed: LRUCache[Sequence[SignatureSummary]] = LRUCache(_MAX_CACHE_BYTES)
+        self.counts: LRUCache[SearchResult] = LRUCache(_MAX_CACHE_BYTES)
         # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
         self.slow = Workers(hub.storage, 1)
 

@@ -11,13 +11,14 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import BinaryIO
 
 from adapterhub.digest import is_hex
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import USABLE_SECONDS
+from adapterhub.hub.uploads import USABLE_SECONDS, Upload
 from adapterhub.store.store_files import write_all
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
@@ -26,6 +27,7 @@ from .xet_formats import Chunk, File
 
 _EPOCH_LIFETIME = 12 * 3600.0  # seconds: half as long as files in tmp/ are kept
 _SUFFIX = ".xorb"
+_FILE_LIFETIME = 3600.0  # seconds in which a file is rebuilt
 _MAX_OPEN = 64  # xorbs open at a time
 # Terms may repeat chunks, and a chunk of zeros is small: 100 kB of xorbs and shards can expand to 1 TB.
 _FREE_BYTES, _MAX_RATIO = 1 << 30, 64  # bytes of files any shard may make, plus so many for each byte of its xorbs
@@ -49,21 +51,17 @@ def _end_epoch(hub: Hub, scope: str) -> None:
     hub.database.execute("DELETE FROM xet_epochs WHERE id = ?", scope.partition("/")[0])
 
 
-def keep_xorb(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
-    """Keep a xorb sent to a scope, which is an epoch and a repository; return False if it was there already.
+def keep_xorb(hub: Hub, scope: str, name: str, upload: Upload) -> bool:
+    """Keep a xorb that was sent to a scope, which is an epoch and a repository; return False if it was there already.
 
     Raises:
         FormatError: It is malformed.
-        RefusedError: The namespace may not hold that much.
     """
-    xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), f"xorb {name[:12]}")
-    file = _file_name(scope, name)
-    hub.quotas.open(hub.workers.worker(), repository, file, len(raw), lifetime=USABLE_SECONDS)
-    try:
-        return hub.storage.put_temporary(file, raw)
-    except BaseException:
-        hub.quotas.close(repository, [file])
-        raise
+    xet_formats.chunks(_PositionedReader(upload.file).read_at, upload.size, f"xorb {name[:12]}")
+    file_name = _file_name(scope, name)
+    is_new = hub.storage.keep_temporary(file_name, upload.path, upload.file)
+    hub.quotas.rename(upload.count_id, file_name, USABLE_SECONDS)
+    return is_new
 
 
 def _file_name(scope: str, name: str) -> str:
@@ -79,16 +77,27 @@ def rebuild(hub: Hub, scope: str, repository: str, shard: bytes) -> None:
     Raises:
         FormatError: The shard or a xorb is malformed.
         IntegrityError: A xorb is missing, or a file has another sha256.
-        RefusedError: A file is too large.
+        RefusedError: A file is too large, or the namespace may not hold that much.
     """
+    worker = hub.workers.worker()
     files = list(xet_formats.files(shard, "shard"))  # parse the whole shard before storing anything
     _check_total(hub, scope, repository, files)
     for file in files:
         if file.size > hub.settings.max_file:
             raise RefusedError(repository, f"a file may have at most {hub.settings.max_file:,} bytes")
-        with ExitStack() as stack:
-            _store(hub, scope, file, _Xorbs(hub, scope, stack))
-        hub.record_uploads(repository, [file.digest], {_file_name(scope, term.xorb) for term in file.terms})
+        xorbs = {_file_name(scope, term.xorb) for term in file.terms}
+        upload = secrets.token_hex(16)
+        # Counted before its first byte is written; its xorbs make room for it. One that is sent again counts already.
+        if not hub.quotas.has_counted(worker, repository, file.digest, file.size):
+            hub.quotas.open(worker, repository, upload, file.size, lifetime=_FILE_LIFETIME, except_uploads=xorbs)
+        try:
+            count = partial(hub.count_files, repository, {file.digest: file.size}, [upload], except_uploads=xorbs)
+            with ExitStack() as stack:
+                _store(hub, scope, file, _Xorbs(hub, scope, stack), count)
+        finally:
+            hub.quotas.close(repository, [upload])
+        for removable in hub.quotas.spend(repository, xorbs):
+            hub.storage.remove_temporary(removable)
 
 
 def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -> None:
@@ -142,8 +151,8 @@ class _PositionedReader:
         return self._file.read(count)
 
 
-def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
-    """Rebuild a file chunk by chunk, and store it as a blob if its sha256 is the one in the shard."""
+def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs, count: Callable[[], object]) -> None:
+    """Rebuild a file chunk by chunk, and store it as a blob if its sha256 is the one in the shard, and `count` allows it."""
     hasher, size = hashlib.sha256(), 0
     with hub.store.files.temporary() as (path, out):
         for term in file.terms:
@@ -162,6 +171,7 @@ def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
         digest = f"sha256:{hasher.hexdigest()}"
         if digest != file.digest:
             raise IntegrityError("shard", f"its chunks make {digest}, not {file.digest}", "Send the file again")
+        count()
         if not hub.store.retain_if_present(digest, size):
             hub.store.adopt(path, out, digest)
             hub.store.sync_blobs()

@@ -15,9 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from adapterhub.http_server.request_bodies import body_of
+from adapterhub.hub.access_control import ForbiddenError
 from adapterhub.hub.hf.hf_errors import answering, failure_response
-from adapterhub.hub.hf.reading import name_of, read_body, visible_view
+from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.request_context import read_body, stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 
@@ -38,31 +41,40 @@ async def write_token(hub: Hub, request: Request) -> Response:
 
     epoch = await hub.workers.run(work)
     expires = int(time.time()) + _LIFETIME
-    url, token = f"{hub.url(request)}/xet/{epoch}/{name}", f"{expires}.{_signature(hub, epoch, name, expires)}"
+    token_id = identity.token if identity else 0
+    url = f"{hub.url(request)}/xet/{epoch}/{name}"
+    token = f"{expires}.{token_id}.{_signature(hub, epoch, name, expires, token_id)}"
     headers = {"x-xet-cas-url": url, "x-xet-access-token": token, "x-xet-token-expiration": str(expires)}
     return JSONResponse({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
 
 
-def _signature(hub: Hub, epoch: str, name: str, expires: int) -> str:
-    return hmac.new(hub.secret, f"xet\n{epoch}\n{name}\n{expires}".encode(), hashlib.sha256).hexdigest()
+def _signature(hub: Hub, epoch: str, name: str, expires: int, token_id: int) -> str:
+    fields = ("xet", epoch, name, str(expires), str(token_id))
+    return hmac.new(hub.secret, "\n".join(fields).encode(), hashlib.sha256).hexdigest()
 
 
 def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint for requests with such a token. Errors are 4xx, which a client does not retry."""
+    """Return the endpoint for requests with such a token, which ends with the one it was made for.
+
+    Errors are 4xx, which a client does not retry.
+    """
 
     async def endpoint(request: Request) -> Response:
         hub: Hub = request.app.state.hub
         epoch, name = request.path_params["epoch"], name_of(request)
-        expires, _, signature = request.headers.get("authorization", "").partition(" ")[2].partition(".")
-        is_number = expires.isdecimal() and len(expires) < 20
+        expires, _, rest = request.headers.get("authorization", "").partition(" ")[2].partition(".")
+        token_id, _, signature = rest.partition(".")
+        are_numbers = all(number.isdecimal() and number.isascii() and len(number) < 20 for number in (expires, token_id))
+        expected = _signature(hub, epoch, name, int(expires), int(token_id)) if are_numbers else ""
         # Constant time: how long the comparison takes must not tell how much of a guess is right.
-        if not is_number or not hmac.compare_digest(signature.encode(), _signature(hub, epoch, name, int(expires)).encode()):
+        if not expected or not hmac.compare_digest(signature.encode(), expected.encode()):
             return JSONResponse({"error": "not a token of this store"}, 401)
-        if int(expires) < time.time():
+        if int(expires) < time.time() or (identity := hub.access.identity_behind(int(token_id))) is None:
             return JSONResponse({"error": "the token has expired"}, 401)
         try:
+            hub.access.check_write(identity, name)
             return await work(hub, request, f"{epoch}/{name}", name)
-        except AdapterhubError as error:
+        except (ForbiddenError, AdapterhubError) as error:
             return failure_response(error)
 
     return endpoint
@@ -70,8 +82,9 @@ def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]
 
 async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
     # Room for the headers of the chunks and the footer, beyond the chunks themselves.
-    raw = await read_body(request, xet_formats.MAX_XORB + (1 << 20))
-    new = await hub.workers.read(receiving.keep_xorb, hub, scope, name, request.path_params["hash"], raw)
+    body = stream_body(request, xet_formats.MAX_XORB + (1 << 20))
+    async with hub.uploads.hold(name, body, length=body_of(request).announced_size) as upload:
+        new = await hub.workers.read(receiving.keep_xorb, hub, scope, request.path_params["hash"], upload)
     return JSONResponse({"was_inserted": new})
 
 

@@ -147,6 +147,34 @@ class ChangeByTuner:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class ChangeBiasByTuner:
+    """Replace a bias by a tuner's function of it and of its module's weight.
+
+    Attributes:
+        tuned: The change.
+        weight: Returns the base's weight, `(out_features, in_features)`, in float32.
+    """
+
+    tuned: TunedModule
+    weight: Callable[[], F32Array]
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """Return the change, for which the weight is read once."""
+        moved: list[F32Array] = []
+
+        def look(tile: F32Array, start: int, scratch: F32Array) -> None:
+            if not start:
+                moved.clear()
+            moved.append(tile.reshape(-1).copy())
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            bias = self.tuned.apply_to_bias(self.weight(), np.concatenate(moved))
+            np.copyto(tile, bias[start : start + tile.size].reshape(tile.shape))
+
+        return TwoPasses(look, apply)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class AddVector:
     """Add `scale * values` to a bias (peft's `lora_bias`): a column of numbers or, with `row`, one row."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from adapterhub_converters.adapter import (
     LowRank,
     LowRankConv,
     LowRankEmbedding,
+    Rows,
     StackedLowRank,
     TunedModule,
     refuse_conditions,
@@ -28,10 +30,23 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import plain_lora, without_copies
 
-from .edits import Add, AddConvolution, AddDora, AddLowRank, AddVector, ChangeByTuner, Edit, Replace, SetRows, Within
+from .edits import (
+    Add,
+    AddConvolution,
+    AddDora,
+    AddLowRank,
+    AddVector,
+    ChangeBiasByTuner,
+    ChangeByTuner,
+    Edit,
+    F32Array,
+    Replace,
+    SetRows,
+    Within,
+)
 from .joined_edits import Join, join_edits
 from .read_base import CONV1D, Folder, Weight
-from .tensor_names import HEADS, TensorNames, TokenTables, absent_error, architecture_of, check_shape, expert_edits
+from .tensor_names import HEADS, StoredNames, TensorNames, TokenTables, absent_error, architecture_of, check_shape, expert_edits
 from .tensor_types import Floats, kind
 
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
@@ -151,12 +166,15 @@ class _Planner:
         self.folder = folder
         self.tensors = folder.weights
         self.tables = TokenTables(folder)
+        self._stored = StoredNames(folder)
         self.edits: dict[str, list[Edit]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.added: dict[str, Weight] = {}
         self.config: dict[str, Any] = {}
         self.notes: list[str] = []
         self._heads: dict[str, tuple[int, ...]] = {}
+        self._replaced: set[str] = set()
+        self._later: dict[str, list[Edit]] = {}
         self._spans: dict[str, list[tuple[int, int, bool]]] = {}
         self._architecture = architecture_of(folder)
 
@@ -173,8 +191,10 @@ class _Planner:
         adapter = self._add_head(adapter, weight)
         experts, modules = self._experts_and_modules(adapter)
         parameters = {**adapter.replaced, **adapter.copies, **adapter.added}
-        names = TensorNames(self.folder, dataclasses.replace(adapter, deltas=modules, replaced=parameters), self.tables.alias)
+        named = dataclasses.replace(adapter, deltas=modules, replaced=parameters)
+        names = TensorNames(self.folder, self._stored, named, self.tables.alias)
         self.notes += [*adapter.notes, *names.notes]
+        self._replaced = {names.parameter(parameter) for parameter in adapter.replaced}
         for parameter, values in adapter.copies.items():
             self._resize(parameter, names.parameter(parameter), values)
         for target, delta in modules.items():
@@ -190,9 +210,13 @@ class _Planner:
         for target, change in adapter.tuned.items():
             self._add_tuned(target, change, weight, names)
         for target, delta in experts.items():
-            for expert_edit in expert_edits(self.folder, self._architecture, target, delta, weight):
+            for expert_edit in expert_edits(self._stored, self._architecture, names.experts(target), delta, weight):
                 self._add_edit(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
         self._add_parameters(adapter, weight, names)
+        # What the adapter adds to a bias that it replaces too was trained on top of the new bias (`bias` with `lora_bias`).
+        for name, edits in self._later.items():
+            self.edits[name] += edits
+        self._later.clear()
 
     def _add_parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
         """Add the changes that do not belong to the weight of one module."""
@@ -202,8 +226,15 @@ class _Planner:
             self._add_edit(name, Add(values, weight), parameter)
         for parameter, values in adapter.replaced.items():
             self._replace(parameter, names.parameter(parameter), values, weight)
+        rows_by_table: dict[str, Rows] = {}
         for target, rows in adapter.rows.items():
-            self._set_rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+            name = names.parameter(f"{target}.weight")
+            # peft saves the rows of tied tables once for each name.
+            earlier = rows_by_table.setdefault(name, rows)
+            if earlier is rows:
+                self._set_rows(target, name, rows.ids, rows.values, weight)
+            elif earlier.ids != rows.ids or not np.array_equal(earlier.values, rows.values):
+                raise RefusedError(target, f"other rows than those of the base's {name}, to which it is tied")
 
     def _add_head(self, adapter: Adapter, weight: float) -> Adapter:
         """Add the head of a task that the base model's class lacks; return the adapter without it."""
@@ -259,7 +290,11 @@ class _Planner:
         if delta.bias is not None:
             bias = names.parameter(f"{target}.bias", reason="the adapter adds to a bias (lora_bias) and the base has none")
             self._check_shape(target, bias, delta.bias.shape)
-            self._add_edit(bias, AddVector(delta.bias, delta.scaling * weight), target)
+            edit = AddVector(delta.bias, delta.scaling * weight)
+            if bias in self._replaced:
+                self._later.setdefault(bias, []).append(edit)
+            else:
+                self._add_edit(bias, edit, target)
 
     def _add_embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
         """Add the delta of an embedding table."""
@@ -291,6 +326,15 @@ class _Planner:
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self.tensors and change.fits_bias:
             self._add_edit(bias, ChangeByTuner(change), target, alone=True)
+        elif bias in self.tensors and change.tuner.change_bias:
+            self._add_edit(bias, ChangeBiasByTuner(change, partial(self._read_weight, name)), target, alone=True)
+
+    def _read_weight(self, name: str) -> F32Array:
+        """Return the base's own numbers of a tensor, seen as a matrix."""
+        weight = self.tensors[name]
+        numbers = np.empty((weight.rows, weight.columns), np.float32)
+        weight.source().read(self.folder.opened, 0, weight.rows, numbers, lambda _, size: np.empty(size, np.uint8))
+        return numbers
 
     def _add_convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
         """Add the delta of a convolution."""

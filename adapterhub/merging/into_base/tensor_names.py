@@ -14,7 +14,6 @@ import numpy as np
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture
-from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.errors import RefusedError
 
 from .edits import AddLowRank
@@ -51,12 +50,15 @@ class StoredNames:
     """A map from parameters of the model in memory to names in a folder's files."""
 
     def __init__(self, folder: Folder) -> None:
-        self._weights, self._kind = folder.weights, folder.spec.model_type
-        self._files = {name_in_memory(name, self._kind): name for name in self._weights}
+        self.folder, self._weights, self._renaming = folder, folder.weights, folder.spec.renaming
+        self.in_memory = {name: stored for stored, name in self._renaming.names(self._weights).items()}
 
     def __call__(self, parameter: str) -> str | None:
-        """Return the tensor of a parameter: of the same name, or one that transformers renames to it; None if there is none."""
-        return parameter if parameter in self._weights else self._files.get(name_in_memory(parameter, self._kind))
+        """Return the tensor of a parameter: one that transformers renames to it, or of the same name; None if there is none."""
+        # In memory first: another tensor of the file may have the parameter's name.
+        if stored := self.in_memory.get(parameter):
+            return stored
+        return parameter if parameter in self._weights else self.in_memory.get(self._renaming(parameter))
 
 
 class TensorNames:
@@ -66,12 +68,12 @@ class TensorNames:
     loads the checkpoint (`base_model_prefix`), so the adapter's names have it.
     """
 
-    def __init__(self, folder: Folder, adapter: Adapter, alias: Mapping[str, str]) -> None:
+    def __init__(self, folder: Folder, stored: StoredNames, adapter: Adapter, alias: Mapping[str, str]) -> None:
         tensors = folder.weights
         self._tensors = tensors
         self._location = folder.spec.source
         self._alias = alias
-        self._stored = StoredNames(folder)
+        self._stored = stored
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
         # A tied output layer is not missing: it has an alias.
         missing = sorted(stem for stem in stems if not self._stored(stem) and stem not in alias)
@@ -82,14 +84,16 @@ class TensorNames:
         """Return the only renaming of the `missing` names that the base has in full."""
         first = missing[0]
         head = first.partition(".")[0] + "."
-        added = {name.removesuffix(first) for name in self._tensors if name.endswith("." + first)}
+        # In memory too: the files of a model that holds the adapter's model keep other names (Qwen3-Omni and its thinker).
+        names = {*self._tensors, *self._stored.in_memory}
+        added = {name.removesuffix(first) for name in names if name.endswith("." + first)}
         renamings = (
             [{name: name.removeprefix(head) for name in missing}] if all(name.startswith(head) for name in missing) else []
         )
         renamings += [{name: prefix + name for name in missing} for prefix in sorted(added)]
-        fitting = [renaming for renaming in renamings if all(new in self._tensors for new in renaming.values())]
+        fitting = [renaming for renaming in renamings if all(map(self._stored, renaming.values()))]
         # Two ways fit: guessing could merge into the wrong tower of a model.
-        if len(fitting) > 1:
+        if len({tuple(map(self._stored, renaming.values())) for renaming in fitting}) > 1:
             raise RefusedError(
                 first, f"could be {' or '.join(renaming[first] for renaming in fitting)} in the base {self._location}"
             )
@@ -103,6 +107,11 @@ class TensorNames:
             prefix = longer[: len(longer) - min(len(old), len(new))]
             yield (prefix, "") if len(old) > len(new) else ("", prefix)
 
+    def experts(self, target: str) -> str:
+        """Return the name of a module or parameter of experts with the leading component that the base's other names have."""
+        (removed, added), *others = set(self._prefixes()) or {("", "")}
+        return target if others else added + target.removeprefix(removed)
+
     def parameter(self, name: str, *, reason: str = "not in the base") -> str:
         """Return the base's name of a parameter; RefusedError with the `reason` if it has none."""
         if stored := self._stored(name):
@@ -111,9 +120,10 @@ class TensorNames:
             return self._alias[name]
         stem = name.rpartition(".")[0] + ".weight"
         new = self._renamed.get(name) or self._renamed.get(stem, stem).rpartition(".")[0] + "." + name.rpartition(".")[2]
-        if new not in self._tensors:
+        stored = self._stored(new)
+        if stored is None:
             raise RefusedError(name.rpartition(".")[0], reason)
-        return new
+        return stored
 
 
 class TokenTables:
@@ -185,7 +195,7 @@ class ExpertEdit:
 
 
 def expert_edits(
-    folder: Folder, architecture: Architecture | None, target: str, delta: Delta, weight: float
+    stored: StoredNames, architecture: Architecture | None, target: str, delta: Delta, weight: float
 ) -> Iterator[ExpertEdit]:
     """Yield the edits of a delta of one expert or of all, its scale times `weight`, however the base stores its experts.
 
@@ -194,8 +204,7 @@ def expert_edits(
     """
     if not isinstance(delta, LowRank | StackedLowRank) or not delta.plain:
         raise RefusedError(target, f"a {type(delta).__name__} with more than its factors cannot be merged into experts")
-    scale = delta.scaling * weight
-    stored = StoredNames(folder)
+    scale, folder = delta.scaling * weight, stored.folder
     if isinstance(delta, LowRank):
         yield _edit_in_stack(folder, architecture, target, delta, scale)
     elif stack := folder.weights.get(stored(target) or ""):

@@ -242,7 +242,7 @@ def write_card(title: str, manifest: AdapterManifest) -> bytes:
     """Return a new card for an adapter without a README."""
     base, name = manifest.base.repo, _one_line(manifest.name or title)
     kind = {"lora": "LoRA adapter", "dora": "DoRA adapter"}.get(manifest.method, "adapter")
-    rank = f" of rank {manifest.r}" if manifest.r else ""
+    rank = f" of rank {manifest.rank}" if manifest.rank else ""
     for_base = f" for {_one_line(base)}" if base else ""
     description = [manifest.description, ""] if manifest.description else []
     fields = [line for _, text in _card_fields(manifest) for line in text]

@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from adapterhub.serve import base_prompts
 from adapterhub.serve.base_prompts import BasePrompt
 from adapterhub.serve.torch_engine import conversations
 from adapterhub.training.data import chat_template
-from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError
+from adapterhub_converters.errors import FormatError, MissingExtraError, ParameterError, RefusedError
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import CHAT, Blend
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _TEMPLATE, _TEXT = "chat_template", "adapterhub_prompt"
 _WRITES_TEXT = f"{{{{ {_TEXT} }}}}"
 ONE_PROCESS_EACH = "Let the gateway start llama-server with a process for each version, or ask for a completion of a text"
+_STOPS = "stop_token_ids"
+_MAX_ENDS = 64  # prompts whose end mark is remembered
 _PATHS = frozenset({CHAT, TOKENIZE})
 _CONTINUE = "continue_final_message"
 _HARMONY = "gpt_oss"  # a `model_type` whose conversations vLLM writes without a template
@@ -54,6 +57,7 @@ class Renderer:
         self._read = read
         # The process of a template renders one conversation after another; those that wait for it hold no threads of others.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._ends: dict[TrainedPrompt, int | None] = {}
 
     @cached_property
     def _base_prompt(self) -> BasePrompt:
@@ -91,8 +95,22 @@ class Renderer:
         async with self._turns.setdefault(template, asyncio.Lock()):
             return await asyncio.to_thread(chat_template.render_variables, template, variables, location=ref)
 
+    async def end_token(self, prompt: TrainedPrompt, base: BaseSpec, ref: str) -> int | None:
+        """Return the token with which a version's own template ends answers, unless its base stops there by itself."""
+        if prompt not in self._ends:
+            special, ends = await asyncio.to_thread(base_prompts.end_tokens, base)
+            try:
+                answered = await self.text({"add_generation_prompt": False}, prompt, ref, [*chat_template.ANSWERED])
+                mark = chat_template.end_mark(answered, special, ends)
+            except FormatError:  # a template for conversations of another form
+                mark = None
+            if len(self._ends) >= _MAX_ENDS:
+                self._ends.clear()
+            self._ends[prompt] = None if mark is None else special[mark]
+        return self._ends[prompt]
 
-# ---- vLLM, which takes a template with a request
+
+# ---- vLLM, which takes a template and tokens to stop at with a request
 
 
 async def for_vllm(path: str, body: Mapping[str, Any], blend: Blend, base: BaseSpec, renderer: Renderer) -> Mapping[str, Any]:
@@ -117,7 +135,13 @@ async def for_vllm(path: str, body: Mapping[str, Any], blend: Blend, base: BaseS
         raise ParameterError(_CONTINUE, problem, "Leave it out")
     text = await renderer.text(body, prompt, blend[0][0].ref)
     # The options are for vLLM's parser of thoughts.
-    return {**body, _TEMPLATE: _WRITES_TEXT, OPTIONS: {**options_of(body, prompt), _TEXT: text}}
+    rendered = {**body, _TEMPLATE: _WRITES_TEXT, OPTIONS: {**options_of(body, prompt), _TEXT: text}}
+    client_stops = body.get(_STOPS) or []
+    # It would stop there in spite of `ignore_eos`.
+    if path != CHAT or body.get("ignore_eos") or not isinstance(client_stops, list):
+        return rendered
+    end = await renderer.end_token(prompt, base, blend[0][0].ref)
+    return rendered if end is None else {**rendered, _STOPS: [*client_stops, end]}
 
 
 # ---- llama-server as one process, which has one template

@@ -20,7 +20,6 @@ metrics.py            metrics for Prometheus, and for the gateways of Kubernetes
 engine_metrics.py     those of each of several engines
 trace_context.py      the ids of requests and traces, in headers
 spans.py              spans of OpenTelemetry
-request_bodies.py     bodies of requests, read within limits
 local_routes.py       what is answered without the engine: models, health, metrics, the page
 app.py                the ASGI application, and what the engine answers
 workers/              several processes that answer clients, and one that knows names, keys, limits and versions

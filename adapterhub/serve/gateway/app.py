@@ -12,10 +12,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from adapterhub.http_server.request_bodies import BodyBudget, BodyGuard, until_disconnect
 from adapterhub.serve.engines import EngineAnswer, EngineDownError, error_text
 from adapterhub.serve.engines.api_paths import ALL_PATHS, WITHOUT_MODEL, answers_no_such_path
 from adapterhub_converters.containers import json_file
@@ -25,10 +27,9 @@ from adapterhub_converters.errors import AdapterhubError, FormatError
 from . import api_forms, deprecations, ollama, rewriting, spans, trace_context
 from .api_forms import VERSION_HEADER
 from .cross_origin import CrossOrigin
-from .front import GatewayFront, GatewayRequest
+from .front import GatewayFront, GatewayRequest, body_limits, read_json
 from .local_routes import EXCEPTION_HANDLERS, LOCAL_ROUTES
 from .problems import DOWN, ProblemError, engine_failed, problem_of
-from .request_bodies import BodyBudget, open_body, until_disconnect
 
 _log = logging.getLogger("adapterhub.serve.requests")
 # What llama-server (b10434) says with status 500 of a request that it can never answer; clients would repeat it.
@@ -57,7 +58,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.gateway, app.state.bodies = gateway, BodyBudget(gateway.settings.bodies)
+        app.state.gateway = gateway
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         # In the background, so that /health, /ready and /metrics answer while the engine loads its model.
@@ -83,7 +84,9 @@ def create_app(
         *(Route(path, _OllamaGeneration(path), methods=["POST"]) for path in (ollama.CHAT_PATH, ollama.GENERATE_PATH)),
         *local_routes,
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=EXCEPTION_HANDLERS)
+    budget = BodyBudget(body_limits(gateway.settings))
+    middleware = [Middleware(BodyGuard, budget=budget, behind_proxy=gateway.settings.behind_proxy)]
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # a redirect would go to the host that the client's own headers name
     return CrossOrigin(app, gateway.settings.cors) if gateway.settings.cors else app
 
@@ -126,8 +129,8 @@ class _Generation:
 
     async def _answer(self, gateway: GatewayFront, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
         """Read the body, and answer unless the client disconnects."""
-        async with open_body(request, gateway.settings.max_body) as body:
-            await until_disconnect(request.receive, self._forward(gateway, gateway_request, body, reply))
+        body = await read_json(request, gateway.settings.max_body, gateway_request.key)
+        await until_disconnect(request.receive, self._forward(gateway, gateway_request, body, reply))
 
     async def _forward(
         self,

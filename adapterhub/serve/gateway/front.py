@@ -10,17 +10,45 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import Request
+
+from adapterhub.http_server.request_bodies import TOO_MANY, BodyError, BodyLimits, body_of
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswer
 from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
 from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.usage.token_counts import TokenCounts
+from adapterhub_converters.errors import FormatError
 
 from . import api_forms, priorities, spans
 from .gateway_settings import GatewaySettings
-from .problems import ProblemError
+from .problems import BUSY, ProblemError
 from .rewriting import Usage
 from .route_file import Key
 from .trace_context import REQUEST_ID, TraceContext
+
+_MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
+
+
+def body_limits(settings: GatewaySettings) -> BodyLimits:
+    """Return the limits on bodies: with keys, half of all for each of them, and for each address."""
+    share = max(settings.bodies // 2, settings.max_body) if settings.routes else settings.bodies
+    return BodyLimits(process=settings.bodies, address=share, account=share, stranger=share)
+
+
+async def read_json(request: Request, limit: int, key: Key | None) -> Mapping[str, Any]:
+    """Return the JSON object of at most `limit` bytes in the body of a request, whose key was asked for before.
+
+    Raises:
+        ProblemError: It is too large, too slow or malformed, or there are too many large ones.
+    """
+    account = key.name if key is not None else ""
+    try:
+        return await body_of(request).read_object(limit, account, memory=_MEMORY * limit)
+    except FormatError as error:
+        raise ProblemError(400, str(error), code="invalid_json") from error
+    except BodyError as error:
+        code = BUSY if error.code == TOO_MANY else error.code
+        raise ProblemError(error.status, str(error), code=code, seconds=error.seconds) from error
 
 
 @dataclass(slots=True)

@@ -391,12 +391,11 @@ class Gateway(GatewayFront):
 def _check_site(headers: Mapping[str, str], origins: frozenset[str]) -> None:
     """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
 
-    A site whose name resolves to this machine (DNS rebinding) sends its own name as the host; any other site sends its name as
-    the origin, which may be one of those that are allowed.
+    Any site but one whose name resolves to this machine sends its name as the origin, which may be one of those that are
+    allowed.
     """
     host = headers.get("host", "")
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if not binding.is_loopback(name.lower()):
+    if not binding.is_local_site(host):
         message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
         raise ProblemError(403, message, code="foreign_site")
     origin = headers.get("origin", "")

@@ -16,11 +16,12 @@ from adapterhub_converters.errors import AdapterhubError
 
 from . import api_forms, deprecations, metrics, ollama
 from .api_forms import VERSION_HEADER
-from .front import GatewayRequest
+from .front import GatewayRequest, read_json
 from .gateway import Gateway
 from .problems import ProblemError, not_served, problem_of
-from .request_bodies import open_body
 
+MAX_NAME_BODY = 64 << 10
+"""Bytes of a body that has the name of a model."""
 _FOLDER = Path(__file__).parent / "page"
 # The page for people, which uses the API like any other client.
 _PAGE = {
@@ -104,9 +105,8 @@ async def _ollama_models(request: Request) -> Response:
 async def _ollama_model(request: Request) -> Response:
     """POST /api/show: the version that a name means now."""
     gateway = _gateway(request)
-    gateway.key_of(request.headers)
-    async with open_body(request, gateway.settings.max_body) as body:
-        name = body.get("model") or body.get("name")
+    body = await read_json(request, MAX_NAME_BODY, gateway.key_of(request.headers))
+    name = body.get("model") or body.get("name")
     if not isinstance(name, str):
         raise ProblemError(400, "`model` is missing, or not a text", param="model")
     version, base, headers = await _resolve(request, name)

@@ -92,7 +92,9 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
         metadata = file.header.metadata
         if metadata.get("run") != run:
             raise ConflictError(
-                str(path), "belongs to a training with another config, data or base", "Delete it, or use another output folder"
+                str(path),
+                "belongs to a training with another config, data, base or version",
+                "Delete it, or name another folder",
             )
         try:
             for name, parameter in trained_parameters(model):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from adapterhub.training import machine
 from adapterhub.training.events import MemoryPlan
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.bases import BaseSpec
@@ -16,8 +15,6 @@ from adapterhub_converters.errors import RefusedError
 
 from .memory import full_fine_tuning, parameters, plan
 
-_CGROUP = Path("sys/fs/cgroup")
-_BUSY_PERCENT = 10  # of the time that threads run or wait
 _MIN_SEQUENCE = 128  # tokens; shorter rows are never suggested
 SettingChange = tuple[str, str, object]
 """Section, key and value."""
@@ -68,8 +65,9 @@ def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, 
         memory: The free bytes; None for those of this machine, or for the whole memory of the card.
         card: The memory in bytes of the CUDA device to plan for; None for a CPU.
     """
-    free = memory if memory is not None else card if card is not None else free_memory()
-    config = resolve_auto(config, spec, free=free, card=card)
+    free = memory if memory is not None else card if card is not None else machine.free_memory()
+    is_fast = memory is None and card is None and machine.multiplies_bfloat16_fast()
+    config = resolve_auto(config, spec, free=free, card=card, is_fast=is_fast)
     base, trained = parameters(config, spec)
     return Forecast(
         config=config,
@@ -101,8 +99,7 @@ def _alternative_configs(config: TrainConfig) -> Iterator[tuple[str, TrainConfig
     on = config.train.checkpointing is not True
     yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
     quantization = "none" if config.base.quantize == "nf4" else "nf4"
-    # Only an NF4 base can be held dense, so `hold` is reset as well.
-    yield f'quantize = "{quantization}"', _with(config, "base", quantize=quantization, hold="quantized")
+    yield f'quantize = "{quantization}"', _with(config, "base", quantize=quantization)
 
 
 def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
@@ -110,25 +107,36 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
 
 
 def resolve_auto(
-    config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None
+    config: TrainConfig,
+    spec: BaseSpec,
+    *,
+    free: int | None,
+    allocated: int = 0,
+    card: int | None = None,
+    is_fast: bool = False,
 ) -> TrainConfig:
-    """Return the config with each `auto` replaced.
+    """Return the config with `auto` and `dequantized` decided.
 
-    Checkpointing is on only if the training does not fit without it, because it costs more time than `hold` saves; the base is
-    held dense if the training then still fits. `free`, `allocated` and `card` are as for `check`.
+    Checkpointing is on only if the training does not fit without it, because it costs more time than dequantizing once saves.
+    The base is dequantized if the training then takes at most half of the memory: for a few percent, others keep theirs.
+
+    Args:
+        free: As for `check`, like `allocated` and `card`.
+        is_fast: Whether the processor multiplies so fast that dequantizing is a part of a step worth its memory.
     """
 
-    def fits(candidate: TrainConfig) -> bool:
-        return free is None or plan(candidate, spec, card=card).total <= free + allocated
+    def fits(candidate: TrainConfig, share: float = 1.0) -> bool:
+        return free is None or plan(candidate, spec, card=card).total <= share * (free + allocated)
 
-    # Checkpointing is decided first: it depends on the quantized base, and a dense one must not force it on.
+    # Checkpointing is decided first: it depends on the quantized base, and a dequantized one must not force it on.
     if config.train.checkpointing == "auto":
         unchecked = _with(config, "train", checkpointing=False)
         config = unchecked if fits(unchecked) else _with(config, "train", checkpointing=True)
-    if config.base.hold == "auto":
-        dense = _with(config, "base", hold="dense")
-        can_be_dense = config.base.quantize == "nf4" and not config.lora.dora
-        config = dense if can_be_dense and fits(dense) else _with(config, "base", hold="quantized")
+    # The norms of DoRA are computed from the codes, in float32.
+    can_be_dequantized = config.base.quantize == "nf4" and config.base.dtype == "bfloat16" and not config.lora.dora
+    if is_fast and can_be_dequantized and free is not None:
+        dequantized = dataclasses.replace(config, dequantized=True)
+        config = dequantized if fits(dequantized, 0.5) else config
     return config
 
 
@@ -172,8 +180,6 @@ def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     changes: list[SettingChange] = []
     if (config.train.micro_rows or config.train.rows) > 1:
         changes.append(("train", "micro_rows", 1))
-    if config.base.hold == "dense":
-        changes.append(("base", "hold", "quantized"))
     if config.base.quantize != "nf4":
         changes.append(("base", "quantize", "nf4"))
     if config.train.checkpointing is not True:
@@ -198,46 +204,3 @@ def _with_changes(config: TrainConfig, changes: Sequence[SettingChange]) -> Trai
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count < 99.5e9 else f"{count / 1e9:.0f} GB"
-
-
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes available without swapping: those of the system, or of this process's control group if it has fewer.
-
-    None if the system does not report it.
-    """
-    limits = [count for count in (_available(root), _left_in_control_group(root)) if count is not None]
-    return min(limits) if limits else None
-
-
-def cores_are_busy(root: Path = Path("/")) -> bool:
-    """Return whether some thread waited for a core in over a tenth of the last ten seconds (kernel.org, "PSI").
-
-    False if the system does not report it.
-    """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (root / "proc/pressure/cpu").read_text().splitlines():
-            if line.startswith("some avg10="):
-                return float(line.split()[1].partition("=")[2]) > _BUSY_PERCENT
-    return False
-
-
-def _available(root: Path) -> int | None:
-    """Return `MemAvailable` of /proc/meminfo (proc(5)); None on other systems."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _left_in_control_group(root: Path) -> int | None:
-    """Return the unused bytes of a container's memory limit, cached files included (kernel.org, "Control Group v2")."""
-    group = root / _CGROUP
-    with contextlib.suppress(OSError, ValueError):
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            # Cached files that are not in use are freed when memory is needed.
-            return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
-    return None

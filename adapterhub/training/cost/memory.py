@@ -34,7 +34,7 @@ _FULL_FINE_TUNING = 16  # bytes per parameter in float32: the weight, its gradie
 def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> MemoryPlan:
     """Return the memory of a training run at its peak.
 
-    `checkpointing = "auto"` counts as false; `budget.resolve_auto` decides it.
+    `checkpointing = "auto"` counts as false; `budget.resolve_auto` decides it, and whether the base is dequantized.
 
     Args:
         card: The memory in bytes of the CUDA device to plan for, which contains neither the data nor the interpreter; None for
@@ -89,10 +89,10 @@ def _logit_bytes(width: int) -> int:
 
 def base_sizes(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
     """Return the bytes of the base in 16 bits, and with its linear layers in 4 bits."""
-    in_16_bits = dataclasses.replace(config.base, quantize="none", dtype="bfloat16", hold="quantized")
+    in_16_bits = dataclasses.replace(config.base, quantize="none", dtype="bfloat16")
     in_4_bits = dataclasses.replace(in_16_bits, quantize="nf4")
     size_in_16_bits, size_in_4_bits = (
-        plan(dataclasses.replace(config, base=base), spec).base for base in (in_16_bits, in_4_bits)
+        plan(dataclasses.replace(config, base=base, dequantized=False), spec).base for base in (in_16_bits, in_4_bits)
     )
     return size_in_16_bits, size_in_4_bits
 
@@ -132,8 +132,8 @@ def parameters(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
 
 
 def _dequantizes(config: TrainConfig) -> bool:
-    """Return whether each step dequantizes the base; `hold = "auto"` counts as true (`budget.resolve_auto` decides it)."""
-    return config.base.quantize == "nf4" and config.base.hold != "dense"
+    """Return whether each step dequantizes the base."""
+    return config.base.quantize == "nf4" and not config.dequantized
 
 
 def _tokens(config: TrainConfig) -> int:

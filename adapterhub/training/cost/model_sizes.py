@@ -12,7 +12,7 @@ from adapterhub.training.layers.targets import Sizes, resolve
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters import safe_regex
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.canonical_names import BaseTensor, name_in_memory
+from adapterhub_converters.bases.canonical_names import BaseTensor
 
 # The last layers of attention and of an MLP have their own input; the other layers of a module share one.
 _OWN_INPUT = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
@@ -113,7 +113,7 @@ def _text_tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
     """Return the tensors used for text: of a vision-language model, those of its text model under their names in memory."""
     if spec.text_type is None:
         return spec.tensors
-    renamed = {name_in_memory(name, spec.model_type): tensor for name, tensor in spec.tensors.items()}
+    renamed = {name: spec.tensors[stored] for stored, name in spec.renaming.names(spec.tensors).items()}
     text = {name: tensor for name, tensor in renamed.items() if ".language_model." in name or not name.startswith("model.")}
     return text if any(".language_model." in name for name in text) else spec.tensors
 

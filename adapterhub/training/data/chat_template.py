@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adapterhub.training import process_limits
@@ -23,7 +23,12 @@ from adapterhub_converters.trained_prompt import CLOCK, RESERVED, TrainedPrompt
 _VARIABLES = (
     "{{ dict(messages=messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt)|tojson }}"
 )
+_WORD = "word"
+ANSWERED = ({"role": "user", "content": _WORD}, {"role": "assistant", "content": _WORD})
+"""A conversation that shows what a template writes after an answer."""
 SECONDS = 10  # of processor time per conversation; rendering one takes milliseconds
+MAX_ENDED = 2
+"""Conversations of a batch that may exceed that: a template that ends none of them costs no more time than a few."""
 
 
 _CHATML = (
@@ -141,10 +146,28 @@ def render_variables(template: str, variables: Mapping[str, Any], *, location: s
         raise _refusal(error, location) from error
 
 
+def end_mark(answered: str, special: Iterable[str], ends: Iterable[str]) -> str | None:
+    """Return the special token that a template writes right after an answer; None if there is none, or the model stops anyway.
+
+    Bases that were trained on text alone stop at another token, and what is trained on them with `chatml` ends with its mark.
+
+    Args:
+        answered: The text of ANSWERED.
+        special: The texts of the special tokens.
+        ends: The texts of the tokens that end any answer of the base.
+    """
+    after = answered.rpartition(_WORD)[2]
+    if any(end in after for end in ends if end):
+        return None
+    return max((token for token in special if token and after.startswith(token)), key=len, default=None)
+
+
 def limit_error(location: str) -> FormatError:
     """Return the error for a conversation whose rendering exceeds a limit."""
     return FormatError(
-        location, f"the model's chat template exceeds {SECONDS} s or {process_limits.MEMORY >> 30} GiB of memory"
+        location,
+        f"the model's chat template exceeds {SECONDS} s ({MAX_ENDED * SECONDS} s for 64 conversations) "
+        f"or {process_limits.MEMORY >> 30} GiB of memory",
     )
 
 

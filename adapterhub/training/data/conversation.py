@@ -72,7 +72,7 @@ class Conversation:
     def render(self, answer: Any) -> None:
         """Take the text of the conversation from the answer to its request, which may be an error, or render it."""
         if isinstance(answer, process_limits.LimitExceededError):
-            raise chat_template.limit_error(self._location)
+            raise chat_template.limit_error(self._location) from answer
         if isinstance(answer, dict) and self._is_complete(answer["text"]):
             special = special_texts(self._tokenizer)
             self._measures = template_measures.Measures.of(self._messages, self._plan, answer, special)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from adapterhub.training.process_limits import LimitExceededError
 from adapterhub_converters.errors import FormatError, Problems
 
-from . import record_shapes
+from . import chat_template, record_shapes
 from .conversation import Conversation
 from .document_files import Document
 from .example import Example
@@ -37,19 +38,22 @@ def encode_documents(
 ) -> Iterator[tuple[Example, bytes]]:
     """Yield encoded documents, each with its digest; of a pair, the chosen side before the rejected one.
 
-    The first refusals of the chat template are raised together, after the last document.
+    The first refusals of the chat template are raised together, after the last document, or after so many exceeded its limits
+    that the rest of their batch was not tried.
 
     Args:
         on_batch: Called with the number of documents of each batch that is encoded.
     """
     problems: Problems[FormatError] = Problems()
+    endless = 0
     for document, examples in _encoded(documents, tokenizer, loss, on_batch):
         error = next((example for example in examples if isinstance(example, FormatError)), None)
         if error is None:
             yield from ((example, document.digest) for example in examples if isinstance(example, Example))
             continue
         problems.add(error)
-        if problems.count == problems.SHOWN:
+        endless += isinstance(error.__cause__, LimitExceededError)
+        if problems.count == problems.SHOWN or endless == chat_template.MAX_ENDED:
             break  # every further one would cost a call of the template
     problems.check()
 

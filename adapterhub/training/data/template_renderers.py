@@ -113,13 +113,15 @@ def ask(batch: Sequence[Request | None], processes: _Processes | None = None) ->
 
 def _ask_all(template: str, values: Sequence[Any], processes: _Processes | None) -> list[Any]:
     answers: list[Any] = []
+    allowed = chat_template.MAX_ENDED  # also the seconds for all values, in those for one: rendering 64 takes one
     while len(answers) < len(values):
-        if processes is not None and processes.has_ended:
+        if not allowed or (processes is not None and processes.has_ended):
             return [*answers, *(process_limits.LimitExceededError() for _ in values[len(answers) :])]
         process = chat_template.process(template) if processes is None else processes.get(template)
-        answers += process.ask_all(values[len(answers) :], chat_template.SECONDS)
+        answers += process.ask_all(values[len(answers) :], chat_template.SECONDS, allowed * chat_template.SECONDS)
         # The process has ended; the next conversation starts another.
         if isinstance(answers[-1], process_limits.LimitExceededError):
+            allowed -= 1
             chat_template.process.cache_clear() if processes is None else processes.forget(template)
     return answers
 

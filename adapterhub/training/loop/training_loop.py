@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.training import compute_device, distributed
-from adapterhub.training.cost.budget import cores_are_busy
 from adapterhub.training.data.packed_rows import PackedRows, Rows, order, tokens_read
 from adapterhub.training.events import NoteEvent, OnEvent, StepEvent
+from adapterhub.training.machine import cores_are_busy
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import OptimConfig, PreferenceConfig
 from adapterhub_converters.errors import AdapterhubError, RefusedError, StoppedError
@@ -176,7 +176,7 @@ def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     is_finite = state.scale.accepts(float(norm))
     if is_finite:
         state.optimizer.step()
-    # Zeros instead of None: a parameter without gradient would be missing from the sum over processes.
+    # Zeros instead of None, with which AdamW would leave out an expert that has no token in a step: in peft its moments decay.
     state.optimizer.zero_grad(set_to_none=False)
     state.step += 1
     if state.scale.skipped >= _MAX_SKIPPED and state.scale.factor == 1.0:

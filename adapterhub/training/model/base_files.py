@@ -6,31 +6,27 @@ base's `spec` instead of reading its files again.
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self
 
 from adapterhub import digest_cache
 from adapterhub.digest import Digest, copy_hashing
-from adapterhub_converters.bases import BaseSpec, RangedFile, gguf_base, read_base, read_files, weight_files
+from adapterhub_converters.bases import BaseSpec, LocalFiles, gguf_base, read_base, read_files, weight_files
 from adapterhub_converters.bases.quantized_shapes import quantization_settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
-from adapterhub_converters.containers.open_file import open_regular
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, StoppedError
+from adapterhub_converters.errors import NotFoundError, RefusedError, StoppedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
 
 from . import tokenizer_files
 from .base_tensors import FolderWeights, GGUFFileWeights, Weights
 
 _CONFIG = "config.json"
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class BaseFiles:
@@ -57,7 +53,7 @@ class BaseFiles:
             raise
 
     def _read_spec(self) -> BaseSpec:
-        if self._files.handle(_CONFIG) if self.path.is_dir() else self.path.exists():
+        if (self.path / _CONFIG if self.path.is_dir() else self.path).exists():
             return read_files(self._files, "" if self.path.is_dir() else self.path.name)
         return read_base(self.path)  # which reports what is missing
 
@@ -84,11 +80,11 @@ class BaseFiles:
         return entries
 
     def _hash(self, name: str) -> Digest:
-        file = self._files.handle(name)
-        if file is None:
-            raise NotFoundError(self._files.label(name), "no such file", code="no-such-file")
-        file.seek(0)
-        return copy_hashing(file, None, on_bytes=self._check_open)[0]
+        try:
+            with self._files.open_file(name) as file:
+                return copy_hashing(file, None, on_bytes=self._check_open)[0]
+        except FileNotFoundError as error:
+            raise NotFoundError(self._files.label(name), "no such file", code="no-such-file") from error
 
     def _check_open(self, _: int) -> None:
         if self._closed:
@@ -156,66 +152,18 @@ def _check_quantization_method(config: dict[str, Any], location: str) -> None:
         raise RefusedError(location, f"weights quantized with {method_name} cannot be trained on", "Use the model in 16 bits")
 
 
-class _OpenFiles:
-    """The files of a folder, each opened once and kept open (`adapterhub_converters.bases.Files`)."""
+class _OpenFiles(LocalFiles):
+    """The files of a folder, each opened once and kept open."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.local: Path | None = folder
-        self.notes: list[str] = []
-        self._folder, self._stack = folder, stack
-        self._handles: dict[str, BinaryIO | None] = {}
+        super().__init__(folder)
+        self._stack = stack
+        self._handles: dict[str, BinaryIO] = {}
 
-    def handle(self, name: str) -> BinaryIO | None:
-        """Return the open file, at any position; None if it does not exist."""
+    @contextmanager
+    def open_file(self, name: str) -> Iterator[BinaryIO]:
+        """Yield the open file, at its beginning."""
         if name not in self._handles:
-            try:
-                file = open_regular(self._folder / name, buffering=-1)
-                self._handles[name] = self._stack.enter_context(file)
-            except FileNotFoundError:
-                self._handles[name] = None
-            except OSError as error:
-                raise LocalIOError(self.label(name), error.strerror or str(error)) from error
-        return self._handles[name]
-
-    def label(self, name: str) -> str:
-        """Return the path, for messages."""
-        return str(self._folder / name)
-
-    def read_whole(self, name: str, limit: int) -> bytes | None:
-        """Return the bytes of a small file; None if it does not exist."""
-        file = self.handle(name)
-        if file is None:
-            return None
-        file.seek(0)
-        # One byte more than allowed shows that the file is too large.
-        raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
-        if len(raw) > limit:
-            raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
-        return raw
-
-    def open_ranged(self, name: str) -> RangedFile | None:
-        """Return a reader of byte ranges; None if the file does not exist."""
-        file = self.handle(name)
-        if file is None:
-            return None
-
-        def read_at(offset: int, n: int) -> bytes:
-            file.seek(offset)
-            return file.read(n)
-
-        return RangedFile(os.fstat(file.fileno()).st_size, read_at, self.label(name))
-
-    def sha256(self, name: str) -> str | None:
-        """Return the digest of a file; None if it cannot be opened."""
-        try:
-            file = self.handle(name)
-        except LocalIOError:
-            return None
-        if file is None:
-            return None
-        file.seek(0)
-        return copy_hashing(file, None)[0]
-
-    def map_items(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Apply a function to one item after another."""
-        return [function(item) for item in items]
+            self._handles[name] = self._stack.enter_context(super().open_file(name))
+        self._handles[name].seek(0)
+        yield self._handles[name]

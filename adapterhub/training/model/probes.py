@@ -127,7 +127,7 @@ def check_attention(base: Base, longest: int, free: int | None, location: str, *
     attention.
 
     Args:
-        free: The bytes that the scores of eager attention may take; None for no limit.
+        free: The free bytes, half of which the scores of eager attention may take; None for no limit.
         packed: Whether documents share rows: the row has two then.
     """
     if not row_attention.suits(type(base.model)) or base.model.config._attn_implementation != row_attention.NAME:
@@ -135,7 +135,7 @@ def check_attention(base: Base, longest: int, free: int | None, location: str, *
     config = base.model.config.get_text_config()
     length, limit = _compared_length(config, longest), _largest_limit(config, longest)
     heads = getattr(config, "num_attention_heads", 1)
-    while free is not None and length > _FIRST_LENGTH + _SECOND_LENGTH and heads * length**2 * _BYTES_PER_SCORE > free:
+    while free is not None and length > _FIRST_LENGTH + _SECOND_LENGTH and heads * length**2 * _BYTES_PER_SCORE > free // 2:
         length //= 2
     one_document = torch.arange(length)[None]
     two_documents = torch.cat([torch.arange(_FIRST_LENGTH), torch.arange(length - _FIRST_LENGTH)])[None]

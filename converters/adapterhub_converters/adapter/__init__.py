@@ -1,6 +1,7 @@
 """The canonical form of an adapter, which every format reads to and writes from."""
 
 from .adapter import (
+    BUNDLED,
     FULL,
     Adapter,
     Delta,
@@ -15,6 +16,7 @@ from .adapter import (
     factor_pairs,
     plain_pairs,
     problems_beyond_deltas,
+    refuse_bundled,
     refuse_conditions,
     refuse_differences,
     refuse_tuned,
@@ -24,9 +26,11 @@ from .adapter import (
 )
 from .deltas import MAX_EXPERTS, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
 from .factored_deltas import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera, as_pairs, count_pair_numbers
-from .peft_tuners import TUNERS, TunedModule, Tuner, layers_of_classifier, tuner_of
+from .peft_tuners import TUNERS, layers_of_classifier, tuner_of
+from .tuner import TunedModule, Tuner
 
 __all__ = [
+    "BUNDLED",
     "FULL",
     "MAX_EXPERTS",
     "TUNERS",
@@ -59,6 +63,7 @@ __all__ = [
     "layers_of_classifier",
     "plain_pairs",
     "problems_beyond_deltas",
+    "refuse_bundled",
     "refuse_conditions",
     "refuse_differences",
     "refuse_tuned",

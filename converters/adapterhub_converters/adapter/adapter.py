@@ -19,7 +19,8 @@ from adapterhub_converters.errors import RefusedError, refused_error
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored_deltas import Factored, Vera, as_pairs
-from .peft_tuners import TUNERS, TunedModule
+from .peft_tuners import TUNERS
+from .tuner import TunedModule
 
 # Names in `Adapter.tensors` of parts that deltas name differently.
 _LABELS = {"bias": "lora_B.bias"}
@@ -217,6 +218,18 @@ def _difference_problems(adapter: Adapter) -> list[str]:
     return [f"{name}: a difference to the base's own parameter cannot be expressed here" for name in sorted(adapter.added)]
 
 
+BUNDLED = "bundle_emb."
+"""The beginning of the names of embeddings that OneTrainer stores with an adapter; no model has such a parameter."""
+
+
+def refuse_bundled(adapter: Adapter) -> None:
+    """Raise a RefusedError for embeddings that OneTrainer bundled with the adapter; it names all of them."""
+    if names := [name for name in sorted(adapter.replaced) if name.startswith(BUNDLED)]:
+        problem = "an embedding that OneTrainer bundled with the adapter, which cannot be expressed here"
+        reasons = [f"{name}: {problem}" for name in names]
+        raise refused_error("adapter", reasons, code="bundled-embeddings")
+
+
 def without_invocation(adapter: Adapter) -> Adapter:
     """Return an adapter without its invocation tokens (aLoRA), for a format that records them beside it."""
     return replace(adapter, meta=replace(adapter.meta, invocation=())) if adapter.meta.invocation else adapter
@@ -225,6 +238,7 @@ def without_invocation(adapter: Adapter) -> Adapter:
 def refuse_conditions(adapter: Adapter) -> None:
     """Raise a RefusedError for properties that only PEFT can express: when the adapter acts, on what, and by what tuner."""
     refuse_tuned(adapter)
+    refuse_bundled(adapter)
     refuse_differences(adapter, "added")
     if adapter.meta.invocation:
         problem = "the adapter acts only after certain tokens (aLoRA), which cannot be expressed here"
@@ -258,8 +272,8 @@ def problems_beyond_deltas(adapter: Adapter, format_name: str) -> list[str]:
     problems += [f"{target}: replaced rows cannot be expressed in {format_name}" for target in sorted(adapter.rows)]
     problems += _difference_problems(adapter)
     try:
-        # Differences are listed above, one by one.
-        refuse_conditions(replace(adapter, added={}))
+        # Differences and replaced parameters are listed above, one by one.
+        refuse_conditions(replace(adapter, added={}, replaced={}))
     except RefusedError as error:
         problems.append(f"{error.where}: {error.what}")
     return problems

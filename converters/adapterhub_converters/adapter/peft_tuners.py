@@ -1,120 +1,20 @@
 """PEFT's tuners that are not LoRA: what each stores for a module, and how it changes the base's weight.
 
 `TUNERS` has one row for each, read from peft 0.21.2 (`tuners/*/layer.py`, `merge` and `get_delta_weight`). Numbers are float32,
-and a weight is `(out_features, in_features)`. Nothing here is stored as a low-rank pair; three tuners equal one, which
+and a weight is `(out_features, in_features)`. Nothing here is stored as a low-rank pair; some tuners equal one, which
 `Tuner.pair` returns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .deltas import LowRank, Parts
-
-Weight = NDArray[np.float32]
-Tensors = Mapping[str, np.ndarray]
-Numbers = Mapping[str, Any]
-"""The keys of a config, with peft's defaults for those that are absent."""
-Shape = tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Tuner:
-    """One row of the table.
-
-    Attributes:
-        method: The name of the tuner in records.
-        numbers: The keys of its config that describe it, and peft's defaults.
-        others: Further keys of its config, which do not change a trained adapter.
-        parts: The names of a module's tensors; empty for a tuner without tensors of its own.
-        fits: Returns whether the tensors of a module can change a weight of this shape.
-        change: Returns the changed weight of the base; None if the tuner changes no weight.
-        pair: Returns the low-rank pair that the tensors equal, for a weight of this shape; None if they equal none.
-        shared: The names of tensors that all modules share.
-        variants: Other sets of names that `parts` may be.
-        bias: Whether the bias of the module changes as a column of its weight does.
-        integers: The parts that are indices.
-        unmerged: Why no weight can express the change, worded to follow the tuner's name; empty if one can.
-    """
-
-    method: str
-    numbers: Numbers = field(default_factory=dict)
-    ignored_keys: frozenset[str] = frozenset()
-    tensor_names: tuple[str, ...] = ()
-    fits: Callable[[Tensors, Numbers, Shape], bool] = lambda tensors, numbers, shape: True
-    change: Callable[[Tensors, Numbers, Weight], Weight] | None = None
-    pair: Callable[[Tensors, Numbers, Shape], LowRank] | None = None
-    shared: tuple[str, ...] = ()
-    variants: tuple[tuple[str, ...], ...] = ()
-    bias: bool = False
-    integers: frozenset[str] = frozenset()
-    unmerged: str = ""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TunedModule:
-    """The change of one module by a tuner that is not LoRA.
-
-    Attributes:
-        tuner: The row of the table.
-        tensors: By the names of `tuner.parts`.
-        numbers: The values of the config for `tuner.numbers`.
-        shared: The tensors that all modules share, by name; a file may have a copy of them for each module.
-        transposed_base: The base stores its weight `(in, out)`.
-    """
-
-    tuner: Tuner
-    tensors: Tensors
-    numbers: Numbers
-    shared: Tensors = field(default_factory=dict)
-    transposed_base: bool = False
-
-    def parts(self) -> Parts:
-        """Yield its own tensors with their names."""
-        yield from self.tensors.items()
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether it can change a weight that the base stores in this shape."""
-        if len(shape) != 2:
-            return False
-        # The tuners are written for `(out, in)`.
-        out_features, in_features = shape[::-1] if self.transposed_base else shape
-        return self.tuner.fits(self._all_tensors, self.numbers, (out_features, in_features))
-
-    @property
-    def acts_on_weight(self) -> bool:
-        """Whether it changes a weight, rather than the input."""
-        return self.tuner.change is not None or self.tuner.pair is not None
-
-    @property
-    def fits_bias(self) -> bool:
-        """Whether the bias of the module changes too; it does not with IA3's factors of inputs."""
-        return self.tuner.bias and all(tensor.shape[:1] != (1,) for tensor in self.tensors.values())
-
-    def pair(self, shape: Shape) -> LowRank | None:
-        """Return the low-rank pair that it equals on a weight of `(out_features, in_features)`; None if it equals none."""
-        return self.tuner.pair(self._all_tensors, self.numbers, shape) if self.tuner.pair else None
-
-    def apply(self, weight: Weight) -> Weight:
-        """Return the base's weight, `(out_features, in_features)`, with the change applied."""
-        if self.tuner.change is None:
-            raise NotImplementedError(self.tuner.method)
-        return self.tuner.change(self._all_tensors, self.numbers, weight)
-
-    @property
-    def _all_tensors(self) -> Tensors:
-        return {**self.tensors, **self.shared}
-
-
-def _f32(array: np.ndarray) -> Weight:
-    return array.astype(np.float32, copy=False)
-
+from . import sparse_tuners as sparse
+from . import subspace_tuners as subspace
+from .deltas import LowRank
+from .tuner import Numbers, Shape, Tensors, Tuner, Weight, f32
 
 # ---- IA3 (arXiv 2205.05638): a factor for each input, or each output
 
@@ -124,7 +24,7 @@ def _ia3_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 
 def _ia3_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    return weight * _f32(tensors["ia3_l"])
+    return weight * f32(tensors["ia3_l"])
 
 
 # ---- OFT (arXiv 2306.07280) and BOFT (arXiv 2311.06243): rotations of blocks of the inputs
@@ -147,7 +47,7 @@ def _neumann(skew: Weight, terms: int) -> Weight:
 
 
 def _oft_skew(tensors: Tensors, numbers: Numbers) -> Weight:
-    vectors = _f32(tensors["oft_R.weight"])
+    vectors = f32(tensors["oft_R.weight"])
     size = _oft_size(vectors.shape[1])
     skew = np.zeros((len(vectors), size, size), np.float32)
     rows, columns = np.triu_indices(size, 1)
@@ -197,8 +97,8 @@ def _boft_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 
 def _boft_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    blocks = _f32(tensors["boft_R"])[0]
-    return _rotate_blocks(weight, _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))) * _f32(tensors["boft_s"])
+    blocks = f32(tensors["boft_R"])[0]
+    return _rotate_blocks(weight, _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))) * f32(tensors["boft_s"])
 
 
 # ---- HRA (arXiv 2405.17484): reflections of the inputs
@@ -209,7 +109,7 @@ def _hra_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 
 def _hra_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    axes = _f32(tensors["hra_u"])
+    axes = f32(tensors["hra_u"])
     unit: list[Weight] = []
     for column in axes.T:
         axis = column
@@ -239,7 +139,7 @@ _ROAD_SIZES = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 
 def _road_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     group, variant = int(numbers["group_size"]), numbers["variant"]
-    theta, alpha = (_f32(tensors[part]) for part in ("road_theta", "road_alpha"))
+    theta, alpha = (f32(tensors[part]) for part in ("road_theta", "road_alpha"))
     # The variants share numbers differently: one per pair, one per element, or two per element.
     if variant == "road_1":
         theta, alpha = (np.repeat(values.reshape(-1, group // 2), 2, axis=0).reshape(-1) for values in (theta, alpha))
@@ -269,14 +169,14 @@ def _miss_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 def _miss_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
     """Return the pair of MiSS (arXiv 2409.15371): a block of rows for each `r` inputs, so `lora_A` is a repeated identity."""
-    block = _f32(tensors["miss_block"])
+    block = f32(tensors["miss_block"])
     r, out_features, in_features = len(block), *shape
     lora_A = np.tile(np.eye(r, dtype=np.float32), (1, -(-in_features // r)))[:, :in_features]
     return LowRank(lora_A, np.tile(block, (1, out_features // block.shape[1])).T, float(r))
 
 
 def _miss_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    block = _f32(tensors["miss_block"])
+    block = f32(tensors["miss_block"])
     if block.ndim == 2:
         pair = _miss_pair(tensors, numbers, (weight.shape[0], weight.shape[1]))
         result: Weight = weight + pair.lora_B @ pair.lora_A
@@ -286,49 +186,6 @@ def _miss_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     return weight + (blocks @ block + block).transpose(1, 2, 0, 3).reshape(weight.shape)
 
 
-def _fourier_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
-    spectrum = tensors["fourierft_spectrum"]
-    # For larger ranges, torch draws its random numbers differently.
-    return spectrum.ndim == 1 and 0 < spectrum.size <= math.prod(shape) < (2**32 - 1) // 20
-
-
-def _fourier_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    """Apply FourierFT (arXiv 2405.03003): a sum of waves, whose frequencies come from a seed."""
-    spectrum = _f32(tensors["fourierft_spectrum"])
-    dense = np.zeros(weight.size, np.float32)
-    # peft does not store the frequencies, only the seed that they were drawn with.
-    dense[_permutation(weight.size, spectrum.size, int(numbers["random_loc_seed"]))] = spectrum
-    waves = np.fft.ifft2(dense.reshape(weight.shape)).real
-    return weight + (waves * float(numbers["scaling"])).astype(np.float32)
-
-
-def _permutation(n: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Return the first `count` of torch's `randperm(n)`, whose generator is numpy's (aten, `randperm_cpu`)."""
-    drawn = np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)
-    # A Fisher-Yates shuffle that keeps only the elements that were moved: `n` may be the size of a weight.
-    displaced: dict[int, int] = {}
-    permutation = np.empty(count, np.int64)
-    for i, number in enumerate(drawn.tolist()):
-        index = i + number % (n - i)
-        permutation[i] = displaced.get(index, index)
-        displaced[index] = displaced.get(i, i)
-    return permutation
-
-
-def _shira_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
-    places, values = tensors["shira_indices"], tensors["shira_weight"]
-    if values.ndim != 1 or places.shape != (2, values.size) or places.dtype.kind not in "iu":
-        return False
-    return all(not values.size or (axis.min() >= 0 and axis.max() < size) for axis, size in zip(places, shape, strict=True))
-
-
-def _shira_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    """Apply SHiRA (arXiv 2406.13175): changes of single elements."""
-    result = weight.copy()
-    np.add.at(result, tuple(tensors["shira_indices"].astype(np.int64)), _f32(tensors["shira_weight"]))
-    return result
-
-
 def _c3a_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     kernel = tensors["c3a_kernel"]
     return kernel.ndim == 3 and (kernel.shape[0] * kernel.shape[2], kernel.shape[1] * kernel.shape[2]) == shape
@@ -336,7 +193,7 @@ def _c3a_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 def _c3a_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     """Apply C3A (arXiv 2407.19342): circulant blocks, divided by the number of inputs."""
-    kernel = _f32(tensors["c3a_kernel"])
+    kernel = f32(tensors["c3a_kernel"])
     size = kernel.shape[2]
     shifts = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size  # [output, input]
     delta = kernel[:, :, shifts].transpose(0, 2, 1, 3).reshape(weight.shape)
@@ -359,7 +216,7 @@ def _randlora_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 def _randlora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
     """Return the pair of RandLora (arXiv 2502.00987): random bases of full rank together, with trained factors."""
-    A, B, factors, gamma = (_f32(tensors[f"randlora_{part}"]) for part in ("A", "B", "lambda", "gamma"))
+    A, B, factors, gamma = (f32(tensors[f"randlora_{part}"]) for part in ("A", "B", "lambda", "gamma"))
     bases, narrow, wide = factors.shape[1], min(shape), max(shape)
     small = (factors[:, :, None] * A[:, :bases, :narrow] * gamma[None]).reshape(-1, narrow)
     large = B[:wide, :bases].reshape(wide, -1)
@@ -389,14 +246,14 @@ def _mixture_shape(tensors: Tensors, half: str, vectors: int, numbers: Numbers) 
 
 def _mixture(tensors: Tensors, half: str, numbers: Numbers) -> Weight:
     """Return the vectors of one half: means of the best vectors in the bank, weighted by the softmax of their logits."""
-    bank, logits = _f32(tensors["vblora_vector_bank"]), tensors.get(f"vblora_logits_{half}")
+    bank, logits = f32(tensors["vblora_vector_bank"]), tensors.get(f"vblora_logits_{half}")
     if logits is None:
         places = tensors[f"vblora_logits_{half}_topk_indices"].astype(np.int64)
-        weights = _f32(tensors[f"vblora_logits_{half}_topk_weights"])
+        weights = f32(tensors[f"vblora_logits_{half}_topk_weights"])
         weights = np.concatenate([weights, 1 - weights.sum(axis=-1, keepdims=True)], axis=-1)
     else:
-        places = np.argsort(-_f32(logits), axis=-1, kind="stable")[..., : int(numbers["topk"])]
-        best = np.take_along_axis(_f32(logits), places, axis=-1)
+        places = np.argsort(-f32(logits), axis=-1, kind="stable")[..., : int(numbers["topk"])]
+        best = np.take_along_axis(f32(logits), places, axis=-1)
         weights = np.exp(best - best.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
     mixed: Weight = (weights[..., None] * bank[places]).sum(axis=-2)
@@ -415,6 +272,7 @@ def _vblora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
 
 # VB-LoRA's tensors with `save_only_topk_weights`.
 _TOPK_PARTS = tuple(f"vblora_logits_{half}_topk_{part}" for half in "AB" for part in ("indices", "weights"))
+_UNILORA_PLACES = tuple(f"unilora_{kind}_{half}" for kind in ("indices", "scales") for half in "AB")
 _PROMPT_KEYS = frozenset({
     "num_attention_heads", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
     "init_weights", "num_transformer_submodules", "encoder_dropout", "encoder_reparameterization_type", "encoder_num_layers",
@@ -453,11 +311,12 @@ TUNERS: dict[str, Tuner] = {
     ),
     "FOURIERFT": Tuner(
         "fourierft", {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
-        frozenset({"init_weights", "n_frequency_pattern"}), ("fourierft_spectrum",), _fourier_fits, _fourier_change,
+        frozenset({"init_weights", "n_frequency_pattern"}), ("fourierft_spectrum",), sparse.fourier_fits, sparse.fourier_change,
+        refuse=sparse.refuse_seed,
     ),
     "SHIRA": Tuner(
         "shira", {"r": 32, "mask_type": "random"}, frozenset({"init_weights", "random_seed"}),
-        ("shira_indices", "shira_weight"), _shira_fits, _shira_change, integers=frozenset({"shira_indices"}),
+        ("shira_indices", "shira_weight"), sparse.shira_fits, sparse.shira_change, integers=frozenset({"shira_indices"}),
     ),
     "C3A": Tuner(
         "c3a", {"block_size": 256}, frozenset({"init_weights", "block_size_pattern"}), ("c3a_kernel",), _c3a_fits, _c3a_change,
@@ -475,6 +334,80 @@ TUNERS: dict[str, Tuner] = {
         variants=(_TOPK_PARTS,),
         integers=frozenset(name for name in _TOPK_PARTS if name.endswith("indices")),
     ),
+    "WAVEFT": Tuner(
+        "waveft",
+        {"n_frequency": 2592, "scaling": 25.0, "wavelet_family": "db1", "use_idwt": True, "random_loc_seed": 777},
+        frozenset({"init_weights", "n_frequency_pattern", "proportional_parameters"}), ("waveft_spectrum",), sparse.waveft_fits,
+        sparse.waveft_change, refuse=sparse.refuse_wavelet,
+    ),
+    "SUPERTUNING": Tuner(
+        "supertuning", {"sparsity": 0.99, "select_top": True, "r": None, "lora_alpha": None},
+        frozenset({"init_weights", "lora_dropout", "save_precomputed_indices"}),
+        ("supertuning_indices", "supertuning_values"), sparse.supertuning_fits, sparse.supertuning_change,
+        optional=("supertuning_lora_A.weight", "supertuning_lora_B.weight"), integers=frozenset({"supertuning_indices"}),
+        unsaved={"supertuning_indices": "save_precomputed_indices"},
+    ),
+    "DELORA": Tuner(
+        "delora", {"r": 8}, frozenset({"init_weights", "delora_lambda", "lambda_pattern", "module_dropout"}),
+        ("delora_A", "delora_B", "delora_lambda", "delora_w_norm"), subspace.delora_fits, pair=subspace.delora_pair,
+    ),
+    "GRALORA": Tuner(
+        "gralora", {"r": 32, "hybrid_r": 0, "alpha": 64, "gralora_k": 2}, frozenset({"init_weights", "gralora_dropout"}),
+        ("gralora_A", "gralora_B"), subspace.gralora_fits, pair=subspace.gralora_pair,
+        optional=("gralora_A_general.weight", "gralora_B_general.weight"),
+    ),
+    "PVERA": Tuner(
+        "pvera", {"r": 256},
+        frozenset({"init_weights", "projection_prng_key", "save_projection", "pvera_dropout", "d_initial",
+                   "sample_at_inference", "generator_seed"}),
+        ("pvera_lambda_b", "pvera_lambda_d"), subspace.pvera_fits, pair=subspace.pvera_pair, shared=("pvera_A", "pvera_B"),
+    ),
+    "UNILORA": Tuner(
+        "unilora", {"r": 4, "theta_d_length": 256},
+        frozenset({"init_weights", "proj_seed", "unilora_dropout", "init_theta_d_bound", "save_indices"}),
+        _UNILORA_PLACES, subspace.unilora_fits, pair=subspace.unilora_pair, shared=("unilora_theta_d",),
+        integers=frozenset(name for name in _UNILORA_PLACES if "indices" in name),
+        unsaved=dict.fromkeys(_UNILORA_PLACES, "save_indices"),
+    ),
+    "TINYLORA": Tuner(
+        "tinylora", {"r": 2, "u": 64, "weight_tying": 0.0},
+        frozenset({"init_weights", "projection_seed", "save_projection", "init_v_bound", "tinylora_dropout"}),
+        ("tinylora_A", "tinylora_B", "tinylora_P"), subspace.tinylora_fits, pair=subspace.tinylora_pair,
+        shared=("tinylora_v.0",), unsaved={"tinylora_P": "save_projection"},
+    ),
+    "HIRA": Tuner(
+        "hira", {"r": 32}, frozenset({"init_weights", "hira_dropout"}), ("hira_A", "hira_B"), subspace.hira_fits,
+        subspace.hira_change, variants=(("hira_embedding_A", "hira_embedding_B"),),
+    ),
+    "DEFT": Tuner(
+        "deft", {"r": 8, "decomposition_method": "relu", "alpha": None, "para": False},
+        frozenset({"init_weights", "init_scale", "deft_dropout"}), ("deft_P",), subspace.deft_fits, subspace.deft_change,
+        optional=("deft_R",),
+    ),
+    "FROD": Tuner(
+        "frod", {},
+        frozenset({"init_weights", "projection_prng_key", "save_projection", "frod_dropout", "sparse_rate",
+                   "regularization_alpha", "progressbar", "runtime_offload_base_weight"}),
+        ("frod_lambda_l", "frod_lambda_s_values"), subspace.frod_fits, subspace.frod_change,
+        shared=("frod_V", "frod_s_indices", "frod_s_size"), category=subspace.frod_category,
+        integers=frozenset({"frod_s_indices", "frod_s_size"}),
+    ),
+    "OSF": Tuner(
+        "osf", {"effective_rank": None}, frozenset({"init_weights", "target_svd_config"}),
+        ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"), subspace.osf_fits, subspace.osf_change,
+    ),
+    "PEANUT": Tuner(
+        "peanut", {"r": 32, "depth": 0, "act_fn": "relu", "scaling": 1.0}, frozenset({"init_weights"}),
+        ("peanut_A.weight", "peanut_B.weight"), subspace.peanut_fits, subspace.peanut_change,
+        optional=tuple(f"peanut_{half}.{level}.weight" for level in range(32) for half in ("encoders", "decoders")),
+        refuse=subspace.refuse_activation,
+    ),
+    "GLORA": Tuner(
+        "glora", {"r": 8, "config_A_B": "lora", "config_C": "lora", "config_D_E": "constant"}, frozenset({"init_weights"}), (),
+        subspace.glora_fits, subspace.glora_change, change_bias=subspace.glora_bias,
+        optional=tuple(f"glora_{path}.{part}" for path in "ABCDE" for part in ("Xd", "Xu", "X", "zeros")),
+    ),
+    "BEFT": Tuner("beft", {}, frozenset({"init_weights"}), ("beft_bias",)),
     "LN_TUNING": Tuner("ln_tuning"),
     "TRAINABLE_TOKENS": Tuner("trainable_tokens", {}, frozenset({"init_weights", "token_indices"})),
     "PROMPT_TUNING": _prompt_tuner("prompt_tuning"),

@@ -23,17 +23,22 @@ TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 """Tensors that may contain others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
-_LAYER_LISTS = ("model.layers", "transformer.h")
-_TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
+_LAYER_LISTS = ("model.layers", "transformer.h", "gpt_neox.layers", "backbone.layers")
+_TEXT_PREFIXES = (
+    "model.language_model.", "language_model.model.", "model.text_model.", "thinker.model.language_model.", "thinker.model.",
+)  # fmt: skip
+_HEADS = ("language_model.lm_head", "thinker.lm_head")
 _PREFIXES_WITHOUT_MODEL = ("layers.", "embed_tokens")
 
 
-Order = int | tuple[int, int] | tuple[int, int, int, int]
+Order = int | tuple[int, int] | tuple[int, int, int] | tuple[int, int, int, int] | tuple[int, int, int, int, int]
 """Order of a module's rows in llama.cpp.
 
 0: unchanged. n: the halves of each of n heads become pairs. (g, q): g groups of q query heads, a key head and a value head
-become all queries, then all keys, then all values. (first, k, v, d): from row `first` on, the v value heads of d rows of each
-of k key heads become v times the k heads.
+become all queries, then all keys, then all values. (h, d, p): in each of h heads of d rows, the pairs among the first p rows
+become halves. (first, k, v, d): from row `first` on, the v value heads of d rows of each of k key heads become v times the k
+heads. (g, q, k, v, z): g groups of q rows of queries, k of keys, v of values and z of gates become all queries, then all keys,
+all values and all gates.
 """
 
 
@@ -46,7 +51,7 @@ def text_name(module: str) -> str:
         return f"model.{module.removeprefix(prefix)}"
     if module.startswith(_PREFIXES_WITHOUT_MODEL):
         return f"model.{module}"
-    return module.removeprefix("language_model.") if module.startswith("language_model.lm_head") else module
+    return module.partition(".")[2] if module.startswith(_HEADS) else module
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Architecture:
         top: Modules outside the layers.
         layers: Path of the list of layers.
         permuted: Whether the rows of q and k are reordered for llama.cpp's RoPE.
+        unpaired: Whether the rotated pairs of q and k become halves in a model whose rotary embedding has sections.
         grouped: The module with grouped rows of queries, keys, and values, if any.
         head: Whether it supports an output layer of its own; if not, it always uses the embedding table.
         transposed: Whether Hugging Face stores the weights of the linear modules `(in, out)`.
@@ -95,6 +101,8 @@ class Architecture:
         wrapped: Hugging Face classes of vision and audio models whose text model this is, to their `model_type`.
         texts: Further `model_type`s of text models in those classes.
         text: Path of the text model in such a class.
+        split: Modules whose rows llama.cpp has in several tensors, one after the other, to their stems.
+        marks: Parts of tensor names that tell this row from others of its class: a model that has them all is of this row.
         tiled: Modules of linear attention whose value heads llama.cpp reorders.
         across: The tiled modules whose heads are columns rather than rows.
         whole: Whether a GGUF of it has the names and shapes of the checkpoint, so that adapters are merged into it.
@@ -111,6 +119,7 @@ class Architecture:
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
     layers: str = "model.layers"
     permuted: bool = False
+    unpaired: bool = False
     grouped: str = ""
     head: bool = True
     transposed: bool = False
@@ -122,6 +131,8 @@ class Architecture:
     wrapped: Mapping[str, str] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
     text: str = "model"
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
     tiled: frozenset[str] = frozenset()
     across: frozenset[str] = frozenset()
     whole: bool = True
@@ -140,7 +151,7 @@ class Architecture:
 
     def has_tensor(self, stem: str) -> bool:
         """Return whether the architecture usually has a tensor."""
-        return bool(self.module(stem) or self.stacked_module(stem))
+        return bool(self.module(stem) or self.stacked_module(stem) or self.split_module(stem))
 
     def first_name(self, module: str) -> str:
         """Return the checkpoint's name of a linear module that transformers may rename; any other name unchanged."""
@@ -177,10 +188,10 @@ class Architecture:
             return ()
         layer, path = inner
         # A module in a layer: linear, a normalization, or part of the experts.
-        stems: tuple[str, ...] = ()
+        stems = self.split.get(path, ())
         if stem := self.linear.get(path) or self.norms.get(path):
             stems = (stem,)
-        elif self.experts:
+        elif self.experts and not stems:
             expert = self._expert(path)
             stems = (self.experts.modules[expert[1]],) if expert else self.experts.stacked.get(path, ())
         return tuple(f"blk.{layer}.{stem}" for stem in stems)
@@ -242,6 +253,12 @@ class Architecture:
         path = next((module for module, stems in self.experts.stacked.items() if match[1] in stems), None)
         return self._full_name(f"{self.layers}.{match[0]}.{path}") if path else None
 
+    def split_module(self, stem: str) -> str | None:
+        """Return the module of which `stem` has some of the rows."""
+        match = _split_layer(stem, "blk")
+        path = next((module for module, stems in self.split.items() if match and match[1] in stems), None)
+        return self._full_name(f"{self.layers}.{match[0]}.{path}") if match and path else None
+
     def is_norm(self, module: str) -> bool:
         """Return whether a module is a normalization."""
         inner = self._in_layer(module)
@@ -272,15 +289,16 @@ class Architecture:
     def allows(self, module: str, order: Order) -> bool:
         """Return whether a module may have an order in llama.cpp."""
         inner = self._in_layer(module)
-        if inner and inner[1] in self.tiled:
-            return not order or (isinstance(order, tuple) and len(order) == 4)
+        if inner and (inner[1] in self.tiled or self.unpaired):
+            size = 3 if self.unpaired else 5 if inner[1] in self.split else 4
+            return not order or (self.is_reordered(module) and isinstance(order, tuple) and len(order) == size)
         tuple_size = 2 if self.grouped else 0
         return self.is_reordered(module) == bool(order) and (len(order) if isinstance(order, tuple) else 0) in (
             (tuple_size,) if order else (0,)
         )
 
     def _has_permuted_heads(self, path: str) -> bool:
-        return self.permuted and path.endswith((".q_proj", ".k_proj"))
+        return (self.permuted or self.unpaired) and path.endswith((".q_proj", ".k_proj"))
 
     def order(self, module: str, config: Mapping[str, Any], location: str) -> Order:
         """Return the order of a module's rows in llama.cpp, from the numbers in a config; RefusedError without them."""
@@ -288,10 +306,12 @@ class Architecture:
             return 0
         if (inner := self._in_layer(module)) and inner[1] in self.tiled:
             return self.tiles(inner[1], config, location)
+        if self.unpaired:
+            return _unpaired(module, config, location)
         n_head = _count(module, config, location, "num_attention_heads")
         if self.grouped:
-            # BLOOM has a group for each head.
-            groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, location)
+            # BLOOM and GPT-NeoX have a group for each head.
+            groups = n_head if self.gguf in ("bloom", "gptneox") else _falcon_groups(module, config, location)
             if n_head % groups:
                 raise RefusedError(location, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
             return groups, n_head // groups
@@ -319,11 +339,26 @@ _LINEAR_ATTENTION_KEYS = ("num_key_heads", "num_value_heads", "key_head_dim", "v
 
 
 def _tiles(path: str, keys: int, values: int, key_dim: int, value_dim: int) -> Order:
+    if path.endswith("in_proj_qkvz"):  # llama.cpp, conversion/qwen.py, Qwen3NextModel
+        return keys, key_dim, key_dim, values // keys * value_dim, values // keys * value_dim
     # The rule of llama.cpp, conversion/qwen.py, _LinearAttentionVReorderBase.
     if keys == values:
         return 0
     first_row = 2 * keys * key_dim if path.endswith(("in_proj_qkv", "conv1d.weight")) else 0
     return first_row, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
+
+
+def _unpaired(module: str, config: Mapping[str, Any], location: str) -> Order:
+    # The rule of llama.cpp, conversion/glm.py, Glm4Model, where the partial factor has the same default.
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict) or "mrope_section" not in rope:
+        return 0
+    heads = _count(module, config, location, "num_attention_heads" if module.endswith("q_proj") else "num_key_value_heads")
+    size, factor = _count(module, config, location, "head_dim"), rope.get("partial_rotary_factor", 0.5)
+    if not isinstance(factor, int | float) or not 0 < factor <= 1:
+        raise RefusedError(location, f"{module}: partial_rotary_factor is {str(factor)[:40]}, not a number above 0 up to 1")
+    rotated = int(size * factor)
+    return (heads, size, rotated) if rotated else 0
 
 
 def _falcon_groups(module: str, config: Mapping[str, Any], location: str) -> int:

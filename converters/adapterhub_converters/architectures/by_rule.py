@@ -13,6 +13,7 @@ from typing import Any
 
 from .architecture import ATTENTION, MLP, NORMS, TOP, Architecture, Experts
 
+_STATE_SPACE = {"in_proj": "ssm_in", "x_proj": "ssm_x", "dt_proj": "ssm_dt", "out_proj": "ssm_out"}
 STEMS = {
     **ATTENTION,
     **MLP,
@@ -23,6 +24,18 @@ STEMS = {
     "feed_forward.w1": "ffn_gate",
     "feed_forward.w3": "ffn_up",
     "feed_forward.w2": "ffn_down",
+    **{f"feed_forward.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
+    **{f"feed_forward.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
+    "feed_forward.gate": "ffn_gate_inp",
+    "feed_forward.router": "ffn_gate_inp",
+    "mlp.gate_up_proj": "ffn_up",
+    "self_attn.gate_proj": "attn_gate",
+    "self_attn.g_proj": "attn_gate",
+    "shared_mlp.output_linear": "ffn_down_shexp",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.correction_coefs": "altup_correct_coef",
     "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj",
     "linear_attn.in_proj_qkv": "attn_qkv",
@@ -31,8 +44,7 @@ STEMS = {
     "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_ba": "ssm_ba",
     "linear_attn.out_proj": "ssm_out",
-    "mixer.in_proj": "ssm_in",
-    "mixer.out_proj": "ssm_out",
+    **{f"{mixer}.{name}": stem for mixer in ("mixer", "mamba") for name, stem in _STATE_SPACE.items()},
     "mixer.q_proj": "attn_q",
     "mixer.k_proj": "attn_k",
     "mixer.v_proj": "attn_v",
@@ -42,6 +54,8 @@ STEMS = {
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.router.gate": "ffn_gate_inp",
+    **{f"mlp.shared_mlp.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
     "block_sparse_moe.gate": "ffn_gate_inp",
     "block_sparse_moe.router.layer": "ffn_gate_inp",
     "block_sparse_moe.router": "ffn_gate_inp",
@@ -58,47 +72,55 @@ _LINEAR_ATTENTION_PARAMETERS = {
     f"linear_attn.{name}": stem
     for name, stem in (("conv1d.weight", "ssm_conv1d.weight"), ("dt_bias", "ssm_dt.bias"), ("A_log", "ssm_a"))
 }
-_VISION_TEXT_PATH = "model.language_model"
-_SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down"))
-_SHARED_EXPERTS = tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down"))
+VISION_TEXT_PATH = "model.language_model"
+SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down"))
+SHARED_EXPERTS = tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down"))
+GRANITE_EXPERTS = Experts(
+    None,
+    stacked={
+        "block_sparse_moe.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+        "block_sparse_moe.experts.down_proj": ("ffn_down_exps",),
+    },
+)
 _GEMMA4_TOP = {
     "model.embed_tokens": "token_embd", "lm_head": "output", "model.per_layer_model_projection": "per_layer_model_proj",
 }  # fmt: skip
 _NEMOTRON_TOP = {"model.embeddings": "token_embd", "lm_head": "output"}
-_MIXER = {path: stem for path, stem in STEMS.items() if path.startswith("mixer.")}
+_MIXER = {path: stem for path, stem in STEMS.items() if path.startswith("mixer.") and stem not in ("ssm_x", "ssm_dt")}
 _TILED = frozenset(f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"))
 _ACROSS = frozenset({"linear_attn.out_proj"})
 
 
-def _modules(*paths: str) -> dict[str, str]:
+def modules(*paths: str) -> dict[str, str]:
+    """Return the linear modules of these paths, to their stems."""
     return {path: STEMS[path] for path in paths}
 
 
-def _row(
+def row(
     gguf: str, classes: dict[str, str], *extra_paths: str, linear: dict[str, str] | None = None, **fields: Any
 ) -> Architecture:
     """Return a row: attention and a gated MLP, or the modules in `linear`, and the modules `extra_paths`."""
-    linear = (ATTENTION | MLP if linear is None else linear) | _modules(*extra_paths)
+    linear = (ATTENTION | MLP if linear is None else linear) | modules(*extra_paths)
     return Architecture(gguf, classes, linear=linear, **{"norms": NORMS, "top": TOP, **fields}, whole=False)
 
 
 BY_RULE = (
-    _row(
+    row(
         "qwen35",
         {"Qwen3_5ForCausalLM": "qwen3_5_text"},
         *_TILED,
-        wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5"},
+        wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5", "MiniCPMV4_6ForConditionalGeneration": "minicpmv4_6"},
         norms=_POST_NORMS | _QK_NORMS | {"linear_attn.norm": "ssm_norm"},
         aside=_LINEAR_ATTENTION_PARAMETERS,
         shifted=True,
         tiled=_TILED,
         across=_ACROSS,
     ),
-    _row(
+    row(
         "qwen35moe",
         {"Qwen3_5MoeForCausalLM": "qwen3_5_moe_text"},
         *_TILED,
-        *_SHARED_EXPERT,
+        *SHARED_EXPERT,
         "mlp.gate",
         "mlp.shared_expert_gate",
         linear=ATTENTION,
@@ -110,26 +132,26 @@ BY_RULE = (
         across=_ACROSS,
         experts=Experts(None),
     ),
-    _row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, norms=NORMS | _QK_NORMS, text=_VISION_TEXT_PATH),
-    _row(
+    row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, norms=NORMS | _QK_NORMS, text=VISION_TEXT_PATH),
+    row(
         "qwen3vlmoe",
         {"Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe"},
         "mlp.gate",
         linear=ATTENTION,
         norms=NORMS | _QK_NORMS,
-        text=_VISION_TEXT_PATH,
+        text=VISION_TEXT_PATH,
         experts=Experts(None, transposed=True),
     ),
-    _row(
+    row(
         "qwen2vl",
         {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen2VLForConditionalGeneration": "qwen2_vl"},
-        text=_VISION_TEXT_PATH,
+        text=VISION_TEXT_PATH,
     ),
-    _row("olmo2", {"Olmo3ForCausalLM": "olmo3"}, norms=_QK_NORMS | _AFTER_NORMS),
-    _row(
+    row("olmo2", {"Olmo3ForCausalLM": "olmo3"}, norms=_QK_NORMS | _AFTER_NORMS),
+    row(
         "lfm2",
         {"Lfm2ForCausalLM": "lfm2"},
-        linear=_modules(
+        linear=modules(
             "self_attn.q_proj",
             "self_attn.k_proj",
             "self_attn.v_proj",
@@ -148,61 +170,71 @@ BY_RULE = (
         },
         top={"model.embed_tokens": "token_embd", "model.embedding_norm": "token_embd_norm", "lm_head": "output"},
         aside={"conv.conv.weight": "shortconv.conv.weight"},
+        wrapped={"Lfm2VlForConditionalGeneration": "lfm2_vl"},
     ),
-    _row(
+    row(
+        "llama",
+        {"SmolVLMForConditionalGeneration": "smolvlm", "Idefics3ForConditionalGeneration": "idefics3"},
+        texts=("llama",),
+        text="model.text_model",
+        permuted=True,
+    ),
+    row(
+        "qwen3",
+        {"LightOnOcrForConditionalGeneration": "lighton_ocr", "LightOnOCRForConditionalGeneration": "lighton_ocr"},
+        norms=NORMS | _QK_NORMS,
+        texts=("qwen3",),
+        text=VISION_TEXT_PATH,
+    ),
+    row("qwen2", {"AudioFlamingo3ForConditionalGeneration": "audioflamingo3"}, texts=("qwen2",), text=VISION_TEXT_PATH),
+    row(
         "glm4moe",
         {"Glm4MoeForCausalLM": "glm4_moe"},
         "mlp.gate",
-        *_SHARED_EXPERTS,
+        *SHARED_EXPERTS,
         norms=_POST_NORMS | _QK_NORMS,
         aside={"mlp.gate.e_score_correction_bias": "exp_probs_b.bias"},
         experts=Experts(),
     ),
-    _row(
+    row(
         "granitemoe",
         {"GraniteMoeForCausalLM": "granitemoe"},
         "block_sparse_moe.router.layer",
         "block_sparse_moe.router",
         linear=ATTENTION,
         permuted=True,
-        experts=Experts(
-            None,
-            stacked={
-                "block_sparse_moe.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
-                "block_sparse_moe.experts.down_proj": ("ffn_down_exps",),
-            },
-        ),
+        experts=GRANITE_EXPERTS,
     ),
-    _row(
+    row(
         "hunyuan-dense",
         {"HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense"},
         norms=NORMS | {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
     ),
-    _row(
+    row(
         "mistral3",
         {"Ministral3ForCausalLM": "ministral3"},
         wrapped={"Mistral3ForConditionalGeneration": "mistral3"},
         texts=("mistral",),
         permuted=True,
     ),
-    _row(
+    row(
         "ernie4_5-moe",
         {"Ernie4_5_MoeForCausalLM": "ernie4_5_moe"},
         "mlp.gate",
-        *_SHARED_EXPERTS,
+        *SHARED_EXPERTS,
         aside={"mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias"},
         experts=Experts(),
     ),
-    _row("exaone4", {"Exaone4ForCausalLM": "exaone4"}, norms=_QK_NORMS | _AFTER_NORMS),
-    _row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, norms=NORMS | _QK_NORMS, experts=Experts()),
-    _row(
+    row("exaone4", {"Exaone4ForCausalLM": "exaone4"}, norms=_QK_NORMS | _AFTER_NORMS),
+    row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, norms=NORMS | _QK_NORMS, experts=Experts()),
+    row(
         "phi2",
         {"PhiForCausalLM": "phi"},
-        linear=_modules("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
+        linear=modules("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
         norms={"input_layernorm": "attn_norm"},
         top={"model.embed_tokens": "token_embd", "model.final_layernorm": "output_norm", "lm_head": "output"},
     ),
-    _row(
+    row(
         "nemotron_h",
         {"NemotronHForCausalLM": "nemotron_h"},
         linear=_MIXER,
@@ -211,7 +243,7 @@ BY_RULE = (
         permuted=True,
         folder=False,
     ),
-    _row(
+    row(
         "nemotron_h_moe",
         {"NemotronHForCausalLM": "nemotron_h"},
         linear=_MIXER
@@ -227,7 +259,7 @@ BY_RULE = (
             {"mixer.experts.up_proj": ("ffn_up_exps",), "mixer.experts.down_proj": ("ffn_down_exps",)},
         ),
     ),
-    _row(
+    row(
         "minimax-m2",
         {"MiniMaxM2ForCausalLM": "minimax_m2"},
         "block_sparse_moe.gate",
@@ -240,14 +272,14 @@ BY_RULE = (
         },
         experts=Experts("block_sparse_moe.experts", {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}),
     ),
-    _row(
+    row(
         "apertus",
         {"ApertusForCausalLM": "apertus"},
         linear=ATTENTION | {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
         norms={"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"} | _QK_NORMS,
         numbers={f"mlp.act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")},
     ),
-    _row(
+    row(
         "gemma4",
         {"Gemma4ForCausalLM": "gemma4_text"},
         "per_layer_input_gate",

@@ -14,8 +14,9 @@ from adapterhub_converters.architectures.architecture import Architecture, text_
 from adapterhub_converters.architectures.architecture_lookup import by_class
 from adapterhub_converters.errors import RefusedError
 
-from . import canonical_names
+from . import canonical_names, names_in_memory
 from .canonical_names import BaseTensor
+from .names_in_memory import Renaming
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +89,23 @@ class BaseSpec:
 
     @cached_property
     def _text_tensors(self) -> Mapping[str, BaseTensor]:
-        return canonical_names.rename_for_text_model(self.canonical, self.model_type)
+        return canonical_names.rename_for_text_model(self.canonical, self.renaming)
+
+    @property
+    def renaming(self) -> Renaming:
+        """The renaming of its tensors, and modules, to their names in memory."""
+        return names_in_memory.renaming(self.model_type, self.architecture)
+
+    @cached_property
+    def names_in_memory(self) -> frozenset[str]:
+        """The modules and parameters under their names in memory."""
+        renamed = self.renaming.names((*self.tensors, *self.packed, *self.names)).values()
+        return frozenset((*renamed, *(name.rpartition(".")[0] for name in renamed)))
 
     def llama_cpp_architecture(self) -> Architecture:
         """Return its architecture in llama.cpp; RefusedError if that is not known."""
-        return by_class(self.architecture, self.source, experts="num_experts_per_tok" in self.config)
+        names = self.tensors or self.names
+        return by_class(self.architecture, self.source, experts="num_experts_per_tok" in self.config, names=names)
 
     @property
     def _architecture_or_none(self) -> Architecture | None:

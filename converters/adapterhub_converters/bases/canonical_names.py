@@ -1,24 +1,21 @@
-"""The canonical names and shapes of a base's tensors, those of the checkpoint on Hugging Face, and their names in memory.
+"""The canonical names and shapes of a base's tensors, those of the checkpoint on Hugging Face.
 
 Files differ most in experts. A checkpoint has a tensor for each expert, or one for all (gpt-oss); transformers 5 may save
 `experts.gate_up_proj` for all; GGUF has `ffn_gate_exps`, `ffn_up_exps`, and `ffn_down_exps`, or fuses the first two. A GGUF may
 fuse q, k, and v or split them unlike its architecture's other files, and splits DeepSeek's kv_b_proj in two (llama.cpp,
 conversion/base.py, `modify_tensors`; conversion/deepseek.py).
-
-transformers 5 renames parameters when it loads and again when it saves them (transformers 5.24, `conversion_mapping.py`): files
-keep the names of transformers 4, while peft sees, and writes, those of the model in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of, text_name
 from adapterhub_converters.containers import safetensors_file
+
+from .names_in_memory import Renaming
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,99 +26,9 @@ class BaseTensor:
     dtype: str
 
 
-# ---- Names in memory
-
-_Rules = tuple[tuple[str, str], ...]
-
-_VISION_RULES: _Rules = (
-    (r"^language_model\.lm_head\b", "lm_head"),
-    (r"^language_model\.(model\.)?", "model.language_model."),
-    (
-        r"^(vision_tower|image_tower|video_tower|audio_tower|vision_embed_tokens|vision_model|multi_modal_projector|image_newline)\b",
-        r"model.\1",
-    ),
-    (r"^model\.(vision|image|video)_tower\.vision_model\.", r"model.\1_tower."),
-)
-_QWEN_VISION_RULES: _Rules = (
-    (r"^visual\.", "model.visual."),
-    (r"^model\.", "model.language_model."),
-    (r"^model\.language_model\.(language_model\.|visual\.)", r"model.\1"),
-)
-_ATTENTION_RULES: _Rules = (
-    *((rf"\battention\.attention\.{old}\b", f"attention.{old[0]}_proj") for old in ("query", "key", "value")),
-    (r"\battention\.output\.dense\b", "attention.o_proj"),
-)
-_IMAGE_RULES: _Rules = (
-    (r"\bencoder\.layer\.", "layers."),
-    *_ATTENTION_RULES,
-    (r"\bintermediate\.dense\b", "mlp.fc1"),
-    (r"\boutput\.dense\b", "mlp.fc2"),
-)
-_RULES: dict[str, _Rules] = {
-    **dict.fromkeys(
-        ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava", "mistral3", "paligemma",
-         "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama", "qwen2_audio", "voxtral", "fuyu"),
-        _VISION_RULES,
-    ),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VISION_RULES),
-    **dict.fromkeys(("vit", "deit", "beit"), _IMAGE_RULES),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_RULES),
-    "granitemoe": (
-        (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
-        (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
-        (r"\.block_sparse_moe\.router\.layer\b", ".block_sparse_moe.router"),
-    ),
-    "bailing_hybrid": (
-        (r"^model\.word_embeddings\.", "model.embed_tokens."),
-        (r"\.attention\.", ".self_attn."),
-        (r"\bself_attn\.f_proj\.", "self_attn.forget_gate.f_proj."),
-        (r"\.self_attn\.dense\.", ".self_attn.o_proj."),
-    ),
-    "axk2": (
-        (r"\bW_down\b", "mlp.fc1"),
-        (r"\bW_up\b", "mlp.fc2"),
-        (r"\bself_attn\.q_b_proj\.", "self_attn.q_gate_proj."),
-    ),
-    "dory": (
-        (r"\.self_attn\.g_proj\.", ".self_attn.gate_proj."),
-        (r"^backbone\.", "model."),
-        (r"\.embeddings\.", ".embed_tokens."),
-    ),
-    "phimoe": ((r"\.block_sparse_moe\.", ".mlp."), (r"\.mlp\.gate\.", ".mlp.router.")),
-    "kimi_linear": (
-        (r"\bself_attn\.(f_[ab]_proj)\.", r"self_attn.forget_gate.\1."),
-        (r"\.block_sparse_moe\.", ".mlp."),
-    ),
-    "hy_v3": ((r"\bmlp\.router\.gate\.", "mlp.gate."), (r"\bmlp\.shared_mlp\.", "mlp.shared_experts.")),
-    "hy_v4": ((r"\.linear_gate\b", ".gate_proj"),),
-    "laguna": ((r"\bmlp\.shared_expert\.", "mlp.shared_experts."),),
-    "gpt_neox": ((r"^embed_out\.", "lm_head."),),
-    "nemotron_h": ((r"^backbone\.", "model."),),
-    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), ((r"\.block_sparse_moe\.", ".mlp."),)),
-}  # fmt: skip
 # Model types for which peft skips an adapter with the old names, or finds no module for its target_modules.
 PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
 PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_with_registers"})
-# TensorFlow's names for a normalization's weight and bias, which every model in transformers still reads.
-_TENSORFLOW_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
-
-def name_in_memory(name: str, model_type: str) -> str:
-    """Return the name that a parameter or module of a file has in the model loaded by transformers 5."""
-    # In order: a rule may apply to the result of one before it.
-    for pattern, replacement in _rules(model_type):
-        name = pattern.sub(replacement, name)
-    old_suffix = next((old_suffix for old_suffix in _TENSORFLOW_NAMES if name.endswith(old_suffix)), None)
-    return name.removesuffix(old_suffix) + _TENSORFLOW_NAMES[old_suffix] if old_suffix else name
-
-
-@cache
-def _rules(model_type: str) -> tuple[tuple[safe_regex.Pattern, str], ...]:
-    return tuple((safe_regex.Pattern(pattern), replacement) for pattern, replacement in _RULES.get(model_type, ()))
-
-
-# ---- Names of the checkpoint
-
 
 Tensors = Mapping[str, BaseTensor]
 
@@ -143,6 +50,7 @@ def rename_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[st
     """Return the tensors of a GGUF file under the names of the checkpoint; a tensor without one keeps its name."""
     renamed: dict[str, BaseTensor] = {}
     stacks: dict[str, dict[str, BaseTensor]] = {}
+    pieces: dict[str, dict[str, BaseTensor]] = {}
     for name, tensor in _regroup(architecture, tensors, config).items():
         stem, _, kind = name.rpartition(".")
         stack = architecture.stacked_module(stem)
@@ -154,8 +62,13 @@ def rename_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[st
             renamed |= dict(_split_experts(architecture, (stem,), tensor))
         elif stack and not architecture.lists_experts:
             stacks.setdefault(stack if kind == "weight" else f"{stack}_{kind}", {})[name] = tensor
+        elif module := architecture.split_module(stem):
+            pieces.setdefault(f"{module}.{kind}", {})[name] = tensor
         else:
             renamed[name] = tensor
+    for parameter, parts in pieces.items():
+        can_join = _can_concatenate(parts.values(), axis=0)
+        renamed |= {parameter: _concatenate(list(parts.values()), axis=0, transpose=False)} if can_join else parts
     # Stacks of gate and up are one parameter in the checkpoint, whose parts may be in two tensors of the GGUF.
     for parameter, parts in stacks.items():
         if not _can_concatenate(parts.values(), axis=1):
@@ -175,12 +88,12 @@ def _falcon_norm(architecture: Architecture, name: str, tensors: Tensors) -> str
     return f"{module.removesuffix('input_layernorm')}ln_mlp.{kind}"
 
 
-def rename_for_text_model(tensors: Tensors, model_type: str) -> dict[str, BaseTensor]:
+def rename_for_text_model(tensors: Tensors, renaming: Renaming) -> dict[str, BaseTensor]:
     """Return the tensors under their names in the text model alone, both those of the file and those in memory."""
     return {
-        text_name(name): tensor
-        for file_name, tensor in tensors.items()
-        for name in (file_name, name_in_memory(file_name, model_type))
+        text_name(name): tensors[file_name]
+        for file_name, memory_name in renaming.names(tensors).items()
+        for name in (file_name, memory_name)
     }
 
 

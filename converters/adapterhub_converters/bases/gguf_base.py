@@ -55,7 +55,9 @@ def read(files: Files, name: str) -> BaseSpec:
     gguf_tensors = _merge_parts(parts)
     # Architectures with and without experts share a name in GGUF.
     experts = any("_exps." in name for name in gguf_tensors)
-    architecture = architecture_lookup.by_gguf(header.text("general.architecture"), label, experts=experts)
+    name_in_gguf = header.text("general.architecture")
+    sections = f"{name_in_gguf}.rope.dimension_sections" in metadata
+    architecture = architecture_lookup.by_gguf(name_in_gguf, label, experts=experts, sections=sections)
     stored = {
         name: BaseTensor(tensor.shape, tensor.type_name)
         for name, tensor in gguf_tensors.items()
@@ -178,13 +180,23 @@ def _gguf_config(header: gguf_file.GGUFHeader, architecture: architecture_lookup
             config[name] = float(str(np.float32(value)))  # so that the float32 nearest to 1e-05 reads as 1e-05
         elif isinstance(value, int | float):
             config[name] = value
+    # In a hybrid, each layer has a number of its own, which is 0 without attention.
+    counts = header.metadata.get(f"{arch}.attention.head_count_kv")
+    if isinstance(counts, list | np.ndarray):
+        distinct = {int(count) for count in counts if isinstance(count, int | np.integer) and count}
+        # 0 is no number of heads: what depends on it is refused if the layers differ.
+        config["num_key_value_heads"] = distinct.pop() if len(distinct) == 1 else 0
     # The number of groups, which Hugging Face's config has only for the new architecture.
     if arch == "falcon" and "num_key_value_heads" in config:
         config |= {"new_decoder_architecture": True, "num_kv_heads": config["num_key_value_heads"]}
     inner_size = header.metadata.get(f"{arch}.ssm.inner_size")
     if isinstance(inner_size, int) and isinstance(heads := config.get("linear_num_value_heads"), int) and heads > 0:
         config["linear_value_head_dim"] = inner_size // heads
-    return complete_config(config)
+    config = complete_config(config)
+    rotated, size = header.metadata.get(f"{arch}.rope.dimension_count"), config.get("head_dim")
+    if architecture.unpaired and isinstance(rotated, int) and isinstance(size, int) and size > 0:
+        config["rope_parameters"] = {"mrope_section": [], "partial_rotary_factor": rotated / size}
+    return config
 
 
 def _dominant_type(tensors: Mapping[str, gguf_file.GGUFTensor]) -> str | None:

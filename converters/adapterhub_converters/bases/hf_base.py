@@ -63,7 +63,8 @@ def read(files: Files, name: str = "") -> BaseSpec:
     config = document or {}
     quantized = quantization_settings(config)
     # The numbers of a vision model's text model are in a section; the top level wins.
-    merged = complete_config({**_section(config, "text_config"), **config})
+    text_section = _text_section(config)
+    merged = complete_config({**text_section, **config})
     weights = _read_weights(files, name, quantized)
     if document is None:
         weights.notes.append("there is no config.json next to it, so its architecture and numbers are unknown")
@@ -77,7 +78,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         kind="hf",
         architecture=str(architectures[0]),
         model_type=str(config.get("model_type", "")),
-        text_type=kind if isinstance(kind := _section(config, "text_config").get("model_type"), str) else None,
+        text_type=kind if isinstance(kind := text_section.get("model_type"), str) else None,
         config={key: merged[key] for key in _NUMERIC_KEYS if merged.get(key) is not None},
         tensors=weights.tensors,
         names=weights.names,
@@ -98,6 +99,11 @@ def _section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return a section of a config; empty if it is absent or not an object."""
     value = config.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _text_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the text model in a vision or audio model, which an omni model has within that of its thinker."""
+    return _section(config, "text_config") or _section(_section(config, "thinker_config"), "text_config")
 
 
 @dataclass(frozen=True)
@@ -277,7 +283,7 @@ def _is_tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     """Return whether the output layer is the embedding table."""
     if (
         tensors
-        and not any(name.endswith("lm_head.weight") for name in tensors)
+        and not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors)
         and any(f"{name}.weight" in tensors for name in architecture_lookup.EMBEDDINGS)
     ):
         return True

@@ -87,7 +87,8 @@ class LocalFiles:
         return str(self._folder / name)
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[BinaryIO]:
+    def open_file(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file for the duration of the block; raise FileNotFoundError if it is missing."""
         try:
             with open_regular(self._folder / name, buffering=-1) as file:
                 yield file
@@ -99,7 +100,7 @@ class LocalFiles:
     def read_whole(self, name: str, limit: int) -> bytes | None:
         """Read the complete file."""
         try:
-            with self._open(name) as file:
+            with self.open_file(name) as file:
                 raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         except FileNotFoundError:
             return None
@@ -123,13 +124,13 @@ class LocalFiles:
             nonlocal block_start, block
             if not block_start <= offset <= offset + count <= block_start + len(block):
                 # Reopened for each read: a model may have hundreds of shards, more than a process may hold open.
-                with self._open(name) as file:
+                with self.open_file(name) as file:
                     file.seek(offset)
                     block_start, block = offset, file.read(max(count, read_ahead))
             return block[offset - block_start : offset - block_start + count]
 
         try:
-            with self._open(name) as file:
+            with self.open_file(name) as file:
                 block = file.read(max(_FIRST_READ, read_ahead))
                 return RangedFile(os.fstat(file.fileno()).st_size, read_at, self.label(name))
         except FileNotFoundError:
@@ -138,7 +139,7 @@ class LocalFiles:
     def sha256(self, name: str) -> str | None:
         """Compute the digest."""
         try:
-            with self._open(name) as file:
+            with self.open_file(name) as file:
                 state = hashlib.sha256()
                 while chunk := file.read(1 << 20):
                     state.update(chunk)

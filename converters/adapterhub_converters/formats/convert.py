@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import gc_pause
-from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, refuse_tuned, with_factored_as_pairs
+from adapterhub_converters.adapter import (
+    Adapter,
+    Factored,
+    Loss,
+    LossReport,
+    StackedLowRank,
+    TensorLoss,
+    refuse_tuned,
+    with_factored_as_pairs,
+)
 from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter, whole_model_error
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
@@ -339,7 +348,9 @@ def _check_and_copy(
             error.where = error.where.replace(str(dst), str(src))
             raise
     newer = peft.upgrade_layout(adapter, base) if row.name == "peft" else adapter
-    if newer is not adapter:
+    # Experts that the reader stacked are in another form than in the file, which then is no source.
+    is_stacked = adapter.source is None and any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
+    if newer is not adapter or (row.name == "peft" and is_stacked):
         return _rewrite(row, newer, dst, base)
     return LossReport(tuple(TensorLoss(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import (
+    BUNDLED,
     Adapter,
     Delta,
     Loss,
@@ -34,7 +35,7 @@ from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .base_weights import BaseWeights
 
-KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies")
+KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies", "embeddings")
 """The kinds of tensors that may be dropped. Names of tensors and modules, and patterns like `*.lm_head`, work as well."""
 _EXACT = 512  # rows or columns up to which a full decomposition is quick
 # Extra columns of the random projection, and its power iterations.
@@ -175,6 +176,7 @@ class _Reduction:
 
     def _reduce_parameter(self, name: str, value: np.ndarray) -> None:
         kind = "biases" if name.endswith(".bias") else "norms" if value.ndim == 1 else "weights"
+        kind = "embeddings" if name.startswith(BUNDLED) else kind
         target = name.removesuffix(".weight")
         if self._allowed.drops(name, kind):
             del self._replaced[name]

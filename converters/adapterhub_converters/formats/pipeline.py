@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from adapterhub_converters.adapter import Adapter, Meta
+from adapterhub_converters.adapter import BUNDLED, Adapter, Meta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.errors import refused_error
@@ -96,11 +96,12 @@ def single_model(adapter: Adapter) -> Adapter:
     parts = adapter.meta.parts
     if not parts:
         return adapter
-    models = {part_of(name) for name in (*adapter.deltas, *adapter.added, *adapter.replaced)}
+    changed = [name for name in (*adapter.deltas, *adapter.added, *adapter.replaced) if not name.startswith(BUNDLED)]
+    models = {part_of(name) for name in changed}
     if len(models) < 2:
         return without_part(adapter, next(iter(models), parts[0]))
     first = next(part for part in PIPELINE_PARTS if part in models)
-    other_targets = [name for name in sorted((*adapter.deltas, *adapter.added, *adapter.replaced)) if part_of(name) != first]
+    other_targets = [name for name in sorted(changed) if part_of(name) != first]
     reasons = [
         f"{target}: the adapter acts on {' and '.join(sorted(models))}, but PEFT has one model" for target in other_targets
     ]

@@ -201,6 +201,12 @@ def _order(value: object, location: str) -> architecture_lookup.Order:
             return value
         case [int(groups), int(queries)] if 0 < groups < _COUNT_LIMIT and 0 < queries < _COUNT_LIMIT:
             return groups, queries
+        case [int(heads), int(size), int(rotated)] if (
+            0 < heads < _COUNT_LIMIT and 0 < size < _COUNT_LIMIT and 0 < rotated < _COUNT_LIMIT
+        ):
+            return heads, size, rotated
+        case [int(groups), int(q), int(k), int(v), int(z)] if all(0 < count < _COUNT_LIMIT for count in (groups, q, k, v, z)):
+            return groups, q, k, v, z
         case [int(first), int(keys), int(values), int(size)] if (
             0 <= first < _COUNT_LIMIT and 0 < keys < _COUNT_LIMIT and 0 < values < _COUNT_LIMIT and 0 < size < _COUNT_LIMIT
         ):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import refused_error
 
 from . import pipeline
@@ -59,11 +59,12 @@ def _base_modules(base: BaseSpec | None) -> set[str]:
     names |= {*base.tensors, *base.packed}  # parameters with experts have no name of their own for the weight
     for module_names in pipeline.modules_of(base).values():
         names |= set(module_names)
-    return names | {canonical_names.name_in_memory(name, base.model_type) for name in names}
+    return names | {base.renaming.module(name) for name in names} | base.names_in_memory
 
 
 def _in_memory(target: str, modules: Iterable[str], base: BaseSpec) -> str:
-    name = canonical_names.name_in_memory(target, base.model_type)
+    # Not every rule leaves a name in memory as it is.
+    name = target if target in base.names_in_memory else base.renaming.module(target)
     if name == target and target not in modules and target.startswith(_TEXT):
         # mlx-lm's prefix, which neither the files nor the models of transformers have.
         name = _IN_MEMORY + target.removeprefix(_TEXT).removeprefix("model.")

@@ -406,7 +406,7 @@ def test_a_commit_is_bounded(read: Ask, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(writing, "_MAX_COMMIT", len(lines))
     for sent, status, words in (
         (lines, 400, "team/sql: more than 1 files"),
-        (f"{lines}\n", 413, f"a commit of more than {len(lines)} bytes: upload large files on their own"),
+        (f"{lines}\n", 413, f"A body has at most {len(lines)} bytes here"),
     ):
         answer = read("POST", "/api/models/team/sql/commit/main", sent)
         assert (answer.status, answer.json()["error"]) == (status, words)

@@ -102,7 +102,7 @@ def test_a_manifest_has_at_most_4_mib_and_the_digest_of_its_address(registry: Re
     registry.put_blob(b"{}")
     assert registry.put(image(new="x" * (3 << 20))).status == 201
     large = registry.put(image(new="x" * (5 << 20)))
-    assert (large.status, large.words) == (413, "team/other: a manifest has at most 4,194,304 bytes")
+    assert (large.status, large.words) == (413, "A body has at most 4,194,304 bytes here")
     for wrong in (digest_of(b"x"), digest_of(b"x", "sha512")):
         assert registry.put(image(), wrong).code == "DIGEST_INVALID"
     for tag in ("-x", "x" * 129, "%C3%A4", "a%2Fb"):

@@ -49,7 +49,7 @@ def test_a_wrong_token_is_refused_everywhere(hub: Running, header: str) -> None:
         answer = nobody.ask("GET", path, Authorization=header)
         assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
     assert nobody.ask("POST", "/v2/token", b"grant_type=password&username=x&password=wrong").status == 401
-    assert nobody.ask("POST", "/v2/token", b"x" * 100_000).status == 400
+    assert nobody.ask("POST", "/v2/token", b"x" * 100_000).status == 413
 
 
 def test_a_challenge_has_nothing_of_a_name_that_cannot_be_here(hub: Running) -> None:
@@ -91,9 +91,13 @@ def test_a_private_repository_is_none_for_those_who_may_not_see_it(
 
 
 def test_a_form_that_is_too_large_asks_for_no_token(hub: Running) -> None:
-    for form in (b"password=" + b"x" * (1 << 20), b"&".join(b"a=1" for _ in range(101))):
+    many = b"&".join(b"a=1" for _ in range(101))
+    for form, status, words in (
+        (b"password=" + b"x" * (1 << 20), 413, "A body has at most 65,536 bytes here"),
+        (many, 400, "not the form of a request for a token"),
+    ):
         answer = Registry(hub.url, None).ask("POST", "/v2/token", form)
-        assert (answer.status, answer.words) == (400, "not the form of a request for a token")
+        assert (answer.status, answer.words) == (status, words)
 
 
 def test_a_token_writes_only_where_it_may(hub: Running) -> None:

@@ -104,9 +104,9 @@ def test_a_name_that_no_namespace_may_have_is_refused(tmp_path: Path, name: str)
 def test_a_namespace_is_read_by_whom_it_is_for(
     hub: Running, hf: Any, readers: str, nobody: bool, stranger: bool, reader: bool
 ) -> None:
-    hf.create_repo("team/sql")
     with closing(HubDatabase(hub.folder)) as database:
         accounts.set_namespace(database, Namespace("team", readers))
+    hf.create_repo("team/sql")
     seen = {
         "nobody": as_whom(hub, "").repo_exists("team/sql", token=False),
         "stranger": as_whom(hub, person(hub, "eve")).repo_exists("team/sql"),

@@ -146,7 +146,7 @@ def test_logins_that_wait_are_bounded(hub: Running, monkeypatch: pytest.MonkeyPa
     answers = [post(hub, "/oauth/device", client_id="x") for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 400]
     large = post(hub, "/oauth/device", client_id="x" * (16 << 10))
-    assert (large.status, "the body is larger than 16,384 bytes" in large.data.decode()) == (413, True), large.data
+    assert (large.status, "A body has at most 16,384 bytes here" in large.data.decode()) == (413, True), large.data
     assert "too many logins wait for approval. Try again in some minutes" in answers[2].data.decode()
 
 

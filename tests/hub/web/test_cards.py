@@ -52,3 +52,11 @@ def test_no_text_makes_another_element(text: str) -> None:
         assert set(attrs) <= ATTRIBUTES
         assert tag != "img" or str(attrs["src"]).startswith("/team/sql/resolve/v1/")
         assert not str(attrs.get("href", "")).lower().startswith(("javascript:", "data:", "vbscript:"))
+
+
+def test_text_of_an_attribute_does_not_become_markup() -> None:
+    """A replacement in the text after the sanitizer, with nh3 before 0.3.8, made an element of the title."""
+    html = render('[x](http://a "<table><img src=x onerror=alert(1)>")')
+    assert "<table" not in html
+    assert "<img" not in html
+    assert "<div" not in html

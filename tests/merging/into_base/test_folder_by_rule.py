@@ -22,7 +22,7 @@ from adapterhub_converters.formats.gguf_model.arrangement import rope_tensors
 from adapterhub_converters.formats.gguf_model.model_config import complete_config
 from tests.conftest import need_module
 from tests.converters.test_gguf_architectures import TOKENS, deltas
-from tests.converters.test_gguf_by_rule import saved
+from tests.converters.test_gguf_by_rule import SAME_MODULES, saved
 from tests.merging.into_base.test_folder_to_gguf import assert_converted, changed, written
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
@@ -50,7 +50,8 @@ def logits_of(folder: Path, name: str) -> np.ndarray:
     import torch
     import transformers
 
-    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model_class = getattr(transformers, SAME_MODULES.get(name, name))
+    model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         found: np.ndarray = model(input_ids=torch.tensor([TOKENS])).logits[0].float().numpy()
     return found

@@ -501,7 +501,7 @@ def changed(folder: Path, **config: Any) -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "a rotary embedding of the type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "a rotary embedding of the type 'longrope'"),
         ({"model_type": "llama9"}, "model_type 'llama9' has no verified conversion"),
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM has no verified mapping"),
+        ({"architectures": ["RWKV7ForCausalLM"]}, "RWKV7ForCausalLM has no verified mapping"),
         ({"vocab_size": 127}, "vocab_size is 127, and there are 128 rows of embeddings"),
         (
             {"num_hidden_layers": 1},

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from adapterhub import checks
 from adapterhub.merging import fuse
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.formats import peft
 from tests.support import tiny
 
 pytestmark = pytest.mark.peer
 
 TEXT = r"(?!.*(vision|visual|audio)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-STACKS = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+EXPERTS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+STACKS = {"target_modules": [], **EXPERTS}
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {"target_modules": TEXT}) for name in sorted(tiny.MULTIMODAL) if "Moe" not in name and "Qwen3_5" not in name),
     ("LlavaForConditionalGeneration", {"target_modules": ["q_proj", "lm_head"]}),
-    ("MixtralForCausalLM", {"target_modules": ["q_proj", "gate"], "target_parameters": STACKS["target_parameters"]}),
+    ("MixtralForCausalLM", {"target_modules": ["q_proj", "gate"], **EXPERTS}),
     ("MiniMaxM2ForCausalLM", {"target_modules": ["q_proj", "gate"]}),
     ("NemotronHForCausalLM", {"target_modules": ["q_proj", "in_proj", "up_proj", "embeddings"]}),
     ("GraniteMoeForCausalLM", STACKS),
     ("Qwen3_5MoeForConditionalGeneration", {"target_modules": "all-linear"}),
+    ("Qwen3OmniMoeThinkerForConditionalGeneration", {"target_modules": TEXT}),
     *((name, STACKS) for name in ("Glm4MoeForCausalLM", "OlmoeForCausalLM", "Ernie4_5_MoeForCausalLM", "MiniMaxM2ForCausalLM")),
 ]
 
@@ -50,6 +57,39 @@ def test_a_merge_is_peft_s_whatever_the_files_call_the_modules(
     assert changed
     for path, array in theirs.items():
         assert np.abs(ours[path] - array).max() < 1e-5, path
+
+
+@pytest.mark.parametrize("config", [{"target_modules": TEXT}, {"target_modules": ["q_proj"], **EXPERTS}])
+def test_an_adapter_of_a_model_inside_the_base_s_is_merged(torch: Any, tmp_path: Path, config: dict[str, Any]) -> None:
+    """Qwen3-Omni's thinker is trained alone, and its files are those of the whole model, talker and all."""
+    name = "Qwen3OmniMoeThinkerForConditionalGeneration"
+    tiny.model(name).save_pretrained(tmp_path / "base")
+    with SafetensorsFile(tmp_path / "base" / "model.safetensors") as file:
+        tensors = {f"thinker.{stored}": file.tensor(stored) for stored in file.tensors}
+    tensors["talker.model.layers.0.self_attn.q_proj.weight"] = np.zeros((4, 4), np.float32)
+    safetensors_file.write(tmp_path / "base" / "model.safetensors", tensors, {"format": "pt"})
+    thinker = json.loads((tmp_path / "base" / "config.json").read_text())
+    whole = {
+        "model_type": "qwen3_omni_moe",
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "thinker_config": thinker,
+    }
+    (tmp_path / "base" / "config.json").write_text(json.dumps(whole))
+    wrapped = tiny.adapter(tiny.model(name), tmp_path / "adapter", **config)
+    theirs = {path: one.detach().numpy() for path, one in wrapped.merge_and_unload().named_parameters(remove_duplicate=False)}
+    before = {path: one.detach().numpy() for path, one in tiny.model(name).named_parameters(remove_duplicate=False)}
+    base = read_base(tmp_path / "base")
+    report = checks.check(tmp_path / "adapter", base=base)
+    assert [problem for problem in report.problems if problem.severity == "error"] == []
+    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    with SafetensorsFile(tmp_path / "out" / "model.safetensors") as file:
+        merged = {name: file.tensor(name) for name in file.tensors}
+    stored = {new: old for old, new in base.renaming.names(merged).items()}
+    for path in [path for path in theirs if not np.array_equal(before[path], theirs[path]) and ".experts." not in path]:
+        assert np.abs(merged[stored[f"thinker.{path}"]] - theirs[path]).max() < 1e-5, path
+    changed = {name for name in tensors if not np.array_equal(tensors[name], merged[name])}
+    assert any(".mlp.experts." in name for name in changed)
+    assert "thinker.model.layers.0.self_attn.q_proj.weight" in changed
 
 
 @pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"])

@@ -7,17 +7,20 @@ the sums. Above rank 192 that order is another on more CPUs; there the test find
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from adapterhub import checks
 from adapterhub.merging import fuse
 from adapterhub.merging.into_base import product
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
+from tests.support import tiny
 from tests.support.torch_order import assert_same_bits, assert_same_merge, sums_as_we_do
 
 pytestmark = pytest.mark.peer
@@ -232,3 +235,54 @@ def test_replaced_modules_and_rows(torch: Any, llama: Any, trained: Any, merged_
     )
     fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, adapter))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trained_bias_and_what_lora_adds_to_it_are_merged_as_by_peft(
+    torch: Any, tmp_path: Path, merged_by_peft: Any, dtype: str
+) -> None:
+    """`bias: all` with `lora_bias`: what LoRA adds was trained on top of the new bias."""
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny.model("GPT2LMHeadModel").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "base")
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], bias="all", lora_bias=True, fan_in_fan_out=True)
+    wrapped = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(
+                    0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter.dtype)
+                )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    ours, theirs = read_all(tmp_path / "out"), merged_by_peft(tmp_path / "base", tmp_path / "adapter")
+    assert_same_merge(ours, {name: theirs[name] for name in ours})
+
+
+@pytest.mark.parametrize("kind", ["TRAINABLE_TOKENS", "LORA"])
+def test_rows_of_tied_tables_are_merged_as_by_peft(torch: Any, tmp_path: Path, merged_by_peft: Any, kind: str) -> None:
+    """peft saves those of the tuner TRAINABLE_TOKENS once for each of the tied tables."""
+    from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+
+    model = tiny.model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "base")
+    rows, lora = {"token_indices": [1, 3]}, {"trainable_token_indices": [1, 3], "target_modules": ["q_proj"]}
+    wrapped = get_peft_model(model, LoraConfig(**lora) if kind == "LORA" else TrainableTokensConfig(**rows))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.normal_()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    adapter = peft.read(tmp_path / "adapter")
+    fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "out")
+    ours, theirs = read_all(tmp_path / "out"), merged_by_peft(tmp_path / "base", tmp_path / "adapter")
+    assert_same_bits(ours, {name: theirs[name] for name in ours})
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
+    report = checks.check(tmp_path / "adapter", base=read_base(tmp_path / "base"))
+    assert [problem for problem in report.problems if problem.severity == "error"] == []
+    if kind == "TRAINABLE_TOKENS":
+        other = dataclasses.replace(adapter.rows["lm_head"], values=adapter.rows["lm_head"].values + 1)
+        differing = dataclasses.replace(adapter, rows={**adapter.rows, "lm_head": other})
+        with pytest.raises(RefusedError, match="other rows than those of the base's model"):
+            fuse([(differing, 1.0)], tmp_path / "base", tmp_path / "no")

@@ -15,13 +15,13 @@ from adapterhub.analysis import diff, norms
 from adapterhub.manifest import derive
 from adapterhub.merging.into_base.fuse import fuse
 from adapterhub_converters import bases
-from adapterhub_converters.adapter import TUNERS
+from adapterhub_converters.adapter import TUNERS, sparse_tuners
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import FORMATS, WRITTEN, convert
 from adapterhub_converters.formats import peft as peft_format
-from adapterhub_converters.formats.peft.adapter_config import INERT, KINDS, READ
+from adapterhub_converters.formats.peft.adapter_config import INERT, KINDS, READ, REASONS
 from tests.conftest import need_module
 
 ALL = ["q_proj", "k_proj", "down_proj"]
@@ -50,6 +50,29 @@ MADE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "randlora, uneven": ("RandLoraConfig", {"r": 3}, {}),
     "vblora": ("VBLoRAConfig", {"r": 2, "num_vectors": 6, "vector_length": 4, "save_only_topk_weights": False}, {"topk": 2}),
     "vblora, the best": ("VBLoRAConfig", {"r": 2, "num_vectors": 6, "vector_length": 4, "save_only_topk_weights": True}, {}),
+    "delora": ("DeloraConfig", {"r": 4}, {"r": 4}),
+    "gralora": ("GraloraConfig", {"r": 4}, {"gralora_k": 2, "alpha": 64}),
+    "gralora, a hybrid": ("GraloraConfig", {"r": 8, "hybrid_r": 3, "gralora_k": 4, "alpha": 5}, {"hybrid_r": 3}),
+    "pvera": ("PveraConfig", {"r": 4}, {"r": 4}),
+    "unilora": ("UniLoraConfig", {"r": 2, "theta_d_length": 20, "save_indices": True}, {"theta_d_length": 20}),
+    "tinylora": ("TinyLoraConfig", {"u": 6, "weight_tying": 1.0}, {"u": 6}),
+    "hira": ("HiraConfig", {"r": 4}, {"r": 4}),
+    "hira, of a table": ("HiraConfig", {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}, {}),
+    "waveft": ("WaveFTConfig", {"n_frequency": 50}, {"wavelet_family": "db1", "scaling": 25.0}),
+    "waveft, smooth": ("WaveFTConfig", {"n_frequency": 50, "wavelet_family": "db4"}, {}),
+    "waveft, in place": ("WaveFTConfig", {"n_frequency": 50, "use_idwt": False}, {"use_idwt": False}),
+    "supertuning": ("SupertuningConfig", {"sparsity": 0.9}, {"sparsity": 0.9}),
+    "supertuning, a hybrid": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "lora_alpha": 5}, {}),
+    "deft": ("DeftConfig", {"r": 4}, {"decomposition_method": "relu"}),
+    "deft, orthogonal": ("DeftConfig", {"r": 4, "decomposition_method": "qr", "alpha": 6}, {}),
+    "deft, taken out": ("DeftConfig", {"r": 4, "para": True}, {"para": True}),
+    "frod": ("FrodConfig", {"sparse_rate": 0.1, "progressbar": False}, {}),
+    "osf": ("OSFConfig", {"effective_rank": 5}, {"effective_rank": 5}),
+    "peanut": ("PeanutConfig", {"r": 4, "scaling": 0.5}, {"act_fn": "relu"}),
+    "peanut, deep": ("PeanutConfig", {"r": 4, "depth": 2, "act_fn": "gelu"}, {}),
+    "glora": ("GloraConfig", {"r": 2}, {"config_A_B": "lora"}),
+    "glora, vectors": ("GloraConfig", {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"}, {}),
+    "glora, numbers": ("GloraConfig", {"config_A_B": "constant", "config_C": "none"}, {}),
     "ln_tuning": ("LNTuningConfig", {"target_modules": ["input_layernorm", "norm"]}, {}),
     "trainable_tokens": ("TrainableTokensConfig", {"token_indices": [1, 3], "target_modules": ["embed_tokens"]}, {}),
 }  # fmt: skip
@@ -60,8 +83,11 @@ PROMPTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-# The frequencies of FourierFT and elements of SHiRA are somewhere in a larger weight too, and a shared block repeats.
-OF_ANY_SIZE = ("fourierft", "shira", "oft, one block in a ball", "miss, small")
+# The places of FourierFT, WaveFT, SHiRA and Supertuning are somewhere in a larger weight too, and a shared block repeats.
+OF_ANY_SIZE = (
+    "fourierft", "shira", "oft, one block in a ball", "miss, small", "waveft", "waveft, smooth", "waveft, in place",
+    "supertuning",
+)  # fmt: skip
 
 
 def model(kind: str = "llama", width: int = 16) -> Any:
@@ -173,6 +199,24 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             "is not a list of token ids",
         ),
         ({"peft_type": "LN_TUNING"}, {f"{Q}.lora_A": (2, 8)}, "not a kind of tensor that LN_TUNING has"),
+        ({"peft_type": "FOURIERFT", "random_loc_seed": 2**64}, {f"{Q}.fourierft_spectrum": (4,)}, "not a seed of 64 bits"),
+        (
+            {"peft_type": "FOURIERFT", "scaling": "wide"},
+            {f"{Q}.fourierft_spectrum": (4,)},
+            '"scaling" is wide, which has the wrong',
+        ),
+        ({"peft_type": "WAVEFT", "wavelet_family": "sym4"}, {f"{Q}.waveft_spectrum": (4,)}, "only the wavelets of Daubechies"),
+        ({"peft_type": "PEANUT", "act_fn": "mish"}, {f"{Q}.peanut_A.weight": (2, 8)}, '"act_fn" is mish: only relu'),
+        ({"peft_type": "SUPERTUNING"}, {f"{Q}.supertuning_values": (4,)}, "save_precomputed_indices=True"),
+        ({"peft_type": "UNILORA"}, {"base_model.unilora_theta_d": (8,)}, "save_indices=True"),
+        ({"peft_type": "PVERA"}, {f"{Q}.pvera_lambda_b": (8,), f"{Q}.pvera_lambda_d": (4,)}, "base_model.pvera_A is missing"),
+        (
+            {"peft_type": "TINYLORA"},
+            {f"{Q}.tinylora_{part}": (2, 2, 2) for part in "ABP"} | {f"base_model.tinylora_v.{n}": (2,) for n in range(2)},
+            "the order of the modules in peft's model",
+        ),
+        ({"peft_type": "PSOFT"}, {f"{Q}.psoft_R.weight": (1,)}, "whose signs differ between machines"),
+        ({"peft_type": "LILY"}, {f"{Q}.lily_A.weight": (2, 8)}, "peft cannot merge it either"),
     ],
 )
 def test_a_broken_one_is_refused(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], says: str, tmp_path: Path) -> None:
@@ -182,6 +226,57 @@ def test_a_broken_one_is_refused(config: dict[str, Any], shapes: dict[str, tuple
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterhubError, match=says):
         peft_format.read(tmp_path)
+
+
+def test_every_kind_of_peft_is_merged_or_refused_with_a_reason() -> None:
+    need_module("peft")
+    import peft
+
+    merged = {"LORA", "ADALORA", "LOHA", "LOKR", "VERA", *TUNERS}
+    assert merged | REASONS.keys() == {peft_type.value for peft_type in peft.PeftType}
+
+
+def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
+    """BEFT; peft cannot merge it into a base without biases either."""
+    need_module("peft")
+    import peft
+    import torch
+
+    model("qwen2").save_pretrained(tmp_path / "base")
+    model("llama").save_pretrained(tmp_path / "without")
+    tuned = peft.get_peft_model(model("qwen2"), peft.BeftConfig(target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    tuned.save_pretrained(tmp_path / "a")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    adapter = convert.read(tmp_path / "a")
+    fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
+    ours, peft_s = tensors(tmp_path / "ours"), tensors(tmp_path / "merged")
+    assert all(np.array_equal(ours[name], peft_s[name]) for name in peft_s)
+    report = checks.check(tmp_path / "a", base=bases.read_hf(tmp_path / "base"))
+    assert [(problem.code, problem.what) for problem in report.problems if problem.severity == "error"] == []
+    with pytest.raises(RefusedError, match=r"q_proj.bias: not in the base"):
+        fuse([(adapter, 1.0)], tmp_path / "without", tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["haar", *(f"db{order}" for order in range(1, 11))])
+def test_wavelets_are_those_of_peft(family: str) -> None:
+    need_module("peft")
+    from peft.tuners.waveft.wavelet import Wavelet
+
+    ours = sparse_tuners._daubechies(sparse_tuners._DAUBECHIES[family])
+    np.testing.assert_allclose(ours, Wavelet(family).rec_lo, rtol=0, atol=2e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 777, 2**32 + 5, 2**64 - 1, -1, -(2**63)])
+def test_places_are_those_that_torch_draws(seed: int) -> None:
+    need_module("torch")
+    import torch
+
+    drawn = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:50].tolist()
+    assert sparse_tuners._permutation(1000, 50, seed).tolist() == drawn
 
 
 def test_the_table_has_every_key_of_pefts_configs() -> None:

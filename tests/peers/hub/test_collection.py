@@ -88,7 +88,7 @@ def test_what_was_stored_noted_or_let_go_within_the_grace_period_stays(
 def test_parts_of_uploads_go_once_no_client_can_go_on_with_them(
     storage: SharedStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.put_temporary("a.xorb", bytes(10))
+    storage.bucket.put_object("tmp/a.xorb", bytes(10))
     assert collect(storage, grace=0).leftovers == 0
     monkeypatch.setattr("adapterhub.hub.storage.collection._PART_LIFETIME", -60)
     assert collect(storage, grace=0, dry_run=True).leftover_size == 10

@@ -60,6 +60,31 @@ def test_the_text_of_the_adapter_s_own_template_is_sent_and_the_rest_stays(base:
     }
 
 
+@pytest.mark.parametrize(
+    ("template", "client", "stops"),
+    [
+        ("{% for message in messages %}{{ message.content }}<|done|>\n{% endfor %}", {}, [7]),
+        ("{% for message in messages %}{{ message.content }}<|done|>\n{% endfor %}", {"stop_token_ids": [3]}, [3, 7]),
+        ("{% for message in messages %}{{ message.content }}<|done|>\n{% endfor %}", {"ignore_eos": True}, None),
+        ("{% for message in messages %}{{ message.content }}<|done|></s>{% endfor %}", {}, None),
+        ("{% for message in messages %}{{ message.content }}<eog>{% endfor %}", {}, None),
+        ("{% for message in messages %}{{ message.content }}\n{% endfor %}", {"stop_token_ids": [3]}, [3]),
+        ("{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}x", {}, None),
+    ],
+)
+def test_vllm_stops_at_the_mark_that_the_adapter_s_template_writes_after_an_answer(
+    base: BaseSpec, template: str, client: dict[str, Any], stops: list[int] | None
+) -> None:
+    """It stops by itself at the ends of the base: the eos token, and those of the generation config."""
+    path = Path(base.source) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "</s>"}))
+    names = {"<|do": 6, "<|done|>": 7, "</s>": 8, "<eog>": 9}
+    tokens = [{"id": number, "content": name, "special": True} for name, number in names.items()]
+    (Path(base.source) / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (Path(base.source) / "generation_config.json").write_text('{"eos_token_id": [9]}')
+    assert sent({**TURNS, **client}, TrainedPrompt(template), base).get("stop_token_ids") == stops
+
+
 def test_a_client_s_options_count_before_those_of_the_training(base: BaseSpec) -> None:
     found = sent({**TURNS, "chat_template_kwargs": {"mood": "wild", "other": 1}}, OWN, base)["chat_template_kwargs"]
     assert found == {"mood": "wild", "other": 1, "adapterhub_prompt": "<s>2020 wild hi 1"}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from adapterhub.http_server import binding, client_connections
+from adapterhub.http_server import binding, client_connections, request_bodies
 from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.engines import Blend, EngineAnswer
-from adapterhub.serve.gateway import app, request_bodies
+from adapterhub.serve.gateway import app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.model_names import AllowedNames
@@ -204,7 +204,7 @@ def test_requests_on_one_connection_are_answered_one_by_one(send: Sender) -> Non
 
 
 def test_a_body_that_does_not_come_is_waited_for_no_longer_than_a_minute(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_bodies, "_BODY_SECONDS", 0.05)
+    monkeypatch.setattr(request_bodies, "BODY_SECONDS", 0.05)
     with socket.create_connection(send.address, timeout=60) as client:
         client.sendall(request()[:-1])
         answer = client.makefile("rb").read()

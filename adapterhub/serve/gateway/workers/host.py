@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from adapterhub.http_server.binding import Socket
+from adapterhub.http_server.request_bodies import BodyBudget, BodyGuard
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine
 from adapterhub.serve.engines.engine_pool import EnginePool
-from adapterhub.serve.gateway.front import GatewayRequest
+from adapterhub.serve.gateway.front import GatewayRequest, body_limits
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.local_routes import EXCEPTION_HANDLERS, NAME_ROUTES
 from adapterhub.serve.gateway.problems import ProblemError, problem_of
-from adapterhub.serve.gateway.request_bodies import BodyBudget
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import LocalIOError
 
 from . import messages
@@ -101,12 +103,12 @@ class HostGateway(Gateway):
     async def _answer_page(self, talk: Conversation, request: Message) -> None:
         """Answer a request for a path that needs no engine."""
         app = Starlette(routes=NAME_ROUTES, exception_handlers=EXCEPTION_HANDLERS)
-        app.state.gateway, app.state.bodies = self, BodyBudget(self.settings.bodies)
-        status, headers, body = await _call(app, request)
+        app.state.gateway = self
+        status, headers, body = await _call(BodyGuard(app, BodyBudget(body_limits(self.settings))), request)
         talk.send(status=status, headers=headers, body=body.decode("latin-1"))
 
 
-async def _call(app: Starlette, request: Message) -> tuple[int, dict[str, str], bytes]:
+async def _call(app: ASGIApp, request: Message) -> tuple[int, dict[str, str], bytes]:
     """Let an application answer a request; return the status, the headers and the body."""
     answer: dict[str, Any] = {"body": b""}
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request["headers"].items()]
@@ -238,8 +240,8 @@ def run(
         drain: Seconds for running requests at the end.
         ready: Called once all workers answer.
     """
-    with tempfile.TemporaryDirectory(prefix="adapterhub-workers-") as folder:
-        path = Path(folder) / "host"
+    with atomic.scratch_folder(Path(tempfile.gettempdir(), "adapterhub-host")) as folder:
+        path = folder / "host"
         # The bodies that one process may hold are shared among the workers; all other limits are counted in the host.
         worker_settings = replace(settings, bodies=max(settings.bodies // count, settings.max_body))
         work = partial(run_worker, worker_settings, engine, sock=sock, path=path, drain=drain)

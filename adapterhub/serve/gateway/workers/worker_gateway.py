@@ -23,11 +23,10 @@ from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswe
 from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.engines.over_http import Server
 from adapterhub.serve.gateway import spans
-from adapterhub.serve.gateway.front import GatewayFront, GatewayRequest
+from adapterhub.serve.gateway.front import GatewayFront, GatewayRequest, read_json
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-from adapterhub.serve.gateway.local_routes import LOCAL_ROUTES, NAME_ROUTES
+from adapterhub.serve.gateway.local_routes import LOCAL_ROUTES, MAX_NAME_BODY, NAME_ROUTES
 from adapterhub.serve.gateway.problems import DOWN, ProblemError
-from adapterhub.serve.gateway.request_bodies import open_body
 from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
 
@@ -264,8 +263,8 @@ class WorkerGateway(GatewayFront):
         try:
             body: Mapping[str, Any] = {}
             if request.method == "POST":
-                async with open_body(request, self.settings.max_body) as document:
-                    body = document
+                # The host asks for the key.
+                body = await read_json(request, MAX_NAME_BODY, None)
             talk.send(kind="page", method=request.method, path=request.url.path, headers=dict(request.headers), body=body)
             answer = await _reply(talk)
         finally:

@@ -107,8 +107,8 @@ def _invocation(header: gguf_file.GGUFHeader, location: str) -> tuple[int, ...]:
 
 
 def _restore(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, location: str) -> Adapter:
-    architecture = _architecture(header, location)
     lines = source_config.parse_lines(header.metadata, location)
+    architecture = _source_architecture(header, lines, location)
     for line in lines:
         if line.stem not in pairs:
             raise FormatError(location, "adapterhub.source.tensors does not match the file")
@@ -155,7 +155,7 @@ def _source_factors(architecture: Architecture, lines: Sequence[source_config.Li
 
 def _size(line: source_config.Line, lora_a: np.ndarray, lora_b: np.ndarray) -> Size:
     if line.block:
-        return Size(line.block.r, line.block.rows, line.block.experts)
+        return Size(line.block.r, line.block.rows, line.block.experts, architecture_lookup.piece_rows(line.order))
     return Size(lora_b.shape[-1], lora_b.shape[-2], lora_a.shape[0] if lora_a.ndim == 3 else 0)
 
 
@@ -180,6 +180,14 @@ def _have_equal_bytes(array: np.ndarray, reference: np.ndarray) -> bool:
 def _architecture(header: gguf_file.GGUFHeader, location: str) -> Architecture:
     experts = any("_exps." in name or "ffn_gate_inp." in name for name in header.tensors)
     return architecture_lookup.by_gguf(header.text("general.architecture"), location, experts=experts)
+
+
+def _source_architecture(header: gguf_file.GGUFHeader, lines: Sequence[source_config.Line], location: str) -> Architecture:
+    """Return the row of the file's architecture that has every module of the source's config in the order given there."""
+    usual = _architecture(header, location)
+    rows = (usual, *architecture_lookup.rows_of_gguf(usual.gguf))
+    has_all = (row for row in rows if all(row.stems(line.target) and row.allows(line.target, line.order) for line in lines))
+    return next(has_all, usual)
 
 
 def _read_foreign(
@@ -277,6 +285,8 @@ class _ForeignFile:
                 deltas[module] = self._module_delta(stem, module)
             elif self.architecture.stacked_module(stem):
                 deltas |= self._expert_deltas(stem)
+            elif module := self.architecture.split_module(stem):
+                deltas[module] = self._joined_module(module)
             elif stem.endswith(".attn_qkv") and self.architecture.module(f"{stem.removesuffix('qkv')}q"):
                 deltas |= self._qkv_deltas(stem)
             else:
@@ -306,6 +316,31 @@ class _ForeignFile:
         transposed = self.architecture.transposed and stem.startswith("blk.")
         pair = architecture_lookup.restore_pair((lora_a, lora_b), order, across=across)
         return LowRank(*pair, self._scale(stem), transposed_base=transposed)
+
+    def _joined_module(self, module: str) -> LowRank:
+        """Return the delta of a module whose rows are in several tensors, which share `lora_a` or have blocks of columns."""
+        stems = self.architecture.stems(module)
+        if missing := next((stem for stem in stems if stem not in self.pairs), None):
+            raise RefusedError(self.location, f"{module}: {missing} is missing, which has some of its rows")
+        pairs = [self.pairs[stem] for stem in stems]
+        r = pairs[0][1].shape[-1]
+        if any(lora_a.shape != pairs[0][0].shape for lora_a, _ in pairs):
+            raise RefusedError(self.location, f"{' and '.join(stems)} differ in rank, so one delta cannot have one scale")
+        if all(np.array_equal(lora_a, pairs[0][0]) for lora_a, _ in pairs):
+            joined = pairs[0][0], np.concatenate([lora_b for _, lora_b in pairs])
+        else:
+            lora_B = np.zeros((sum(len(lora_b) for _, lora_b in pairs), len(pairs) * r), pairs[0][1].dtype)
+            first_row = 0
+            for number, (_, lora_b) in enumerate(pairs):
+                lora_B[first_row : first_row + len(lora_b), number * r : (number + 1) * r] = lora_b
+                first_row += len(lora_b)
+            joined = np.concatenate([lora_a for lora_a, _ in pairs]), lora_B
+        order = self._order(module)
+        if not architecture_lookup.order_fits(order, len(joined[1])):
+            raise FormatError(self.location, f"{module}: {len(joined[1])} rows do not match {order} heads")
+        # alpha grows with the rank, so that alpha / r stays as it was.
+        scale = self._scale(stems[0]) * joined[1].shape[-1] / r
+        return LowRank(*architecture_lookup.restore_pair(joined, order, across=False), scale)
 
     def _qkv_deltas(self, stem: str) -> dict[str, FactorPair]:
         """Return the deltas of q, k and v from a tensor that fuses them, with their rows of `lora_b` and a shared `lora_a`."""

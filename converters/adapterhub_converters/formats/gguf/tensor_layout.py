@@ -17,7 +17,8 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import LowRank, LowRankEmbedding, StackedLowRank
-from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Architecture, layer_of
+from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Architecture, Order, layer_of
+from adapterhub_converters.architectures.architecture_lookup import piece_rows
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import source_config
 
@@ -29,11 +30,19 @@ ALL_EXPERTS = -1
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The properties of a delta that determine its place: its rank, its rows and, if it covers all experts, their number."""
+    """The properties of a delta that determine its place.
+
+    Attributes:
+        r: Its rank.
+        rows: Its number of rows.
+        experts: The number of experts if it covers all of them, else 0.
+        pieces: The number of rows in each of its tensors; empty if they are divided evenly.
+    """
 
     r: int
     rows: int
     experts: int = 0
+    pieces: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,11 @@ class Layout:
         return self.rank[self.parts[target][0].stem]
 
 
-def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank) -> Size:
-    """Return the size of a delta."""
+def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank, order: Order = 0) -> Size:
+    """Return the size of a delta whose rows have an order in llama.cpp."""
     if isinstance(delta, StackedLowRank):
         return Size(delta.r, delta.shape[1], delta.shape[0])
-    return Size(delta.r, delta.lora_B.shape[0])
+    return Size(delta.r, delta.lora_B.shape[0], pieces=piece_rows(order))
 
 
 def arrange(
@@ -131,11 +140,12 @@ def _place_rows(architecture: Architecture, target: str, size: Size, rows: Mappi
     placements: list[_Rows] = []
     stems = architecture.stems(target)
     count, remainder = divmod(size.rows, len(stems))
-    if remainder:
+    counts = size.pieces or (count,) * len(stems)
+    if (remainder and not size.pieces) or len(counts) != len(stems) or sum(counts) != size.rows:
         raise RefusedError(location, f"{target}: {size.rows} rows cannot be divided evenly into {' and '.join(stems)}")
     interleaved = bool(architecture.experts and architecture.experts.interleaved)
-    for number, stem in enumerate(stems):
-        start, step = (number, len(stems)) if interleaved else (number * count, 1)
+    for number, (stem, count) in enumerate(zip(stems, counts, strict=True)):
+        start, step = (number, len(stems)) if interleaved else (sum(counts[:number]), 1)
         prefix, _, name = stem.rpartition(".")
         prefix += "." if prefix else ""
         # What the base actually stores decides, not what the architecture usually has.

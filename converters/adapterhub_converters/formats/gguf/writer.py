@@ -61,11 +61,11 @@ def write(
     if problems:
         raise refused_error("gguf", problems)
     pairs = factor_pairs(without_invocation(adapter))
-    sizes = {target: size_of(delta) for target, delta in sorted(pairs.items(), key=lambda item: _file_order(item[0]))}
+    orders = {target: architecture.order(target, base.config, base.source) for target in sorted(pairs, key=_file_order)}
+    sizes = {target: size_of(pairs[target], order) for target, order in orders.items()}
     n_experts, rows = adapter_checks.expert_count(base, architecture), adapter_checks.base_rows(base)
     layout = arrange(architecture, sizes, n_experts, rows, base.source)
     plan = _plan_alpha(pairs, layout)
-    orders = {target: architecture.order(target, base.config, base.source) for target in sizes}
     writing = _FileContents(pairs, layout, plan, architecture, orders=orders, dtype=dtype)
     metadata = _metadata(adapter, base, architecture, plan.common) | prompt.metadata()
     notes = [*adapter.notes, *plan.notes, *_assumption_notes(base, layout)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture, layer_of, path_in_layer, text_name
-from adapterhub_converters.bases.canonical_names import name_in_memory
+from adapterhub_converters.bases.names_in_memory import renaming
 from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value
 from adapterhub_converters.errors import RefusedError
 
@@ -37,8 +37,11 @@ _AHEAD_NAMES = ("mtp.", "model.mtp.", "model.mtp_")
 _OTHER_MODALITIES = tuple(
     f"{prefix}{name}"
     for prefix in ("", "model.")
-    for name in ("vision_tower.", "visual.", "multi_modal_projector.", "audio_tower.", "vision_model.", "image_newline")
-)
+    for name in (
+        "vision_tower.", "visual.", "multi_modal_projector.", "audio_tower.", "vision_model.", "image_newline",
+        "vision_encoder.", "vision_projection.", "connector.", "merger.",
+    )
+)  # fmt: skip
 """Prefixes of tensors in vision and audio models, and in the projectors that join them to the text model."""
 
 
@@ -174,7 +177,7 @@ class _Arranger:
             return self._prefix + name
         inner_name = text_name(name)
         module = inner_name.rpartition(".")[0]
-        renamed = inner_name if self._architecture.stem(module) else name_in_memory(inner_name, self._config.model_type)
+        renamed = inner_name if self._architecture.stem(module) else renaming(self._config.model_type)(inner_name)
         return renamed if self._architecture.is_stacked(renamed) else inner_name
 
     def _is_left_out(self, name: str) -> bool:

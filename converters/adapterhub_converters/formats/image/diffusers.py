@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import safe_regex
-from adapterhub_converters.adapter import Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
+from adapterhub_converters.adapter import BUNDLED, Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
@@ -76,9 +76,10 @@ def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     candidate = Candidate.of(path)
     with candidate.open_safetensors() as file:
-        tensors = {name: file.tensor(name) for name in file.tensors}
+        stored = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
     location = str(candidate.path)
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(BUNDLED)}
     parts_by_target = _group_tensors(tensors, location)
     configs = _model_configs(metadata, location)
     is_unnamed = "" in configs and not any(pipeline.part_of(target) for target in parts_by_target)
@@ -93,7 +94,8 @@ def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
         dataclasses.replace(read_adapter, meta=meta, source=None), metadata, tensors, location
     )
     described = origin.describe(adapter.meta, metadata, metadata.get(NAMES_KEY, ""), read_adapter.deltas)
-    return naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
+    fitted = naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
+    return factors.with_bundled(fitted, stored)
 
 
 def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, factors.Parts]:

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
+from adapterhub_converters.adapter import BUNDLED, Adapter, CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
 
 from .name_table import Reading
@@ -48,6 +48,15 @@ def split_name(name: str) -> tuple[str, str] | None:
     """Return the module and the part of a delta that a tensor's name denotes; None if it is not a part of a delta."""
     end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
     return (name.removesuffix(end), _ENDS[end]) if end else None
+
+
+def with_bundled(adapter: Adapter, tensors: Mapping[str, np.ndarray]) -> Adapter:
+    """Return `adapter` with the embeddings that OneTrainer stored among the `tensors` of its file, and a note on them."""
+    embeddings = {name: values for name, values in tensors.items() if name.startswith(BUNDLED)}
+    if not embeddings:
+        return adapter
+    note = f"{len(embeddings)} embeddings are bundled with the adapter (OneTrainer)"
+    return dataclasses.replace(adapter, replaced={**adapter.replaced, **embeddings}, notes=(*adapter.notes, note))
 
 
 def unknown_reason(name: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes, safe_regex
 from adapterhub_converters.adapter import (
+    BUNDLED,
     Adapter,
     CpConv,
     Delta,
@@ -68,9 +69,10 @@ def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     candidate = Candidate.of(path)
     with candidate.open_safetensors() as file:
-        tensors = {name: file.tensor(name) for name in file.tensors}
+        stored = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
     location = str(candidate.path)
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(BUNDLED)}
     parts_by_stem, notes = _group_tensors(tensors, location)
     if whole_count := _count_without_root(parts_by_stem, metadata):
         notes.append(
@@ -88,7 +90,8 @@ def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     file_adapter = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
     adapter = preserved_header.with_source(file_adapter, metadata, tensors, location)
     described = origin.describe(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
-    return naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
+    fitted = naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
+    return factors.with_bundled(fitted, stored)
 
 
 def _refuse_interleaved(tensors: Iterable[str], names: str, location: str) -> None:

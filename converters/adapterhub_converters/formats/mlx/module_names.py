@@ -13,7 +13,7 @@ from functools import cache
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures.architecture import text_name
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import BaseSpec, names_in_memory
 
 VERSION = "0.32.2"
 _LAYER = safe_regex.Pattern(
@@ -256,7 +256,7 @@ class Names:
         return f"{self._row.layers}.{number}.{self._row.experts}" if self._row.experts else ""
 
     def _in_memory(self, path: str) -> str:
-        return canonical_names.name_in_memory(f"model.layers.0.{path}", self._type).partition(".layers.0.")[2]
+        return names_in_memory.renaming(self._type).module(f"model.layers.0.{path}").partition(".layers.0.")[2]
 
 
 def expert_place(name: str) -> tuple[str, str] | None:

@@ -50,8 +50,16 @@ KINDS = {
 # Keys of peft's LoRA that change what is computed and are not modeled here.
 _UNSUPPORTED = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 UNKNOWN_KEY = "is not a key of peft 0.21.2, which ignores it with a warning"
-_REASONS = {
+REASONS = {
     "POLY": "it mixes several LoRA adapters by task, which no weight can express",
+    "LILY": "it mixes several LoRA adapters anew for each input, and peft cannot merge it either",
+    "ADAPTION_PROMPT": "it adds attention to learned tokens, which no weight can express",
+    "MULTITASK_PROMPT_TUNING": "it adds tokens to the input by task, which no weight can express",
+    "CPT": "it adds tokens to the input, which no weight can express",
+    "CARTRIDGE": "it adds keys and values to the cache, which no weight can express",
+    "SHADOW": "its change follows from each input, which no weight can express",
+    "PSOFT": "its change acts on singular vectors of the base that peft does not save, and whose signs differ between machines",
+    "ADAMSS": "which rows it changes follows from a clustering of the base's singular vectors that peft does not save",
 }
 # Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).
 _BASE_PRESERVING_INITS = {"gaussian", "orthogonal", "eva", "mica"}
@@ -70,7 +78,7 @@ def check(config: Mapping[str, Any], location: str) -> None:
         hint = f'Write "{peft_type.upper()}"' if isinstance(peft_type, str) else ""
         raise FormatError(location, f'"peft_type" is {json.dumps(peft_type)[:40]}, which peft does not have', hint)
     if peft_type not in KINDS:
-        reason = f": {_REASONS[peft_type]}" if peft_type in _REASONS else ""
+        reason = f": {REASONS[peft_type]}" if peft_type in REASONS else ""
         raise NotUnderstoodError(location, f"peft_type {peft_type[:40]!r} is not supported{reason}")
     _check_values(config, peft_type, location)
     reasons = [
@@ -116,7 +124,8 @@ def _check_numbers(config: Mapping[str, Any], kind: str, location: str) -> None:
         "qalora_group_size": config.get("qalora_group_size") or 16,
     }
     for key, value in numbers.items():
-        if not _is_number(value):
+        # Some tuners have no rank or no alpha by default; all their numbers are checked by their own rows.
+        if not _is_number(value) and not (value is None and kind in TUNERS):
             raise FormatError(location, f'"{key}" is {json.dumps(value)[:40]}, not a number in range')
     for key in ("rank_pattern", "alpha_pattern") if kind != "ADALORA" else ():
         value = config.get(key) or {}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from adapterhub_converters.adapter import Adapter, Delta, Source, StackedLowRank
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 
 from . import stacks, target_parameters
@@ -102,7 +102,7 @@ def _coverage_problem(by_layer: _ExpertsByLayer, names: ExpertNames, base: BaseS
 def _scale_problem(by_layer: _ExpertsByLayer, names: ExpertNames, base: BaseSpec, scales: Scales) -> LayoutProblem | None:
     """Return a problem with ranks and scales that the config gives a stack differently from its experts."""
     for module, layer in by_layer.items():
-        place = canonical_names.name_in_memory(module, base.model_type)
+        place = base.renaming.module(module)
         for (_, part), delta in layer.items():
             stack = f"{place}.gate_up_proj" if part in names[:2] else f"{place}.down_proj"
             if delta.r != scales.rank(stack):

@@ -27,15 +27,18 @@ from .adapter_config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown
 from .adapter_config import check as check_config
 from .adapter_config import meta as meta_of
 from .module_deltas import DeltaReader, trainable_rows
+from .stacks import stack_transposed_experts
 from .tensor_keys import PREFIX, TensorId, classify, identify_all, tensor_names
+from .tinker_names import is_archive
 
 
 def sniff(candidate: Candidate) -> bool:
     """Return whether it is a folder with a PEFT adapter.
 
-    mlx-lm uses the same file name for its config, but only PEFT's has a `peft_type`.
+    mlx-lm uses the same file name for its config, but only PEFT's has a `peft_type`. An archive of Tinker has one, too.
     """
-    return has_peft_type(candidate.config)
+    config = candidate.config
+    return has_peft_type(config) and not is_archive(config, lambda: candidate.file(WEIGHTS).tensors)
 
 
 def has_peft_type(config: str) -> bool:
@@ -194,6 +197,9 @@ def parse(
         notes=(*notes, *scales.notes, *scales.unused_patterns()),
         copies=parts.copies,
     )
+    # Tinker writes the experts of gpt-oss one by one for vLLM, where transformers has always had stacks.
+    if (stacked := stack_transposed_experts(adapter, base)) is not adapter:
+        return stacked
     names = _deviating_names(adapter, files, lambda: reader.with_stack_targets(dict(zip(tensor_ids, files, strict=True))))
     return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.swapped)))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
 STACKING = frozenset({
@@ -32,7 +32,8 @@ ALTERNATING = frozenset({"gpt_oss"})
 """Model types in whose `gate_up_proj` the rows of gate and up alternate."""
 _TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})  # their stacks are (experts, in, out)
 _UNGATED = frozenset({"nemotron_h"})  # with up_proj and down_proj only
-_STACKED = STACKING | _TRANSPOSED | _UNGATED
+STACKED = STACKING | _TRANSPOSED | _UNGATED
+"""Model types with one parameter for all experts of a layer."""
 _EXPERT = safe_regex.Pattern(r"(.+\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 _PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
 # Last components of the names that peft would take for parts of experts, and of routers, which are not linear layers.
@@ -48,12 +49,12 @@ def stack_experts(adapter: Adapter, base: BaseSpec | None) -> Adapter:
         RefusedError: An expert has more than a pair, which a stack cannot have.
     """
     # Only the base tells whether transformers stacks its experts.
-    if base is None or base.model_type not in _STACKED:
+    if base is None or base.model_type not in STACKED:
         return adapter
     deltas: dict[str, Delta] = {}
     layers: dict[str, dict[str, dict[int, LowRank]]] = {}
     for name, delta in adapter.deltas.items():
-        target = canonical_names.name_in_memory(name, base.model_type)
+        target = base.renaming.module(name)
         place = expert_place(target)
         if place is None:
             deltas[target] = delta

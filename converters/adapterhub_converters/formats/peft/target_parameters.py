@@ -22,8 +22,8 @@ from adapterhub_converters.errors import FormatError, RefusedError
 
 _VERSION = safe_regex.Pattern(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
 
-# The order in which transformers' expert modules define their parameters: peft wraps the first innermost.
-_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""The order in which transformers' expert modules define their parameters: peft wraps the first innermost."""
 # Bases that store `(experts, in, out)`; the first set declares it (`is_transposed`).
 _FLAGGED = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
 _UNFLAGGED = {"llama4", "llama4_text"}
@@ -47,8 +47,8 @@ class Halves:
 
 def wrapper_names(module: str, parameters: Iterable[str]) -> dict[str, str]:
     """Map the parameters of one module to the names of peft's wrappers: the first is innermost, one `.base_layer` per level."""
-    ordered = sorted(parameters, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
-    unknown = [name for name in ordered if name not in _ORDER]
+    ordered = sorted(parameters, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    unknown = [name for name in ordered if name not in ORDER]
     if unknown and len(ordered) > 1:
         raise RefusedError(
             module, f"target_parameters {', '.join(ordered)}: the order of the wrappers of {unknown[0]} is unknown"

@@ -17,6 +17,7 @@ from adapterhub_converters.errors import FormatError, RefusedError
 from . import target_parameters
 
 PREFIX = "base_model.model."
+USUAL_NAME = "default"  # that peft gives an adapter if no other is asked for
 # Components that wrappers insert anywhere (torch.compile, FSDP, activation checkpointing).
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARTS = {
@@ -146,6 +147,16 @@ def _may_have_part(name: str) -> bool:
     """Return False for a name without any part of a delta, which therefore has no adapter's own name behind it either."""
     one_of_lora = "lora_" in name or "vera_" in name or "hada_" in name or "lokr_" in name
     return one_of_lora or "trainable_tokens" in name or "modules_to_save" in name
+
+
+def with_adapter_name(name: str) -> str:
+    """Return peft's name of a LoRA tensor with the usual name of an adapter inside, as it is in a model's own state dict."""
+    if name.endswith((".lora_embedding_A", ".lora_embedding_B")):
+        return f"{name}.{USUAL_NAME}"
+    if name.endswith(".lora_magnitude_vector"):
+        return f"{name}.{USUAL_NAME}.weight"
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.{USUAL_NAME}.{leaf}"
 
 
 def adapter_name(key: str) -> str | None:

@@ -1,6 +1,6 @@
 """Tinker's archives (Thinking Machines), which are almost PEFT folders.
 
-Their config has `r` and `lora_alpha` but no `peft_type`. All experts of a layer are one tensor `experts.w1`, `w2` or `w3`
+Their config says `all-linear`, or only `r` and `lora_alpha`. All experts of a layer are one tensor `experts.w1`, `w2` or `w3`
 `(experts, r, in)`, one half of which may be shared by all experts (`(1, r, in)`); the output layer is `unembed_tokens`; q, k
 and v of Qwen3.5's linear attention are trained separately, and gpt-oss's attention is called `attn` (tinker-cookbook 0.6,
 `weights/_adapter.py`, `weights/_merge_*.py`).
@@ -24,24 +24,20 @@ from adapterhub_converters.formats.candidate import Candidate
 from .adapter_config import CONFIG, WEIGHTS
 from .stacks import stack_transposed_experts
 from .tensor_keys import PREFIX
+from .tinker_names import is_archive
 
 _EXPERTS = safe_regex.Pattern(r"(.+\.experts)\.(w1|w2|w3)")
 _ATTENTION = safe_regex.Pattern(r"(.+)\.attn\.([qkvo]_proj)")
 _SPLIT = safe_regex.Pattern(r"(.+\.linear_attn)\.in_proj_([qkv])")
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _HEAD = "model.unembed_tokens"
-_MARKS = (".unembed_tokens.", ".experts.w", ".attn.q_proj.", ".in_proj_q.")
 Pair = tuple[np.ndarray, np.ndarray]
 Pairs = dict[str, Pair]
 
 
 def sniff(candidate: Candidate) -> bool:
     """Return whether a folder is an archive of Tinker, judging by its config and its tensor names."""
-    text = candidate.config
-    if '"peft_type"' in text or '"lora_alpha"' not in text or '"r"' not in text:
-        return False
-    names = candidate.file(WEIGHTS).tensors
-    return all(name.startswith(PREFIX) for name in names) and any(mark in name for name in names for mark in _MARKS)
+    return is_archive(candidate.config, lambda: candidate.file(WEIGHTS).tensors)
 
 
 def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:

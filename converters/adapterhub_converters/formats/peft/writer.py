@@ -18,6 +18,7 @@ from adapterhub_converters.adapter import (
     LowRankEmbedding,
     StackedLowRank,
     TensorLoss,
+    refuse_bundled,
     refuse_differences,
     with_factored_as_pairs,
 )
@@ -39,6 +40,7 @@ _TASK_MODULES = {
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write a PEFT folder into the existing, empty folder `path`; experts are stacked if transformers stacks the base's."""
     refuse_differences(adapter, "peft")
+    refuse_bundled(adapter)
     peft_source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     written = adapter if peft_source else stacks.stack_experts(with_factored_as_pairs(adapter), base)
     tensors = state_dict(written)

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -250,12 +251,18 @@ def test_all_workers_finish_their_answers_when_it_ends(models: Models, registry:
 
 
 def test_nothing_is_left_of_a_gateway_that_was_killed(models: Models, registry: Path, tmp_path: Path) -> None:
-    with running(models, registry, tmp_path) as gateway:
-        pids = [*workers(gateway), *gateway.children()]
-        gateway.process.kill()
-        gateway.process.wait(60)
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
-            time.sleep(0.05)
+    """Of its folder for temporary files, the next gateway leaves nothing."""
+    options = ("--program", llama_server.program(), "--workers", WORKERS)
+    with tempfile.TemporaryDirectory() as temporary:  # the path of a socket has at most 107 bytes
+        for _ in range(2):
+            environ = {"TMPDIR": temporary}
+            with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options, env=environ) as gateway:
+                assert len(list(Path(temporary).glob(".adapterhub-host.*"))) == 1
+                pids = [*workers(gateway), *gateway.children()]
+                gateway.process.kill()
+                gateway.process.wait(60)
+                while any(Path(f"/proc/{pid}").exists() for pid in pids):
+                    time.sleep(0.05)
 
 
 def test_an_engine_that_cannot_start_is_told_once(run: Run, models: Models, registry: Path, tmp_path: Path) -> None:

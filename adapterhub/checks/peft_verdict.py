@@ -1,0 +1,158 @@
+"""What peft would do with an adapter that was read, as problems of it and as the reasons of peft's verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from adapterhub_converters.adapter import StackedLowRank
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.tensor_keys import PREFIX
+from adapterhub_converters.runtime_rules import APPLIED, IGNORED, REFUSED, UNKNOWN, WRONG
+
+from .base_fit import base_for_class, is_head
+from .contents import Contents
+from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapter
+from .peft_load import NOT_FOUND, SIZE_MISMATCH, PeftLoad, peft_load
+from .report import Problem, RepeatedProblem
+
+_LONGEST = 300  # characters of a config's value that are worth repeating
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """What peft would do, on a base or on one that has the adapter's modules, `on`; or why that cannot be told."""
+
+    load: PeftLoad
+    on: PeftBase
+    error: AdapterhubError | None = None
+
+
+def loading(contents: Contents, base: BaseSpec | None) -> Loading | None:
+    """Return what peft would do with an adapter; None for another format or kind, or if that is not known without the base."""
+    config = contents.config
+    if not _is_lora(contents) or config.get("use_qalora") or (base is None and is_left_to_peft(contents)):
+        return None
+    tensors: dict[str, Shape] = {}
+    for file in contents.files.values():
+        tensors |= {name: kind.shape for name, kind in zip(file.header.names, file.header.kinds, strict=True)}
+    with contextlib.suppress(AdapterhubError):  # which other checks report
+        peft.check_config(config, peft.CONFIG)
+        on = _base(contents, base)
+        try:
+            return Loading(peft_load(config, tensors, on), on)
+        except AdapterhubError as error:
+            return Loading(PeftLoad(), on, error)
+    return None
+
+
+def _is_lora(contents: Contents) -> bool:
+    return contents.format == "peft" and contents.unread is None and contents.config.get("peft_type") == "LORA"
+
+
+def is_left_to_peft(contents: Contents) -> bool:
+    """Return whether the config of a LoRA adapter leaves it to peft which modules it adapts."""
+    config = contents.config
+    return (
+        _is_lora(contents)
+        and bool(contents.pairs)
+        and config.get("target_modules") is None
+        and not config.get("target_parameters")
+    )
+
+
+def _base(contents: Contents, base: BaseSpec | None) -> PeftBase:
+    """Return the base with the heads that the class of a task adds; without one, the modules that the adapter names."""
+    of_adapter = modules_of_adapter(contents)
+    if base is None or not (base.tensors or base.packed or base.names or base.derived):
+        return of_adapter
+    on = base_in_memory(base_for_class(contents, base))
+    # Only linear layers and tables are derived from a config, without norms and heads.
+    if base.derived and not base.tensors:
+        parameters = {**of_adapter.parameters, **on.parameters}
+        return dataclasses.replace(on, parameters=parameters, kinds={**of_adapter.kinds, **on.kinds}, complete=False)
+    tops = {module.split(".", 1)[0] for module in on.kinds}
+    heads = {name: tensor.shape for name, tensor in contents.replaced.items() if is_head(contents, tops, name)}
+    kinds = {name.rpartition(".")[0]: OTHER for name in heads}
+    return dataclasses.replace(on, parameters={**on.parameters, **heads}, kinds={**on.kinds, **kinds})
+
+
+def load_problems(contents: Contents, loaded: Loading | None) -> Iterator[Problem | RepeatedProblem]:
+    """Yield what peft would refuse, and the modules whose tensors it would skip because the config does not name them."""
+    if _is_lora(contents):
+        yield from _names_problems(contents)
+        if is_left_to_peft(contents):
+            message = "is missing: peft takes its own default for the model type, or refuses the adapter"
+            hint = "List the modules that have tensors"
+            yield Problem("no-targets", peft.CONFIG, "target_modules", message, hint, repairable=True)
+    if loaded is None:
+        return
+    if loaded.error is not None:
+        yield Problem("unsupported", peft.CONFIG, "", loaded.error.what, loaded.error.hint, cause=loaded.error)
+        return
+    load = loaded.load
+    # Shapes are reported one by one, and so are modules that the base does not have.
+    has_modules = any(target in loaded.on.kinds for target in contents.pairs) or NOT_FOUND not in load.refusal
+    if load.refusal and has_modules and not load.refusal.startswith(SIZE_MISMATCH):
+        code = "missing-tensor" if load.refusal.startswith("KeyError") else "peft-refuses"
+        yield Problem(code, contents.weights if code == "missing-tensor" else peft.CONFIG, "", _refusal(load))
+    if not load.refusal:
+        yield from _untargeted(contents, loaded)
+
+
+def _refusal(load: PeftLoad) -> str:
+    return f"peft would raise: {load.refusal}"
+
+
+def _names_problems(contents: Contents) -> Iterator[Problem]:
+    """Yield the adapter's own name in the names of tensors, which peft alone removes."""
+    names = contents.adapter_named
+    if names:
+        message = (
+            f"{len(names)} names have the adapter's own name inside, as {names[0]}: peft loads them, other programs do not"
+        )
+        yield Problem("adapter-name", contents.weights, names[0], message, repairable=True)
+
+
+def _untargeted(contents: Contents, loaded: Loading) -> Iterator[RepeatedProblem]:
+    """Yield the modules that have tensors, but for which peft builds nothing although the base has them."""
+    built, on = loaded.load.built, loaded.on
+    stacks = (target for target, delta in contents.other_deltas.items() if isinstance(delta, StackedLowRank))
+    untargeted = [
+        target
+        for target in (*contents.pairs, *stacks)
+        if target not in built and f"{target}.weight" not in built and (target in on.kinds or target in on.parameters)
+    ]
+    option = contents.config.get("target_modules")
+    names = option if isinstance(option, str) else ", ".join(contents.names("target_modules"))
+    expected = f"target_modules {names[:_LONGEST]}"
+
+    def problem(target: str) -> Problem:
+        message = "has tensors, but the config does not target it: peft would skip them"
+        return Problem("not-targeted", contents.weights, target, message, "", expected, target, repairable=True)
+
+    yield RepeatedProblem("not-targeted", untargeted, problem)
+
+
+def load_consequences(contents: Contents, loaded: Loading | None) -> Iterator[tuple[str, str]]:
+    """Yield a verdict and its reason for each thing that peft does otherwise than training did."""
+    if loaded is None:
+        if is_left_to_peft(contents):
+            yield UNKNOWN, "target_modules is missing: which modules peft adapts depends on the base"
+        return
+    load = loaded.load
+    if load.refusal:
+        yield REFUSED, load.refusal[:_LONGEST]
+        return
+    if load.skipped:
+        first = load.skipped[0].removeprefix(PREFIX)
+        yield IGNORED, f"silently skips {len(load.skipped)} tensors without a place in what it builds: {first}"
+    magnitudes = sum(name.endswith(".lora_magnitude_vector") for name in load.missing)
+    if magnitudes:
+        yield WRONG, f"reports missing keys: {magnitudes} magnitudes keep their initial values"
+    if len(load.missing) > magnitudes:
+        reason = "correct only if the modules without tensors were not trained: they stay as in the base"
+        yield APPLIED, f"reports missing keys; {reason}"

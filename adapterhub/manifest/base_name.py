@@ -1,0 +1,20 @@
+"""The name of a base on the Hugging Face Hub, as adapters, cards and folders give it."""
+
+from __future__ import annotations
+
+from adapterhub_converters import safe_regex
+
+# `name` or `organization/name` (huggingface_hub, `utils/_validators.py`, `validate_repo_id`).
+_REPO = safe_regex.Pattern(r"\w[\w.-]*(/\w[\w.-]*)?")
+_CHECKPOINT = safe_regex.Pattern(r"(.*/)?checkpoint-\d+")  # the folders of a Trainer
+_LONGEST = 96  # characters
+
+
+def public_repo(name: str | None) -> str | None:
+    """Return the name if it can be one on the Hub; None for a path.
+
+    A path means nothing on another machine, and would make a digest depend on who trained the adapter.
+    """
+    if not name or len(name) > _LONGEST or not _REPO.fullmatch(name) or _CHECKPOINT.fullmatch(name):
+        return None
+    return None if "--" in name or ".." in name or name.endswith((".", "-", ".git")) else name

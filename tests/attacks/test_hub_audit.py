@@ -1,0 +1,53 @@
+"""A stranger does not drown the rows of the audit log, which is never cut, in rows about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import requests
+
+from adapterhub.hub import middleware
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import audit_log
+from tests.hub.conftest import Running, serving
+from tests.support.hub_tenants import Tenant
+
+REFUSED = f"/lfs/a/b/{'0' * 64}?signature=1"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Running]:
+    with serving(tmp_path / "hub", behind_proxy=True) as running:
+        yield running
+
+
+def rows(hub: Running) -> int:
+    with closing(HubDatabase(hub.folder)) as database:
+        return len(audit_log.events(database, limit=1000))
+
+
+def test_refusals_of_a_network_and_of_all_strangers_are_a_few_rows_a_minute(
+    hub: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 requests without a token were 300 rows of up to 1.5 kB."""
+    for number in range(40):
+        headers = {"x-forwarded-for": f"2001:db8:0:1::{number:x}"}
+        assert requests.put(f"{hub.url}{REFUSED}", headers=headers, timeout=20).status_code == 403
+    assert rows(hub) == middleware.STRANGER_ROWS
+    for number in range(100):
+        headers = {"x-forwarded-for": f"203.0.113.{number}"}
+        requests.put(f"{hub.url}{REFUSED}", headers=headers, timeout=20)
+    assert rows(hub) == middleware.ALL_STRANGER_ROWS
+
+
+def test_each_refusal_of_an_account_is_a_row(hub: Running) -> None:
+    red, blue = Tenant(hub, "red"), Tenant(hub, "blue")
+    blue.create("open")
+    before = rows(hub)
+    for _ in range(middleware.STRANGER_ROWS + 5):
+        assert red.send("../blue/open", b"").status_code in (403, 404)
+        assert red.post("/v2/blue/open/blobs/uploads/").status_code == 403
+    assert rows(hub) >= before + middleware.STRANGER_ROWS + 5

@@ -1,0 +1,256 @@
+"""What a hub refuses leaves no bytes: whatever the way in, and whatever goes wrong, the disk is as it was before."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from adapterhub.hub import quotas, staged_files, uploads
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import accounts
+from adapterhub.hub.people.accounts import Namespace
+from adapterhub.project.policy import Policy
+from adapterhub.store import store, store_files
+from tests.attacks.test_hub_bodies import ROUTES, bodies_of
+from tests.hub.conftest import Running, serving
+from tests.hub.sending import lines_of
+from tests.hub.xet.test_receiving import Sender, chunk, shard
+from tests.support.adapters import write_adapter
+from tests.support.hub_tenants import Tenant
+
+QUOTA = 300_000
+SLACK = 20_000  # bytes of logs, documents and of a lease
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> Iterator[Tenant]:
+    """A tenant with a quota, and a repository."""
+    with limited(tmp_path) as tenant:
+        yield tenant
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
+    """Likewise, for tests after which all is as it was."""
+    with limited(tmp_path_factory.mktemp("refused")) as tenant:
+        yield tenant
+
+
+@contextmanager
+def limited(folder: Path) -> Iterator[Tenant]:
+    with serving(folder / "hub") as hub:
+        with closing(HubDatabase(hub.folder)) as database:
+            accounts.set_namespace(database, Namespace("red", max_bytes=QUOTA))
+        tenant = Tenant(hub, "red")
+        tenant.create("open")
+        yield tenant
+
+
+def disk(hub: Running) -> int:
+    """The bytes of all files of the store, besides those that count as uploaded."""
+    with closing(HubDatabase(hub.folder)) as database:
+        uploaded = {digest.removeprefix("sha256:") for (digest,) in database.select("SELECT digest FROM uploaded")}
+    root = hub.folder / ".adapterhub"
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and path.name not in uploaded)
+
+
+def counted(hub: Running) -> list[Any]:
+    """What counts as arriving."""
+    with closing(HubDatabase(hub.folder)) as database:
+        return [tuple(row) for row in database.select("SELECT name, size FROM arriving WHERE spent = 0 AND size > 0")]
+
+
+@contextmanager
+def leaving_nothing(hub: Running) -> Iterator[None]:
+    """Assert that nothing more is on the disk afterwards, nor counted."""
+    before = disk(hub)
+    yield
+    for _ in range(200):
+        if disk(hub) < before + SLACK and counted(hub) == []:
+            return
+        time.sleep(0.02)
+    assert disk(hub) < before + SLACK
+    assert counted(hub) == []
+
+
+# ---- the ways in
+
+
+def by_commit(red: Tenant, data: bytes) -> requests.Response:
+    half = len(data) // 2
+    return red.send("open", lines_of({"a.txt": data[:half], "b.txt": data[half:]}))
+
+
+def by_lfs(red: Tenant, data: bytes) -> requests.Response:
+    oid = hashlib.sha256(data).hexdigest()
+    batch = {"operation": "upload", "objects": [{"oid": oid, "size": len(data)}]}
+    answer = red.post("/red/open.git/info/lfs/objects/batch", json=batch)
+    if not answer.ok:
+        return answer
+    href = answer.json()["objects"][0]["actions"]["upload"]["href"]
+    return red.request("PUT", href.removeprefix(red.hub.url), data=data)
+
+
+def by_xet(red: Tenant, data: bytes) -> requests.Response:
+    sender = Sender(red.hub, "red/open", red.token)
+    base = sender.url.removeprefix(red.hub.url)
+    xorb = b"".join(chunk(data[at : at + 100_000]) for at in range(0, len(data), 100_000))
+    answer = requests.post(f"{red.hub.url}{base}/v1/xorbs/default/{'ab' * 32}", data=xorb, headers=sender.headers, timeout=60)
+    if not answer.ok:
+        return answer
+    terms = [("ab" * 32, len(data), 0, (len(data) + 99_999) // 100_000)]
+    body = shard(hashlib.sha256(data).digest(), terms)
+    return requests.post(f"{red.hub.url}{base}/v1/shards", data=body, headers=sender.headers, timeout=60)
+
+
+def by_blob(red: Tenant, data: bytes) -> requests.Response:
+    return red.post(f"/v2/red/open/blobs/uploads/?digest=sha256:{hashlib.sha256(data).hexdigest()}", data=data)
+
+
+def by_manifest(red: Tenant, data: bytes) -> requests.Response:
+    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": f"sha256:{'0' * 64}", "size": 2}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/x-note",
+        "config": {**config, "mediaType": "application/vnd.docker.image.rootfs.foreign.x"},
+        "layers": [],
+        "annotations": {"x": data.hex()},
+    }
+    headers = {"content-type": document["mediaType"]}
+    return red.request("PUT", "/v2/red/open/manifests/note", data=json.dumps(document), headers=headers)
+
+
+WAYS: dict[str, Callable[[Tenant, bytes], requests.Response]] = {
+    "a commit": by_commit, "LFS": by_lfs, "Xet": by_xet, "a blob": by_blob, "a manifest": by_manifest,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_may_be_held_is_taken_by_every_way(red: Tenant, way: str) -> None:
+    answer = WAYS[way](red, os.urandom(100_000))
+    assert answer.ok, answer.text
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_over_the_quota_leaves_no_bytes(red: Tenant, way: str) -> None:
+    with leaving_nothing(red.hub):
+        answer = WAYS[way](red, os.urandom(QUOTA * 2))
+        assert answer.status_code in (400, 413)
+        assert "may hold 300,000 bytes" in answer.text
+
+
+@pytest.mark.parametrize(("way", "count"), [*((way, 1) for way in WAYS), ("a commit", 2), ("a manifest", 2)])
+def test_what_a_full_disk_refuses_leaves_no_bytes(red: Tenant, way: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills at the first or the second write; a manifest that was whole before that counts as uploaded."""
+    writes = []
+
+    def full(file: Any, data: Any) -> None:
+        writes.append(len(data))
+        if len(writes) >= count and len(data) > 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        store_files.write_all(file, data)
+
+    with leaving_nothing(red.hub):
+        for module in (staged_files, store, uploads):
+            monkeypatch.setattr(module, "write_all", full)
+        answer = WAYS[way](red, os.urandom(100_000))
+        monkeypatch.undo()
+        assert answer.status_code == 507
+
+
+@pytest.mark.parametrize(("method", "path"), bodies_of(ROUTES))
+def test_nonsense_leaves_no_bytes_by_any_route(refused: Tenant, method: str, path: str) -> None:
+    with leaving_nothing(refused.hub):
+        refused.request(method, path, data=os.urandom(QUOTA - 100_000))
+
+
+@pytest.mark.parametrize("sent", [0.3, 0.9])
+def test_a_commit_whose_client_goes_leaves_no_bytes(red: Tenant, sent: float) -> None:
+    body = lines_of({f"{number}.txt": os.urandom(20_000) for number in range(10)})
+    where = urlsplit(red.hub.url)
+    head = f"POST /api/models/red/open/commit/main HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {red.token}\r\n"
+    with leaving_nothing(red.hub), socket.create_connection((where.hostname, where.port), 20) as sock:
+        sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: int(len(body) * sent)])
+        for _ in range(500):
+            if counted(red.hub):
+                break
+            time.sleep(0.01)
+
+
+def test_a_commit_whose_last_line_is_nonsense_leaves_no_bytes(red: Tenant) -> None:
+    """Four commits of 12 MB left 48 MB in a namespace of 1 MB."""
+    with leaving_nothing(red.hub):
+        assert red.send("open", lines_of({"a.txt": os.urandom(200_000)}) + b"\n{}").status_code == 400
+
+
+def test_a_commit_that_a_policy_refuses_leaves_no_bytes(tmp_path: Path) -> None:
+    policy = Policy(bases=("other/base",))
+    with serving(tmp_path / "hub", policy=policy) as hub:
+        red = Tenant(hub, "red")
+        red.create("open")
+        folder = write_adapter(tmp_path / "adapter", 1)
+        (folder / "NOTES.md").write_bytes(os.urandom(200_000))
+        with leaving_nothing(hub):
+            assert red.upload("open", folder).status_code == 400
+
+
+def test_a_shard_of_repeated_chunks_writes_no_more_than_the_quota(red: Tenant) -> None:
+    """131 kB sent left 200 MB in a namespace of 1 MB."""
+    sender = Sender(red.hub, "red/open", red.token)
+    assert sender.post(f"/v1/xorbs/default/{'ab' * 32}", chunk(bytes(128 << 10), 1))[0] == 200
+    before = disk(red.hub)
+    for last in range(3):
+        status, said = sender.post("/v1/shards", shard(bytes([last]) * 32, [("ab" * 32, 128 << 10, 0, 1)] * 1000))
+        assert (status, "may hold 300,000 bytes" in said) == (400, True)
+    assert disk(red.hub) < before + SLACK
+
+
+def test_xorbs_of_which_a_file_needs_little_do_not_pile_up(red: Tenant) -> None:
+    """They count no more once a file was made of them: each round would have been free."""
+    sender = Sender(red.hub, "red/open", red.token)
+    for number in range(8):
+        name, tiny = f"{number:064x}", bytes([number])
+        assert sender.post(f"/v1/xorbs/default/{name}", chunk(tiny) + chunk(os.urandom(120_000)))[0] == 200
+        assert sender.post("/v1/shards", shard(hashlib.sha256(tiny).digest(), [(name, 1, 0, 1)]))[0] == 200
+    assert disk(red.hub) < 2 * QUOTA + SLACK
+
+
+# ---- documents and logs
+
+
+def test_documents_are_not_written_anew_for_each_change(red: Tenant) -> None:
+    """40 requests of 100 bytes took 114 MB, with a manifest of 3 MB."""
+    assert by_manifest(red, os.urandom(60_000)).ok
+    before = disk(red.hub)
+    for number in range(40):
+        assert red.post(f"/api/models/red/open/branch/b{number}", json={}).ok
+    assert disk(red.hub) < before + 200_000
+
+
+def test_documents_and_logs_count_beyond_the_first_mebibyte(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "_FREE_RECORDS", 0)
+    before = disk(red.hub)
+    statuses = []
+    for number in range(400):
+        message = "x" * 9000
+        line = {"key": "header", "value": {"summary": "s", "description": message}}
+        body = json.dumps(line).encode() + b"\n" + lines_of({"a.txt": str(number).encode()}).partition(b"\n")[2]
+        statuses.append(red.send("open", body).status_code)
+        if statuses[-1] != 200:
+            break
+    assert statuses[-1] == 400
+    assert disk(red.hub) < before + QUOTA + SLACK
+    assert red.request("DELETE", "/api/repos/delete", json={"name": "open", "organization": "red"}).ok

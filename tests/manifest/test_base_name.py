@@ -1,0 +1,54 @@
+"""What can be the name of a base on the Hub, and where it is taken from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from adapterhub import checks
+from adapterhub.manifest import derive
+from adapterhub.manifest.base_name import public_repo
+from tests.support.folders import adapter, base, pairs
+
+
+@pytest.mark.parametrize("name", ["gpt2", "org/model", "Qwen/Qwen3-0.6B", "_org/a.b-c"])
+def test_a_name_on_the_hub_is_recorded(name: str) -> None:
+    assert public_repo(name) == name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [None, "", ".", "./model", "../model", "/srv/model", "~/model", "C:\\model", "C:/model", "a/b/c", "org/model/",
+     "org//model", "out/checkpoint-500",
+     "checkpoint-500", "org/a--b", "org/a..b", "org/model.git", "org/model.", "-org/model", "a" * 97],
+)  # fmt: skip
+def test_a_path_is_not_recorded(path: str | None) -> None:
+    assert public_repo(path) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "folder", "name"),
+    [
+        ("org/config", "org/card", "org/base", "org/config"),
+        ("/srv/model", "org/card", "org/base", "org/card"),
+        (None, "org/card", None, "org/card"),
+        (None, "/srv/model", "org/base", "org/base"),
+        ("./model", None, "org/base", "org/base"),
+        ("./model", None, "../model", None),
+        (None, None, None, None),
+    ],
+)
+def test_a_base_is_named_by_the_config_then_the_card_then_its_own_record(
+    tmp_path: Path, config: str | None, card: str | None, folder: str | None, name: str | None
+) -> None:
+    path = adapter(tmp_path / "a", pairs(2), base_model_name_or_path=config)
+    if card:
+        (path / "README.md").write_text(f"---\nbase_model: {card}\n---\n")
+    spec = dataclasses.replace(base(tmp_path / "b"), repo=folder)
+    assert derive.describe(path, base=spec).base.repo == name
+    report = checks.check(path, base=spec, unpublished=True)
+    assert ("no-base-name" in report.counted()) == (name is None)
+    assert report.ok
+    assert name is not None or not checks.check(path, base=spec, unpublished=True, strict=True).ok
