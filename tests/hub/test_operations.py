@@ -23,8 +23,10 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.operations import backup
 from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.hub.storage.from_settings import open_storage
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.repository_records import Repositories
 from adapterhub_converters.errors import FormatError, IntegrityError, OutputExistsError
 from tests.conftest import Run, _environment
 from tests.hub.conftest import Running, client, serving
@@ -165,6 +167,25 @@ def test_a_restored_hub_is_the_hub(filled: Running, tmp_path: Path, adapter: Cal
         found.upload_folder(folder_path=adapter(2), repo_id="team/sql")
         with again.registry() as registry:
             assert registry.resolve(Ref("team/sql")).number == 2
+
+
+def test_a_backup_has_the_repositories_of_when_it_began(filled: Running, hf: Any, tmp_path: Path) -> None:
+    """Whoever changes one meanwhile removes the document that the backup names."""
+    branches: list[str] = []
+
+    def change(_done: int, _total: int) -> None:
+        branches.append(f"branch-{len(branches)}")
+        hf.create_branch("team/soon", branch=branches[-1])
+
+    with closing(open_storage(filled.settings)) as storage:
+        backup.write(storage, tmp_path / "hub.tar", change)
+    assert branches
+    backup.restore(tmp_path / "hub.tar", tmp_path / "again")
+    with Registry.open(tmp_path / "again") as registry:
+        repository = Repositories(registry).get("team/soon")
+        assert repository is not None
+        assert repository.heads.keys() == {"main"}
+        assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
 def test_a_backup_is_an_image_layout(filled: Running, tmp_path: Path) -> None:
