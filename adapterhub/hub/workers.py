@@ -119,7 +119,8 @@ class Workers:
         if worker is None:
             registry = self._storage.registry()
             registry.ledger.on_commit = self._on_move
-            repositories = Repositories(registry, lambda name, size: self.check_record(self.worker(), name, size))
+            # Not `self.worker()`: a change holds the lock of the index, for which a thread that refreshes it may be waiting.
+            repositories = Repositories(registry, lambda name, size: self.check_record(self._local.worker, name, size))
             worker = self._local.worker = Worker(
                 registry, repositories, self._manifests, self._configs, self._storage.database, answers=self._answers
             )
