@@ -103,7 +103,7 @@ def base_in_memory(base: BaseSpec) -> PeftBase:
         else:
             parameters[in_memory] = shape
     for module, parts in listed.items():
-        parameters |= _stacked(module, parts)
+        parameters |= _stack_experts(module, parts)
     table = next((name for name in parameters if last_of(name.removesuffix(".weight")) in EMBEDDINGS), "")
     has_output = any(last_of(name.removesuffix(".weight")) in OUTPUTS for name in parameters)
     if base.tied and table and not has_output and base.architecture.endswith(_WITH_OUTPUT):
@@ -113,7 +113,7 @@ def base_in_memory(base: BaseSpec) -> PeftBase:
     )
 
 
-def _stacked(module: str, parts: Mapping[str, list[Shape]]) -> Iterator[tuple[str, Shape]]:
+def _stack_experts(module: str, parts: Mapping[str, list[Shape]]) -> Iterator[tuple[str, Shape]]:
     """Yield the parameters in which transformers 5 stacks the experts of a layer."""
     first = {part: shapes[0] for part, shapes in parts.items()}
     count = len(next(iter(parts.values())))

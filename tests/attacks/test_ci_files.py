@@ -52,7 +52,7 @@ def test_no_name_of_a_folder_is_a_command_of_the_runner(tmp_path: Path) -> None:
         adapter(tmp_path / "in" / name, pairs(2), r=3)
     result = acted(tmp_path, PATHS="in/*")
     started = [line.split(" ")[0] for line in result.stdout.splitlines() if line.lstrip().startswith("::")]
-    assert set(started) == {"::error"}
+    assert set(started) == {"::error", "::warning"}
     assert "##[" not in result.stdout
     assert "%250A" in result.stdout
 

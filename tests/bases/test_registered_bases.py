@@ -213,8 +213,9 @@ def test_the_life_of_a_name(run: Run, tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         (tmp_path / "base" / name).unlink()
     (tmp_path / "base").rmdir()
-    report = document(run, "validate", "sql", "--base", "tiny")
-    assert (report["base"], report["ok"], report["problems"]) == ("tiny", True, [])
+    [report] = document(run, "validate", "sql", "--base", "tiny")["reports"]
+    codes = [problem["code"] for problem in report["problems"]]
+    assert (report["base"], report["ok"], codes) == ("tiny", True, ["no-base-name"])
     run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", "tiny")
     run("push", "sql", "team/sql", "--base", "tiny")
     assert document(run, "show", "team/sql")["manifest"]["base"]["fingerprint"] == spec.fingerprint
@@ -240,7 +241,7 @@ def test_what_is_both_a_path_and_a_name_is_reported_as_ambiguous(run: Run, tmp_p
     for args in (("validate", "sql", "--base", "tiny"), ("base", "show", "tiny")):
         said = run(*args, code=2).stderr
         assert "tiny: both a path and a base in the registry. Write ./tiny for the path, base:tiny for the base" in said
-    assert document(run, "validate", "sql", "--base", "./tiny")["base"] == "tiny"
+    assert document(run, "validate", "sql", "--base", "./tiny")["reports"][0]["base"] == "tiny"
     assert document(run, "base", "show", "base:tiny")["name"] == "tiny"
     stderr = run("validate", "sql", "--base", "base:tinny", code=3).stderr
     assert stderr.endswith("no base of this name. Did you mean tiny?  [no-such-base]\n")

@@ -35,7 +35,7 @@ def test_the_life_of_an_adapter(run: Run, sql: Path, tmp_path: Path) -> None:
     assert document(run, "init")["created"] is True
     pushed = document(run, "push", "sql", "team/sql:prod", "--base", "base")
     assert (pushed["ref"], pushed["tags"], pushed["new"]) == ("team/sql:v1", ["latest", "prod"], True)
-    assert document(run, "validate", "team/sql", "--base", "base")["problems"] == []
+    assert document(run, "validate", "team/sql", "--base", "base")["reports"][0]["problems"] == []
     assert document(run, "show", "team/sql:prod")["digest"] == pushed["digest"]
     assert [row["ref"] for row in document(run, "list")["adapters"]] == ["team/sql:v1"]
     pulled = document(run, "pull", "team/sql", "-o", "out")
@@ -89,8 +89,8 @@ def test_something_that_is_both_a_path_and_a_ref(run: Run, sql: Path, tmp_path: 
     adapter(tmp_path / "team/sql", pairs(1))
     result = run("validate", "team/sql", code=2)
     assert "Write ./team/sql for the path, team/sql:latest for the adapter" in result.stderr
-    assert document(run, "validate", "./team/sql")["facts"]["modules"] == 1
-    assert document(run, "validate", "team/sql:latest")["facts"]["modules"] == 2
+    assert document(run, "validate", "./team/sql")["reports"][0]["facts"]["modules"] == 1
+    assert document(run, "validate", "team/sql:latest")["reports"][0]["facts"]["modules"] == 2
 
 
 def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path) -> None:

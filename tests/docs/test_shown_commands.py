@@ -197,6 +197,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forke
     for number, names in enumerate((("sql", "a", "from-a-stranger", "adapters/sql"), ("french", "b"), ("chat",))):
         for name in names:
             shutil.copytree(models.adapter(number), folder / name)
+            config = json.loads((folder / name / "adapter_config.json").read_text())
+            named_config = config | {"base_model_name_or_path": "Qwen/Qwen3-0.6B"}
+            (folder / name / "adapter_config.json").write_text(json.dumps(named_config))
     for name in ("base.gguf", "smollm2.gguf"):
         shutil.copy(models.gguf, folder / name)
     for name in ("adapter_model.safetensors", "lora.safetensors"):

@@ -129,10 +129,11 @@ def test_a_hub_that_is_told_to_stop_finishes_what_has_begun(tmp_path: Path) -> N
     host, port = json.loads(text)["url"].removeprefix("http://").split(":")
     body = json.dumps({"name": "sql", "organization": "team"}).encode()
     with socket.create_connection((host, int(port)), timeout=60) as sent:
-        head = ["POST /api/repos/create HTTP/1.1", "Host: x", f"Authorization: Bearer {token}", f"Content-Length: {len(body)}"]
-        sent.sendall("\r\n".join([*head, "", ""]).encode() + body[:5])
+        headers = ["Host: localhost", f"Authorization: Bearer {token}", f"Content-Length: {len(body)}"]
+        head = "\r\n".join(["POST /api/repos/create HTTP/1.1", *headers, "", ""])
+        sent.sendall(head.encode() + body[:5])
         with socket.create_connection((host, int(port)), timeout=60) as other:  # answered: the first was taken too
-            other.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            other.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert b"200" in other.recv(100)
         process.send_signal(signal.SIGTERM)
         while True:  # until it takes no more

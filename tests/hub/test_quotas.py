@@ -132,7 +132,7 @@ def test_a_file_by_lfs_counts_from_its_first_byte_and_its_repository_may_offer_i
     (found,) = offered(hub, "team/sql", 800).json()["objects"]
     address = urlsplit(found["actions"]["upload"]["href"])
     with socket.create_connection((str(address.hostname), int(address.port or 0))) as sock:
-        head = f"PUT {address.path}?{address.query} HTTP/1.1\r\nhost: x\r\ncontent-length: 800\r\n\r\n"
+        head = f"PUT {address.path}?{address.query} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 800\r\n\r\n"
         sock.sendall(head.encode() + b"x")
         wait_until(lambda: offered(hub, "team/other", 300).status == 400)
         assert offered(hub, "team/sql", 800).status == 200

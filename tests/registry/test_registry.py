@@ -488,7 +488,7 @@ def test_a_newer_database_is_named(registry: Registry) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     with pytest.raises(
-        RefusedError, match=r"made by a newer adapterhub \(index version 99; this one supports \d\). Upgrade adapterhub"
+        RefusedError, match=r"made by a newer adapterhub \(index version 99; this one supports \d+\). Upgrade adapterhub"
     ) as caught:
         Registry.open(registry.root)
     assert caught.value.code == "newer-index"

@@ -147,7 +147,7 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
         ),
         (
             "Llama4ForCausalLM",
-            {"num_local_experts": 2, "intermediate_size_mlp": 96, "layer_types": ["full_attention"] * 2},
+            {"num_local_experts": 2, "intermediate_size_mlp": 96, "layer_types": ["full_attention"] * 4},
             "Llama4ForCausalLM computes its experts in a way that is not supported",
         ),
         (

@@ -117,7 +117,7 @@ def test_the_list_has_what_may_be_asked_for(gateway: Gateway, registry: Path) ->
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        (b"", 400, "not valid JSON"),
+        (b"", 400, "`model` is missing"),
         (b"{", 400, "not valid JSON"),
         (b"[]", 400, "not a JSON object"),
         (b'{"prompt":"x"}', 400, "`model` is missing"),
