@@ -14,20 +14,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from adapterhub.index import queries
+from adapterhub.index.queries import VersionRow
 from adapterhub.maintenance import retention
 from adapterhub.manifest import measurement
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_records import Repository, needed_blobs
 from adapterhub.store.ref_log import entries_in_force
 
 from . import commits, mirror_origin, publishing, request_context
 from .commits import View
 from .hub_database import HubDatabase
 from .people.accounts import Namespace
-from .uploads import sha256_of
+from .uploads import sha256_of, sha512_key
 from .workers import Worker
 
 
@@ -43,7 +45,7 @@ def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -
     version_digests = {row.digest for row in queries.versions(worker.registry.index, name=view.name)} | manifests.keys()
     for digest, manifest in manifests.items():
         publishing.check_attached(
-            namespace, f"{new}@{digest}", attached=sha256_of(worker.database, manifest.subject) in version_digests
+            namespace, f"{new}@{digest}", attached=sha256_of(worker.database, manifest.subject, view.name) in version_digests
         )
 
 
@@ -102,8 +104,27 @@ def _set_marks(registry: Registry, old: str, new: str) -> None:
 
 def _redirect_old_name(worker: Worker, old: str, new: str) -> None:
     """Give the new name the current document and redirect the old name: for readers, this is the move."""
+    _copy_sha512(worker, old, new)
     worker.repositories.change(new, lambda state: replace(worker.repositories.get(old) or state, moved_from=old))
     worker.repositories.change(old, lambda state: Repository(private=state.private, created=state.created, moved_to=new))
+
+
+def _copy_sha512(worker: Worker, old: str, new: str) -> None:
+    """Let the new name's namespace know the sha512 of what is in the repository, and of nothing else of the old one."""
+    digests = {file.digest for row in queries.versions(worker.registry.index, name=old) for file in _blobs(worker, row)}
+    digests |= {digest for (digest,) in worker.database.select("SELECT digest FROM uploaded WHERE name = ?", old)}
+    if repository := worker.repositories.get(old):
+        digests |= needed_blobs(worker.registry.store, repository)
+    prefix = sha512_key(old, "")
+    rows = worker.database.select("SELECT digest, sha256 FROM sha512 WHERE substr(digest, 1, ?) = ?", len(prefix), prefix)
+    copies = [(sha512_key(new, key.removeprefix(prefix)), sha256) for key, sha256 in rows if sha256 in digests]
+    worker.database.execute_many("INSERT INTO sha512 (digest, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING", copies)
+
+
+def _blobs(worker: Worker, row: VersionRow) -> list[Descriptor]:
+    """Return the manifest of a version, its config and its layers."""
+    manifest = worker.manifest(row)
+    return [Descriptor("", row.digest, row.manifest_size), manifest.config, *manifest.layers]
 
 
 def _finish_rename(worker: Worker, old: str, new: str) -> None:

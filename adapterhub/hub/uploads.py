@@ -42,12 +42,18 @@ LEASE_SECONDS = USABLE_SECONDS + 3600
 """Seconds for which a gc spares an upload, at least; at most twice as long."""
 
 
-def sha256_of(database: HubDatabase, digest: str) -> Digest:
-    """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded."""
+def sha256_of(database: HubDatabase, digest: str, name: str) -> Digest:
+    """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded to the namespace of `name`."""
     if not digest.startswith(SHA512):
         return digest
-    rows = database.select("SELECT sha256 FROM sha512 WHERE digest = ?", digest)
+    # Earlier versions kept one table for all namespaces, from which a tenant learned what others have: its rows have no prefix.
+    rows = database.select("SELECT sha256 FROM sha512 WHERE digest IN (?, ?)", sha512_key(name, digest), digest)
     return str(rows[0][0]) if rows else ""
+
+
+def sha512_key(name: str, digest: str) -> str:
+    """Return the key of a sha512 in the table of hub.db, that of the namespace of a repository."""
+    return f"{name.partition('/')[0]} {digest}"
 
 
 class BusyError(ConflictError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +114,23 @@ def test_a_move_does_not_take_the_protection_of_a_tag_away(hub: Running, red: Te
     assert (answer.status_code, answer.json()["error"]) == (400, "red/kept:prod: is protected. Unprotect it first")
     assert red.get("/api/models/red/loose").status_code == 404
     assert red.get("/api/models/red/kept").ok
+
+
+def test_a_sha512_tells_nobody_what_another_namespace_has(hub: Running, red: Tenant) -> None:
+    """Whoever sent bytes under their sha256 gets no answer under their sha512, even once others sent them under that."""
+    data = b"what only red has, or so it thinks"
+    blue = Tenant(hub, "blue")
+    long, short = f"sha512:{hashlib.sha512(data).hexdigest()}", f"sha256:{hashlib.sha256(data).hexdigest()}"
+    for tenant, digest in ((blue, short), (red, long)):
+        tenant.create("kept", private=True)
+        path = f"/v2/{tenant.name}/kept/blobs/uploads/?digest={digest}"
+        assert tenant.request("POST", path, data=data).status_code == 201
+    assert blue.request("HEAD", f"/v2/blue/kept/blobs/{short}").status_code == 200
+    assert blue.request("HEAD", f"/v2/blue/kept/blobs/{long}").status_code == 404
+    mounted = blue.request("POST", f"/v2/blue/other/blobs/uploads/?mount={long}&from=red/kept")
+    assert mounted.status_code == 202
+    assert red.request("HEAD", f"/v2/red/kept/blobs/{long}").status_code == 200
+    operator = {"authorization": f"Bearer {hub.make_token('operator', 'admin')}"}
+    moving = {"fromRepo": "red/kept", "toRepo": "blue/moved", "type": "model"}
+    assert requests.post(f"{hub.url}/api/repos/move", json=moving, headers=operator, timeout=60).ok
+    assert requests.head(f"{hub.url}/v2/blue/moved/blobs/{long}", headers=operator, timeout=60).status_code == 200

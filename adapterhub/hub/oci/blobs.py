@@ -38,7 +38,14 @@ async def begin(hub: Hub, request: Request) -> Response:
     await hub.workers.run(check_pushable, name)
     if mount := query.get("mount"):
         digest = parse_digest(mount)
-        if sha256 := await hub.workers.run(_mountable, hub, identity, digest, [query["from"]] if "from" in query else None):
+        sources = [query["from"]] if "from" in query else None
+
+        def find(worker: Worker) -> Digest:
+            # A sha512 is known by the namespace of the source; without one, by that of the target.
+            sha256 = sha256_of(hub, query.get("from", name), digest) or digest
+            return _mountable(worker, hub, identity, sha256, sources)
+
+        if sha256 := await hub.workers.run(find):
             return await _record_blob(hub, name, digest, sha256)
     elif query.get("digest"):
         digest = parse_digest(query["digest"])
@@ -48,9 +55,8 @@ async def begin(hub: Hub, request: Request) -> Response:
     return _session_response(await hub.uploads.begin(name), 202)
 
 
-def _mountable(worker: Worker, hub: Hub, identity: Identity | None, digest_asked: str, sources: list[str] | None) -> Digest:
-    """Return the sha256 of a blob that the client may read in one of `sources`, or with None in any repository; else empty."""
-    digest = sha256_of(hub, digest_asked) or digest_asked
+def _mountable(worker: Worker, hub: Hub, identity: Identity | None, digest: Digest, sources: list[str] | None) -> Digest:
+    """Return a blob's digest if the client may read it in one of `sources`, or with None in any repository; else empty."""
     if sources is None:
         # A mount without `from` is tried in every repository the client can see (distribution-spec, "Mounting a blob from
         # another repository").
@@ -143,7 +149,7 @@ def _errors() -> Iterator[None]:
 
 async def _record_blob(hub: Hub, name: str, digest: str, sha256: Digest) -> Response:
     def work() -> None:
-        record_sha512(hub, digest, sha256)
+        record_sha512(hub, name, digest, sha256)
         hub.record_uploads(name, [sha256])
 
     await hub.workers.read(work)

@@ -107,9 +107,9 @@ async def put(hub: Hub, request: Request) -> Response:
 def _store_manifest(worker: Worker, hub: Hub, name: str, push: _Push) -> Version | None:
     """Store a manifest; return its version, None if it is not an adapter."""
     view = check_pushable(worker, name)
-    record_sha512(hub, push.named_digest, push.digest)
+    record_sha512(hub, name, push.named_digest, push.digest)
     blobs = _check_references(worker, hub, view, name, push.document)
-    named_files = {path: (sha256_of(hub, digest), size) for path, (digest, size) in push.document.files.items()}
+    named_files = {path: (sha256_of(hub, name, digest), size) for path, (digest, size) in push.document.files.items()}
     files = {path: file for path, file in named_files.items() if file[0] in blobs}
     # A manifest with a subject is an attachment, whatever files it has.
     if not push.document.subject and publishing.is_adapter(worker.registry.store, files):
@@ -131,7 +131,7 @@ def _check_references(worker: Worker, hub: Hub, view: View | None, name: str, do
     """
     blobs: dict[Digest, int | None] = {"": None}
     for reference in document.references:
-        digest = sha256_of(hub, reference.digest)
+        digest = sha256_of(hub, name, reference.digest)
         if digest not in blobs:
             blobs[digest] = hub.blob_size(worker, view, name, digest)
         size = blobs[digest]
@@ -243,12 +243,12 @@ def _delete(worker: Worker, hub: Hub, name: str, reference: str) -> None:
     if view is None:
         raise OciError(404, "NAME_UNKNOWN", f"{name}: no such repository")
     state = view.repository or Repository()
-    digest = sha256_of(hub, reference) if ":" in reference else ""
+    digest = sha256_of(hub, name, reference) if ":" in reference else ""
     try:
         row = commits.row_of(worker, view, digest or reference)
     except NotFoundError:
         if digest in state.manifests:
-            worker.repositories.change(name, lambda state: without_manifest(state, digest, sha512_of(hub, digest)))
+            worker.repositories.change(name, lambda state: without_manifest(state, digest, sha512_of(hub, name, digest)))
         elif reference in state.tags:
             worker.repositories.change(name, lambda state: without_tags(state, (reference,)))
         else:

@@ -16,7 +16,7 @@ from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.commits import View, find_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.uploads import SHA512
+from adapterhub.hub.uploads import SHA512, sha512_key
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import RefError, is_name, is_tag, parse_name
 
@@ -112,18 +112,20 @@ def digest_of(data: bytes, like: str = "") -> str:
     return SHA512 + hashlib.sha512(data).hexdigest() if like.startswith(SHA512) else sha256_bytes(data)
 
 
-def sha256_of(hub: Hub, digest: str) -> Digest:
-    """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded."""
-    return uploads.sha256_of(hub.database, digest)
+def sha256_of(hub: Hub, name: str, digest: str) -> Digest:
+    """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded to the namespace of `name`."""
+    return uploads.sha256_of(hub.database, digest, name)
 
 
-def record_sha512(hub: Hub, digest: str, sha256: Digest) -> None:
-    """Record the sha256 of a blob uploaded under a sha512; does nothing for other digests."""
+def record_sha512(hub: Hub, name: str, digest: str, sha256: Digest) -> None:
+    """Record the sha256 of a blob uploaded under a sha512 to the namespace of `name`; does nothing for other digests."""
     if digest.startswith(SHA512):
-        hub.database.execute("INSERT INTO sha512 (digest, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING", digest, sha256)
+        sql = "INSERT INTO sha512 (digest, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        hub.database.execute(sql, sha512_key(name, digest), sha256)
 
 
-def sha512_of(hub: Hub, digest: Digest) -> str:
-    """Return the sha512 under which a blob was uploaded, if any; else empty."""
+def sha512_of(hub: Hub, name: str, digest: Digest) -> str:
+    """Return the sha512 under which a blob was uploaded to the namespace of `name`, if any; else empty."""
     rows = hub.database.select("SELECT digest FROM sha512 WHERE sha256 = ?", digest)
-    return str(rows[0][0]) if rows else ""
+    candidates = [str(key).rpartition(" ")[2] for (key,) in rows]
+    return next((sha512 for sha512 in candidates if sha256_of(hub, name, sha512)), "")

@@ -86,7 +86,7 @@ def find_manifest(hub: Hub, worker: Worker, view: View, reference: str) -> Store
         OciError: There is no such manifest.
     """
     try:
-        row = commits.row_of(worker, view, sha256_of(hub, reference) if ":" in reference else reference)
+        row = commits.row_of(worker, view, sha256_of(hub, view.name, reference) if ":" in reference else reference)
     except NotFoundError:
         pass
     else:
@@ -95,7 +95,7 @@ def find_manifest(hub: Hub, worker: Worker, view: View, reference: str) -> Store
     # Not a version: look among the other manifests.
     repository = view.repository or Repository()
     digest_in_tag = reference if ":" in reference else repository.tags.get(reference, "")
-    digest = sha256_of(hub, digest_in_tag)
+    digest = sha256_of(hub, view.name, digest_in_tag)
     if digest not in repository.manifests:
         raise OciError(404, "MANIFEST_UNKNOWN", f"{view.name}: no manifest {reference[:140]}")
     return StoredManifest(digest_in_tag, worker.registry.store.read_document(digest), repository.manifests[digest].media_type)
@@ -106,7 +106,7 @@ async def get_blob(hub: Hub, request: Request) -> Any:
     identity, name, requested = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
 
     def work(worker: Worker) -> tuple[Digest, int]:
-        digest = sha256_of(hub, requested)
+        digest = sha256_of(hub, name, requested)
         # Another repository may have uploaded under this sha512.
         size = readable_size(hub, worker, identity, name, digest or requested)
         if size is None and identity is None:  # a client that logs in only when challenged may have just uploaded it
@@ -207,13 +207,13 @@ async def referrers(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = _visible_or_new(hub, worker, identity, name)
-        digest = sha256_of(hub, subject)
+        digest = sha256_of(hub, name, subject)
         # An attachment may name its subject by sha256 or by sha512.
-        subjects = {subject, digest, sha512_of(hub, digest)} - {""}
+        subjects = {subject, digest, sha512_of(hub, name, digest)} - {""}
         listed = []
         for manifest_digest, manifest in (view.repository.manifests if view and view.repository else {}).items():
             if manifest.subject in subjects and kind in ("", manifest.artifact_type):
-                sha512 = subject.startswith("sha512:") and sha512_of(hub, manifest_digest)
+                sha512 = subject.startswith("sha512:") and sha512_of(hub, name, manifest_digest)
                 entry: dict[str, Any] = {
                     "mediaType": manifest.media_type,
                     "digest": sha512 or manifest_digest,
