@@ -6,7 +6,8 @@ peft 0.21.2: `tuners/lora/config.py`, `tuners/tuners_utils.py` (`check_target_mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adapterhub_converters.formats import peft
@@ -42,8 +43,19 @@ class RefusalError(Exception):
     """An error that peft raises."""
 
 
+# The types of options that peft uses as they are; each may be null or absent. Those of names are names or a list of them.
+_NAMES = ("target_modules", "exclude_modules", "modules_to_save")
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(_NAMES, str | list | None),
+    **dict.fromkeys(("eva_config", "loftq_config", "corda_config", "lora_ga_config"), dict | None),
+    "trainable_token_indices": list | dict | None,
+    "bias": str | None,
+}
+
+
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise for a combination of options that `LoraConfig` does not accept."""
+    """Raise for a value or a combination of options with which `LoraConfig`, or what reads it, fails."""
+    _check_types(config)
     targets = config.get("target_modules")
     for key in ("layers_to_transform", "layers_pattern"):
         if isinstance(targets, str) and config.get(key) is not None:
@@ -52,6 +64,22 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise RefusalError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
     if config.get("lora_bias") and config.get("use_dora"):
         raise RefusalError("The argument lora_bias=True is not supported for DoRA")
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    for key, types in _TYPES.items():
+        value = config.get(key)
+        if not isinstance(value, types) or (key in _NAMES and isinstance(value, list) and not _are(str, value)):
+            raise RefusalError(f"`{key}` is {json.dumps(value)[:40]}, which has the wrong type.")
+    patterns = config.get("rank_pattern")
+    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
+    for rank in ranks:
+        if rank is not None and type(rank) is not int:
+            raise RefusalError(f"A rank is {json.dumps(rank)[:40]}, and torch takes whole numbers only.")
+
+
+def _are(kind: type, values: Iterable[object]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 class Targets:

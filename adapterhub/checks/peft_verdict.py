@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from adapterhub_converters.adapter import StackedLowRank
 from adapterhub_converters.bases import BaseSpec
@@ -149,10 +149,28 @@ def load_consequences(contents: Contents, loaded: Loading | None) -> Iterator[tu
         return
     if load.skipped:
         first = load.skipped[0].removeprefix(PREFIX)
-        yield IGNORED, f"silently skips {len(load.skipped)} tensors without a place in what it builds: {first}"
+        count = f"{len(load.skipped)} tensors" if load.skipped[1:] else "1 tensor"
+        yield IGNORED, f"silently skips {count} without a place in what it builds: {first}"
     magnitudes = sum(name.endswith(".lora_magnitude_vector") for name in load.missing)
     if magnitudes:
         yield WRONG, f"reports missing keys: {magnitudes} magnitudes keep their initial values"
-    if len(load.missing) > magnitudes:
+    if random := _random_pair(contents, load.missing):
+        yield WRONG, f"reports missing keys; {random} keeps random values, which change the model"
+    elif len(load.missing) > magnitudes:
         reason = "correct only if the modules without tensors were not trained: they stay as in the base"
         yield APPLIED, f"reports missing keys; {reason}"
+
+
+def _random_pair(contents: Contents, missing: Collection[str]) -> str:
+    """Return a missing factor that peft leaves random in a pair that is not 0; empty if every such pair is 0.
+
+    A new pair is 0 because its lora_B is, unless `init_lora_weights` is false (peft, `LoraLayer.reset_lora_parameters`).
+    """
+    starts_random = contents.config.get("init_lora_weights") is False
+    for name in missing:
+        if ".lora_" not in name or name.endswith(".lora_magnitude_vector"):
+            continue
+        other = name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_embedding_A", "lora_embedding_B")
+        if starts_random or (other != name and other not in missing):
+            return name.removeprefix(PREFIX)
+    return ""

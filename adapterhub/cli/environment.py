@@ -118,13 +118,26 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
 
 
 def _shared_opener(settings: Settings) -> Callable[[], Registry] | None:
-    hub_settings = shared_hub(settings)
+    try:
+        hub_settings = shared_hub(settings)
+    except UsageError as error:
+        problem = error
+
+        # Only once a registry is needed: most commands are about files too.
+        def refuse() -> Registry:
+            raise problem
+
+        return refuse
     if hub_settings is None:
         return None
 
     def opener() -> Registry:
+        import logging
+
         from adapterhub.hub.storage.from_settings import open_registry
 
+        # A database that does not answer is reported by its error.
+        logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
         return open_registry(hub_settings)
 
     return opener

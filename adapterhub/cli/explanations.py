@@ -23,7 +23,7 @@ FINDINGS: dict[str, str] = {
     "files-edited": "A card or another file was edited since adapter.json was written. Nothing is wrong; the next push records it, or `adapterhub describe DIR` does.",
     "not-packaged": "A version contains no pickled weights, links or devices, because a program that loads it would run or follow them. Remove the file, or convert it.",
     "left-out": "Checkpoints, optimizer states, scripts and dotfiles are not part of a version. Use `push --include` for a file that should be part of it.",
-    "no-base-name": "An adapter without its base's name can be found and loaded only by who knows it. The name is taken from `base_model_name_or_path`, else from `base_model` in the card, else from the record of the base folder; a path is no name, as others do not have it. Name it in one of them, or in adapter.toml (`[base]` `repo`).",
+    "no-base-name": "Only someone who knows the base can find and load an adapter that does not name it. The name is taken from `base_model_name_or_path`, else from `base_model` in the card, else from the record of the base folder; a path is not a name, because others do not have it. Name it in one of them, or in adapter.toml (`[base]` `repo`).",
     # Do config and tensors agree with each other?
     "key-prefix": "peft matches tensors by their full names, and silently skips those that do not begin with `base_model.model.`: the adapter loads and does nothing. `adapterhub fix` renames them where the right name is certain.",
     "unknown-tensor": "The end of a tensor's name is unknown for this kind of adapter. It may belong to another kind, or be left over from a checkpoint.",
@@ -82,7 +82,7 @@ FINDINGS: dict[str, str] = {
     "template-differs": "Messages become other tokens than in training, to which a chat adapter is sensitive. Use the template that came with the adapter.",
     # Does it meet the requirements of this check?
     "rank-above-max": "vLLM and others reserve room for a largest rank (`--max-lora-rank`). Raise it there, or lower the rank with `adapterhub merge SRC --method svd --rank R`.",
-    "runtime": "`--for` requires a runtime that would ignore a part of the adapter, compute something else, refuse it or crash. The verdict has the reason; a conversion often helps.",
+    "runtime": "A runtime that `--for` names would ignore a part of the adapter, compute something else, refuse it or crash, or is not known to have the model. The verdict has the reason; a conversion often helps.",
     # Could a file run code, or mislead its reader?
     "archive": "An adapter needs no archive, and a program that unpacks one can be led to write anywhere. Remove it, or ask its author what it is for.",
     "program": "An adapter needs no program. Do not run it.",

@@ -26,7 +26,9 @@ def is_local_site(host: str) -> bool:
     reach must not answer it.
     """
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return is_loopback(name.lower())
+    name = name.lower().removesuffix(".")
+    # No name server answers for `localhost` or what ends in it (RFC 6761, 6.3).
+    return is_loopback(name) or name.endswith(".localhost")
 
 
 def check_exposure(host: str, *, encrypted: bool, requires_login: bool, code: str) -> None:

@@ -22,8 +22,8 @@ from adapterhub_converters.containers import json_file
 
 BODY_SECONDS = 60.0
 """Seconds a client may let the server wait for a body, besides those that its bytes take at `MIN_RATE`."""
-MIN_RATE = 64 << 10
-"""Bytes a second of the slowest client that may send more than a minute."""
+MIN_RATE = 4 << 10
+"""Bytes a second of the slowest client that may send more than a minute: one of several uploads on a slow line."""
 WINDOW = 4 << 20
 """Bytes of a streamed body that are in memory at a time, at most: two chunks that are written and two that arrive."""
 TOO_LARGE, TOO_SLOW, TOO_MANY = "too_large", "timeout", "too_many"

@@ -28,6 +28,7 @@ from .middleware import AuditMiddleware, RateLimitMiddleware
 from .oauth import routes as oauth
 from .oci import routes as oci
 from .operations import routes as operations
+from .operations.health import Readiness
 from .operations.prometheus import Metrics, MetricsMiddleware
 from .settings import HubSettings
 from .web import routes as web
@@ -46,6 +47,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         hub = app.state.hub = Hub(settings)
         app.state.site = Site(hub)
+        app.state.readiness = Readiness()
         delivery_task, maintenance_task = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
         try:
             yield

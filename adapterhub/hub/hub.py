@@ -43,7 +43,7 @@ from .quotas import Quotas
 from .settings import HubSettings
 from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
-from .uploads import USABLE_SECONDS, UploadLeases, Uploads
+from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
 from .webhooks import Webhooks
 from .workers import Worker, Workers
 
@@ -150,11 +150,15 @@ class Hub:
         self._forget_uploads(worker)
 
     def _forget_uploads(self, worker: Worker) -> None:
-        """Forget uploads that can be used no more, once they are gone or files of their namespace: until then, they count."""
-        sql = "SELECT name, digest FROM uploaded WHERE time < ?"
-        for name, digest in self.database.select(sql, time.time() - USABLE_SECONDS):
+        """Forget uploads that can be used no more, once they are gone or files of their namespace: until then, they count.
+
+        After two days a gc has had its time: what is still there is kept for others.
+        """
+        sql, now = "SELECT name, digest, time FROM uploaded WHERE time < ?", time.time()
+        for name, digest, uploaded_at in self.database.select(sql, now - USABLE_SECONDS):
             namespace = name.partition("/")[0]
-            if self.store.size(digest) is None or queries.versions(worker.registry.index, prefix=namespace, file=digest):
+            is_file = queries.versions(worker.registry.index, prefix=namespace, file=digest)
+            if is_file or uploaded_at < now - 2 * LEASE_SECONDS or self.store.size(digest) is None:
                 self.database.execute("DELETE FROM uploaded WHERE name = ? AND digest = ?", name, digest)
 
     def close(self) -> None:

@@ -9,7 +9,8 @@ A client that starts over after a lost connection announces what it has already 
 not counted when files are announced for it. A xorb that became a file is spent: it counts no more, but the spent ones of a
 namespace are no larger together than what it may hold.
 
-Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace: each commit and each move adds some.
+Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace. Each change writes a document anew, and
+those before it count as long as a gc may leave them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .workers import Worker
 
 _COUNT_TTL = 10.0  # seconds
 _MAX_COUNTS = 100  # namespaces whose count is kept in memory
+_REPLACED_SECONDS = 50 * 3600.0  # for which a replaced document counts: a gc a day, after a day of grace
 _FREE_RECORDS = 1 << 20  # bytes of documents and logs of a namespace that do not count
 _MAX_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
 
@@ -89,8 +91,10 @@ class Quotas:
             counted, records = self._count(worker, limits.name)
             _check(limits, counted, sizes, self._open_bytes(limits, [name]), records=records)
 
-    def check_record(self, worker: Worker, name: str, size: int) -> None:
+    def check_record(self, worker: Worker, name: str, size: int, *, except_uploads: Collection[str] = ()) -> None:
         """Count a document, or an entry of a log, that is about to be written for a repository.
+
+        `except_uploads`: Ids of open uploads to leave out, because they count as files already.
 
         Raises:
             RefusedError: There is no room for `size` bytes.
@@ -101,7 +105,7 @@ class Quotas:
         with self._lock:
             counted, records = self._count(worker, limits.name)
             if sum(records.values()) + size > _FREE_RECORDS:
-                _check(limits, counted, [size], self._open_bytes(limits, ()), records=records)
+                _check(limits, counted, [size], self._open_bytes(limits, except_uploads), records=records)
             records[name] = records.get(name, 0) + size
 
     def has_counted(self, worker: Worker, name: str, digest: Digest, size: int) -> bool:
@@ -241,14 +245,16 @@ def namespace_files(worker: Worker, database: HubDatabase, namespace: str) -> di
 def namespace_records(worker: Worker, namespace: str) -> dict[str, int]:
     """Return the bytes of the documents and logs of a namespace's repositories, removed ones too: name to bytes."""
     store, log = worker.registry.store, worker.registry.store.log
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _REPLACED_SECONDS))
     sizes: dict[str, int] = {}
     for name in {*log.names(HUB, namespace), *log.names(REFS, namespace)}:
         document = worker.repositories.document(name)
         repository = worker.repositories.get(name)
         digests = {*(repository.commits.values() if repository else ()), *queries.digests(worker.registry.index, name)}
-        entries = (document.entry.seq if document.entry else 0) + worker.registry.ledger.current(name).seq
+        # From the index as it is: `ledger.current` would wait for its lock, which who asks for room may hold.
+        entries = (document.entry.seq if document.entry else 0) + queries.name(worker.registry.index, name).seq
         sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
-        sizes[name] += document.entry.size if document.entry else 0
+        sizes[name] += worker.repositories.written_bytes(name, since)
     return sizes
 
 

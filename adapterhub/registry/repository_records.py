@@ -10,7 +10,6 @@ branches and a visibility; an OCI repository has manifests that are not adapters
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,7 +20,7 @@ from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import HUB, Entry, Store
 from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+from adapterhub_converters.errors import FormatError, RefusedError
 
 from .moves import now
 from .registry import Registry
@@ -75,7 +74,6 @@ class Repository:
         tags: Tags of those manifests, to the digest (sha256 or sha512) that each tag was set with.
         moved_to: The name it was moved to; empty if it was not moved.
         moved_from: The name it is being moved from; empty otherwise. It is invisible until that name redirects here.
-        nonce: Random digits that no other document has, so that it can be removed once it is replaced.
     """
 
     private: bool = False
@@ -86,7 +84,6 @@ class Repository:
     tags: Mapping[str, str] = field(default_factory=dict)
     moved_to: str = ""
     moved_from: str = ""
-    nonce: str = field(default="", compare=False)
 
     @property
     def is_bare(self) -> bool:
@@ -123,7 +120,6 @@ class Repository:
                 tags={str(tag): str(digest) for tag, digest in document["tags"].items()},
                 moved_to=str(document["moved_to"]),
                 moved_from=str(document.get("moved_from", "")),
-                nonce=str(document.get("nonce", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(location, f"not the document of a repository ({error})") from error
@@ -202,26 +198,26 @@ class Repositories:
         document, repository = self._state(name)
         return document.head, repository
 
-    def change(self, name: str, edit: Callable[[Repository], Repository]) -> Repository:
-        """Change a repository, creating it if it is missing; `edit` is called again if another writer committed first."""
-        repository, replaced, written = Repository(), "", set[Digest]()
+    def change(self, name: str, edit: Callable[[Repository], Repository], *, has_room: bool = False) -> Repository:
+        """Change a repository, creating it if it is missing; `edit` is called again if another writer committed first.
+
+        Each change writes the document anew, and the one before stays until a gc. Room for it is asked for unless the document
+        becomes smaller, so that whoever removes something is not refused, or the caller has asked before (`has_room`).
+        """
+        repository = Repository()
 
         def decide(state: NamedDocument) -> Entry | None:
-            nonlocal repository, replaced
-            before, replaced = self._read(state), ""
+            nonlocal repository
+            before = self._read(state)
             repository = edit(before or Repository(created=now()))
             if repository == before:
                 return None
-            repository = replace(repository, nonce=secrets.token_hex(8))
             raw = repository.dump()
             if len(raw) > MAX_DOCUMENT:
                 raise RefusedError(name, "has too many commits or manifests", "Squash its commits, or remove manifests")
-            previous_size = state.entry.size if state.entry else 0
-            if len(raw) > previous_size:  # who removes something is never refused
-                self.check_size(name, len(raw) - previous_size + ENTRY_SIZE)
-            replaced = state.entry.digest if before and before.nonce and state.entry else ""
+            if not has_room and (state.entry is None or len(raw) >= state.entry.size):
+                self.check_size(name, len(raw) + ENTRY_SIZE)
             digest, size = self._store.put_bytes(raw)
-            written.add(digest)
             # The blob must be on the disk before the log entry that names it.
             self._store.sync_blobs()
             return state.next("push", now(), digest, size)
@@ -229,10 +225,6 @@ class Repositories:
         # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
             self._move(name, decide)
-        entry = self.document(name).entry
-        for digest in {*written, replaced} - {"", entry.digest if entry else ""}:
-            # Its nonce makes a document this repository's alone: nothing else refers to it, and no history needs it.
-            self._store.remove_document(digest)
         return repository
 
     def remove(self, name: str) -> None:
@@ -242,6 +234,16 @@ class Repositories:
     def document(self, name: str) -> NamedDocument:
         """Return the last entry of the log of a repository."""
         return self._state(name)[0]
+
+    def written_bytes(self, name: str, since: str) -> int:
+        """Return the bytes of a repository's document, and of those before it that were written since a time."""
+        state, total = self.document(name), 0
+        for seq in range(state.entry.seq if state.entry else 0, 0, -1):
+            logged = self._store.log.entry(name, seq, log=HUB)
+            if logged is None or (total and logged[0].time < since):
+                break
+            total += logged[0].size
+        return total
 
     def names(self) -> list[str]:
         """Return the names of all repositories, sorted."""
@@ -260,16 +262,8 @@ class Repositories:
         cached = self._cache.get(name)
         state = named_documents.current(self._store, name, log=HUB, known_state=cached[0] if cached else None)
         # `current` returns the same object as long as the log has no newer entry.
-        while cached is None or cached[0] is not state:
-            try:
-                cached = state, self._read(state)
-            except IntegrityError:
-                # The document goes once another process has replaced it: that one's is read instead.
-                newer = named_documents.current(self._store, name, log=HUB, known_state=state)
-                if newer is state:
-                    raise
-                state = newer
-                continue
+        if cached is None or cached[0] is not state:
+            cached = state, self._read(state)
             # Names without a log are not cached: anybody may ask for any name, and the cache would grow without limit.
             if state.entry is not None:
                 self._cache[name] = cached
@@ -365,10 +359,9 @@ def _parse_commit_id(text: Any, location: str) -> str:
 
 def _dump(value: Repository | CommitRecord) -> bytes:
     document = {"version": _VERSION, **asdict(value)}
-    for key in ("moved_from", "nonce"):
-        if not document.get(key, "-"):
-            # Older documents lack the fields: leaving them out keeps their bytes, and with them their digests, unchanged.
-            del document[key]
+    if not document.get("moved_from", "-"):
+        # Older documents lack the field: leaving it out keeps their bytes, and with them their digests, unchanged.
+        del document["moved_from"]
     # Always in the same form, so that the same state has the same digest.
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 

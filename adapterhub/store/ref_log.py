@@ -233,10 +233,10 @@ class RefLog:
             return [path for path in files if path.stem.isdecimal() and int(path.stem) > seq]
         return []
 
-    def entries(self, name: str, log: str = REFS) -> Iterator[Entry]:
+    def entries(self, name: str) -> Iterator[Entry]:
         """Yield the entries of a name's log, oldest first."""
         seq = 1
-        while logged := self.entry(name, seq, log=log):
+        while logged := self.entry(name, seq):
             yield logged[0]
             seq += 1
 

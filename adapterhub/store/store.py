@@ -268,11 +268,6 @@ class Store:
         file.close()
         self.files.move(path, self.blob_path(digest))
 
-    def remove_document(self, digest: Digest) -> None:
-        """Remove a blob that the caller alone refers to, and has replaced; whoever reads it meanwhile reads the log again."""
-        with local_errors(self.blob_path(digest)):
-            self._remove(self.blob_path(digest))
-
     def sync_blobs(self) -> None:
         """Flush the folder entries of all blobs stored so far."""
         with local_errors(self._blobs):

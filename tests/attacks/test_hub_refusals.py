@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from adapterhub.hub import quotas, staged_files, uploads
+from adapterhub.hub.hf import writing
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
@@ -231,13 +232,25 @@ def test_xorbs_of_which_a_file_needs_little_do_not_pile_up(red: Tenant) -> None:
 # ---- documents and logs
 
 
-def test_documents_are_not_written_anew_for_each_change(red: Tenant) -> None:
-    """40 requests of 100 bytes took 114 MB, with a manifest of 3 MB."""
+def test_a_commit_that_has_no_room_publishes_no_version(red: Tenant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quotas, "_FREE_RECORDS", 0)
+    first = red.upload("open", write_adapter(tmp_path / "first", 1))
+    assert first.ok, first.text
+    monkeypatch.setattr(writing, "_DERIVED_BYTES", QUOTA)
+    assert red.upload("open", write_adapter(tmp_path / "second", 2)).status_code == 400
+    with red.hub.registry() as registry:
+        assert [row.number for row in registry.list()] == [1]
+
+
+def test_documents_count_until_a_gc_may_have_removed_them(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change writes the document anew: 40 requests of 100 bytes took 114 MB, with a manifest of 3 MB."""
+    monkeypatch.setattr(quotas, "_FREE_RECORDS", 100_000)
     assert by_manifest(red, os.urandom(60_000)).ok
     before = disk(red.hub)
-    for number in range(40):
-        assert red.post(f"/api/models/red/open/branch/b{number}", json={}).ok
-    assert disk(red.hub) < before + 200_000
+    statuses = [red.post(f"/api/models/red/open/branch/b{number}", json={}).status_code for number in range(40)]
+    assert 200 in statuses
+    assert statuses[-1] == 400
+    assert disk(red.hub) < before + 100_000 + QUOTA + SLACK
 
 
 def test_documents_and_logs_count_beyond_the_first_mebibyte(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from adapterhub import checks
 from adapterhub.checks.peft_targets import DEFAULT_TARGETS
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from tests.conftest import need_module
-from tests.support import peft_draws
+from tests.support import peft_draws, tiny
 from tests.support.folders import Shapes, adapter, base, pairs
 
 Q, OUT = (pairs(2, module=f"model.layers.{{}}.self_attn.{name}_proj") for name in "qo")
@@ -102,3 +103,31 @@ def test_a_module_that_only_the_base_shows_to_be_missing_is_a_missing_tensor(tmp
     with_norm = dataclasses.replace(spec, tensors={**spec.tensors, "model.norm.weight": BaseTensor((8,), "F32")})
     report = checks.check(folder, base=with_norm)
     assert (report.ok, report.verdicts["peft"].reasons) == (False, ("KeyError 'base_model.model.model.norm.weight'",))
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"r": 4.0}, {"rank_pattern": {"q_proj": 4.0}}, {"target_modules": 5}, {"exclude_modules": 3},
+        {"modules_to_save": [3]}, {"trainable_token_indices": "abc"}, {"bias": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_a_type_with_which_peft_fails_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    for name in ("torch", "transformers", "peft"):
+        need_module(name)
+    from peft import LoraConfig, get_peft_model
+
+    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]} | wrong
+    with pytest.raises((TypeError, AttributeError, IndexError, ValueError)):
+        get_peft_model(tiny.model(), LoraConfig(**config))
+    folder = adapter(tmp_path / "a", Q, **config)
+    assert checks.check(folder, base=of_type(tmp_path / "b", "llama")).verdicts["peft"].verdict == "refused"
+
+
+@pytest.mark.parametrize(("missing", "init", "verdict"), [("A", True, "wrong"), ("B", True, "applied"), ("B", False, "wrong")])
+def test_a_pair_that_peft_leaves_random_is_wrong(tmp_path: Path, missing: str, init: bool, verdict: str) -> None:
+    shapes = {name: shape for name, shape in Q.items() if f"layers.1.self_attn.q_proj.lora_{missing}" not in name}
+    folder = adapter(tmp_path / "a", shapes, target_modules=["q_proj"], init_lora_weights=init)
+    assert checks.check(folder, base=of_type(tmp_path / "b", "llama")).verdicts["peft"].verdict == verdict

@@ -20,7 +20,7 @@ import urllib3
 
 from adapterhub.http_server import logs
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.operations import backup
+from adapterhub.hub.operations import backup, health
 from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.maintenance.fsck import fsck
@@ -58,7 +58,8 @@ def backed_up(hub: Running, file: Path) -> int:
 # ---- health and metrics
 
 
-def test_a_hub_is_ready_until_its_store_cannot_be_written(hub: Running) -> None:
+def test_a_hub_is_ready_until_its_store_cannot_be_written(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_READY_SECONDS", 0.0)
     assert get(hub, "/ready").json() == {"status": "ready", "checks": {"database": "ok", "store": "ok", "disk": "ok"}}
     tmp = hub.folder / ".adapterhub" / "tmp"
     tmp.rename(tmp.with_name("gone"))

@@ -6,6 +6,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from urllib.parse import urlsplit
 import pytest
 import urllib3
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.hub import quotas
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.hub.workers import Workers
+from adapterhub.ref import Ref
+from adapterhub.registry.moves import now
+from adapterhub.store.ref_log import Entry
 from adapterhub_converters.errors import RefusedError
 from tests.hub.conftest import Running, run_hf, serving
 from tests.hub.xet.test_receiving import XORB, Sender, chunk, shard
@@ -152,6 +157,28 @@ def test_xorbs_count_until_they_are_files(hub: Running) -> None:
     assert sender.post("/v1/shards", made)[0] == 200
     assert offered(hub, "team/other", 408).status == 200
     assert b"holds 592, and 409 more" in offered(hub, "team/other", 409).data
+
+
+def test_who_counts_does_not_wait_for_the_index(hub: Running, adapter: Callable[..., Path]) -> None:
+    """Whoever changes a repository holds the lock of the index, and asks for room: each would wait for the other."""
+    settle(hub, max_bytes=10_000_000)
+    with (
+        closing(open_storage(hub.settings)) as storage,
+        hub.registry() as registry,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        version = registry.push(adapter(1), Ref("team/sql"))
+        workers = Workers(storage)
+        counting = quotas.Quotas(storage.database, lambda name: Namespace(name, max_bytes=10_000_000))
+        worker = pool.submit(workers.worker).result()
+        with registry.write_lock():
+            state = registry.ledger.current("team/sql")
+            # The move of a process between its entry in the log and its commit in the index.
+            tagging = Entry("team/sql", state.seq + 1, "tag", now(), version.digest, 1, 1, ("prod",), state.head)
+            assert registry.store.log.append(tagging)
+            files = {sha256_bytes(b"x"): 1}
+            pool.submit(counting.check, worker, "team/sql", files).result(timeout=20)
+        pool.submit(worker.registry.close).result()
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

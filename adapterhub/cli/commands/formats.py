@@ -74,7 +74,9 @@ def formats(settings: Settings) -> None:
         "whole models from a folder to gguf": sorted(
             {names_of_model.gguf for names_of_model in architecture_lookup.ADAPTERS if names_of_model.folder}
         ),
-        "peft's tuners that are no low-rank deltas, merged into a base": [r.method for r in TUNERS.values() if not r.unmerged],
+        "peft's tuners that are not saved as low-rank pairs, merged into a base": [
+            r.method for r in TUNERS.values() if not r.unmerged
+        ],
         "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
         "models that mlx-lm tuned as a whole (full), merged into a base": sorted(full_tuning.SAME_PARAMETERS),
     }

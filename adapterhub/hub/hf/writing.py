@@ -43,6 +43,7 @@ from .repositories import identify_writer, read_document
 _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
 _MAX_COMMIT = 1 << 30  # bytes of all lines
 _MAX_FILE_LIST = 2 << 20  # bytes of a list of files to be sent
+_DERIVED_BYTES = 8 << 10  # about those of the manifest, config, adapter.json and log entries of a version
 # Bytes of a repository's commit documents, if all were as large as the last one: listing commits reads them all.
 _MAX_HISTORY = 64 << 20
 _Tree = dict[str, tuple[Digest, int]]
@@ -239,8 +240,12 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
         publishing.check_contents(worker.registry.store, new_files, name, changes.staged.paths)
         changes.staged.adopt(added)
         return _record_commit(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
+    # Everything is asked for before the version is there: whoever is refused then has published nothing.
+    document = worker.repositories.document(name).entry
+    records = len(record.dump()) + (document.size if document else 0)
+    hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=[changes.staged.upload])
     version = _publish(worker, hub, view, branch, record, staged=changes.staged)
-    new_commit = _record_commit(worker, view, branch, replace(record, became=version.digest))
+    new_commit = _record_commit(worker, view, branch, replace(record, became=version.digest), has_room=True)
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
     return new_commit, "; ".join(notes)
@@ -288,9 +293,24 @@ def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRe
 
 
 def _record_commit(
-    worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None
+    worker: Worker,
+    view: View,
+    branch: str,
+    record: CommitRecord,
+    *,
+    only: Collection[str] | None = None,
+    has_room: bool = False,
 ) -> Commit:
-    """Record a commit and move its branch there; `only` lists the earlier commits to retain, None for all."""
+    """Record a commit and move its branch there.
+
+    Args:
+        worker: The worker of this thread.
+        view: The repository.
+        branch: The branch.
+        record: The commit.
+        only: The earlier commits to retain; None for all.
+        has_room: Whether room for it was asked for.
+    """
     raw = record.dump()
     document_digest = sha256_bytes(raw)
     ident = commit_id(record.became or document_digest)
@@ -308,10 +328,11 @@ def _record_commit(
         heads = {**state.heads, branch: BranchHead(ident, latest)}
         return replace(state, commits=all_commits, heads=heads)
 
-    worker.repositories.check_size(view.name, len(raw))
+    if not has_room:
+        worker.repositories.check_size(view.name, len(raw))
     with worker.registry.store.lease("hub"):
         worker.registry.store.put_bytes(raw)
-        worker.repositories.change(view.name, edit)
+        worker.repositories.change(view.name, edit, has_room=has_room)
     after = commits.find_view(worker, view.name)
     return commits.by_id(worker, after or view, ident)
 
@@ -334,7 +355,9 @@ async def squash(hub: Hub, request: Request) -> Response:
         if view.repository and view.repository.commits:
             author, became = identity.account if identity else "", head.row.digest if head.row else ""
             record = CommitRecord(head.files, title=title, author=author, time=now(), became=became)
-            _record_commit(worker, view, branch, record, only=_commits_of_other_branches(worker, view.repository, branch))
+            # Never refused: a squash is what makes room.
+            only = _commits_of_other_branches(worker, view.repository, branch)
+            _record_commit(worker, view, branch, record, only=only, has_room=True)
 
     async with hub.change_lock(name):
         await hub.workers.run(work)

@@ -28,15 +28,14 @@ from adapterhub.index import queries
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.layouts import archive_tar
 from adapterhub.remotes.layouts.archive_tar import Member
-from adapterhub.store import named_documents, oci_index
-from adapterhub.store.store import DOCUMENTS, FOLDER, HUB, REFS, Store
+from adapterhub.store import oci_index
+from adapterhub.store.store import DOCUMENTS, FOLDER, REFS, Store
 from adapterhub_converters.containers import atomic, open_file
 from adapterhub_converters.errors import FormatError, IntegrityError
 
 _LAYOUT, _INDEX, _BLOBS = "oci-layout", "index.json", "blobs/sha256/"
 _LOGS = (REFS, *DOCUMENTS)
 _ENTRY_SUFFIX = ".json"
-_MAX_ATTEMPTS = 5  # to read the document of a repository that others change
 Progress = Callable[[int, int], object] | None
 """A callback for bytes done and total bytes."""
 
@@ -51,12 +50,10 @@ def write(storage: Storage, out: Path, progress: Progress = None) -> int:
     with storage.registry() as registry, registry.store.lease("backup") as lease:
         store = registry.store
         with atomic.pending_output(out, folder=False) as path, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            documents = Path(scratch) / "documents"
             with registry.write_lock():
                 storage.copy_tables(Path(scratch))
-                replaceable = _copy_documents(storage, registry, documents)
                 entries = list(_entries(store))
-                digests = sorted(storage.digests() - replaceable)
+                digests = sorted(storage.digests())
                 # Note the blobs while the lock is held: from here on a gc spares them.
                 for digest in digests:
                     storage.retain(lease, digest)
@@ -64,8 +61,6 @@ def write(storage: Storage, out: Path, progress: Progress = None) -> int:
             sizes = {digest: store.size(digest) for digest in digests}
             total, copied_bytes = sum(size or 0 for size in sizes.values()), 0
             with open_new(path) as file:
-                for document in sorted(documents.iterdir()):
-                    _write_member(file, _BLOBS + document.name, open_file.read_bytes(document))
                 _write_member(file, _LAYOUT, store.files.read(store.root / _LAYOUT))
                 _write_member(file, _INDEX, index)
                 _write_member(file, FILE, open_file.read_bytes(Path(scratch) / FILE))
@@ -85,33 +80,6 @@ def write(storage: Storage, out: Path, progress: Progress = None) -> int:
                         progress(copied_bytes, total)
                 file.write(archive_tar.END)
                 return file.tell()
-
-
-def _copy_documents(storage: Storage, registry: Registry, folder: Path) -> set[Digest]:
-    """Copy the documents of repositories to a new folder, by their hexadecimal digits; return all that their logs name.
-
-    A document is removed as soon as another one has replaced it, whoever reads it (`registry.repository_records`).
-    """
-    store, named = registry.store, set[Digest]()
-    folder.mkdir()
-    for name in store.log.document_names(HUB):
-        for _ in range(_MAX_ATTEMPTS):
-            pushed = [entry.digest for entry in store.log.entries(name, log=HUB) if entry.op == "push"]
-            named.update(pushed)
-            state = named_documents.current(store, name, log=HUB)
-            if not state.exists or state.entry is None:
-                break
-            try:
-                raw = store.read_document(state.entry.digest)
-            except IntegrityError:
-                # Another machine, which the lock does not keep from writing, has replaced it.
-                storage.refresh(registry)
-                continue
-            (folder / state.entry.digest.removeprefix("sha256:")).write_bytes(raw)
-            break
-        else:
-            raise IntegrityError(name, "its document cannot be read", "Check the registry", code="check-registry")
-    return named
 
 
 def open_new(path: Path) -> BinaryIO:

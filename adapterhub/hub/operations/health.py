@@ -6,6 +6,7 @@ import datetime
 import logging
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -26,6 +27,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError
 
 _log = logging.getLogger("adapterhub.hub")
 _LEAST_FREE = 1 << 30  # bytes
+_READY_SECONDS = 5.0  # for which the results of /ready are reused
 _SOON = 21 * 86400  # seconds before the end of a certificate that are worth a warning
 _SKEW = 300.0  # seconds a clock may be behind times the hub itself has written
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -51,12 +53,30 @@ async def ready(request: Request) -> Response:
     The response names the failed checks; the reasons are only in the log: paths and hosts are not for everybody.
     """
     hub: Hub = request.app.state.hub
-    results = await hub.workers.read(checks, hub.storage)
+    readiness: Readiness = request.app.state.readiness
+    results = await hub.workers.read(readiness.get, lambda: checks(hub.storage))
     failed = [check for check in results if check.state == ERROR]
     for check in failed:
         _log.error("not ready: %s: %s", check.name, check.what)
     answer = {"status": "not ready" if failed else "ready", "checks": {check.name: check.state for check in results}}
     return JSONResponse(answer, 503 if failed else 200)
+
+
+class Readiness:
+    """The last results of the checks, reused for some seconds: anybody may ask, and a check writes to the store."""
+
+    def __init__(self) -> None:
+        self._lock, self._until, self._results = threading.Lock(), 0.0, list[Check]()
+
+    def get(self, check: Callable[[], list[Check]]) -> list[Check]:
+        """Return the results; one request at a time checks anew, while the others get those of before."""
+        if self._lock.acquire(blocking=not self._results):
+            try:
+                if self._until < time.monotonic():
+                    self._results, self._until = check(), time.monotonic() + _READY_SECONDS
+            finally:
+                self._lock.release()
+        return self._results
 
 
 def checks(storage: Storage) -> list[Check]:

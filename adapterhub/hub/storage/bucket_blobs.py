@@ -94,11 +94,6 @@ class BucketBlobs:
         _remember(self.sizes, digest, size)
         _remember(self.relied, digest, (noted, size))
 
-    def forget(self, digest: Digest) -> None:
-        """Forget what is known about a blob that is removed."""
-        for facts in (self.sizes, self.noted, self.relied):
-            facts.pop(digest, None)
-
     def put(self, digest: Digest, file: BinaryIO, size: int) -> None:
         """Write a blob into the bucket."""
         noted_at = self._note(digest)
@@ -151,12 +146,6 @@ class SharedStore(Store):
         # Bucket first: a name here must never exist without the blob there.
         self._shared.put(digest, file, os.fstat(file.fileno()).st_size)
         self._keep(path, file, digest)
-
-    def remove_document(self, digest: Digest) -> None:
-        """Remove a document from the bucket, and its copy here."""
-        self._shared.forget(digest)
-        self._shared.bucket.remove(blob_key(digest))
-        super().remove_document(digest)
 
     def _fetch(self, digest: Digest) -> bool:
         size = self._shared.size(digest)

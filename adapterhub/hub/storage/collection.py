@@ -28,7 +28,7 @@ from .shared_storage import TEMPORARY, SharedStorage
 
 MIN_GRACE = 2 * RELIANCE_SECONDS / 3600
 """The shortest grace period, in hours."""
-_PART_LIFETIME = 2 * 24 * 3600.0  # seconds for which a part of an upload stays: twice as long as it can be used
+_PART_LIFETIME = 2 * 24 * 3600.0  # seconds for which an upload, or a part of one, stays: twice as long as it can be used
 _BATCH, _AT_ONCE = 64, 8  # blobs per batch: others that note one of them wait for a second or two
 
 
@@ -90,7 +90,8 @@ class _NeededBlobs:
         self._storage.refresh(self._registry)
         with self._registry.write_lock():
             stay = self._by_logs.update()
-        uploaded = {digest for (digest,) in self._storage.database.select("SELECT digest FROM uploaded")}
+        sql, since = "SELECT digest FROM uploaded WHERE time >= ?", time.time() - _PART_LIFETIME
+        uploaded = {digest for (digest,) in self._storage.database.select(sql, since)}
         return stay | uploaded, self._by_logs.spared - uploaded
 
 

@@ -82,8 +82,7 @@ def recover(settings: Settings) -> None:
 def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool) -> None:
     """Remove from $ADAPTERHUB_BLOBS the bytes of removed names and dropped versions, and abandoned uploads.
 
-    Safe at any time, while any number of processes serve, if all of them have this command. For a
-    hub in one folder, without the two variables, it is `adapterhub gc`.
+    Safe at any time, while any number of processes serve, if all of them have this command. The same as `adapterhub gc`.
     """
     emit_swept(settings, sweep(settings, grace=grace, last=last, tagged=tagged, dry_run=dry_run))
 
