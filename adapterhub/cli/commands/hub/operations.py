@@ -93,8 +93,8 @@ def backup(settings: Settings, *, file: Path) -> None:
 
     A hub in $ADAPTERHUB_DATABASE and $ADAPTERHUB_BLOBS is written in the same form, which a folder can be restored from too.
 
-    FILE is an image layout in a tar, and every blob in it was compared with its digest. Keep it as you keep the hub itself: whoever
-    has it has all adapters, and the secret that signs uploads.
+    FILE is an image layout in a tar, and every blob in it was compared with its digest. Keep it as you keep the hub itself:
+    whoever has it has all adapters, and the secret that signs uploads.
     """
     from adapterhub.hub.operations import backup as backups
     from adapterhub.hub.storage.from_settings import open_storage
