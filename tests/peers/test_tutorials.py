@@ -25,6 +25,7 @@ def free_port() -> int:
 CONFIG = """
 [base]
 path = "../demo/base"
+name = "HuggingFaceTB/SmolLM2-135M-Instruct"
 quantize = "nf4"
 [data]
 train = "../demo/data/train.jsonl"
