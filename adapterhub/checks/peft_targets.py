@@ -168,8 +168,8 @@ class Targets:
             else:
                 remaining.add(target)
         if len(fused) == 1:
-            other = gate if up in fused else up
-            problem = f"Cannot convert PEFT target(s) {fused.pop()} without also targeting {other}"
+            other_half = gate if up in fused else up
+            problem = f"Cannot convert PEFT target(s) {fused.pop()} without also targeting {other_half}"
             raise RefusalError(f"{problem} because they are fused into gate_up_proj.")
         if fused:
             self._patterns[rf".*\.{escape('gate_up_proj')}"] = 2 * self.config.get("r", 8)

@@ -170,7 +170,9 @@ def _random_pair(contents: Contents, missing: Collection[str]) -> str:
     for name in missing:
         if ".lora_" not in name or name.endswith(".lora_magnitude_vector"):
             continue
-        other = name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_embedding_A", "lora_embedding_B")
-        if starts_random or (other != name and other not in missing):
+        counterpart = (
+            name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_embedding_A", "lora_embedding_B")
+        )
+        if starts_random or (counterpart != name and counterpart not in missing):
             return name.removeprefix(PREFIX)
     return ""

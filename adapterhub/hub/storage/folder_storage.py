@@ -12,7 +12,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.registry.registry import Registry
 from adapterhub.store.leases import ABANDONED, Lease
 from adapterhub.store.store import FOLDER, Store
-from adapterhub.store.store_files import StoreFiles, local_errors, write_all
+from adapterhub.store.store_files import StoreFiles, local_errors
 
 
 class Storage:
@@ -71,22 +71,8 @@ class Storage:
         """Return an address where a client can get a blob without the hub, for some minutes; empty if it cannot."""
         return ""
 
-    def put_temporary(self, name: str, data: bytes) -> bool:
-        """Keep a file for a day, under a unique name, for every process of the hub; return False if it was there already."""
-        files = self._files()
-        path = files.root / "tmp" / name
-        with local_errors(path):
-            if files.exists(path):
-                files.touch(path)
-                return False
-            with files.temporary() as (new, file):
-                write_all(file, data)
-                file.close()
-                files.move(new, path)
-        return True
-
     def keep_temporary(self, name: str, path: Path, file: BinaryIO) -> bool:
-        """Keep a complete file of tmp/ as `put_temporary` does, without a copy; return False if it was there already."""
+        """Keep a complete file of tmp/ for a day, under a unique name, for every process of the hub; False if it was there."""
         files = self._files()
         final = files.root / "tmp" / name
         with local_errors(final):

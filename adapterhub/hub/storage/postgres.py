@@ -134,20 +134,21 @@ class PostgresDatabase(HubDatabase):
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Change several tables in one step, one process at a time; commit, or roll back after an error."""
-        with self._connection_for_thread() as connection, self._errors(), connection.transaction():
-            # SQLite has a single writer, and the statements rely on it.
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CHANGES,))
-            self._local.connection = connection
-            try:
-                yield
-            finally:
-                self._local.connection = None
+        # SQLite has a single writer, and the statements rely on it.
+        with self._transaction_of_thread("SELECT pg_advisory_xact_lock(%s)", (_CHANGES,)):
+            yield
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Read several tables as of one moment, in this thread; nothing can be changed in the block."""
+        with self._transaction_of_thread("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
+            yield
+
+    @contextmanager
+    def _transaction_of_thread(self, first_sql: str, values: Sequence[object] = ()) -> Iterator[None]:
+        """Run the statements of this thread in one transaction, which begins with a statement."""
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            connection.execute(first_sql, values)
             self._local.connection = connection
             try:
                 yield

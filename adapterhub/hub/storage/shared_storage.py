@@ -27,6 +27,7 @@ from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.remotes.objects.object_address import ObjectAddress
 from adapterhub.store.leases import Lease
 from adapterhub.store.store import FOLDER
+from adapterhub.store.store_files import write_all
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
 from .bucket_blobs import BucketBlobs, CommandStore, SharedStore, blob_key
@@ -191,7 +192,9 @@ class SharedStorage(Storage):
         if (file := super().open_temporary(name)) is None and (
             data := self._blobs.bucket.read(f"{TEMPORARY}/{name}", _MAX_TEMPORARY)
         ):
-            super().put_temporary(name, data)
+            with self._files().temporary() as (path, copy):
+                write_all(copy, data)
+                super().keep_temporary(name, path, copy)
             file = super().open_temporary(name)
         return file
 
