@@ -45,7 +45,7 @@ class PeftLoad:
     Attributes:
         built: From module, or parameter of `target_parameters`, that gets a LoRA to its rank.
         loaded: The tensors of the file that are loaded.
-        skipped: Those that peft skips without a word.
+        skipped: Those that peft skips silently.
         missing: The tensors, as peft names them, of what is built that the file does not have.
         refusal: The error with which peft refuses the adapter, in its words; empty if it loads it.
     """

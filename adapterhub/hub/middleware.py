@@ -110,7 +110,7 @@ class AuditMiddleware:
     """Writes a row of the audit log for every change, before the client is told it was made, and for every refusal.
 
     Of the refusals of clients without an account, only the first of a minute are recorded, of each network and of all: the log
-    is never cut, and whoever reaches the hub must not be able to drown its other rows.
+    is never cut, and strangers must not be able to drown its other rows.
     """
 
     def __init__(self, app: ASGIApp) -> None:

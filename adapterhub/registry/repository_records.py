@@ -202,7 +202,7 @@ class Repositories:
         """Change a repository, creating it if it is missing; `edit` is called again if another writer committed first.
 
         Each change writes the document anew, and the one before stays until a gc. Room for it is asked for unless the document
-        becomes smaller, so that whoever removes something is not refused, or the caller has asked before (`has_room`).
+        becomes smaller, so that a removal is never refused, or the caller has asked before (`has_room`).
         """
         repository = Repository()
 

@@ -240,7 +240,7 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
         publishing.check_contents(worker.registry.store, new_files, name, changes.staged.paths)
         changes.staged.adopt(added)
         return _record_commit(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
-    # Everything is asked for before the version is there: whoever is refused then has published nothing.
+    # Ask for all room before the version exists, so that a refused commit publishes nothing.
     document = worker.repositories.document(name).entry
     records = len(record.dump()) + (document.size if document else 0)
     hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=[changes.staged.upload])

@@ -202,8 +202,7 @@ class CommandStore(SharedStore):
         size = self._shared.size(digest)
         if size is None:
             raise IntegrityError(location, "is missing", "Restore it from a backup")
-        with self._shared.bucket.stream(blob_key(digest), size, 0, location) as source:
-            return copy_hashing(source, None, on_bytes=count_bytes)[0]
+        return hash_blob(self._shared.bucket, digest, size, count_bytes)
 
 
 class _AttachedSignatures(Signatures):
@@ -225,6 +224,13 @@ def _remember(memory: dict[Digest, T], digest: Digest, value: T) -> None:
 def blob_key(digest: Digest) -> str:
     """Return the key of a blob in the bucket."""
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def hash_blob(bucket: Bucket, digest: Digest, size: int, count_bytes: ByteCounter | None = None) -> Digest:
+    """Read a blob of `size` bytes in a bucket, and return the digest that its bytes have."""
+    key = blob_key(digest)
+    with bucket.stream(key, size, 0, f"{bucket.location}/{key}") as source:
+        return copy_hashing(source, None, on_bytes=count_bytes)[0]
 
 
 def put_pieces(bucket: Bucket, digest: Digest, parts: Iterator[bytearray], size: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adapterhub.digest import copy_hashing, is_hex
+from adapterhub.digest import is_hex
 from adapterhub.maintenance.findings import REPAIR, Finding
 from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.store.store import Progress, counter
 from adapterhub_converters.errors import AdapterhubError
+
+from .bucket_blobs import hash_blob
 
 
 def check(bucket: Bucket, progress: Progress | None = None) -> Iterator[Finding]:
@@ -21,8 +23,7 @@ def check(bucket: Bucket, progress: Progress | None = None) -> Iterator[Finding]
             yield Finding("foreign", "note", location, "not a blob")
             continue
         try:
-            with bucket.stream(key, size, 0, location) as source:
-                is_right = copy_hashing(source, None, on_bytes=count_bytes)[0] == f"sha256:{name}"
+            is_right = hash_blob(bucket, f"sha256:{name}", size, count_bytes) == f"sha256:{name}"
         except AdapterhubError as error:
             yield Finding("unreadable", "error", location, error.what, *REPAIR)
             continue
