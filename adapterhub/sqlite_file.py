@@ -1,26 +1,49 @@
 """A database of SQLite that is not derived from anything else: its tables grow by migrations, and each thread has a connection.
 
 It is in SQLite's write-ahead mode, in which readers never wait for writers, and several processes may use it.
+
+A function that asks a database more than once is decorated with `of_one_snapshot`, so that its answers agree.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import sqlite3
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
 UNTRUSTED = "trusted_schema = OFF"
 _LOCK_SECONDS = 30.0
+
+
+class _Database(Protocol):
+    def snapshot(self) -> AbstractContextManager[None]: ...
+
+
+D = TypeVar("D", bound=_Database)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def of_one_snapshot(function: Callable[Concatenate[D, P], T]) -> Callable[Concatenate[D, P], T]:
+    """Make a function read a database, its first argument, as of one moment, however many statements it runs."""
+
+    @functools.wraps(function)
+    def wrapper(database: D, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with database.snapshot():
+            return function(database, *args, **kwargs)
+
+    return wrapper
 
 
 class ConstraintError(Exception):
@@ -97,6 +120,20 @@ class SqliteFile:
             raise
         with self._errors():
             self._connection().execute("COMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read as of one moment in the block, which changes nothing; in a transaction or snapshot of this thread, join that."""
+        if self._connection().in_transaction:
+            yield
+            return
+        with self._errors():
+            self._connection().execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._connection().in_transaction:
+                self._connection().execute("ROLLBACK")
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

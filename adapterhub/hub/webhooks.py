@@ -147,8 +147,9 @@ class Webhooks:
         """Announce moves of these names made by killed processes, or by programs that announce nothing."""
         # Added by an older hub that did not record it.
         self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())
-        spaces = {namespace for (namespace,) in self._database.select("SELECT namespace FROM webhooks")}
-        announced = dict(self._database.select("SELECT name, seq FROM announced")) if spaces else {}
+        with self._database.snapshot():
+            spaces = {namespace for (namespace,) in self._database.select("SELECT namespace FROM webhooks")}
+            announced = dict(self._database.select("SELECT name, seq FROM announced")) if spaces else {}
         for name in names if spaces else ():
             if name.name.partition("/")[0] in spaces and name.seq > announced.get(name.name, 0):
                 self._announce(name.name, name.seq)

@@ -180,6 +180,7 @@ class Index:
         self.file = file
         self.left_out: Collection[object] = ()
         self._steps = 0
+        self._holds_lock = False
         connection.set_progress_handler(self._tick, _TICK)
         # A weak reference: SQLite holds the function, which the garbage collector does not see, so self would never be freed.
         index_ref = weakref.ref(self)
@@ -217,17 +218,18 @@ class Index:
     @property
     def in_transaction(self) -> bool:
         """Whether the write lock is held."""
-        return self.connection.in_transaction
+        return self._holds_lock
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Hold the write lock; commit at the end, or roll back after an error. A nested call joins the outer transaction."""
-        if self.connection.in_transaction:
+        if self._holds_lock:
             yield
             return
         with errors(self.path):
             # IMMEDIATE takes the write lock now; a lock taken at the first write could find that what was read is outdated.
             self.connection.execute("BEGIN IMMEDIATE")
+            self._holds_lock = True
             try:
                 yield
                 self.connection.execute("COMMIT")
@@ -235,6 +237,22 @@ class Index:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._holds_lock = False
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read as of one moment in the block, which takes no lock; in a transaction or snapshot, join that."""
+        if self.connection.in_transaction:
+            yield
+            return
+        with errors(self.path):
+            self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
 
     def select(self, sql: str, *values: object, kinds: str = "") -> list[tuple[Any, ...]]:
         """Return the rows of a query.

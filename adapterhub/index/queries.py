@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub.digest import Digest
 from adapterhub.manifest.document import rank_text
 from adapterhub.ref import Ref, is_name
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub.store.oci_index import Line
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
@@ -197,6 +198,7 @@ def names_with(index: Index, file: Digest, without: Collection[str] = ()) -> lis
     return [name for (name,) in records]
 
 
+@of_one_snapshot
 def newest(index: Index, prefix: str, limit: int, without: Collection[str] = ()) -> list[VersionRow]:
     """Return the newest version of each name in a namespace, except the names in `without`, last pushed first."""
     newest = "(SELECT max(number) FROM versions n WHERE n.name = v.name)"
@@ -305,6 +307,7 @@ def _parents(index: Index, text: str) -> tuple[str, ...]:
     return tuple(parents)
 
 
+@of_one_snapshot
 def rows_by_id(index: Index, ids: Sequence[int]) -> list[VersionRow]:
     """Return the versions with these ids, in this order. Only for use in this package."""
     # One parameter for all ids, as SQLite limits the number of parameters.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from adapterhub.digest import Digest
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub.store.store import Store
 from adapterhub.store.tensor_digests import Tensor, Tensors
 
@@ -37,26 +38,31 @@ class Share:
 
 def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) -> list[Share]:
     """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first."""
-    keys_json = json.dumps([key(tensor.digest) for tensor in tensors if tensor.size])
-    files = index.select(
-        "SELECT digest FROM (SELECT file, count(*) AS n, sum(size) AS bytes FROM tensors"
-        " WHERE key IN (SELECT value FROM json_each(?)) GROUP BY file ORDER BY n DESC, bytes DESC, file LIMIT ?)"
-        " JOIN weights ON id = file ORDER BY n DESC, bytes DESC, file",
-        keys_json,
-        _FILES,
-    )
     shares = []
-    for (digest,) in files:
+    for digest, places in _places_of_files_with(index, [key(tensor.digest) for tensor in tensors if tensor.size]):
         # The index has only 64 bits of each digest: compare the whole digests.
         common = shared_tensors(tensors, store.list_tensors(digest) or ())
         if common:
             count, size = len(common), sum(tensor.size for tensor in common)
-            shares += [Share(row, path, digest, count, size) for row, path in _places(index, digest)]
+            shares += [Share(row, path, digest, count, size) for row, path in places]
     shares.sort(key=lambda share: (-share.count, -share.size, share.row.name, -share.row.number, share.path))
     return shares[:limit]
 
 
-def _places(index: Index, digest: Digest) -> Iterable[tuple[VersionRow, str]]:
+@of_one_snapshot
+def _places_of_files_with(index: Index, keys: list[int]) -> list[tuple[Digest, list[tuple[VersionRow, str]]]]:
+    """Return the files with most of the tensors with these keys, most first: digest, and versions and paths that have it."""
+    files = index.select(
+        "SELECT digest FROM (SELECT file, count(*) AS n, sum(size) AS bytes FROM tensors"
+        " WHERE key IN (SELECT value FROM json_each(?)) GROUP BY file ORDER BY n DESC, bytes DESC, file LIMIT ?)"
+        " JOIN weights ON id = file ORDER BY n DESC, bytes DESC, file",
+        json.dumps(keys),
+        _FILES,
+    )
+    return [(digest, _places(index, digest)) for (digest,) in files]
+
+
+def _places(index: Index, digest: Digest) -> list[tuple[VersionRow, str]]:
     rows = {(row.name, row.number): row for row in versions(index, file=digest)}
     records = index.select("SELECT name, number, path FROM files JOIN versions ON id = version WHERE files.digest = ?", digest)
     return [(rows[name, number], path) for name, number, path in records]
@@ -68,16 +74,11 @@ def shared_tensors(tensors: Sequence[Tensor], candidates: Iterable[Tensor]) -> l
     return [tensor for tensor in tensors if tensor.size and (tensor.digest, tensor.size) in contents]
 
 
-def with_digest(index: Index, store: Store, prefix: str) -> list[Holder]:
-    """Return the versions that have a tensor whose digest begins with `prefix`, with its file and name."""
-    low, high = keys(prefix)
-    files = index.select(
-        "SELECT DISTINCT digest FROM tensors JOIN weights ON id = file WHERE key BETWEEN ? AND ? ORDER BY digest", low, high
-    )
+def with_digest(index: Index, store: Store, digest_prefix: str) -> list[Holder]:
+    """Return the versions that have a tensor whose digest begins with `digest_prefix`, with its file and name."""
     results = []
-    for (digest,) in files:
-        matching = [tensor for tensor in store.list_tensors(digest) or () if tensor.digest.startswith(prefix)]
-        file_holders = holders(index, digest) if matching else []
+    for digest, file_holders in _holders_of_files_with(index, *keys(digest_prefix)):
+        matching = [tensor for tensor in store.list_tensors(digest) or () if tensor.digest.startswith(digest_prefix)]
         results += [
             Holder(file_holder.row, file_holder.path, tensor.digest, tensor.name)
             for file_holder in file_holders
@@ -85,6 +86,13 @@ def with_digest(index: Index, store: Store, prefix: str) -> list[Holder]:
             for tensor in matching
         ]
     return sorted(results, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
+
+
+@of_one_snapshot
+def _holders_of_files_with(index: Index, low: int, high: int) -> list[tuple[Digest, list[Holder]]]:
+    """Return the files that have a tensor with a key from `low` to `high`, by digest, each with the versions that have it."""
+    sql = "SELECT DISTINCT digest FROM tensors JOIN weights ON id = file WHERE key BETWEEN ? AND ? ORDER BY digest"
+    return [(digest, holders(index, digest)) for (digest,) in index.select(sql, low, high)]
 
 
 def repeated_bytes(index: Index, digests: Iterable[Digest]) -> int:

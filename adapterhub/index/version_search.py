@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from adapterhub.digest import Digest, is_hex
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 
@@ -110,6 +111,7 @@ class Holder:
 # ---- by words and facts
 
 
+@of_one_snapshot
 def search(index: Index, query: Query, *, facets: bool = False) -> SearchResult:
     """Return the versions that match, best first; with `facets`, also count the facets and all matches."""
     # Without conditions, the stored counts answer everything.
@@ -282,6 +284,7 @@ def _group_by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str
 # ---- by bytes
 
 
+@of_one_snapshot
 def holders(index: Index, digest: str) -> list[Holder]:
     """Return the versions with a file or a manifest whose digest begins with `digest`, by name, newest first."""
     end = digest + "g"  # after every digest with this prefix

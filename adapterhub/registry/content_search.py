@@ -51,7 +51,8 @@ class ContentMatches:
 def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> ContentMatches:
     """Search for the digest of a file, a version or a tensor, or for the beginning of one."""
     _list_tensors(registry, bar)
-    return ContentMatches(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
+    with registry.index.snapshot():
+        return ContentMatches(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
 
 
 def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> ContentMatches:
@@ -65,7 +66,9 @@ def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Content
                 return ContentMatches(source, version_holders)
         else:
             weights.read_file(path, progress)
-    if file_holders := [holder for digest in weights.digests for holder in holders(registry.index, digest)]:
+    with registry.index.snapshot():
+        file_holders = [holder for digest in weights.digests for holder in holders(registry.index, digest)]
+    if file_holders:
         return ContentMatches(source, file_holders)
     _list_tensors(registry, bar)
     tensors = tuple(tensor for tensor in weights.tensors if tensor.size)

@@ -14,7 +14,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from adapterhub.store.ref_log import MAX_RESTORES, Entry, entries_in_force
 from adapterhub.store.store import Store
-from adapterhub_converters.errors import AdapterhubError, ConflictError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, RefusedError
 
 from .ledger import Ledger
 from .version_lookup import (
@@ -129,10 +129,12 @@ def push(
     ledger.move(ref.name, decide)
     if not complete:
         return None
-    # Exactly one row: a name has each manifest once.
-    (row,) = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
+    # A name has each manifest once, unless another writer has removed it since.
+    rows = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
+    if not rows:
+        raise NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)
     named_tag = ref.tag or next((tag for tag in tags_to_move if tag != LATEST), None)
-    return replace(version_of(ledger, row, named_tag), new=new, moved=moved)
+    return replace(version_of(ledger, rows[0], named_tag), new=new, moved=moved)
 
 
 def _is_complete(store: Store, manifest: Manifest) -> bool:

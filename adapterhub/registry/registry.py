@@ -41,7 +41,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
 from . import moves, signature_policy
 from .ledger import Ledger, find
-from .version_lookup import RestoreResult, Version, deprecation, find_row, never_set, version_of
+from .version_lookup import RestoreResult, Version, deprecation_in, find_row, find_row_with_marks, find_version, never_set
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -179,7 +179,7 @@ class Registry:
 
     def resolve(self, ref: Ref) -> Version:
         """Return the version that `ref` names now: by tag, number, digest or range; the newest one for a bare name."""
-        return version_of(self.ledger, self.row(ref), ref.tag)
+        return find_version(self.ledger, ref)
 
     def row(self, ref: Ref) -> VersionRow:
         """Return the version that `ref` names now as a row, the form in which lists show it."""
@@ -191,7 +191,7 @@ class Registry:
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
-        row = self.row(ref)
+        row, (protected, reasons, evaluations) = find_row_with_marks(self.ledger, ref, "protect", "deprecate", "evaluate")
         # Artifacts of other tools may have no adapter.json.
         raw = self.store.read_document(row.digest)
         manifest = oci_manifest.parse(raw, str(row.ref))
@@ -201,12 +201,12 @@ class Registry:
             "name": row.name,
             "number": row.number,
             "tags": list(row.tags),
-            "protected": sorted(set(row.tags) & set(queries.marks(self.index, "protect", row.name))),
-            "deprecated": deprecation(self.ledger, row),
+            "protected": sorted(set(row.tags) & set(protected)),
+            "deprecated": deprecation_in(reasons, row),
             "digest": row.digest,
             "size": manifest.size,
             "time": row.time,
-            "evaluations": measurement.version_evaluations(queries.marks(self.index, "evaluate", row.name), row.number),
+            "evaluations": measurement.version_evaluations(evaluations, row.number),
             "manifest": upgrade(json_file.parse_object(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
             "oci_manifest": json_file.parse_object(raw, str(row.ref)),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapterhub import semver
@@ -96,14 +96,24 @@ def tag_number(entries: Iterable[Entry], tag: str) -> int:
     return number
 
 
+def find_version(ledger: Ledger, ref: Ref) -> Version:
+    """Return the version that `ref` names now, as `find_row` finds it."""
+    row, (reasons,) = find_row_with_marks(ledger, ref, "deprecate")
+    return Version(row.name, row.number, row.digest, row.size, row.tags, ref.tag, deprecation_in(reasons, row))
+
+
 def version_of(ledger: Ledger, row: VersionRow, tag: str | None = None) -> Version:
-    """Return the version in a row; `tag` is the tag that named it."""
+    """Return the version in a row that was just moved; `tag` is the tag that named it."""
     return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
 
 
 def deprecation(ledger: Ledger, row: VersionRow) -> str | None:
     """Return why a version is deprecated, by itself or with its whole name; None if it is not."""
-    reasons = queries.marks(ledger.index, "deprecate", row.name)
+    return deprecation_in(queries.marks(ledger.index, "deprecate", row.name), row)
+
+
+def deprecation_in(reasons: Mapping[str, str], row: VersionRow) -> str | None:
+    """Return why a version is deprecated, by the deprecations of its name."""
     return reasons.get(str(row.number), reasons.get("0"))
 
 
@@ -115,10 +125,25 @@ def find_row(ledger: Ledger, ref: Ref) -> VersionRow:
     """
     if not ledger.index.in_transaction:
         with contextlib.suppress(IntegrityError):
-            return _resolve_row(ledger, ref, ledger.current(ref.name))
+            state = ledger.current(ref.name)
+            with ledger.index.snapshot():
+                return _resolve_row(ledger, ref, state)
     # Under the lock nothing moves, so a difference that remains is real.
     with ledger.write_lock():
         return _resolve_row(ledger, ref, ledger.current(ref.name))
+
+
+def find_row_with_marks(ledger: Ledger, ref: Ref, *kinds: str) -> tuple[VersionRow, tuple[dict[str, str], ...]]:
+    """Return the version that `ref` names now, and the settings of each of these kinds of its name, as of one moment."""
+    index = ledger.index
+    row = find_row(ledger, ref)
+    with index.snapshot():
+        if queries.versions(index, name=row.name, number=row.number) == [row]:
+            return row, tuple(queries.marks(index, kind, row.name) for kind in kinds)
+    # A writer has changed it since.
+    with ledger.write_lock():
+        row = find_row(ledger, ref)
+        return row, tuple(queries.marks(ledger.index, kind, row.name) for kind in kinds)
 
 
 def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:

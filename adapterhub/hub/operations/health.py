@@ -21,6 +21,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.folder_storage import Storage
 from adapterhub.hub.storage.from_settings import open_storage
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub.version import __version__
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, FormatError
@@ -152,6 +153,7 @@ def _clock(database: HubDatabase) -> Check:
     return Check("clock")
 
 
+@of_one_snapshot
 def _accounts(database: HubDatabase) -> Check:
     sql = "SELECT COUNT(*) FROM tokens WHERE revoked IS NULL AND expires IS NULL AND kind = 'service' AND role = 'admin'"
     lasting = database.select(sql)[0][0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError
 
@@ -128,6 +129,7 @@ def identify_by_id(database: HubDatabase, ident: int) -> Identity | None:
     return _identity(database, "id", ident)
 
 
+@of_one_snapshot
 def _identity(database: HubDatabase, column: str, value: object) -> Identity | None:
     columns = "id, account, role, namespaces, expires, prefix, kind, parent"
     sql = f"SELECT {columns} FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608 - our own columns
@@ -139,6 +141,7 @@ def _identity(database: HubDatabase, column: str, value: object) -> Identity | N
     return None
 
 
+@of_one_snapshot
 def is_valid(database: HubDatabase, ident: int | None) -> bool:
     """Return whether the token with an id, and those with which it ends, are neither revoked nor expired; True for None."""
     for _ in range(_MAX_PARENTS):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import RefError, parse_name
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, UsageError
 
@@ -113,6 +114,7 @@ def _no_account(name: str) -> NotFoundError:
     return NotFoundError(name[:80], "no account with this name", code="no-such-account")
 
 
+@of_one_snapshot
 def list_accounts(database: HubDatabase) -> list[Account]:
     """Return the accounts, by name."""
     rows = database.select("SELECT name, created FROM accounts WHERE removed IS NULL ORDER BY name")
@@ -169,6 +171,7 @@ def namespaces(database: HubDatabase) -> list[Namespace]:
     return [Namespace(name, readers, size, files, bool(only)) for name, readers, size, files, only in database.select(sql)]
 
 
+@of_one_snapshot
 def owned_namespaces(database: HubDatabase) -> set[str]:
     """Return the namespaces that belong to somebody here.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import is_name
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
@@ -212,6 +213,7 @@ def _name_of(text: object) -> str:
     return name if is_name(f"{name}/x") else ""
 
 
+@of_one_snapshot
 def _names_in_use(database: HubDatabase) -> set[str]:
     """Return every namespace that belongs to somebody, or that the operator has configured."""
     sql = "SELECT name FROM namespaces UNION SELECT namespace FROM webhooks"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.sqlite_file import SqliteFile
+from adapterhub.sqlite_file import SqliteFile, of_one_snapshot
 from adapterhub.store.log_chain import CHANGED, REMOVED, TRUNCATED, Fault
 
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
@@ -74,6 +74,7 @@ def _event(row: tuple[Any, ...]) -> Event:
     return Event(action, name, detail, account, token, address, ident, time, row_hash)
 
 
+@of_one_snapshot
 def verify_chain(
     database: SqliteFile, checkpoint: tuple[int, str] | None = None
 ) -> tuple[tuple[int, str] | None, Fault | None]:

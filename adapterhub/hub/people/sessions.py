@@ -7,6 +7,7 @@ import secrets
 import time
 
 from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.sqlite_file import of_one_snapshot
 
 from . import access_tokens
 from .access_tokens import BROWSER, Identity
@@ -36,6 +37,7 @@ def sign_in(database: HubDatabase, account: str) -> str:
         return start(database, token, SIGNED_IN)
 
 
+@of_one_snapshot
 def session_identity(database: HubDatabase, cookie: str) -> Identity | None:
     """Return the identity of a session; None if it is unknown or over, or its token is revoked or expired."""
     rows = database.select("SELECT token FROM sessions WHERE id = ? AND expires > ?", _hash(cookie), time.time())

@@ -140,7 +140,11 @@ class PostgresDatabase(HubDatabase):
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Read several tables as of one moment, in this thread; nothing can be changed in the block."""
+        """Read as of one moment in the block, which changes nothing; in a transaction or snapshot of this thread, join that."""
+        if getattr(self._local, "connection", None) is not None:
+            yield
+            return
+        self.select("SELECT 1")  # which replaces connections that the server has closed; in the block, none can be
         with self._transaction_of_thread("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"):
             yield
 

@@ -102,8 +102,10 @@ def version_of(page_request: PageRequest, worker: Worker) -> Version:
 
 def version_with_tags(worker: Worker, view: View, row: VersionRow) -> Version:
     """Return a version with its tags and whether it is deprecated."""
-    protected = queries.marks(worker.registry.index, "protect", row.name) if row.tags else {}
-    reasons = queries.marks(worker.registry.index, "deprecate", row.name)
+    index = worker.registry.index
+    with index.snapshot():
+        protected = queries.marks(index, "protect", row.name) if row.tags else {}
+        reasons = queries.marks(index, "deprecate", row.name)
     return Version(view, row, {tag: tag in protected for tag in row.tags}, reasons.get(str(row.number), reasons.get("0")))
 
 
@@ -282,8 +284,9 @@ class VersionsPage(Page):
 def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
     """GET …/versions."""
     version, index = version_of(page_request, worker), worker.registry.index
-    rows = queries.versions(index, name=version.name)
-    return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
+    with index.snapshot():
+        rows = queries.versions(index, name=version.name)
+        return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
 
 
 def revision(page_request: PageRequest, worker: Worker) -> Page:

@@ -21,7 +21,6 @@ from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.version_lookup import deprecation
 from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
@@ -129,8 +128,8 @@ class RegistryLookup:
             # Without this, `row` would compare a misspelled name with all others for a hint that the client must not see.
             if (seq := registry.ledger.current(ref.name).seq) == 0:
                 raise NotFoundError(str(ref), "no such adapter")
-            row = registry.row(ref)
-            version = ResolvedVersion(row.name, row.digest, deprecation(registry.ledger, row))
+            found = registry.resolve(ref)
+            version = ResolvedVersion(found.name, found.digest, found.deprecated)
             return _LoggedVersion(version, registry.store.log, seq)
 
         recent = self._recent.get(ref)

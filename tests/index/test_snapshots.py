@@ -1,0 +1,183 @@
+"""What a query of the index says is of one moment: a writer may commit between any two statements of it.
+
+The queries are those that the package has, and their arguments go by name, so that a new one is under the same test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adapterhub.index
+from adapterhub.index import queries
+from adapterhub.index.index_database import Index
+from adapterhub.index.version_search import Query
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import AdapterhubError
+from tests.support.adapters import write_adapter
+
+
+class Writer:
+    """A second opener of a registry, who moves everything that queries tell of."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.registry, self.folder, self.turns = Registry.open(root), folder, itertools.count(1)
+
+    def __call__(self) -> None:
+        """Push the same weights under two names, move a tag, deprecate, and remove the name of the turn before."""
+        turn, team = next(self.turns), Ref.parse("team/sql")
+        (self.folder / "README.md").write_text(f"# Turn {turn}\nsql\n")
+        self.registry.push(self.folder, Ref.parse("team/sql:prod"))
+        self.registry.push(self.folder, Ref.parse(f"team/n{turn}"))
+        self.registry.deprecate(team, undo=turn % 2 == 0)
+        if turn > 1:
+            self.registry.rm(Ref.parse(f"team/n{turn - 1}"))
+
+
+class Meddler:
+    """Has a writer commit before a statement of a reader's index, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, index: Index, write: Callable[[], None]) -> None:
+        self.count, self.at = 0, 0
+        select = Index.select
+
+        def meddled(asked: Index, sql: str, *values: object, kinds: str = "") -> list[tuple[Any, ...]]:
+            if asked is index:
+                self.count += 1
+                if self.count == self.at:
+                    write()
+            return select(asked, sql, *values, kinds=kinds)
+
+        monkeypatch.setattr(Index, "select", meddled)
+
+    def outcome(self, call: Callable[[], object], at: int = 0) -> tuple[object, int]:
+        """What a call returns, or the error that it raises, and its number of statements, with a commit before one of them."""
+        self.count, self.at = 0, at
+        try:
+            result = call()
+        except AdapterhubError as error:
+            result = repr(error)
+        return result, self.count
+
+    def check(self, call: Callable[[], object]) -> None:
+        """Assert that the result is that of before or after a commit, wherever the commit comes."""
+        before, count = self.outcome(call)
+        for at in range(2, count + 1):
+            result, _ = self.outcome(call, at)
+            after, _ = self.outcome(call)
+            assert result in (before, after), f"a commit before statement {at}"
+            before = after
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A registry, whose tensors are listed, with what the arguments below name."""
+    folder = write_adapter(tmp_path / "adapter")
+    with Registry.init(tmp_path / "registry") as registry:
+        registry.push(folder, Ref.parse("team/sql:prod"))
+        registry.push(folder, Ref.parse("other/sql"))
+        registry.list_tensors()
+        yield registry
+
+
+@pytest.fixture
+def meddler(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
+    """A writer between the statements of the registry's index."""
+    writer = Writer(registry.root, tmp_path / "adapter")
+    writer()
+    with closing(writer.registry):
+        yield Meddler(monkeypatch, registry.index, writer)
+
+
+def arguments(registry: Registry) -> dict[str, list[Any]]:
+    """Values for the parameters of queries, by their names."""
+    row = registry.row(Ref.parse("other/sql"))
+    weights = next(file.digest for file in registry.files(registry.resolve(row.ref)) if file.path.endswith(".safetensors"))
+    tensors = registry.store.list_tensors(weights) or ()
+    ids = [version for (version,) in registry.index.select("SELECT id FROM versions ORDER BY id LIMIT 2")]
+    texts = [Query(), Query(words="sql"), Query(namespace="team"), Query(all_versions=True, words="sql")]
+    return {
+        "store": [registry.store], "tensors": [tensors], "digests": [[weights]], "file": [weights], "digest": [weights],
+        "digest_prefix": [tensors[0].digest], "without": [["team/sql"]], "name": ["team/sql"], "prefix": ["team"],
+        "row": [row], "columns": [["base"]], "ids": [ids], "query": texts, "limit": [20], "kind": ["deprecate"],
+        "condition": ["1"], "facets": [False, True],
+    }  # fmt: skip
+
+
+def readers() -> list[Any]:
+    """The functions of the package that ask an index, except those that are called in a transaction."""
+    cases = []
+    for module in pkgutil.iter_modules(adapterhub.index.__path__):
+        loaded = importlib.import_module(f"adapterhub.index.{module.name}")
+        for name, function in inspect.getmembers(loaded, inspect.isfunction):
+            public = not name.startswith("_") and function.__module__ == loaded.__name__
+            parameters = list(inspect.signature(function).parameters.values())
+            asks = public and parameters and parameters[0].annotation == "Index"
+            if asks and "in a transaction" not in f"{loaded.__doc__}{function.__doc__}":
+                cases.append(pytest.param(function, id=f"{module.name}.{name}"))
+    return cases
+
+
+def calls(function: Callable[..., Any], registry: Registry) -> Iterator[Callable[[], object]]:
+    """The calls of a function with each of the values of its parameters; those with other defaults keep them."""
+    values = arguments(registry)
+    _, *parameters = inspect.signature(function).parameters.values()
+    needed = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    used = [parameter for parameter in needed if parameter.default is parameter.empty or parameter.name in ("query", "facets")]
+    missing = [parameter.name for parameter in used if parameter.name not in values]
+    assert not missing, f"{function.__name__} has parameters that `arguments` lacks"
+    for chosen in itertools.product(*(values[parameter.name] for parameter in used)):
+        yield partial(function, registry.index, **dict(zip((parameter.name for parameter in used), chosen, strict=True)))
+
+
+def test_there_are_readers_that_ask_twice() -> None:
+    assert {case.id for case in readers()} >= {"tensor_search.nearest", "version_search.search", "queries.newest"}
+
+
+@pytest.mark.parametrize("function", readers())
+def test_what_a_query_says_is_of_one_moment(function: Callable[..., Any], registry: Registry, meddler: Meddler) -> None:
+    for call in calls(function, registry):
+        meddler.check(call)
+
+
+def asking_methods() -> list[str]:
+    """The methods of a registry that read: they take nothing, or name a version, and return something."""
+    result = []
+    for name, method in inspect.getmembers(Registry, inspect.isfunction):
+        _, *parameters = inspect.signature(method).parameters.values()
+        takes = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+        returns, source = inspect.signature(method).return_annotation, inspect.getsource(method)
+        moves = any(word in source for word in ("moves.", "ledger.rebuild", "write_lock"))
+        if not name.startswith("_") and takes <= {"ref", "digest", "version"} and returns not in ("None", "Self") and not moves:
+            result.append(name)
+    return result
+
+
+@pytest.mark.parametrize("method", asking_methods())
+def test_what_a_registry_says_of_a_version_is_of_one_moment(method: str, registry: Registry, meddler: Meddler) -> None:
+    version = registry.resolve(Ref.parse("team/sql:v1"))
+    values = {"ref": Ref.parse("team/sql:prod"), "digest": version.digest, "version": version}
+    bound = getattr(registry, method)
+    used = {name: values[name] for name, given in inspect.signature(bound).parameters.items() if given.default is given.empty}
+    meddler.check(partial(bound, **used))
+
+
+def test_a_snapshot_holds_no_writer_up_and_is_no_lock(registry: Registry, tmp_path: Path) -> None:
+    with closing(Registry.open(registry.root)) as writer, registry.index.snapshot():
+        before = registry.list()
+        writer.push(write_adapter(tmp_path / "more", 2), Ref.parse("team/more"))
+        assert registry.list() == before
+        assert not registry.index.in_transaction
+        with registry.index.snapshot():
+            assert queries.versions(registry.index) == before
+    assert len(registry.list()) == len(before) + 1
