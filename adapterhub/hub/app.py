@@ -24,7 +24,7 @@ from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteErr
 from . import error_responses, openapi, request_context
 from .hf import routes as hf
 from .hub import Hub
-from .middleware import AuditMiddleware, RateLimitMiddleware
+from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware
 from .oauth import routes as oauth
 from .oci import routes as oci
 from .operations import routes as operations
@@ -64,6 +64,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
     middleware = [
         Middleware(MetricsMiddleware, metrics=metrics),
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
+        Middleware(RefusalLimitMiddleware),
         Middleware(AuditMiddleware),
         Middleware(BodyGuard, budget=BodyBudget(BODY_LIMITS), behind_proxy=settings.behind_proxy),
     ]

@@ -1,8 +1,9 @@
-"""Middleware around every request: rate limits, and rows of the audit log."""
+"""Middleware around every request: limits of requests and of refusals, and rows of the audit log."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from adapterhub.http_server.request_bodies import client_network
 from . import request_context
 from .access_control import BadTokenError, token_in
 from .hub import Hub
-from .people import audit_log
+from .people import audit_log, sessions
 from .people.audit_log import Event
 from .settings import CLASSES
 
@@ -23,6 +24,8 @@ _API, _RESOLVERS, _PAGES = CLASSES
 _REFUSED = "refused"
 STRANGER_ROWS, ALL_STRANGER_ROWS = 10, 60
 """Rows of the audit log a minute for refusals of clients without an account: of one network, and of all."""
+REFUSALS = 600
+"""Answers 4xx a minute, whatever for, to the clients without an account of one network."""
 _UNLIMITED = ("/health", "/ready", "/metrics")
 _READING = ("GET", "HEAD", "OPTIONS")
 _CHANGING = ("web.signing_in.arrive",)  # handlers that change something although the method is GET
@@ -62,7 +65,8 @@ class RateLimitMiddleware:
         window = windows.count(self._key(scope))
         headers = _headers(kind, windows, window)
         if window.over:
-            await _too_many(kind, window, headers)(scope, receive, send)
+            message = f"too many requests to the {kind}; try again in {window.seconds} seconds"
+            await _too_many(message, window, headers)(scope, receive, send)
             return
 
         async def send_with_limits(message: Message) -> None:
@@ -83,6 +87,49 @@ class RateLimitMiddleware:
         return f"token {identity.token}" if identity else request_context.current().address
 
 
+class RefusalLimitMiddleware:
+    """Answers 429 to networks whose clients without an account were refused too often, before anything is read for them.
+
+    A client with an account is never held up by others of its network, and its refusals are not counted.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._refusals = Windows(REFUSALS, 60)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in _UNLIMITED:
+            await self._app(scope, receive, send)
+            return
+        call = request_context.current()
+        network = client_network(call.address)
+        if (window := self._refusals.count(network, 0)).over and not _has_account(scope):
+            message = f"too many requests that were refused; try again in {window.seconds} seconds"
+            await _too_many(message, window)(scope, receive, send)
+            return
+
+        async def send_after_counting(message: Message) -> None:
+            if message["type"] == "http.response.start" and 400 <= message["status"] < 500 and not call.account:
+                self._refusals.count(network)
+            await send(message)
+
+        await self._app(scope, receive, send_after_counting)
+
+
+def _has_account(scope: Scope) -> bool:
+    """Return whether a request has the token or the session of an account."""
+    request, hub = Request(scope), hub_of(scope)
+    try:
+        token = token_in(request.headers)
+    except BadTokenError:
+        return False
+    if token is not None:
+        return hub.access.token_identity(token) is not None
+    cookie = request.cookies.get(sessions.COOKIE)
+    return cookie is not None and sessions.session_identity(hub.database, cookie) is not None
+
+
 def class_of(path: str) -> str:
     """Return the class of a request, one of CLASSES; empty for one without limits."""
     if path in _UNLIMITED:
@@ -100,8 +147,7 @@ def _headers(kind: str, windows: Windows, window: Window) -> dict[str, str]:
     }
 
 
-def _too_many(kind: str, window: Window, headers: dict[str, str]) -> JSONResponse:
-    message = f"too many requests to the {kind}; try again in {window.seconds} seconds"
+def _too_many(message: str, window: Window, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
     all_headers = {**headers, "retry-after": str(window.seconds), "x-error-message": message}
     return JSONResponse({"error": message, "errors": [{"code": "TOOMANYREQUESTS", "message": message}]}, 429, all_headers)
 

@@ -13,6 +13,7 @@ from . import access_tokens
 from .access_tokens import BROWSER, Identity
 from .accounts import ROLES
 
+COOKIE = "adapterhub_session"
 LIFETIME = 30 * 24 * 3600
 """Seconds of a session for which a token was entered."""
 SIGNED_IN = 12 * 3600

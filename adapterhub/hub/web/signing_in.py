@@ -21,7 +21,7 @@ from adapterhub.index import queries
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
 from .posting import answer_form, check_origin, local_path, read_fields
-from .site import COOKIE, SIGN_IN, Page, PageRequest, answer_page, redirect_to, render_page
+from .site import SIGN_IN, Page, PageRequest, answer_page, redirect_to, render_page
 
 PROVIDER, BACK = f"{SIGN_IN}/provider", f"{SIGN_IN}/back"
 _LOGIN = "adapterhub_login"
@@ -87,7 +87,7 @@ def _session_response(page_request: PageRequest, next_page: str, session: str, l
     """Return a response that starts a session, and ends the previous one."""
     answer = redirect_to(next_page)
     _end_session(page_request, answer)
-    _set_cookie(page_request, answer, COOKIE, session, lifetime)
+    _set_cookie(page_request, answer, sessions.COOKIE, session, lifetime)
     return answer
 
 
@@ -109,9 +109,9 @@ async def sign_out(request: Request) -> Response:
 
 
 def _end_session(page_request: PageRequest, answer: Response) -> None:
-    if cookie := page_request.request.cookies.get(COOKIE):
+    if cookie := page_request.request.cookies.get(sessions.COOKIE):
         sessions.end(page_request.hub.database, cookie)
-        answer.delete_cookie(COOKIE, httponly=True, samesite="lax")
+        answer.delete_cookie(sessions.COOKIE, httponly=True, samesite="lax")
 
 
 # ---- at the provider

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.registry.signature_policy import SignatureSummary
 
-COOKIE = "adapterhub_session"
 SIGN_IN = "/-/sign-in"
 _MAX_CACHE_BYTES = 16 << 20  # bytes of each of the five caches
 _FOLDER = Path(str(resources.files(__package__)))
@@ -91,7 +90,7 @@ class PageRequest:
     def from_request(cls, site: Site, request: Request) -> PageRequest:
         """Identify the client by a header or a cookie. Raises `BadTokenError`."""
         identity = site.hub.identify(request)
-        if identity is None and (cookie := request.cookies.get(COOKIE)):
+        if identity is None and (cookie := request.cookies.get(sessions.COOKIE)):
             identity = sessions.session_identity(site.hub.database, cookie)
             if identity:
                 request_context.current().set_account(identity.account, identity.prefix)
@@ -128,7 +127,7 @@ class PageRequest:
     @property
     def csrf(self) -> str:
         """The token in forms of the session, which no other site knows."""
-        cookie = self.request.cookies.get(COOKIE, "")
+        cookie = self.request.cookies.get(sessions.COOKIE, "")
         return hmac.new(self.hub.secret, f"csrf\n{cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def may_read(self, worker: Worker, name: str) -> bool:
