@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -31,6 +30,7 @@ from .blob_response import BlobResponse
 from .commits import MayRead, View, find_view, frozen_view, is_arriving
 from .converted_versions import ConvertedVersions
 from .git_objects import GitObjectIds
+from .hub_database import hub_secret
 from .jobs import Jobs
 from .lru_cache import LRUCache
 from .mirror import Mirror
@@ -106,7 +106,7 @@ class Hub:
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
         # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4)
-        self.secret = self._secret()
+        self.secret = hub_secret(self.database)
         self._hidden_cache: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
         self._jobs = Jobs(self.database)
         self._change_locks: dict[str, tuple[asyncio.Lock, int]] = {}
@@ -114,13 +114,6 @@ class Hub:
         self.mirror = (
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
         )
-
-    def _secret(self) -> bytes:
-        with self.database.transaction():
-            # All processes of the hub share one secret: the first one to start stores it.
-            sql = "INSERT INTO secrets (name, value) VALUES ('uploads', ?) ON CONFLICT DO NOTHING"
-            self.database.execute(sql, secrets.token_bytes(32))
-        return bytes(self.database.select("SELECT value FROM secrets WHERE name = 'uploads'")[0][0])
 
     async def maintain(self) -> None:
         """Remove expired state and finish the work of killed processes, every ten minutes, until canceled."""

@@ -10,6 +10,7 @@ booleans. Only the statements that create tables are in SQLite's dialect.
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from adapterhub.sqlite_file import SqliteFile, SqliteReader
@@ -114,6 +115,10 @@ MIGRATIONS = (
     "CREATE TABLE moves (new TEXT PRIMARY KEY, old TEXT NOT NULL, account TEXT NOT NULL) STRICT, WITHOUT ROWID",
     "ALTER TABLE arriving ADD COLUMN spent INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE tokens ADD COLUMN parent INTEGER; ALTER TABLE devices ADD COLUMN parent INTEGER",
+    """
+    CREATE TABLE audit_cuts (last INTEGER NOT NULL PRIMARY KEY, hash TEXT NOT NULL, time REAL NOT NULL, mac TEXT NOT NULL)
+        STRICT, WITHOUT ROWID
+    """,
 )
 
 
@@ -122,6 +127,13 @@ class HubDatabase(SqliteFile):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / FILE, MIGRATIONS)
+
+
+def hub_secret(database: HubDatabase) -> bytes:
+    """Return the secret that all processes of a hub share, with which it signs; the first to ask makes it."""
+    sql = "INSERT INTO secrets (name, value) VALUES ('uploads', ?) ON CONFLICT DO NOTHING"
+    database.execute(sql, secrets.token_bytes(32))
+    return bytes(database.select("SELECT value FROM secrets WHERE name = 'uploads'")[0][0])
 
 
 class ReadDatabase(SqliteReader):

@@ -2,23 +2,30 @@
 
 A row changed, removed or inserted later breaks the chain at that point. Rows cut off at the end do not: a checkpoint
 (`operations.audit`) records the newest row elsewhere.
+
+The log is bounded: of MOST_ROWS rows, the older half is removed. What is left of it is a cut: the number and the hash of its
+last row, signed with the hub's secret, from which the chain goes on. Backups have the rows before it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase, hub_secret
 from adapterhub.sqlite_file import SqliteFile, of_one_snapshot
 from adapterhub.store.log_chain import CHANGED, REMOVED, TRUNCATED, Fault
 
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
 _START = "0" * 64
-_MAX_TEXT = 500  # characters of a text
+_MAX_TEXT = 500  # bytes of a text
+MOST_ROWS = 200_000
+"""Rows of the log; a thousand more may be there for a moment."""
+_CUT_INTERVAL = 1000  # rows between two looks at their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +49,52 @@ class Event:
 def record(database: HubDatabase, event: Event) -> None:
     """Add a row."""
     texts = (event.account, event.token, event.action, event.name, event.detail, event.address)
-    stored_texts = tuple(text.encode("utf-8", "replace").decode()[:_MAX_TEXT] for text in texts)
+    stored_texts = tuple(text.encode("utf-8", "replace")[:_MAX_TEXT].decode("utf-8", "ignore") for text in texts)
     # Read the newest hash and add the next row in one step: the chain must not fork.
     with database.transaction():
         rows = database.select("SELECT id, hash FROM audit ORDER BY id DESC LIMIT 1")
-        ident, previous_hash = (rows[0][0] + 1, rows[0][1]) if rows else (1, _START)
+        cut = newest_cut(database)
+        last, previous_hash = rows[0] if rows else (cut.last, cut.hash)
+        ident = last + 1
         values = (ident, round(time.time(), 3), *stored_texts)
         database.execute(
             f"INSERT INTO audit ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own columns
             *values,
             _hash(previous_hash, values),
         )
+        if ident % _CUT_INTERVAL == 0 and ident - cut.last > MOST_ROWS:
+            _cut(database, ident - MOST_ROWS // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where the log begins: the number and the hash of the last row that was removed, and when; 0 if none was."""
+
+    last: int = 0
+    hash: str = _START
+    time: float = 0.0
+    mac: str = ""
+
+    def mac_by(self, secret: bytes) -> str:
+        """Return the signature by the hub's secret."""
+        message = json.dumps(["audit cut", self.last, self.hash, self.time]).encode()
+        return hmac.new(secret, message, hashlib.sha256).hexdigest()
+
+
+def newest_cut(database: SqliteFile) -> Cut:
+    """Return where the log begins."""
+    rows = database.select("SELECT last, hash, time, mac FROM audit_cuts ORDER BY last DESC LIMIT 1")
+    return Cut(*rows[0]) if rows else Cut()
+
+
+def _cut(database: HubDatabase, last: int) -> None:
+    """Remove the rows up to a number, in a transaction."""
+    ((row_hash,),) = database.select("SELECT hash FROM audit WHERE id = ?", last)
+    cut = Cut(last, row_hash, round(time.time(), 3))
+    values = (cut.last, cut.hash, cut.time, cut.mac_by(hub_secret(database)))
+    database.execute("DELETE FROM audit_cuts")
+    database.execute("INSERT INTO audit_cuts (last, hash, time, mac) VALUES (?, ?, ?, ?)", *values)
+    database.execute("DELETE FROM audit WHERE id <= ?", last)
 
 
 def _hash(previous_hash: str, values: tuple[Any, ...]) -> str:
@@ -80,9 +122,11 @@ def verify_chain(
 ) -> tuple[tuple[int, str] | None, Fault | None]:
     """Verify that each row follows from the previous one, and that a row recorded in a checkpoint is unchanged.
 
+    The first row must follow from the cut of the log, which the hub has signed.
+
     Args:
         database: The hub's database.
-        noted: The number and hash of a row that was the newest at some time.
+        checkpoint: The number and hash of a row that was the newest at some time.
 
     Returns:
         The number and hash of the newest row, None if there are no rows; and the first broken row, None if all are intact.
@@ -91,7 +135,10 @@ def verify_chain(
     def fault(kind: str, problem: str) -> Fault:
         return Fault(f"audit row {number}", kind, problem)
 
-    newest, previous_hash, number = None, _START, 1
+    cut = newest_cut(database) if database.has_table("audit_cuts") else Cut()
+    newest, previous_hash, number = None, cut.hash, cut.last + 1
+    if broken_cut := _cut_fault(database, cut, checkpoint):
+        return None, broken_cut
     recorded = database.has_table("audit")  # the first versions of hub.db had no audit log
     sql = f"SELECT {_COLUMNS} FROM audit WHERE id >= ? ORDER BY id LIMIT 1000"  # noqa: S608 - ours
     while recorded and (rows := database.select(sql, number)):
@@ -106,3 +153,15 @@ def verify_chain(
     if checkpoint and checkpoint[0] >= number:
         return newest, fault(TRUNCATED, f"is missing, and the checkpoint has {checkpoint[0]} rows")
     return newest, None
+
+
+def _cut_fault(database: SqliteFile, cut: Cut, checkpoint: tuple[int, str] | None) -> Fault | None:
+    """Return why the log cannot be verified from its cut on; None if it can."""
+    secret = database.select("SELECT value FROM secrets WHERE name = 'uploads'") if cut.last else []
+    if cut.last and not (secret and hmac.compare_digest(cut.mac, cut.mac_by(bytes(secret[0][0])))):
+        return Fault(f"audit row {cut.last}", CHANGED, "is not the one at which the hub cut its log")
+    if checkpoint and checkpoint[0] <= cut.last and checkpoint != (cut.last, cut.hash):
+        day = time.strftime("%Y-%m-%d", time.gmtime(cut.time))
+        problem = f"is older than the rows that the hub keeps, since it cut its log on {day}"
+        return Fault(f"audit row {checkpoint[0]}", TRUNCATED, f"{problem}: use a newer checkpoint, or verify a backup")
+    return None
