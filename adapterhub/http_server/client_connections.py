@@ -16,11 +16,12 @@ import logging
 import os
 import select
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -29,6 +30,7 @@ from adapterhub_converters.errors import LocalIOError, UsageError
 
 from . import binding
 from .certificate import Certificate
+from .request_bodies import client_network
 
 _log = logging.getLogger("adapterhub.http_server")
 MAX_HEAD = 64 << 10
@@ -94,14 +96,18 @@ class Connection(HttpToolsProtocol):
 
     Attributes:
         most: Connections of this process at a time.
+        most_of_network: Those of one client: an address, or a /64 with IPv6.
     """
 
-    most = _MAX_FILES
+    most = most_of_network = _MAX_FILES
+    _by_network: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start watching the connection."""
         super().connection_made(transport)
-        if len(self.connections) > self.most:
+        self._network = client_network(self.client[0]) if self.client else ""
+        self._by_network[self._network] += 1
+        if len(self.connections) > self.most or self._by_network[self._network] > self.most_of_network:
             transport.abort()
         self._overhead = 0  # bytes since the last useful one
         self._began_at = self._received_at = self._drained_at = self.loop.time()
@@ -115,6 +121,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching."""
         self._timer.cancel()
+        self._by_network[self._network] -= 1
+        if not self._by_network[self._network]:
+            del self._by_network[self._network]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes | memoryview) -> None:
@@ -321,6 +330,8 @@ def make_server(
     drain: int,
     log: logging.Logger = _log,
     stop_end: int | None = None,
+    behind_proxy: bool = False,
+    most_of_network: int = _MAX_FILES,
 ) -> uvicorn.Server:
     """Return a server of an ASGI application with these connections, not started.
 
@@ -330,6 +341,8 @@ def make_server(
         drain: Seconds for requests still running at shutdown.
         log: Where changes of the certificate are logged.
         stop_end: The end of a pipe, for one of several processes on one socket: it stops once the pipe is closed.
+        behind_proxy: All clients come through a proxy, from one address.
+        most_of_network: Connections of one client at a time; in any case at most a quarter of those of the process.
 
     Raises:
         UsageError: There is a certificate without its key, or a key without its certificate.
@@ -338,6 +351,7 @@ def make_server(
     if (certificate is None) != (key is None):
         raise UsageError(str(certificate or key), "a certificate and its private key belong together", "Give both, or none")
     Connection.most = max_connections()
+    Connection.most_of_network = Connection.most if behind_proxy else min(most_of_network, Connection.most // 4)
     config = uvicorn.Config(
         app,
         http=_BufferedReader,  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ from .people import oidc
 from .settings import HubSettings
 
 _log = logging.getLogger("adapterhub.hub")
+MOST_CONNECTIONS = 2048
+"""Connections of one client, an address or a /64 with IPv6, at a time."""
 _DRAIN_SECONDS = 20  # for requests still running at shutdown
 # Options of glibc's mallopt (malloc.h) and their values: M_MMAP_THRESHOLD 2 MiB, M_TRIM_THRESHOLD 8 MiB, M_ARENA_MAX 1.
 _MALLOC = ((-3, 2 << 20), (-1, 8 << 20), (-8, 1))
@@ -53,5 +55,11 @@ def _reuse_memory() -> None:
 def make_server(settings: HubSettings) -> uvicorn.Server:
     """Return the server, not started yet."""
     return client_connections.make_server(
-        create_app(settings), certificate=settings.certificate, key=settings.key, drain=_DRAIN_SECONDS, log=_log
+        create_app(settings),
+        certificate=settings.certificate,
+        key=settings.key,
+        drain=_DRAIN_SECONDS,
+        log=_log,
+        behind_proxy=settings.behind_proxy,
+        most_of_network=MOST_CONNECTIONS,
     )

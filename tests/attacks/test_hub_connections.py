@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +15,8 @@ import pytest
 import requests
 
 from adapterhub.http_server import client_connections
-from tests.hub.conftest import Running, hub
+from adapterhub.hub import server
+from tests.hub.conftest import Running, hub, serving
 from tests.support.hub_tenants import Tenant
 
 __all__ = ["hub"]
@@ -28,9 +30,9 @@ ENDLESS = {
 }
 
 
-def connect(hub: Running) -> socket.socket:
+def connect(hub: Running, source: str = "127.0.0.1") -> socket.socket:
     where = urlsplit(hub.url)
-    return socket.create_connection((where.hostname, where.port), 30)
+    return socket.create_connection((where.hostname, where.port), 30, (source, 0))
 
 
 def taken(sock: socket.socket, pieces: Iterable[bytes]) -> int:
@@ -62,6 +64,31 @@ def test_a_client_that_lets_the_hub_wait_is_cut(hub: Running, monkeypatch: pytes
     with connect(hub) as sock:
         sock.sendall(sent)
         assert cut(sock)
+
+
+@pytest.mark.parametrize("behind_proxy", [False, True])
+def test_a_client_cannot_take_the_connections_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind_proxy: bool
+) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
+    with serving(tmp_path / "hub", behind_proxy=behind_proxy) as hub, ExitStack() as stack:
+        socks = [stack.enter_context(connect(hub)) for _ in range(5)]
+        assert [health(sock) for sock in socks] == [True] * 3 + [behind_proxy] * 2
+        assert health(stack.enter_context(connect(hub, "127.0.0.2")))
+        socks[0].close()
+        while not behind_proxy and client_connections.Connection._by_network["127.0.0.1"] == 3:
+            time.sleep(0.01)
+        assert health(stack.enter_context(connect(hub)))
+    assert not client_connections.Connection._by_network
+
+
+def health(sock: socket.socket) -> bool:
+    """Whether a hub answers on a connection, which stays open."""
+    try:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return sock.recv(100).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
 
 
 def test_a_client_that_does_not_read_is_cut(hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,8 @@ def arguments(database: HubDatabase) -> dict[str, object]:
     return {
         "name": "team/sql", "account": "ada", "token": token, "ident": ident, "column": "id", "value": ident, "cookie": cookie,
         "namespace": "team", "digest": "sha256:" + "0" * 64, "origin": "hf", "commit": "0" * 40, "code": "ABCDEFGH",
-        "role": "read", "prefix": "team", "identity": access_tokens.identify_by_id(database, ident),
+        "role": "read", "prefix": "team", "cut": audit_log.Cut(), "checkpoint": None,
+        "identity": access_tokens.identify_by_id(database, ident),
     }  # fmt: skip
 
 

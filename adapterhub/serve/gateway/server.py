@@ -72,7 +72,8 @@ def _serve_alone(gateway: Gateway, sock: Socket, *, ready: Callable[[], object])
 
 
 def _make_server(settings: GatewaySettings, app: ASGIApp) -> uvicorn.Server:
-    return client_connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN, log=_log)
+    certificate, key, proxied = settings.certificate, settings.key, settings.behind_proxy
+    return client_connections.make_server(app, certificate=certificate, key=key, drain=_DRAIN, log=_log, behind_proxy=proxied)
 
 
 async def _answer_nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:

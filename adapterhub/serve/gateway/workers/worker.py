@@ -49,7 +49,7 @@ def run_worker(
 
     app = create_app(gateway, failed=end, local_routes=gateway.local_routes(), starts_first=is_replacement)
     options = {"certificate": settings.certificate, "key": settings.key, "drain": drain, "log": log}
-    server = client_connections.make_server(app, **options, stop_end=stop_end)  # type: ignore[arg-type]
+    server = client_connections.make_server(app, **options, stop_end=stop_end, behind_proxy=settings.behind_proxy)  # type: ignore[arg-type]
     try:
         server.run(sockets=[sock])
     finally:
