@@ -7,7 +7,7 @@ the newest version, or at a commit made after it. An alias (`aliases`) is a repo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from adapterhub.digest import Digest, is_hex
@@ -234,17 +234,23 @@ def _commit_record(worker: Worker, view: View, row: VersionRow) -> CommitRecord 
     return worker.repositories.commit(view.repository, commit_id(row.digest)) if view.repository else None
 
 
-def history(worker: Worker, view: View, revision: str) -> Iterator[Commit]:
-    """Yield the commits of a branch, or up to a commit, the newest first; without their files, as there may be millions."""
+def history(worker: Worker, view: View, revision: str) -> Sequence[str]:
+    """Return the ids of the commits of a branch, or up to a commit, the newest first."""
     first = find(worker, view, revision)
-    trees = (by_id(worker, view, ident) for ident in reversed([*view.repository.commits] if view.repository else []))
-    tree_commits = [replace(commit, files={}) for commit in trees if commit.row is None]
-    versions = [replace(version_commit(worker, view, row), files={}) for row in rows(worker, view)]
-    commits = sorted([*versions, *tree_commits], key=lambda commit: commit.time, reverse=True)
+    # All commits are read for it, so that it is cached: one line of time and id for each.
+    listed, _ = worker.answers.get(("history", view.name, view.head), lambda: (_commit_lines(worker, view), ""))
     # Two ids, if the revision is an id of the upstream.
     first_ids = {first.id, commit_id(first.row.digest) if first.row else ""}
-    yield first
-    yield from (commit for commit in commits if commit.id not in first_ids and commit.time <= (first.time or "~"))
+    pairs = (line.decode().split(" ") for line in listed.splitlines())
+    return [first.id, *(ident for time, ident in pairs if ident not in first_ids and time <= (first.time or "~"))]
+
+
+def _commit_lines(worker: Worker, view: View) -> bytes:
+    """Return the time and the id of each commit of a repository, the newest first."""
+    trees = (by_id(worker, view, ident) for ident in reversed([*view.repository.commits] if view.repository else []))
+    times = [(commit.time, commit.id) for commit in trees if commit.row is None]
+    times = [*((row.time, commit_id(row.digest)) for row in rows(worker, view)), *times]
+    return "\n".join(f"{time} {ident}" for time, ident in sorted(times, key=lambda pair: pair[0], reverse=True)).encode()
 
 
 def branches(view: View) -> dict[str, str]:

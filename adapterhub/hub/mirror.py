@@ -70,6 +70,7 @@ _THREADS = 4  # repositories fetched at a time
 _PATIENCE = 5.0  # seconds that readers of a version already here wait for news; huggingface_hub gives up after 10
 _PAUSES = (0.5,)  # seconds before a retry, while clients wait
 _BOUNDS = Bounds(listing=4 << 20, plain=32 << 20)  # bytes in memory for each repository being fetched
+_MAX_FOR_STRANGERS, _DAY = 200 << 30, 24 * 3600  # bytes that all clients without an account may have fetched in a day
 _MAX_HEADER = 8 << 20  # bytes of a GGUF adapter's header; only a whole model's, with its vocabulary, is larger
 _MAX_HEADERS = 20  # GGUF headers read to find an adapter in a repository
 
@@ -144,6 +145,8 @@ class Mirror:
         self._running: dict[str, asyncio.Future[None]] = {}
         self._replies: dict[str, _Reply] = {}
         self._attempts = Windows(_MAX_ATTEMPTS, _WINDOW)
+        self._stranger_bytes = Windows(_MAX_FOR_STRANGERS, _DAY)
+        self._asked_by_strangers: set[str] = set()
 
     def close(self) -> None:
         """Stop the transfers; each resumes when its repository is next requested."""
@@ -185,10 +188,16 @@ class Mirror:
         # Another request may have refreshed it meanwhile.
         fresh = self._is_fresh(name) and (not pin or self._is_fresh(f"{name}@{pin}"))
         if name not in self._running and not fresh and self._check_may_ask(state):
+            if not request_context.current().account:
+                self._asked_by_strangers.add(name)
             question = asyncio.get_running_loop().run_in_executor(self._pool, self._ask, address, pin)
             self._running[name] = question
-            question.add_done_callback(lambda _: self._running.pop(name))
+            question.add_done_callback(lambda _: self._forget_question(name))
         return self._running.get(name)
+
+    def _forget_question(self, name: str) -> None:
+        self._running.pop(name)
+        self._asked_by_strangers.discard(name)
 
     def _address(self, name: str) -> HubAddress | None:
         """Return the address of a name at the upstream; None for a name it cannot have."""
@@ -240,10 +249,13 @@ class Mirror:
         """Return whether the upstream may be asked on behalf of this client.
 
         Raises:
-            ThrottledError: The client has asked too often, and there is no version here to serve instead.
+            ThrottledError: The client has asked too often, or those without an account for too many bytes, and there is no
+            version here to serve instead.
         """
         try:
             self._access.count_attempt(self._attempts)
+            if not request_context.current().account and (window := self._stranger_bytes.count("", 0)).over:
+                raise ThrottledError(window.seconds)
         except ThrottledError:
             if state.newest is None:
                 raise
@@ -339,6 +351,8 @@ class Mirror:
             )
         # Before receiving anything: the sizes are known from the manifest.
         self._quotas.check(worker, name, sizes, count=True)
+        if name in self._asked_by_strangers:
+            self._stranger_bytes.count("", size)
         policy, message = self._settings.policy, f"mirrored from {location}@{source.commit_id}"
         expect = newest.digest if newest else ABSENT
         local = LocalName(worker.registry, name)

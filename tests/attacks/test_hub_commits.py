@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub import commits
-from adapterhub.hub.hf import writing
+from adapterhub.hub.hf import reading, writing
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.workers import MAX_CACHED_FILES, Worker
 from adapterhub.maintenance import gc
@@ -82,6 +82,29 @@ def test_commits_that_take_minutes_to_be_listed_are_refused_until_they_are_squas
     assert red.post("/api/models/red/open/super-squash/main", json={}).ok
     assert red.commit("open", {"README.md": b"# Again"}).ok
     assert len(red.get("/api/models/red/open/commits/main").json()) == 2
+
+
+def test_a_page_of_commits_reads_those_of_the_page(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page read every commit of the repository: 3.4 s for 34,000, without a token."""
+    monkeypatch.setattr(reading, "_PAGE_EXPANDED", 3)
+    for number in range(8):
+        assert red.commit("open", {"README.md": str(number).encode()}).ok
+    whole = [red.get(f"/api/models/red/open/commits/main?p={page}") for page in range(3)]
+    assert [len(answer.json()) for answer in whole] == [3, 3, 2]
+    assert {answer.headers["x-total-count"] for answer in whole} == {"8"}
+    assert len({commit["id"] for answer in whole for commit in answer.json()}) == 8
+    read: list[str] = []
+    by_id = commits.by_id
+    monkeypatch.setattr(commits, "by_id", lambda worker, view, ident: read.append(ident) or by_id(worker, view, ident))
+    assert red.get("/api/models/red/open/commits/main?p=1").json() == whole[1].json()
+    assert len(read) <= 4
+
+
+def test_a_commit_of_endless_lines_is_refused(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_MAX_LINES", 20)
+    answer = red.send("open", line("header", summary="x") * 30)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "commit: more than 20 lines. Make several commits"
 
 
 def test_paths_are_looked_up_and_not_searched_for(red: Tenant) -> None:

@@ -378,6 +378,23 @@ def test_an_address_that_asks_for_too_many_names_has_to_wait(tmp_path: Path, ups
         assert asked(upstream) == 3
 
 
+def test_strangers_have_a_bounded_number_of_bytes_fetched_in_a_day(
+    tmp_path: Path, upstream: Hub, adapter: Make, monkeypatch: Any
+) -> None:
+    """Each address could have 100 names of up to 20 GB each fetched in five minutes."""
+    monkeypatch.setattr(mirror, "_MAX_FOR_STRANGERS", 1)
+    for name in (NAME, "org/more", "org/most"):
+        put(upstream, adapter(len(name)), name)
+    with mirroring(tmp_path, upstream.url) as (running, sending):
+        assert sha(sending)
+        answer = sending.ask("GET", "/api/models/org/more")
+        assert answer.status == 429
+        assert sha(sending)
+        assert sha(Sending(running.url, running.token), name="org/more")
+        assert sha(sending, name="org/more")
+        assert sending.ask("GET", "/v2/org/most/manifests/latest").status == 429
+
+
 MODEL = gguf_file.header_bytes(
     {"general.architecture": gguf_file.string_value("llama"), "general.type": gguf_file.string_value("model")}, ()
 )

@@ -248,17 +248,20 @@ async def history(hub: Hub, request: Request) -> Response:
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     page = query_number(request, "p")
 
-    def work(worker: Worker) -> list[dict[str, Any]]:
+    def work(worker: Worker) -> tuple[int, list[dict[str, Any]]]:
         view = visible_view(hub, worker, identity, name)
-        commit_at(worker, view, revision)
-        return [api_documents.commit_entry(commit) for commit in commits.history(worker, view, revision)]
+        first = commit_at(worker, view, revision)
+        idents = commits.history(worker, view, revision)
+        shown = idents[page * _PAGE_EXPANDED : (page + 1) * _PAGE_EXPANDED]
+        entries = (first if ident == first.id else commits.by_id(worker, view, ident) for ident in shown)
+        return len(idents), [api_documents.commit_entry(commit) for commit in entries]
 
-    listed = await hub.workers.run(work)
-    headers = {"x-total-count": str(len(listed))}
-    if len(listed) > (page + 1) * _PAGE_EXPANDED:
+    total, listed = await hub.workers.run(work)
+    headers = {"x-total-count": str(total)}
+    if total > (page + 1) * _PAGE_EXPANDED:
         path = f"/api/models/{name}/commits/{quote(revision, safe='')}"
         headers["link"] = f'<{hub.url(request)}{path}?p={page + 1}>; rel="next"'
-    return JSONResponse(listed[page * _PAGE_EXPANDED : (page + 1) * _PAGE_EXPANDED], headers=headers)
+    return JSONResponse(listed, headers=headers)
 
 
 # ---- files

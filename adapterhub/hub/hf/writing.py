@@ -41,6 +41,7 @@ from .reading import commit_at, path_part, visible_view
 from .repositories import identify_writer, read_document
 
 _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
+_MAX_LINES = 4 * MAX_FILES  # of a commit: files added and removed, and its header
 _MAX_COMMIT = 1 << 30  # bytes of all lines
 _MAX_FILE_LIST = 2 << 20  # bytes of a list of files to be sent
 _DERIVED_BYTES = 8 << 10  # about those of the manifest, config, adapter.json and log entries of a version
@@ -178,11 +179,13 @@ async def _read_changes(hub: Hub, request: Request, name: str, staged: StagedFil
 
 
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the lines of a body, each of limited length."""
+    """Yield the lines of a body, each of limited length; RefusedError for too many."""
     pieces: list[bytes] = []
-    length = 0
+    length = count = 0
     async for piece in body:
         *complete, tail = piece.split(b"\n")
+        if (count := count + len(complete)) > _MAX_LINES:
+            raise RefusedError("commit", f"more than {_MAX_LINES:,} lines", "Make several commits")
         for line in complete:
             if text := b"".join([*pieces, line]).strip():
                 yield text

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -19,6 +20,7 @@ from typing import BinaryIO
 from adapterhub.digest import is_hex
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.uploads import USABLE_SECONDS, Upload
+from adapterhub.manifest.package_files import MAX_FILES
 from adapterhub.store.store_files import write_all
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
@@ -28,7 +30,10 @@ from .xet_formats import Chunk, File
 _EPOCH_LIFETIME = 12 * 3600.0  # seconds: half as long as files in tmp/ are kept
 _SUFFIX = ".xorb"
 _FILE_LIFETIME = 3600.0  # seconds in which a file is rebuilt
-_MAX_OPEN = 64  # xorbs open at a time
+_MAX_OPEN = 16  # xorbs open at a time, with a megabyte for the headers of each
+# Headers of chunks that a shard may have read again, of xorbs that were closed for others meanwhile: each takes 3 us. Clients
+# go through their xorbs in order.
+_FREE_HEADERS, _HEADERS_PER_CHUNK = 1 << 18, 4
 # Terms may repeat chunks, and a chunk of zeros is small: 100 kB of xorbs and shards can expand to 1 TB.
 _FREE_BYTES, _MAX_RATIO = 1 << 30, 64  # bytes of files any shard may make, plus so many for each byte of its xorbs
 # A chunk takes 2 us however small it is; clients make chunks of at least 8 KiB, except the last one of a file.
@@ -79,29 +84,37 @@ def rebuild(hub: Hub, scope: str, repository: str, shard: bytes) -> None:
         IntegrityError: A xorb is missing, or a file has another sha256.
         RefusedError: A file is too large, or the namespace may not hold that much.
     """
+    # Parse the whole shard before storing anything. A file that it has twice is made once.
+    files = list({file.digest: file for file in xet_formats.files(shard, "shard")}.values())
+    chunk_count = _check_total(hub, scope, repository, files)
+    with ExitStack() as stack:
+        opened = _Xorbs(hub, scope, stack, _FREE_HEADERS + _HEADERS_PER_CHUNK * chunk_count)
+        for file in files:
+            _rebuild_file(hub, scope, repository, file, opened)
+
+
+def _rebuild_file(hub: Hub, scope: str, repository: str, file: File, opened: _Xorbs) -> None:
     worker = hub.workers.worker()
-    files = list(xet_formats.files(shard, "shard"))  # parse the whole shard before storing anything
-    _check_total(hub, scope, repository, files)
-    for file in files:
-        if file.size > hub.settings.max_file:
-            raise RefusedError(repository, f"a file may have at most {hub.settings.max_file:,} bytes")
-        xorbs = {_file_name(scope, term.xorb) for term in file.terms}
-        upload = secrets.token_hex(16)
-        # Counted before its first byte is written; its xorbs make room for it. One that is sent again counts already.
-        if not hub.quotas.has_counted(worker, repository, file.digest, file.size):
-            hub.quotas.open(worker, repository, upload, file.size, lifetime=_FILE_LIFETIME, except_uploads=xorbs)
-        try:
-            count = partial(hub.count_files, repository, {file.digest: file.size}, [upload], except_uploads=xorbs)
-            with ExitStack() as stack:
-                _store(hub, scope, file, _Xorbs(hub, scope, stack), count)
-        finally:
-            hub.quotas.close(repository, [upload])
-        for removable in hub.quotas.spend(repository, xorbs):
-            hub.storage.remove_temporary(removable)
+    if file.size > hub.settings.max_file:
+        raise RefusedError(repository, f"a file may have at most {hub.settings.max_file:,} bytes")
+    xorbs = {_file_name(scope, term.xorb) for term in file.terms}
+    upload = secrets.token_hex(16)
+    # Counted before its first byte is written; its xorbs make room for it. One that is sent again counts already.
+    if not hub.quotas.has_counted(worker, repository, file.digest, file.size):
+        hub.quotas.open(worker, repository, upload, file.size, lifetime=_FILE_LIFETIME, except_uploads=xorbs)
+    try:
+        count = partial(hub.count_files, repository, {file.digest: file.size}, [upload], except_uploads=xorbs)
+        _store(hub, file, opened, count)
+    finally:
+        hub.quotas.close(repository, [upload])
+    for removable in hub.quotas.spend(repository, xorbs):
+        hub.storage.remove_temporary(removable)
 
 
-def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -> None:
-    """Refuse files so much larger than what was sent that they would only fill the disk or take hours."""
+def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -> int:
+    """Return how many chunks some files have; refuse files that would only fill the disk, or take hours."""
+    if len(files) > MAX_FILES:
+        raise RefusedError(repository, f"its shard has more than {MAX_FILES:,} files", "Upload fewer at a time")
     total = sum(file.size for file in files)
     pieces = sum(max(term.end - term.first, 0) for file in files for term in file.terms)
     if pieces > _FREE_CHUNKS + total // _MIN_CHUNK:
@@ -115,29 +128,52 @@ def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -
     if total > _FREE_BYTES + _MAX_RATIO * sent_bytes:
         problem = f"its shard makes {total:,} bytes of the {sent_bytes:,} that were sent"
         raise RefusedError(repository, problem, "Upload it with HF_HUB_DISABLE_XET=1")
+    return pieces
 
 
 class _Xorbs:
-    """The xorbs of a file, opened on demand."""
+    """The xorbs of a shard, opened on demand; of many, those used last stay open.
 
-    def __init__(self, hub: Hub, scope: str, stack: ExitStack) -> None:
-        self._hub, self._scope, self._stack = hub, scope, stack
-        self._open: dict[str, tuple[BinaryIO, list[Chunk]]] = {}
+    Args:
+        hub: The hub.
+        scope: The epoch and the repository.
+        stack: Closes them in the end.
+        most_reread: Headers of chunks that may be read again, because their xorb was closed meanwhile.
+    """
+
+    def __init__(self, hub: Hub, scope: str, stack: ExitStack, most_reread: int) -> None:
+        self._hub, self._scope, self._left = hub, scope, most_reread
+        self._open: OrderedDict[str, tuple[BinaryIO, list[Chunk]]] = OrderedDict()
+        self._read: set[str] = set()
+        stack.callback(self._close)
+
+    def _close(self) -> None:
+        while self._open:
+            self._open.popitem()[1][0].close()
 
     def get(self, name: str) -> tuple[BinaryIO, list[Chunk]]:
         """Return a xorb's file and its chunks."""
-        if name not in self._open:
-            if len(self._open) >= _MAX_OPEN:
-                self._stack.close()
-                self._open.clear()
-            xorb = self._hub.storage.open_temporary(_file_name(self._scope, name))
-            if xorb is None:
-                _end_epoch(self._hub, self._scope)
-                raise IntegrityError(f"xorb {name[:12]}", "is not here any more", "Run the same command again")
-            file = self._stack.enter_context(xorb)
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        if len(self._open) >= _MAX_OPEN:
+            self._open.popitem(last=False)[1][0].close()
+        file = self._hub.storage.open_temporary(_file_name(self._scope, name))
+        if file is None:
+            _end_epoch(self._hub, self._scope)
+            raise IntegrityError(f"xorb {name[:12]}", "is not here any more", "Run the same command again")
+        try:
             size = os.fstat(file.fileno()).st_size
-            read = _PositionedReader(file).read_at
-            self._open[name] = file, xet_formats.chunks(read, size, f"xorb {name[:12]}")
+            parsed = xet_formats.chunks(_PositionedReader(file).read_at, size, f"xorb {name[:12]}")
+            self._left -= len(parsed) if name in self._read else 0
+            if self._left < 0:
+                problem = f"its terms go back and forth between more than {_MAX_OPEN} xorbs"
+                raise RefusedError("shard", problem, "Upload it with HF_HUB_DISABLE_XET=1")
+        except BaseException:
+            file.close()
+            raise
+        self._read.add(name)
+        self._open[name] = file, parsed
         return self._open[name]
 
 
@@ -151,7 +187,7 @@ class _PositionedReader:
         return self._file.read(count)
 
 
-def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs, count: Callable[[], object]) -> None:
+def _store(hub: Hub, file: File, xorbs: _Xorbs, count: Callable[[], object]) -> None:
     """Rebuild a file chunk by chunk, and store it as a blob if its sha256 is the one in the shard, and `count` allows it."""
     hasher, size = hashlib.sha256(), 0
     with hub.store.files.temporary() as (path, out):
