@@ -10,7 +10,8 @@ not counted when files are announced for it. A xorb that became a file is spent:
 namespace are no larger together than what it may hold.
 
 Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace. Each change writes a document anew, and
-those before it count as long as a gc may leave them.
+those before it count as long as a gc may leave them. A second MiB is for small ones, such as of who may see a repository: they
+are not refused to a namespace that is full.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _COUNT_TTL = 10.0  # seconds
 _MAX_COUNTS = 100  # namespaces whose count is kept in memory
 _REPLACED_SECONDS = 50 * 3600.0  # for which a replaced document counts: a gc a day, after a day of grace
 _FREE_RECORDS = 1 << 20  # bytes of documents and logs of a namespace that do not count
+_SMALL_RECORD = 8 << 10  # bytes of a document for which there is a second MiB
 _MAX_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
 
 
@@ -104,7 +106,8 @@ class Quotas:
             return
         with self._lock:
             counted, records = self._count(worker, limits.name)
-            if sum(records.values()) + size > _FREE_RECORDS:
+            free = _FREE_RECORDS if size > _SMALL_RECORD else 2 * _FREE_RECORDS
+            if sum(records.values()) + size > free:
                 _check(limits, counted, [size], self._open_bytes(limits, except_uploads), records=records)
             records[name] = records.get(name, 0) + size
 

@@ -2,7 +2,8 @@
 
     hub/<ns>/<name>/<seq>.json    one file per move: `push` points the name at a document, `delete` removes the repository
 
-The document is a blob: small JSON, rewritten by each change. A commit is a blob, too. Versions and their tags stay in the log
+The document is a blob: small JSON, rewritten by each change, with the commits and manifests of the past in pages
+(`paged_mapping`), so that n commits write O(n) bytes. A commit is a blob, too. Versions and their tags stay in the log
 of refs; these documents add what other protocols need. A repository on the Hugging Face Hub has commits of incomplete trees,
 branches and a visibility; an OCI repository has manifests that are not adapters, such as signatures.
 """
@@ -22,11 +23,14 @@ from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
+from . import paged_mapping
 from .moves import now
+from .paged_mapping import Pages
 from .registry import Registry
 
 MAIN = "main"
-_VERSION = 1
+_VERSION, _PAGED_VERSION = 1, 2  # of documents, and of those of repositories with pages
+_PAGED = ("commits", "manifests")
 ENTRY_SIZE = 512
 """Bytes that an entry of a log is counted as."""
 
@@ -74,6 +78,7 @@ class Repository:
         tags: Tags of those manifests, to the digest (sha256 or sha512) that each tag was set with.
         moved_to: The name it was moved to; empty if it was not moved.
         moved_from: The name it is being moved from; empty otherwise. It is invisible until that name redirects here.
+        pages: What its document has in pages, by the name of the field; those of an earlier state while it is changed.
     """
 
     private: bool = False
@@ -84,22 +89,46 @@ class Repository:
     tags: Mapping[str, str] = field(default_factory=dict)
     moved_to: str = ""
     moved_from: str = ""
+    pages: Mapping[str, Pages] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_bare(self) -> bool:
         """Whether it has nothing but its visibility, as after its name was removed."""
         return self == Repository(private=self.private, created=self.created)
 
-    def dump(self) -> bytes:
-        """Return the bytes of the document."""
-        return _dump(self)
+    def dump(self, before: Repository | None) -> tuple[bytes, Repository, dict[Digest, bytes]]:
+        """Return the document, the repository with its pages, and the blobs of these that the state before does not have."""
+        before = before or Repository()
+        commit_pages, manifest_pages = (before.pages.get(name, Pages()) for name in _PAGED)
+        splits = {
+            "commits": paged_mapping.split(self.commits, before.commits, commit_pages),
+            "manifests": paged_mapping.split(self.manifests, before.manifests, manifest_pages, asdict),
+        }
+        pages = {name: divided.pages for name, divided in splits.items()}
+        document = asdict(replace(self, commits={}, manifests={}, pages={}))
+        document |= {name: divided.rest for name, divided in splits.items()}
+        document["pages"] = {name: of_field.last for name, of_field in pages.items() if of_field.last}
+        new_blobs = {digest: raw for divided in splits.values() for digest, raw in divided.new_blobs.items()}
+        is_divided = any(of_field.blobs for of_field in pages.values())
+        raw = _dump_document(document, version=_PAGED_VERSION if is_divided else _VERSION)
+        return raw, replace(self, pages=pages), new_blobs
+
+    @property
+    def pages_size(self) -> int:
+        """The bytes of its pages."""
+        return sum(of_field.size for of_field in self.pages.values())
 
     @classmethod
-    def parse(cls, raw: bytes, location: str) -> Repository:
-        """Parse a document; FormatError if it is not that of a repository."""
-        document = _parse_document(raw, location)
+    def parse(cls, raw: bytes, location: str, read: Callable[[Digest], bytes]) -> Repository:
+        """Parse a document whose pages `read` returns; FormatError if it is not that of a repository."""
+        document = _parse_document(raw, location, _PAGED_VERSION)
         try:
+            last_pages, pages = dict(document.get("pages", {})), {}
+            for name in _PAGED:
+                last = str(last_pages.get(name, ""))
+                document[name], pages[name] = paged_mapping.join(document[name], last, read, location, MAX_DOCUMENT)
             return cls(
+                pages=pages,
                 private=bool(document["private"]),
                 created=str(document["created"]),
                 heads={
@@ -144,7 +173,7 @@ class CommitRecord:
 
     def dump(self) -> bytes:
         """Return the bytes of the document; RefusedError if it would be too large to be read again."""
-        raw = _dump(self)
+        raw = _dump_document(asdict(self))
         if len(raw) > MAX_DOCUMENT:
             problem = f"the names of {len(self.files)} files make a document of {len(raw):,} bytes"
             raise RefusedError(
@@ -201,8 +230,8 @@ class Repositories:
     def change(self, name: str, edit: Callable[[Repository], Repository], *, has_room: bool = False) -> Repository:
         """Change a repository, creating it if it is missing; `edit` is called again if another writer committed first.
 
-        Each change writes the document anew, and the one before stays until a gc. Room for it is asked for unless the document
-        becomes smaller, so that a removal is never refused, or the caller has asked before (`has_room`).
+        Each change writes the document anew and new pages, and those before stay until a gc. Room for them is asked for unless
+        all becomes smaller, so that a removal is never refused, or the caller has asked before (`has_room`).
         """
         repository = Repository()
 
@@ -212,15 +241,19 @@ class Repositories:
             repository = edit(before or Repository(created=now()))
             if repository == before:
                 return None
-            raw = repository.dump()
-            if len(raw) > MAX_DOCUMENT:
+            raw, repository, new_blobs = repository.dump(before)
+            whole_size, pages_written = len(raw) + repository.pages_size, sum(map(len, new_blobs.values()))
+            if whole_size > MAX_DOCUMENT:
                 raise RefusedError(name, "has too many commits or manifests", "Squash its commits, or remove manifests")
-            if not has_room and (state.entry is None or len(raw) >= state.entry.size):
-                self.check_size(name, len(raw) + ENTRY_SIZE)
+            size_before = state.entry.size + before.pages_size if state.entry and before else 0
+            if not has_room and whole_size >= size_before:
+                self.check_size(name, len(raw) + pages_written + ENTRY_SIZE)
+            for page in new_blobs.values():
+                self._store.put_bytes(page)
             digest, size = self._store.put_bytes(raw)
-            # The blob must be on the disk before the log entry that names it.
+            # The blobs must be on the disk before the log entry that names them.
             self._store.sync_blobs()
-            return state.next("push", now(), digest, size)
+            return replace(state.next("push", now(), digest, size), number=pages_written)
 
         # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
@@ -236,14 +269,16 @@ class Repositories:
         return self._state(name)[0]
 
     def written_bytes(self, name: str, since: str) -> int:
-        """Return the bytes of a repository's document, and of those before it that were written since a time."""
-        state, total = self.document(name), 0
+        """Return the bytes of a repository's document and pages, and of those before them that were written since a time."""
+        state, repository = self._state(name)
+        total = 0
         for seq in range(state.entry.seq if state.entry else 0, 0, -1):
             logged = self._store.log.entry(name, seq, log=HUB)
             if logged is None or (total and logged[0].time < since):
                 break
-            total += logged[0].size
-        return total
+            # Its number is the bytes of its pages.
+            total += logged[0].size + logged[0].number
+        return total + (repository.pages_size if repository else 0)
 
     def names(self) -> list[str]:
         """Return the names of all repositories, sorted."""
@@ -272,16 +307,19 @@ class Repositories:
     def _read(self, state: NamedDocument) -> Repository | None:
         if not state.exists or state.entry is None:
             return None
-        return Repository.parse(self._store.read_document(state.entry.digest), f"hub/{state.name}")
+        raw = self._store.read_document(state.entry.digest)
+        return Repository.parse(raw, f"hub/{state.name}", self._store.read_document)
 
 
 def required_blobs(store: Store, document: Digest) -> set[Digest]:
-    """Return the blobs that the repository of a document needs: commits with their files, manifests with their blobs."""
-    return needed_blobs(store, Repository.parse(store.read_document(document), document))
+    """Return the blobs that the document of a repository needs: its pages, commits with their files, manifests with theirs."""
+    repository = Repository.parse(store.read_document(document), document, store.read_document)
+    pages = {blob for of_field in repository.pages.values() for blob in of_field.blobs}
+    return needed_blobs(store, repository) | pages
 
 
 def needed_blobs(store: Store, repository: Repository) -> set[Digest]:
-    """Return the blobs that a repository needs besides its document."""
+    """Return the blobs that a repository needs besides its document and its pages."""
     needed: set[Digest] = {*repository.commits.values(), *repository.manifests}
     for manifest in repository.manifests.values():
         needed.update(manifest.blobs)
@@ -357,22 +395,23 @@ def _parse_commit_id(text: Any, location: str) -> str:
     return text
 
 
-def _dump(value: Repository | CommitRecord) -> bytes:
-    document = {"version": _VERSION, **asdict(value)}
-    if not document.get("moved_from", "-"):
-        # Older documents lack the field: leaving it out keeps their bytes, and with them their digests, unchanged.
-        del document["moved_from"]
+def _dump_document(document: dict[str, Any], version: int = _VERSION) -> bytes:
+    document = {"version": version, **document}
+    # Older documents lack these fields: leaving them out keeps their bytes, and with them their digests, unchanged.
+    for name in ("moved_from", "pages"):
+        if not document.get(name, "-"):
+            del document[name]
     # Always in the same form, so that the same state has the same digest.
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
-def _parse_document(raw: bytes, location: str) -> dict[str, Any]:
+def _parse_document(raw: bytes, location: str, last_version: int = _VERSION) -> dict[str, Any]:
     document = json_file.parse_object(raw, location)
     version = document.pop("version", None)
-    if isinstance(version, int) and version > _VERSION:
+    if isinstance(version, int) and version > last_version:
         raise RefusedError(
             location,
-            f"version {version} is newer than {_VERSION}, the last supported",
+            f"version {version} is newer than {last_version}, the last supported",
             "Upgrade adapterhub",
             code="newer-version",
         )

@@ -17,7 +17,7 @@ from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import MAX_DOCUMENT, CommitRecord, Repositories, commit_id
+from adapterhub.registry.repository_records import MAX_DOCUMENT, CommitRecord, Repositories, Repository, commit_id
 from tests.hub.conftest import Running
 
 
@@ -203,11 +203,26 @@ def test_a_name_with_too_many_commits_goes_on_after_a_squash(hub: Running, hf: A
         state = repositories.get(repo)
         assert state
         (digest,) = state.commits.values()
-        most = (MAX_DOCUMENT - len(state.dump())) // len(f'"{"0" * 40}":"{digest}",')
-        digests = {f"{number:040x}": digest for number in range(most)}
-        repositories.change(repo, lambda state: replace(state, commits={**digests, **state.commits}))
+        entry = len(f'"{"0" * 40}":"{digest}",')
+
+        def full(count: int) -> Repository:
+            return replace(state, commits={**{f"{number:040x}": digest for number in range(count)}, **state.commits})
+
+        def size(count: int) -> int:
+            raw, divided, _ = full(count).dump(None)
+            return len(raw) + divided.pages_size
+
+        most = MAX_DOCUMENT // entry
+        while (excess := size(most) - MAX_DOCUMENT) > 0:
+            most -= excess // entry + 1
+        repositories.change(repo, lambda _: full(most))
+
+    def upload() -> None:
+        for number in range(3):
+            hf.upload_file(path_or_fileobj=f"[{number}]".encode(), path_in_repo="n.json", repo_id=repo)
+
     with pytest.raises(errors.BadRequestError, match="Squash its commits"):
-        hf.upload_file(path_or_fileobj=b"[8]", path_in_repo="n.json", repo_id=repo)
+        upload()
     hf.super_squash_history(repo)
     hf.upload_file(path_or_fileobj=b"[9]", path_in_repo="n.json", repo_id=repo)
     assert len(hf.list_repo_commits(repo)) == 2
