@@ -2,11 +2,14 @@
 
     python benchmarks/hub.py [--mib 1024] [--upload 20] [--requests 4000] [--rounds 3]
     python benchmarks/hub.py --only rates
+    python benchmarks/hub.py --hostile [--smoke]
 
 All share the cores of the machine with their client, curl or hf as a whole process, or eight connections of one thread that ask
 without a pause. `server` figures are of all processes of a server: CPU seconds for one transfer, and the peak memory since its
 start. What is sent is new to the server each time. nginx sends a file as it is on the disk, and "Starlette alone" is one route
 that answers `{}` under the same server as ours, so that nothing is asked or read.
+
+`--hostile` measures instead what a client without an account, and a member with a quota, can take, next to the limits.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -27,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _hostile
 from _bench import OURS, Bench, Figures, Program, digest, main, process, timed
 from _models import adapter_of
 from transfer import serve_registry, serving
@@ -217,6 +222,23 @@ def serve_hub(folder: str) -> None:
         serve(HubSettings(registry=root, port=0), ready=lambda url: told(url, token))
 
 
+def attack(folder: Path, *, smoke: bool) -> int:
+    """Measure what hostile clients can take of a hub of its own; return the exit code."""
+    from adapterhub.hub.hub_database import HubDatabase
+    from adapterhub.hub.people import access_tokens, accounts
+    from adapterhub.registry.registry import Registry
+
+    Registry.init(folder).close()
+    with contextlib.closing(HubDatabase(folder)) as database:
+        accounts.set_namespace(database, accounts.Namespace("red", max_bytes=_hostile.QUOTA))
+        token = access_tokens.create(database, "red", "write", namespaces=("red",))
+    with serving(serve_hub, folder) as line:
+        hub = _hostile.Target(json.loads(line)["url"], token, json.loads(line)["pid"], folder)
+        repository = json.dumps({"name": "open", "organization": "red", "type": "model"}).encode()
+        hub.ask("POST", "/api/repos/create", repository, token)
+        return 0 if _hostile.show(_hostile.measure(hub, smoke=smoke)) else 1
+
+
 def serve_alone() -> None:
     """Starlette with one route, under uvicorn as the hub has it."""
     import uvicorn
@@ -298,4 +320,7 @@ def peak(pid: int) -> float:
 
 
 if __name__ == "__main__":
+    if "--hostile" in sys.argv:
+        with tempfile.TemporaryDirectory() as scratch:
+            sys.exit(attack(Path(scratch), smoke="--smoke" in sys.argv))
     main(__doc__, JOBS, blobs, clients, rates, mib=(1024, 2), upload=(20, 2), requests=(4000, 80), rounds=(3, 1))

@@ -86,3 +86,12 @@ def test_a_plan_for_a_graphics_card_needs_none_and_no_weights(smoke: Any) -> Non
     assert 6_000 < figures["base MB"] + figures["activations MB"] < figures["planned MB"] < 12_000
     assert figures["TFLOP"] == pytest.approx(4 * 2048 * 7.5e9 / 1e12, rel=0.15)  # an output layer of its own, LoRA, attention
     assert "Llama-3-8B, 1 x 2048 tokens, planned" in output
+
+
+@pytest.mark.peer
+def test_hostile_clients_of_a_hub_stay_within_its_limits() -> None:
+    command = [sys.executable, BENCHMARKS / "hub.py", "--hostile", "--smoke"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    assert "OVER" not in result.stdout
+    assert len(result.stdout.splitlines()) > 12
