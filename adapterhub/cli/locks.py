@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def record_local_version(settings: Settings, ref: str, version: Version) -> None:
-    """Record a version of the local registry in the lock file."""
+    """Record a version of the local registry, which the policy allows, in the lock file."""
     from adapterhub.ref import Ref
 
-    record(ref, None, lock.local_manifest(str(Ref(version.name, digest=version.digest)), workspace(settings)))
+    digest_ref = str(Ref(version.name, digest=version.digest))
+    record(ref, None, lock.local_manifest(digest_ref, workspace(settings), is_allowed=True))
 
 
 def record(ref: str, address: str | None, manifest: Manifest) -> None:

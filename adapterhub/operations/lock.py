@@ -12,7 +12,7 @@ from adapterhub_converters.errors import IntegrityError
 
 from . import pull as pull_operation
 from . import sources
-from .policy_checks import check_policy
+from .policy_checks import check_policy, check_version
 from .signature_checks import VersionNames
 from .workspace import Workspace
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 
 def entry_of_ref(ref: str, address: str | None, workspace: Workspace) -> LockedAdapter:
-    """Return the entry of the version that a ref points to now; `address` is None for a ref of the registry."""
-    return entry(ref, address, local_manifest(ref, workspace) if address is None else _remote_manifest(address, workspace))
+    """Return the entry of the version that a ref points to now, if the policy allows it.
+
+    `address` is None for a ref of the registry.
+    """
+    manifest = local_manifest(ref, workspace) if address is None else _remote_manifest(ref, address, workspace)
+    return entry(ref, address, manifest)
 
 
 def resolve_again(old: LockedAdapter, workspace: Workspace, file: Path) -> LockedAdapter:
@@ -34,7 +38,7 @@ def resolve_again(old: LockedAdapter, workspace: Workspace, file: Path) -> Locke
     manifest = (
         local_manifest(old.ref, workspace)
         if old.source == lockfile.LOCAL_REGISTRY
-        else _remote_manifest(workspace.admitted_address(old.source, file), workspace)
+        else _remote_manifest(old.ref, workspace.admitted_address(old.source, file), workspace)
     )
     return lockfile.entry(old.name, old.ref, old.source, manifest)
 
@@ -52,24 +56,34 @@ def entry(ref: str, address: str | None, manifest: Manifest) -> LockedAdapter:
     return lockfile.entry(name, ref, address or lockfile.LOCAL_REGISTRY, manifest)
 
 
-def local_manifest(text: str, workspace: Workspace) -> Manifest:
-    """Return the manifest of a version of the registry."""
+def local_manifest(text: str, workspace: Workspace, *, is_allowed: bool = False) -> Manifest:
+    """Return the manifest of a version of the registry, if the policy allows it; not asked again if `is_allowed`."""
     from adapterhub.ref import Ref
     from adapterhub.remotes.local_name import LocalName
 
     ref = Ref.parse(text)
+    if not is_allowed:
+        workspace.check_name(ref.name)
     with workspace.open_registry() as registry:
         version = registry.resolve(ref)
+        if not is_allowed:
+            check_version(registry, version, VersionNames.of_version(version, text), workspace)
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         return LocalName(registry, ref.name).manifest(version.digest)
 
 
-def _remote_manifest(address: str, workspace: Workspace) -> Manifest:
+def _remote_manifest(ref: str, address: str, workspace: Workspace) -> Manifest:
+    """Return the manifest of the version at the address of a ref, if the policy allows it."""
     from adapterhub.remotes import remote_address
 
     parsed = remote_address.parse(address)
+    name = _policy_name(ref, parsed)
+    workspace.check_name(name)
     with workspace.connect(parsed) as remote:
-        return remote.manifest(parsed.reference)
+        manifest = remote.manifest(parsed.reference)
+        # By its digest: a tag may move in the meantime.
+        check_policy(remote, manifest.digest, VersionNames.of_address(parsed, ref, name), workspace)
+        return manifest
 
 
 def pull(pin: LockedAdapter, target: Path, workspace: Workspace, file: Path, *, replace: bool = False) -> bool:
@@ -85,14 +99,15 @@ def pull(pin: LockedAdapter, target: Path, workspace: Workspace, file: Path, *, 
     if pin.source == lockfile.LOCAL_REGISTRY:
         return pull_operation.pull(f"{pin.name}@{pin.digest}", target, replace=replace, workspace=workspace).new
     parsed = parse(pin.source)
-    workspace.check_name(_policy_name(pin, parsed))
+    name = _policy_name(pin.ref, parsed)
+    workspace.check_name(name)
     current = existing_folder.inspect_folder(target)
     if current is not None and current.digest == pin.digest and not current.other_paths:
         return False
     # The owner of the address is checked even though it is in the lock file: the file comes with a clone of the project.
     workspace.admitted_address(pin.source, file)
     with workspace.connect(parsed) as remote:
-        check_policy(remote, pin.digest, VersionNames.of_address(parsed, pin.ref, _policy_name(pin, parsed)), workspace)
+        check_policy(remote, pin.digest, VersionNames.of_address(parsed, pin.ref, name), workspace)
         manifest, new = sources.download_version(remote, pin.digest, target, parsed.host, workspace, replace=replace)
     if manifest.digest != pin.digest:
         problem = f"digest mismatch: received {manifest.digest}, locked {pin.digest}"
@@ -100,13 +115,13 @@ def pull(pin: LockedAdapter, target: Path, workspace: Workspace, file: Path, *, 
     return new
 
 
-def _policy_name(pin: LockedAdapter, place: RemoteAddress) -> str:
+def _policy_name(ref: str, place: RemoteAddress) -> str:
     """Return the name that the policy decides on, as in a pull of the same ref without a lock.
 
     It is the name of a ref on a remote, else the whole address. A lock file can pair any name and ref with any source. Only the
     source tells which adapter is pulled, so a ref counts only if the source has its name.
     """
-    name = pin.ref.partition("@")[0].partition(":")[0]
+    name = ref.partition("@")[0].partition(":")[0]
     # In an image layout, the tag is a whole ref.
     is_at_source = place.repository.endswith(f"/{name}") or (place.tag or "").startswith(f"{name}:")
-    return name if is_at_source and "://" not in pin.ref else place.repository
+    return name if is_at_source and "://" not in ref else place.repository

@@ -18,6 +18,9 @@ from adapterhub_converters.errors import ParameterError, UsageError
 
 from .keys import TrustedSigner, parse_public
 
+_HUGGING_FACE = "huggingface.co"
+# Schemes whose addresses begin with a bucket or a path, not with a host.
+_OWN_PLACES = ("s3", "gs", "az", "file", "layout")
 _HEAD = "# Who signs what comes from where, one key a line. Remove a line to forget it.\n"
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----\n", "\n-----END PUBLIC KEY-----\n"
 
@@ -30,13 +33,26 @@ class KnownSigners:
 
     def signers_of(self, scope: str) -> list[TrustedSigner]:
         """Return the signers that are known for a namespace."""
-        return [_parse_line(line, self.path) for line in user_files.read(self.path).splitlines() if line.split(" ")[0] == scope]
+        lines, place = user_files.read(self.path).splitlines(), _place(scope)
+        return [_parse_line(line, self.path) for line in lines if _place(line.split(" ")[0]) == place]
 
     def keep(self, scope: str, signer: TrustedSigner) -> bool:
         """Remember a signer of a namespace; return False if it was known already."""
         # A line is appended rather than replaced: a namespace may have several signers.
         line = f"{scope} {signer.kind} {_key_text(signer)}\n"
         return user_files.change(self.path, lambda text: None if line in text else (text or _HEAD) + line)
+
+
+def _place(scope: str) -> str:
+    """Return the place of a namespace, by whatever protocol its address names it; a namespace without an address as it is."""
+    scheme, is_address, rest = scope.partition("://")
+    if not is_address or scheme in _OWN_PLACES:
+        return scope
+    host, slash, path = f"{_HUGGING_FACE}/{rest}".partition("/") if scheme == "hf" else rest.partition("/")
+    host = host.lower()
+    for port in (":443", ":80"):
+        host = host.removesuffix(port)
+    return f"//{host}{slash}{path}"
 
 
 def _key_text(signer: TrustedSigner) -> str:

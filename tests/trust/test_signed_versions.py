@@ -100,10 +100,13 @@ def test_a_policy_requires_signatures_of_what_is_pulled_copied_and_resolved(
         ("copy", "other/sql", "team/more"),
         ("copy", "layout://x:team/sql:v1", "team/more"),
         ("push", "other/sql", "team/more"),
+        ("lock", "team/sql"),
     ):
         assert "is not signed" in run(*words, code=6).stderr, words
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "adapters.lock").exists()
     run("sign", "team/sql", "--key", team[0])
+    run("lock", "team/sql")
     run("pull", "team/sql", "-o", "out")
     run("pull", "team/sql", "-o", "again", "--require-signature")
     assert (tmp_path / "again" / "model.sig").exists()
@@ -154,6 +157,7 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
         ("pull", "team/more", "-o", "more"),
         ("copy", "team/more", "free/more"),
         ("resolve", "team/more", "--for", "peft"),
+        ("lock", "team/more"),
     ):
         refused = run(*words, code=6).stderr
         assert "is not signed; team is known to be signed by the p256 key" in refused
@@ -164,6 +168,18 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
     assert not (tmp_path / "more").exists()
     run("sign", "team/more", "--key", team[0])
     run("pull", "team/more", "-o", "more")
+
+
+def test_what_a_policy_requires_to_be_signed_is_not_locked_without(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The lock file got the digest of whoever had taken the name over."""
+    run("push", make("sql"), "team/sql")
+    run("copy", "team/sql", "layout://x:team/sql:v1")
+    (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"*" = ["keys/team.pub"]\n')
+    for ref in ("team/sql", "layout://x:team/sql:v1"):
+        assert "is not signed" in run("lock", ref, code=6).stderr
+    assert not (tmp_path / "adapters.lock").exists()
 
 
 def test_a_namespace_at_an_address_is_another_one(run: Run, make: Make, team: tuple[Path, Path]) -> None:
