@@ -14,7 +14,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from adapterhub_converters import display
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 SCHEMA_VERSION = 2
 SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"
@@ -319,14 +320,12 @@ def _dump(document: Mapping[str, Any]) -> bytes:
 
 
 def _check(document: Mapping[str, Any], location: str) -> None:
-    import jsonschema  # late: most commands check no document
-
-    validator = jsonschema.Draft202012Validator(adapterhub_schemas.load("adapter"))
-    error = jsonschema.exceptions.best_match(validator.iter_errors(document))
-    if error is not None:
-        path = ".".join(map(str, error.absolute_path))
+    violation = adapterhub_schemas.violation(document, "adapter")
+    if violation is not None:
+        keys, message = violation
+        path = ".".join(map(str, keys))
         # jsonschema quotes the whole value in its messages.
-        message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
+        message = message if len(message) < 160 else f"{message[:120]} …"
         raise FormatError(location, f"{path}: {message}" if path else message)
 
 

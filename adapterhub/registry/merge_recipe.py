@@ -15,7 +15,7 @@ import math
 import platform
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .adapter_recipe import RebuildDifference, ulps
 
@@ -194,8 +195,6 @@ def from_merge(
 
 def parse(text: str, location: str) -> MergeRecipe:
     """Parse a recipe and check it against the schema; FormatError if it does not fit, RefusedError for a newer schema."""
-    import jsonschema
-
     document = json_file.parse_object(text, location)
     # Checked before the schema, which would only report the first field that it does not know.
     version = document.get("schema_version")
@@ -207,15 +206,12 @@ def parse(text: str, location: str) -> MergeRecipe:
             code="newer-version",
         )
     document = _upgrade(document)
-    error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(document)
-    )
-    if error:
-        field_path = "/".join(str(part) for part in error.absolute_path)
-        message = " ".join(error.message.split())[:120]
-        raise FormatError(
-            location, f"not a merge recipe: {field_path}: {message}" if field_path else f"not a merge recipe: {message}"
-        )
+    violation = adapterhub_schemas.violation(document, "merge")
+    if violation is not None:
+        keys, message = violation
+        message = " ".join(message.split())[:120]
+        path = "/".join(map(str, keys))
+        raise FormatError(location, f"not a merge recipe: {path}: {message}" if path else f"not a merge recipe: {message}")
     base, files = document["base"], document["output"]["files"]
     return MergeRecipe(
         base=RecipeBase(**{**base, "files": tuple(WeightFile(**file) for file in base["files"])}),
