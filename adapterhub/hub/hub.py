@@ -44,6 +44,7 @@ from .settings import HubSettings
 from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
 from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
+from .upstream.models import UpstreamModels
 from .webhooks import Webhooks
 from .workers import Worker, Workers
 
@@ -75,6 +76,7 @@ class Hub:
         forms: Versions converted to other formats.
         releases: Compares what is served with the policy.
         mirror: The mirror of another hub; None without one.
+        upstream: The models that are not here but at another hub; None without one.
         secret: Signs the addresses of uploads.
     """
 
@@ -113,6 +115,12 @@ class Hub:
         upstream = settings.mirror
         self.mirror = (
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
+        )
+
+        self.upstream = (
+            UpstreamModels(settings.upstream, self.store.root / "upstream", self.workers, self.access)
+            if settings.upstream
+            else None
         )
 
     def _secret(self) -> bytes:
@@ -165,6 +173,8 @@ class Hub:
         """Wait for running work, then close everything."""
         if self.mirror:
             self.mirror.close()
+        if self.upstream:
+            self.upstream.close()
         self.conversions.close()
         self.sign_ins.close()
         self.workers.close()
