@@ -34,6 +34,7 @@ from .git_objects import GitObjectIds
 from .jobs import Jobs
 from .lru_cache import LRUCache
 from .mirror import Mirror
+from .model_bases import ModelBases
 from .people import accounts
 from .people.access_tokens import Identity
 from .people.accounts import READERS
@@ -77,6 +78,7 @@ class Hub:
         releases: Compares what is served with the policy.
         mirror: The mirror of another hub; None without one.
         upstream: The models that are not here but at another hub; None without one.
+        model_bases: The whole models that are bases of adapters.
         secret: Signs the addresses of uploads.
     """
 
@@ -122,6 +124,8 @@ class Hub:
             if settings.upstream
             else None
         )
+        self.model_bases = ModelBases(self.storage, self.workers, self.access, self.upstream)
+        self.conversions.find_base = self.model_bases.find
 
     def _secret(self) -> bytes:
         with self.database.transaction():

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from starlette.requests import Request
 
+from adapterhub.bases import remote_base
 from adapterhub.bases.hub_address import SCHEME, HubPath
+from adapterhub.bases.hub_address import Hub as HuggingFace
 from adapterhub.http_server.limits import Windows
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import Access
@@ -21,8 +23,9 @@ from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.namespace_owner import is_own_namespace
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.settings import ModelUpstream
+from adapterhub.hub.stored_model import StoredModel
 from adapterhub.hub.workers import Worker, Workers
-from adapterhub_converters.errors import ConflictError, LocalIOError, RemoteError, UsageError
+from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RemoteError, UsageError
 
 from .cached_files import CachedFiles, key_of
 from .file_responses import FillResponse, PassedResponse
@@ -31,6 +34,10 @@ from .listing import Listing
 from .listings import Answer, Listings
 from .model_client import ModelClient, file_url, open_range
 
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
+_BASE_FILES = (".json", ".safetensors", ".gguf", ".jinja")
 _THREADS = 8  # documents asked for, and bodies passed on, at a time
 _MAX_ATTEMPTS, _WINDOW = 300, 300  # models that nobody asked for before, which an address may ask for, in how many seconds
 _PATIENCE = 2.0  # seconds until a large file is sent while it arrives
@@ -71,13 +78,15 @@ class UpstreamModels:
 
     async def has_name(self, identity: Identity | None, name: str) -> bool:
         """Return whether a name may be one of the upstream, for this client; nothing is asked there."""
-        if not is_model_name(name):
-            return False
-        organization = name.lower().partition("/")[0]
-        allowed = self.settings.organizations
-        if allowed and organization not in allowed and name.lower() not in allowed:
-            return False
-        return await self._workers.run(self._may_ask, identity, name.lower())
+        return self._is_allowed(name) and await self._workers.run(self._may_ask, identity, name.lower())
+
+    def may_name(self, worker: Worker, name: str) -> bool:
+        """Return whether a name of a base model may be told to the upstream."""
+        return self._is_allowed(name) and not is_own_namespace(worker, self._access, name.lower().partition("/")[0])
+
+    def _is_allowed(self, name: str) -> bool:
+        allowed, lower = self.settings.organizations, name.lower()
+        return is_model_name(name) and (not allowed or lower.partition("/")[0] in allowed or lower in allowed)
 
     def _may_ask(self, worker: Worker, identity: Identity | None, name: str) -> bool:
         # Whether the client could read it here; and never for a namespace of this hub, whatever is in it.
@@ -121,6 +130,28 @@ class UpstreamModels:
     async def document(self, path: str, name: str, limit: int) -> tuple[bytes, str]:
         """Return a document of the upstream's API as it is now, and its `Link` header; errors as for `listing`."""
         return await self._in_thread(self._listings.read_document, path, name, limit)
+
+    def read_base(self, name: str, revision: str) -> BaseSpec:
+        """Return the description of a model, read from its configs and headers: those kept here, else at the upstream.
+
+        Raises:
+            NotFoundError: The upstream has no such model, or it is no base.
+            RemoteError: It does not answer.
+        """
+        from adapterhub_converters.bases import hub_layout, read_files
+
+        listing = self._listings.find(name, revision).listing
+        needed = [file for file in listing.files.values() if "/" not in file.path and file.path.endswith(_BASE_FILES)]
+        files = {file.path: (file.digest, file.size) for file in needed}
+        model = StoredModel(name, files, lambda path: self._open(listing.files[path]))
+        main = model.main_file()
+        if main is None:
+            raise NotFoundError(name, "is no base model")
+        if all(self.cached.has_whole(key_of(file)) for file in needed):
+            return hub_layout.with_repo(read_files(model, main), name, listing.commit)
+        token = self.settings.token if self.settings.mode == "cache" else None
+        hub = HuggingFace(self.settings.endpoint, token, self.settings.proxy)
+        return remote_base.read_url(f"{SCHEME}{name}@{listing.commit}{'/' if main else ''}{main}", hub, pauses=(0.5,))
 
     # ---- files
 
