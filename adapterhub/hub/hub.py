@@ -120,7 +120,7 @@ class Hub:
         )
 
         self.upstream = (
-            UpstreamModels(settings.upstream, self.store.root / "upstream", self.workers, self.access)
+            UpstreamModels(settings.upstream, self.storage.root / "upstream", self.workers, self.access)
             if settings.upstream
             else None
         )

@@ -195,4 +195,4 @@ def test_a_document_that_no_hub_would_send_is_refused_or_read_as_it_is(
     upstream.extra = extra
     with hub_of(tmp_path, upstream.url) as hub:
         assert {status for status, _ in statuses(hub)} <= {200, 400, 404, 503}
-        assert list((tmp_path / ".adapterhub/upstream/files").iterdir()) == [] or extra == HOSTILE["deep"]
+        assert list((tmp_path / "upstream/files").iterdir()) == [] or extra == HOSTILE["deep"]

@@ -92,7 +92,7 @@ def test_a_model_of_the_upstream_is_the_base_of_forms(tmp_path: Path, away: Runn
     with hub_of(tmp_path / "hub", away.url, mode) as hub:
         push_adapter(hub, tmp_path / "sql", "team/sql")
         assert gguf_status(hub, "team/sql") == 200
-        assert list((hub.folder / ".adapterhub/upstream/files").iterdir()) == []  # its headers are enough
+        assert list((hub.folder / "upstream/files").iterdir()) == []  # its headers are enough
 
 
 def test_a_base_that_is_kept_of_the_upstream_needs_no_upstream(tmp_path: Path, away: Running) -> None:

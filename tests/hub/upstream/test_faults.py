@@ -74,7 +74,7 @@ def _extend(data: bytearray, answer: urllib3.BaseHTTPResponse) -> None:
 
 def kept(folder: Path) -> list[int]:
     """The sizes of the whole files that a hub keeps of its upstream."""
-    return [path.stat().st_size for path in (folder / ".adapterhub/upstream/files").iterdir()]
+    return [path.stat().st_size for path in (folder / "upstream/files").iterdir()]
 
 
 LIES = {"another digest": DATA[:-1] + b"?", "fewer bytes": DATA[:-1], "more bytes": DATA + b"?"}
@@ -164,7 +164,7 @@ def test_a_killed_hub_goes_on_where_it_was_and_sends_nothing_half_written(tmp_pa
     upstream.slow_after = 1_000_000
     with killable_hub(tmp_path, upstream=upstream.url) as killable, ThreadPoolExecutor() as pool:
         reader = pool.submit(suppressed_get, killable.url)
-        part = tmp_path / ".adapterhub/upstream/parts"
+        part = tmp_path / "upstream/parts"
         until(lambda: part.is_dir() and sum(path.stat().st_size for path in part.iterdir()) >= 900_000)
         killable.kill()
         assert reader.result() != DATA
@@ -199,7 +199,7 @@ def test_the_files_used_last_stay_within_the_limit(tmp_path: Path, upstream: Fau
         upstream.listed = DATA[::-1]
         assert get(anonymous(hub)).data == DATA[::-1]
         assert kept(tmp_path) == [len(DATA)]
-        total = sum(path.stat().st_size for path in (tmp_path / ".adapterhub/upstream").rglob("*") if path.is_file())
+        total = sum(path.stat().st_size for path in (tmp_path / "upstream").rglob("*") if path.is_file())
         assert total <= 3_000_000
         upstream.listed = random.Random(3).randbytes(3_000_001)
         assert get(anonymous(hub)).data == upstream.listed

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub.settings import Upstream
+from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref
 from tests.hub.conftest import Running, client
+from tests.hub.killing import assert_sound
 from tests.hub.upstream.conftest import FILES, NAME, anonymous, hub_of, upload
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub, Repo
@@ -64,7 +66,7 @@ def test_a_redirect_of_a_file_leads_to_the_commit_that_its_headers_name(tmp_path
         upload(upstream, tmp_path, files={"config.json": b"{}"})
         answer = anonymous(hub).ask("GET", path)
         assert (answer.status, answer.headers["location"]) == (307, f"{upstream.url}/{NAME}/resolve/{commit}/config.json")
-        assert list((tmp_path / "hub/.adapterhub/upstream/files").iterdir()) == []
+        assert list((tmp_path / "hub/upstream/files").iterdir()) == []
 
 
 def test_a_model_without_a_namespace_is_one_of_the_upstream(tmp_path: Path) -> None:
@@ -110,3 +112,16 @@ def test_a_gated_model_needs_a_token_of_the_operator_who_may_read_it(tmp_path: P
             answer = anonymous(hub).ask("GET", f"/api/models/{NAME}")
             assert (answer.status, answer.headers["x-error-code"]) == (403, "GatedRepo")
             assert "this hub has no access to it" in answer.json()["error"]
+
+
+def test_what_is_kept_of_the_upstream_is_no_part_of_the_registry(tmp_path: Path, upstream: Running) -> None:
+    with hub_of(tmp_path / "hub", upstream.url) as hub:
+        path = f"/{NAME}/resolve/main/model.safetensors"
+        assert anonymous(hub).ask("GET", path).data == FILES["model.safetensors"]
+        assert_sound(hub.folder)
+        with hub.registry() as registry:
+            assert gc(registry, grace=0).blobs == 0
+            assert registry.list() == []
+        assert anonymous(hub).ask("GET", "/api/models").json() == []
+    with hub_of(tmp_path / "hub", "http://127.0.0.1:9") as hub:
+        assert anonymous(hub).ask("GET", path).data == FILES["model.safetensors"]
