@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from adapterhub.ref import Ref
 from tests.conftest import need_module
 from tests.hub.conftest import Running, client, serving
 from tests.hub.upstream.conftest import FILES, NAME, anonymous, hub_of, upload
+from tests.support import llama_server
 from tests.support.hub_clients import HubClient, JavaScriptClient
+from tests.support.hub_models import publish
+from tests.support.hub_server import Hub
 
 pytestmark = pytest.mark.peer
 MODES = ("redirect", "cache")
@@ -115,3 +119,20 @@ def test_javascript_gets_a_model_of_the_upstream(
     with hub_of(tmp_path / "hub", upstream.url, mode) as hub:
         sizes = json.loads(js_client.script(JAVASCRIPT, hub.url, hub.token, NAME).stdout)
         assert {path: sizes[path] for path in FILES} == {path: len(data) for path, data in FILES.items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_llama_cpp_downloads_a_model_of_the_upstream(tmp_path: Path, mode: str) -> None:
+    """Its own downloader, which reads refs and a tree, and asks for the file in ranges; the server ends once it has it."""
+    data = random.Random(0).randbytes(3_000_000)
+    files = {"tiny-Q8_0.gguf": b"GGUF" + data}
+    with Hub() as other, hub_of(tmp_path / "hub", other.url, mode) as hub:
+        publish(other, "org/tiny", files)
+        cache = dict.fromkeys(("LLAMA_CACHE", "HF_HUB_CACHE"), str(tmp_path))
+        environment = {**os.environ, **cache, "HF_ENDPOINT": f"{hub.url}/", "HF_TOKEN": hub.token}
+        command = [str(llama_server.program()), "-hf", "org/tiny:Q8_0", "--port", "0"]
+        result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
+        downloaded = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "hub" not in path.parts]
+        assert files["tiny-Q8_0.gguf"] in downloaded, result.stderr
+        sent_tokens = [headers for _, _, headers in other.requests if "authorization" in headers]
+        assert sent_tokens == []
