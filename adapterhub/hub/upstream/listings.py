@@ -58,9 +58,18 @@ class Listings:
         self._absent: OrderedDict[tuple[str, str], tuple[float, type[NotFoundError], str]] = OrderedDict()
         self._away_until = 0.0
 
-    def is_at_hand(self, name: str, revision: str) -> bool:
-        """Return whether a revision was asked for before, so that it is known here or remembered as missing."""
-        return self._absence(name, revision) is not None or self._known_commit(name, revision)[0] != ""
+    def kept(self, name: str, revision: str) -> tuple[Listing, bool] | None:
+        """Return what is kept of a revision, and whether it is up to date; None if nothing is. The upstream is not asked.
+
+        Raises:
+            NoModelError, NoRevisionError: The upstream did not have it a moment ago.
+        """
+        commit, age = self._known_commit(name, revision)
+        if commit and (listing := self._kept(name, commit)):
+            return listing, is_hex(revision, _COMMIT) or age < self._upstream.age
+        if absence := self._absence(name, revision):
+            raise absence
+        return None
 
     def find(self, name: str, revision: str) -> Answer:
         """Return the listing of a model at a revision.
@@ -70,9 +79,8 @@ class Listings:
             NoRevisionError: The model has no such revision.
             RemoteError: The upstream does not answer, and the revision was not asked for before; or it is gated there.
         """
-        commit, age = self._known_commit(name, revision)
-        known = self._kept(name, commit) if commit else None
-        if known and (is_hex(revision, _COMMIT) or age < self._upstream.age):
+        known, is_fresh = self.kept(name, revision) or (None, False)
+        if known and is_fresh:
             return Answer(known)
         try:
             return Answer(self._ask(name, revision))
@@ -115,8 +123,6 @@ class Listings:
     # ---- what is asked
 
     def _ask(self, name: str, revision: str) -> Listing:
-        if absence := self._absence(name, revision):
-            raise absence
         if self._away_until > time.monotonic():
             raise RemoteError(name, "the upstream does not answer")
         try:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _BASE_FILES = (".json", ".safetensors", ".gguf", ".jinja")
 _THREADS = 8  # documents asked for, and bodies passed on, at a time
 _MAX_ATTEMPTS, _WINDOW = 300, 300  # models that nobody asked for before, which an address may ask for, in how many seconds
+_LISTING_PATIENCE = 5.0  # seconds that readers of a branch that is kept wait for news; huggingface_hub gives up after 10
 _PATIENCE = 2.0  # seconds until a large file is sent while it arrives
 _SMALL, _SMALL_PATIENCE = 8 << 20, 60.0  # bytes of a file that is sent once it is whole, and the seconds that may take
 _MAX_AHEAD = 64 << 20  # bytes that a client waits for; a range beyond is asked of the upstream
@@ -63,7 +64,9 @@ class UpstreamModels:
         self._client = ModelClient.of(upstream)
         self._listings = Listings(upstream, self._client, self.cached)
         self._fills = Fills(self._client, self.cached)
+        # What is here is read in threads of the hub, so that an upstream that hangs holds up nobody who can have it.
         self._pool = ThreadPoolExecutor(_THREADS, "hub-upstream")
+        self._passing = ThreadPoolExecutor(_THREADS, "hub-upstream-pass")
         self._asked: dict[tuple[str, str], asyncio.Future[Answer]] = {}
         self._attempts = Windows(_MAX_ATTEMPTS, _WINDOW)
 
@@ -72,6 +75,7 @@ class UpstreamModels:
         self._client.stop()
         self._fills.close()
         self._pool.shutdown(cancel_futures=True)
+        self._passing.shutdown(cancel_futures=True)
         self._client.close()
 
     # ---- whose a name is
@@ -113,19 +117,29 @@ class UpstreamModels:
             RemoteError: It does not answer.
             ThrottledError: The client's address has asked for too many models that nobody asked for before.
         """
+        kept = await self._workers.read(self._listings.kept, name, revision)
+        if kept and kept[1]:
+            return kept[0]
         key = name, revision
         question = self._asked.get(key)
         if question is None:
-            if not await self._in_thread(self._listings.is_at_hand, name, revision):
+            if kept is None:
                 self._access.count_attempt(self._attempts)
-            question = self._asked.get(key)
-        if question is None:
             question = self._asked[key] = asyncio.ensure_future(self._in_thread(self._listings.find, name, revision))
-            question.add_done_callback(lambda _: self._asked.pop(key))
-        # Shielded: others wait for the same answer when this client is gone.
-        answer = await asyncio.shield(question)
+            question.add_done_callback(partial(self._end_question, key))
+        # `wait` ends no question: others wait for the same answer when this client is gone.
+        finished, _ = await asyncio.wait([question], timeout=_LISTING_PATIENCE if kept else None)
+        if kept and not finished:
+            request_context.current().warning = "the upstream takes long; this is what it was"
+            return kept[0]
+        answer = question.result()
         request_context.current().warning = answer.warning
         return answer.listing
+
+    def _end_question(self, key: tuple[str, str], question: asyncio.Future[Answer]) -> None:
+        del self._asked[key]
+        if not question.cancelled():  # codespell:ignore
+            question.exception()  # perhaps nobody waits for it any more, which asyncio would log
 
     async def document(self, path: str, name: str, limit: int) -> tuple[bytes, str]:
         """Return a document of the upstream's API as it is now, and its `Link` header; errors as for `listing`."""
@@ -165,7 +179,7 @@ class UpstreamModels:
         key = key_of(file)
         if self._fills.was_wrong(file):
             range_header = None  # a client may have the first of the wrong bytes, and must not add right ones
-        if not file.size or await self._in_thread(self.cached.has_whole, key):
+        if not file.size or await self._workers.read(self.cached.has_whole, key):
             return self._whole(file, headers, range_header)
         try:
             start = (parse_range(range_header, file.size) or (0, 0))[0]
@@ -182,7 +196,7 @@ class UpstreamModels:
         except (LocalIOError, ConflictError):
             pass  # it cannot be kept now
         open_body = partial(open_range, self._client, url, location, size=file.size)
-        return PassedResponse(self._workers, file, headers, range_header, pool=self._pool, open_body=open_body)
+        return PassedResponse(self._workers, file, headers, range_header, pool=self._passing, open_body=open_body)
 
     async def _wait(self, fill: Fill, start: int) -> None:
         """Wait until a download is whole, or a large one until it has begun to arrive; raise its error."""

@@ -23,6 +23,7 @@ class Faulty(ThreadingHTTPServer):
         sent: Other bytes that it sends instead, if any.
         cut: Bytes of a body after which the connection is cut, once; None for never.
         slow_after: Bytes of a body after which the rest waits for `go`; None for never.
+        hangs: Whether its documents, too, wait for `go`.
         location: Where a request of the file is redirected to; empty for nowhere.
         refuses: The status of all answers; 0 to answer.
         code: The code of the error then.
@@ -37,7 +38,7 @@ class Faulty(ThreadingHTTPServer):
         self.listed, self.sent = listed, None
         self.cut: int | None = None
         self.slow_after: int | None = None
-        self.go = threading.Event()
+        self.go, self.hangs = threading.Event(), False
         self.location, self.refuses, self.code, self.extra = "", 0, "", dict[str, Any]()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
 
@@ -67,6 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.server
         hub.requests.append((self.command, self.path, {key.lower(): value for key, value in self.headers.items()}))
+        if hub.hangs and "/resolve/" not in self.path:
+            hub.go.wait(20)
         if hub.refuses:
             self._send(hub.refuses, b"{}", **{"X-Error-Code": hub.code})
         elif "/resolve/" not in self.path:

@@ -142,6 +142,23 @@ def test_what_was_read_once_is_here_when_the_upstream_is_not(tmp_path: Path) -> 
         assert (other.status, other.json()["error"]) == (503, "the hub cannot do that now: the upstream does not answer")
 
 
+def test_an_upstream_that_hangs_holds_up_nobody_who_can_have_what_is_here(
+    tmp_path: Path, upstream: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_LISTING_PATIENCE", 0.05)
+    with hub_of(tmp_path, upstream.url, age=0.0) as hub, ThreadPoolExecutor(20) as pool:
+        commit = get(anonymous(hub)).headers["x-repo-commit"]
+        upstream.hangs = True
+        waiting = [pool.submit(anonymous(hub).ask, "GET", f"/api/models/org/other{number}") for number in range(16)]
+        until(lambda: len(upstream.requests) >= 10)
+        for _ in range(3):
+            answer = get(anonymous(hub))
+            assert (answer.data, answer.headers["x-repo-commit"]) == (DATA, commit)
+            assert "the upstream takes long; this is what it was" in answer.headers["x-hf-warning"]
+        upstream.go.set()
+        assert {answer.result().status for answer in waiting} == {404}
+
+
 def test_readers_of_a_branch_that_moves_get_whole_commits(tmp_path: Path, upstream: Faulty) -> None:
     with hub_of(tmp_path, upstream.url, age=0.0) as hub, ThreadPoolExecutor(4) as pool:
         other = DATA[::-1]
