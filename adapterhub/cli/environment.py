@@ -39,7 +39,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
 AUTHOR = "ADAPTERHUB_AUTHOR"
-DATABASE, BLOBS, OIDC_SECRET = "ADAPTERHUB_DATABASE", "ADAPTERHUB_BLOBS", "ADAPTERHUB_OIDC_SECRET"
+DATABASE, BLOBS = "ADAPTERHUB_DATABASE", "ADAPTERHUB_BLOBS"
+OIDC_SECRET, UPSTREAM_TOKEN = "ADAPTERHUB_OIDC_SECRET", "ADAPTERHUB_UPSTREAM_TOKEN"
 ENGINE_KEY = "ADAPTERHUB_ENGINE_KEY"
 _MAX_AUTHOR = 100
 ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
@@ -202,6 +203,14 @@ def oidc_secret(file: Path | None) -> str:
     if not secret:
         raise UsageError(str(file), "has no secret in it", "Write the secret of the hub at its provider into it")
     return secret
+
+
+def upstream_token() -> str | None:
+    """Return the operator's token at the upstream of a hub: from the environment only, never from the words of a command."""
+    token = os.environ.get(UPSTREAM_TOKEN, "").strip()
+    if not token.isascii() or not token.isprintable():
+        raise UsageError(UPSTREAM_TOKEN, "the token has characters that no token has", "Copy it again")
+    return token or None
 
 
 def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -46,6 +47,8 @@ class ConvertedVersions:
         self._storage, self._store, self._database, self._policy = storage, storage.store(), storage.database, policy
         self._jobs = Jobs(storage.database)
         self._pool = ThreadPoolExecutor(1, "hub-form")
+        # Finds the base of a version that no operator has added.
+        self.find_base: Callable[[VersionRow, BaseInfo], BaseSpec | None] = lambda _row, _base: None
         self._failures: dict[tuple[Digest, str], tuple[float, AdapterhubError]] = {}
 
     def close(self) -> None:
@@ -100,7 +103,7 @@ class ConvertedVersions:
                 # Only some formats need the base model, so find it only when asked to.
                 if error.code != "base-required":
                     raise
-                manifest = self._convert(registry, row, form, _base(registry, row))
+                manifest = self._convert(registry, row, form, self._base(registry, row))
         for blob in _blobs(manifest):
             # Note each blob in the hub's lease before the row refers to it: a gc may run at any moment.
             self._store.retain_if_present(blob.digest, blob.size)
@@ -128,6 +131,17 @@ class ConvertedVersions:
                 registry.store.sync_blobs()
         return manifest
 
+    def _base(self, registry: Registry, row: VersionRow) -> BaseSpec:
+        """Return the base model of a version: a registered one, else a whole model that was uploaded or is at the upstream."""
+        manifest = registry.adapter_manifest(row.digest)
+        base = manifest.base if manifest else BaseInfo()
+        spec = _registered_base(registry, base) or self.find_base(row, base)
+        if spec is None:
+            name = base.repo or "which it does not name"
+            problem = f"this format depends on the base model, {name}, and the hub does not have it"
+            raise RefusedError(str(row.ref), problem, "Upload the base under that name, or ask the operator to add it")
+        return spec
+
 
 def check_pair_numbers(path: Path, location: str, base: BaseSpec | None = None) -> None:
     """Refuse an adapter that would take too much memory as low-rank pairs."""
@@ -143,20 +157,15 @@ def _blobs(manifest: Manifest) -> tuple[Descriptor, ...]:
     return (Descriptor(MANIFEST_TYPE, manifest.digest, len(manifest.raw)), manifest.config, *manifest.layers)
 
 
-def _base(registry: Registry, row: VersionRow) -> BaseSpec:
-    """Return the registered base model of a version: the one it is pinned to by fingerprint, else one of the same name."""
+def _registered_base(registry: Registry, base: BaseInfo) -> BaseSpec | None:
+    """Return the registered base model that is pinned by fingerprint, else one of the same name; None without one."""
     from adapterhub.bases import registered_bases
 
-    manifest = registry.adapter_manifest(row.digest)
-    base_info = manifest.base if manifest else BaseInfo()
     for candidate in registered_bases.all_bases(registry)[0]:
         if (
-            candidate.spec.fingerprint == base_info.fingerprint
-            if base_info.fingerprint
-            else base_info.repo and candidate.spec.repo == base_info.repo
+            candidate.spec.fingerprint == base.fingerprint
+            if base.fingerprint
+            else base.repo and candidate.spec.repo == base.repo
         ):
             return candidate.spec
-    problem = (
-        f"this format depends on the base model, {base_info.repo or 'which it does not name'}, and the hub does not have it"
-    )
-    raise RefusedError(str(row.ref), problem, "Ask the operator to add the base to the hub's registry")
+    return None

@@ -66,7 +66,7 @@ class GitObjectIds:
         return GitFile(path, digest, size, self._oids.get(digest, lambda: self._read(digest, size)))
 
     def _read(self, digest: Digest, size: int) -> str:
-        state = _start(size)
+        state = new_object_hash(size)
         with self._store.open_blob(digest) as file:
             while piece := file.read(CHUNK):
                 state.update(piece)
@@ -75,11 +75,12 @@ class GitObjectIds:
 
 def blob_oid(data: bytes) -> str:
     """Return the object id of a git blob with these bytes."""
-    state = _start(len(data))
+    state = new_object_hash(len(data))
     state.update(data)
     return state.hexdigest()
 
 
-def _start(size: int) -> hashlib._Hash:
+def new_object_hash(size: int) -> hashlib._Hash:
+    """Return the hash that a git blob of `size` bytes is known by, before its first byte."""
     # git's hash, not a security measure: FIPS builds of OpenSSL refuse sha1 otherwise.
     return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)

@@ -34,6 +34,7 @@ from .hub_database import hub_secret
 from .jobs import Jobs
 from .lru_cache import LRUCache
 from .mirror import Mirror
+from .model_bases import ModelBases
 from .people import accounts
 from .people.access_tokens import Identity
 from .people.accounts import READERS
@@ -44,6 +45,7 @@ from .settings import HubSettings
 from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
 from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
+from .upstream.models import UpstreamModels
 from .webhooks import Webhooks
 from .workers import Worker, Workers
 
@@ -75,6 +77,8 @@ class Hub:
         forms: Versions converted to other formats.
         releases: Compares what is served with the policy.
         mirror: The mirror of another hub; None without one.
+        upstream: The models that are not here but at another hub; None without one.
+        model_bases: The whole models that are bases of adapters.
         secret: Signs the addresses of uploads.
     """
 
@@ -114,6 +118,13 @@ class Hub:
         self.mirror = (
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
         )
+        self.upstream = (
+            UpstreamModels(settings.upstream, self.storage.root / "upstream", self.workers, self.access)
+            if settings.upstream
+            else None
+        )
+        self.model_bases = ModelBases(self.storage, self.workers, self.access, self.upstream)
+        self.conversions.find_base = self.model_bases.find
 
     async def maintain(self) -> None:
         """Remove expired state and finish the work of killed processes, every ten minutes, until canceled."""
@@ -158,6 +169,8 @@ class Hub:
         """Wait for running work, then close everything."""
         if self.mirror:
             self.mirror.close()
+        if self.upstream:
+            self.upstream.close()
         self.conversions.close()
         self.sign_ins.close()
         self.workers.close()

@@ -39,7 +39,6 @@ from adapterhub.remotes.hub.hub_repository import HubRepository
 from adapterhub.remotes.local_name import LocalName
 from adapterhub.remotes.protocol import Source
 from adapterhub.remotes.version_copy import distinct_blobs
-from adapterhub.store.store import HUB, REFS
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import (
@@ -55,6 +54,7 @@ from adapterhub_converters.errors import (
 
 from . import commits, mirror_origin, publishing, request_context
 from .access_control import Access, ThrottledError
+from .namespace_owner import is_own_namespace
 from .people.access_tokens import Identity
 from .quotas import Quotas
 from .settings import MAX_MIRRORED, HubSettings, Upstream
@@ -94,9 +94,9 @@ def upstream(
     try:
         address = HubAddress.parse(f"{url if url.endswith('/') else f'{url}/'}{name}")
     except UsageError as error:
-        raise UsageError(error.where.removesuffix(name)[:200], f"not a hub that can be mirrored: {error.what}", hint) from error
+        raise UsageError(error.where.removesuffix(name)[:200], f"not the address of a hub: {error.what}", hint) from error
     if address.name != name:
-        raise UsageError(url[:200], "a hub is mirrored as a whole, not one namespace of it", hint)
+        raise UsageError(url[:200], "a hub is named as a whole, not one namespace of it", hint)
     return Upstream(address.repository.removesuffix(name), address.endpoint or hub().endpoint, age, max_bytes, proxy)
 
 
@@ -219,17 +219,8 @@ class Mirror:
         if newest and not mirror_origin.is_mirrored(self._database, name, newest.digest):
             return None
         due = not self._is_fresh(name) or (view is not None and self._is_unknown(worker, view, pin))
-        is_own = due and self._is_own(worker, name.partition("/")[0])
+        is_own = due and is_own_namespace(worker, self._access, name.partition("/")[0])
         return None if is_own or hidden else _NameState(newest, due)
-
-    def _is_own(self, worker: Worker, namespace: str) -> bool:
-        """Return whether a namespace is this hub's own, so that its names must not be revealed to the upstream."""
-        if self._access.is_local_namespace(namespace):
-            return True
-        log = worker.registry.store.log
-        return not mirror_origin.names(self._database, namespace).issuperset(
-            log.names(REFS, namespace) + log.names(HUB, namespace)
-        )
 
     def _is_fresh(self, key: str) -> bool:
         reply = self._replies.get(key)

@@ -116,6 +116,9 @@ def _reading(summary: str, query: Mapping[str, _Schema] | None = None, *, answer
     return Operation(summary, answers, (404,), query or {})
 
 
+_WITHOUT_NAMESPACE = Operation("Answer for a model of the upstream; without one, that it is not here", _MOVED, (404,))
+
+
 def _writing(summary: str, body: Mapping[str, _Schema] | None = None) -> Operation:
     """Return an operation that changes a repository."""
     return Operation(summary, _MOVED, (*_WRITING, 412, 501), {}, body or {}, needs=_LOGIN)
@@ -149,10 +152,12 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     "GET /{namespace}/{repo}/resolve/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: _NOTHING}),
     f"GET {_LFS_OBJECT}": Operation("Download a file by an address of the batch API", _FILE, (403, 404), _SIGNED),
     "GET /api/telemetry/{path}": Operation("Count nothing", {204: _NOTHING}),
-    "GET /api/models/{repo}": Operation("Answer that names without a namespace are not here", {}, (404,)),
-    "GET /api/models/{repo}/revision/{revision}": Operation("Answer that names without a namespace are not here", {}, (404,)),
-    "GET /api/models/{repo}/tree/{revision}": Operation("Answer that names without a namespace are not here", {}, (404,)),
-    "GET /{repo}/resolve/{revision}/{path}": Operation("Answer that names without a namespace are not here", {}, (404,)),
+    "GET /api/models/{repo}": _WITHOUT_NAMESPACE,
+    "GET /api/models/{repo}/revision/{revision}": _WITHOUT_NAMESPACE,
+    "GET /api/models/{repo}/tree/{revision}": _WITHOUT_NAMESPACE,
+    "GET /api/models/{repo}/tree/{revision}/{path}": _WITHOUT_NAMESPACE,
+    "POST /api/models/{repo}/paths-info/{revision}": _WITHOUT_NAMESPACE,
+    "GET /{repo}/resolve/{revision}/{path}": _WITHOUT_NAMESPACE,
     f"POST {_REPO}/paths-info/{{revision}}": Operation(
         "Tell about files",
         _MOVED,

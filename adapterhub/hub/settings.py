@@ -42,6 +42,35 @@ class Upstream:
     proxy: ProxyOf = no_proxy
 
 
+UPSTREAM_MODES = ("redirect", "cache")
+"""What is done with requests for models of the upstream: clients are sent there, or the models are fetched and kept here."""
+UPSTREAM_AGE, UPSTREAM_BYTES = 300.0, 200_000_000_000
+"""The default seconds until a branch of the upstream is looked at again, and bytes of its models kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUpstream:
+    """The hub that has the models that are not here, such as the bases of adapters.
+
+    Attributes:
+        endpoint: Its URL.
+        mode: One of `UPSTREAM_MODES`.
+        organizations: Whose models are taken from it, in lower case; a name without a slash is that of a model. Empty for all.
+        token: The operator's token there, for the mode `cache`; None without one.
+        age: Seconds until a branch or tag is looked at again.
+        max_bytes: Limit for everything that is kept of it.
+        proxy: The proxy for a scheme and a host.
+    """
+
+    endpoint: str
+    mode: str = UPSTREAM_MODES[0]
+    organizations: frozenset[str] = frozenset()
+    token: str | None = field(default=None, repr=False)
+    age: float = UPSTREAM_AGE
+    max_bytes: int = UPSTREAM_BYTES
+    proxy: ProxyOf = no_proxy
+
+
 @dataclass(frozen=True, slots=True)
 class Provider:
     """The OpenID Connect provider people sign in with.
@@ -83,6 +112,7 @@ class HubSettings:
         limits: For each class of requests (`CLASSES`), how many a token, or an address without one, may make in how many
             seconds.
         mirror: The hub whose adapters are fetched on demand; None to serve only what was pushed here.
+        upstream: The hub that has the models that are not here; None to answer that they do not exist.
         provider: Where people sign in; None for tokens only.
     """
 
@@ -103,6 +133,7 @@ class HubSettings:
     cache: int = 10 << 30
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     mirror: Upstream | None = None
+    upstream: ModelUpstream | None = None
     provider: Provider | None = None
 
     @property

@@ -36,6 +36,7 @@ class Killable:
 
     folder: Path
     port: int = 0
+    upstream: str = ""  # a hub whose models it keeps
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -43,10 +44,11 @@ class Killable:
             with socket.create_server(("127.0.0.1", 0)) as sock:
                 self.port = sock.getsockname()[1]
         code = "import sys\nfrom pathlib import Path\nfrom adapterhub.hub.server import serve\n"
-        code += "from adapterhub.hub.settings import HubSettings\n"
-        code += "serve(HubSettings(registry=Path(sys.argv[1]), port=int(sys.argv[2])), ready=print)"
+        code += "from adapterhub.hub.settings import HubSettings, ModelUpstream\n"
+        code += "upstream = ModelUpstream(sys.argv[3], 'cache') if sys.argv[3] else None\n"
+        code += "serve(HubSettings(registry=Path(sys.argv[1]), port=int(sys.argv[2]), upstream=upstream), ready=print)"
         self.folder.mkdir(exist_ok=True)
-        words = [sys.executable, "-c", code, str(self.folder), str(self.port)]
+        words = [sys.executable, "-c", code, str(self.folder), str(self.port), self.upstream]
         paths = os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))
         self.process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.DEVNULL)
         while True:
@@ -79,9 +81,9 @@ class Killable:
 
 
 @contextlib.contextmanager
-def killable_hub(folder: Path) -> Iterator[Killable]:
+def killable_hub(folder: Path, *, upstream: str = "") -> Iterator[Killable]:
     """A hub that can be killed, and is in the end."""
-    running = Killable(folder)
+    running = Killable(folder, upstream=upstream)
     running.start()
     try:
         yield running

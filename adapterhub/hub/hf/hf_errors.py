@@ -74,22 +74,39 @@ def no_such_repository(name: str) -> ResponseError:
     return ResponseError(404, REPO, f"{name}: no such repository")
 
 
-def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
-    """Return the endpoint of a handler, with its errors turned into responses."""
+def answering(handler: Handler, upstream: Handler | None = None) -> Callable[[Request], Awaitable[Any]]:
+    """Return the endpoint of a handler, with its errors turned into responses.
+
+    `upstream`: Answers for a repository that is not here; if it is not there either, the response is that of `handler`.
+    """
 
     @wraps(handler)
     async def endpoint(request: Request) -> Any:
-        try:
-            await request.app.state.hub.prepare(request)
-            return await handler(request.app.state.hub, request)
-        except MovedError as moved:
-            return moved.response(request)
-        except BodyError as error:
-            return error_response(error.status, str(error), headers=error.headers())
-        except (ResponseError, NoTokenError, ForbiddenError, ThrottledError, AdapterhubError) as failure:
-            return failure_response(failure)
+        response = await _response(handler, request, prepare=True)
+        if upstream is None or not _is_missing(response):
+            return response
+        upstream_response = await _response(upstream, request)
+        return response if _is_missing(upstream_response) else upstream_response
 
     return endpoint
+
+
+async def _response(handler: Handler, request: Request, *, prepare: bool = False) -> Any:
+    try:
+        if prepare:
+            await request.app.state.hub.prepare(request)
+        return await handler(request.app.state.hub, request)
+    except MovedError as moved:
+        return moved.response(request)
+    except BodyError as error:
+        return error_response(error.status, str(error), headers=error.headers())
+    except (ResponseError, NoTokenError, ForbiddenError, ThrottledError, AdapterhubError) as failure:
+        return failure_response(failure)
+
+
+def _is_missing(response: Any) -> bool:
+    """Return whether a response says that there is no such repository."""
+    return isinstance(response, Response) and response.headers.get("x-error-code") == REPO
 
 
 def failure_response(failure: Exception) -> Response:

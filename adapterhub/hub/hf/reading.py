@@ -309,7 +309,7 @@ async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
-    paths, expand = await _paths(request)
+    paths, expand = await requested_paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = visible_view(hub, worker, identity, name)
@@ -326,7 +326,8 @@ async def paths_info(hub: Hub, request: Request) -> Response:
     return JSONResponse(await hub.workers.run(work))
 
 
-async def _paths(request: Request) -> tuple[list[str], bool]:
+async def requested_paths(request: Request) -> tuple[list[str], bool]:
+    """Return the paths that the body of a request names, and whether their commits are asked for."""
     if request.headers.get("content-type", "").startswith("application/json"):
         document = json_file.parse_object(await read_body(request, _MAX_BODY), "paths-info")
         paths = document.get("paths", [])
@@ -364,16 +365,22 @@ async def resolve(hub: Hub, request: Request) -> Any:
         return commit, file
 
     commit, file = await hub.workers.run(work)
+    headers = file_headers(commit.id, file)
+    # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
+    return hub.blob(file.digest, file.size, headers, request.headers.get("range") if request.method == "GET" else None)
+
+
+def file_headers(commit: str, file: GitFile) -> dict[str, str]:
+    """Return the headers by which clients know a file of a commit, besides lengths and ranges."""
     headers = {
-        "x-repo-commit": commit.id,
+        "x-repo-commit": commit,
         "etag": f'"{file.etag}"',
         "content-type": "application/octet-stream",
-        "content-disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(file.path.rpartition('/')[2])}",
         "x-content-type-options": "nosniff",
         "cache-control": "private, max-age=0, must-revalidate",
         "access-control-expose-headers": "X-Repo-Commit,X-Linked-Size,X-Linked-ETag,ETag,Content-Length,Content-Range",
     }
     if file.lfs:
         headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.etag}"'}
-    # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
-    return hub.blob(file.digest, file.size, headers, request.headers.get("range") if request.method == "GET" else None)
+    return headers

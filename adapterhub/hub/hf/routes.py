@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import accounts, headers, lfs, reading, repositories, writing
+from . import accounts, headers, lfs, reading, repositories, upstream_reading, writing
 from .hf_errors import Handler, answering
 
 _MODEL = "/api/models/{namespace}/{repo}"
@@ -29,10 +29,12 @@ _GET: dict[str, Handler] = {
     "/api/models/{repo}": reading.without_namespace,
     "/api/models/{repo}/revision/{revision}": reading.without_namespace,
     "/api/models/{repo}/tree/{revision}": reading.without_namespace,
+    "/api/models/{repo}/tree/{revision}/{path:path}": reading.without_namespace,
     "/{repo}/resolve/{revision}/{path:path}": reading.without_namespace,
 }
 _POST: dict[str, Handler] = {
     f"{_MODEL}/paths-info/{{revision}}": reading.paths_info,
+    "/api/models/{repo}/paths-info/{revision}": reading.without_namespace,
     "/api/repos/create": repositories.create,
     "/api/repos/move": repositories.move,
     "/api/validate-yaml": repositories.validate_yaml,
@@ -53,13 +55,28 @@ _DELETE: dict[str, Handler] = {
     f"{_MODEL}/branch/{{branch}}": repositories.delete_branch,
     f"{_MODEL}/tag/{{revision}}": repositories.delete_tag,
 }
+_WITH_NAMESPACE: dict[str, Handler] = {
+    _MODEL: upstream_reading.model_info,
+    f"{_MODEL}/revision/{{revision}}": upstream_reading.model_info,
+    f"{_MODEL}/tree/{{revision}}": upstream_reading.tree,
+    f"{_MODEL}/tree/{{revision}}/{{path:path}}": upstream_reading.tree,
+    f"{_MODEL}/refs": upstream_reading.refs,
+    f"{_MODEL}/commits/{{revision}}": upstream_reading.history,
+    f"{_MODEL}/safetensors-metadata/{{path:path}}": upstream_reading.redirected,
+    "/{namespace}/{repo}/resolve/{revision}/{path:path}": upstream_reading.resolve,
+    f"{_MODEL}/paths-info/{{revision}}": upstream_reading.paths_info,
+}
+# What answers for a model that is not here, by path.
+_UPSTREAM = {**_WITH_NAMESPACE, **{path.replace("{namespace}/", ""): handler for path, handler in _WITH_NAMESPACE.items()}}
 
 
 def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
     tables = {"GET": _GET, "POST": _POST, "PUT": _PUT, "DELETE": _DELETE}
     table_routes: list[BaseRoute] = [
-        Route(path, answering(handler), methods=[method]) for method, table in tables.items() for path, handler in table.items()
+        Route(path, answering(handler, _UPSTREAM.get(path)), methods=[method])
+        for method, table in tables.items()
+        for path, handler in table.items()
     ]
     return [
         *table_routes,

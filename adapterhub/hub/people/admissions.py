@@ -120,8 +120,8 @@ def admit(database: HubDatabase, id_token: IdToken, taken_names: Collection[str]
         database: The database with the accounts.
         id_token: The verified ID token.
         taken_names: Namespaces in use, besides those in the database.
-        mirrors: Whether the hub mirrors another one, where any name may be a namespace: then the name of a new account ends in
-            random digits that nobody can choose.
+        mirrors: Whether the hub answers with what another one has, where any name may be a namespace: then the name of a new
+            account ends in random digits that nobody can choose.
 
     Raises:
         RefusedError: No rule admits them, or their account was removed.

@@ -111,7 +111,7 @@ def version_with_tags(worker: Worker, view: View, row: VersionRow) -> Version:
 
 def facts_of(page_request: PageRequest, worker: Worker, row: VersionRow) -> Facts:
     """Return what is read from the bytes of a version."""
-    return page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
+    return page_request.site.facts_of(worker, row)
 
 
 # ---- everything about a version

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from adapterhub.hub.model_bases import WholeModel
 from adapterhub.hub.workers import Worker
 from adapterhub.index import index_file, queries, version_search
 from adapterhub.index.queries import VersionRow
@@ -15,7 +16,6 @@ from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, UsageError
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
-from . import facts
 from .site import Page, PageRequest, with_query
 
 _PER_PAGE = 20
@@ -120,7 +120,7 @@ def _facet_counts(page_request: PageRequest, worker: Worker, query: Query) -> Se
 
 
 def _is_applied(page_request: PageRequest, worker: Worker, row: VersionRow, runtime: str) -> bool:
-    read = page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
+    read = page_request.site.facts_of(worker, row)
     return runtime in read.verdicts and read.verdicts[runtime].verdict == APPLIED
 
 
@@ -152,9 +152,10 @@ def _choices(fields: Mapping[str, str], facets: Mapping[str, Mapping[str, int]])
 
 @dataclass(frozen=True)
 class BasesPage(Page):
-    """The bases of the adapters here, with the number of adapters."""
+    """The bases of the adapters here, with the number of adapters, and the whole models here."""
 
     bases: Mapping[str, int]
+    models: Sequence[WholeModel]
     template: ClassVar[str] = "bases.html"
 
 
@@ -176,12 +177,13 @@ _MAX_ADAPTERS = 200
 
 def bases_page(page_request: PageRequest, worker: Worker) -> Page:
     """GET /-/bases and /-/bases?name=…: a query, because names of bases may have any characters."""
-    name = page_request.query("name").strip()
+    name, hub = page_request.query("name").strip(), page_request.hub
     if not name:
         return BasesPage(
             _facet_counts(
                 page_request, worker, Query(without=page_request.hub.hidden_names(worker, page_request.who))
-            ).facets.get("base", {})
+            ).facets.get("base", {}),
+            [model for model in hub.model_bases.uploaded_models(worker) if page_request.may_read(worker, model.name)],
         )
     query = Query(
         facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden_names(worker, page_request.who)

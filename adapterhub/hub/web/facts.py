@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.checks import Group, Problem, Verdict
     from adapterhub.checks.contents import Contents
+    from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
 MAX_WEIGHTS = 512 << 20
@@ -77,8 +78,8 @@ class Facts:
     unscanned: str = ""
 
 
-def read(worker: Worker, row: VersionRow) -> Facts:
-    """Read the facts of a version, leaving out whatever cannot be read."""
+def read(worker: Worker, row: VersionRow, base: BaseSpec | None = None) -> Facts:
+    """Read the facts of a version, leaving out whatever cannot be read; its verdicts are those on `base`, if that is known."""
     from adapterhub.checks import open_check
 
     oci = worker.manifest(row)
@@ -91,7 +92,10 @@ def read(worker: Worker, row: VersionRow) -> Facts:
     try:
         with (
             linked_folder(worker.registry.store, oci.layers) as folder,
-            open_check(folder, headers_only=True, limit=_MAX_PROBLEMS, display_name=str(row.ref)) as (report, contents),
+            open_check(folder, base=base, headers_only=True, limit=_MAX_PROBLEMS, display_name=str(row.ref)) as (
+                report,
+                contents,
+            ),
         ):
             tensors = list(_tensors(contents)) if contents else []
             problems = tuple(report.grouped())

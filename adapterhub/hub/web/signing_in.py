@@ -144,7 +144,7 @@ async def arrive(request: Request) -> Response:
                 provider, page_request.hub.issuers, login_attempt, redirect_uri, dict(page_request.request.query_params)
             )
             request_context.current().record_change(f"{id_token.claims.get('sub')} at {id_token.issuer}")
-            mirrors = page_request.hub.mirror is not None
+            mirrors = bool(page_request.hub.mirror or page_request.hub.upstream)
             account = admissions.admit(page_request.hub.database, id_token, _namespaces(worker), mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error

@@ -27,12 +27,14 @@ from adapterhub.hub.people import sessions
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.workers import Worker, Workers
+from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import SearchResult
 from adapterhub.version import __version__
 from adapterhub_converters import display
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
+from . import facts
 from .facts import Facts
 
 if TYPE_CHECKING:
@@ -68,6 +70,12 @@ class Site:
         self.counts: LRUCache[SearchResult] = LRUCache(_MAX_CACHE_BYTES)
         # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
         self.slow = Workers(hub.storage, 1)
+
+    def facts_of(self, worker: Worker, row: VersionRow) -> Facts:
+        """Return what is read from the bytes of a version, and of its base if that was uploaded here."""
+        base = self.hub.model_bases.uploaded_base(worker, row)
+        key = row.digest, base.fingerprint if base else None
+        return self.facts.get(key, lambda: facts.read(worker, row, base))
 
     def close(self) -> None:
         """Wait for running work."""

@@ -60,6 +60,45 @@ from adapterhub_converters.errors import UsageError
     show_default=True,
     help="Fetch no larger repository.",
 )
+@click.option(
+    "--upstream",
+    metavar="URL",
+    envvar="ADAPTERHUB_UPSTREAM",
+    help="Answer for models that are not here with those of hf:// or hub+https://HOST.",
+)
+@click.option(
+    "--upstream-mode",
+    type=click.Choice(["redirect", "cache"]),
+    default="redirect",
+    show_default=True,
+    envvar="ADAPTERHUB_UPSTREAM_MODE",
+    help="Send clients there, or fetch models and keep them here.",
+)
+@click.option(
+    "--upstream-allow",
+    metavar="ORG",
+    multiple=True,
+    envvar="ADAPTERHUB_UPSTREAM_ALLOW",
+    help="Only models of this organization; repeatable.",
+)
+@click.option(
+    "--upstream-age",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=300,
+    show_default=True,
+    envvar="ADAPTERHUB_UPSTREAM_AGE",
+    help="Look again where a branch is after this time.",
+)
+@click.option(
+    "--upstream-cache",
+    metavar="GB",
+    type=click.FloatRange(0),
+    default=200,
+    show_default=True,
+    envvar="ADAPTERHUB_UPSTREAM_CACHE",
+    help="Models to keep; those used last stay.",
+)
 @click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
 @click.option("--oidc-client", metavar="ID", help="Id of the hub there.")
 @click.option(
@@ -90,6 +129,11 @@ def start(
     mirror: str | None,
     mirror_age: float,
     mirror_max_size: float,
+    upstream: str | None,
+    upstream_mode: str,
+    upstream_allow: tuple[str, ...],
+    upstream_age: float,
+    upstream_cache: float,
     oidc_issuer: str | None,
     oidc_client: str | None,
     oidc_secret: Path | None,
@@ -102,13 +146,16 @@ def start(
 
     With --oidc-issuer people sign in with their account there, once a rule admits them: see `adapterhub hub admission add`.
 
+    With --upstream, whoever sets HF_ENDPOINT to the hub still gets base models. A token for models that are gated there comes
+    from ADAPTERHUB_UPSTREAM_TOKEN: what it may read, everybody may read who may read public adapters here.
+
     With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
     has copies only, which are made again without it.
     """
     from adapterhub.http_server import logs
     from adapterhub.hub import server
-    from adapterhub.hub.mirror import upstream
-    from adapterhub.hub.settings import Provider
+    from adapterhub.hub.mirror import upstream as other_hub
+    from adapterhub.hub.settings import ModelUpstream, Provider
 
     # A provider knows the hub by its client id, so neither works alone.
     if bool(oidc_issuer) != bool(oidc_client):
@@ -121,7 +168,18 @@ def start(
         provider = Provider(oidc_issuer, oidc_client, secret, oidc_scope, environment.proxy)
     logs.log_to_stderr("adapterhub.hub", as_json=settings.as_json)
     size = int(mirror_max_size * 1e9)
-    upstream_mirror = upstream(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
+    upstream_mirror = other_hub(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
+    models = None
+    if upstream:
+        models = ModelUpstream(
+            other_hub(upstream, upstream_age, environment.hub).endpoint,
+            upstream_mode,
+            frozenset(name.lower() for name in upstream_allow),
+            token=environment.upstream_token(),
+            age=upstream_age,
+            max_bytes=int(upstream_cache * 1e9),
+            proxy=environment.proxy,
+        )
     hub_settings = environment.hub_settings(
         settings,
         database=database,
@@ -138,6 +196,7 @@ def start(
         policy=environment.policy(),
         limits=dict(map(_limit, limits)),
         mirror=upstream_mirror,
+        upstream=models,
         provider=provider,
     )
 

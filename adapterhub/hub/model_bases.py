@@ -1,0 +1,173 @@
+"""Whole models as bases of adapters: uploaded ones, and those of the upstream, without an operator who adds them.
+
+A base is used for another's adapter only if everybody may read it who may read this hub, or if both are in one namespace.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from adapterhub.digest import is_hex
+from adapterhub.index.queries import VersionRow
+from adapterhub.manifest.document import BaseInfo
+from adapterhub.registry.repository_records import MAIN, Repository
+from adapterhub_converters.display import printable
+from adapterhub_converters.errors import AdapterhubError, NotFoundError
+
+from . import commits
+from .access_control import Access
+from .commits import Commit
+from .lru_cache import LRUCache
+from .people.accounts import READERS
+from .storage.folder_storage import Storage
+from .stored_model import StoredModel
+from .upstream.models import UpstreamModels
+from .workers import Worker, Workers
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
+_log = logging.getLogger("adapterhub.hub")
+_COMMIT = 40  # hexadecimal digits
+_MAX_MODELS = 32 << 20  # bytes of descriptions of models in memory
+_LIST_TTL, _MAX_LISTED = 30.0, 500  # seconds until models are looked for again, and how many are listed
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """A whole model of this hub, as its configs and headers describe it.
+
+    Attributes:
+        name: Its name.
+        commit: The commit of its branch main.
+        architecture: The class of its code; empty if its config names none.
+        parameters: Numbers in all its tensors.
+        size: Bytes of all its files.
+    """
+
+    name: str
+    commit: str
+    architecture: str
+    parameters: int
+    size: int
+
+
+class ModelBases:
+    """The whole models of a hub.
+
+    Args:
+        storage: Where their bytes are.
+        workers: Threads of the hub.
+        access: Who may read.
+        upstream: The models of another hub; None without one.
+    """
+
+    def __init__(self, storage: Storage, workers: Workers, access: Access, upstream: UpstreamModels | None) -> None:
+        self._storage, self._workers, self._access, self._upstream = storage, workers, access, upstream
+        self._specs: LRUCache[BaseSpec | None] = LRUCache(_MAX_MODELS)
+        self._listed: tuple[float, tuple[WholeModel, ...]] = 0.0, ()
+
+    def find(self, row: VersionRow, base: BaseInfo) -> BaseSpec | None:
+        """Return the base model that a version names, if it is here or at the upstream; called in any thread."""
+        if not base.repo:
+            return None
+        worker = self._workers.worker()
+        namespace = row.name.partition("/")[0]
+        try:
+            spec = self._uploaded(worker, base, namespace)
+            if spec is None and self._upstream and self._upstream.may_name(worker, base.repo):
+                spec = self._upstream.read_base(base.repo, base.revision or MAIN)
+        except AdapterhubError as error:
+            _log.warning("the base of %s cannot be read: %s", row.ref, printable(str(error)))
+            return None
+        return spec if spec and (not base.fingerprint or spec.fingerprint == base.fingerprint) else None
+
+    def uploaded_base(self, worker: Worker, row: VersionRow) -> BaseSpec | None:
+        """Return the base model that a version names, if it was uploaded here; no other hub is asked."""
+        # Most versions name a base that is not here, which a look at its name tells.
+        if not row.base or commits.find_view(worker, row.base.lower()) is None:
+            return None
+        manifest = worker.registry.adapter_manifest(row.digest)
+        base = manifest.base if manifest else BaseInfo()
+        try:
+            spec = self._uploaded(worker, base, row.name.partition("/")[0]) if base.repo else None
+        except AdapterhubError:
+            return None
+        return spec if spec and (not base.fingerprint or spec.fingerprint == base.fingerprint) else None
+
+    def _uploaded(self, worker: Worker, base: BaseInfo, namespace: str) -> BaseSpec | None:
+        name = str(base.repo).lower()
+        view = commits.find_view(worker, name, partial(self._may_be_base, namespace))
+        if view is None:
+            return None
+        commit = None
+        if base.revision:
+            try:
+                commit = commits.find(worker, view, base.revision)
+            except NotFoundError:
+                # A commit of another hub, from which the model was uploaded: its shapes decide.
+                if not is_hex(base.revision, _COMMIT):
+                    return None
+        return self._read(name, commit or commits.find(worker, view, MAIN))
+
+    def _may_be_base(self, namespace: str, name: str, repository: Repository | None) -> bool:
+        """Return whether a model may be the base of an adapter in a namespace, whoever reads that."""
+        own = name.partition("/")[0]
+        is_public = not (repository and repository.private) and self._access.namespace_settings(own).readers != READERS[2]
+        return own == namespace or is_public
+
+    def _read(self, name: str, commit: Commit) -> BaseSpec | None:
+        """Return the description of a commit of a whole model; None if it is no whole model."""
+        return self._specs.get((name, commit.id), partial(self._read_headers, name, commit))
+
+    def _read_headers(self, name: str, commit: Commit) -> BaseSpec | None:
+        from adapterhub_converters.bases import hub_layout, read_files
+
+        model = StoredModel(name, commit.files, lambda path: self._storage.open_blob(commit.files[path][0]))
+        file = model.main_file()
+        return None if file is None else hub_layout.with_repo(read_files(model, file), name, commit.id)
+
+    # ---- lists
+
+    def uploaded_models(self, worker: Worker) -> tuple[WholeModel, ...]:
+        """Return the whole models of the hub by name, as of the last half minute; the caller shows each to who may see it."""
+        until, listed = self._listed
+        if until < time.monotonic():
+            listed = tuple(self._find_models(worker))
+            self._listed = time.monotonic() + _LIST_TTL, listed
+        return listed
+
+    def _find_models(self, worker: Worker) -> Iterator[WholeModel]:
+        count = 0
+        for name in worker.repositories.names():
+            view = commits.find_view(worker, name)
+            if count >= _MAX_LISTED:
+                return
+            # What has versions is an adapter.
+            if view and view.newest is None and (commit := commits.find(worker, view, MAIN)).files:
+                model = self._describe(name, commit)
+                count += model is not None
+                yield from [model] if model else []
+
+    def _describe(self, name: str, commit: Commit) -> WholeModel | None:
+        try:
+            spec = self._read(name, commit)
+        except AdapterhubError:
+            return None
+        if spec is None or not spec.tensors:
+            return None
+        parameters = sum(_count(tensor.shape) for tensor in spec.tensors.values())
+        size = sum(size for _, size in commit.files.values())
+        return WholeModel(name, commit.id, spec.architecture or spec.model_type or "", parameters, size)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
