@@ -224,7 +224,7 @@ def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     times = (start + datetime.timedelta(seconds=number) for number in itertools.count())
     stopped = SimpleNamespace(UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: next(times)))
     monkeypatch.setattr("adapterhub.registry.moves.datetime", stopped)
-    monkeypatch.setattr("adapterhub.hub.hub._HIDDEN_TTL", 1e-9)
+    monkeypatch.setattr("adapterhub.hub.repository_listing._TTL", 1e-9)
 
 
 def test_both_storages_give_the_same_answers_to_one_run(timeless: None, places: dict[str, Any], tmp_path: Path) -> None:
