@@ -88,7 +88,7 @@ def class_of(path: str) -> str:
     if path in _UNLIMITED:
         return ""
     parts = path.split("/")
-    if "/blobs/" in path if parts[1] == "v2" else parts[1] in ("lfs", "xet") or parts[3:4] == ["resolve"]:
+    if "/blobs/" in path if parts[1] == "v2" else parts[1] in ("lfs", "xet") or parts[3:4] in (["resolve"], ["raw"]):
         return _RESOLVERS
     return _API if parts[1] in ("api", "v1", "v2", "oauth") or ".git" in path else _PAGES
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
+from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
@@ -152,9 +153,17 @@ async def without_namespace(_hub: Hub, request: Request) -> Response:
     raise no_such_repository(path_part(request, "repo"))
 
 
+def _identify_reader(hub: Hub, request: Request) -> Identity | None:
+    """Return who asks for a list; NoTokenError for a stranger where only accounts see anything."""
+    identity = hub.identify(request)
+    if identity is None and hub.access.require_login:
+        raise NoTokenError
+    return identity
+
+
 async def list_models(hub: Hub, request: Request) -> Response:
     """GET /api/models: the last push first, by the parameters of `model_filters`."""
-    identity, params = hub.identify(request), request.query_params
+    identity, params = _identify_reader(hub, request), request.query_params
     wanted = model_filters.parse(params)
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], Position | None]:
@@ -204,7 +213,7 @@ def _extras(hub: Hub, commit: Commit, wanted: ListRequest, facets: Facets) -> di
 
 async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
-    identity, namespace = hub.identify(request), path_part(request, "namespace").lower()
+    identity, namespace = _identify_reader(hub, request), path_part(request, "namespace").lower()
 
     def work(worker: Worker) -> int:
         hidden = hub.hidden_names(worker, identity)
@@ -228,7 +237,7 @@ async def overview(hub: Hub, request: Request) -> Response:
 
 async def tags_by_type(hub: Hub, request: Request) -> Response:
     """GET /api/models-tags-by-type: the tags that repositories can be filtered by, of each kind the most frequent ones."""
-    identity = hub.identify(request)
+    identity = _identify_reader(hub, request)
 
     def work(worker: Worker) -> dict[str, list[str]]:
         kinds = tuple(kind for several in _TAG_TYPES.values() for kind in several)
@@ -360,7 +369,7 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
 
 
 async def resolve(hub: Hub, request: Request) -> Any:
-    """GET and HEAD /{id}/resolve/{rev}/{path}."""
+    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     path = request.path_params["path"]
 
@@ -384,7 +393,6 @@ async def resolve(hub: Hub, request: Request) -> Any:
         "content-disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
         "x-content-type-options": "nosniff",
         "cache-control": "private, max-age=0, must-revalidate",
-        "access-control-expose-headers": "X-Repo-Commit,X-Linked-Size,X-Linked-ETag,ETag,Content-Length,Content-Range",
     }
     if file.lfs:
         headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.etag}"'}

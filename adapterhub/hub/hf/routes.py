@@ -24,6 +24,8 @@ _GET: dict[str, Handler] = {
     f"{_MODEL}/safetensors-metadata/{{path:path}}": headers.headers,
     f"{_MODEL}/auth-check": accounts.auth_check,
     "/{namespace}/{repo}/resolve/{revision}/{path:path}": reading.resolve,
+    "/{namespace}/{repo}/raw/{revision}/{path:path}": reading.resolve,
+    "/{namespace}/{repo}/info/refs": accounts.git,
     "/lfs/{namespace}/{repo}/{oid}": lfs.get,
     "/api/telemetry/{path:path}": accounts.nothing,
     "/api/models/{repo}": reading.without_namespace,

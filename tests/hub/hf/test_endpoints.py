@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import inspect
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from adapterhub.hub.hf import api_documents, writing
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_records import Repositories, commit_id
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import WEIGHTS, Answer, Sending
 from tests.support.adapters import write_adapter
@@ -210,6 +212,39 @@ def test_no_parameter_of_the_client_s_list_is_ignored(reading: tuple[Running, st
     for key, value in shown.items():
         (model,) = api.list_models(**{key: value})
         assert (bool(model.siblings), bool(model.card_data)) == (key == "full", key in ("full", "cardData"))
+
+
+def test_a_file_is_under_raw_too(read: Ask, sha: str) -> None:
+    for path in ("README.md", WEIGHTS):
+        raw, resolved = (read("GET", f"/team/sql/{kind}/main/{path}") for kind in ("raw", "resolve"))
+        assert (raw.status, raw.data) == (200, resolved.data)
+        assert read("HEAD", f"/team/sql/raw/main/{path}").status == 200
+    assert read("HEAD", "/team/sql/raw/main/none").status == 404
+
+
+def test_no_repository_is_newer_than_its_last_change(hub: Running, ask: Ask, adapter: Callable[..., Path]) -> None:
+    with hub.registry() as registry:
+        registry.push(adapter(1), Ref("team/sql"))
+        Repositories(registry).change("team/sql", lambda state: replace(state, created="2999-01-01T00:00:00Z"))
+    model, (listed,) = ask("GET", "/api/models/team/sql").json(), ask("GET", "/api/models").json()
+    for document in (model, listed):
+        assert document["createdAt"] <= document["lastModified"]
+
+
+def test_git_is_told_what_to_use_instead(hub: Running, sql: str) -> None:
+    for name in ("team/sql", "team/sql.git"):
+        told = subprocess.run(["git", "ls-remote", f"{hub.url}/{name}"], capture_output=True, text=True, check=False)
+        assert told.returncode
+        assert "remote: this hub does not speak git: download with `hf download team/sql`" in told.stderr
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/models", "/api/models-tags-by-type", "/api/organizations/team/overview", "/v2/_catalog"]
+)
+def test_lists_of_a_hub_for_accounts_ask_strangers_to_log_in(tmp_path: Path, path: str) -> None:
+    with serving(tmp_path / "closed", require_login=True) as closed:
+        assert Sending(closed.url, "").ask("GET", path).status == 401
+        assert Sending(closed.url, closed.token).ask("GET", path).status in (200, 404)
 
 
 def test_every_tag_that_is_shown_finds_what_shows_it(read: Ask, sha: str) -> None:
