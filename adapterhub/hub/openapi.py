@@ -278,6 +278,7 @@ _PROTOCOLS: tuple[tuple[str, str, Mapping[str, Operation]], ...] = (
 _COMMON_ERRORS = (400, 401, 429, 503)  # error statuses of any request
 # A page, and catch-all routes that answer "not found".
 _UNDOCUMENTED = ("/device", "/v2/{path:path}", "/api/{path:path}", "/xet/{path:path}")
+_OF_OTHERS = ("/datasets/", "/spaces/", "/buckets/", "/kernels/", "/papers/", "/uploads")  # only refused
 _SCHEMAS: Mapping[str, _Schema] = {
     "Error": _object(error=_TEXT),
     "OciErrors": _object(errors=_list(_object("code", "message", code=_TEXT, message=_TEXT))),
@@ -312,7 +313,7 @@ def paths() -> dict[str, dict[str, Any]]:
 
 def route_operations(route: BaseRoute) -> Iterator[tuple[str, str]]:
     """Yield the paths and methods of this document that a route answers; nothing for undocumented routes."""
-    if isinstance(route, Route) and route.path not in _UNDOCUMENTED:
+    if isinstance(route, Route) and route.path not in _UNDOCUMENTED and not route.path.startswith(_OF_OTHERS):
         path = route.path.replace("{name:path}", "{namespace}/{repo}").replace(":path}", "}")
         yield from ((path, method.lower()) for method in route.methods or ())
 

@@ -56,6 +56,12 @@ _DELETE: dict[str, Handler] = {
     f"{_MODEL}/tag/{{revision}}": repositories.delete_tag,
 }
 
+# Files of what this hub does not have, at addresses that no adapter can have.
+_OTHERS = (
+    *(f"/{kind}/{{namespace}}/{{repo}}/resolve/{{path:path}}" for kind in ("datasets", "spaces", "buckets", "kernels")),
+    "/papers/{paper:float}.md",
+)
+
 
 def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
@@ -65,5 +71,7 @@ def routes() -> list[BaseRoute]:
     ]
     return [
         *table_routes,
+        *(Route(path, answering(accounts.unknown)) for path in _OTHERS),
+        Route("/uploads", answering(accounts.unknown), methods=["POST"]),
         Route("/api/{path:path}", answering(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
     ]
