@@ -98,7 +98,7 @@ def _conditions(params: QueryParams) -> Conditions:
 
 
 def _facet(tag: str) -> tuple[tuple[str, ...], str]:
-    """Return the facet that a tag of `api_documents.tags` stands for."""
+    """Return the facet that `api_documents.tags` shows as a tag."""
     prefixed = sorted(((prefix, kind) for kind, prefixes in PREFIXED_KINDS.items() for prefix in prefixes), reverse=True)
     for prefix, kind in prefixed:
         if value := tag.removeprefix(prefix) if tag.startswith(prefix) else "":

@@ -104,7 +104,7 @@ def card_of(hub: Hub, commit: Commit) -> Card | None:
 
 
 def facets_of(worker: Worker, view: View, commit: Commit) -> Facets:
-    """Return what the index has of the version of a commit; of a tree that is none, nothing."""
+    """Return what the index has of the version of a commit; nothing for an incomplete tree."""
     if commit.row is None:
         return {}
     facets = version_listing.facets(worker.registry.index, [commit.row])[commit.row.name, commit.row.number]
