@@ -3,6 +3,7 @@
     python benchmarks/hub.py [--mib 1024] [--upload 20] [--requests 4000] [--rounds 3]
     python benchmarks/hub.py --only rates
     python benchmarks/hub.py --hostile [--smoke]
+    python benchmarks/hub.py --only lists --names 1000000
 
 All share the cores of the machine with their client, curl or hf as a whole process, or eight connections of one thread that ask
 without a pause. `server` figures are of all processes of a server: CPU seconds for one transfer, and the peak memory since its
@@ -30,11 +31,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import _hostile
 from _bench import OURS, Bench, Figures, Program, digest, main, process, timed
 from _models import adapter_of
 from transfer import serve_registry, serving
+
+from adapterhub.registry.registry import Registry
+from tests.support.many_names import add_names
 
 REGISTRY, NGINX, XET, ALONE = "docker-registry", "nginx", "adapterhub, by Xet", "Starlette alone"
 JOBS = {
@@ -44,6 +49,9 @@ JOBS = {
     "hf download from a hub what is there already": [],
     "ask a hub for the head of a file": [ALONE],
     "ask a hub about a model": [ALONE],
+    "list the models of a hub": [],
+    "list the names of a hub as OCI clients do": [],
+    "list the tags of a hub": [],
 }
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds: as finely as the system counts
 WEIGHTS, NAME = "adapter_model.safetensors", "team/sql"
@@ -94,7 +102,7 @@ def clients(bench: Bench) -> None:
 
 
 def rates(bench: Bench) -> None:
-    *_, head, about = JOBS
+    _, _, _, _, head, about, *_ = JOBS
     count, scratch = bench.options.requests, bench.scratch
     adapter = bench.made(adapter_of, 2)
     with serving(serve_hub, pushed(adapter, scratch / "hub-of-rates")) as line, serving(serve_alone) as peer:
@@ -103,6 +111,42 @@ def rates(bench: Bench) -> None:
             ours = program("adapterhub", rate, hub["url"], method, path, hub["token"], count)
             theirs = program(ALONE, rate, alone["url"], method, "/", "", count)
             bench.add(job, f"{count} requests with a token on 8 connections", bench.turns(ours, theirs))
+
+
+def lists(bench: Bench) -> None:
+    """Pages of lists at the beginning, in the middle and at the end, over names that are only in the index."""
+    *_, models, catalog, tags = JOBS
+    names = bench.options.names
+    with Registry.init(bench.scratch / "hub-of-names") as registry:
+        add_names(registry.index.connection, names)
+        sql = "SELECT time, name FROM versions ORDER BY time DESC, name DESC LIMIT 1 OFFSET ?"
+        cursors = [f"{time} {name}" for at in (0, 2, 1.01) for time, name in registry.index.select(sql, int(at and names / at))]
+    with serving(serve_hub, bench.scratch / "hub-of-names") as line:
+        hub = json.loads(line)
+        paths = {
+            (models, f"page of 100 of {names} names, {place}"): f"/api/models?limit=100&{urlencode({'cursor': cursor})}"
+            for place, cursor in zip(("the first", "in the middle", "near the end"), cursors, strict=True)
+        }
+        paths |= {
+            (models, "100 of a base"): "/api/models?limit=100&filter=base_model:org3/model-3",
+            (models, "100 with a word"): "/api/models?limit=100&search=ba1",
+            (catalog, "1000, from the middle"): "/v2/_catalog?n=1000&last=team50/",
+            (tags, "of all kinds"): "/api/models-tags-by-type",
+        }
+        for (job, detail), path in paths.items():
+            bench.add(
+                job, detail, {"adapterhub": cost_of(f"{hub['url']}{path}", hub["token"], hub["pid"], bench.options.rounds)}
+            )
+
+
+def cost_of(url: str, token: str, pid: int, rounds: int) -> Figures:
+    """The CPU time of a server for one answer, of enough of them to be counted."""
+    request, count = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"}), 20 * rounds
+    urllib.request.urlopen(request).read()
+    before = cpu(pid)
+    for _ in range(count):
+        urllib.request.urlopen(request).read()
+    return {"server CPU ms": since(pid, before) / count * 1000, "server MB": peak(pid)}
 
 
 def pushed(adapter: Path, registry: Path) -> Path:
@@ -323,4 +367,16 @@ if __name__ == "__main__":
     if "--hostile" in sys.argv:
         with tempfile.TemporaryDirectory() as scratch:
             sys.exit(attack(Path(scratch), smoke="--smoke" in sys.argv))
-    main(__doc__, JOBS, blobs, clients, rates, mib=(1024, 2), upload=(20, 2), requests=(4000, 80), rounds=(3, 1))
+    main(
+        __doc__,
+        JOBS,
+        blobs,
+        clients,
+        rates,
+        lists,
+        names=(10_000, 200),
+        mib=(1024, 2),
+        upload=(20, 2),
+        requests=(4000, 80),
+        rounds=(3, 1),
+    )

@@ -22,6 +22,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
 
 from . import error_responses, openapi, request_context
+from .cross_origin import CrossOriginMiddleware
 from .hf import routes as hf
 from .hub import Hub
 from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware
@@ -61,7 +62,9 @@ def create_app(settings: HubSettings) -> ASGIApp:
 
     routes = [*api_routes(), *web.routes()]
     metrics = Metrics(routes)
+    is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
     middleware = [
+        Middleware(CrossOriginMiddleware, is_local=is_local),
         Middleware(MetricsMiddleware, metrics=metrics),
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
         Middleware(RefusalLimitMiddleware),
@@ -73,7 +76,6 @@ def create_app(settings: HubSettings) -> ASGIApp:
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = FirstPartRouter(routes)
     app.state.metrics = metrics
-    is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
     return RequestGuard(app, behind_proxy=settings.behind_proxy, is_local=is_local)
 
 

@@ -1,14 +1,17 @@
 """The commits of a repository, as clients of the Hugging Face Hub see them.
 
-A version is a commit whose id is the first 40 digits of its digest, so that a revision names the same bytes as everywhere else.
-A tree that is not a complete adapter yet, as when the README comes first, is a commit with a document of its own. `main` is at
-the newest version, or at a commit made after it. An alias (`aliases`) is a repository with one version, which is `main`.
+A version is a commit whose id is the first 40 digits of its digest, so that a revision names the same bytes as everywhere else:
+the commit that made it. A commit that goes back to its content later, and a tree that is not a complete adapter yet, as when
+the README comes first, have the first digits of the digest of their own document. Each document names the commit before, so
+that no later commit changes what was. `main` is at the newest version, or at a commit made after it. An alias (`aliases`) is a
+repository with one version, which is `main`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
@@ -105,6 +108,33 @@ def find_view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repo
             worker.views.clear()
         worker.views[name] = state, cached
     return cached
+
+
+def listed_view(worker: Worker, row: VersionRow, may_read: MayRead) -> View | None:
+    """Return the repository of a version that the index lists as the newest; None if it may not be seen by now.
+
+    The version is not compared with the log, which takes a look at its entries: that is done when it is read.
+    """
+    head, repository = worker.repositories.current(row.name)
+    if not may_read(row.name, repository) or (repository and repository.moved_to):
+        return None
+    newest = row if LATEST in row.tags else worker.registry.row(Ref(row.name))
+    return View(row.name, repository, newest, head=head)
+
+
+def is_listed(worker: Worker, name: str, may_read: MayRead) -> bool:
+    """Return whether lists of names have a repository, of which the index or the records know, for a client."""
+    _, repository = worker.repositories.current(name)
+    if repository is None or repository.is_bare:
+        # A removed name may leave a record behind.
+        state = queries.name(worker.registry.index, name) if repository else None
+        return may_read(name, repository) and not (state and state.deleted)
+    return may_read(name, repository) and not repository.moved_to
+
+
+def main_id(view: View) -> str:
+    """Return the id of the commit that `main` is at."""
+    return head_of(view.repository, MAIN, view.latest) or view.latest or EMPTY.id
 
 
 def is_arriving(worker: Worker, name: str, repository: Repository | None) -> bool:
@@ -212,7 +242,13 @@ def by_id(worker: Worker, view: View, ident: str) -> Commit:
         return replace(version_commit(worker, view, row_of(worker, view, origin)), id=ident)
     if record is None:
         raise NotFoundError(f"{view.name}@{ident}", "no such commit")
-    return Commit(ident, record.files, None, record.title, record.description, record.author, record.time)
+    row = (
+        next(iter(queries.versions(worker.registry.index, name=view.name, digest=record.became)), None)
+        if record.became
+        else None
+    )
+    files = version_commit_without_message(worker, row).files if row else record.files
+    return Commit(ident, files, row, record.title, record.description, record.author, record.time)
 
 
 def version_commit(worker: Worker, view: View, row: VersionRow) -> Commit:
@@ -234,29 +270,59 @@ def _commit_record(worker: Worker, view: View, row: VersionRow) -> CommitRecord 
     return worker.repositories.commit(view.repository, commit_id(row.digest)) if view.repository else None
 
 
-def history(worker: Worker, view: View, revision: str) -> Sequence[str]:
-    """Return the ids of the commits of a branch, or up to a commit, the newest first."""
-    first = find(worker, view, revision)
-    # All commits are read for it, so that it is cached: one line of time and id for each.
-    listed, _ = worker.answers.get(("history", view.name, view.head), lambda: (_commit_lines(worker, view), ""))
-    # Two ids, if the revision is an id of the upstream.
-    first_ids = {first.id, commit_id(first.row.digest) if first.row else ""}
-    pairs = (line.decode().split(" ") for line in listed.splitlines())
-    return [first.id, *(ident for time, ident in pairs if ident not in first_ids and time <= (first.time or "~"))]
+def history(worker: Worker, view: View, revision: str) -> Iterator[Commit]:
+    """Yield the commits that led to a revision, the newest first, without their files; what is not asked for is not read."""
+    commit: Commit | None = find(worker, view, revision)
+    log, seen = _Log(worker, view), set[str]()
+    while commit and commit.id not in seen:
+        yield replace(commit, files={})
+        seen.add(commit.id)
+        commit = log.before(commit)
 
 
-def _commit_lines(worker: Worker, view: View) -> bytes:
-    """Return the time and the id of each commit of a repository, the newest first."""
-    trees = (by_id(worker, view, ident) for ident in reversed([*view.repository.commits] if view.repository else []))
-    times = [(commit.time, commit.id) for commit in trees if commit.row is None]
-    times = [*((row.time, commit_id(row.digest)) for row in rows(worker, view)), *times]
-    return "\n".join(f"{time} {ident}" for time, ident in sorted(times, key=lambda pair: pair[0], reverse=True)).encode()
+class _Log:
+    """The order of the commits of a repository.
+
+    A commit's document names the one before. A version that was pushed in another way has none: before it came the version with
+    the number before, or a later commit that is no version's first.
+    """
+
+    def __init__(self, worker: Worker, view: View) -> None:
+        self._worker, self._view = worker, view
+        self._repository = view.repository or Repository()
+
+    def before(self, commit: Commit) -> Commit | None:
+        """Return the commit before another one, without its files; None for the first, and where a squash has ended it."""
+        if record := self._worker.repositories.commit(self._repository, commit.id):
+            return None if record.parent in ("", EMPTY.id) else self._entry(record.parent)
+        if commit.row is None or self._view.frozen:
+            return None
+        earlier = [other for other in self._others if other[0] <= commit.row.time][-1:]
+        row = queries.version_before(self._worker.registry.index, self._view.name, commit.row.number)
+        if earlier and (row is None or row.time < earlier[0][0]):
+            return self._entry(earlier[0][1])
+        return self._entry(commit_id(row.digest)) if row else None
+
+    def _entry(self, ident: str) -> Commit | None:
+        index, record = self._worker.registry.index, self._worker.repositories.commit(self._repository, ident)
+        rows = queries.versions(index, name=self._view.name, digest_prefix=f"sha256:{ident}") if self._view.newest else []
+        row = rows[0] if rows else None
+        if record is None:
+            return Commit(ident, {}, row, f"Version v{row.number}", time=row.time) if row else None
+        return Commit(ident, {}, row, record.title, record.description, record.author, row.time if row else record.time)
+
+    @cached_property
+    def _others(self) -> list[tuple[str, str]]:
+        """Time and id of the commits that are no version's first, the oldest first."""
+        versions = {commit_id(digest) for digest in queries.digests(self._worker.registry.index, self._view.name)}
+        records = ((ident, self._worker.repositories.commit(self._repository, ident)) for ident in self._repository.commits)
+        return sorted((record.time, ident) for ident, record in records if record and ident not in versions)
 
 
 def branches(view: View) -> dict[str, str]:
     """Return branch to commit id; `main` is always included."""
     names = [MAIN, *(name for name in (view.repository.heads if view.repository else ()) if name != MAIN)]
-    return {name: head_of(view.repository, name, view.latest) or view.latest or EMPTY.id for name in names}
+    return {name: head_of(view.repository, name, view.latest) or main_id(view) for name in names}
 
 
 def tags(worker: Worker, view: View) -> dict[str, str]:

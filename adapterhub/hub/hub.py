@@ -15,7 +15,7 @@ from starlette.requests import Request
 from adapterhub.digest import Digest
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import no_proxy, origin
-from adapterhub.index import queries
+from adapterhub.index import queries, version_listing
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.card import Card
 from adapterhub.project.policy import join
@@ -41,6 +41,7 @@ from .people.accounts import READERS
 from .people.id_tokens import Issuers
 from .policy_gate import PolicyGate
 from .quotas import Quotas
+from .repository_listing import RepositoryListing
 from .settings import HubSettings
 from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
@@ -52,8 +53,7 @@ from .workers import Worker, Workers
 _log = logging.getLogger("adapterhub.hub")
 _MAINTENANCE_INTERVAL = 600.0  # seconds between two runs
 _MAX_CARD_BYTES = 16 << 20  # bytes of cards kept in memory
-# Seconds the names hidden from a client are reused, and for how many tokens they are remembered.
-_HIDDEN_TTL, _MAX_HIDDEN_TOKENS = 5.0, 100
+_MAX_HIDDEN_TOKENS = 100  # for how many tokens the names hidden from them are remembered
 
 
 class Hub:
@@ -76,6 +76,7 @@ class Hub:
         git: The object ids git would give to files.
         forms: Versions converted to other formats.
         releases: Compares what is served with the policy.
+        repository_listing: The names of repositories that have a record.
         mirror: The mirror of another hub; None without one.
         upstream: The models that are not here but at another hub; None without one.
         model_bases: The whole models that are bases of adapters.
@@ -111,7 +112,8 @@ class Hub:
         # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4)
         self.secret = hub_secret(self.database)
-        self._hidden_cache: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
+        self.repository_listing = RepositoryListing()
+        self.workers.on_record = self.repository_listing.note
         self._jobs = Jobs(self.database)
         self._change_locks: dict[str, tuple[asyncio.Lock, int]] = {}
         upstream = settings.mirror
@@ -205,8 +207,12 @@ class Hub:
 
     def visible(self, worker: Worker, identity: Identity | None, name: str) -> View | None:
         """Return a repository, or None if it does not exist or `identity` may not see it."""
-        may_read = partial(self.may_read, worker, identity)
+        may_read = self.reader(worker, identity)
         return find_view(worker, name, may_read) or self._converted_view(worker, name, may_read)
+
+    def reader(self, worker: Worker, identity: Identity | None) -> MayRead:
+        """Return what tells whether `identity` may see a repository."""
+        return partial(self.may_read, worker, identity)
 
     def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
         """Return whether `identity` may see a repository in this state; one still being renamed to is hidden from everybody."""
@@ -235,34 +241,30 @@ class Hub:
 
         Each repository that is actually shown is still checked on its own.
         """
-        until, names, by_token = self._hidden_cache
-        if until < time.monotonic():
-            until, names, by_token = self._hidden_cache = (
-                time.monotonic() + _HIDDEN_TTL,
-                self._restricted_repositories(worker),
-                {},
-            )
-        key = identity.token if identity else 0
-        hidden = by_token.get(key)
+        snapshot, key = self.repository_listing.current(worker), identity.token if identity else 0
+        hidden = snapshot.hidden.get(key)
         if hidden is None:
-            if len(by_token) >= _MAX_HIDDEN_TOKENS:
-                by_token.clear()
-            hidden = by_token[key] = tuple(
-                name for name, state in names.items() if not self.may_read(worker, identity, name, state)
-            )
+            if len(snapshot.hidden) >= _MAX_HIDDEN_TOKENS:
+                snapshot.hidden.clear()
+            restricted = self._restricted_repositories(worker, snapshot.restricted)
+            hidden = tuple(name for name, state in restricted.items() if not self.may_read(worker, identity, name, state))
+            snapshot.hidden[key] = hidden
         return hidden
 
-    def _restricted_repositories(self, worker: Worker) -> dict[str, Repository | None]:
-        """Return the repositories not everybody may see: private ones, and all of a namespace that restricts its readers."""
-        states = ((name, worker.repositories.get(name)) for name in worker.repositories.names())
-        restricted: dict[str, Repository | None] = {
-            name: state for name, state in states if state and (state.private or state.moved_from)
-        }
+    def names_after(self, worker: Worker, identity: Identity | None, last: str, limit: int) -> list[str]:
+        """Return the first names after `last`, sorted, without those hidden from a client a few seconds ago."""
+        hidden = frozenset(self.hidden_names(worker, identity))
+        names = {*version_listing.names_after(worker.registry.index, last, limit, hidden)}
+        names.update(self.repository_listing.current(worker).after(last, limit, hidden))
+        return sorted(names)[:limit]
+
+    def _restricted_repositories(self, worker: Worker, restricted: Mapping[str, Repository]) -> Mapping[str, Repository | None]:
+        """Return the repositories not everybody may see: by their records, and all of a namespace with restricted readers."""
         namespaces = {namespace.name for namespace in accounts.namespaces(self.database) if namespace.readers != READERS[0]}
         if namespaces:
             # Names without a document have no state of their own: their namespace decides.
             names = (row.name for row in queries.names(worker.registry.index))
-            restricted = {**{name: None for name in names if name.partition("/")[0] in namespaces}, **restricted}
+            return {**{name: None for name in names if name.partition("/")[0] in namespaces}, **restricted}
         return restricted
 
     async def prepare(self, request: Request) -> None:
@@ -317,6 +319,12 @@ class Hub:
                 self._change_locks[name] = lock, waiting - 1
             else:
                 del self._change_locks[name]
+
+    @asynccontextmanager
+    async def commit_turn(self, name: str) -> AsyncIterator[None]:
+        """Wait until no commit to a repository that has already lost to another process is tried again, and hold the turn."""
+        async with self._jobs.claim(f"commit {name}"):
+            yield
 
     @asynccontextmanager
     async def move_lock(self, old: str, new: str) -> AsyncIterator[None]:

@@ -135,7 +135,7 @@ def class_of(path: str) -> str:
     if path in _UNLIMITED:
         return ""
     parts = path.split("/")
-    if "/blobs/" in path if parts[1] == "v2" else parts[1] in ("lfs", "xet") or "resolve" in parts[2:4]:
+    if "/blobs/" in path if parts[1] == "v2" else parts[1] in ("lfs", "xet") or {"resolve", "raw"} & {*parts[2:4]}:
         return _RESOLVERS
     return _API if parts[1] in ("api", "v1", "v2", "oauth") or ".git" in path else _PAGES
 

@@ -371,9 +371,9 @@ def check_adapter(source: Source, manifest: Manifest, location: str) -> None:
     files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
     if manifest.adapter_json is not None:
         return
-    if not publishing.is_whole(files):
+    if not publishing.is_whole_by_name(files):
         raise RefusedError(location, "has no whole adapter in it, and this hub mirrors nothing else")
-    if ADAPTER_CONFIG in files:
+    if ADAPTER_CONFIG in files or publishing.DIFFUSERS_WEIGHTS in files:
         return
     ggufs = (layer for layer in manifest.layers if layer.path.endswith(".gguf") and "/" not in layer.path)
     if not any(_is_gguf_adapter(source, layer, location) for layer in itertools.islice(ggufs, _MAX_HEADERS)):

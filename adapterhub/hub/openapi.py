@@ -19,6 +19,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub.version import __version__
 
+from .hf.api_documents import EXPANDABLE
 from .hub import Hub
 
 _Schema = Mapping[str, Any]
@@ -82,6 +83,8 @@ _PATH_PARAMETERS: Mapping[str, _Schema] = {
 }
 _TREE: Mapping[str, _Schema] = {"recursive": _BOOLEAN, "expand": _BOOLEAN, "cursor": _TEXT}
 _PAGES: Mapping[str, _Schema] = {"limit": _COUNT, "cursor": _TEXT}
+_FIELD: _Schema = {"type": "string", "enum": [*EXPANDABLE]}
+_MODEL_QUERY: Mapping[str, _Schema] = {"blobs": _BOOLEAN, "expand": _list(_FIELD)}
 _SIGNED: Mapping[str, _Schema] = {"size": _COUNT, "expires": _COUNT, "signature": _TEXT}
 _NAMED: Mapping[str, _Schema] = {"type": _MODEL, "name": _TEXT, "organization": _TEXT}
 _VISIBLE: Mapping[str, _Schema] = {"private": _BOOLEAN, "visibility": {"type": "string", "enum": ["public", "private"]}}
@@ -135,21 +138,37 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     "GET /api/agent-harnesses": Operation("List the programs that act for people; there are none"),
     "GET /api/whoami-v2": Operation("Tell whose token it is", needs=_LOGIN),
     "GET /api/models": Operation(
-        "List adapters, the newest first if there are no words to search for",
-        query={"search": _TEXT, "author": _TEXT, "filter": _list(_TEXT), "full": _BOOLEAN, **_PAGES},
+        "List adapters, the last push first; what cannot be applied is refused",
+        query={
+            "search": _TEXT,
+            "author": _TEXT,
+            "filter": _list(_TEXT),
+            "library": _TEXT,
+            "pipeline_tag": _TEXT,
+            "num_parameters": {"type": "string", "examples": ["min:1M,max:1B"]},
+            "gated": _BOOLEAN,
+            "sort": {"type": "string", "enum": ["lastModified"]},
+            "direction": {"type": "string", "enum": ["-1", "1"]},
+            "full": _BOOLEAN,
+            "cardData": _BOOLEAN,
+            "expand": _list(_FIELD),
+            **_PAGES,
+        },
     ),
     "GET /api/users/{namespace}/overview": Operation("Tell about an account", errors=(404,)),
     "GET /api/organizations/{namespace}/overview": Operation("Tell about a namespace", errors=(404,)),
     "GET /api/models-tags-by-type": Operation("List what adapters can be filtered by"),
-    f"GET {_REPO}": _reading("Tell about an adapter", {"blobs": _BOOLEAN}),
-    f"GET {_REPO}/revision/{{revision}}": _reading("Tell about a revision of an adapter", {"blobs": _BOOLEAN}),
+    f"GET {_REPO}": _reading("Tell about an adapter", _MODEL_QUERY),
+    f"GET {_REPO}/revision/{{revision}}": _reading("Tell about a revision of an adapter", _MODEL_QUERY),
     f"GET {_REPO}/tree/{{revision}}": _reading("List files", _TREE),
     f"GET {_REPO}/tree/{{revision}}/{{path}}": _reading("List files of a folder", _TREE),
     f"GET {_REPO}/refs": _reading("List branches and tags"),
-    f"GET {_REPO}/commits/{{revision}}": _reading("List commits", {"p": _COUNT}),
+    f"GET {_REPO}/commits/{{revision}}": _reading("List commits", {"p": _COUNT, "cursor": _TEXT}),
     f"GET {_REPO}/safetensors-metadata/{{path}}": _reading("Read the headers of weights"),
     f"GET {_REPO}/auth-check": _reading("Tell whether an adapter may be read"),
     "GET /{namespace}/{repo}/resolve/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: _NOTHING}),
+    "GET /{namespace}/{repo}/raw/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: _NOTHING}),
+    "GET /{namespace}/{repo}/info/refs": Operation("Tell git what to use instead", {}, (501,), {"service": _TEXT}),
     f"GET {_LFS_OBJECT}": Operation("Download a file by an address of the batch API", _FILE, (403, 404), _SIGNED),
     "GET /api/telemetry/{path}": Operation("Count nothing", {204: _NOTHING}),
     "GET /api/models/{repo}": _WITHOUT_NAMESPACE,
@@ -264,6 +283,7 @@ _PROTOCOLS: tuple[tuple[str, str, Mapping[str, Operation]], ...] = (
 _COMMON_ERRORS = (400, 401, 429, 503)  # error statuses of any request
 # A page, and catch-all routes that answer "not found".
 _UNDOCUMENTED = ("/device", "/v2/{path:path}", "/api/{path:path}", "/xet/{path:path}")
+_OF_OTHERS = ("/datasets/", "/spaces/", "/buckets/", "/kernels/", "/papers/", "/uploads")  # only refused
 _SCHEMAS: Mapping[str, _Schema] = {
     "Error": _object(error=_TEXT),
     "OciErrors": _object(errors=_list(_object("code", "message", code=_TEXT, message=_TEXT))),
@@ -298,7 +318,7 @@ def paths() -> dict[str, dict[str, Any]]:
 
 def route_operations(route: BaseRoute) -> Iterator[tuple[str, str]]:
     """Yield the paths and methods of this document that a route answers; nothing for undocumented routes."""
-    if isinstance(route, Route) and route.path not in _UNDOCUMENTED:
+    if isinstance(route, Route) and route.path not in _UNDOCUMENTED and not route.path.startswith(_OF_OTHERS):
         path = route.path.replace("{name:path}", "{namespace}/{repo}").replace(":path}", "}")
         yield from ((path, method.lower()) for method in route.methods or ())
 

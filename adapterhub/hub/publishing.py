@@ -8,6 +8,7 @@ which a hub that only serves does without: they are imported with the first push
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,20 @@ from adapterhub.store.export import linked_folder
 from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
 from adapterhub.trust.bundle import MEDIA_TYPE
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE, is_weights
+from adapterhub_converters.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_JSON,
+    HEAD_SIZE,
+    MLX_WEIGHTS,
+    PEFT_WEIGHTS,
+    is_weights,
+)
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+"""The name under which diffusers saves adapters (`diffusers/loaders/lora_base.py`, `LORA_WEIGHT_NAME_SAFE`)."""
+_MAX_HEADER = 16 << 20  # bytes of the header of weights
 NO_FILES: Mapping[Digest, Path] = {}
 _EMPTY_CONFIG = sha256_bytes(b"{}")  # the empty config of an attached manifest
 
@@ -40,15 +51,53 @@ Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
 
 
-def is_whole(files: Files) -> bool:
-    """Return whether a tree has a complete adapter: weights at the top, and a config unless GGUF weights include it."""
+def is_whole(store: Store, files: Files, staged: Mapping[Digest, Path] = NO_FILES) -> bool:
+    """Return whether a tree has a complete adapter: as its names say, or as a reader of single files recognizes its weights.
+
+    Diffusers and trainers of image models write one safetensors file that says everything, under any name.
+    """
     weights = [path for path in files if is_weights(path) and "/" not in path]
-    return bool(weights) and (ADAPTER_CONFIG in files or any(path.endswith(".gguf") for path in weights))
+    if is_whole_by_name(files) or len(weights) != 1 or weights[0] in (PEFT_WEIGHTS, MLX_WEIGHTS):
+        return is_whole_by_name(files)
+    return _is_self_contained(store, *files[weights[0]], staged)
+
+
+def is_whole_by_name(files: Files) -> bool:
+    """Return whether a tree has weights at the top, and a config unless GGUF or diffusers' weights include it."""
+    weights = [path for path in files if is_weights(path) and "/" not in path]
+    includes_config = weights == [DIFFUSERS_WEIGHTS] or any(path.endswith(".gguf") for path in weights)
+    return bool(weights) and (ADAPTER_CONFIG in files or includes_config)
+
+
+def _is_self_contained(store: Store, digest: Digest, size: int, staged: Mapping[Digest, Path]) -> bool:
+    """Return whether a format of single files claims some safetensors weights, of which only the header is read."""
+    from adapterhub_converters import formats
+    from adapterhub_converters.formats.convert import sniff
+
+    opened = open_file.open_regular(staged[digest]) if digest in staged else store.open_blob(digest)
+    with opened as file:
+        raw = file.read(8)
+        # The length is a claim of the file.
+        if (length := int.from_bytes(raw, "little")) > min(_MAX_HEADER, size):
+            return False
+        while len(raw) < 8 + length and (piece := file.read(8 + length - len(raw))):
+            raw += piece
+    with tempfile.NamedTemporaryFile(prefix="adapterhub-", suffix=".safetensors") as header:
+        header.write(raw)
+        header.truncate(size)  # a hole in place of the tensors: a reader of headers compares the sizes
+        header.flush()
+        try:
+            row = formats.FORMATS.get(sniff(Path(header.name)))
+        except AdapterhubError:
+            return False
+    return row is not None and row.self_contained and not row.files
 
 
 def is_adapter(store: Store, files: Files) -> bool:
     """Return whether files are meant as an adapter, valid or not, rather than a whole model or anything else."""
-    if ADAPTER_JSON in files or (ADAPTER_CONFIG in files and is_whole(files)):
+    if ADAPTER_JSON in files or (ADAPTER_CONFIG in files and is_whole_by_name(files)):
+        return True
+    if not any(path.endswith(".gguf") for path in files) and is_whole(store, files):
         return True
     return any(_is_gguf_adapter(store, *file) for path, file in files.items() if path.endswith(".gguf") and "/" not in path)
 

@@ -67,14 +67,19 @@ class StagedFiles:
         return digest, size
 
     def adopt(self, digests: Iterable[Digest]) -> None:
-        """Turn the files with these digests, as far as they are here, into blobs, which count as uploaded until `accept`."""
-        self._adopted = {digest: self._sizes[digest] for digest in digests if digest in self.paths}
-        self._counter.count_files(self._name, self._adopted, [self.upload])
-        for digest, size in self._adopted.items():
+        """Turn the files with these digests, as far as they are here, into blobs, which count as uploaded until `accept`.
+
+        A commit that is tried again finds them among the blobs.
+        """
+        arrived = {digest: self._sizes[digest] for digest in digests if digest in self.paths}
+        self._counter.count_files(self._name, arrived, [self.upload])
+        self._adopted |= arrived
+        for digest, size in arrived.items():
             path = self.paths[digest]
             if not self._store.retain_if_present(digest, size):
                 with local_errors(path), self._store.files.resume(path) as file:
                     self._store.adopt(path, file, digest)
+                del self.paths[digest]
         self._store.sync_blobs()
 
     def accept(self) -> None:

@@ -15,7 +15,7 @@ from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import Repositories
+from adapterhub.registry.repository_records import Repositories, Repository
 from adapterhub.store.store import Entry
 
 from . import request_context
@@ -87,11 +87,13 @@ class Workers:
 
     Attributes:
         check_record: Called before a document is written for a repository, with its bytes; RefusedError if there is no room.
+        on_record: Called with a repository and its new state after each change of its document; None for a removed one.
     """
 
     def __init__(self, storage: Storage, count: int = 8, *, on_move: Callable[[Entry], object] | None = None) -> None:
         self._storage, self._on_move = storage, on_move
         self.check_record: Callable[[Worker, str, int], object] = lambda _worker, _name, _size: None
+        self.on_record: Callable[[str, Repository | None], object] = lambda _name, _repository: None
         self._local = threading.local()
         self._manifests: dict[Digest, Manifest] = {}
         self._configs: dict[Digest, Digest] = {}
@@ -120,7 +122,11 @@ class Workers:
             registry = self._storage.registry()
             registry.ledger.on_commit = self._on_move
             # Not `self.worker()`: a change holds the lock of the index, for which a thread that refreshes it may be waiting.
-            repositories = Repositories(registry, lambda name, size: self.check_record(self._local.worker, name, size))
+            repositories = Repositories(
+                registry,
+                lambda name, size: self.check_record(self._local.worker, name, size),
+                self.on_record,
+            )
             worker = self._local.worker = Worker(
                 registry, repositories, self._manifests, self._configs, self._storage.database, answers=self._answers
             )

@@ -193,3 +193,10 @@ def pushed_by(db: Database) -> None:
 def rank_range(db: Database) -> None:
     """Add the smallest rank of any module: `r` is the largest from here on, and was that of most modules."""
     db.execute("ALTER TABLE versions ADD COLUMN least_r INTEGER")
+
+
+@migrations()
+def listing(db: Database) -> None:
+    """Let an index lead to any page of the newest versions. Library and pipeline are facets from here on."""
+    db.execute("DROP INDEX versions_time")
+    db.execute("CREATE INDEX versions_time ON versions (time, name)")

@@ -161,12 +161,19 @@ def versions(
         "number = ?": (number,),
         IN_NAMESPACE: (None,) if prefix is None else namespace_values(prefix),
         "digest = ?": (digest,),
-        "substr(digest, 1, length(?)) = ?": (digest_prefix, digest_prefix),
+        # A subquery, so that the index on digests answers it, and not the one on names; `g` follows all digits.
+        "id IN (SELECT id FROM versions WHERE digest >= ? AND digest < ? || 'g')": (digest_prefix, digest_prefix),
         "id IN (SELECT version FROM made_from WHERE parent = ?)": (parent,),
         "id IN (SELECT version FROM files WHERE digest = ?)": (file,),
     }
     used = {condition: values for condition, values in conditions.items() if values[0] is not None}
     return select(index, " AND ".join(used) or "1", *(value for values in used.values() for value in values))
+
+
+def version_before(index: Index, name: str, number: int) -> VersionRow | None:
+    """Return the version of a name with the greatest number below `number`; None if there is none."""
+    sql = "name = ? AND number = (SELECT max(number) FROM versions WHERE name = ? AND number < ?)"
+    return next(iter(select(index, sql, name, name, number)), None)
 
 
 def digests(index: Index, name: str) -> list[Digest]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .index_database import VERSION
 
-DIGEST = "2b1456fa7284def1a66bcef2ac79d35e886929f4e07a0b75062f68a1187923b1"
+DIGEST = "f30cf544082e40752f898f4c9355cb29e50204bf8579f1ef6c555bbc2b3a86e2"
 """What `digest` returns for a new database."""
 _SQL = Path(__file__).with_name("schema.sql")
 _MAX_OBJECTS = 200  # tables, indexes, triggers

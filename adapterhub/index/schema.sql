@@ -40,8 +40,6 @@ CREATE TABLE weights (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE) STRIC
 
 CREATE TABLE tensors (key INTEGER NOT NULL, file INTEGER NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (key, file)) STRICT, WITHOUT ROWID
 
-CREATE INDEX versions_time ON versions (time)
-
 CREATE TABLE facet_counts (kind TEXT NOT NULL, value TEXT NOT NULL COLLATE NOCASE, n INTEGER NOT NULL, PRIMARY KEY (kind, value)) STRICT, WITHOUT ROWID
 
 CREATE TABLE "texts" (
@@ -73,6 +71,8 @@ CREATE TRIGGER "texts_au" AFTER UPDATE ON "texts" BEGIN
   INSERT INTO "texts_fts" (rowid, "name", "title", "tags", "description", "facts", "card") VALUES (new.rowid, new."name", new."title", new."tags", new."description", new."facts", new."card");
 END
 
+CREATE INDEX versions_time ON versions (time, name)
+
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES
     ('adapterhub', 'names_and_versions', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'finding', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
@@ -83,4 +83,5 @@ INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES
     ('adapterhub', 'license_spelling', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'searched_texts', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'pushed_by', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
-    ('adapterhub', 'rank_range', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))
+    ('adapterhub', 'rank_range', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
+    ('adapterhub', 'listing', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))

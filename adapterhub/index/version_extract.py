@@ -33,6 +33,13 @@ CARD_FACETS = {
     "base": ("base_model",), "license": ("license", "license_name"), "language": ("language", "languages"), "tag": ("tags",),
     "task": ("pipeline_tag",), "dataset": ("datasets",),
 }  # fmt: skip
+_UNSEARCHED = {"base-name", "container", "library", "pipeline"}  # kinds of facets that other kinds or most versions repeat
+# The Hub's task ("pipeline tag") for PEFT's (`peft.TaskType`).
+_PIPELINES = {
+    "CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation", "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification", "QUESTION_ANS": "question-answering", "FEATURE_EXTRACTION": "feature-extraction",
+}  # fmt: skip
+_IMAGE_FORMATS = ("diffusers", "kohya")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class VersionExtract:
     @property
     def words(self) -> str:
         """The facets as text, so that a search by words finds them."""
-        return " ".join(value for kind, value in self.facets if kind != "base-name")[:MAX_WORDS]
+        return " ".join(value for kind, value in self.facets if kind not in _UNSEARCHED)[:MAX_WORDS]
 
 
 def read(store: Store, digest: Digest) -> VersionExtract:
@@ -146,6 +153,11 @@ def _facets(manifest: AdapterManifest, model_card: Card) -> Iterator[tuple[str, 
         # The card fills in what adapter.json lacks; if both have a value, the declared one may be newer.
         if not any(values_by_kind.get(kind, ())):
             values_by_kind[kind] = list(model_card.values(*keys))
+    # The card names these two as the Hub does; otherwise, the library is the one that reads the format.
+    library = "diffusers" if manifest.format in _IMAGE_FORMATS else "peft"
+    values_by_kind["pipeline"] = [*(model_card.values("pipeline_tag")[:1] or [_PIPELINES.get(manifest.task or "")])]
+    values_by_kind["library"] = [*(model_card.values("library_name")[:1] or [library])]
+    values_by_kind["container"] = ["gguf" if manifest.format == "gguf" else "safetensors"]
     for kind, values in values_by_kind.items():
         for value in map(_text, values):
             if value and len(value) <= MAX_FACET:

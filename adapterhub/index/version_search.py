@@ -37,7 +37,7 @@ _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {prefix: 1000**n for n, prefix in enumerate("kmgt", 1)}
-_NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
+NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
 _LEFT_OUT = "v.name IN (SELECT value FROM json_each(?))"
 _QUANTITY = safe_regex.Pattern(r"(-?[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?)\s*([a-z]*)")
 
@@ -142,7 +142,7 @@ def _limit(query: Query) -> int:
 
 def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
     """Return the newest version of every name, latest first."""
-    condition = f"{_NEWEST} AND {visible_condition(index, query.without)}"
+    condition = f"{NEWEST} AND {visible_condition(index, query.without)}"
     sql = f"SELECT id FROM versions v WHERE {condition} ORDER BY time DESC, name LIMIT ?"
     records = index.select(sql, _limit(query))
     facet_counts = _stored_facet_counts(index, query) if facets else {}
@@ -152,7 +152,7 @@ def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
 def _names(index: Index, query: Query) -> int:
     """Return the number of names that have versions."""
     counts = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
-    hidden_counts = index.select(f"SELECT count(*) FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
+    hidden_counts = index.select(f"SELECT count(*) FROM versions v WHERE {NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
     return int(counts[0][0]) - int(hidden_counts[0][0]) if counts else 0
 
 
@@ -173,7 +173,7 @@ def _common_word_matches(index: Index, query: Query) -> SearchResult | None:
         return None
     ids_query = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
     named_ids = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
-    named_rows = index.select(ids_query if query.all_versions else f"{ids_query} AND {_NEWEST}", json.dumps(named_ids))
+    named_rows = index.select(ids_query if query.all_versions else f"{ids_query} AND {NEWEST}", json.dumps(named_ids))
     recent_rows = index.select(f"{ids_query} ORDER BY id DESC", json.dumps(recent_ids))
     best: dict[object, tuple[int, int]] = {}
     hidden = set(query.without)
@@ -263,7 +263,7 @@ def _stored_facet_counts(index: Index, query: Query) -> dict[str, dict[str, int]
         return _group_by_kind(
             index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi")
         )
-    hidden = f"SELECT id, r FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}"
+    hidden = f"SELECT id, r FROM versions v WHERE {NEWEST} AND {_LEFT_OUT}"
     counts = (
         f"WITH hidden AS MATERIALIZED ({hidden}), less AS (SELECT kind, value, count(*) AS n FROM hidden JOIN facets"
         " ON version = id GROUP BY kind, value UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hidden GROUP BY r)"

@@ -208,10 +208,16 @@ class Repositories:
     Args:
         registry: The registry.
         check_size: Called with a name and the bytes that are about to be written for it; RefusedError if there is no room.
+        on_change: Called with a name and its new state after a change; None for a removed repository.
     """
 
-    def __init__(self, registry: Registry, check_size: Callable[[str, int], object] = lambda _name, _size: None) -> None:
-        self._registry, self.check_size = registry, check_size
+    def __init__(
+        self,
+        registry: Registry,
+        check_size: Callable[[str, int], object] = lambda _name, _size: None,
+        on_change: Callable[[str, Repository | None], object] = lambda _name, _repository: None,
+    ) -> None:
+        self._registry, self.check_size, self._on_change = registry, check_size, on_change
         self._cache: dict[str, tuple[NamedDocument, Repository | None]] = {}
 
     @property
@@ -258,11 +264,13 @@ class Repositories:
         # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
             self._move(name, decide)
+        self._on_change(name, repository)
         return repository
 
     def remove(self, name: str) -> None:
         """Remove a repository, but not its versions: those belong to the registry."""
         self._move(name, lambda state: state.next("delete", now()) if state.exists else None)
+        self._on_change(name, None)
 
     def document(self, name: str) -> NamedDocument:
         """Return the last entry of the log of a repository."""

@@ -100,8 +100,7 @@ def test_a_commit_beside_a_move_is_kept_or_refused(hub: Running, red: Tenant, ad
         start.wait()
         kept = sum(pool.map(push, folders[1:]))
     assert moving.result()
-    total = int(red.get("/api/models/red/b/commits/main").headers["x-total-count"])
-    assert total == kept + 1
+    assert len(red.get("/api/models/red/b/commits/main").json()) == kept + 1
 
 
 def test_a_move_does_not_take_the_protection_of_a_tag_away(hub: Running, red: Tenant, adapter: Callable[..., Path]) -> None:

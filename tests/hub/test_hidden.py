@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from adapterhub.hub import access_control, hub
+from adapterhub.hub import access_control, repository_listing
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
@@ -44,7 +44,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     """Listen to the databases; what is remembered for seconds is remembered for the whole test."""
     found = Statements([])
     monkeypatch.setattr(access_control, "_TTL", 3600.0)
-    monkeypatch.setattr(hub, "_HIDDEN_TTL", 3600.0)
+    monkeypatch.setattr(repository_listing, "_TTL", 3600.0)
     for kind in (Index, HubDatabase):
         monkeypatch.setattr(kind, "select", _listening(kind.select, found))
     return found

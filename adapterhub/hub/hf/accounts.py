@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
+from adapterhub_converters.display import printable
 
 from .hf_errors import error_response
 from .reading import name_of, visible_view
@@ -56,6 +57,13 @@ async def agent_harnesses(_hub: Hub, _request: Request) -> Response:
 async def nothing(_hub: Hub, _request: Request) -> Response:
     """Accept telemetry that the Hugging Face Hub counts, and ignore it."""
     return Response(status_code=204)
+
+
+async def git(hub: Hub, request: Request) -> Response:
+    """GET …/info/refs: `git clone` and `git ls-remote`, which show a refusal in plain text."""
+    name = name_of(request).removesuffix(".git")
+    text = f"this hub does not speak git: download with `hf download {name}`, upload with `hf upload {name} FOLDER`"
+    return PlainTextResponse(f"{printable(text)} (HF_ENDPOINT={hub.url(request)})\n", 501)
 
 
 async def unknown(_hub: Hub, request: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adapterhub.hub.commits import Commit, View
@@ -17,27 +17,38 @@ def with_milliseconds(time: str) -> str:
     return f"{time.removesuffix('Z')}.000Z" if time else "1970-01-01T00:00:00.000Z"
 
 
+Facets = Mapping[str, Sequence[str]]
+"""What the index has of a version: kind of facet to values (`index.version_extract`)."""
+EXPANDABLE = (
+    "author", "baseModels", "cardData", "createdAt", "disabled", "downloads", "gated", "lastModified", "library_name", "likes",
+    "pipeline_tag", "private", "safetensors", "sha", "siblings", "tags", "usedStorage",
+)  # fmt: skip
+"""Fields that a client may ask for by name, as `expand`; the Hub has more."""
+TAG_KINDS = ("tag", "library", "container", "method", "pipeline", "language")
+"""Kinds of facets that are tags as they are."""
+PREFIXED_KINDS = {"base": ("base_model:", "base_model:adapter:"), "license": ("license:",), "dataset": ("dataset:",)}
+"""Other kinds of facets that are tags, and what comes before the value."""
+
+
 def model_info(
-    view: View, commit: Commit, files: Sequence[GitFile], card: Card | None, *, blobs: bool = False
+    view: View, commit: Commit, files: Sequence[GitFile], card: Card | None, facets: Facets, *, blobs: bool = False
 ) -> dict[str, Any]:
     """Return a repository at a commit (`ModelInfo`)."""
     row = commit.row
-    document = summary(view, row, commit.id, card)
+    document = summary(view, row, commit.id, facets)
+    document["cardData"] = card_data(card, row, facets)
     document["siblings"] = siblings(files, blobs=blobs)
     document["usedStorage"] = sum(file.size for file in files)
     document["adapterhub"] = {"digest": row.digest, "number": row.number} if row else {}
-    if row and row.parameters and row.dtype and row.format != "gguf":
-        document["safetensors"] = {"parameters": {row.dtype: row.parameters}, "total": row.parameters}
-    if row and row.base:
-        document["baseModels"] = {"relation": "adapter", "models": [{"_id": row.base, "id": row.base}]}
     return document
 
 
-def summary(view: View, row: VersionRow | None, sha: str, card: Card | None = None) -> dict[str, Any]:
+def summary(view: View, row: VersionRow | None, sha: str, facets: Facets) -> dict[str, Any]:
     """Return a repository as an entry of a list."""
     repository, name = view.repository, view.name
     changed = row.time if row else repository.created if repository else ""
-    return {
+    created = min(filter(None, (repository.created if repository else "", changed)), default="")
+    document: dict[str, Any] = {
         # The Hub's ids have 24 hexadecimal digits.
         "_id": sha[:24],
         "id": name,
@@ -50,28 +61,39 @@ def summary(view: View, row: VersionRow | None, sha: str, card: Card | None = No
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "createdAt": with_milliseconds((repository.created if repository else "") or changed),
+        "createdAt": with_milliseconds(created),
         "lastModified": with_milliseconds(changed),
-        "library_name": "peft",
-        "pipeline_tag": next(iter(card.values("pipeline_tag")), None) if card else None,
-        "tags": tags(row, card),
-        "cardData": card_data(card, row),
+        "library_name": next(iter(facets.get("library", ())), None),
+        "pipeline_tag": next(iter(facets.get("pipeline", ())), None),
+        "tags": tags(facets),
     }
+    if row and row.parameters and row.dtype and row.format != "gguf":
+        document["safetensors"] = {"parameters": {row.dtype: row.parameters}, "total": row.parameters}
+    if row and row.base:
+        document["baseModels"] = {"relation": "adapter", "models": [{"_id": row.base, "id": row.base}]}
+    return document
 
 
-def tags(row: VersionRow | None, card: Card | None) -> list[str]:
-    """Return the tags that repositories are filtered by."""
-    all_tags = ["peft"]
-    if row:
-        all_tags += [row.format if row.format == "gguf" else "safetensors", row.method or ""]
-        all_tags += [f"base_model:{row.base}", f"base_model:adapter:{row.base}"] if row.base else []
-        all_tags += [f"license:{row.license}"] if row.license else []
-    if card:
-        all_tags += [*card.values("tags"), *card.values("language")]
-    return list(dict.fromkeys(tag for tag in all_tags if tag))
+def tags(facets: Facets) -> list[str]:
+    """Return the tags that repositories are filtered by (`model_filters`)."""
+    all_tags = [value for kind in TAG_KINDS for value in facets.get(kind, ())]
+    all_tags += [
+        f"{prefix}{value}" for kind, prefixes in PREFIXED_KINDS.items() for value in facets.get(kind, ()) for prefix in prefixes
+    ]
+    return list(dict.fromkeys(all_tags))
 
 
-def card_data(card: Card | None, row: VersionRow | None) -> dict[str, Any]:
+def tag(kind: str, value: str) -> str:
+    """Return the tag for a facet."""
+    return f"{PREFIXED_KINDS.get(kind, ('',))[0]}{value}"
+
+
+def only(document: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a model that a client asks for by name, with those that name it; all if it asks for none."""
+    return {key: value for key, value in document.items() if key in ("_id", "id", *fields)} if fields else document
+
+
+def card_data(card: Card | None, row: VersionRow | None, facets: Facets) -> dict[str, Any]:
     """Return the front matter of the model card, with facts of the adapter where the card says nothing."""
     data: dict[str, Any] = {}
     for key, values in (card.fields if card else {}).items():
@@ -80,7 +102,8 @@ def card_data(card: Card | None, row: VersionRow | None) -> dict[str, Any]:
         if isinstance(data.get(key), str):
             data[key] = [data[key]]
     if row:
-        for key, value in {"base_model": row.base, "license": row.license, "library_name": "peft"}.items():
+        library = next(iter(facets.get("library", ())), None)
+        for key, value in {"base_model": row.base, "license": row.license, "library_name": library}.items():
             if value:
                 data.setdefault(key, value)
     return data

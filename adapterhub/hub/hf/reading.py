@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -13,26 +14,35 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
+from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
-from adapterhub.index import version_search
-from adapterhub.index.version_search import Query
+from adapterhub.index import version_listing
+from adapterhub.index.version_listing import Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
-from . import api_documents
+from . import api_documents, model_filters
+from .api_documents import Facets
 from .hf_errors import ENTRY, REVISION, MovedError, ResponseError, no_such_repository
+from .model_filters import ListRequest
 
-_PAGE, _PAGE_EXPANDED, _MAX_LISTED, _MAX_COUNTED = 1000, 50, 500, 1000
+_PAGE, _PAGE_EXPANDED, _MAX_COUNTED = 1000, 50, 1000
+_MAX_TAGS = 1000  # of each kind
+# Types of the Hub's tags, and the kinds of facets that they are here.
+_TAG_TYPES = {
+    "library": ("library",), "pipeline_tag": ("pipeline",), "license": ("license",), "language": ("language",),
+    "dataset": ("dataset",), "other": ("tag", "container", "method", "base"),
+}  # fmt: skip
 _MAX_SIBLINGS = 20_000  # files in one list of repositories
 _MAX_BODY = 4 << 20  # bytes of a JSON body
-_MAX_FILTERS, _MAX_FIELDS = 50, 10_000
+_MAX_FIELDS = 10_000
 
 
 def name_of(request: Request) -> str:
@@ -93,6 +103,16 @@ def card_of(hub: Hub, commit: Commit) -> Card | None:
     return None
 
 
+def facets_of(worker: Worker, view: View, commit: Commit) -> Facets:
+    """Return what the index has of the version of a commit; nothing for an incomplete tree."""
+    if commit.row is None:
+        return {}
+    facets = version_listing.facets(worker.registry.index, [commit.row])[commit.row.name, commit.row.number]
+    # A conversion has the facts of its version in another format.
+    container = {"container": ["gguf" if commit.row.format == "gguf" else "safetensors"]} if view.frozen else {}
+    return {**facets, **container}
+
+
 def _read_card(hub: Hub, digest: Digest) -> Card:
     return cards.decode(hub.store.read_document(digest))
 
@@ -113,14 +133,17 @@ async def model_info(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
     revision = path_part(request, "revision") or commits.HEAD
     blobs = request.query_params.get("blobs", "") in ("true", "1", "True")
+    fields = model_filters.expanded_fields(request.query_params)
 
     def work(worker: Worker) -> bytes:
         view = visible_view(hub, worker, identity, name)
-        return worker.answers.get(("model", name, view.head, revision, blobs), partial(build, worker, view))[0]
+        return worker.answers.get(("model", name, view.head, revision, blobs, fields), partial(build, worker, view))[0]
 
     def build(worker: Worker, view: View) -> tuple[bytes, str]:
         commit = commit_at(worker, view, revision)
-        return _dump(api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
+        facets = facets_of(worker, view, commit)
+        document = api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), facets, blobs=blobs)
+        return _dump(api_documents.only(document, fields)), ""
 
     return _json(await hub.workers.run(work))
 
@@ -130,52 +153,71 @@ async def without_namespace(_hub: Hub, request: Request) -> Response:
     raise no_such_repository(path_part(request, "repo"))
 
 
+def _identify_reader(hub: Hub, request: Request) -> Identity | None:
+    """Return who asks for a list; NoTokenError for a stranger where only accounts see anything."""
+    identity = hub.identify(request)
+    if identity is None and hub.access.require_login:
+        raise NoTokenError
+    return identity
+
+
 async def list_models(hub: Hub, request: Request) -> Response:
-    """GET /api/models: by words, author, and the tags of `api_documents.tags`; the newest first if there are no words."""
-    identity, params = hub.identify(request), request.query_params
-    limit, start = max(1, min(query_number(request, "limit", 100), _MAX_LISTED)), query_number(request, "cursor")
-    query = _query(params.get("search", ""), params.getlist("filter"), params.get("author", "").lower())
-    full = params.get("full", "").lower() in ("true", "1")
+    """GET /api/models: the last push first, by the parameters of `model_filters`."""
+    identity, params = _identify_reader(hub, request), request.query_params
+    wanted = model_filters.parse(params)
 
-    def work(worker: Worker) -> tuple[list[dict[str, Any]], bool]:
-        views = matching_views(hub, worker, identity, query, most=start + limit + 1)[start:]
+    def work(worker: Worker) -> tuple[list[dict[str, Any]], Position | None]:
+        if wanted.conditions is None:
+            return [], None
+        conditions = replace(wanted.conditions, without=hub.hidden_names(worker, identity))
+        index = worker.registry.index
+        page = version_listing.page(index, conditions, after=wanted.after, limit=wanted.limit, oldest_first=wanted.oldest_first)
+        may_read = hub.reader(worker, identity)
+        views = [view for row in page.rows if (view := commits.listed_view(worker, row, may_read))]
+        newest = {view.name: view.newest for view in views if view.newest}
+        facets = version_listing.facets(index, [*newest.values()])
         listed: list[dict[str, Any]] = []
-        files = 0
-        for view in views[:limit]:
-            commit = commits.version_commit_without_message(worker, view.newest) if view.newest else commits.EMPTY
-            files += len(commit.files) if full else 0
-            if listed and files > _MAX_SIBLINGS:
-                break
-            summary = api_documents.summary(view, view.newest, commit.id, card_of(hub, commit))
-            listed.append({**summary, "siblings": api_documents.siblings(files_of(hub, commit))} if full else summary)
-        return listed, len(views) > len(listed)
+        files, positions = 0, {row.name: Position(row.time, row.name) for row in page.rows}
+        for view in views:
+            row = newest[view.name]
+            facets_of_row = facets[row.name, row.number]
+            document = api_documents.summary(view, row, commits.main_id(view), facets_of_row)
+            if wanted.with_files or wanted.with_card:
+                commit = commits.version_commit_without_message(worker, row)
+                files += len(commit.files)
+                if listed and files > _MAX_SIBLINGS:
+                    return listed, positions[str(listed[-1]["id"])]
+                document |= _extras(hub, commit, wanted, facets_of_row)
+            listed.append(api_documents.only(document, wanted.fields))
+        return listed, page.end
 
-    listed, is_more = await hub.workers.run(work)
+    listed, end = await hub.workers.run(work)
     headers = {}
-    if is_more:
+    if end:
         kept_params = [(key, value) for key, value in params.multi_items() if key != "cursor"]
-        query_text = urlencode([*kept_params, ("cursor", start + len(listed))])
+        query_text = urlencode([*kept_params, ("cursor", str(end))])
         headers["link"] = f'<{hub.url(request)}/api/models?{query_text}>; rel="next"'
     return JSONResponse(listed, headers=headers)
 
 
-def matching_views(hub: Hub, worker: Worker, identity: Identity | None, query: Query, *, most: int) -> list[View]:
-    """Return the repositories with versions that match a query, as far as the client may see them."""
-    limit, query = most, replace(query, without=hub.hidden_names(worker, identity))
-    while True:
-        rows = version_search.search(worker.registry.index, replace(query, limit=limit)).rows
-        views = [view for view in (hub.visible(worker, identity, row.name) for row in rows) if view and view.newest]
-        if len(views) >= most or len(rows) < limit:
-            return views[:most]
-        limit *= 8  # some of the results became hidden after they were listed: look further
+def _extras(hub: Hub, commit: Commit, wanted: ListRequest, facets: Facets) -> dict[str, Any]:
+    """Return the fields of a list that a client asks for, because they take a look at the version's files."""
+    extras: dict[str, Any] = {}
+    if wanted.with_files:
+        extras["siblings"] = api_documents.siblings([hub.git.file(path, *file) for path, file in sorted(commit.files.items())])
+        extras["usedStorage"] = sum(size for _, size in commit.files.values())
+    if wanted.with_card:
+        extras["cardData"] = api_documents.card_data(card_of(hub, commit), commit.row, facets)
+    return extras
 
 
 async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
-    identity, namespace = hub.identify(request), path_part(request, "namespace").lower()
+    identity, namespace = _identify_reader(hub, request), path_part(request, "namespace").lower()
 
     def work(worker: Worker) -> int:
-        return len(matching_views(hub, worker, identity, Query(namespace=namespace), most=_MAX_COUNTED))
+        hidden = hub.hidden_names(worker, identity)
+        return version_listing.count_names(worker.registry.index, namespace, hidden, _MAX_COUNTED)
 
     models = await hub.workers.run(work)
     if not models and not (identity and identity.account == namespace):
@@ -193,40 +235,19 @@ async def overview(hub: Hub, request: Request) -> Response:
     return JSONResponse({**answer, **zero, "type": "org" if "organizations" in request.url.path else "user"})
 
 
-def _query(words: str, filters: list[str], namespace: str) -> Query:
-    facets, tags = [], []
-    for text in (facet for several in filters for facet in several.split(",")):
-        kind, _, value = text.partition(":")
-        if kind == "base_model":
-            facets.append(("base", value.removeprefix("adapter:")))
-        elif kind in ("license", "language", "dataset"):
-            facets.append((kind, value))
-        elif text == "gguf":
-            facets.append(("format", text))
-        elif text not in ("peft", "library:peft", "safetensors", ""):
-            tags.append(text)
-    if len(facets) + len(tags) > _MAX_FILTERS:
-        raise UsageError("filter", f"more than {_MAX_FILTERS} filters")
-    return Query(words=words, facets=tuple(facets), tags=tuple(tags), namespace=namespace)
-
-
 async def tags_by_type(hub: Hub, request: Request) -> Response:
-    """GET /api/models-tags-by-type: the tags that repositories can be filtered by."""
+    """GET /api/models-tags-by-type: the tags that repositories can be filtered by, of each kind the most frequent ones."""
+    identity = _identify_reader(hub, request)
 
-    def work(worker: Worker) -> dict[str, set[str]]:
-        by_kind: dict[str, set[str]] = {"license": set(), "language": set(), "dataset": set(), "other": set()}
-        for view in matching_views(hub, worker, identity, Query(), most=_MAX_COUNTED):
-            for tag in api_documents.tags(view.newest, None):
-                kind, _, value = tag.rpartition(":")
-                by_kind[kind if kind in by_kind else "other"].add(tag if value else "")
-        return by_kind
+    def work(worker: Worker) -> dict[str, list[str]]:
+        kinds = tuple(kind for several in _TAG_TYPES.values() for kind in several)
+        return version_listing.values_of_kinds(worker.registry.index, kinds, hub.hidden_names(worker, identity), _MAX_TAGS)
 
-    identity = hub.identify(request)
-    kinds = await hub.workers.run(work)
-    answer = {
-        kind: [{"id": tag, "label": tag.rpartition(":")[2], "type": kind} for tag in sorted(tags)]
-        for kind, tags in {"library": {"peft"}, **kinds}.items()
-    }
+    values = await hub.workers.run(work)
+    answer = {}
+    for kind, facets in _TAG_TYPES.items():
+        tags = {api_documents.tag(facet, value): value for facet in facets for value in values[facet]}
+        answer[kind] = [{"id": tag, "label": label, "type": kind} for tag, label in sorted(tags.items())]
     return JSONResponse(answer)
 
 
@@ -244,23 +265,24 @@ async def refs(hub: Hub, request: Request) -> Response:
 
 
 async def history(hub: Hub, request: Request) -> Response:
-    """GET …/commits/{rev}, in pages."""
+    """GET …/commits/{rev}, in pages, each of which names the commit that the next one begins with."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
-    page = query_number(request, "p")
+    page, start = query_number(request, "p"), request.query_params.get("cursor") or revision
 
-    def work(worker: Worker) -> tuple[int, list[dict[str, Any]]]:
+    def work(worker: Worker) -> tuple[list[dict[str, Any]], str]:
         view = visible_view(hub, worker, identity, name)
-        first = commit_at(worker, view, revision)
-        idents = commits.history(worker, view, revision)
-        shown = idents[page * _PAGE_EXPANDED : (page + 1) * _PAGE_EXPANDED]
-        entries = (first if ident == first.id else commits.by_id(worker, view, ident) for ident in shown)
-        return len(idents), [api_documents.commit_entry(commit) for commit in entries]
+        commit_at(worker, view, start)
+        listed = [*islice(commits.history(worker, view, start), _PAGE_EXPANDED + 1)]
+        # Records of earlier releases may lead in a circle.
+        most = len(view.repository.commits if view.repository else ()) + (view.newest.number if view.newest else 0)
+        is_more = len(listed) > _PAGE_EXPANDED and (page + 1) * _PAGE_EXPANDED < most
+        return [api_documents.commit_entry(commit) for commit in listed[:_PAGE_EXPANDED]], listed[-1].id if is_more else ""
 
-    total, listed = await hub.workers.run(work)
-    headers = {"x-total-count": str(total)}
-    if total > (page + 1) * _PAGE_EXPANDED:
-        path = f"/api/models/{name}/commits/{quote(revision, safe='')}"
-        headers["link"] = f'<{hub.url(request)}{path}?p={page + 1}>; rel="next"'
+    listed, start_of_next = await hub.workers.run(work)
+    headers = {}
+    if start_of_next:
+        path = f"/api/models/{name}/commits/{quote(revision, safe='')}?p={page + 1}&cursor={start_of_next}"
+        headers["link"] = f'<{hub.url(request)}{path}>; rel="next"'
     return JSONResponse(listed, headers=headers)
 
 
@@ -348,7 +370,7 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
 
 
 async def resolve(hub: Hub, request: Request) -> Any:
-    """GET and HEAD /{id}/resolve/{rev}/{path}."""
+    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     path = request.path_params["path"]
 
@@ -379,7 +401,6 @@ def file_headers(commit: str, file: GitFile) -> dict[str, str]:
         "content-disposition": f"attachment; filename*=UTF-8''{quote(file.path.rpartition('/')[2])}",
         "x-content-type-options": "nosniff",
         "cache-control": "private, max-age=0, must-revalidate",
-        "access-control-expose-headers": "X-Repo-Commit,X-Linked-Size,X-Linked-ETag,ETag,Content-Length,Content-Range",
     }
     if file.lfs:
         headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.etag}"'}

@@ -24,6 +24,8 @@ _GET: dict[str, Handler] = {
     f"{_MODEL}/safetensors-metadata/{{path:path}}": headers.headers,
     f"{_MODEL}/auth-check": accounts.auth_check,
     "/{namespace}/{repo}/resolve/{revision}/{path:path}": reading.resolve,
+    "/{namespace}/{repo}/raw/{revision}/{path:path}": reading.resolve,
+    "/{namespace}/{repo}/info/refs": accounts.git,
     "/lfs/{namespace}/{repo}/{oid}": lfs.get,
     "/api/telemetry/{path:path}": accounts.nothing,
     "/api/models/{repo}": reading.without_namespace,
@@ -69,6 +71,12 @@ _WITH_NAMESPACE: dict[str, Handler] = {
 # What answers for a model that is not here, by path.
 _UPSTREAM = {**_WITH_NAMESPACE, **{path.replace("{namespace}/", ""): handler for path, handler in _WITH_NAMESPACE.items()}}
 
+# Files of what this hub does not have, at addresses that no adapter can have.
+_OTHERS = (
+    *(f"/{kind}/{{namespace}}/{{repo}}/resolve/{{path:path}}" for kind in ("datasets", "spaces", "buckets", "kernels")),
+    "/papers/{paper:float}.md",
+)
+
 
 def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
@@ -80,5 +88,7 @@ def routes() -> list[BaseRoute]:
     ]
     return [
         *table_routes,
+        *(Route(path, answering(accounts.unknown)) for path in _OTHERS),
+        Route("/uploads", answering(accounts.unknown), methods=["POST"]),
         Route("/api/{path:path}", answering(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
     ]

@@ -1,7 +1,9 @@
 """Handlers that write files: clients announce files before sending them, and a commit makes a tree of them.
 
-A commit of a complete adapter becomes the next version, with the version's id. Any other tree only moves the branch and has no
-number. A commit that is sent again because its response was lost succeeds without another commit.
+A commit of a complete adapter becomes the next version, with the version's id; one that goes back to the content of an earlier
+version has an id of its own, as that version has its commit already. Any other tree only moves the branch and has no number. A
+commit that is sent again because its response was lost succeeds without another commit. One that does not name its parent waits
+for those before it, in whichever process of the hub.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,7 +29,7 @@ from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
-from adapterhub.ref import LATEST, is_tag
+from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.moves import ABSENT, now
 from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id
 from adapterhub.registry.version_lookup import Version
@@ -34,7 +37,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_functio
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import FormatError, RefusedError, UsageError
+from adapterhub_converters.errors import ConflictError, FormatError, RefusedError, UsageError
 
 from .hf_errors import ResponseError
 from .reading import commit_at, path_part, visible_view
@@ -47,6 +50,7 @@ _MAX_FILE_LIST = 2 << 20  # bytes of a list of files to be sent
 _DERIVED_BYTES = 8 << 10  # about those of the manifest, config, adapter.json and log entries of a version
 # Bytes of a repository's commit documents, if all were as large as the last one: listing commits reads them all.
 _MAX_HISTORY = 64 << 20
+_ATTEMPTS = 30  # of a commit: with each that fails, one of another process succeeds
 _Tree = dict[str, tuple[Digest, int]]
 
 
@@ -95,6 +99,10 @@ def _check_offered(hub: Hub, name: str, path: str, size: int, sample: str) -> No
 # ---- a commit
 
 
+class MovedMeanwhileError(ResponseError):
+    """Another process of the hub moved the branch while a commit to it was made."""
+
+
 @dataclass
 class _Changes:
     """The changes of a commit: files added or replaced, and paths removed.
@@ -134,8 +142,7 @@ async def commit(hub: Hub, request: Request) -> Response:
     staged = hub.stage_files(name)
     try:
         changes = await _read_changes(hub, request, name, staged)
-        async with hub.change_lock(name):
-            new_commit, notes = await hub.workers.run(_commit, hub, identity, f"{name}@{branch}", changes)
+        new_commit, notes = await _commit_in_turn(hub, identity, f"{name}@{branch}", changes)
         await hub.workers.read(staged.accept)
     finally:
         await asyncio.shield(hub.workers.read(staged.close))
@@ -216,6 +223,22 @@ def _lfs_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     return f"sha256:{oid}", size if type(size) is int else -1
 
 
+async def _commit_in_turn(hub: Hub, identity: Identity | None, address: str, changes: _Changes) -> tuple[Commit, str]:
+    """Commit to `name@branch`, again if another process of the hub moved it meanwhile; return the commit, and notes."""
+    name, is_queued = address.partition("@")[0], False
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(hub.change_lock(name))
+        for _ in range(_ATTEMPTS):
+            try:
+                return await hub.workers.run(_commit, hub, identity, address, changes)
+            except (ConflictError, MovedMeanwhileError) as error:
+                conflict = error
+            if not is_queued:  # from here on, the processes that lost take turns
+                is_queued = True
+                await stack.enter_async_context(hub.commit_turn(name))
+    raise conflict
+
+
 def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: _Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`; return the commit, and notes for its author."""
     name, _, branch = address.partition("@")
@@ -238,7 +261,7 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     hub.quotas.check(worker, name, added, count=True, except_uploads=[changes.staged.upload])
     record = CommitRecord(tree, head.id, changes.title, changes.description, identity.account if identity else "", now())
     _check_history(view, record)
-    if not publishing.is_whole(tree):
+    if not publishing.is_whole(worker.registry.store, tree, changes.staged.paths):
         new_files = {path: tree[path] for path in sized_changes.files if path in tree}
         publishing.check_contents(worker.registry.store, new_files, name, changes.staged.paths)
         changes.staged.adopt(added)
@@ -248,7 +271,8 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     records = len(record.dump()) + (document.size if document else 0)
     hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=[changes.staged.upload])
     version = _publish(worker, hub, view, branch, record, staged=changes.staged)
-    new_commit = _record_commit(worker, view, branch, replace(record, became=version.digest), has_room=True)
+    record = replace(record, became=version.digest)
+    new_commit = _record_commit(worker, view, branch, record, has_room=True, is_first=version.new)
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
     return new_commit, "; ".join(notes)
@@ -303,6 +327,7 @@ def _record_commit(
     *,
     only: Collection[str] | None = None,
     has_room: bool = False,
+    is_first: bool = False,
 ) -> Commit:
     """Record a commit and move its branch there.
 
@@ -313,10 +338,11 @@ def _record_commit(
         record: The commit.
         only: The earlier commits to retain; None for all.
         has_room: Whether room for it was asked for.
+        is_first: Whether it made the version that it became, and has that version's id.
     """
     raw = record.dump()
     document_digest = sha256_bytes(raw)
-    ident = commit_id(record.became or document_digest)
+    ident = commit_id(record.became if is_first else document_digest)
 
     before = view.repository.heads if view.repository else {}
 
@@ -324,11 +350,16 @@ def _record_commit(
         moved = state.heads.get(branch) != before.get(branch) if only is None else state.heads != before
         # Another process of the hub moved the branch. A version on main is exempt: the log has already decided its order.
         if moved and not (record.became and branch == MAIN and only is None):
-            raise ResponseError(412, "", f"{view.name}@{branch} has moved meanwhile: commit again")
+            raise MovedMeanwhileError(412, "", f"{view.name}@{branch} has moved meanwhile: commit again")
         retained = {key: digest for key, digest in state.commits.items() if only is None or key in only}
         all_commits = {**retained, ident: document_digest}
-        latest = view.latest if not record.became or branch != MAIN else ident
-        heads = {**state.heads, branch: BranchHead(ident, latest)}
+        if record.became and branch == MAIN:
+            # A later version of another process may be `latest` by now: `main` stays with that.
+            is_latest = only is not None or worker.registry.row(Ref(view.name)).digest == record.became
+            head = BranchHead(ident, commit_id(record.became)) if is_latest else state.heads.get(MAIN)
+        else:
+            head = BranchHead(ident, view.latest)
+        heads = {**state.heads, branch: head} if head else state.heads
         return replace(state, commits=all_commits, heads=heads)
 
     if not has_room:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +17,6 @@ from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
-from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.registry.repository_records import Repository
@@ -187,14 +185,15 @@ async def catalog(hub: Hub, request: Request) -> Response:
         raise NoTokenError
 
     def work(worker: Worker) -> list[str]:
-        names = {row.name for row in queries.names(worker.registry.index) if not row.deleted} | set(worker.repositories.names())
-        views = (hub.visible(worker, identity, name) for name in sorted(names) if name > last)
-        return [
-            view.name
-            for view in islice(
-                (view for view in views if view and not (view.repository and view.repository.moved_to)), limit + 1
-            )
-        ]
+        listed: list[str] = []
+        position, may_read = last, hub.reader(worker, identity)
+        while len(listed) <= limit:
+            names = hub.names_after(worker, identity, position, limit + 1)
+            listed += [name for name in names if commits.is_listed(worker, name, may_read)]
+            if len(names) <= limit:
+                break
+            position = names[-1]
+        return listed[: limit + 1]
 
     listed, headers = _page(request, await hub.workers.run(work), limit)
     return JSONResponse({"repositories": listed}, headers=headers)

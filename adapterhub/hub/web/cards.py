@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.renderer import RendererHTML
+    from markdown_it.rules_core import StateCore
     from markdown_it.token import Token
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
@@ -26,6 +27,8 @@ _ATTRIBUTES = {
     "ol": {"start"},
     "pre": {"tabindex"},
 }
+_TASKS = {"[ ] ": "\N{BALLOT BOX} ", "[x] ": "\N{BALLOT BOX WITH CHECK} ", "[X] ": "\N{BALLOT BOX WITH CHECK} "}
+_UNFILLED, _MAX_UNFILLED = "[More Information Needed]", 5  # what a template has in place of facts, and how often a card may
 # Anything wider than the page scrolls in its own box, which must be reachable by keyboard (tabindex). These are written before
 # the sanitizer has read the text: a replacement after it could make markup of what was the text of an attribute.
 _PRE, _WIDE_PRE = "<pre>", '<pre tabindex="0">'
@@ -50,6 +53,8 @@ def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow ugc",
     )
+    if text.count(_UNFILLED) > _MAX_UNFILLED:
+        clean = f"<details><summary>The card is a template that nobody has filled in</summary>{clean}</details>"
     return Markup(clean)  # noqa: S704 - sanitized
 
 
@@ -61,7 +66,9 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule("image", _image)
     parser.add_render_rule("heading_open", _heading)
     parser.add_render_rule("heading_close", _heading)
-    parser.add_render_rule("link_open", _link)
+    for name in ("link_open", "link_close"):
+        parser.add_render_rule(name, _link)
+    parser.core.ruler.push("tasks", _mark_tasks)
     for name in ("fence", "code_block"):
         parser.add_render_rule(name, _code)
     for name in ("table_open", "table_close"):
@@ -69,13 +76,22 @@ def _parser() -> MarkdownIt:
     return parser
 
 
+def _mark_tasks(state: StateCore) -> None:
+    """Put a box in place of the brackets of tasks: items of lists that begin with `[ ]` or `[x]`."""
+    for item, paragraph, inline in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        if (item.type, paragraph.type, inline.type) == ("list_item_open", "paragraph_open", "inline") and inline.children:
+            first = inline.children[0]
+            first.content = _TASKS.get(first.content[:4], first.content[:4]) + first.content[4:]
+
+
 def _image(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, env: MutableMapping[str, Any]) -> str:
-    """Render a picture among the adapter's own files, or a link to one elsewhere."""
+    """Render a picture among the adapter's own files, or a link to one elsewhere; within a link, its description."""
     source, alt = str(tokens[index].attrs.get("src", "")), tokens[index].content
     path = unquote(source).removeprefix("./")
     if path in env["files"] and path.lower().endswith(_IMAGES):
         return f'<img src="{escape(_address(env, path))}" alt="{escape(alt)}">'
-    return f'<a href="{escape(source)}">{escape(alt or "picture")}</a>'
+    description = escape(alt or "picture")
+    return description if env.get("in_link") else f'<a href="{escape(source)}">{description}</a>'
 
 
 def _heading(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, _env: MutableMapping[str, Any]) -> str:
@@ -94,6 +110,7 @@ def _table(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, 
 
 def _link(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:
     """Render a link; one to a file of the adapter gets that file's address."""
+    env["in_link"] = tokens[index].nesting > 0  # no link has another one in it
     path = unquote(str(tokens[index].attrs.get("href", ""))).removeprefix("./")
     if path in env["files"]:
         tokens[index].attrs["href"] = _address(env, path)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import inspect
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
-from adapterhub.hub.hf import writing
+from adapterhub.hub.hf import api_documents, writing
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_records import Repositories, commit_id
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import WEIGHTS, Answer, Sending
 from tests.support.adapters import write_adapter
@@ -140,7 +146,7 @@ def test_every_spelling_of_a_name_and_of_its_newest_revision_is_the_same_commit(
 
 
 def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
-    document = read("GET", "/api/models/team/sql?blobs=true&expand=unknown&securityStatus=true").json()
+    document = read("GET", "/api/models/team/sql?blobs=true&securityStatus=true").json()
     assert {one["rfilename"] for one in document["siblings"]} == {"README.md", "adapter.json", "adapter_config.json", WEIGHTS}
     assert all(one["size"] and len(one["blobId"]) == 40 for one in document["siblings"])
     assert document["library_name"] == "peft"
@@ -160,14 +166,116 @@ def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
         ({"filter": "base_model:org/base"}, True), ({"filter": "base_model:adapter:org/base"}, True),
         ({"filter": "base_model:adapter:org/other"}, False), ({"filter": "sql"}, True), ({"filter": "sql,license:mit"}, True),
         ({"filter": "license:gpl"}, False), ({"filter": "gguf"}, False), ({"author": "team", "filter": "sql"}, True),
-        ({"author": "team", "filter": "license:gpl"}, False), ({"expand": "unknown", "sort": "downloads", "apps": "x"}, True),
-        ({"limit": "x", "cursor": "9" * 5000}, True), ({"limit": "9" * 5000, "cursor": "-1"}, True),
+        ({"author": "team", "filter": "license:gpl"}, False), ({"pipeline_tag": "text-generation"}, True),
+        ({"pipeline_tag": "image-to-image"}, False), ({"gated": "True"}, False), ({"gated": "false"}, True),
+        ({"num_parameters": "min:100,max:1K"}, True), ({"num_parameters": "min:1B"}, False),
+        ({"sort": "lastModified", "direction": "1"}, True), ({"filter": "lora"}, True), ({"filter": "safetensors"}, True),
+        ({"library": "peft"}, True), ({"library": "diffusers"}, False), ({"search": "french", "filter": "peft"}, False),
     ],
 )  # fmt: skip
 def test_lists_are_filtered_as_their_tags_say(read: Ask, sha: str, asked: dict[str, str], there: bool) -> None:
     answer = read("GET", f"/api/models?{urlencode(asked)}")
     assert answer.status == 200
     assert [one["id"] for one in answer.json()] == ["team/sql"] * there
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("sort=downloads", "lists by sort=lastModified"), ("direction=2", "neither -1"), ("apps=vllm", "which programs run"),
+        ("inference=warm", "runs no inference"), ("inference_provider=all", "runs no inference"),
+        ("config=true", "in its files"), ("num_parameters=many", "min:1M,max:1B"), ("full=maybe", "nor false"),
+        ("expand=trendingScore", "it has author, baseModels"), ("color=red", "does not filter by that"),
+        ("limit=x", "not a number"), ("limit=0", "above 0"), ("cursor=-1", "the link"), (f"cursor={'9' * 5000}", "the link"),
+    ],
+)  # fmt: skip
+def test_what_a_list_cannot_be_asked_for_is_refused_in_words(read: Ask, asked: str, words: str) -> None:
+    answer = read("GET", f"/api/models?{asked}")
+    assert (answer.status, words in answer.headers["x-error-message"]) == (400, True)
+
+
+def test_no_parameter_of_the_client_s_list_is_ignored(reading: tuple[Running, str]) -> None:
+    """Each parameter of the signature, with a value that no adapter here meets: nothing, or a refusal in words."""
+    values: dict[str, Any] = {
+        "filter": "no-such-tag", "author": "nobody", "apps": "vllm", "gated": True, "inference": "warm",
+        "inference_provider": "all", "trained_dataset": "none", "search": "nothing", "pipeline_tag": "image-to-image",
+        "num_parameters": "min:1B", "emissions_thresholds": (0, 1), "sort": "downloads", "expand": ["gguf"],
+        "fetch_config": True,
+    }  # fmt: skip
+    shown: dict[str, Any] = {"limit": 1, "full": True, "cardData": True, "token": False}
+    api = HfApi(reading[0].url, token=reading[0].token)
+    assert inspect.signature(api.list_models).parameters.keys() == values.keys() | shown.keys()
+    for key, value in values.items():
+        with contextlib.suppress(HfHubHTTPError):
+            more = {"cardData": True} if key == "emissions_thresholds" else {}
+            assert not [*api.list_models(**{key: value}, **more)], key
+    for key, value in shown.items():
+        (model,) = api.list_models(**{key: value})
+        assert (bool(model.siblings), bool(model.card_data)) == (key == "full", key in ("full", "cardData"))
+
+
+def test_a_file_is_under_raw_too(read: Ask, sha: str) -> None:
+    for path in ("README.md", WEIGHTS):
+        raw, resolved = (read("GET", f"/team/sql/{kind}/main/{path}") for kind in ("raw", "resolve"))
+        assert (raw.status, raw.data) == (200, resolved.data)
+        assert read("HEAD", f"/team/sql/raw/main/{path}").status == 200
+    assert read("HEAD", "/team/sql/raw/main/none").status == 404
+
+
+def test_no_repository_is_newer_than_its_last_change(hub: Running, ask: Ask, adapter: Callable[..., Path]) -> None:
+    with hub.registry() as registry:
+        registry.push(adapter(1), Ref("team/sql"))
+        Repositories(registry).change("team/sql", lambda state: replace(state, created="2999-01-01T00:00:00Z"))
+    model, (listed,) = ask("GET", "/api/models/team/sql").json(), ask("GET", "/api/models").json()
+    for document in (model, listed):
+        assert document["createdAt"] <= document["lastModified"]
+
+
+def test_git_is_told_what_to_use_instead(hub: Running, sql: str) -> None:
+    for name in ("team/sql", "team/sql.git"):
+        told = subprocess.run(["git", "ls-remote", f"{hub.url}/{name}"], capture_output=True, text=True, check=False)
+        assert told.returncode
+        assert "remote: this hub does not speak git: download with `hf download team/sql`" in told.stderr
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/models", "/api/models-tags-by-type", "/api/organizations/team/overview", "/v2/_catalog"]
+)
+def test_lists_of_a_hub_for_accounts_ask_strangers_to_log_in(tmp_path: Path, path: str) -> None:
+    with serving(tmp_path / "closed", require_login=True) as closed:
+        assert Sending(closed.url, "").ask("GET", path).status == 401
+        assert Sending(closed.url, closed.token).ask("GET", path).status in (200, 404)
+
+
+def test_every_tag_that_is_shown_finds_what_shows_it(read: Ask, sha: str) -> None:
+    (model,) = read("GET", "/api/models").json()
+    listed = [tag["id"] for tags in read("GET", "/api/models-tags-by-type").json().values() for tag in tags]
+    assert {*model["tags"]} - {"base_model:adapter:org/base"} == {*listed}
+    for tag in model["tags"]:
+        assert [found["id"] for found in read("GET", f"/api/models?{urlencode({'filter': tag})}").json()] == ["team/sql"], tag
+
+
+def test_a_model_and_a_list_have_the_fields_that_are_asked_for(read: Ask, sha: str) -> None:
+    for field in api_documents.EXPANDABLE:
+        (listed,) = read("GET", f"/api/models?expand={field}").json()
+        model = read("GET", f"/api/models/team/sql?expand={field}").json()
+        assert listed.keys() == model.keys() == {"_id", "id", field}
+        assert listed[field] == model[field]
+    refused = read("GET", "/api/models/team/sql?expand=gguf")
+    assert (refused.status, refused.headers["x-error-message"].partition(";")[0]) == (
+        400, "expand=gguf: this hub does not have that of a model",
+    )  # fmt: skip
+
+
+def test_the_library_and_the_task_are_those_of_the_card(hub: Running, ask: Ask, adapter: Callable[..., Path]) -> None:
+    folder = adapter(1)
+    (folder / "README.md").write_text("---\nlibrary_name: diffusers\npipeline_tag: text-to-video\n---\n")
+    with hub.registry() as registry:
+        registry.push(folder, Ref("team/film"))
+    model, (listed,) = ask("GET", "/api/models/team/film").json(), ask("GET", "/api/models?filter=diffusers").json()
+    for document in (model, listed):
+        assert (document["library_name"], document["pipeline_tag"]) == ("diffusers", "text-to-video")
+        assert {"diffusers", "text-to-video"} <= {*document["tags"]}
 
 
 def test_lists_have_pages_and_none_is_short_for_what_others_may_not_see(
@@ -197,9 +305,9 @@ def test_lists_have_pages_and_none_is_short_for_what_others_may_not_see(
 
 def test_a_repository_that_went_back_to_earlier_content_is_listed(hf: Any, ask: Ask, adapter: Callable[..., Path]) -> None:
     hf.create_repo("team/sql")
-    first, _, _ = (hf.upload_folder(folder_path=adapter(seed), repo_id="team/sql").oid for seed in (1, 2, 1))
+    *_, last = (hf.upload_folder(folder_path=adapter(seed), repo_id="team/sql").oid for seed in (1, 2, 1))
     (found,) = ask("GET", "/api/models?search=sql").json()
-    assert found["sha"] == first
+    assert found["sha"] == last
 
 
 def test_trees_have_pages(hub: Running, ask: Ask, adapter: Callable[..., Path]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from adapterhub.hub import commits
 from adapterhub.hub.hf import writing
@@ -149,8 +150,27 @@ def test_going_back_to_earlier_content_moves_main_back(hf: Any, repo: str, adapt
     first = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
     second = hf.upload_file(path_or_fileobj=b"# New\n", path_in_repo="README.md", repo_id=repo)
     again = hf.upload_file(path_or_fileobj=b"# A test\n", path_in_repo="README.md", repo_id=repo)
-    assert again.oid == first.oid != second.oid
-    assert hf.model_info(repo).sha == first.oid
+    info = hf.model_info(repo)
+    assert (info.sha, info.adapterhub["number"]) == (again.oid, 1)
+    assert {ref.name: ref.target_commit for ref in hf.list_repo_refs(repo).tags} == {"v1": first.oid, "v2": second.oid}
+    assert hf.model_info(repo, revision="v1").sha == hf.model_info(repo, revision=first.oid).sha == first.oid
+
+
+def test_history_is_never_rewritten(hub: Running, repo: str, adapter: Callable[..., Path]) -> None:
+    """Also where the third commit has the content of the first, and the fourth that of the second, by others."""
+    oids, folder = [], adapter(1)
+    for name, text in (("ann", b"# One\n"), ("bob", b"# Two\n"), ("cat", b"# One\n"), ("dan", b"# Two\n")):
+        api = HfApi(hub.url, token=hub.make_token(name, "write"))
+        (folder / "README.md").write_bytes(text)
+        oids.append(api.upload_folder(folder_path=folder, repo_id=repo, commit_message=f"By {name}").oid)
+    commits = [(commit.commit_id, commit.title, commit.authors) for commit in api.list_repo_commits(repo)]
+    names = ("dan", "cat", "bob", "ann")
+    assert commits == [(oid, f"By {name}", [name]) for oid, name in zip(reversed(oids), names, strict=True)]
+    assert len({*oids}) == 4
+    assert [commit.commit_id for commit in api.list_repo_commits(repo, revision=oids[1])] == [oids[1], oids[0]]
+    assert [api.model_info(repo, revision=oid).adapterhub["number"] for oid in oids] == [1, 2, 1, 2]
+    with hub.registry() as registry:
+        assert [row.number for row in registry.list(repo)] == [2, 1]
 
 
 def test_a_squashed_branch_has_one_commit_and_the_versions_stay(
@@ -174,8 +194,8 @@ def test_a_squashed_branch_has_one_commit_and_the_versions_stay(
 
     versions = [hf.upload_folder(folder_path=adapter(seed), repo_id=repo) for seed in (1, 2)]
     hf.super_squash_history(repo, commit_message="All")
-    newest = hf.list_repo_commits(repo)[0]
-    assert (newest.commit_id, newest.title) == (versions[1].oid, "All")
+    assert [commit.title for commit in hf.list_repo_commits(repo)] == ["All"]
+    assert hf.model_info(repo).adapterhub["number"] == 2
     for number, version in enumerate(versions, 1):
         assert hf.model_info(repo, revision=f"v{number}").sha == version.oid
 

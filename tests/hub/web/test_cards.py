@@ -29,6 +29,8 @@ def render(text: str) -> str:
         ("![loss](./loss.png)", '<p><img src="/team/sql/resolve/v1/loss.png" alt="loss"></p>\n'),
         ("![x](<a b.png>)", '<p><img src="/team/sql/resolve/v1/a%20b.png" alt="x"></p>\n'),
         ("![x](http://x.org/y.png)", f'<p><a href="http://x.org/y.png" {REL}>x</a></p>\n'),
+        ("[![badge](http://x.org/a.png)](http://x.org)", f'<p><a href="http://x.org" {REL}>badge</a></p>\n'),
+        ("- [ ] one\n- [x] two", "<ul>\n<li>\u2610 one</li>\n<li>\u2611 two</li>\n</ul>\n"),
         ("[notes](notes.md)", f'<p><a href="/team/sql/resolve/v1/notes.md" {REL}>notes</a></p>\n'),
         ("```sh\nls\n```", '<pre tabindex="0"><code>ls\n</code></pre>\n'),
         ("[x](javascript:alert(1))", "<p>[x](javascript:alert(1))</p>\n"),
@@ -60,3 +62,9 @@ def test_text_of_an_attribute_does_not_become_markup() -> None:
     assert "<table" not in html
     assert "<img" not in html
     assert "<div" not in html
+
+
+def test_a_template_that_is_not_filled_in_is_one_line() -> None:
+    card = "# Model Card\n" + "- **Developed by:** [More Information Needed]\n" * 6
+    assert render(card).startswith("<details><summary>The card is a template that nobody has filled in</summary>")
+    assert not render("# Card\n\n[More Information Needed]").startswith("<details>")

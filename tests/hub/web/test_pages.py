@@ -359,3 +359,10 @@ def test_where_a_login_is_required_every_page_asks_for_it(tmp_path: Path) -> Non
             assert found.headers["location"].startswith("/-/sign-in?next=%2F")
         assert visitor.get("/-/sign-in").status == 200
         assert visitor.signed_in(hub.token).get("/").status == 200
+
+
+def test_how_to_use_an_adapter_comes_before_its_card(visitor: Visitor, push: Push) -> None:
+    push("team/sql", 1, files={"README.md": "# A card\n"})
+    page = visitor.get("/team/sql").text
+    places = [page.index(heading) for heading in ("Use it", "Will it run?", "Model card", "A card")]
+    assert places == sorted(places)

@@ -1,0 +1,142 @@
+"""What a list of repositories is asked for: every parameter is applied, or refused in words, and never ignored.
+
+The names are those of `HfApi.list_models` of huggingface_hub and of the Hub's API behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.datastructures import QueryParams
+
+from adapterhub.index.version_listing import Conditions, Position
+from adapterhub_converters.errors import UsageError
+
+from .api_documents import EXPANDABLE, PREFIXED_KINDS, TAG_KINDS
+
+MAX_LISTED = 100
+"""The most repositories of a page; clients follow the link to the next one."""
+_MAX_FILTERS = 50
+_TRUE, _FALSE = ("true", "1", "True"), ("false", "0", "False", "")
+_LIST_PARAMETERS = {
+    "search", "author", "filter", "library", "pipeline_tag", "num_parameters", "gated", "sort", "direction", "limit", "cursor",
+    "full", "cardData", "config", "expand",
+}  # fmt: skip
+_REASONS = {
+    "apps": "does not know which programs run an adapter by their names on the Hub",
+    "config": "has the config of an adapter in its files only",
+    "inference": "runs no inference",
+    "inference_provider": "runs no inference",
+}
+_NO_SUCH_ORDER = "lists by sort=lastModified, and does not count what other orders need"
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class ListRequest:
+    """A parsed request for a list.
+
+    Attributes:
+        conditions: What the repositories must meet; None if none can.
+        after: Where the page before ended.
+        limit: The most repositories of the page.
+        oldest_first: List in the order of the first push.
+        fields: The fields to return; empty for the usual ones.
+        with_files: Return the names of the files.
+        with_card: Return the front matter of the card.
+    """
+
+    conditions: Conditions | None
+    after: Position | None
+    limit: int
+    oldest_first: bool
+    fields: tuple[str, ...]
+    with_files: bool
+    with_card: bool
+
+
+def parse(params: QueryParams) -> ListRequest:
+    """Parse the query of a list; UsageError for what this hub cannot do, with the reason."""
+    for key in params:
+        if key.removesuffix("[]") not in _LIST_PARAMETERS or (key == "config" and _flag(params, key)):
+            raise UsageError(key[:80], f"this hub {_REASONS.get(key, 'does not filter by that')}", "Leave it out")
+    if params.get("sort", "lastModified") not in ("lastModified", "last_modified"):
+        raise UsageError(f"sort={params['sort'][:40]}", f"this hub {_NO_SUCH_ORDER}", "Leave it out")
+    if params.get("direction", "-1") not in ("-1", "1"):
+        raise UsageError(f"direction={params['direction'][:40]}", "is neither -1, the newest first, nor 1")
+    fields = expanded_fields(params)
+    full = _flag(params, "full")
+    return ListRequest(
+        None if _flag(params, "gated") else _conditions(params),
+        Position.parse(params["cursor"]) if params.get("cursor") else None,
+        _limit(params),
+        params.get("direction") == "1",
+        fields,
+        full or "siblings" in fields or "usedStorage" in fields,
+        full or "cardData" in fields or _flag(params, "cardData"),
+    )
+
+
+def expanded_fields(params: QueryParams) -> tuple[str, ...]:
+    """Return the fields that a client asks for by name; UsageError for one that this hub does not have."""
+    fields = _texts([*params.getlist("expand"), *params.getlist("expand[]")])
+    for name in fields:
+        if name not in EXPANDABLE:
+            raise UsageError(f"expand={name[:40]}", f"this hub does not have that of a model; it has {', '.join(EXPANDABLE)}")
+    return fields
+
+
+def _conditions(params: QueryParams) -> Conditions:
+    facets = [_facet(tag) for tag in _texts(params.getlist("filter"))]
+    facets += [(("library",), value) for value in _texts(params.getlist("library"))]
+    facets += [(("pipeline",), value) for value in params.getlist("pipeline_tag") if value]
+    if len(facets) > _MAX_FILTERS:
+        raise UsageError("filter", f"more than {_MAX_FILTERS} filters")
+    parameters = _parameters(params.get("num_parameters", ""))
+    return Conditions(params.get("search", ""), tuple(facets), params.get("author", "").lower(), parameters)
+
+
+def _facet(tag: str) -> tuple[tuple[str, ...], str]:
+    """Return the facet that `api_documents.tags` shows as a tag."""
+    prefixed = sorted(((prefix, kind) for kind, prefixes in PREFIXED_KINDS.items() for prefix in prefixes), reverse=True)
+    for prefix, kind in prefixed:
+        if value := tag.removeprefix(prefix) if tag.startswith(prefix) else "":
+            return ("base-name" if kind == "base" and "/" not in value else kind,), value
+    kind, _, value = tag.partition(":")
+    if kind in ("library", "language") and value:
+        return (kind,), value
+    return TAG_KINDS, tag
+
+
+def _parameters(text: str) -> tuple[int | None, int | None]:
+    """Parse bounds such as `min:6B,max:128B`."""
+    bounds: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        key, _, number = part.partition(":")
+        digits, unit = (number[:-1], number[-1:].upper()) if number[-1:].isalpha() else (number, "")
+        whole = digits.replace(".", "", 1)
+        if key not in ("min", "max") or unit not in _SIZES or not (whole.isascii() and whole.isdecimal() and len(whole) < 16):
+            raise UsageError(f"num_parameters={text[:40]}", "is not a range of numbers", "Write it like min:1M,max:1B")
+        bounds[key] = int(float(digits) * _SIZES[unit])
+    return bounds.get("min"), bounds.get("max")
+
+
+def _limit(params: QueryParams) -> int:
+    text = params.get("limit", "")
+    if not text:
+        return MAX_LISTED
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text)):
+        raise UsageError(f"limit={text[:40]}", "is not a number above 0")
+    return min(int(text), MAX_LISTED)
+
+
+def _flag(params: QueryParams, key: str) -> bool:
+    text = params.get(key, "")
+    if text not in (*_TRUE, *_FALSE):
+        raise UsageError(f"{key}={text[:40]}", "is neither true nor false")
+    return text in _TRUE
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text for value in values for text in value.split(",") if text)

@@ -1,0 +1,89 @@
+"""The names of all repositories that have a record, as of a few seconds ago, for lists and for what lists leave out.
+
+Reading the records of all repositories takes time, so they are read again only after a multiple of it. Changes by this process
+are seen at once. What a list shows is still checked one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import islice
+
+from adapterhub.registry.repository_records import Repository
+
+from .workers import Worker
+
+_TTL = 5.0  # seconds
+_PAUSE = 20  # times what reading took: at most a twentieth of a processor
+
+
+@dataclass
+class RepositoryNames:
+    """What was read.
+
+    Attributes:
+        names: All names with a record, sorted.
+        restricted: Those not everybody may see by their record, with it.
+        hidden: The names hidden from a token, filled in by the reader; 0 is nobody's token.
+    """
+
+    names: list[str]
+    restricted: dict[str, Repository]
+    hidden: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def after(self, last: str, limit: int, without: Collection[str]) -> list[str]:
+        """Return the first names after `last` that are not in `without`."""
+        later = islice(self.names, bisect_right(self.names, last), None)
+        return [*islice((name for name in later if name not in without), limit)]
+
+
+class RepositoryListing:
+    """The records of one hub."""
+
+    def __init__(self) -> None:
+        self._until, self._current = 0.0, RepositoryNames([], {})
+        self._lock = threading.Lock()
+        self._changes: list[tuple[str, Repository | None]] = []
+
+    def current(self, worker: Worker) -> RepositoryNames:
+        """Return the names, read again if they are too old."""
+        if self._until < time.monotonic():
+            start = time.monotonic()
+            with self._lock:
+                self._changes.clear()
+            states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
+            fresh = RepositoryNames([*states], {name: state for name, state in states.items() if _is_restricted(state)})
+            with self._lock:
+                for name, repository in self._changes:  # made while the others were read
+                    _apply(fresh, name, repository)
+                self._current = fresh
+                self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
+        return self._current
+
+    def note(self, name: str, repository: Repository | None) -> None:
+        """Note a change by this process; None for a removal."""
+        with self._lock:
+            self._changes.append((name, repository))
+            _apply(self._current, name, repository)
+
+
+def _apply(names: RepositoryNames, name: str, repository: Repository | None) -> None:
+    at = bisect_left(names.names, name)
+    is_listed = at < len(names.names) and names.names[at] == name
+    if repository and not is_listed:
+        insort(names.names, name)
+    elif not repository and is_listed:
+        del names.names[at]
+    before = names.restricted.pop(name, None)
+    if repository and _is_restricted(repository):
+        names.restricted[name] = repository
+    if before or name in names.restricted:
+        names.hidden.clear()
+
+
+def _is_restricted(repository: Repository) -> bool:
+    return repository.private or bool(repository.moved_from)

@@ -1,0 +1,214 @@
+# ruff: noqa: S608 - what is put into a statement here is fixed, or a `?`
+"""Pages of the newest version of every name, by the time of its push, at a cost that depends on the page alone.
+
+A page begins after a position, the time and name of the last version of the page before: an index leads there, however far it
+is. Versions that the conditions leave out are read and skipped, so a page also ends after SCANNED versions, with fewer results
+or none, and says where the next one begins. If few versions meet a condition, these are looked up instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from adapterhub.ref import is_name
+from adapterhub_converters.errors import UsageError
+
+from .index_database import Index
+from .queries import VersionRow, rows_by_id, visible_condition
+from .version_search import NEWEST, phrases
+
+SCANNED = 2_000
+"""The most versions that a page reads."""
+_FEW = 1_000  # versions that are looked up rather than met on the way
+_SCANNED_FOR_WORDS = 500  # the most versions that a page compares with words which many versions contain
+_IN_NAMESPACE = "v.name > ? || '/' AND v.name < ? || '0'"  # as in queries.IN_NAMESPACE
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last version that a page read: the time of its push, and its name."""
+
+    time: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.time} {self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Parse the text of a position; UsageError for any other text."""
+        time, _, name = text.partition(" ")
+        if not 0 < len(time) <= 40 or not time.isascii() or not is_name(name):
+            raise UsageError("cursor", "is not from a page of this list", "Follow the link of the page before")
+        return cls(time, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the listed versions must meet; every condition must hold.
+
+    Attributes:
+        words: As typed; all of them must begin words of the version's texts.
+        facets: Kinds of facets, of which one must have a value, and the value, ignoring case.
+        namespace: The namespace of the name; empty for all.
+        parameters: The least and the most parameters of the adapter; None for no bound.
+        without: Names to leave out.
+    """
+
+    words: str = ""
+    facets: tuple[tuple[tuple[str, ...], str], ...] = ()
+    namespace: str = ""
+    parameters: tuple[int | None, int | None] = (None, None)
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Versions, and the position after which there may be more; None at the end."""
+
+    rows: list[VersionRow]
+    end: Position | None
+
+
+_Match = tuple[int, str, str]  # id, time and name of a version
+_Statement = tuple[str, tuple[object, ...]]  # with its values
+
+
+def page(
+    index: Index, wanted: Conditions, *, after: Position | None = None, limit: int = 100, oldest_first: bool = False
+) -> Page:
+    """Return the newest version of each name that meets the conditions, the last push first.
+
+    Args:
+        index: The index.
+        wanted: The conditions.
+        after: Where the page before ended.
+        limit: The most versions of the page.
+        oldest_first: Return the first push first.
+    """
+    words = phrases(wanted.words)
+    # Hidden names are left out first: neither where a page ends nor how it is found may depend on them.
+    visible = visible_condition(index, wanted.without)
+    keyset, position = "1", []
+    if after:
+        keyset, position = f"(v.time, v.name) {'>' if oldest_first else '<'} (?, ?)", [after.time, after.name]
+    order = "ORDER BY v.time, v.name" if oldest_first else "ORDER BY v.time DESC, v.name DESC"
+    listed = f"{keyset} AND {NEWEST} AND {visible}"
+    conditions, values = _conditions(wanted)
+    candidates = _few_candidates(index, wanted, words, visible)
+    end = None
+    if candidates:
+        source = f"({candidates[0]}) c CROSS JOIN versions v ON v.id = c.id"
+        if words:
+            conditions += " AND v.id IN (SELECT rowid FROM texts_fts WHERE texts_fts MATCH ?)"
+            values.append(words)
+        sql = f"SELECT v.id, v.time, v.name FROM {source} WHERE {listed} AND {conditions} {order} LIMIT ?"
+        matches = index.select(sql, *candidates[1], *position, *values, limit + 1, kinds="iss")
+    else:
+        most = _SCANNED_FOR_WORDS if words else SCANNED
+        scanned = f"SELECT id, time, name, parameters FROM versions v WHERE {listed} {order} LIMIT {most}"
+        # Without an order of its own, the outer statement takes the rows as the inner one walks the index, and stops in time.
+        sql = f"SELECT v.id, v.time, v.name FROM ({scanned}) v WHERE {conditions} LIMIT ?"
+        matches = index.select(sql, *position, *values, most if words else limit + 1, kinds="iss")
+        if words:
+            matches = _with_words(index, matches, words)
+        if len(matches) <= limit:
+            last = index.select(f"SELECT time, name FROM ({scanned}) LIMIT 1 OFFSET {most - 1}", *position, kinds="ss")
+            end = Position(*last[0]) if last else None
+    if len(matches) > limit:
+        matches = matches[:limit]
+        end = Position(*matches[-1][1:])
+    return Page(rows_by_id(index, [version for version, _, _ in matches]), end)
+
+
+def facets(index: Index, rows: list[VersionRow]) -> dict[tuple[str, int], dict[str, list[str]]]:
+    """Return the facets of versions: name and number to kind to values, sorted."""
+    by_version: dict[tuple[str, int], dict[str, list[str]]] = {(row.name, row.number): {} for row in rows}
+    sql = (
+        "SELECT v.name, v.number, f.kind, f.value FROM json_each(?) j"
+        " CROSS JOIN versions v ON v.name = json_extract(j.value, '$[0]') AND v.number = json_extract(j.value, '$[1]')"
+        " JOIN facets f ON f.version = v.id"
+    )
+    for name, number, kind, value in sorted(index.select(sql, json.dumps([*by_version]), kinds="siss")):
+        by_version[name, number].setdefault(kind, []).append(value)
+    return by_version
+
+
+def values_of_kinds(index: Index, kinds: tuple[str, ...], without: tuple[str, ...], most: int) -> dict[str, list[str]]:
+    """Return the facets of the newest versions of names not in `without`: of each kind the `most` frequent values."""
+    hidden = f"SELECT v.id FROM json_each(?) j CROSS JOIN versions v ON v.name = j.value WHERE {NEWEST}"
+    less = f"SELECT kind, value, count(*) AS n FROM ({hidden}) h JOIN facets ON version = h.id GROUP BY kind, value"
+    sql = (
+        f"WITH less AS MATERIALIZED ({less}) SELECT c.kind, c.value, c.n - coalesce(less.n, 0) AS remain FROM facet_counts c"
+        f" LEFT JOIN less ON less.kind = c.kind AND less.value = c.value WHERE c.kind = ? AND remain > 0"
+        " ORDER BY remain DESC, c.value LIMIT ?"
+    )
+    names = json.dumps(without)
+    return {kind: [row[1] for row in index.select(sql, names, kind, most, kinds="ssi")] for kind in kinds}
+
+
+def count_names(index: Index, namespace: str, without: Collection[str], most: int) -> int:
+    """Return the number of names with versions in a namespace, except those in `without`; `most` for more."""
+    names = f"SELECT 1 FROM versions v WHERE {_IN_NAMESPACE} AND {NEWEST} AND {visible_condition(index, without)} LIMIT ?"
+    return int(index.select(f"SELECT count(*) FROM ({names})", namespace, namespace, most, kinds="i")[0][0])
+
+
+def names_after(index: Index, last: str, limit: int, without: Collection[str]) -> list[str]:
+    """Return names with versions after `last`, except those in `without`, sorted."""
+    index.left_out = frozenset(without)
+    sql = "SELECT name FROM names WHERE name > ? AND deleted = 0 AND number > 0 AND NOT left_out(name) ORDER BY name LIMIT ?"
+    return [name for (name,) in index.select(sql, _storable(last), limit, kinds="s") if is_name(name)]
+
+
+def _few_candidates(index: Index, wanted: Conditions, words: str, visible: str) -> _Statement | None:
+    """Return a statement for the ids of the few versions that meet one of the conditions; None if many meet each."""
+    statements: list[_Statement] = [("SELECT rowid AS id FROM texts_fts WHERE texts_fts MATCH ?", (words,))] if words else []
+    for kinds, value in wanted.facets:
+        sql = f"SELECT DISTINCT version AS id FROM facets WHERE {_one_of(kinds)} AND value = ?"
+        statements.append((sql, (*kinds, _storable(value))))
+    if wanted.namespace:
+        statements.append((f"SELECT id FROM versions v WHERE {_IN_NAMESPACE}", (_storable(wanted.namespace),) * 2))
+    for sql, values in statements:
+        few = f"SELECT 1 FROM ({sql}) c CROSS JOIN versions v ON v.id = c.id WHERE {visible} LIMIT {_FEW + 1}"
+        ((count,),) = index.select(f"SELECT count(*) FROM ({few})", *values, kinds="i")
+        if count <= _FEW:
+            return sql, values
+    return None
+
+
+def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
+    """Return the conditions but the words, with their values."""
+    conditions, values = ["1"], list[object]()
+    for kinds, value in wanted.facets:
+        # Looked up for each version: the list of all versions with the facet may be long.
+        conditions.append(f"EXISTS (SELECT 1 FROM facets f WHERE f.version = v.id AND {_one_of(kinds)} AND value = ?)")
+        values += [*kinds, _storable(value)]
+    if wanted.namespace:
+        conditions.append(_IN_NAMESPACE)
+        values += [_storable(wanted.namespace)] * 2
+    for operator, bound in zip((">=", "<="), wanted.parameters, strict=True):
+        if bound is not None:
+            conditions.append(f"v.parameters {operator} ?")
+            values.append(bound)
+    return " AND ".join(conditions), values
+
+
+def _with_words(index: Index, matches: list[_Match], words: str) -> list[_Match]:
+    """Return the versions that contain words: one look at the full-text index, in the range of their ids."""
+    if not matches:
+        return []
+    ids = [version for version, _, _ in matches]
+    sql = "SELECT rowid FROM texts_fts WHERE texts_fts MATCH ? AND rowid BETWEEN ? AND ?"
+    with_words = {version for (version,) in index.select(sql, words, min(ids), max(ids), kinds="i")}
+    return [match for match in matches if match[0] in with_words]
+
+
+def _one_of(kinds: tuple[str, ...]) -> str:
+    return f"kind IN ({', '.join('?' * len(kinds))})"
+
+
+def _storable(text: str) -> str:
+    """Return text as the index has it: halves of surrogate pairs cannot be encoded."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,157 @@
+"""Pages of the newest versions: the same versions as one list of all, each page at the same cost."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.index import index_database, schema, version_listing
+from adapterhub.index.index_database import Index
+from adapterhub.index.version_listing import Conditions, Page, Position
+from adapterhub_converters.errors import UsageError
+from tests.support.many_names import BASES, add_names
+
+BASE, OF_BASE = (("base",), BASES[3]), f"base = '{BASES[3]}'"
+MIT = "'mit' IN (SELECT value FROM facets f WHERE version = v.id)"
+WITH = "EXISTS (SELECT 1 FROM texts t WHERE t.version = v.id AND ' ' || card LIKE '% {}%')"
+
+
+def filled(count: int) -> Index:
+    connection = index_database.connect_memory()
+    schema.create(connection)
+    add_names(connection, count)
+    return Index(Path("memory"), connection)
+
+
+@pytest.fixture(scope="module")
+def index() -> Iterator[Index]:
+    with closing(filled(600)) as index:
+        yield index
+
+
+def pages(index: Index, wanted: Conditions, limit: int, **more: Any) -> Iterator[Page]:
+    page = version_listing.page(index, wanted, limit=limit, **more)
+    yield page
+    while page.end:
+        page = version_listing.page(index, wanted, after=Position.parse(str(page.end)), limit=limit, **more)
+        yield page
+
+
+@pytest.mark.parametrize("few", [0, 5000])
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "condition"),
+    [
+        (Conditions(), "1"),
+        (Conditions(facets=(BASE,)), OF_BASE),
+        (Conditions(facets=(BASE, (("license",), "MIT"))), f"{OF_BASE} AND {MIT}"),
+        (Conditions(facets=((("language", "tag"), "subject-7"),)), "name LIKE '%-7'"),
+        (Conditions(namespace="team07"), "name LIKE 'team07/%'"),
+        (Conditions(words="b"), WITH.format("b")),
+        (Conditions(words="ba", facets=(BASE,)), f"{OF_BASE} AND {WITH.format('ba')}"),
+        (Conditions(parameters=(1025, None)), "0"),
+        (Conditions(parameters=(None, 1024), without=("team07/adapter-7", "team99/adapter-599")), "id NOT IN (8, 600)"),
+    ],
+)  # fmt: skip
+def test_pages_are_the_parts_of_one_list(
+    index: Index, monkeypatch: pytest.MonkeyPatch, wanted: Conditions, condition: str, oldest_first: bool, few: int
+) -> None:
+    monkeypatch.setattr(version_listing, "_FEW", few)
+    monkeypatch.setattr(version_listing, "SCANNED", 50)
+    monkeypatch.setattr(version_listing, "_SCANNED_FOR_WORDS", 20)
+    order = "time, name" if oldest_first else "time DESC, name DESC"
+    expected = [name for (name,) in index.connection.execute(f"SELECT name FROM versions v WHERE {condition} ORDER BY {order}")]
+    listed = [*pages(index, wanted, 7, oldest_first=oldest_first)]
+    assert [row.name for page in listed for row in page.rows] == expected
+    assert all(len(page.rows) <= 7 for page in listed)
+
+
+def test_where_a_page_ends_does_not_tell_of_names_that_are_left_out(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_listing, "SCANNED", 10)
+    names = [row.name for page in pages(index, Conditions(), 100) for row in page.rows]
+    hidden = tuple(names[5:500])
+    ends = [page.end.name for page in pages(index, Conditions(parameters=(10**9, None), without=hidden), 7) if page.end]
+    assert ends
+    assert not {*ends} & {*hidden}
+
+
+def steps(index: Index, call: Callable[[], Any]) -> int:
+    """How many tens of steps of SQLite's virtual machine a call takes."""
+    count = 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+
+    index.connection.set_progress_handler(tick, 10)
+    call()
+    index.connection.set_progress_handler(None, 0)
+    return count
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Conditions(),
+        Conditions(facets=(BASE,)),
+        Conditions(facets=((("tag",), "subject-7"),)),
+        Conditions(parameters=(10**9, None)),
+    ],
+)
+def test_a_page_costs_the_same_wherever_it_is_and_however_many_names_there_are(
+    monkeypatch: pytest.MonkeyPatch, wanted: Conditions
+) -> None:
+    monkeypatch.setattr(version_listing, "_FEW", 5)
+    monkeypatch.setattr(version_listing, "SCANNED", 200)
+    costs = []
+    for count in (1_000, 3_000):
+        with closing(filled(count)) as index:
+            for at in (0, count // 2, count - 400):
+                sql = "SELECT time, name FROM versions ORDER BY time DESC, name DESC LIMIT 1 OFFSET ?"
+                ((time, name),) = index.connection.execute(sql, (at,))
+                after = Position(time, name) if at else None
+                costs.append(steps(index, lambda: version_listing.page(index, wanted, after=after, limit=10)))  # noqa: B023
+    assert max(costs) < 2 * min(costs) + 200
+
+
+def test_names_and_facets_are_found_by_an_index(index: Index) -> None:
+    assert version_listing.names_after(index, "team50/adapter-150", 2, ()) == ["team50/adapter-250", "team50/adapter-350"]
+    assert version_listing.names_after(index, "team99/adapter-499", 9, ["team99/adapter-599"]) == ["team99/adapter-99"]
+    few = steps(index, lambda: version_listing.names_after(index, "", 5, ()))
+    assert steps(index, lambda: version_listing.names_after(index, "team90/", 5, ())) < 2 * few
+    assert version_listing.count_names(index, "team50", ["team50/adapter-50"], 9) == 5
+    assert version_listing.count_names(index, "team50", (), 3) == 3
+    page = version_listing.page(index, Conditions(namespace="team07"), limit=1)
+    facets = version_listing.facets(index, page.rows)[page.rows[0].name, 1]
+    assert (facets["base"], facets["library"]) == ([page.rows[0].base], ["peft"])
+
+
+def test_the_values_of_hidden_names_are_not_among_the_facets(index: Index) -> None:
+    values = version_listing.values_of_kinds(index, ("tag", "license"), (), 1000)
+    assert (len(values["tag"]), {*values["license"]}) == (600, {"mit", "apache-2.0", "llama3"})
+    hidden = version_listing.values_of_kinds(index, ("tag",), ("team07/adapter-7",), 1000)["tag"]
+    assert {*values["tag"]} - {*hidden} == {"subject-7"}
+    assert len(version_listing.values_of_kinds(index, ("tag",), (), 5)["tag"]) == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "9", "2026 ", " team/sql", "2026-01-01T00:00:00Z team/../sql", f"{'2' * 41} team/sql"]
+)
+def test_a_cursor_of_no_page_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not from a page of this list"):
+        Position.parse(text)
+
+
+def test_the_index_by_time_leads_to_a_page() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        schema.create(connection)
+        sql = (
+            "EXPLAIN QUERY PLAN SELECT id FROM versions v WHERE (v.time, v.name) < (?, ?) ORDER BY time DESC, name DESC LIMIT 9"
+        )
+        (step,) = [row[3] for row in connection.execute(sql, ("", ""))]
+    assert step == "SEARCH v USING COVERING INDEX versions_time ((time,name)<(?,?))"
