@@ -50,6 +50,19 @@ def logprobs(base: Base, rows: Rows) -> Tensor:
     )
 
 
+def evaluated_passes(base: Base, rows: Rows, size: int) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield this process's part of the rows as `passes` does, trimmed, with `logprobs` as an evaluation computes them.
+
+    Until the last one, neither gradients nor dropout are computed, by the caller either.
+    """
+    base.model.eval()
+    with torch.no_grad():
+        for _, batch in passes(rows, size):
+            trimmed_rows = trim(batch)
+            yield trimmed_rows, logprobs(base, trimmed_rows)
+    base.model.train()
+
+
 def mean_loss(label_tokens: int) -> Loss:
     """Return the negative log-likelihood for rows of a step with `label_tokens` labels, so that each label counts the same."""
     return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
