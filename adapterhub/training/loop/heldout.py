@@ -53,12 +53,8 @@ def log_evaluation(
     else:
         loss = evaluate(base, heldout, size)
     if not loss < _MAX_LOSS:
-        raise RefusedError(
-            "train",
-            f"the held-out loss is {loss} at step {state.step}",
-            "Lower learning_rate, or raise warmup",
-            code="diverged",
-        )
+        problem = f"the held-out loss is {loss} at step {state.step}"
+        raise RefusedError("train", problem, "Lower learning_rate, or raise warmup", code="diverged")
     log_line: dict[str, Any] = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
     log_line |= {f"heldout_{name}": value for name, value in pair_metrics.items()}
     samples = answers(base, config.samples, config.sample_tokens)

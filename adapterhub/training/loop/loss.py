@@ -90,9 +90,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         chunk_size = logits_at_once(len(head), head.element_size(), compute_device.memory(head.device))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_rows = (
-            losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None
-        )  # the gradient of the logits of trained rows
+        # The gradient of the logits of trained rows.
+        d_rows = losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None
         # One buffer serves all chunks: allocating this much costs more than the arithmetic in it.
         size = min(chunk_size, len(hidden))
         float_buffer = head.new_empty(size, len(head), dtype=torch.float32)
