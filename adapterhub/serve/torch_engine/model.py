@@ -132,7 +132,7 @@ def load(
     base.model.set_attn_implementation(segment_attention.register())
     model = Model(base, spec, Text(base, path), slots)
     _test_batches(model, rows, location)
-    for note in compute_device.dtype_notes(kind, torch_device, "answers come sooner with --dtype float32"):
+    for note in compute_device.dtype_notes(kind, torch_device, "answers come sooner in float32"):
         _log.warning("%s: %s", location, note)
     precision = "NF4" if quantize else kind
     if model.exact:
