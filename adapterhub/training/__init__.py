@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.training.cost.memory import plan
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import MissingExtraError
 
 from .config_file import read as read_config
@@ -102,16 +103,22 @@ def open_trainer(
         `with open_trainer(config, Path("sql")) as trainer: trainer.forward_backward(next(trainer.batches()))`
     """
     check_extra()
-    from . import distributed
-    from .artifacts import tracking
-    from .trainer import new_trainer
+    from . import compute_device, distributed
+    from .artifacts import finished_folder, tracking
+    from .trainer import Trainer
 
+    # Checked before anything is loaded: an hour of training must not end at an output folder that is taken.
+    atomic.check_free(out, replace=replace)
+    finished_folder.check_place(out)
     with distributed.process_group(), ExitStack() as stack:
         report = on_event if on_event and distributed.first() else lambda _: None
         if distributed.first():
             report = stack.enter_context(tracking.with_trackers(config, out, report))
         # Only the first process reports: the others would repeat every event.
-        yield stack.enter_context(new_trainer(config, out, report, force=force, start=start, cache=cache, replace=replace))
+        if config.train.deterministic:
+            stack.enter_context(compute_device.deterministic(config.base.device))
+        threads = stack.enter_context(compute_device.threads(config.train.threads))
+        yield Trainer(config, out, report, force=force, start=start, cache=cache, replace=replace, thread_count=threads)
 
 
 def card_memory(config: TrainConfig) -> int | None:

@@ -73,9 +73,8 @@ def deterministic(setting: str) -> Iterator[None]:
         return
     previous_settings = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # filling costs a pass over each new tensor, which is written before it is read
-    )
+    # Filling costs a pass over each new tensor, which is written before it is read.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     except RuntimeError as error:
@@ -90,12 +89,12 @@ def deterministic(setting: str) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = previous_settings[1]
 
 
-def dtype_notes(dtype: str, device: torch.device) -> list[str]:
+def dtype_notes(dtype: str, device: torch.device, remedy: str = 'set dtype = "float32" in [base]') -> list[str]:
     """Return a note for a dtype that the device multiplies in a slow loop: bfloat16 on CPUs without AVX-512 or its like."""
     has_fast_products = device.type != "cpu" or multiplies_bfloat16()
     if dtype != "bfloat16" or has_fast_products:
         return []
-    return ['this processor multiplies bfloat16 7 to 15 times slower than float32: set dtype = "float32" in [base]']
+    return [f"this processor multiplies bfloat16 4 to 15 times slower than float32: {remedy}"]
 
 
 def multiplies_bfloat16() -> bool:

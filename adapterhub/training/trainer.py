@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import dequantize, load
 from adapterhub.training.model.probes import check_attention, check_isolation
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import compute_device, distributed, machine
@@ -35,29 +32,6 @@ from .layers import lora
 from .loop import training_loop
 from .model import adapter_transfer, families, quantized_cache
 from .train_config import TrainConfig
-
-
-@contextmanager
-def new_trainer(
-    config: TrainConfig,
-    out: Path,
-    on_event: OnEvent,
-    *,
-    force: bool = False,
-    start: InitialAdapter | None = None,
-    cache: Path | None = None,
-    replace: bool = False,
-) -> Iterator[Trainer]:
-    """Load a training run and resume it from its checkpoint, if any; within the block, torch uses the config's threads.
-
-    Arguments and errors are those of `adapterhub.training.run`.
-    """
-    # Checked before anything is loaded: an hour of training must not end at an output folder that is taken.
-    atomic.check_free(out, replace=replace)
-    finished_folder.check_place(out)
-    determinism = compute_device.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
-    with determinism, compute_device.threads(config.train.threads) as thread_count:
-        yield Trainer(config, out, on_event, force=force, start=start, cache=cache, replace=replace, thread_count=thread_count)
 
 
 class Trainer:

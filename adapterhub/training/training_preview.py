@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.containers import json_file
 
 from .cost import memory
 from .data import chat_template
@@ -36,21 +34,13 @@ def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> P
     from .model.base_files import BaseFiles
 
     with BaseFiles(config.base_path) as files:
-        spec, tokenizer = files.spec, _tokenizer(files)
+        spec, (_, tokenizer) = files.spec, files.config_and_tokenizer()
     chat_template.apply(tokenizer, chat_template.configured(config, tokenizer))
     data_survey = survey(config, tokenizer)
     rate = _matmul_rate(config) if on_this_machine else None
     return Preview(
         data_survey, rate, _operations(config, spec, data_survey.count) / rate if data_survey.count and rate else None
     )
-
-
-def _tokenizer(files: Any) -> Any:
-    from .model import transformers_api
-
-    location = str(files.path)
-    document = json_file.parse_object(files.config_text, f"{location}: config.json")
-    return transformers_api.config_and_tokenizer(files.folder, document, location=location)[1]
 
 
 def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:

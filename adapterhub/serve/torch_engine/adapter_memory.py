@@ -5,7 +5,9 @@ Versions never change, so a version that was forgotten to make room is read from
 
 from __future__ import annotations
 
+import math
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,19 +179,19 @@ def read(folder: Path, model: Model, *, rank: int) -> tuple[Factors, Gains]:
     Raises:
         RefusedError: It has parts that slots cannot represent, or is for another base. `code` is that of a check.
     """
-    factors = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec)
+    # Views of the files save a copy: a version's folder never changes.
+    factors = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec, mapped=True)
     trained.check_base(factors, model.spec, None)
     _check_parts(factors)
     for name, array in factors.adapter.copies.items():
         trained.check_copy(model.base, name, array, factors.location)
-    scaled: dict[str, tuple[Tensor, Tensor]] = {}
+    deltas: dict[str, LowRank] = {}
     gains: dict[str, Tensor] = {}
     for path, delta in factors.pairs.items():
-        low_rank = _checked_delta(path, delta, factors.location, model, rank=rank)
+        deltas[path] = low_rank = _checked_delta(path, delta, factors.location, model, rank=rank)
         if low_rank.magnitude is not None:
             gains[path] = _gain(path, low_rank, factors.location, model)
-        scaled[path] = _scaled_factors(path, low_rank, gains.get(path), factors.location, model)
-    return scaled, gains
+    return _scaled_factors(deltas, gains, factors.location, model.slots.dtype), gains
 
 
 def _check_parts(factors: trained.Factors) -> None:
@@ -236,19 +238,29 @@ def _gain(path: str, delta: LowRank, location: str, model: Model) -> Tensor:
         problem = f"has {magnitude.numel()} magnitudes, but the base's layer has {len(W)} outputs"
         raise RefusedError(f"{location}: {path}", problem, code="shape-mismatch")
     gain = magnitude.flatten() / torch.linalg.norm(W + _scaling(delta) * (B @ A), dim=1)
-    _check_finite(gain, f"{location}: {path}")
+    if not _is_finite(gain):
+        raise _non_finite_error(gain.dtype, f"{location}: {path}")
     return gain
 
 
-def _scaled_factors(path: str, delta: LowRank, gain: Tensor | None, location: str, model: Model) -> tuple[Tensor, Tensor]:
-    """Return A and the transpose of B, scaled, in the dtype of the model."""
-    A, B = _tensor(delta.lora_A), _tensor(delta.lora_B) * _scaling(delta)
-    if gain is not None:
-        B *= gain.to(B.device).unsqueeze(1)
-    A, B = A.to(model.slots.dtype), B.to(model.slots.dtype).t().contiguous()
-    for part in (A, B):
-        _check_finite(part, f"{location}: {path}")
-    return A, B
+def _scaled_factors(deltas: Mapping[str, LowRank], gains: Gains, location: str, dtype: torch.dtype) -> Factors:
+    """Return A and the transpose of B, scaled, in the dtype of the model, all in one block of memory."""
+    sizes = [array.size for delta in deltas.values() for array in (delta.lora_A, delta.lora_B)]
+    # numpy asks for large pages, so that the system does not hand out the block in thousands of small ones.
+    block = torch.from_numpy(np.empty(sum(sizes) * dtype.itemsize, np.uint8)).view(dtype)
+    parts = iter(block.split(sizes))
+    scaled: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, delta in deltas.items():
+        A, B = next(parts).view(delta.lora_A.shape), next(parts).view(delta.lora_B.shape[::-1])
+        A.copy_(_tensor(delta.lora_A))
+        # A clone is a copy in any case; the transpose of a single row is contiguous, and the memory of its file read-only.
+        product = _tensor(delta.lora_B).t().clone(memory_format=torch.contiguous_format).mul_(_scaling(delta))
+        B.copy_(product if path not in gains else product.mul_(gains[path].to(product.device)))
+        scaled[path] = A, B
+    if not _is_finite(block):
+        path = next(path for path, pair in scaled.items() if not all(map(_is_finite, pair)))
+        raise _non_finite_error(dtype, f"{location}: {path}")
+    return scaled
 
 
 def _scaling(delta: LowRank) -> float:
@@ -256,10 +268,15 @@ def _scaling(delta: LowRank) -> float:
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    """Return an array as float32, which may be a view of a file: nothing writes to it."""
+    with warnings.catch_warnings(action="ignore"):  # torch's about tensors of read-only memory
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
-def _check_finite(part: Tensor, location: str) -> None:
+def _is_finite(part: Tensor) -> bool:
     # NaN is both minimum and maximum; eight times as fast as checking every number.
-    if not all(map(torch.isfinite, part.aminmax())):
-        raise RefusedError(location, f"has a number that is not finite in {part.dtype}", code="non-finite")
+    return all(map(math.isfinite, map(float, part.aminmax())))
+
+
+def _non_finite_error(dtype: torch.dtype, location: str) -> RefusedError:
+    return RefusedError(location, f"has a number that is not finite in {dtype}", code="non-finite")

@@ -132,6 +132,8 @@ def load(
     base.model.set_attn_implementation(segment_attention.register())
     model = Model(base, spec, Text(base, path), slots)
     _test_batches(model, rows, location)
+    for note in compute_device.dtype_notes(kind, torch_device, "answers come sooner in float32"):
+        _log.warning("%s: %s", location, note)
     precision = "NF4" if quantize else kind
     if model.exact:
         _log.info("%s in %s: answers alone and in a batch are the same, bit for bit", location, precision)

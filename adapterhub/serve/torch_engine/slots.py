@@ -109,10 +109,11 @@ class Slots:
             self.rank = rank
             for shared in self._inputs.values():
                 shared.allocate()
-        for shared in self._inputs.values():
-            shared.clear(slot)
-        for path, (A, B) in factors.items():
-            self._layers[path].fill(slot, A, B)
+        for path, layer in self._layers.items():
+            if path in factors:
+                layer.fill(slot, *factors[path])
+            else:
+                layer.clear(slot)
         self._fill_gains(slot, gains or {})
 
     def _fill_gains(self, slot: int, gains: Gains) -> None:
@@ -253,11 +254,6 @@ class _Input:
         for layer in self.members:
             layer.allocate(count, rank, options)
 
-    def clear(self, slot: int) -> None:
-        """Clear a slot. Zeros in A suffice, because what is left in B is finite."""
-        if self.lora_A is not None:
-            self.lora_A[slot] = 0
-
     def free(self) -> None:
         """Remove all members."""
         for layer in self.members:
@@ -309,9 +305,15 @@ class _SlotLinear(Frozen):
         self.lora_B, self.place, self._views, self.gains = None, None, {}, {}
 
     def fill(self, slot: int, A: Tensor, B: Tensor) -> None:
-        """Copy factors `(r, in)` and `(r, out)` into a slot that was cleared."""
+        """Replace the content of a slot by factors `(r, in)` and `(r, out)`."""
+        self.clear(slot, len(A))
         self._shared.lora_A[slot, self.place, : len(A)] = A  # type: ignore[index]
         self.lora_B[slot, : len(B)] = B
+
+    def clear(self, slot: int, start: int = 0) -> None:
+        """Clear the ranks of a slot from `start` on. Zeros in A suffice, because what is left in B is finite."""
+        if self.place is not None:
+            self._shared.lora_A[slot, self.place, start:] = 0  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(…, out)` for an input `(…, in)`."""

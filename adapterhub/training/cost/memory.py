@@ -17,9 +17,7 @@ from .model_sizes import Shape, Target, input_sizes, shape_of, targets, trained_
 
 _NF4_BYTES = 4.127 / 8  # per weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for the scale of magnitudes
 _RUNTIME_BYTES = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work
-_GENERATION_BYTES = (
-    60_000_000  # bytes of an evaluation with generated answers and the fragmentation they cause: 45 to 85 measured
-)
+_GENERATION_BYTES = 60_000_000  # bytes of generated answers and the fragmentation they cause: 45 to 85 measured
 _TRACKER_BYTES = 45_000_000  # bytes of TensorBoard and its imports, measured; others are as large or larger
 _FRAGMENTATION = 1.15  # of activations: freed memory leaves holes (glibc; 1.1 to 1.2 measured)
 _MIN_LOGITS, _MAX_LOGITS = 128, 1024  # rows of logits at once; with fewer, a card waits for the output layer's weight
@@ -196,9 +194,8 @@ def _saved_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     block = int(tokens * width * (numbers_per_token + _expert_numbers(target_modules, shape) / shape.layers))
     mask = 0 if on_card else sequence  # a byte for each pair, which blocks share
     last_states = tokens * (4 * shape.hidden * width + mask)
-    copies = (
-        0 if width == 4 else width * sum(target.numbers for target in target_modules.values())
-    )  # of factors, in the compute dtype
+    # Of factors, in the compute dtype.
+    copies = 0 if width == 4 else width * sum(target.numbers for target in target_modules.values())
     if config.train.checkpointing is True:
         return block + shape.layers * tokens * width * shape.hidden + last_states + copies // shape.layers
     return shape.layers * block + last_states + copies

@@ -19,6 +19,7 @@ from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import chat_template, messages, template_measures
 from .example import Example
+from .record_shapes import common_prefix_length
 
 # Marks that no conversation contains (private use); they differ in their first and last characters.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
@@ -184,7 +185,7 @@ class Conversation:
         head, end = self._content_span(text, number)
         earlier_turns = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
         prompted = self._render(earlier_turns, prompt=True)
-        generation_prompt = prompted[_common_prefix_length(prompted, self._render(earlier_turns)) :]
+        generation_prompt = prompted[common_prefix_length(prompted, self._render(earlier_turns)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content_span(text, number - 1)[1] if number else 0
         for opening in template_measures.possible_openings(generation_prompt):
@@ -205,8 +206,8 @@ class Conversation:
             if mark not in marked_text:
                 raise self._not_located_error()
             head, tail = (
-                min(head, _common_prefix_length(text, marked_text)),
-                min(tail, _common_prefix_length(text[::-1], marked_text[::-1])),
+                min(head, common_prefix_length(text, marked_text)),
+                min(tail, common_prefix_length(text[::-1], marked_text[::-1])),
             )
         if head + tail > len(text):
             raise self._not_located_error()
@@ -233,16 +234,6 @@ class Conversation:
             return ""
         formed = [self._form(turn) for turn in turns]
         return chat_template.render(self._tokenizer, formed, location=self._location, tools=self._tools, prompt=prompt)
-
-
-def _common_prefix_length(text: str, other_text: str) -> int:
-    """Return the length of the common prefix of two texts."""
-    if text == other_text:
-        return len(text)
-    return next(
-        (position for position, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b),
-        min(len(text), len(other_text)),
-    )
 
 
 def _begins_with_empty_thought(text: str, start: int, end: int) -> bool:

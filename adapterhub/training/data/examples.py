@@ -85,7 +85,8 @@ def encode_sources(
     if conversations:
         texts = [conversation.text for conversation in conversations.values()]
         # Long documents are cut into rows later, so the tokenizer's warning about them (`verbose`) is off.
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "return_offsets_mapping": True}
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False, **options)
         for (number, conversation), ids, offsets in zip(
             conversations.items(), encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):

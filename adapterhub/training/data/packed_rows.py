@@ -201,9 +201,8 @@ def _best_fit(sizes: np.ndarray, sequence: int) -> np.ndarray:
     Rows are found by their free tokens, so that not all have to be tried.
     """
     rows, count = np.empty(len(sizes), np.int64), 0
-    rows_by_free: defaultdict[int, list[int]] = defaultdict(
-        list
-    )  # keys exist only for sizes that occur, not for every size up to a row
+    # Keys exist only for sizes that occur, not for every size up to a row.
+    rows_by_free: defaultdict[int, list[int]] = defaultdict(list)
     free_sizes = 0  # bit n is set if a row has n free tokens
     for number, size in enumerate((-np.sort(-sizes, kind="stable")).tolist()):
         fitting_sizes = free_sizes >> size

@@ -7,7 +7,7 @@ of them: ShareGPT's conversations, questions with answers, and the chosen side o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -105,13 +105,16 @@ def _check_unpaired(record: Record, location: str) -> None:
 def _split_common_prompt(sides: list[Any], other_fields: Record) -> list[Record]:
     """Return two texts or conversations as completions of their common beginning."""
     chosen, rejected = sides
-    prefix_length = next(
-        (position for position, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-        min(len(chosen), len(rejected)),
-    )
+    prefix_length = common_prefix_length(chosen, rejected)
     if isinstance(chosen, str) and chosen[prefix_length - 1 : prefix_length] == " ":
         prefix_length -= 1  # tokens begin with the space before a word, so it belongs to the completion
     return [{"prompt": side[:prefix_length], "completion": side[prefix_length:], **other_fields} for side in (chosen, rejected)]
+
+
+def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return the length of the common beginning of two texts, or two lists."""
+    places = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in places if a != b), min(len(first), len(second)))
 
 
 def check_columns(columns: Mapping[str, str], location: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterhub.training.train_config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 
 from .lora import LoRALinear, multiply_frozen
@@ -95,32 +94,22 @@ class DoRALinear(LoRALinear):
 # ---- Initial factors
 
 
-def initial_factors(
-    weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantized: bool, location: str
-) -> tuple[Tensor | NF4, Factors | None]:
-    """Return the base to train on and the initial factors; None for factors drawn at random.
-
-    PiSSA is peft's `pissa_init`.
+def initial_factors(weight: Tensor, *, r: int, scaling: float, quantized: bool, location: str) -> tuple[Tensor | NF4, Factors]:
+    """Return the base to train on and the initial factors of PiSSA (peft's `pissa_init`).
 
     Args:
         weight: `(out, in)`, in floats.
-        r: The rank.
         location: The weight's name, in messages.
 
     Raises:
         RefusedError: `weight` has fewer than `r` rows or columns.
     """
-
-    def maybe_quantized(matrix: Tensor) -> Tensor | NF4:
-        return quantize(matrix, location) if quantized else matrix
-
-    if config.init == "default":
-        return maybe_quantized(weight), None
     if r > min(weight.shape):
-        raise RefusedError(location, f"is too small for {config.init} with r = {r}", f"Set r to {min(weight.shape)} at most")
+        raise RefusedError(location, f"is too small for pissa with r = {r}", f"Set r to {min(weight.shape)} at most")
     full = weight.float()
     A, B = _principal_factors(full, r, scaling)
-    return maybe_quantized((full - scaling * B @ A).to(weight.dtype)), (A, B)
+    remainder = (full - scaling * B @ A).to(weight.dtype)
+    return quantize(remainder, location) if quantized else remainder, (A, B)
 
 
 def _principal_factors(matrix: Tensor, r: int, scaling: float) -> Factors:

@@ -17,7 +17,7 @@ from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import OptimConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
 
-from .loss import logprobs, passes, sum_of_parts, trim
+from .loss import evaluated_passes, sum_of_parts
 from .preference import evaluate as evaluate_pairs
 from .state import State, best_step, copy_trained
 
@@ -26,12 +26,7 @@ _MAX_LOSS = 700.0  # in nats; the perplexity of a larger loss overflows
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
     """Return the mean loss of all rows, in nats per token, computed `size` rows at a time."""
-    sums = []
-    base.model.eval()
-    with torch.no_grad():
-        for _, batch in passes(rows, size):
-            sums.append(logprobs(base, trim(batch)).sum())
-    base.model.train()
+    sums = [label_logprobs.sum() for _, label_logprobs in evaluated_passes(base, rows, size)]
     # Divided once at the end, so that each label counts the same, no matter how the rows are divided.
     return -sum_of_parts(sums) / max(1, rows.label_tokens)
 
@@ -58,12 +53,8 @@ def log_evaluation(
     else:
         loss = evaluate(base, heldout, size)
     if not loss < _MAX_LOSS:
-        raise RefusedError(
-            "train",
-            f"the held-out loss is {loss} at step {state.step}",
-            "Lower learning_rate, or raise warmup",
-            code="diverged",
-        )
+        problem = f"the held-out loss is {loss} at step {state.step}"
+        raise RefusedError("train", problem, "Lower learning_rate, or raise warmup", code="diverged")
     log_line: dict[str, Any] = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
     log_line |= {f"heldout_{name}": value for name, value in pair_metrics.items()}
     samples = answers(base, config.samples, config.sample_tokens)

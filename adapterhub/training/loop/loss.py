@@ -50,6 +50,19 @@ def logprobs(base: Base, rows: Rows) -> Tensor:
     )
 
 
+def evaluated_passes(base: Base, rows: Rows, size: int) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield this process's part of the rows as `passes` does, trimmed, with `logprobs` as an evaluation computes them.
+
+    Until the last one, neither gradients nor dropout are computed, by the caller either.
+    """
+    base.model.eval()
+    with torch.no_grad():
+        for _, batch in passes(rows, size):
+            trimmed_rows = trim(batch)
+            yield trimmed_rows, logprobs(base, trimmed_rows)
+    base.model.train()
+
+
 def mean_loss(label_tokens: int) -> Loss:
     """Return the negative log-likelihood for rows of a step with `label_tokens` labels, so that each label counts the same."""
     return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
@@ -77,9 +90,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         chunk_size = logits_at_once(len(head), head.element_size(), compute_device.memory(head.device))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_rows = (
-            losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None
-        )  # the gradient of the logits of trained rows
+        # The gradient of the logits of trained rows.
+        d_rows = losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None
         # One buffer serves all chunks: allocating this much costs more than the arithmetic in it.
         size = min(chunk_size, len(hidden))
         float_buffer = head.new_empty(size, len(head), dtype=torch.float32)

@@ -19,7 +19,7 @@ from adapterhub.training.layers.lora import without_delta
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import PreferenceConfig
 
-from .loss import Loss, logprobs, passes, sum_of_parts, trim
+from .loss import Loss, evaluated_passes, logprobs, sum_of_parts
 
 _MAX_MEAN_LOGPROB = -1e-6  # the odds of a mean log-probability of 0 would be infinite
 
@@ -77,15 +77,11 @@ def preference_loss(base: Base, config: PreferenceConfig, pairs: int) -> Loss:
 def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tuple[float, float, float]:
     """Return the mean loss of the pairs of all rows, the share with a margin above 0, and the mean margin."""
     sums: tuple[list[Tensor], ...] = ([], [], [])  # of losses, of margins above 0, and of margins, in each pass
-    base.model.eval()
-    with torch.no_grad():
-        for _, batch in passes(rows, size):
-            trimmed_rows = trim(batch)
-            losses, margins = _pair_losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
-            # Sums, not means: the passes may have different numbers of pairs.
-            for pass_sums, values in zip(sums, (losses, margins > 0, margins), strict=True):
-                pass_sums.append(values.sum())
-    base.model.train()
+    for batch, label_logprobs in evaluated_passes(base, rows, size):
+        losses, margins = _pair_losses(base, config, label_logprobs, batch)
+        # Sums, not means: the passes may have different numbers of pairs.
+        for pass_sums, values in zip(sums, (losses, margins > 0, margins), strict=True):
+            pass_sums.append(values.sum())
     loss, accuracy, margin = (sum_of_parts(pass_sums) / max(1, pair_count(rows)) for pass_sums in sums)
     return loss, accuracy, margin
 
@@ -93,15 +89,10 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
 def sums_of_pairs(base: Base, rows: Rows, size: int) -> Sums:
     """Return the sums of the pairs of all rows, without a reference, computed `size` rows at a time."""
     parts: list[tuple[Tensor, Tensor]] = []
-    base.model.eval()
-    with torch.no_grad():
-        for _, batch in passes(rows, size):
-            trimmed_rows = trim(batch)
-            answer_logprobs = _sums_by_side(logprobs(base, trimmed_rows), trimmed_rows).cpu()
-            answer_lengths = _answer_lengths(trimmed_rows)
-            pairs = _complete_pairs(answer_lengths)
-            parts.append((answer_logprobs[pairs], answer_lengths[pairs]))
-    base.model.train()
+    for batch, label_logprobs in evaluated_passes(base, rows, size):
+        answer_lengths = _answer_lengths(batch)
+        pairs = _complete_pairs(answer_lengths)
+        parts.append((_sums_by_side(label_logprobs, batch).cpu()[pairs], answer_lengths[pairs]))
     return Sums(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

@@ -23,7 +23,7 @@ from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import NotFoundError, RefusedError, StoppedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
 
-from . import tokenizer_files
+from . import tokenizer_files, transformers_api
 from .base_tensors import FolderWeights, GGUFFileWeights, Weights
 
 _CONFIG = "config.json"
@@ -99,6 +99,12 @@ class BaseFiles:
         if raw is None:
             raise NotFoundError(str(self.path), "not a base model: there is no config.json", code="not-a-base")
         return raw.decode()
+
+    def config_and_tokenizer(self) -> tuple[Any, Any]:
+        """Return the config and the tokenizer that transformers builds; errors are those of `transformers_api` and `folder`."""
+        location = str(self.path)
+        document = json_file.parse_object(self.config_text, f"{location}: {_CONFIG}")
+        return transformers_api.config_and_tokenizer(self.folder, document, location=location)
 
     @cached_property
     def folder(self) -> Path:

@@ -20,7 +20,6 @@ from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matr
 from adapterhub.training.layers.targets import Sizes, resolve
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.adapter import scaling
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from . import families, quantized_cache, transformers_api
@@ -91,7 +90,9 @@ def _build(
     progress: Progress | None,
     device: torch.device,
 ) -> Base:
-    model, tokenizer = _empty_model_and_tokenizer(files, base)
+    config, tokenizer = files.config_and_tokenizer()
+    model = transformers_api.empty_model(config, getattr(torch, base.dtype), location=str(files.path))
+    families.check(model, str(files.path))
     weights.bind(model, removed_paths=remove_vision(model))
     linears, stacks = lora.linears(model), expert_stacks.stacks(model)
     targets = resolve(adapter, list(linears), list(embeddings.tables(model)), location, stacks=list(stacks)) if adapter else []
@@ -125,16 +126,6 @@ def _build(
     return with_documents_if_equivalent(result) if without_mask else result
 
 
-def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
-    """Build model and tokenizer with transformers."""
-    location = str(files.path)
-    document = json_file.parse_object(files.config_text, f"{location}: config.json")
-    config, tokenizer = transformers_api.config_and_tokenizer(files.folder, document, location=location)
-    model = transformers_api.empty_model(config, getattr(torch, base.dtype), location=location)
-    families.check(model, location)
-    return model, tokenizer
-
-
 def _replace_linear(
     model: nn.Module, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: torch.device
 ) -> None:
@@ -159,13 +150,10 @@ def _replace_linear(
     else:
         adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
         weight, initial = None, None
-        if adapter.init != "default":
+        if adapter.init == "pissa":
             scale = scaling(alpha, r, rslora=adapter.rslora)
-            weight, initial = variants.initial_factors(
-                dense(), adapter, r=r, scaling=scale, quantized=is_nf4, location=weight_name
-            )
-            weight = weight.to(device)
-            initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
+            weight, initial = variants.initial_factors(dense(), r=r, scaling=scale, quantized=is_nf4, location=weight_name)
+            weight, initial = weight.to(device), (initial[0].to(device), initial[1].to(device))
         layer_class = variants.DoRALinear if adapter.dora else lora.LoRALinear
         options: dict[str, Any] = {"r": r, "alpha": alpha, "rslora": adapter.rslora, "dropout": adapter.dropout}
         layer = layer_class(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)

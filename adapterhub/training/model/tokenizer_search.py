@@ -17,10 +17,8 @@ from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.gguf_model.byte_level import SPLITS
 
 _KNOWN_EXPRESSIONS = {rule for split in SPLITS for rule in split.rules}
-_SECONDS, _CHARACTERS_PER_SECOND = (
-    10,
-    100_000,
-)  # seconds of processor time for any text, and more for long ones; usual are 5 million characters per second
+# Seconds of processor time for any text, and more for long ones; usual are 5 million characters per second.
+_SECONDS, _CHARACTERS_PER_SECOND = 10, 100_000
 _HINT = "Use another base"
 # The components to try are put into a tokenizer without a vocabulary: splitting does not need one.
 _EMPTY_TOKENIZER: dict[str, Any] = {

@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "patterns": {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 3}},
     "one layer": {"layers_to_transform": [1]},
     "all linear": {"target_modules": "all-linear"},
+    "rank one": {"r": 1, "target_modules": ["v_proj"]},
 }
 
 
@@ -41,6 +42,14 @@ def test_every_kind_of_plain_lora_answers_as_in_peft(host: Host, llama: Peers, t
     peers = write_adapters(llama.base, tmp_path, "llama", 1, **KINDS[kind])
     host.load(kind, peers.folders["a0"])
     assert tokens(host, Request([5, 80, 90], ((kind, 1.0),), 12)) == peers.answer("a0", [5, 80, 90], 12)
+
+
+def test_a_slot_keeps_nothing_of_the_adapter_before(llama: Peers, tmp_path: Path) -> None:
+    with open_host(llama.base, slots=1, rows=1) as host:
+        for kind in ("all linear", "one layer", "rank one"):
+            peers = write_adapters(llama.base, tmp_path / kind, "llama", 1, **KINDS[kind])
+            host.load(kind, peers.folders["a0"])
+            assert tokens(host, Request([5, 80, 90], ((kind, 1.0),), 6)) == peers.answer("a0", [5, 80, 90], 6)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {

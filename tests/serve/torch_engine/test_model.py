@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from adapterhub.serve.torch_engine import Request, open_host  # noqa: E402
+from adapterhub.training import compute_device  # noqa: E402
 from adapterhub.training.layers import nf4_matrix  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, assert_same, pieces, tokens, with_adapters, write_adapters, write_base  # noqa: E402
@@ -65,6 +66,18 @@ def test_the_log_says_what_holds_here(llama: Peers, caplog: pytest.LogCaptureFix
         with open_host(llama.base, slots=1, rows=2, dtype=dtype) as host:
             same = "are the same, bit for bit" if host.exact else "may differ by rounding"
         assert f"{llama.base} in {dtype}: answers alone and in a batch {same}" in caplog.text
+
+
+def test_the_log_says_where_the_base_s_dtype_is_slow(
+    llama: Peers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = f"{llama.base}: this processor multiplies bfloat16 4 to 15 times slower than float32: "
+    for is_fast in (True, False):
+        monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda is_fast=is_fast: is_fast)
+        for dtype in ("float32", "bfloat16"):
+            caplog.clear()
+            with open_host(llama.base, slots=1, rows=2, dtype=dtype):
+                assert (note in caplog.text) == (dtype == "bfloat16" and not is_fast)
 
 
 def test_where_the_bits_of_a_product_depend_on_the_batch_the_log_says_so_and_answers_are_the_same_up_to_rounding(
