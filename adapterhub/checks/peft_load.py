@@ -21,6 +21,7 @@ from adapterhub_converters.formats.peft.stacks import STACKING
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX, USUAL_NAME
 
 from .peft_base import CONVOLUTION, EMBEDDING, LINEAR, OTHER, PeftBase, Shape
+from .peft_init import check_init
 from .peft_targets import RefusalError, Targets, check_config, names_of
 from .target_modules import EMBEDDINGS, OUTPUTS, last_of, matches
 
@@ -139,6 +140,7 @@ def _module_layer(targets: Targets, base: PeftBase, module: str) -> _Layer:
     config, r = targets.config, targets.rank(module)
     if kind == OTHER:
         raise RefusalError(f"Target module {module} is not supported.")
+    check_init(config, kind, r)
     dora, bias = bool(config.get("use_dora")), bool(config.get("lora_bias"))
     if bias and kind == EMBEDDING:
         raise RefusalError("lora_bias=True is not supported for Embedding")
@@ -213,6 +215,7 @@ def _parameter_layer(targets: Targets, base: PeftBase, name: str, wrapper: str, 
     for option in ("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora"):
         if config.get(option) or (option == "fan_in_fan_out" and transposed):
             raise RefusalError(f"lora.ParamWrapper does not work with {option}")
+    check_init(config, LINEAR, r)
     if shape is None:
         return _Layer(name, wrapper, r, {".lora_A.weight": None, ".lora_B.weight": None})
     if len(shape) not in (2, 3):

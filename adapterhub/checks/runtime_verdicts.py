@@ -60,7 +60,6 @@ _ENCODERS = {
     "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
     "beit", "dinov2", "clip", "siglip",
 }  # fmt: skip
-_EXACT = ("pissa", "olora")  # decompositions with a reproducible result
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
@@ -270,7 +269,9 @@ def _init_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[
     if peft.residual_init(contents.config.get("init_lora_weights")):
         init = str(contents.config.get("init_lora_weights"))
         yield "init", init
-        yield ("init-exact" if init in _EXACT else "init-random"), init
+        # Decompositions with a reproducible result; peft takes OLoRA's name in any case.
+        is_exact = init == "pissa" or init.lower() == "olora"
+        yield ("init-exact" if is_exact else "init-lost" if init == "lora_ga" else "init-random"), init
         if init != "pissa" or not _has_weights(base):  # else the conversion computes it
             yield "init-unsettled", init
 

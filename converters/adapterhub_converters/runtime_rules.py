@@ -91,6 +91,12 @@ _PEFT_RULES = (
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
     Rule(
+        "init-lost",
+        WRONG,
+        "init_lora_weights {init} changed the base as training began, and loading does not",
+        "peft/tuners/lora/layer.py, lora_ga_init",
+    ),
+    Rule(
         "init-exact",
         APPLIED,
         "init_lora_weights {init} changes the base again as it is loaded: correct only on the exact base it was trained on",

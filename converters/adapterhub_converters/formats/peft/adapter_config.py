@@ -61,8 +61,9 @@ REASONS = {
     "PSOFT": "its change acts on singular vectors of the base that peft does not save, and whose signs differ between machines",
     "ADAMSS": "which rows it changes follows from a clustering of the base's singular vectors that peft does not save",
 }
-# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).
-_BASE_PRESERVING_INITS = {"gaussian", "orthogonal", "eva", "mica"}
+# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`), in the case that peft compares.
+_BASE_PRESERVING_INITS = {"orthogonal", "eva"}
+_BASE_PRESERVING_INITS_OF_ANY_CASE = {"gaussian", "mica"}
 
 
 def check(config: Mapping[str, Any], location: str) -> None:
@@ -235,4 +236,6 @@ def meta(config: Mapping[str, Any]) -> Meta:
 
 def residual_init(init: object) -> bool:
     """Return whether an `init_lora_weights` moves part of the base into the factors, so that the initial factors matter."""
-    return not (isinstance(init, bool) or init is None or (isinstance(init, str) and init in _BASE_PRESERVING_INITS))
+    if not isinstance(init, str):
+        return not (isinstance(init, bool) or init is None)
+    return init not in ("", *_BASE_PRESERVING_INITS) and init.lower() not in _BASE_PRESERVING_INITS_OF_ANY_CASE
