@@ -61,9 +61,8 @@ REASONS = {
     "PSOFT": "its change acts on singular vectors of the base that peft does not save, and whose signs differ between machines",
     "ADAMSS": "which rows it changes follows from a clustering of the base's singular vectors that peft does not save",
 }
-# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`), in the case that peft compares.
-_BASE_PRESERVING_INITS = {"orthogonal", "eva"}
-_BASE_PRESERVING_INITS_OF_ANY_CASE = {"gaussian", "mica"}
+# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`); of two of them peft refuses any other case.
+_BASE_PRESERVING_INITS = {"", "gaussian", "orthogonal", "eva", "mica"}
 
 
 def check(config: Mapping[str, Any], location: str) -> None:
@@ -236,6 +235,4 @@ def meta(config: Mapping[str, Any]) -> Meta:
 
 def residual_init(init: object) -> bool:
     """Return whether an `init_lora_weights` moves part of the base into the factors, so that the initial factors matter."""
-    if not isinstance(init, str):
-        return not (isinstance(init, bool) or init is None)
-    return init not in ("", *_BASE_PRESERVING_INITS) and init.lower() not in _BASE_PRESERVING_INITS_OF_ANY_CASE
+    return init.lower() not in _BASE_PRESERVING_INITS if isinstance(init, str) else not (isinstance(init, bool) or init is None)
