@@ -126,6 +126,8 @@ ERRORS: dict[str, str] = {
     "changed-meanwhile": "Another program changed the files, or moved the tag, while they were in use. Nothing was kept of what was read; run the command again once the other program is done.",
     "check-failed": "A push checks the adapter alone and, with --base, on its base. Codes in the message are findings of `adapterhub validate`.",
     "check-failed-for-good": "The adapter cannot be read, so that no option stores it.",
+    "check-failed-to-convert": "A conversion of an adapter with errors would carry or hide them. Codes in the message are findings of `adapterhub validate`.",
+    "check-failed-to-convert-on-base": "The adapter has errors, alone or on the base of the conversion, which the result would carry or hide.",
     "check-failed-on-base": "The adapter does not fit the base that it should be pinned to.",
     "check-registry": "Bytes in the registry do not match their digest, or a blob is missing: a disk failed, or a file was changed by hand.",
     "collect-garbage": "Data that nothing refers to takes space and does no harm.",
