@@ -343,11 +343,14 @@ class _Places:
     def _place_by_transformers(self, name: str) -> str | None:
         """Return the same of transformers' loader, which also finds names that lack the base model's prefix, or have it twice.
 
-        A magnitude's name in the model ends in the adapter's, and it is not found (`core_model_loading.rename_source_key`).
+        A magnitude's name in the model ends in the adapter's, and it is not found (`core_model_loading.rename_source_key`); nor
+        is a table that is wrapped for its rows. The names of rows are looked for as they are.
         """
-        if name.endswith(".lora_magnitude_vector"):
-            return None
         inner, prefix = name.removeprefix(PREFIX), f"{self._base.prefix}."
+        if name.endswith(".lora_magnitude_vector") or inner.removesuffix(".weight") in self._rows:
+            return None
+        if ".token_adapter." in name:
+            return self._place(name)
         names = (name, f"{PREFIX}{inner.removeprefix(prefix)}", f"{PREFIX}{prefix}{inner}")
         return next((place for candidate in names if (place := self._place(candidate))), None)
 
@@ -403,7 +406,7 @@ def _names_in_memory(tensors: Mapping[str, Shape], base: PeftBase, loader: Loade
     names: dict[str, _Tensors] = {}
     experts: dict[str, list[tuple[str, Shape]]] = {}
     for file_name, shape in tensors.items():
-        name = f"{PREFIX}{file_name.replace(PREFIX, '')}" if by_transformers else file_name
+        name = _with_one_prefix(file_name) if by_transformers else file_name
         if is_converted and ".lora_" in name:
             # The renaming inserts the adapter's name, and removes one in the end.
             plain = name if by_transformers else _without_last_name(name)
@@ -415,6 +418,11 @@ def _names_in_memory(tensors: Mapping[str, Shape], base: PeftBase, loader: Loade
     for stack, halves in experts.items():
         names[stack] = [file_name for file_name, _ in halves], _stacked_shape(stack, halves)
     return names
+
+
+def _with_one_prefix(name: str) -> str:
+    """Return a name with the prefix that transformers removes, wherever it is (peft, `build_peft_weight_mapping`)."""
+    return PREFIX + name.replace(f"{PREFIX}model.", "model.", 1).replace(PREFIX, "", 1)
 
 
 def _stack_of(name: str, kind: str) -> str | None:
