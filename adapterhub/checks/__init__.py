@@ -209,7 +209,10 @@ def _problems(
     reported = set[tuple[str, str]]()
     for level in levels:
         try:
-            yield from level
+            for problem in level:
+                if isinstance(problem, Problem) and problem.cause is not None:
+                    reported.add((problem.where, problem.what))
+                yield problem
         except AdapterhubError as error:
             problem = unreadable_file(contents.path, error)
             if (problem.where, problem.what) not in reported:

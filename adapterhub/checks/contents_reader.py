@@ -133,6 +133,10 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     # A folder named "adapter" is no part of "adapter_model.safetensors".
     folder, inside = error.where[: len(str(path))], error.where[len(str(path)) :]
     location = inside[1:] if folder == str(path) and inside[:1] in ("", "/", "\\") else error.where
+    # An error about an option of the config names it behind the file.
+    option = location.removeprefix(f"{peft.CONFIG}: ") if location.startswith(f"{peft.CONFIG}: ") else ""
+    if option:
+        return Problem("unsupported", peft.CONFIG, option, error.what, error.hint, cause=error)
     return Problem(code, location or path.name, "", error.what, error.hint, cause=error)
 
 
@@ -190,6 +194,7 @@ def _set_tuned(contents: Contents, adapter: Adapter) -> None:
     """Set the changes by a tuner other than LoRA, whose tensors have other names."""
     contents.tuned = adapter.tuned
     contents.replaced = {name: _kind(array) for name, array in adapter.replaced.items()}
+    contents.added = {name: _kind(array) for name, array in adapter.added.items()}
     for target, rows in adapter.rows.items():
         contents.rows[target], contents.row_ids[target] = _kind(rows.values), rows.ids
     for target, change in contents.tuned.items():

@@ -407,7 +407,7 @@ def _names_in_memory(tensors: Mapping[str, Shape], base: PeftBase, loader: Loade
     experts: dict[str, list[tuple[str, Shape]]] = {}
     for file_name, shape in tensors.items():
         name = _with_one_prefix(file_name) if by_transformers else file_name
-        if is_converted and ".lora_" in name:
+        if is_converted and (by_transformers or ".lora_" in name):
             # The renaming inserts the adapter's name, and removes one in the end.
             plain = name if by_transformers else _without_last_name(name)
             name = PREFIX + renaming(plain.removeprefix(PREFIX))

@@ -15,6 +15,7 @@ from adapterhub_converters.runtime_rules import APPLIED, IGNORED, REFUSED, UNKNO
 
 from .base_fit import base_for_class, is_head
 from .contents import Contents, Parts
+from .contents_reader import unreadable_file
 from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapter
 from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_load
 from .report import Problem, RepeatedProblem
@@ -100,7 +101,7 @@ def load_problems(contents: Contents, loaded: Loading | None) -> Iterator[Proble
     if loaded is None:
         return
     if loaded.error is not None:
-        yield Problem("unsupported", peft.CONFIG, "", loaded.error.what, loaded.error.hint, cause=loaded.error)
+        yield unreadable_file(contents.path, loaded.error)
         return
     load = loaded.by_peft
     # Shapes are reported one by one, and so are modules that the base does not have.

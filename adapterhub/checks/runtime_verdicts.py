@@ -403,7 +403,7 @@ def _llama_cpp_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[st
     try:
         architecture = base.llama_cpp_architecture()
     except RefusedError:
-        yield "unmapped", base.architecture or "an unnamed architecture"
+        yield "unmapped", base.architecture or "a base whose config has no architectures"
         return
     stacked = (target for target, delta in contents.other_deltas.items() if isinstance(delta, StackedLowRank))
     for target in (*contents.pairs, *stacked):
