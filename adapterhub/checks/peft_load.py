@@ -115,7 +115,7 @@ def _build(targets: Targets, base: PeftBase) -> list[_Layer]:
     for module in base.modules:
         if module in targets.tied_targets:
             tied.append(module)
-        elif targets.name(module):
+        elif targets.includes(module):
             layers.append(_module_layer(targets, base, module))
     adapted = {layer.name for layer in layers}
     parameters = list(_parameter_layers(targets, base, adapted)) if targets.parameters else []
@@ -129,7 +129,7 @@ def _build(targets: Targets, base: PeftBase) -> list[_Layer]:
 
 def _nothing_built(targets: Targets, base: PeftBase) -> str:
     """Return peft's words where no module and no parameter is targeted."""
-    excluded = sum(targets.are_excluded(module) for module in base.modules)
+    excluded = sum(targets.excludes(module) for module in base.modules)
     if excluded == len(base.modules):
         return "All modules were excluded."
     if excluded:

@@ -156,7 +156,7 @@ def _untargeted(config: Mapping[str, Any], modules: Mapping[str, str]) -> list[s
         targets = Targets(config, base)
     except RefusalError:
         return list(modules)
-    return [module for module in modules if not targets.name(module) and module not in targets.tied_targets]
+    return [module for module in modules if not targets.includes(module) and module not in targets.tied_targets]
 
 
 def _repair_ranks(draft: Draft, pairs: Shapes) -> None:
