@@ -68,7 +68,7 @@ def peft_load(config: Mapping[str, Any], tensors: Mapping[str, Shape], base: Pef
     Args:
         config: The adapter's config, which `formats.peft.check_config` accepts.
         tensors: Name, as in the file, and shape of each tensor.
-        loader: Who loads the tensors into what peft builds: peft, or transformers' `load_adapter`.
+        loader: The program that loads the tensors into what peft builds: peft, or transformers by `load_adapter`.
 
     Raises:
         FormatError, RefusedError: A pattern of the config cannot be matched.
