@@ -18,6 +18,7 @@ from adapterhub.manifest.package_files import shorten_names, survey
 from adapterhub_converters import gc_pause
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
+from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
 from .base_fit import shape_problems
@@ -146,7 +147,7 @@ def check_codes(codes: Iterable[str]) -> None:
 
 @contextmanager
 def open_check(
-    path: Path,
+    path: Path | Candidate,
     *,
     base: BaseSpec | None = None,
     headers_only: bool = False,
@@ -156,7 +157,7 @@ def open_check(
 ) -> Iterator[tuple[Report, Contents | None]]:
     """Check an adapter as `check` does, and keep its files open until the context ends.
 
-    What the caller has `inspected` as a whole with that base is not read again.
+    What the caller has `inspected` as a whole with that base is not read again, nor is what a candidate has read.
 
     Yields:
         The report, and the contents of the adapter; None if its files are not well-formed.
@@ -178,7 +179,7 @@ def open_check(
         if on_base and contents is not None and contents.manifest_text:
             levels.append("identity")
         report = Report(
-            where=display_name or str(path),
+            where=display_name or str(Candidate.of(path).path),
             format=contents.format if contents else None,
             base=base.source if base else None,
             problems=tuple(ordered),
@@ -208,7 +209,10 @@ def _problems(
     reported = set[tuple[str, str]]()
     for level in levels:
         try:
-            yield from level
+            for problem in level:
+                if isinstance(problem, Problem) and problem.cause is not None:
+                    reported.add((problem.where, problem.what))
+                yield problem
         except AdapterhubError as error:
             problem = unreadable_file(contents.path, error)
             if (problem.where, problem.what) not in reported:

@@ -15,7 +15,6 @@ from adapterhub.checks.target_modules import block_of
 from adapterhub_converters.adapter import Delta, StackedLowRank, TunedModule
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers.safetensors_file import TensorKind
-from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
 from .contents import Contents, Parts
@@ -458,11 +457,7 @@ def _swap_prefix(name: str, old: str, new: str) -> str | None:
 
 def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Yield the modules of the base that should have a delta but do not."""
-    try:
-        targeted = targeted_modules(contents, base)
-    except AdapterhubError as error:
-        yield Problem("unsupported", peft.CONFIG, "target_modules", error.what, error.hint)
-        return
+    targeted = targeted_modules(contents, base)
     # Targeted by the config, but without tensors in the file.
     missing = targeted - set(contents.targets)
     if contents.is_tuned:  # which may replace what it targets

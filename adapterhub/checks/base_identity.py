@@ -6,15 +6,17 @@ Shapes cannot tell Llama 3 from 3.1, or an instruction-tuned model from its base
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from adapterhub.manifest import derive
-from adapterhub.manifest.base_name import public_repo
+from adapterhub.manifest.base_name import base_name
 from adapterhub.manifest.card import base_repo
 from adapterhub.manifest.document import BaseInfo
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, determines_function
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
 from .contents import Contents
@@ -93,7 +95,8 @@ def _same_number(a: Any, b: Any) -> bool:
 
 def _name_problems(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
     """Yield a difference between the name of the base and the one that the adapter was trained on."""
-    trained = pinned.repo or contents.config.get("base_model_name_or_path")
+    # A path on the machine that trained it may at least end in the name.
+    trained = _recorded_name(contents, pinned) or contents.config.get("base_model_name_or_path")
     if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
         message = f"trained on {trained}, but this base is named {base.repo}"
         yield Problem("base-name-differs", "", base.source, message, "", trained, base.repo)
@@ -104,20 +107,26 @@ def base_name_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Pr
     if contents.format != "peft" or contents.unread is not None:
         return
     configured, manifest = contents.config.get("base_model_name_or_path"), contents.manifest()
-    declared = derive.read_declared(contents.folder).get("base")
-    names = (
-        public_repo(configured) if isinstance(configured, str) else None,
-        base_repo(contents.card()),
-        manifest.base.repo if manifest else None,
-        declared.get("repo") if isinstance(declared, Mapping) else None,
-        public_repo(base.repo) if base else None,
-    )
-    if not any(names):
+    if not _recorded_name(contents, manifest.base if manifest else BaseInfo(), base):
         message = (
             f"{configured[:80]} is no name on a hub, and" if isinstance(configured, str) and configured else "missing, and"
         )
         hint = f"Write it there, or as base_model in the card, or as base.repo in {ADAPTER_TOML}"
         yield Problem("no-base-name", peft.CONFIG, "base_model_name_or_path", f"{message} nothing else names the base", hint)
+
+
+def _recorded_name(contents: Contents, pinned: BaseInfo, base: BaseSpec | None = None) -> str | None:
+    """Return the name that a push records for the base of an adapter."""
+    declared: object = None
+    with suppress(AdapterhubError):  # of a malformed adapter.toml, which a push reports
+        declared = derive.read_declared(contents.folder).get("base")
+    return base_name(
+        declared=declared.get("repo") if isinstance(declared, Mapping) else None,
+        recorded=pinned.repo,
+        configured=contents.adapter.meta.base_model if contents.adapter else contents.config.get("base_model_name_or_path"),
+        in_card=base_repo(contents.card()),
+        of_base=base.repo if base else None,
+    )
 
 
 def _short(digest: object) -> str:

@@ -50,6 +50,7 @@ class Contents:
         copies: From parameter of the base to a copy of its weight that the file contains as well.
         other_deltas: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
         tuned: Changes by a tuner other than LoRA, likewise.
+        added: From parameter of the base to what such a tuner adds to it.
         renamed: Names of tensors that peft would skip, and the names that it would load.
         adapter_named: Names of tensors with the usual name of an adapter inside, which peft loads.
         unknown: Names of tensors of unknown kind.
@@ -72,6 +73,7 @@ class Contents:
     copies: dict[str, TensorKind] = field(default_factory=dict)
     other_deltas: dict[str, Delta] = field(default_factory=dict)
     tuned: Mapping[str, TunedModule] = field(default_factory=dict)
+    added: dict[str, TensorKind] = field(default_factory=dict)
     other_tensors: dict[str, TensorKind] = field(default_factory=dict)
     renamed: list[tuple[str, str]] = field(default_factory=list)
     adapter_named: list[str] = field(default_factory=list)
@@ -108,7 +110,8 @@ class Contents:
     @property
     def targets(self) -> list[str]:
         """Every module or parameter that has a delta."""
-        return [*self.pairs, *self.other_deltas, *(target for target, change in self.tuned.items() if change.acts_on_weight)]
+        tuned = [target for target, change in self.tuned.items() if change.acts_on_weight]
+        return [*self.pairs, *self.other_deltas, *tuned, *(name.rpartition(".")[0] for name in self.added)]
 
     @cached_property
     def ranks(self) -> dict[str, int]:
@@ -144,7 +147,7 @@ class Contents:
     def kinds(self) -> Counter[TensorKind]:
         """Return the number of tensors of each kind, among those that `tensors` names."""
         counts = Counter[TensorKind]()
-        for tensors in (self.other_tensors, self.replaced, self.copies, self.rows):
+        for tensors in (self.other_tensors, self.added, self.replaced, self.copies, self.rows):
             counts.update(tensors.values())
         for parts, count in self.distinct_parts():
             for kind in parts.values():
@@ -156,6 +159,7 @@ class Contents:
         for target, parts in self.pairs.items():
             yield from ((f"{target}.{PART_NAMES.get(part, part)}", tensor) for part, tensor in parts.items())
         yield from self.other_tensors.items()
+        yield from self.added.items()
         yield from self.replaced.items()
         yield from ((f"{name} (copy)", tensor) for name, tensor in self.copies.items())
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())

@@ -16,7 +16,7 @@ import numpy as np
 from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
-from adapterhub_converters.adapter_files import is_pickle_name, is_weights, resolve_adapter
+from adapterhub_converters.adapter_files import is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorKind
@@ -30,7 +30,7 @@ from .report import Problem
 
 
 def read_contents(
-    path: Path, *, base: BaseSpec | None, inspected: Inspection | None = None
+    path: Path | Candidate, *, base: BaseSpec | None, inspected: Inspection | None = None
 ) -> tuple[Contents | None, list[Problem]]:
     """Read an adapter in any format, except for one that the caller has `inspected` as a whole, with its numbers.
 
@@ -40,13 +40,15 @@ def read_contents(
     Raises:
         NotFoundError: There is no adapter at `path`.
     """
-    problems = list(_pickles(path))
-    given_path, path = path, resolve_adapter(path)
+    candidate = Candidate.of(path)
+    given_path, problems = candidate.path, list(_pickles(candidate.path))
+    candidate = candidate.adapter
+    path = candidate.path
     try:
         try:
             if inspected is not None and (adapter := inspected.complete_adapter) is not None:
-                return _whole_contents(path, inspected.format, adapter), problems
-            contents = _read(path, base, pickle=any(problem.code == "pickle" for problem in problems))
+                return _whole_contents(candidate, inspected.format, adapter), problems
+            contents = _read(candidate, base, pickle=any(problem.code == "pickle" for problem in problems))
         except NotUnderstoodError as error:
             contents = _read_unknown(path, error)
     except AdapterhubError as error:
@@ -63,11 +65,10 @@ def read_contents(
     return contents, problems
 
 
-def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
+def _read(candidate: Candidate, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
     """Return the contents of an adapter of a known kind; None if there are only pickles."""
-    candidate = Candidate(path)
     if peft.sniff(candidate):
-        return _read_peft(path, candidate.config, base)
+        return _read_peft(candidate, base)
     kind = _sniff(candidate, pickle=pickle)
     return None if kind is None else _read_whole(candidate, kind, base)
 
@@ -132,6 +133,10 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     # A folder named "adapter" is no part of "adapter_model.safetensors".
     folder, inside = error.where[: len(str(path))], error.where[len(str(path)) :]
     location = inside[1:] if folder == str(path) and inside[:1] in ("", "/", "\\") else error.where
+    # An error about an option of the config names it behind the file.
+    option = location.removeprefix(f"{peft.CONFIG}: ") if location.startswith(f"{peft.CONFIG}: ") else ""
+    if option:
+        return Problem("unsupported", peft.CONFIG, option, error.what, error.hint, cause=error)
     return Problem(code, location or path.name, "", error.what, error.hint, cause=error)
 
 
@@ -149,8 +154,9 @@ def _pickles(path: Path) -> Iterator[Problem]:
                 yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
 
 
-def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+def _read_peft(candidate: Candidate, base: BaseSpec | None) -> Contents:
     """Return the contents of a PEFT adapter, with its files open."""
+    path, text = candidate.path, candidate.config
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
     contents.record_text(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
@@ -159,7 +165,7 @@ def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
         peft.check_config(contents.config, peft.CONFIG)
     try:
         for shard in peft.weight_files(path):
-            contents.files[shard] = file = SafetensorsFile(shard, location=shard.name)
+            contents.files[shard] = file = candidate.file(shard.name).open_safetensors(shard.name)
             contents.heads[shard] = file.head
             if not contents.is_tuned:
                 _add_tensors(contents, file.header)
@@ -188,6 +194,7 @@ def _set_tuned(contents: Contents, adapter: Adapter) -> None:
     """Set the changes by a tuner other than LoRA, whose tensors have other names."""
     contents.tuned = adapter.tuned
     contents.replaced = {name: _kind(array) for name, array in adapter.replaced.items()}
+    contents.added = {name: _kind(array) for name, array in adapter.added.items()}
     for target, rows in adapter.rows.items():
         contents.rows[target], contents.row_ids[target] = _kind(rows.values), rows.ids
     for target, change in contents.tuned.items():
@@ -252,19 +259,21 @@ def _read_whole(candidate: Candidate, kind: str, base: BaseSpec | None) -> Conte
     from adapterhub_converters.formats import convert
 
     adapter, ordered = convert.read_unordered(candidate, base=base)
-    contents = _whole_contents(candidate.path, kind, adapter)
+    contents = _whole_contents(candidate, kind, adapter)
     contents.ordered = ordered
-    contents.heads.update(candidate.heads())
-    if candidate.config:
-        contents.record_text(candidate.path / peft.CONFIG, candidate.config)
     return contents
 
 
-def _whole_contents(path: Path, kind: str, adapter: Adapter) -> Contents:
-    """Return the contents of an adapter that was read as a whole."""
+def _whole_contents(candidate: Candidate, kind: str, adapter: Adapter) -> Contents:
+    """Return the contents of an adapter that was read as a whole, and what the candidate knows of its files."""
     from adapterhub_converters.formats import find
 
+    path = candidate.path
     contents = Contents(path, kind, (path.name, *find(kind).files)[-1], adapter=adapter, notes=adapter.notes)
+    contents.heads.update(candidate.heads())
+    contents.digests.update(candidate.digests())
+    if candidate.config:
+        contents.record_text(path / peft.CONFIG, candidate.config)
     pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
     for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():
         contents.pairs[target] = dict(_parts(delta))

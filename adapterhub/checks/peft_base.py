@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +68,12 @@ class PeftBase:
                 names.update(dict.fromkeys([module[:end] for end in ends]))
                 names[module] = None
         return list(names)
+
+    @cached_property
+    def prefix(self) -> str:
+        """The module that has all others but the head: `model`, `transformer`; empty if there are no modules."""
+        tops = Counter(module.partition(".")[0] for module in self.kinds)
+        return tops.most_common(1)[0][0] if tops else ""
 
     @cached_property
     def output(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from adapterhub_converters.bases import canonical_names, names_in_memory
 from adapterhub_converters.errors import RefusedError
@@ -21,6 +21,7 @@ from adapterhub_converters.formats.peft.stacks import STACKING
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX, USUAL_NAME
 
 from .peft_base import CONVOLUTION, EMBEDDING, LINEAR, OTHER, PeftBase, Shape
+from .peft_init import check_init
 from .peft_targets import RefusalError, Targets, check_config, names_of
 from .target_modules import EMBEDDINGS, OUTPUTS, last_of, matches
 
@@ -32,8 +33,12 @@ _NOT_CONVERTED = (
 )
 SIZE_MISMATCH = "size mismatch"
 """How the refusal of a tensor of another shape begins."""
+KEY_ERROR = "KeyError "
+"""How the refusal of an adapter without a tensor that its config names begins."""
 NOT_FOUND = "not found in the base model"
 """What the refusal of a config that names no module of the base has in it."""
+Loader = Literal["peft", "transformers"]
+LOADERS: tuple[Loader, Loader] = ("peft", "transformers")
 _DUMMY = "dummy-target-modules"
 _MOST_TABLES = 100  # each is looked for among all modules
 
@@ -57,12 +62,13 @@ class PeftLoad:
     refusal: str = ""
 
 
-def peft_load(config: Mapping[str, Any], tensors: Mapping[str, Shape], base: PeftBase) -> PeftLoad:
+def peft_load(config: Mapping[str, Any], tensors: Mapping[str, Shape], base: PeftBase, loader: Loader = "peft") -> PeftLoad:
     """Return what peft builds, loads and skips of a LoRA adapter, or why it refuses it.
 
     Args:
         config: The adapter's config, which `formats.peft.check_config` accepts.
         tensors: Name, as in the file, and shape of each tensor.
+        loader: The program that loads the tensors into what peft builds: peft, or transformers by `load_adapter`.
 
     Raises:
         FormatError, RefusedError: A pattern of the config cannot be matched.
@@ -73,8 +79,8 @@ def peft_load(config: Mapping[str, Any], tensors: Mapping[str, Shape], base: Pef
         targets = Targets(config, base)
         layers = _build(targets, base)
         built = {layer.name: layer.r for layer in layers}
-        places = _Places(targets, base, layers)
-        names = _names_in_memory(tensors, base)
+        places = _Places(targets, base, layers, loader)
+        names = _names_in_memory(tensors, base, loader)
         places.take_saved(names)
         return PeftLoad(built, *places.load(names))
     except RefusalError as error:
@@ -109,7 +115,7 @@ def _build(targets: Targets, base: PeftBase) -> list[_Layer]:
     for module in base.modules:
         if module in targets.tied_targets:
             tied.append(module)
-        elif targets.name(module):
+        elif targets.includes(module):
             layers.append(_module_layer(targets, base, module))
     adapted = {layer.name for layer in layers}
     parameters = list(_parameter_layers(targets, base, adapted)) if targets.parameters else []
@@ -123,7 +129,7 @@ def _build(targets: Targets, base: PeftBase) -> list[_Layer]:
 
 def _nothing_built(targets: Targets, base: PeftBase) -> str:
     """Return peft's words where no module and no parameter is targeted."""
-    excluded = sum(targets.are_excluded(module) for module in base.modules)
+    excluded = sum(targets.excludes(module) for module in base.modules)
     if excluded == len(base.modules):
         return "All modules were excluded."
     if excluded:
@@ -139,6 +145,7 @@ def _module_layer(targets: Targets, base: PeftBase, module: str) -> _Layer:
     config, r = targets.config, targets.rank(module)
     if kind == OTHER:
         raise RefusalError(f"Target module {module} is not supported.")
+    check_init(config, kind, r)
     dora, bias = bool(config.get("use_dora")), bool(config.get("lora_bias"))
     if bias and kind == EMBEDDING:
         raise RefusalError("lora_bias=True is not supported for Embedding")
@@ -213,6 +220,7 @@ def _parameter_layer(targets: Targets, base: PeftBase, name: str, wrapper: str, 
     for option in ("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora"):
         if config.get(option) or (option == "fan_in_fan_out" and transposed):
             raise RefusalError(f"lora.ParamWrapper does not work with {option}")
+    check_init(config, LINEAR, r)
     if shape is None:
         return _Layer(name, wrapper, r, {".lora_A.weight": None, ".lora_B.weight": None})
     if len(shape) not in (2, 3):
@@ -228,8 +236,8 @@ def _parameter_layer(targets: Targets, base: PeftBase, name: str, wrapper: str, 
 class _Places:
     """The tensors of the model that peft has built, and what of the file is loaded into them."""
 
-    def __init__(self, targets: Targets, base: PeftBase, layers: Sequence[_Layer]) -> None:
-        self._targets, self._base = targets, base
+    def __init__(self, targets: Targets, base: PeftBase, layers: Sequence[_Layer], loader: Loader) -> None:
+        self._targets, self._base, self._loader = targets, base, loader
         self._adapted = {layer.wrapper.replace(".base_layer", "") for layer in layers}
         self._with_parameters = self._adapted - {layer.name for layer in layers}
         # The LoRA of a tied output layer is that of the table, transposed.
@@ -258,7 +266,7 @@ class _Places:
         if not self._base.complete:  # every language model has these two
             for name in names_of(self._targets.config.get("modules_to_save")):
                 if last_of(name) in (*EMBEDDINGS, *OUTPUTS) and not any(module.endswith(name) for module in wrapped):
-                    raise RefusalError(f"KeyError '{PREFIX}…{name}.weight'")
+                    self._check_saved(f"{PREFIX}…{name}.weight", {})
         return list(wrapped)
 
     def _token_tables(self) -> dict[str, list[int]]:
@@ -300,15 +308,17 @@ class _Places:
             is_tied = self._base.tied and module == self._base.output and self._base.embedding in self._rows
             has_rows = is_tied or module in self._rows
             name = f"{PREFIX}{module}.token_adapter.base_layer.weight" if has_rows else f"{PREFIX}{parameter}"
-            if name not in names:
-                raise RefusalError(f"KeyError '{name}'")
+            self._check_saved(name, names)
             self._expected[name] = self._base.parameters[parameter]
         for table, ids in self._rows.items():
             name = f"{PREFIX}{table}.token_adapter.trainable_tokens_delta"
-            if name not in names:
-                raise RefusalError(f"KeyError '{name}'")
+            self._check_saved(name, names)
             weight = self._base.parameters.get(f"{table}.weight")
             self._expected[name] = (len(ids), weight[1]) if weight and len(weight) == 2 else None
+
+    def _check_saved(self, name: str, names: Mapping[str, _Tensors]) -> None:
+        if name not in names and self._loader == "peft":
+            raise RefusalError(f"{KEY_ERROR}'{name}'")
 
     def load(self, names: Mapping[str, _Tensors]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         """Return the tensors that are loaded and skipped, as the file names them, and those that the file lacks."""
@@ -316,7 +326,7 @@ class _Places:
         skipped: list[str] = []
         filled = set[str]()
         for name, (file_names, shape) in names.items():
-            place = self._place(name)
+            place = self._place(name) if self._loader == "peft" else self._place_by_transformers(name)
             if place is None:
                 skipped += file_names
                 continue
@@ -330,11 +340,25 @@ class _Places:
                 filled |= {first, second}
         return tuple(loaded), tuple(skipped), tuple(name for name in self._expected if name not in filled)
 
+    def _place_by_transformers(self, name: str) -> str | None:
+        """Return the same of transformers' loader, which also finds names that lack the base model's prefix, or have it twice.
+
+        A magnitude's name in the model ends in the adapter's, and it is not found (`core_model_loading.rename_source_key`); nor
+        is a table that is wrapped for its rows. The names of rows are looked for as they are.
+        """
+        inner, prefix = name.removeprefix(PREFIX), f"{self._base.prefix}."
+        if name.endswith(".lora_magnitude_vector") or inner.removesuffix(".weight") in self._rows:
+            return None
+        if ".token_adapter." in name:
+            return self._place(name)
+        names = (name, f"{PREFIX}{inner.removeprefix(prefix)}", f"{PREFIX}{prefix}{inner}")
+        return next((place for candidate in names if (place := self._place(candidate))), None)
+
     def _place(self, name: str) -> str | None:
         """Return what a tensor of the file is loaded into: one that peft built, or a parameter of the base; None if none."""
         if name in self._expected:
             return name
-        if (plain := _without_adapter_name(name)) in self._expected and plain != name:
+        if self._loader == "peft" and (plain := _without_adapter_name(name)) in self._expected and plain != name:
             # Only LoRA's own tensors have the same name with the adapter's in it.
             return plain if ".lora_" in plain else None
         if not name.startswith(PREFIX):
@@ -373,18 +397,20 @@ def _without_last_name(name: str) -> str:
     return f"{rest.removesuffix(end)}{dot}{leaf}"
 
 
-def _names_in_memory(tensors: Mapping[str, Shape], base: PeftBase) -> dict[str, _Tensors]:
+def _names_in_memory(tensors: Mapping[str, Shape], base: PeftBase, loader: Loader) -> dict[str, _Tensors]:
     """Return the tensors by the names that peft gives them, following transformers' renaming, with the file's names."""
     kind = base.model_type
     renaming = names_in_memory.renaming(kind)
-    is_converted = kind not in _NOT_CONVERTED and (kind in STACKING or bool(renaming.rules))
+    by_transformers = loader == "transformers"
+    is_converted = (by_transformers or kind not in _NOT_CONVERTED) and (kind in STACKING or bool(renaming.rules))
     names: dict[str, _Tensors] = {}
     experts: dict[str, list[tuple[str, Shape]]] = {}
     for file_name, shape in tensors.items():
-        name = file_name
-        if is_converted and ".lora_" in name:
+        name = _with_one_prefix(file_name) if by_transformers else file_name
+        if is_converted and (by_transformers or ".lora_" in name):
             # The renaming inserts the adapter's name, and removes one in the end.
-            name = PREFIX + renaming(_without_last_name(name).removeprefix(PREFIX))
+            plain = name if by_transformers else _without_last_name(name)
+            name = PREFIX + renaming(plain.removeprefix(PREFIX))
             if stack := _stack_of(name, kind):
                 experts.setdefault(stack, []).append((file_name, shape))
                 continue
@@ -392,6 +418,11 @@ def _names_in_memory(tensors: Mapping[str, Shape], base: PeftBase) -> dict[str, 
     for stack, halves in experts.items():
         names[stack] = [file_name for file_name, _ in halves], _stacked_shape(stack, halves)
     return names
+
+
+def _with_one_prefix(name: str) -> str:
+    """Return a name with the prefix that transformers removes, wherever it is (peft, `build_peft_weight_mapping`)."""
+    return PREFIX + name.replace(f"{PREFIX}model.", "model.", 1).replace(PREFIX, "", 1)
 
 
 def _stack_of(name: str, kind: str) -> str | None:

@@ -116,15 +116,15 @@ class Targets:
             raise RefusalError(f"`r` should be a positive integer value but the value passed is {r}")
         return int(r)
 
-    def are_excluded(self, module: str) -> bool:
+    def excludes(self, module: str) -> bool:
         """Return whether peft leaves a module out, because of `exclude_modules` or `modules_to_save`."""
         if self.excluded and _is_named(self.excluded, module, "exclude_modules"):
             return True
         return bool(self._saved_names) and is_within(self._saved_names, module)
 
-    def name(self, module: str) -> bool:
+    def includes(self, module: str) -> bool:
         """Return whether peft takes a module for one of `target_modules`."""
-        if self.are_excluded(module) or self.modules is None:
+        if self.excludes(module) or self.modules is None:
             return False
         if isinstance(self.modules, str):
             return fullmatch(self.modules, module, f"{peft.CONFIG}: target_modules")
@@ -180,10 +180,10 @@ class Targets:
         if pattern.lower() == "all-linear":
             return frozenset({*map(last_of, self._linear()), *stack_of})
         names = [*self._base.modules, *self._base.parameters]
-        resolved = {last_of(name) for name in names if self.name(name)}
+        resolved = {last_of(name) for name in names if self.includes(name)}
         for name, stack in stack_of.items():
             owners = [parameter.rpartition(".")[0] for parameter in self._base.parameters if last_of(parameter) == stack]
-            if any(self.name(f"{owner}.{name}") for owner in owners):
+            if any(self.includes(f"{owner}.{name}") for owner in owners):
                 resolved.add(name)
         return frozenset(resolved)
 

@@ -14,9 +14,10 @@ from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from adapterhub_converters.runtime_rules import APPLIED, IGNORED, REFUSED, UNKNOWN, WRONG
 
 from .base_fit import base_for_class, is_head
-from .contents import Contents
+from .contents import Contents, Parts
+from .contents_reader import unreadable_file
 from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapter
-from .peft_load import NOT_FOUND, SIZE_MISMATCH, PeftLoad, peft_load
+from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_load
 from .report import Problem, RepeatedProblem
 
 _LONGEST = 300  # characters of a config's value that are worth repeating
@@ -24,15 +25,23 @@ _LONGEST = 300  # characters of a config's value that are worth repeating
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """What peft would do, on a base or on one that has the adapter's modules, `on`; or why that cannot be told."""
+    """What peft would do with an adapter, and transformers by its help.
 
-    load: PeftLoad
-    on: PeftBase
+    Attributes:
+        by_peft: What `PeftModel.from_pretrained` builds, loads and skips.
+        by_transformers: What `load_adapter` of a model does.
+        base: The base, or one that has the adapter's modules.
+        error: Why none of this can be told.
+    """
+
+    by_peft: PeftLoad
+    by_transformers: PeftLoad
+    base: PeftBase
     error: AdapterhubError | None = None
 
 
 def loading(contents: Contents, base: BaseSpec | None) -> Loading | None:
-    """Return what peft would do with an adapter; None for another format or kind, or if that is not known without the base."""
+    """Return what the two would do with an adapter; None for another format or kind, or if it is not known without the base."""
     config = contents.config
     if not _is_lora(contents) or config.get("use_qalora") or (base is None and is_left_to_peft(contents)):
         return None
@@ -41,11 +50,12 @@ def loading(contents: Contents, base: BaseSpec | None) -> Loading | None:
         tensors |= {name: kind.shape for name, kind in zip(file.header.names, file.header.kinds, strict=True)}
     with contextlib.suppress(AdapterhubError):  # which other checks report
         peft.check_config(config, peft.CONFIG)
-        on = _base(contents, base)
+        peft_base = _base(contents, base)
         try:
-            return Loading(peft_load(config, tensors, on), on)
+            by_peft, by_transformers = (peft_load(config, tensors, peft_base, loader) for loader in LOADERS)
+            return Loading(by_peft, by_transformers, peft_base)
         except AdapterhubError as error:
-            return Loading(PeftLoad(), on, error)
+            return Loading(PeftLoad(), PeftLoad(), peft_base, error)
     return None
 
 
@@ -69,15 +79,15 @@ def _base(contents: Contents, base: BaseSpec | None) -> PeftBase:
     of_adapter = modules_of_adapter(contents)
     if base is None or not (base.tensors or base.packed or base.names or base.derived):
         return of_adapter
-    on = base_in_memory(base_for_class(contents, base))
+    in_memory = base_in_memory(base_for_class(contents, base))
     # Only linear layers and tables are derived from a config, without norms and heads.
     if base.derived and not base.tensors:
-        parameters = {**of_adapter.parameters, **on.parameters}
-        return dataclasses.replace(on, parameters=parameters, kinds={**of_adapter.kinds, **on.kinds}, complete=False)
-    tops = {module.split(".", 1)[0] for module in on.kinds}
+        parameters, kinds = {**of_adapter.parameters, **in_memory.parameters}, {**of_adapter.kinds, **in_memory.kinds}
+        return dataclasses.replace(in_memory, parameters=parameters, kinds=kinds, complete=False)
+    tops = {module.split(".", 1)[0] for module in in_memory.kinds}
     heads = {name: tensor.shape for name, tensor in contents.replaced.items() if is_head(contents, tops, name)}
-    kinds = {name.rpartition(".")[0]: OTHER for name in heads}
-    return dataclasses.replace(on, parameters={**on.parameters, **heads}, kinds={**on.kinds, **kinds})
+    head_kinds = {name.rpartition(".")[0]: OTHER for name in heads}
+    return dataclasses.replace(in_memory, parameters={**in_memory.parameters, **heads}, kinds={**in_memory.kinds, **head_kinds})
 
 
 def load_problems(contents: Contents, loaded: Loading | None) -> Iterator[Problem | RepeatedProblem]:
@@ -91,14 +101,16 @@ def load_problems(contents: Contents, loaded: Loading | None) -> Iterator[Proble
     if loaded is None:
         return
     if loaded.error is not None:
-        yield Problem("unsupported", peft.CONFIG, "", loaded.error.what, loaded.error.hint, cause=loaded.error)
+        yield unreadable_file(contents.path, loaded.error)
         return
-    load = loaded.load
+    load = loaded.by_peft
     # Shapes are reported one by one, and so are modules that the base does not have.
-    has_modules = any(target in loaded.on.kinds for target in contents.pairs) or NOT_FOUND not in load.refusal
-    if load.refusal and has_modules and not load.refusal.startswith(SIZE_MISMATCH):
-        code = "missing-tensor" if load.refusal.startswith("KeyError") else "peft-refuses"
-        yield Problem(code, contents.weights if code == "missing-tensor" else peft.CONFIG, "", _refusal(load))
+    has_modules = any(target in loaded.base.kinds for target in contents.pairs) or NOT_FOUND not in load.refusal
+    if load.refusal.startswith(KEY_ERROR):
+        name = load.refusal.removeprefix(KEY_ERROR).strip("'")
+        yield Problem("missing-tensor", contents.weights, name, _refusal(load))
+    elif load.refusal and has_modules and not load.refusal.startswith(SIZE_MISMATCH):
+        yield Problem("peft-refuses", peft.CONFIG, "", _refusal(load))
     if not load.refusal:
         yield from _untargeted(contents, loaded)
 
@@ -119,12 +131,12 @@ def _names_problems(contents: Contents) -> Iterator[Problem]:
 
 def _untargeted(contents: Contents, loaded: Loading) -> Iterator[RepeatedProblem]:
     """Yield the modules that have tensors, but for which peft builds nothing although the base has them."""
-    built, on = loaded.load.built, loaded.on
+    built, modules, parameters = loaded.by_peft.built, loaded.base.kinds, loaded.base.parameters
     stacks = (target for target, delta in contents.other_deltas.items() if isinstance(delta, StackedLowRank))
     untargeted = [
         target
         for target in (*contents.pairs, *stacks)
-        if target not in built and f"{target}.weight" not in built and (target in on.kinds or target in on.parameters)
+        if target not in built and f"{target}.weight" not in built and (target in modules or target in parameters)
     ]
     option = contents.config.get("target_modules")
     names = option if isinstance(option, str) else ", ".join(contents.names("target_modules"))
@@ -137,28 +149,43 @@ def _untargeted(contents: Contents, loaded: Loading) -> Iterator[RepeatedProblem
     yield RepeatedProblem("not-targeted", untargeted, problem)
 
 
-def load_consequences(contents: Contents, loaded: Loading | None) -> Iterator[tuple[str, str]]:
-    """Yield a verdict and its reason for each thing that peft does otherwise than training did."""
+def load_consequences(contents: Contents, loaded: Loading | None, loader: Loader) -> Iterator[tuple[str, str]]:
+    """Yield a verdict and its reason for each thing that peft, or transformers, does otherwise than training did."""
     if loaded is None:
         if is_left_to_peft(contents):
             yield UNKNOWN, "target_modules is missing: which modules peft adapts depends on the base"
         return
-    load = loaded.load
+    load = loaded.by_peft if loader == "peft" else loaded.by_transformers
     if load.refusal:
         yield REFUSED, load.refusal[:_LONGEST]
         return
     if load.skipped:
         first = load.skipped[0].removeprefix(PREFIX)
         count = f"{len(load.skipped)} tensors" if load.skipped[1:] else "1 tensor"
-        yield IGNORED, f"silently skips {count} without a place in what it builds: {first}"
-    magnitudes = sum(name.endswith(".lora_magnitude_vector") for name in load.missing)
+        how = "silently skips" if loader == "peft" else "reports as UNEXPECTED and skips"
+        yield IGNORED, f"{how} {count} without a place in what it builds: {first}"
+    yield from _missing_consequences(contents, load.missing, "reports missing keys" if loader == "peft" else "reports MISSING")
+
+
+def _missing_consequences(contents: Contents, missing: Collection[str], report: str) -> Iterator[tuple[str, str]]:
+    """Yield what follows from tensors that the file lacks; `report` is how the loader says so."""
+    magnitudes = sum(name.endswith(".lora_magnitude_vector") for name in missing)
     if magnitudes:
-        yield WRONG, f"reports missing keys: {magnitudes} magnitudes keep their initial values"
-    if random := _random_pair(contents, load.missing):
-        yield WRONG, f"reports missing keys; {random} keeps random values, which change the model"
-    elif len(load.missing) > magnitudes:
-        reason = "correct only if the modules without tensors were not trained: they stay as in the base"
-        yield APPLIED, f"reports missing keys; {reason}"
+        yield WRONG, f"{report}: {magnitudes} magnitudes keep their initial values"
+    own = [name for name in missing if ".lora_" not in name]
+    if own:
+        yield WRONG, f"{report}: {own[0].removeprefix(PREFIX)} keeps the base's own values"
+    if random := _random_pair(contents, missing):
+        yield WRONG, f"{report}; {random} keeps random values, which change the model"
+    elif half := next((target for target, parts in contents.pairs.items() if _is_without_effect(parts)), ""):
+        yield IGNORED, f"{report}; {half} has one half of its pair, and stays as in the base"
+    elif len(missing) > magnitudes + len(own):
+        yield APPLIED, f"{report}; correct only if the modules without tensors were not trained: they stay as in the base"
+
+
+def _is_without_effect(parts: Parts) -> bool:
+    """Return whether a pair lacks the half that starts at zero."""
+    return ("A" in parts and "B" not in parts) or ("embedding_B" in parts and "embedding_A" not in parts)
 
 
 def _random_pair(contents: Contents, missing: Collection[str]) -> str:

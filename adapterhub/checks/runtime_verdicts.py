@@ -25,6 +25,7 @@ from adapterhub_converters.runtime_rules import (
 
 from .base_fit import is_conv1d
 from .contents import Contents
+from .peft_load import LOADERS, Loader
 from .peft_verdict import Loading, is_left_to_peft, load_consequences
 from .report import CODES, ERROR, Problem, Verdict
 from .served_models import served_features
@@ -39,28 +40,29 @@ _FROM_PROBLEM = {
     "no-such-module": "no-module", "other-prefix": "no-module", "base-shallower": "no-module",
     "base-deeper": "deeper", "uncovered-module": "uncovered", "unknown-key": "unknown-key",
     "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
-    "adapter-name": "adapter-name",
+    "adapter-name": "adapter-name", "missing-tensor": "missing-tensor", "not-floats": "not-floats",
 }  # fmt: skip
 # Features of which `peft_load` knows what peft makes of them; `deeper` is left, since only the layers tell it.
 _LOADING = frozenset({
-    "shape", "uncovered", "rank-config", "magnitude-flag", "no-magnitude", "bias-flag", "no-module",
+    "shape", "uncovered", "rank-config", "magnitude-flag", "no-magnitude", "bias-flag", "no-module", "adapter-name",
+    "missing-tensor", "not-targeted", "peft-refuses",
 })  # fmt: skip
 # Problems with names that `peft_load` follows, likewise.
-_FROM_LOADING = frozenset({"key-prefix", "unknown-tensor", "missing-half", "missing-tensor"})
-# Problems with which no runtime loads the adapter.
+_FROM_LOADING = frozenset({"key-prefix", "unknown-tensor", "missing-half"})
+# Problems with which no runtime loads the adapter, unless it has a rule of its own.
 _FATAL = {
     "malformed", "missing-file", "pickle", "whole-model", "unsupported", "key-prefix", "unknown-tensor", "missing-half",
     "not-a-matrix",    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
 # Problems with which the numbers are wrong in every runtime.
-_WRONG = {"non-finite", "classifier", "files-changed", "base-differs", "numerics-differ", "missing-tensor"}
+_WRONG = {"non-finite", "classifier", "files-changed", "base-differs", "numerics-differ"}
 # Encoders, and models with an encoder and a decoder.
 _ENCODERS = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "mpnet", "distilbert", "deberta", "deberta-v2", "esm",
     "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
     "beit", "dinov2", "clip", "siglip",
 }  # fmt: skip
-_EXACT = ("pissa", "olora")  # decompositions with a reproducible result
+_CLASSIFIERS = {"classifier", "score"}  # the whole modules that vLLM takes
 _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
@@ -96,22 +98,26 @@ def runtime_verdicts(
         name: _verdict(runtime, contents, features, reasons, image_parts=image_parts) for name, runtime in RUNTIMES.items()
     }
     if contents is not None and (loaded is not None or is_left_to_peft(contents)):
-        verdicts["peft"] = _peft_verdict(contents, features, reasons, loaded)
+        for loader in LOADERS:
+            verdicts[loader] = _loader_verdict(loader, contents, features, reasons, loaded)
     return verdicts
 
 
-def _peft_verdict(
-    contents: Contents, features: Mapping[str, str], reasons: Mapping[str, list[str]], loaded: Loading | None
+def _loader_verdict(
+    loader: Loader, contents: Contents, features: Mapping[str, str], reasons: Mapping[str, list[str]], loaded: Loading | None
 ) -> Verdict:
-    """Return peft's verdict on an adapter in its own format, of which it is known what peft does, step by step."""
-    rules = tuple(rule for rule in RUNTIMES["peft"].rules if rule.feature not in _LOADING)
+    """Return the verdict of peft or transformers on an adapter in peft's format, of which it is known what they do."""
+    rules = tuple(rule for rule in RUNTIMES[loader].rules if rule.feature not in _LOADING)
     followed = {code for code in reasons if code in _FROM_LOADING or _FROM_PROBLEM.get(code) in _LOADING}
+    # transformers loads no magnitudes, whatever their shape.
+    if loader == "transformers" and "dora" in features and not contents.config.get("lora_bias"):
+        followed |= {"part-shape"} & reasons.keys()
     verdict = _verdict(
-        dataclasses.replace(RUNTIMES["peft"], rules=rules),
+        dataclasses.replace(RUNTIMES[loader], rules=rules),
         contents,
         features,
         {code: texts for code, texts in reasons.items() if code not in followed},
-        others=[_Consequence(*consequence) for consequence in load_consequences(contents, loaded)],
+        others=[_Consequence(*consequence) for consequence in load_consequences(contents, loaded, loader)],
     )
     if verdict.verdict == APPLIED:
         return verdict
@@ -121,7 +127,7 @@ def _peft_verdict(
 
 def _subject(problem: Problem) -> str:
     """Return the part of a problem that a rule's text names."""
-    return problem.name if problem.code in ("unknown-key", "adapter-name") else problem.what
+    return problem.name if problem.code in ("unknown-key", "adapter-name", "missing-tensor") else problem.what
 
 
 def _first_reasons(problems: Iterable[Problem]) -> list[str]:
@@ -182,7 +188,7 @@ def _problem_consequences(runtime: Runtime, reasons: Mapping[str, list[str]], *,
         verdict = None
         if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
             verdict = UNKNOWN if is_readable else REFUSED
-        elif code in _FATAL:
+        elif code in _FATAL and feature not in features:
             verdict = REFUSED
         elif code in _WRONG or (feature is not None and feature not in features and CODES[code][0] == ERROR):
             verdict = WRONG
@@ -241,6 +247,8 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
             yield feature, ""
     if (config.get("bias") or "none") != "none":
         yield "bias", ""
+    if set(contents.names("modules_to_save")) - _CLASSIFIERS:
+        yield "config-modules-to-save", ""
     for name in contents.replaced:
         yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
     yield from _table_features(contents, base, values=values)
@@ -269,8 +277,11 @@ def _init_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[
     """Yield features of an initialization that changed the base."""
     if peft.residual_init(contents.config.get("init_lora_weights")):
         init = str(contents.config.get("init_lora_weights"))
-        yield "init", init
-        yield ("init-exact" if init in _EXACT else "init-random"), init
+        if init != "lora_ga":
+            yield "init", init
+        # Decompositions with a reproducible result; peft takes OLoRA's name in any case.
+        is_exact = init == "pissa" or init.lower() == "olora"
+        yield ("init-exact" if is_exact else "init-lost" if init == "lora_ga" else "init-random"), init
         if init != "pissa" or not _has_weights(base):  # else the conversion computes it
             yield "init-unsettled", init
 
@@ -392,7 +403,7 @@ def _llama_cpp_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[st
     try:
         architecture = base.llama_cpp_architecture()
     except RefusedError:
-        yield "unmapped", base.architecture or "an unnamed architecture"
+        yield "unmapped", base.architecture or "a base whose config has no architectures"
         return
     stacked = (target for target, delta in contents.other_deltas.items() if isinstance(delta, StackedLowRank))
     for target in (*contents.pairs, *stacked):

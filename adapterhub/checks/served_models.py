@@ -14,6 +14,7 @@ from .contents import Contents
 _NUMBERED_EXPERT = safe_regex.Pattern(r".*\.experts\.[0-9]{1,4}\..*")
 _LAYER = safe_regex.Pattern(r".*layers\.[0-9]{1,6}\..*")
 _STACKS = ("gate_up_proj", "down_proj")
+_UNNAMED = "a base whose config has no architectures"
 _TOWER_OPTION = " unless enable_tower_connector_lora is set"
 
 
@@ -32,11 +33,11 @@ def served_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple
     elif release := runtime_models.last_vllm(base.architecture):
         yield "vllm-removed", f"{base.architecture} was last in vLLM {release}"
     else:
-        yield "vllm-unlisted", base.architecture or "a model without a name"
+        yield "vllm-unlisted", base.architecture or _UNNAMED
     if runtime_models.is_in_sglang(base.architecture):
         yield from _sglang_features(contents, base, model)
     else:
-        yield "sglang-unlisted", base.architecture or "a model without a name"
+        yield "sglang-unlisted", base.architecture or _UNNAMED
 
 
 def _vllm_features(contents: Contents, model: VllmModel, stacks: list[str]) -> Iterator[tuple[str, str]]:

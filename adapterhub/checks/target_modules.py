@@ -66,17 +66,19 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
     return depths
 
 
-def matches(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
+def matches(
+    option: object, names: Collection[str], module: str, layers: Collection[float] | None, key: str = "target_modules"
+) -> bool:
     """Return whether peft would wrap a module for `target_modules` or `exclude_modules`.
 
     Args:
-        option: The option's value.
+        option: The value of the option `key`.
         names: Its names, if it is a list; should be a set where there may be many, like `layers`.
     """
     if isinstance(option, str):
         if option == "all-linear":
             return last_of(module) not in (*EMBEDDINGS, *OUTPUTS)
-        return fullmatch(option, module, f"{peft.CONFIG}: target_modules")
+        return fullmatch(option, module, f"{peft.CONFIG}: {key}")
     if module in names:  # whatever `layers` says
         return True
     inside = last_of(module) in names or any(module[at + 1 :] in names for at, char in enumerate(module) if char == ".")
@@ -121,7 +123,7 @@ def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
             continue
         if saved and is_within(saved, module):
             continue
-        if excluded and matches(excluded, excluded_names, module, None):
+        if excluded and matches(excluded, excluded_names, module, None, "exclude_modules"):
             continue
         if matches(targets, target_names, module, layers):
             targeted.add(module)

@@ -46,6 +46,8 @@ HINTS: dict[str, str] = {
     "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push --force` stores it all the same",
     "check-failed-for-good": "`adapterhub validate {adapter}` shows all of them",
     "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-failed-to-convert": "`adapterhub validate {adapter}` shows all of them; --force converts it all the same",
+    "check-failed-to-convert-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; --force converts it all the same",
     "check-registry": "Run `adapterhub fsck`",
     "collect-garbage": "`adapterhub gc` removes what is old enough",
     "config-key": "`adapterhub train --explain` lists them",

@@ -23,7 +23,7 @@ FINDINGS: dict[str, str] = {
     "files-edited": "A card or another file was edited since adapter.json was written. Nothing is wrong; the next push records it, or `adapterhub describe DIR` does.",
     "not-packaged": "A version contains no pickled weights, links or devices, because a program that loads it would run or follow them. Remove the file, or convert it.",
     "left-out": "Checkpoints, optimizer states, scripts and dotfiles are not part of a version. Use `push --include` for a file that should be part of it.",
-    "no-base-name": "Only someone who knows the base can find and load an adapter that does not name it. The name is taken from `base_model_name_or_path`, else from `base_model` in the card, else from the record of the base folder; a path is not a name, because others do not have it. Name it in one of them, or in adapter.toml (`[base]` `repo`).",
+    "no-base-name": "Only someone who knows the base can find and load an adapter that does not name it. The name is taken from adapter.toml (`[base]` `repo`), else from adapter.json, from `base_model_name_or_path`, from `base_model` in the card, and from the record of the base folder; a path is not a name, because others do not have it. Name it in one of them.",
     # Do config and tensors agree with each other?
     "key-prefix": "peft matches tensors by their full names, and silently skips those that do not begin with `base_model.model.`: the adapter loads and does nothing. `adapterhub fix` renames them where the right name is certain.",
     "unknown-tensor": "The end of a tensor's name is unknown for this kind of adapter. It may belong to another kind, or be left over from a checkpoint.",
@@ -126,6 +126,8 @@ ERRORS: dict[str, str] = {
     "changed-meanwhile": "Another program changed the files, or moved the tag, while they were in use. Nothing was kept of what was read; run the command again once the other program is done.",
     "check-failed": "A push checks the adapter alone and, with --base, on its base. Codes in the message are findings of `adapterhub validate`.",
     "check-failed-for-good": "The adapter cannot be read, so that no option stores it.",
+    "check-failed-to-convert": "A conversion of an adapter with errors would carry or hide them. Codes in the message are findings of `adapterhub validate`.",
+    "check-failed-to-convert-on-base": "The adapter has errors, alone or on the base of the conversion, which the result would carry or hide.",
     "check-failed-on-base": "The adapter does not fit the base that it should be pinned to.",
     "check-registry": "Bytes in the registry do not match their digest, or a blob is missing: a disk failed, or a file was changed by hand.",
     "collect-garbage": "Data that nothing refers to takes space and does no harm.",

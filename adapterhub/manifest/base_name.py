@@ -18,3 +18,24 @@ def public_repo(name: str | None) -> str | None:
     if not name or len(name) > _LONGEST or not _REPO.fullmatch(name) or _CHECKPOINT.fullmatch(name):
         return None
     return None if "--" in name or ".." in name or name.endswith((".", "-", ".git")) else name
+
+
+def base_name(
+    *,
+    declared: object = None,
+    recorded: str | None = None,
+    configured: object = None,
+    in_card: str | None = None,
+    of_base: str | None = None,
+) -> str | None:
+    """Return the name of an adapter's base: the first that can be one on the Hub, in the order of the arguments.
+
+    Args:
+        declared: `[base] repo` of adapter.toml.
+        recorded: The name in adapter.json.
+        configured: `base_model_name_or_path` of the config.
+        in_card: `base_model` of the card.
+        of_base: What the base at hand says of itself.
+    """
+    names = (declared, recorded, configured, in_card, of_base)
+    return next((repo for name in names if isinstance(name, str) and (repo := public_repo(name))), None)

@@ -29,7 +29,7 @@ from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import card as cards
-from .base_name import public_repo
+from .base_name import base_name, public_repo
 from .card import Card
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .folder_contents import FolderContents, Inspection, read_folder
@@ -323,7 +323,7 @@ def _read_known_format(folder: Path, contents: FolderContents | None) -> Inspect
         return Inspection("peft", peft.read_shapes(candidate))
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
-    candidate = convert.resolve(candidate)
+    candidate = candidate.adapter
     return Inspection(convert.sniff(candidate), *convert.read_unordered(candidate))  # no fact depends on the order of rows
 
 
@@ -429,7 +429,7 @@ def _number(value: float) -> float | int:
 
 def _base(adapter: Adapter | AdapterClaims, spec: BaseSpec | None, card: Card) -> BaseInfo:
     """Return the base: its name by the adapter's config, else by its card, else by the base's own record."""
-    repo = public_repo(adapter.meta.base_model) or cards.base_repo(card) or public_repo(spec.repo if spec else None)
+    repo = base_name(configured=adapter.meta.base_model, in_card=cards.base_repo(card), of_base=spec.repo if spec else None)
     # A commit belongs to one repository: it is not recorded for a model with another name.
     revision = adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None)
     if spec is None:
@@ -477,7 +477,11 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
     document["base"] |= base
     if training:
         document["training"] = _json({**(document["training"] or {}), **training})
-    return AdapterManifest.from_dict(document, f"{folder}/{ADAPTER_JSON}")
+    repo = document["base"]["repo"]
+    if "repo" in base and not (isinstance(repo, str) and public_repo(repo)):
+        problem = f"base.repo is {json.dumps(_json(repo))[:100]}, which is no name on a hub: others do not have a path"
+        raise UsageError(location, problem, "Write it as organization/name", code="invalid-config")
+    return AdapterManifest.from_dict(document, location if declared else f"{folder}/{ADAPTER_JSON}")
 
 
 def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, location: str) -> None:

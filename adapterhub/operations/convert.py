@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,11 @@ from . import base_sources, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub_converters.adapter import LossReport
+    from adapterhub.checks import Problem
+    from adapterhub_converters.adapter import Adapter, LossReport
+    from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.formats import AdapterFormat, GgufDtype
+    from adapterhub_converters.formats.candidate import Candidate
 
 
 def convert(
@@ -29,6 +34,7 @@ def convert(
     unsafe_pickle: bool = False,
     model: str | None = None,
     replace: bool = False,
+    force: bool = False,
     workspace: Workspace | None = None,
 ) -> LossReport:
     """Write an adapter in another format, and report what became of every tensor.
@@ -48,10 +54,12 @@ def convert(
         unsafe_pickle: Accept a pickle, loaded in a process of its own under limits.
         model: The name of the base in Ollama.
         replace: Replace an earlier output at `target`; else it must not exist.
+        force: Convert an adapter whose check finds errors that the conversion does not mend.
         workspace: Where names are looked up.
 
     Raises:
-        RefusedError: The format cannot express part of the adapter; the error names every part.
+        RefusedError: The check finds errors, as for a push; or the format cannot express part of the adapter, and the error
+            names every part.
         OutputExistsError: `target` exists.
 
     Example:
@@ -67,7 +75,8 @@ def convert(
     with sources.open_source(source, workspace, as_stored=False) as adapter_source:
         # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
-        return formats.convert(
+        overridden: list[Problem] = []
+        report = formats.convert(
             adapter_source.path,
             Path(target),
             to=to,
@@ -79,4 +88,58 @@ def convert(
             dtype=dtype,
             model=model or (base_sources.local_path(spec) if to == "ollama" else None),
             replace=replace,
+            check=partial(
+                _read_checked, to=to, location=adapter_source.location, base=spec, force=force, overridden=overridden
+            ),
         )
+    if overridden:
+        codes = ", ".join(dict.fromkeys(problem.code for problem in overridden))
+        count = f"{len(overridden)} error{'s' if overridden[1:] else ''}"
+        report = dataclasses.replace(report, notes=(*report.notes, f"converted despite {count} of its check: {codes}"))
+    return report
+
+
+def _read_checked(
+    source: Candidate,
+    format_name: str,
+    known_base: BaseSpec | None,
+    read: Callable[[], Adapter],
+    *,
+    to: str,
+    location: str,
+    base: BaseSpec | None,
+    force: bool,
+    overridden: list[Problem],
+) -> Adapter:
+    """Read an adapter, and refuse it for what a push would refuse, except for what a conversion mends.
+
+    Args:
+        source: The adapter.
+        format_name: Its format.
+        known_base: The base that it is read with.
+        read: Reads it.
+        to: The format that it is to be written in.
+        location: Its name in errors.
+        base: The base that it is checked on.
+        force: Accept errors, and add them to `overridden`.
+    """
+    from adapterhub.checks import open_check
+    from adapterhub.manifest.folder_contents import Inspection
+    from adapterhub.registry import packaging
+
+    if source.record:  # which has digests to compare, and reading closes the files
+        source.hash_open_files()
+    # A PEFT folder is checked tensor by tensor, for which its files are opened once; all other formats are read as a whole.
+    inspected = None if format_name == "peft" else Inspection(format_name, read(), is_complete=True)
+    with open_check(source, base=base, display_name=location, inspected=inspected) as (report, contents):
+        if inspected is not None:
+            adapter = inspected.complete_adapter
+        else:
+            adapter = contents.complete_adapter(known_base) if contents is not None else None
+        if adapter is None:
+            return read()  # which says what is wrong with the files
+        # A file that already has the format is copied, unless experts in it are to be stacked, which then have no source.
+        is_copied = format_name == to and (format_name != "peft" or adapter.source is not None)
+        mended = frozenset() if is_copied else packaging.MENDED_BY_CONVERSION
+        overridden += packaging.raise_or_collect_errors(report, base, force=force, try_storing=lambda _: None, mended=mended)
+        return adapter

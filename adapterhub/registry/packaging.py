@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
+MENDED_BY_CONVERSION = frozenset({"key-prefix", "other-prefix", "no-such-module"})
+"""Codes of errors in names alone: a conversion gives modules the names of the base, or refuses them."""
+_TO_CONVERT = {CODE: "check-failed-to-convert", CODE_ON_BASE: "check-failed-to-convert-on-base"}
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,12 @@ def check_manifest(
 
 
 def raise_or_collect_errors(
-    report: Report, base: BaseSpec | None, *, force: bool, try_storing: Callable[[tuple[Problem, ...]], object] | None
+    report: Report,
+    base: BaseSpec | None,
+    *,
+    force: bool,
+    try_storing: Callable[[tuple[Problem, ...]], object] | None,
+    mended: frozenset[str] | None = None,
 ) -> tuple[Problem, ...]:
     """Return the errors of a report if they are accepted by `force`, else raise RefusedError for them.
 
@@ -249,8 +257,9 @@ def raise_or_collect_errors(
         force: Accept errors. An adapter that cannot be read at all is never accepted.
         try_storing: Called with the errors; does what storing the adapter despite them takes, or raises an AdapterhubError. The
             error suggests `force` only if this succeeds. None if nothing helps.
+        mended: Codes of errors that do not count, as the conversion that follows mends them; None if the adapter is stored.
     """
-    errors = tuple(problem for problem in report.problems if problem.severity == ERROR)
+    errors = tuple(problem for problem in report.problems if problem.severity == ERROR and problem.code not in (mended or ()))
     if not errors or (force and report.format is not None):
         return errors
     first = errors[0]
@@ -265,11 +274,13 @@ def raise_or_collect_errors(
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
     can_force = try_storing is not None and _succeeds(partial(try_storing, errors))
+    code = (CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD
+    with_force = f", or {'store' if mended is None else 'convert'} it with force" if can_force else ""
     raise RefusedError(
         report.where,
         problem_text,
-        "Check it for the rest of the errors, or store it with force" if can_force else "Check it for the rest of the errors",
-        code=(CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD,
+        f"Check it for the rest of the errors{with_force}",
+        code=code if mended is None else _TO_CONVERT.get(code, code),
         adapter=report.where,
         base=base.source if base else "",
     )

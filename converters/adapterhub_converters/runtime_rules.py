@@ -72,9 +72,16 @@ def _condition_rules(source: str) -> tuple[Rule, Rule]:
     )
 
 
-# What peft makes of names, shapes and options in its own format is not here: `adapterhub.checks.peft_load` follows its steps.
+def _missing_rule(source: str) -> Rule:
+    """Return the rule of a runtime that applies what an adapter has, without a tensor that its config names."""
+    return Rule("missing-tensor", WRONG, "applies the rest alone: the file lacks {name}, which training changed", source)
+
+
+# What peft and transformers make of names, shapes and options in peft's format is not here: `adapterhub.checks.peft_load`
+# follows their steps.
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
+    Rule("not-floats", WRONG, "takes the numbers as they are, without the scale of a quantization: {what}", _PEFT),
     Rule("deeper", WRONG, "loads and reports missing keys: layers without tensors are not adapted", _PEFT),
     Rule("uncovered", APPLIED, f"reports missing keys; {_UNCOVERED}", _PEFT),
     Rule(
@@ -89,6 +96,12 @@ _PEFT_RULES = (
         WRONG,
         "init_lora_weights {init}: loading changes the base again, but not as training did",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
+    ),
+    Rule(
+        "init-lost",
+        WRONG,
+        "init_lora_weights {init} changed the base as training began, and loading does not",
+        "peft/tuners/lora/layer.py, lora_ga_init",
     ),
     Rule(
         "init-exact",
@@ -181,7 +194,15 @@ RUNTIMES: dict[str, Runtime] = {
                     "{name} is unsupported LoRA weight",
                     "vllm/lora/utils.py, parse_fine_tuned_lora_name",
                 ),
+                Rule(
+                    "config-modules-to-save",
+                    REFUSED,
+                    "vLLM only supports modules_to_save being either None or [classifier, score]",
+                    _VLLM,
+                ),
+                _missing_rule("vllm/lora/lora_model.py, from_lora_tensors"),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
+                Rule("init-lost", WRONG, "init_lora_weights {init} changed the base as training began", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
                 Rule("shape", WRONG, "silently pads a smaller matrix with zeros", "vllm/lora/layers/base_linear.py"),
                 Rule(
@@ -228,6 +249,7 @@ RUNTIMES: dict[str, Runtime] = {
                     _LLAMA,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
+                _missing_rule(_KINDS),
                 Rule("tied-embedding", CRASHES, "GGML_ASSERT(ggml_can_mul_mat(a, b)): the process aborts", "ggml/src/ggml.c"),
                 Rule("tied-lm-head", REFUSED, "LoRA tensor 'output.weight' does not exist in base model", _LLAMA),
                 Rule("unmapped", REFUSED, "{module} has no verified name in llama.cpp, so the conversion refuses it", _NAMES),
@@ -282,6 +304,7 @@ RUNTIMES: dict[str, Runtime] = {
                     _MLX,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),
+                _missing_rule(_KINDS),
                 Rule("shape", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
                 Rule("no-module", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
                 Rule("deeper", WRONG, "puts the adapter on the last layers of a deeper base", _MLX),
@@ -340,6 +363,8 @@ RUNTIMES: dict[str, Runtime] = {
                 *_condition_rules(f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule("init", WRONG, "ignores init_lora_weights {init}", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
+                Rule("init-lost", WRONG, "ignores init_lora_weights {init}", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
+                _missing_rule(f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule("shape", CRASHES, "compares shapes only when computing a batch", _SGLANG_POOL),
                 Rule(
                     "no-module",

@@ -47,8 +47,12 @@ class TrainedPrompt:
     date: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> TrainedPrompt:
+    def read(cls, path: Path, record: Mapping[str, Any] | None = None) -> TrainedPrompt:
         """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it.
+
+        Args:
+            path: The adapter.
+            record: Its adapter.json, empty if there is none; None to read it.
 
         Raises:
             RefusedError: The template is a link that leads out of the folder.
@@ -60,7 +64,8 @@ class TrainedPrompt:
             if prompt or not (folder / ADAPTER_JSON).is_file():
                 return prompt
         template = _read_template(folder) if (folder / FILE).is_file() else None
-        record = json_file.read_object(folder / ADAPTER_JSON) if (folder / ADAPTER_JSON).is_file() else {}
+        if record is None:
+            record = json_file.read_object(folder / ADAPTER_JSON) if (folder / ADAPTER_JSON).is_file() else {}
         data = _table(_table(_table(record, "training"), "config"), "data")
         return cls(template, _valid_options(data.get("template_options")), valid_date(data.get("date")))
 

@@ -30,6 +30,14 @@ def test_peft_does_with_drawn_adapters_what_is_said_of_them(tmp_path: Path) -> N
 
 
 @pytest.mark.peer
+def test_transformers_does_with_drawn_adapters_what_is_said_of_it(tmp_path: Path) -> None:
+    for name in ("torch", "transformers", "peft"):
+        need_module(name)
+    names = ("LlamaForCausalLM", "Qwen2MoeForCausalLM", "Gemma3ForConditionalGeneration")
+    assert peft_draws.disagreements(2, 30, tmp_path, names, "transformers") == []
+
+
+@pytest.mark.peer
 def test_the_default_targets_are_those_of_peft() -> None:
     need_module("peft")
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as of_peft
@@ -126,7 +134,7 @@ def test_a_value_of_a_type_with_which_peft_fails_is_refused(tmp_path: Path, wron
     assert checks.check(folder, base=of_type(tmp_path / "b", "llama")).verdicts["peft"].verdict == "refused"
 
 
-@pytest.mark.parametrize(("missing", "init", "verdict"), [("A", True, "wrong"), ("B", True, "applied"), ("B", False, "wrong")])
+@pytest.mark.parametrize(("missing", "init", "verdict"), [("A", True, "wrong"), ("B", True, "ignored"), ("B", False, "wrong")])
 def test_a_pair_that_peft_leaves_random_is_wrong(tmp_path: Path, missing: str, init: bool, verdict: str) -> None:
     shapes = {name: shape for name, shape in Q.items() if f"layers.1.self_attn.q_proj.lora_{missing}" not in name}
     folder = adapter(tmp_path / "a", shapes, target_modules=["q_proj"], init_lora_weights=init)

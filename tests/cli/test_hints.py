@@ -35,7 +35,7 @@ def test_the_hint_names_the_option(run: Run, tmp_path: Path, args: list[str], co
     sql = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     (tmp_path / "alone").write_bytes((sql / peft.WEIGHTS).read_bytes())
     raw.write(Adapter({Q: LowRank(A, B, 2.0)}), tmp_path / "raw")
-    trained.folder(Adapter({Q: trained.delta(magnitude=np.ones(16, np.float32))}), tmp_path / "dora")
+    trained.folder(trained.full("q_proj", magnitude=np.ones(16, np.float32)), tmp_path / "dora")
     (tmp_path / "pickle.bin").write_bytes(pickle.dumps({}))
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / peft.CONFIG).write_text("{}")

@@ -31,7 +31,8 @@ COMMANDS = [
     "convert A team/converted --to peft",
 ]
 BY_FORMAT = {
-    "described": [*COMMANDS, "describe A", "verify A", "fix A -o OUT"],
+    "described": [*COMMANDS, "describe A", "verify A", "fix A -o OUT", "convert A OUT --to mlx"],
+    "described-mlx": ["validate A", "convert A OUT --to mlx", "convert A OUT --to peft"],
     "peft": [*COMMANDS, "describe A", "fix A -o OUT"],
     "mlx": [*COMMANDS, "describe A", "convert A OUT --to mlx"],
     **{name: [*COMMANDS, f"convert A OUT --to {name}"] for name in ("gguf", "kohya", "raw")},
@@ -58,6 +59,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             )
             if name == "described":
                 shutil.copytree(plain, target)
+            elif name == "described-mlx":
+                convert.convert(plain, target, to="mlx", base=LLAMA)
             else:
                 convert.convert(plain, target, to=name, base=None if name in IMAGE else LLAMA)
         return folder / name
@@ -75,7 +78,7 @@ def test_no_command_opens_a_file_of_an_adapter_more_than_twice(
 ) -> None:
     run("--registry", tmp_path / "registry", "init", tmp_path / "registry")
     shutil.copytree(adapters(name), tmp_path / "source")
-    for letter in "ab" if name == "described" else "":
+    for letter in "ab" if name.startswith("described") else "":
         run("describe", tmp_path / "source" / letter)
     crowded = {}
     for number, command in enumerate(BY_FORMAT[name]):
@@ -91,4 +94,4 @@ def test_no_command_opens_a_file_of_an_adapter_more_than_twice(
 
 
 def test_every_format_is_counted() -> None:
-    assert {*WRITTEN, "described"} == {*BY_FORMAT}
+    assert {*WRITTEN, "described", "described-mlx"} == {*BY_FORMAT}

@@ -100,6 +100,30 @@ def test_sarif_and_junit_have_one_result_for_each_cause(report: Report) -> None:
     assert (failure.text or "").endswith("and 2 more")
 
 
+def test_every_report_has_each_text_of_a_cause_with_its_count_and_its_first_places() -> None:
+    same = [Problem("unsupported", "a.json", f"layers.{n}", f"rank {n}", f"Mend layers.{n}") for n in range(20)]
+    other = [Problem("unsupported", "a.json", f"heads.{n}", "another text", "Another hint") for n in range(5)]
+    grouped = Report("x", "peft", None, (*same, *other))
+    text = (
+        "layers.0, layers.1, layers.2 and 17 more: rank 0 to 19. Mend layers.0; "
+        "heads.0, heads.1, heads.2 and 2 more: another text. Another hint"
+    )
+    [result] = json.loads(reports.sarif([grouped]))["runs"][0]["results"]
+    assert (result["message"]["text"], result["occurrenceCount"]) == (text, 25)
+    assert text in reports.github([grouped])
+    assert text in reports.markdown([grouped])
+    failure = ET.fromstring(reports.junit([grouped])).find(".//failure")
+    assert failure is not None
+    lines = (failure.text or "").splitlines()
+    assert lines[-2:] == ["a.json: heads.0: another text. Another hint", "and 14 more"]
+
+
+def test_texts_that_all_differ_are_bounded() -> None:
+    problems = tuple(Problem("unsupported", "", "", "x" * number) for number in range(1, 1000))
+    text = reports.github([Report("x", "peft", None, problems)]).splitlines()[0]
+    assert text.endswith(f"{'x' * reports._TEXTS}; and {999 - reports._TEXTS} more")
+
+
 def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
     suites = ET.fromstring(reports.junit([report]))
     (suite,) = suites

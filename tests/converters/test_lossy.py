@@ -240,6 +240,8 @@ def test_a_product_of_two_is_the_pair_it_equals(tmp_path: Path, model: Path) -> 
 def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: Path) -> None:
     source = save(EVERYTHING, tmp_path / "a")
     words = ["convert", source, "out.gguf", "--to", "gguf", "--base", model]
+    assert "lora_bias=True is not supported for DoRA" in run(*words, code=6).stderr
+    words += ["--force"]
     result = run(*words, code=6)
     assert len(result.stderr.splitlines()) == 1
     assert "more like it" in result.stderr
@@ -253,7 +255,7 @@ def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: P
     assert text[0] == "out.gguf: 11 tensors: 4 exact, 1 rounded, 4 approximated, 2 dropped"
     assert any("relative error" in line for line in text)
     (tmp_path / "out.gguf").unlink()
-    assert len(run(*words, "--verbose").stdout.splitlines()) == 13  # one more than tensors for the first line and for a note
+    assert len(run(*words, "--verbose").stdout.splitlines()) == 14  # more than tensors: the first line and two notes
     (tmp_path / "out.gguf").unlink()
     document = json.loads(run(*words, "--json").stdout)
     assert document["worst"] == "dropped"

@@ -10,6 +10,7 @@ import pytest
 from adapterhub import checks
 from adapterhub.manifest import derive
 from adapterhub.manifest.base_name import public_repo
+from adapterhub_converters.errors import AdapterhubError
 from tests.support.folders import adapter, base, pairs
 
 
@@ -52,3 +53,47 @@ def test_a_base_is_named_by_the_config_then_the_card_then_its_own_record(
     assert ("no-base-name" in report.counted()) == (name is None)
     assert report.ok
     assert name is not None or not checks.check(path, base=spec, unpublished=True, strict=True).ok
+
+
+@pytest.mark.parametrize(
+    ("declared", "config", "card", "trained"),
+    [
+        ("org/declared", "org/config", "org/card", "org/declared"),
+        (None, "org/config", "org/card", "org/config"),
+        (None, "/srv/config", "org/card", "org/card"),
+        (None, None, "org/card", "org/card"),
+    ],
+)
+def test_a_base_is_compared_by_the_name_that_a_push_records(
+    tmp_path: Path, declared: str | None, config: str | None, card: str, trained: str
+) -> None:
+    path = adapter(tmp_path / "a", pairs(2), base_model_name_or_path=config)
+    (path / "README.md").write_text(f"---\nbase_model: {card}\n---\n")
+    if declared:
+        (path / "adapter.toml").write_text(f'[base]\nrepo = "{declared}"\n')
+    recorded = derive.describe(path).base.repo
+    spec = dataclasses.replace(base(tmp_path / "b"), repo="org/other")
+    [problem] = [problem for problem in checks.check(path, base=spec).problems if problem.code == "base-name-differs"]
+    assert problem.expected == recorded == trained
+    same = dataclasses.replace(spec, repo=trained)
+    assert "base-name-differs" not in checks.check(path, base=same).counted()
+
+
+@pytest.mark.parametrize(("value", "word"), [('"./model"', "./model"), ('"/srv/model"', "/srv/model"), ("5", "5"), ('""', "")])
+def test_only_a_name_can_be_declared(tmp_path: Path, value: str, word: str) -> None:
+    path = adapter(tmp_path / "a", pairs(2))
+    (path / "adapter.toml").write_text(f"[base]\nrepo = {value}\n")
+    with pytest.raises(AdapterhubError, match="base.repo") as error:
+        derive.describe(path)
+    assert error.value.where == f"{path}/adapter.toml"
+    assert word in error.value.what
+    assert error.value.code == "invalid-config"
+
+
+def test_the_file_that_declares_a_wrong_type_is_named(tmp_path: Path) -> None:
+    path = adapter(tmp_path / "a", pairs(2))
+    (path / "adapter.toml").write_text("license = 5\n")
+    with pytest.raises(AdapterhubError, match="license") as error:
+        derive.describe(path)
+    assert "adapter.toml" in error.value.where
+    assert "adapter.json" not in str(error.value)

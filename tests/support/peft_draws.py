@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from adapterhub.checks.peft_base import PeftBase, base_in_memory
-from adapterhub.checks.peft_load import PeftLoad, peft_load
+from adapterhub.checks.peft_load import SIZE_MISMATCH, Loader, PeftLoad, peft_load
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 
 from . import tiny
 
@@ -306,9 +307,9 @@ _TENSOR_CHANGES = (_drop_some, _drop_tables, _with_adapter_name, _other_prefix, 
 # ---- What happens to it
 
 
-def expected(draw: Draw, base: Base) -> Outcome:
+def expected(draw: Draw, base: Base, loader: Loader = "peft") -> Outcome:
     """Return what `peft_load` says."""
-    load = peft_load(draw.config, draw.tensors, base.spec)
+    load = peft_load(draw.config, draw.tensors, base.spec, loader)
     return _outcome(load)
 
 
@@ -323,11 +324,16 @@ def _word(text: str) -> str:
     # Of several parameters that cannot be wrapped peft names the first in the order of the modules, which headers do not have.
     if any(words in text for words in ("Trying to wrap", "dimensional Parameter", "ParamWrapper")):
         return "ParamWrapper"
+    if "`ignore_mismatched_sizes`" in text:  # as transformers has it
+        return SIZE_MISMATCH
     return next((word for word in WORDS if word in text), text[:200])
 
 
-def observed(draw: Draw, base: Base, folder: Path) -> Outcome:
-    """Return what peft does: every tensor has a number of its own, which is looked for in the model that peft returns."""
+def observed(draw: Draw, base: Base, folder: Path, loader: Loader = "peft") -> Outcome:
+    """Return what peft does: every tensor has a number of its own, which is looked for in the model that peft returns.
+
+    The same is returned of transformers' `load_adapter`, which builds with peft and loads by itself.
+    """
     from peft import PeftModel
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -338,7 +344,11 @@ def observed(draw: Draw, base: Base, folder: Path) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = PeftModel.from_pretrained(copy.deepcopy(base.model), folder)
+            model = copy.deepcopy(base.model)
+            if loader == "peft":
+                model = PeftModel.from_pretrained(model, folder)
+            else:
+                model.load_adapter(str(folder))
         except (ValueError, TypeError, RuntimeError, KeyError) as error:
             return Outcome(_word(str(error)), {}, frozenset(), frozenset())
     return _in_model(model, marks)
@@ -350,7 +360,7 @@ def _in_model(model: Any, marks: Mapping[str, float]) -> Outcome:
     from peft.tuners.lora import LoraLayer
 
     built: dict[str, int] = {}
-    for name, module in model.get_base_model().named_modules():
+    for name, module in (model.get_base_model() if hasattr(model, "get_base_model") else model).named_modules():
         if isinstance(module, LoraLayer):
             plain = name.replace(".base_layer", "")
             parameter = getattr(module, "parameter_name", None)
@@ -362,7 +372,7 @@ def _in_model(model: Any, marks: Mapping[str, float]) -> Outcome:
     loaded = frozenset(name for name, mark in marks.items() if mark in values)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     missing = frozenset(
-        name
+        PREFIX + name.removeprefix(PREFIX)
         for name, tensor in saved.items()
         if ".lora_" in name and not (tensor.numel() and float(tensor.max()) >= _FIRST_MARK)
     )
@@ -373,14 +383,16 @@ def _is_marked(tensor: Any) -> bool:
     return bool(tensor.numel()) and float(tensor.max()) >= _FIRST_MARK
 
 
-def disagreements(seed: int, count: int, folder: Path, names: Iterable[str] = BASES) -> list[tuple[Draw, Outcome, Outcome]]:
-    """Return the drawn adapters of which `peft_load` and peft differ, with what either of them says."""
+def disagreements(
+    seed: int, count: int, folder: Path, names: Iterable[str] = BASES, loader: Loader = "peft"
+) -> list[tuple[Draw, Outcome, Outcome]]:
+    """Return the drawn adapters of which `peft_load` and the loader differ, with what either of them says."""
     bases_by_name = bases(folder / "bases", names)
     differing = []
     for drawn in draws(seed, count, bases_by_name):
         ours, theirs = (
-            expected(drawn, bases_by_name[drawn.base]),
-            observed(drawn, bases_by_name[drawn.base], folder / "adapter"),
+            expected(drawn, bases_by_name[drawn.base], loader),
+            observed(drawn, bases_by_name[drawn.base], folder / "adapter", loader),
         )
         if ours != theirs:
             differing.append((drawn, ours, theirs))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from adapterhub.checks.peft_base import EMBEDDING, LINEAR, PeftBase
 from adapterhub.checks.peft_targets import RefusalError, Targets, check_config
 from adapterhub.manifest import card as cards
-from adapterhub.manifest.base_name import public_repo
+from adapterhub.manifest import derive
+from adapterhub.manifest.base_name import base_name
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError
@@ -74,12 +76,17 @@ def _repair_unknown_keys(draft: Draft) -> None:
 
 
 def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
-    """Set a missing name of the base if the base model and adapter.json do not contradict each other."""
+    """Set a missing name of the base if what names it does not contradict itself."""
     if draft.config.get("base_model_name_or_path"):
         return
     card = cards.base_repo(cards.read(draft.folder)) if draft.folder else None
-    named = {"its card": card, ADAPTER_JSON: _manifest_repo(draft), "the base model": base.repo if base else None}
-    repos = {source: repo for source, name in named.items() if (repo := public_repo(name)) and "/" in repo}
+    named = {
+        ADAPTER_TOML: _declared_repo(draft),
+        ADAPTER_JSON: _manifest_repo(draft),
+        "its card": card,
+        "the base model": base.repo if base else None,
+    }
+    repos = {source: repo for source, name in named.items() if (repo := base_name(declared=name)) and "/" in repo}
     if len(set(repos.values())) == 1:
         source, repo = next(iter(repos.items()))
         draft.config["base_model_name_or_path"] = repo
@@ -88,6 +95,15 @@ def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
     conflict = " but ".join(f"{source} names {repo}" for source, repo in repos.items())
     message = "the base is not named" + (f"; {conflict}" if conflict else "")
     draft.propose("no-base-name", message, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
+
+
+def _declared_repo(draft: Draft) -> object:
+    """Return what adapter.toml declares as the repository of the base."""
+    declared: object = None
+    if draft.folder is not None:
+        with suppress(AdapterhubError):
+            declared = derive.read_declared(draft.folder).get("base")
+    return declared.get("repo") if isinstance(declared, Mapping) else None
 
 
 def _manifest_repo(draft: Draft) -> str | None:
@@ -140,7 +156,7 @@ def _untargeted(config: Mapping[str, Any], modules: Mapping[str, str]) -> list[s
         targets = Targets(config, base)
     except RefusalError:
         return list(modules)
-    return [module for module in modules if not targets.name(module) and module not in targets.tied_targets]
+    return [module for module in modules if not targets.includes(module) and module not in targets.tied_targets]
 
 
 def _repair_ranks(draft: Draft, pairs: Shapes) -> None:

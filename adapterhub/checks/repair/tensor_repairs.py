@@ -32,7 +32,12 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
     prefix = _prefix(unprefixed, base) if len(unprefixed) == len(names) else None
     if unprefixed and prefix is None:
         message = f"{len(unprefixed)} names have no {PREFIX}, such as {unprefixed[0]}, and may lack more than that"
-        draft.propose("key-prefix", message, "Repair it with its base model, whose modules decide")
+        hint = (
+            "Rename them by hand: the base has no such modules"
+            if base
+            else "Repair it with its base model, whose modules decide"
+        )
+        draft.propose("key-prefix", message, hint)
     elif prefix is not None:
         names = {prefix + name: key for name, key in names.items()}
     renamed = [(key, name) for name, key in names.items() if name != key]

@@ -15,6 +15,7 @@ from adapterhub.cli.options import (
     alpha_option,
     base_option,
     command,
+    force_option,
     loss_options_with,
     model_option,
     rank_option,
@@ -50,6 +51,7 @@ _FORMATS = (*formats.names(), *formats.MODELS)
 @click.option("--imatrix", metavar="FILE", help="Quantize a whole model by an importance matrix of llama-imatrix.")
 @click.option("--unsafe-pickle", is_flag=True, help="Load a pickle, in a separate process with limits (needs torch).")
 @model_option
+@force_option("convert even if `adapterhub validate` reports errors.")
 @replace_option
 @click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
 @click.pass_obj
@@ -69,11 +71,13 @@ def convert(
     imatrix: str | None,
     unsafe_pickle: bool,
     model: str | None,
+    force: bool,
     replace: bool,
     verbose: bool,
 ) -> None:
     """Convert an adapter to another format, and report the loss of every tensor.
 
+    An adapter that `push` would refuse is refused here too, unless the conversion mends its errors or you pass --force.
     SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. A DST
     that ends with .gguf, or with the suffix of a format that another package adds, needs no --to. What the format cannot
     express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights as plain
@@ -88,7 +92,7 @@ def convert(
     # A whole model has options of its own; those of an adapter would be ignored silently.
     if style == "hf" or (style == "gguf" and bases.is_model(Path(source))):
         adapters_only = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
-        adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
+        adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model, "force": force}
         adapter_option = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
         if adapter_option:
             raise UsageError(
@@ -120,6 +124,7 @@ def convert(
         unsafe_pickle=unsafe_pickle,
         model=model,
         replace=replace,
+        force=force,
         workspace=workspace(settings),
     )
     run_command = runtime_commands.adapter_command(style, Path(target), spec)

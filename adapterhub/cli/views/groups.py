@@ -42,13 +42,13 @@ def lines(
     """
     kinds: dict[str, dict[str, list[Item]]] = {}
     for item in items:
-        kinds.setdefault(item.kind, {}).setdefault(_NUMBER.sub(lambda match: f"{match[1]}#", item.message), []).append(item)
+        kinds.setdefault(item.kind, {}).setdefault(without_numbers(item.message), []).append(item)
     margin = " " * indent
     for kind, variants in kinds.items():
         shown_groups = list(variants.values())[:_SHOWN]
         color = shown_groups[0][0].color
         for group in shown_groups:
-            text = output.one_line(f"{kind} {_names(group)}{_message(group)}")
+            text = output.one_line(f"{kind} {_names(group)}{joined_message([item.message for item in group])}")
             first, *continuation = output.wrap(margin + text, screen, indent=indent + 4)
             yield first.replace(kind, output.color(kind, color), 1) if color else first
             yield from continuation
@@ -70,13 +70,18 @@ def _names(group: Sequence[Item]) -> str:
     return f"{place}{', '.join(names[:_SHOWN])}{remainder}{': ' if group[0].message else ''}"
 
 
-def _message(group: Sequence[Item]) -> str:
-    """Return the message, with `0.1 to 0.3` for a number that differs."""
-    number_rows = [[match[2] for match in _NUMBER.finditer(item.message)] for item in group]
+def without_numbers(message: str) -> str:
+    """Return what messages have in common that differ in numbers alone."""
+    return _NUMBER.sub(lambda match: f"{match[1]}#", message)
+
+
+def joined_message(messages: Sequence[str]) -> str:
+    """Return messages that differ in numbers alone as one, with `0.1 to 0.3` for a number that differs."""
+    number_rows = [[match[2] for match in _NUMBER.finditer(message)] for message in messages]
     spans = iter((min(column, key=float), max(column, key=float)) for column in zip(*number_rows, strict=True))
 
     def span(match: safe_regex.Match) -> str:
         least, most = next(spans)
         return match[1] + (least if float(least) == float(most) else f"{least} to {most}")
 
-    return _NUMBER.sub(span, group[0].message)
+    return _NUMBER.sub(span, messages[0])

@@ -19,6 +19,7 @@ from . import groups
 
 SHOWN = 1_000  # problems of one code that a report lists; more are only counted
 _PLACES = 10  # of one cause that SARIF and JUnit list
+_TEXTS = 20  # different ones of one cause; problems with others are counted
 _MAX_REASONS = 2  # reasons of a verdict that the text report shows
 _SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
@@ -290,8 +291,10 @@ def _case(report: Report, code: str, problems: list[Problem]) -> str:
         skip_reason = _skip_reason(report, code)
         return f'{head}><skipped message="{skip_reason}"/></testcase>' if skip_reason else f"{head}/>"
     message = _attribute(_line(problems[0]))
-    more = report.counted()[code] - len(problems[:_PLACES])
-    body = _element("\n".join([*map(_line, problems[:_PLACES]), *([f"and {more:,} more"] if more else [])]))
+    # The first places, and one place for each text that none of them has.
+    listed = [*problems[:_PLACES], *(same[0] for same in _by_text(problems)[:_TEXTS] if same[0] not in problems[:_PLACES])]
+    more = report.counted()[code] - len(listed)
+    body = _element("\n".join([*map(_line, listed), *([f"and {more:,} more"] if more else [])]))
     if report.fails(problems[0]):
         return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
     return f"{head}><system-out>{body}</system-out></testcase>"
@@ -362,9 +365,28 @@ def _causes(report: Report) -> Iterator[_Cause]:
         elif len(problems) == 1 and not report.left_out(first.code):
             text = _sentence(first)
         else:
-            message = first.what if len({problem.what for problem in problems}) == 1 else CODES[first.code][1]
-            text = _sentence(first._replace(name=shorten_names(names, 3, unlisted=left_out), what=message))
+            text = _joined_text(problems, left_out)
         yield _Cause(first, text, len(problems) + left_out, names[:_PLACES])
+
+
+def _joined_text(problems: Sequence[Problem], left_out: int) -> str:
+    """Return the different texts of problems with one cause, each with its first places; `left_out` more are only counted."""
+    texts = _by_text(problems)
+    sentences: list[str] = []
+    for same in texts[:_TEXTS]:
+        names = shorten_names([problem.name for problem in same if problem.name], 3, unlisted=0 if texts[1:] else left_out)
+        sentences.append(_sentence(same[0]._replace(name=names, what=groups.joined_message([p.what for p in same]))))
+    remaining = sum(map(len, texts[_TEXTS:])) + left_out
+    return "; ".join([*sentences, *([f"and {remaining:,} more"] if texts[1:] and remaining else [])])
+
+
+def _by_text(problems: Iterable[Problem]) -> list[list[Problem]]:
+    """Return problems by what they say, apart from numbers and the names of their places."""
+    by_text: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        hint = problem.hint.replace(problem.name, "") if problem.name else problem.hint
+        by_text.setdefault((groups.without_numbers(problem.what), groups.without_numbers(hint)), []).append(problem)
+    return list(by_text.values())
 
 
 def markdown(reports: Sequence[Report]) -> str:

@@ -98,6 +98,10 @@ class TensorNames:
                 first, f"could be {' or '.join(renaming[first] for renaming in fitting)} in the base {self._location}"
             )
         if not fitting:
+            module = first.removesuffix(".bias")
+            if module != first and self._stored(f"{module}.weight"):
+                problem = "is changed by the adapter, but this module of the base has no bias; peft merges into none either"
+                raise RefusedError(first, problem, "Use the adapter unmerged, with peft")
             raise absent_error(first, self._location)
         return fitting[0]
 

@@ -85,7 +85,7 @@ def by_class(
         raise RefusedError(location, f"only adapters of {name} are converted, not whole models")
     raise RefusedError(
         location,
-        f"{name[:60] or 'an unnamed architecture'} has no verified mapping to llama.cpp",
+        f"{name[:60] or 'a base whose config has no architectures'} has no verified mapping to llama.cpp",
         "Merge the adapter into its base instead, which works for every architecture",
         code="no-gguf-architecture",
     )

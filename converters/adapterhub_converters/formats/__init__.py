@@ -76,7 +76,6 @@ class Format:
             `pairs`.
         alpha: Whether its files may lack the alpha, so that `read` accepts it as a keyword (and `rslora` too, if that is set).
         rslora: Whether `read` accepts `rslora`, which selects the scale alpha / sqrt(r).
-        self_contained: Whether its files can be read without any neighboring file.
         dtypes: The number types it can store; `write` takes one of them as `dtype` if there are several.
         writes: Whether it can be written as well as read.
     """
@@ -88,7 +87,6 @@ class Format:
     deltas: Literal["all", "factored", "pairs"] = "pairs"
     alpha: bool = False
     rslora: bool = False
-    self_contained: bool = True
     dtypes: tuple[str, ...] = ("source",)
     writes: bool = True
 
@@ -123,7 +121,7 @@ class Format:
 
 
 def _trainer(name: str) -> Format:
-    return Format(name, f"{__name__}.trainers.{name}", ".safetensors", alpha=True, self_contained=False)
+    return Format(name, f"{__name__}.trainers.{name}", ".safetensors", alpha=True)
 
 
 # In the order in which they are tried on an unknown file: `raw` takes whatever has the keys of a LoRA, and comes last.
@@ -139,9 +137,7 @@ FORMATS = {
         Format("kohya", f"{__name__}.image.kohya", ".safetensors", deltas="factored"),
         Format("diffusers", f"{__name__}.image.diffusers", ".safetensors"),
         *map(_trainer, ("torchtune", "litgpt", "megatron")),
-        Format(
-            "raw", f"{__name__}.raw", ".safetensors", deltas="all", alpha=True, rslora=True, self_contained=False
-        ),
+        Format("raw", f"{__name__}.raw", ".safetensors", deltas="all", alpha=True, rslora=True),
     )
 }  # fmt: skip
 """The formats of adapters that come with this package, which are those that a registry stores."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, resolve_adapter
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
@@ -53,12 +54,15 @@ class Candidate:
     Args:
         path: The path.
         config: The text of the folder's `adapter_config.json`, if the caller has read it.
+        folder: The folder that the path is a file of, as a candidate.
     """
 
-    def __init__(self, path: Path, *, config: str | None = None) -> None:
+    def __init__(self, path: Path, *, config: str | None = None, folder: Candidate | None = None) -> None:
         self.path = path
         self._config = config
+        self._folder = folder
         self._files: dict[str, Candidate] = {}
+        self._digest = ""
 
     @classmethod
     def of(cls, path: Path | Candidate) -> Candidate:
@@ -67,7 +71,13 @@ class Candidate:
 
     def file(self, name: str) -> Candidate:
         """Return a file in the folder as a candidate of its own."""
-        return self._files.setdefault(name, Candidate(self.path / name))
+        return self._files.setdefault(name, Candidate(self.path / name, folder=self))
+
+    @property
+    def adapter(self) -> Candidate:
+        """The adapter that the path means, as `resolve_adapter` finds it."""
+        path = resolve_adapter(self.path)
+        return self if path == self.path else self.file(path.name)
 
     @cached_property
     def config(self) -> str:
@@ -77,6 +87,14 @@ class Candidate:
             return self._config
         return json_file.read_text(path) if path.is_file() else ""
 
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """The `adapter.json` in a folder or next to a file; empty without one."""
+        if self._folder is not None:
+            return self._folder.record
+        path = (self.path if self.path.is_dir() else self.path.parent) / ADAPTER_JSON
+        return json_file.read_object(path) if path.is_file() else {}
+
     def heads(self) -> dict[Path, bytes]:
         """Return the first bytes of the files that were opened."""
         file = self.__dict__.get("_headers")
@@ -85,14 +103,28 @@ class Candidate:
             heads |= candidate.heads()
         return heads
 
+    def hash_open_files(self) -> None:
+        """Hash the files that are open for their headers, so that nobody opens them again to do so."""
+        if "_headers" in self.__dict__ and self._headers is not None and self._closing.alive:
+            self._digest = self._headers.digest()
+        for candidate in self._files.values():
+            candidate.hash_open_files()
+
+    def digests(self) -> dict[Path, str]:
+        """Return the digests of the files that `hash_open_files` has hashed."""
+        digests = {self.path: self._digest} if self._digest else {}
+        for candidate in self._files.values():
+            digests |= candidate.digests()
+        return digests
+
     @property
     def head(self) -> bytes:
         """The first bytes of a file; empty for a folder."""
         return self._headers.head if self._headers else b""
 
-    def open_safetensors(self) -> safetensors_file.SafetensorsFile:
-        """Return the safetensors file that the path is, which the caller closes."""
-        return safetensors_file.SafetensorsFile(self.path, file=self._take())
+    def open_safetensors(self, location: str | None = None) -> safetensors_file.SafetensorsFile:
+        """Return the safetensors file that the path is, which the caller closes; `location` is its name in errors."""
+        return safetensors_file.SafetensorsFile(self.path, location=location, file=self._take())
 
     def open_gguf(self) -> gguf_file.GGUFFile:
         """Return the GGUF file that the path is, which the caller closes."""

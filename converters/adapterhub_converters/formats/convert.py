@@ -27,7 +27,7 @@ from adapterhub_converters.adapter import (
     refuse_tuned,
     with_factored_as_pairs,
 )
-from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter, whole_model_error
+from adapterhub_converters.adapter_files import ADAPTER_JSON, whole_model_error
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import (
@@ -63,6 +63,8 @@ from .candidate import Candidate
 from .lossy import LossAllowance
 
 NO_LOSSES = LossAllowance()
+Check = Callable[[Candidate, str, BaseSpec | None, Callable[[], Adapter]], Adapter]
+"""Called with a source, its format, the base that it is read with and the function that reads it; returns the adapter."""
 _PROMPT_VARIABLES = "options or a date of its chat template are in the adapter.json of the source, and not in what was written"
 
 
@@ -131,22 +133,16 @@ def read(path: Path | Candidate, *, base: BaseSpec | None = None, mapped: bool =
         pickle_conversion.refuse(candidate)  # which may carry the name of a safetensors file
         raise
     pickle_conversion.refuse(candidate)
-    candidate = resolve(candidate)
+    candidate = candidate.adapter
     path, format_name = candidate.path, sniff(candidate)
     try:
         return find(format_name).read(candidate, base=base)
     except RefusedError as error:
         # A registry's manifest next to the files may describe the base that the reader asks for.
-        recorded_base = base_from_manifest(path) if error.code == "base-required" and base is None else None
+        recorded_base = _recorded_base(candidate) if error.code == "base-required" and base is None else None
         if recorded_base is None:
             raise
         return find(format_name).read(candidate, base=recorded_base)
-
-
-def resolve(candidate: Candidate) -> Candidate:
-    """Return the adapter that a path means, as `resolve_adapter` does."""
-    path = resolve_adapter(candidate.path)
-    return candidate if path == candidate.path else candidate.file(path.name)
 
 
 def read_unordered(path: Path | Candidate, *, base: BaseSpec | None = None) -> tuple[Adapter, bool]:
@@ -159,7 +155,7 @@ def read_unordered(path: Path | Candidate, *, base: BaseSpec | None = None) -> t
     try:
         return read(candidate, base=base), True
     except RefusedError as error:
-        candidate = resolve(candidate)
+        candidate = candidate.adapter
         if error.code != "base-required" or sniff(candidate) != "gguf":
             raise
         return gguf.read(candidate, ordered=False), False
@@ -178,6 +174,7 @@ def convert(
     dtype: str = "source",
     model: str | None = None,
     replace: bool = False,
+    check: Check | None = None,
 ) -> LossReport:
     """Write the adapter `src` in the format `to` as `dst`.
 
@@ -196,6 +193,7 @@ def convert(
         dtype: The type to store tensors as: `source`, or another of the format's `dtypes`.
         model: Ollama's name of the base; for `ollama` only.
         replace: Whether an earlier output at `dst` may be replaced.
+        check: Reads the source in place of its format's reader, and may refuse it.
 
     Returns:
         The loss of each tensor.
@@ -208,12 +206,11 @@ def convert(
     """
     if to in PACKAGES:
         base_name, name = ollama.check(model), ollama.adapter_name(dst)
-        base = base or base_from_manifest(src)
         # The GGUF and the Modelfile appear together or not at all.
         with atomic.pending_output(dst, replace=replace) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
-                unsafe_pickle=unsafe_pickle, dtype=dtype,
+                unsafe_pickle=unsafe_pickle, dtype=dtype, check=check,
             )  # fmt: skip
             # The GGUF records whether the adapter is conditional (aLoRA); Ollama would apply it to every token.
             if gguf.is_conditional(folder / name):
@@ -230,34 +227,37 @@ def convert(
     if dtype not in row.dtypes:
         problem = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
         raise ParameterError("dtype", problem, f"One of {', '.join(row.dtypes)}")
-    base = base or base_from_manifest(src)
-    with _open_source(src, base, unsafe_pickle=unsafe_pickle) as source:
+    candidate = Candidate(src)
+    base = base or _recorded_base(candidate)
+    with _open_source(candidate, unsafe_pickle=unsafe_pickle) as source:
         source_format = find(sniff(source))
-        read_source = functools.partial(_read, source_format, base=base, alpha=alpha, rslora=rslora)
+        _check_scale(source_format, source.path, alpha=alpha, rslora=rslora)
+        read_source = functools.partial(_read, source_format, source, base=base, alpha=alpha, rslora=rslora)
         with atomic.pending_output(dst, folder=row.folder, replace=replace) as temporary:
-            report = _write(row, source, temporary, read_source, base=base, allowed=allowed, dtype=dtype)
-            return dataclasses.replace(report, notes=(*report.notes, *_copy_template(row, source.path, temporary)))
+            adapter = check(source, source_format.name, base, read_source) if check else read_source()
+            report = _write(row, source_format, source, adapter, temporary, base=base, allowed=allowed, dtype=dtype)
+            return dataclasses.replace(report, notes=(*report.notes, *_copy_template(row, source, temporary)))
 
 
 def _write(
     row: Format,
+    source_format: Format,
     source: Candidate,
+    adapter: Adapter,
     path: Path,
-    read_source: Callable[[Path | Candidate], Adapter],
     *,
     base: BaseSpec | None,
     allowed: LossAllowance,
     dtype: str,
 ) -> LossReport:
-    """Write the adapter that `read_source` reads in a format."""
-    source_format = find(sniff(source))
+    """Write the adapter that was read from `source` in a format."""
     # Same format: copy the bytes, which are valid already, instead of writing them anew.
     if source_format == row and dtype == "source":
-        return _check_and_copy(row, source, path, read_source, base)
-    adapter = _with_base_names(read_source(source), row, base, str(source.path))
+        return _copy(row, source.path, path, adapter, base)
+    adapter = _with_base_names(adapter, row, base, str(source.path))
     if source_format != row:
         refuse_tuned(adapter)
-    options = _write_options(row, source.path, dtype)
+    options = _write_options(row, source, dtype)
 
     def write(adapter_to_write: Adapter, path: Path) -> LossReport:
         adapter_to_write = pipeline.single_model(adapter_to_write) if row.deltas == "all" else adapter_to_write
@@ -271,29 +271,28 @@ def _write(
     )
 
 
-def _copy_template(row: Format, source: Path, folder: Path) -> tuple[str, ...]:
+def _copy_template(row: Format, source: Candidate, folder: Path) -> tuple[str, ...]:
     """Copy the chat template that an adapter was trained with into a folder; return a note on what only adapter.json has."""
-    prompt = TrainedPrompt.read(source) if row.folder else PROMPT_OF_BASE
+    prompt = TrainedPrompt.read(source.path, source.record) if row.folder else PROMPT_OF_BASE
     if prompt.template is not None and not (folder / PROMPT_FILE).exists():
         json_file.write_text(folder / PROMPT_FILE, prompt.template)
     return (_PROMPT_VARIABLES,) if prompt.options or prompt.date else ()
 
 
-def _write_options(row: Format, source: Path, dtype: str) -> dict[str, Any]:
+def _write_options(row: Format, source: Candidate, dtype: str) -> dict[str, Any]:
     """Return the arguments of a format's writer: the type of the tensors, and in a GGUF the prompt of the adapter."""
     options: dict[str, Any] = {"dtype": dtype} if len(row.dtypes) > 1 else {}
-    return options | ({"prompt": TrainedPrompt.read(source)} if row.name == "gguf" else {})
+    return options | ({"prompt": TrainedPrompt.read(source.path, source.record)} if row.name == "gguf" else {})
 
 
 @contextlib.contextmanager
-def _open_source(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterator[Candidate]:
-    """Yield `src` or, if it is a pickle that may be loaded, the tensors in it."""
-    candidate = Candidate(src)
+def _open_source(candidate: Candidate, *, unsafe_pickle: bool) -> Iterator[Candidate]:
+    """Yield an adapter or, if it is a pickle that may be loaded, the tensors in it."""
     pickle = pickle_conversion.pickle_in(candidate)
     if pickle is None or not unsafe_pickle:
         if pickle is not None:
             pickle_conversion.refuse(candidate)
-        yield resolve(candidate)
+        yield candidate.adapter
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
@@ -317,36 +316,28 @@ def _converted_pickle_path(converted: Path, pickle: Path) -> Path:
     return weights
 
 
-def _read(row: Format, source: Path | Candidate, *, base: BaseSpec | None, alpha: float | None, rslora: bool) -> Adapter:
-    path = Candidate.of(source).path
+def _check_scale(row: Format, path: Path, *, alpha: float | None, rslora: bool) -> None:
+    """Refuse an alpha, or a scale by the root of the rank, for a format that records its own."""
     if alpha is not None and not row.alpha:
         raise ParameterError("alpha", f"{path} is in {row.name}, which records its own alpha", "Leave it out")
     if rslora and not row.rslora:
         scale = "scales by alpha / r" if row.alpha else "records its own scale"
         raise ParameterError("rslora", f"{path} is in {row.name}, which {scale}", "Leave it out")
+
+
+def _read(row: Format, source: Candidate, *, base: BaseSpec | None, alpha: float | None, rslora: bool) -> Adapter:
     options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
     options |= {"alpha": alpha} if row.alpha else {}
     with gc_pause.pause_gc():
         return row.read(source, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
-def _check_and_copy(
-    row: Format, source: Candidate, dst: Path, read_source: Callable[[Path | Candidate], Adapter], base: BaseSpec | None
-) -> LossReport:
-    """Check an adapter that already has the format and copy its files; upgrade the layout of files from an earlier peft."""
-    src = source.path
+def _copy(row: Format, src: Path, dst: Path, adapter: Adapter, base: BaseSpec | None) -> LossReport:
+    """Copy the files of an adapter that already has the format; upgrade the layout of files from an earlier peft."""
     if not all((src / file).is_file() for file in row.files):
-        return row.write(read_source(source), dst)  # in shards: written as one file, which PEFT itself can load
-    adapter = None if row.self_contained else read_source(source)
+        return row.write(adapter, dst)  # in shards: written as one file, which PEFT itself can load
     for file in row.files or ("",):
         shutil.copyfile(src / file, dst / file)
-    if adapter is None:  # the copy is checked, so that no file of the source is opened a third time
-        try:
-            adapter = read_source(dst)
-        except AdapterhubError as error:
-            # The copy is in a temporary place; users know only the source.
-            error.where = error.where.replace(str(dst), str(src))
-            raise
     newer = peft.upgrade_layout(adapter, base) if row.name == "peft" else adapter
     # Experts that the reader stacked are in another form than in the file, which then is no source.
     is_stacked = adapter.source is None and any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
@@ -451,18 +442,15 @@ def _with_rounding_notes(adapter: Adapter, report: LossReport, settled: Adapter)
     return dataclasses.replace(report, losses=tuple(losses))
 
 
-def base_from_manifest(src: Path) -> BaseSpec | None:
+def _recorded_base(candidate: Candidate) -> BaseSpec | None:
     """Return the base described by the `adapter.json` next to an adapter; None if it has no architecture or config."""
-    path = (src if src.is_dir() else src.parent) / ADAPTER_JSON
-    if not path.is_file():
-        return None
-    base = json_file.read_object(path).get("base")
+    base = candidate.record.get("base")
     if not isinstance(base, dict) or not isinstance(base.get("architecture"), str) or not isinstance(base.get("config"), dict):
         return None
     config = base["config"]
     repo, revision = (value if isinstance(value := base.get(key), str) else None for key in ("repo", "revision"))
     return BaseSpec(
-        source=str(path),
+        source=str((candidate.path if candidate.path.is_dir() else candidate.path.parent) / ADAPTER_JSON),
         kind="manifest",
         architecture=base["architecture"],
         model_type=str(base.get("model_type") or ""),

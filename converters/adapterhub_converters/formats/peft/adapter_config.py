@@ -61,8 +61,8 @@ REASONS = {
     "PSOFT": "its change acts on singular vectors of the base that peft does not save, and whose signs differ between machines",
     "ADAMSS": "which rows it changes follows from a clustering of the base's singular vectors that peft does not save",
 }
-# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).
-_BASE_PRESERVING_INITS = {"gaussian", "orthogonal", "eva", "mica"}
+# Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`); of two of them peft refuses any other case.
+_BASE_PRESERVING_INITS = {"", "gaussian", "orthogonal", "eva", "mica"}
 
 
 def check(config: Mapping[str, Any], location: str) -> None:
@@ -235,4 +235,4 @@ def meta(config: Mapping[str, Any]) -> Meta:
 
 def residual_init(init: object) -> bool:
     """Return whether an `init_lora_weights` moves part of the base into the factors, so that the initial factors matter."""
-    return not (isinstance(init, bool) or init is None or (isinstance(init, str) and init in _BASE_PRESERVING_INITS))
+    return init.lower() not in _BASE_PRESERVING_INITS if isinstance(init, str) else not (isinstance(init, bool) or init is None)

@@ -64,7 +64,7 @@ def read(path: Path | Candidate, *, base: BaseSpec | None = None, mapped: bool =
     path = candidate.path
     text = candidate.config or _config(path)
     with contextlib.ExitStack() as stack:
-        files = (stack.enter_context(safetensors_file.SafetensorsFile(file_path)) for file_path in weight_files(path))
+        files = (stack.enter_context(candidate.file(file.name).open_safetensors()) for file in weight_files(path))
         return parse_files(text, files, location=str(path), base=base, mapped=mapped)
 
 

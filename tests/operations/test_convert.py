@@ -1,0 +1,108 @@
+"""A conversion refuses what a push refuses, unless it is forced to or mends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import adapterhub as ah
+from adapterhub.checks import CODES, ERROR
+from adapterhub.registry.packaging import MENDED_BY_CONVERSION
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import WRITTEN, peft
+from tests.converters import trained
+from tests.converters.trained import LLAMA
+
+
+def _edit_config(folder: Path, **values: object) -> None:
+    path = folder / peft.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _edit_tensors(folder: Path, edit: Callable[[str, np.ndarray], tuple[str, np.ndarray]]) -> None:
+    path = folder / peft.WEIGHTS
+    tensors = load_file(path)
+    save_file(dict(edit(name, array) for name, array in tensors.items()), path)
+
+
+def _set_nan(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    return name, np.full_like(array, np.nan) if name.endswith("lora_B.weight") else array
+
+
+def _change(folder: Path) -> None:
+    ah.describe(folder, base=LLAMA)
+    _edit_tensors(folder, lambda name, array: (name, array + 1))
+
+
+DEFECTS: dict[str, Callable[[Path], object]] = {
+    "non-finite": lambda folder: _edit_tensors(folder, _set_nan),
+    "rank-config": lambda folder: _edit_config(folder, r=3),
+    "not-targeted": lambda folder: _edit_config(folder, target_modules=["k_proj"]),
+    "bias-flag": lambda folder: _edit_tensors(folder, lambda name, array: (name, array)) or _add_bias(folder),
+    "missing-tensor": lambda folder: _edit_config(folder, modules_to_save=["lm_head"]),
+    "files-changed": _change,
+}
+
+
+def _add_bias(folder: Path) -> None:
+    path = folder / peft.WEIGHTS
+    tensors = load_file(path)
+    for name, array in list(tensors.items()):
+        if name.endswith("lora_B.weight"):
+            tensors[name.replace(".weight", ".bias")] = np.zeros(array.shape[0], np.float32)
+    save_file(tensors, path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> ah.Workspace:
+    return ah.Workspace(registry=tmp_path / "registry")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return trained.folder(trained.full("q_proj"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("code", DEFECTS)
+def test_what_a_push_refuses_is_not_converted_unless_forced(
+    code: str, adapter: Path, tmp_path: Path, workspace: ah.Workspace
+) -> None:
+    DEFECTS[code](adapter)
+    with pytest.raises(RefusedError, match=code):
+        ah.push(adapter, "team/a", workspace=workspace)
+    for to in ("peft", "raw"):
+        out = tmp_path / f"{to}.safetensors"
+        with pytest.raises(RefusedError, match=code) as refusal:
+            ah.convert(adapter, out, to=to, workspace=workspace)
+        assert refusal.value.code == "check-failed-to-convert"
+        assert not out.exists()
+    report = ah.convert(adapter, tmp_path / "forced", to="peft", force=True, workspace=workspace)
+    assert any(code in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("kohya", "diffusers")])
+def test_numbers_that_are_none_are_refused_in_every_format(name: str, adapter: Path, tmp_path: Path) -> None:
+    _edit_tensors(adapter, _set_nan)
+    source = tmp_path / "source"
+    ah.convert(adapter, source, to=name, base=LLAMA, force=True)
+    with pytest.raises(RefusedError, match="non-finite") as refusal:
+        ah.convert(source, tmp_path / "out", to="peft", base=LLAMA)
+    assert refusal.value.code == "check-failed-to-convert-on-base"
+
+
+def test_names_that_a_conversion_writes_anew_are_no_reason_to_refuse(adapter: Path, tmp_path: Path) -> None:
+    _edit_tensors(adapter, lambda name, array: (name.replace(".lora_A.", ".lora_A.sql."), array))
+    report = ah.check(adapter)
+    assert {problem.code for problem in report.problems if problem.severity == ERROR} <= MENDED_BY_CONVERSION
+    assert ah.convert(adapter, tmp_path / "out.safetensors", to="raw").worst.name == "EXACT"
+    with pytest.raises(RefusedError, match="key-prefix"):  # a copy would have them
+        ah.convert(adapter, tmp_path / "copy", to="peft")
+
+
+def test_mended_codes_are_errors() -> None:
+    assert {CODES[code][0] for code in MENDED_BY_CONVERSION} == {ERROR}
