@@ -159,7 +159,7 @@ def publish_tree(
 
 def publish_manifest(
     registry: Registry,
-    name: str,
+    ref: Ref,
     manifest: Manifest,
     *,
     tags: tuple[str, ...] | None = None,
@@ -168,9 +168,9 @@ def publish_manifest(
     signatures: Callable[[Digest], Sequence[bytes]] = lambda _: (),
     message: str = "",
 ) -> Version:
-    """Check the files of a manifest packaged elsewhere, and store it, byte for byte, as a version of `name`.
+    """Check the files of a manifest packaged elsewhere, and store it, byte for byte, as a version of the name of `ref`.
 
-    The arguments are those of `publish_tree`.
+    The arguments are those of `publish_tree`, but `expect` is what the tag of `ref` must still be at.
 
     Raises:
         RefusedError: The check finds errors, or the policy does not allow the adapter.
@@ -178,6 +178,7 @@ def publish_manifest(
     """
     from adapterhub.registry import packaging
 
+    name = ref.name
     if policy is not None:
         policy.check_name(name)
     check_signed(policy, manifest, lambda: signatures(manifest.digest), name=name, location=name)
@@ -187,7 +188,7 @@ def publish_manifest(
         packaging.check_received(folder, manifest, location=name, policy=policy)
         registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
-        return registry.push_manifest(manifest, Ref(name), expect=expect, tags=tags, message=message)
+        return registry.push_manifest(manifest, ref, expect=expect, tags=tags, message=message)
 
 
 def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:

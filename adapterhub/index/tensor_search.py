@@ -35,8 +35,17 @@ class Share:
     size: int
 
 
-def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) -> list[Share]:
-    """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first."""
+def nearest(
+    index: Index,
+    store: Store,
+    tensors: Tensors,
+    limit: int = LIMIT,
+    sees: Callable[[VersionRow], bool] = lambda _: True,
+) -> list[Share]:
+    """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first.
+
+    `sees` returns whether a version may be among them.
+    """
     keys_json = json.dumps([key(tensor.digest) for tensor in tensors if tensor.size])
     files = index.select(
         "SELECT digest FROM (SELECT file, count(*) AS n, sum(size) AS bytes FROM tensors"
@@ -51,7 +60,7 @@ def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) ->
         common = shared_tensors(tensors, store.list_tensors(digest) or ())
         if common:
             count, size = len(common), sum(tensor.size for tensor in common)
-            shares += [Share(row, path, digest, count, size) for row, path in _places(index, digest)]
+            shares += [Share(row, path, digest, count, size) for row, path in _places(index, digest) if sees(row)]
     shares.sort(key=lambda share: (-share.count, -share.size, share.row.name, -share.row.number, share.path))
     return shares[:limit]
 
