@@ -17,14 +17,16 @@ from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.package_files import Listing, check_file, check_names, check_paths
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, Descriptor, Manifest
+from adapterhub.manifest.package_files import SIGNATURE, Listing, check_file, check_names, check_paths
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.signature_policy import LIMIT
+from adapterhub.registry.repository_records import OtherManifest, with_manifest
+from adapterhub.registry.signature_policy import LIMIT, is_about
 from adapterhub.registry.signature_policy import check as check_signed
 from adapterhub.registry.version_lookup import Version
+from adapterhub.remotes.oci import referrers
 from adapterhub.store.export import linked_folder
 from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
@@ -103,6 +105,26 @@ def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes
                     yield size, partial(store.read_document, blob, limit=LIMIT)
 
     return read_bounded(bundles())
+
+
+def attach_signature(worker: Worker, name: str, subject: Manifest, raw: bytes) -> bool:
+    """Attach a signature that came with the files of a version; return False if it is about others, and not kept.
+
+    It is attached as `adapterhub sign` does at an OCI registry, so that every client finds it there.
+    """
+    if not is_about(raw, subject):
+        return False
+    blob = Descriptor("application/octet-stream", sha256_bytes(raw), len(raw), SIGNATURE)
+    document = referrers.attachment_bytes(subject, MEDIA_TYPE, [blob])
+    digest, store = sha256_bytes(document), worker.registry.store
+    blobs = (_EMPTY_CONFIG, blob.digest)
+    manifest = OtherManifest(MANIFEST_TYPE, len(document), MEDIA_TYPE, subject.digest, {}, blobs)
+    with store.lease("push"):
+        for data in (raw, referrers.EMPTY, document):
+            store.put_bytes(data)
+        store.sync_blobs()
+        worker.repositories.change(name, lambda state: with_manifest(state, digest, manifest, {}))
+    return True
 
 
 def publish_tree(
