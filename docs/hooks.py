@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import hub_api
 import python_api
 import reference
 
@@ -24,6 +25,7 @@ _OUTSIDE = re.compile(r"\]\((?:\.\./)+((?:examples|schemas|benchmarks|deploy)/[\
 _COMMANDS = "reference/commands"
 _GENERATED = {
     "adapterhub/__init__.py": "reference/python-api.md",
+    "adapterhub/hub/openapi.py": "reference/hub-api.md",
     "adapterhub/cli/explanations.py": "reference/codes.md",
     "adapterhub/training/config_help.py": "reference/training.md",
 }
@@ -50,6 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, f"{_COMMANDS}/{entry.name}.md", content=reference.page(entry)))
     files.append(File.generated(config, "reference/codes.md", content=reference.codes_page()))
     files.append(File.generated(config, "reference/training.md", content=reference.training_page()))
+    files.append(File.generated(config, "reference/hub-api.md", content=hub_api.page()))
     files.append(File.generated(config, "reference/python-api.md", content=python_api.page()))
     outside = {path for file in files.documentation_pages() for path in _OUTSIDE.findall(file.content_string)}
     for path in sorted(outside):

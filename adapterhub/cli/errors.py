@@ -179,7 +179,10 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     # A similar name is the better hint.
     if error.code not in HINTS or "meant" in error.fields:
         return error.hint or _hint_for_folder(error)
-    return HINTS[error.code].format_map(_with_flags(error.fields))
+    try:
+        return HINTS[error.code].format_map(_with_flags(error.fields))
+    except KeyError:  # of another machine, which did not send its fields
+        return error.hint
 
 
 def _hint_for_folder(error: AdapterhubError) -> str:

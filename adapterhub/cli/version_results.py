@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adapterhub.cli.views.version_rows import version_document
 from adapterhub.manifest.package_files import shorten_names
 from adapterhub.ref import LATEST
 
@@ -24,6 +23,8 @@ class RenderedResult(NamedTuple):
 
 def render_push(result: PushResult) -> RenderedResult:
     """Render a version that was stored, in the registry or at an address; notes go to stderr."""
+    from adapterhub.remotes.catalog_documents import version_document
+
     if result.overridden:
         count = output.plural(len(result.overridden), "error")
         output.say(output.one_line(f"stored despite {count}, the first {result.overridden[0]}"))
@@ -63,6 +64,8 @@ def _change_prefix(result: PushResult) -> str:
 
 def render_pull(pull: PullResult) -> RenderedResult:
     """Render what was written of a version."""
+    from adapterhub.remotes.catalog_documents import version_document
+
     file_count = output.plural(len(pull.files), "file")
     # No log here records where tags and ranges at an address lead, so the digest is the only name of the pulled version.
     version_name = pull.ref if pull.version or "@" in pull.ref else f"{pull.ref}@{output.digest(pull.digest)}"

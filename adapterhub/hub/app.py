@@ -22,6 +22,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
 
 from . import error_responses, openapi, request_context
+from .api import routes as api
 from .cross_origin import CrossOriginMiddleware
 from .hf import routes as hf
 from .hub import Hub
@@ -81,7 +82,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
 
 def api_routes() -> list[BaseRoute]:
     """Return the routes for programs: all but those of the pages."""
-    return [*openapi.routes(), *operations.routes(), *oauth.routes(), *oci.routes(), *xet.routes(), *hf.routes()]
+    return [*openapi.routes(), *operations.routes(), *oauth.routes(), *oci.routes(), *xet.routes(), *api.routes(), *hf.routes()]
 
 
 class FirstPartRouter:

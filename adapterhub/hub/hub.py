@@ -218,6 +218,10 @@ class Hub:
         """Return whether `identity` may see a repository in this state; one still being renamed to is hidden from everybody."""
         return not is_arriving(worker, name, repository) and self.access.may_read(identity, name, repository)
 
+    def may_read_name(self, worker: Worker, identity: Identity | None, name: str) -> bool:
+        """Return whether `identity` may see an existing or removed name."""
+        return self.may_read(worker, identity, name, worker.repositories.get(name))
+
     def _converted_view(self, worker: Worker, name: str, may_read: MayRead) -> View | None:
         """Return the view behind a name with a format suffix, once that conversion exists."""
         alias = aliases.parse(name)

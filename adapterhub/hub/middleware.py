@@ -32,6 +32,7 @@ _CHANGING = ("web.signing_in.arrive",)  # handlers that change something althoug
 # Modules and handlers whose requests change nothing visible, or only prepare a change that is recorded later.
 _QUIET_MODULES = ("hf.lfs", "oci.blobs", "oci.tokens", "xet.routes")
 _QUIET = (
+    "api.reading.find",
     "hf.writing.preupload",
     "hf.reading.paths_info",
     "hf.repositories.validate_yaml",

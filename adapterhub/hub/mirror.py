@@ -357,7 +357,7 @@ class Mirror:
             options: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
             with mirror_origin.reserve(self._database, name, source.commit_id):
                 if manifest.adapter_json is not None:
-                    return publishing.publish_manifest(worker.registry, name, manifest, **options)
+                    return publishing.publish_manifest(worker.registry, Ref(name), manifest, **options)
                 files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
                 return publishing.publish_tree(worker.registry, name, files, **options)
 

@@ -80,6 +80,7 @@ _PATH_PARAMETERS: Mapping[str, _Schema] = {
     "digest": _DIGEST,
     "reference": {**_NONEMPTY, "description": "A tag, v3, or a digest.", "examples": ["latest"]},
     "session": _NONEMPTY,
+    "tag": {**_NONEMPTY, "examples": ["prod"]},
 }
 _TREE: Mapping[str, _Schema] = {"recursive": _BOOLEAN, "expand": _BOOLEAN, "cursor": _TEXT}
 _PAGES: Mapping[str, _Schema] = {"limit": _COUNT, "cursor": _TEXT}
@@ -259,6 +260,65 @@ _XET: Mapping[str, Operation] = {
     "POST /v1/telemetry": Operation("Count nothing"),
 }
 _EXCHANGE = _object("grant_type", grant_type=_TEXT, subject_token=_TEXT, subject_token_type=_TEXT, resource=_TEXT)
+_NAMES = "/api/adapterhub/v1/names/{namespace}/{repo}"
+_VERSION, _TAG = f"{_NAMES}/versions/{{reference}}", f"{_NAMES}/tags/{{tag}}"
+_WANTED = _object(digest=_TEXT, version=_TEXT, files=_list(_DIGEST), tensors=_list(_list({"type": ["string", "integer"]})))
+_REASON = {_JSON: _object(message={"type": "string", "maxLength": 1000})}
+_PUBLISHED = _object("manifest", manifest=_TEXT, tags=_list(_TEXT), message=_TEXT, metrics=_object())
+
+
+def _changing(summary: str, body: Mapping[str, _Schema] | None = None, **query: _Schema) -> Operation:
+    """Return an operation that changes a name: with `If-Match` or `If-None-Match` only if a tag is where these say."""
+    return Operation(summary, errors=(403, 404, 409, 412, 413, 507), query=query, body=body or {}, needs=_LOGIN)
+
+
+_ADAPTERHUB: Mapping[str, Operation] = {
+    "GET /api/adapterhub": Operation("Tell that this is an adapterhub, and which versions of this API it has"),
+    "GET /api/adapterhub/v1/versions": Operation(
+        "List versions, by name, newest first", query={"prefix": _TEXT, "digest": _TEXT, "cursor": _TEXT}
+    ),
+    "GET /api/adapterhub/v1/search": Operation(
+        "Search versions by words and by the fields of their manifests, the best match first",
+        query={
+            "words": _TEXT,
+            "namespace": _TEXT,
+            **dict.fromkeys(("base", "method", "license", "target", "language", "tag"), _list(_TEXT)),
+            **dict.fromkeys(("rank", "size", "metric"), _list(_TEXT)),
+            "all_versions": _BOOLEAN,
+            "facets": _BOOLEAN,
+            "limit": _COUNT,
+        },
+    ),
+    "POST /api/adapterhub/v1/find": Operation(
+        "Find the versions that contain a digest, a file, a folder or its tensors",
+        errors=(413,),
+        body={_JSON: _WANTED},
+        needs=_LOGIN,
+    ),
+    "GET /api/adapterhub/v1/usage": Operation("Tell the disk usage of versions", query={"prefix": _TEXT}, needs=_LOGIN),
+    f"DELETE {_NAMES}": _changing("Remove a name with its versions", force=_BOOLEAN),
+    f"POST {_NAMES}/restore": _changing("Restore a name that was removed"),
+    f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": _TEXT, "cursor": _COUNT}),
+    f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
+    f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
+    f"POST {_NAMES}/versions": Operation(
+        "Make a version of a manifest whose blobs were uploaded as to an OCI registry, and move tags to it",
+        {200: _JSON, 201: _JSON},
+        (403, 404, 409, 412, 413, 507),
+        body={_JSON: _PUBLISHED},
+        needs=_LOGIN,
+    ),
+    f"GET {_VERSION}": _reading("Tell everything about a version"),
+    f"GET {_VERSION}/lineage": _reading("Tell what a version was made from, and what was made from it"),
+    f"PUT {_VERSION}/deprecation": _changing("Deprecate a version", _REASON),
+    f"DELETE {_VERSION}/deprecation": _changing("Withdraw the deprecation of a version"),
+    f"GET {_TAG}": _reading("Tell which version a tag is at; its digest is the ETag"),
+    f"PUT {_TAG}": _changing("Point a tag at a version", {_JSON: _object("reference", reference=_TEXT)}),
+    f"DELETE {_TAG}": _changing("Remove a tag"),
+    f"POST {_TAG}/restore": _changing("Point a tag where it pointed before", {_JSON: _object(seq=_COUNT)}),
+    f"PUT {_TAG}/protection": _changing("Forbid moving or removing a tag"),
+    f"DELETE {_TAG}/protection": _changing("Allow moving and removing a tag"),
+}
 _OAUTH: Mapping[str, Operation] = {
     "POST /oauth/device": Operation("Begin the login of a device", errors=(413,), body={_FORM: _object(client_id=_TEXT)}),
     "POST /oauth/token": Operation(
@@ -274,6 +334,7 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 # By protocol: its tag, the schema of its errors, and its operations.
 _PROTOCOLS: tuple[tuple[str, str, Mapping[str, Operation]], ...] = (
+    ("adapterhub", "ApiError", _ADAPTERHUB),
     ("Hugging Face Hub", "Error", _HUGGING_FACE),
     ("OCI registry", "OciErrors", _REGISTRY),
     ("Xet", "Error", _XET),
@@ -286,6 +347,7 @@ _UNDOCUMENTED = ("/device", "/v2/{path:path}", "/api/{path:path}", "/xet/{path:p
 _OF_OTHERS = ("/datasets/", "/spaces/", "/buckets/", "/kernels/", "/papers/", "/uploads")  # only refused
 _SCHEMAS: Mapping[str, _Schema] = {
     "Error": _object(error=_TEXT),
+    "ApiError": _object(error=_TEXT, kind=_TEXT, code=_TEXT, where=_TEXT, what=_TEXT, hint=_TEXT, fields=_object()),
     "OciErrors": _object(errors=_list(_object("code", "message", code=_TEXT, message=_TEXT))),
 }
 _SCHEMES: Mapping[str, _Schema] = {
@@ -349,16 +411,20 @@ def _answer(kind: str) -> dict[str, Any]:
 async def page(request: Request) -> Response:
     """GET /api/openapi.json."""
     hub: Hub = request.app.state.hub
-    document = {
+    return JSONResponse(document(hub.url(request)))
+
+
+def document(url: str) -> dict[str, Any]:
+    """Return the document of a hub at a URL."""
+    return {
         "openapi": "3.1.0",
         "info": {"title": "adapterhub", "version": __version__},
-        "servers": [{"url": hub.url(request)}],
+        "servers": [{"url": url}],
         "security": [{}, *({scheme: []} for scheme in _LOGIN)],
         "tags": [{"name": name} for name, _, _ in _PROTOCOLS],
         "paths": paths(),
         "components": {"schemas": _SCHEMAS, "securitySchemes": _SCHEMES},
     }
-    return JSONResponse(document)
 
 
 def routes() -> list[BaseRoute]:

@@ -18,14 +18,16 @@ from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.package_files import Listing, check_file, check_names, check_paths
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, Descriptor, Manifest
+from adapterhub.manifest.package_files import SIGNATURE, Listing, check_file, check_names, check_paths
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.signature_policy import LIMIT
+from adapterhub.registry.repository_records import OtherManifest, with_manifest
+from adapterhub.registry.signature_policy import LIMIT, is_about
 from adapterhub.registry.signature_policy import check as check_signed
 from adapterhub.registry.version_lookup import Version
+from adapterhub.remotes.oci import referrers
 from adapterhub.store.export import linked_folder
 from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
@@ -90,7 +92,8 @@ def _is_self_contained(store: Store, digest: Digest, size: int, staged: Mapping[
             row = formats.FORMATS.get(sniff(Path(header.name)))
         except AdapterhubError:
             return False
-    return row is not None and row.self_contained and not row.files
+    # Files that may lack the alpha come with another file of their trainer.
+    return row is not None and not row.alpha and not row.files
 
 
 def is_adapter(store: Store, files: Files) -> bool:
@@ -154,6 +157,26 @@ def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes
     return read_bounded(bundles())
 
 
+def attach_signature(worker: Worker, name: str, subject: Manifest, raw: bytes) -> bool:
+    """Attach a signature that came with the files of a version; return False if it is about others, and not kept.
+
+    It is attached as `adapterhub sign` does at an OCI registry, so that every client finds it there.
+    """
+    if not is_about(raw, subject):
+        return False
+    blob = Descriptor("application/octet-stream", sha256_bytes(raw), len(raw), SIGNATURE)
+    document = referrers.attachment_bytes(subject, MEDIA_TYPE, [blob])
+    digest, store = sha256_bytes(document), worker.registry.store
+    blobs = (_EMPTY_CONFIG, blob.digest)
+    manifest = OtherManifest(MANIFEST_TYPE, len(document), MEDIA_TYPE, subject.digest, {}, blobs)
+    with store.lease("push"):
+        for data in (raw, referrers.EMPTY, document):
+            store.put_bytes(data)
+        store.sync_blobs()
+        worker.repositories.change(name, lambda state: with_manifest(state, digest, manifest, {}))
+    return True
+
+
 def publish_tree(
     registry: Registry,
     name: str,
@@ -208,7 +231,7 @@ def publish_tree(
 
 def publish_manifest(
     registry: Registry,
-    name: str,
+    ref: Ref,
     manifest: Manifest,
     *,
     tags: tuple[str, ...] | None = None,
@@ -217,9 +240,9 @@ def publish_manifest(
     signatures: Callable[[Digest], Sequence[bytes]] = lambda _: (),
     message: str = "",
 ) -> Version:
-    """Check the files of a manifest packaged elsewhere, and store it, byte for byte, as a version of `name`.
+    """Check the files of a manifest packaged elsewhere, and store it, byte for byte, as a version of the name of `ref`.
 
-    The arguments are those of `publish_tree`.
+    The arguments are those of `publish_tree`, but `expect` is what the tag of `ref` must still be at.
 
     Raises:
         RefusedError: The check finds errors, or the policy does not allow the adapter.
@@ -227,6 +250,7 @@ def publish_manifest(
     """
     from adapterhub.registry import packaging
 
+    name = ref.name
     if policy is not None:
         policy.check_name(name)
     check_signed(policy, manifest, lambda: signatures(manifest.digest), name=name, location=name)
@@ -236,7 +260,7 @@ def publish_manifest(
         packaging.check_received(folder, manifest, location=name, policy=policy)
         registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
-        return registry.push_manifest(manifest, Ref(name), expect=expect, tags=tags, message=message)
+        return registry.push_manifest(manifest, ref, expect=expect, tags=tags, message=message)
 
 
 def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:

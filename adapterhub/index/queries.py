@@ -176,6 +176,29 @@ def version_before(index: Index, name: str, number: int) -> VersionRow | None:
     return next(iter(select(index, sql, name, name, number)), None)
 
 
+def versions_after(
+    index: Index, prefix: str | None, after: Ref | None, limit: int, without: Collection[str] = ()
+) -> list[VersionRow]:
+    """Return at most `limit` versions of a name or namespace, or of all, that `versions` lists after the one of a ref.
+
+    Args:
+        index: The index.
+        prefix: A name or a namespace; None for all.
+        after: A name and a number; None for the beginning of the list.
+        limit: The number of versions.
+        without: Names to leave out.
+    """
+    conditions, values = [visible_condition(index, without)], list[object]()
+    if prefix is not None:
+        conditions.append(IN_NAMESPACE)
+        values += namespace_values(prefix)
+    if after is not None:
+        conditions.append("(name > ? OR (name = ? AND number < ?))")
+        values += (after.name, after.name, after.number)
+    sql = f"SELECT id FROM versions v WHERE {' AND '.join(conditions)} ORDER BY name, number DESC LIMIT ?"  # noqa: S608 - ours
+    return rows_by_id(index, [version for (version,) in index.select(sql, *values, limit, kinds="i")])
+
+
 def digests(index: Index, name: str) -> list[Digest]:
     """Return the digests of the manifests of a name's versions."""
     return [digest for (digest,) in index.select("SELECT digest FROM versions WHERE name = ?", name, kinds="s")]

@@ -36,15 +36,24 @@ class Share:
     size: int
 
 
-def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) -> list[Share]:
-    """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first."""
+def nearest(
+    index: Index,
+    store: Store,
+    tensors: Tensors,
+    limit: int = LIMIT,
+    sees: Callable[[VersionRow], bool] = lambda _: True,
+) -> list[Share]:
+    """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first.
+
+    `sees` returns whether a version may be among them.
+    """
     shares = []
     for digest, places in _places_of_files_with(index, [key(tensor.digest) for tensor in tensors if tensor.size]):
         # The index has only 64 bits of each digest: compare the whole digests.
         common = shared_tensors(tensors, store.list_tensors(digest) or ())
         if common:
             count, size = len(common), sum(tensor.size for tensor in common)
-            shares += [Share(row, path, digest, count, size) for row, path in places]
+            shares += [Share(row, path, digest, count, size) for row, path in places if sees(row)]
     shares.sort(key=lambda share: (-share.count, -share.size, share.row.name, -share.row.number, share.path))
     return shares[:limit]
 

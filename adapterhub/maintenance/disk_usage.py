@@ -82,7 +82,12 @@ def usage(registry: Registry, prefix: str | None = None, *, progress: Progress |
     """
     # `repeated` counts equal tensors in different files, so all must be listed first.
     registry.list_tensors(progress, prefix=prefix)
-    version_sizes = {row: _VersionSize.read(registry, row) for row in registry.list(prefix)}
+    return usage_of_versions(registry, registry.list(prefix))
+
+
+def usage_of_versions(registry: Registry, rows: Sequence[VersionRow]) -> UsageReport:
+    """Return the disk usage of some versions; weight files whose tensors are not listed are counted, but not read."""
+    version_sizes = {row: _VersionSize.read(registry, row) for row in rows}
     stored = {
         digest: registry.store.stored_size(digest) for version_size in version_sizes.values() for digest in version_size.blobs
     }

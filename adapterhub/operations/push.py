@@ -80,7 +80,7 @@ def push(
         selection: Patterns of files of a folder to package and to leave out.
         message: The reason, for the log of the name or the commit on a hub.
         tags: More tags that move to the version.
-        metrics: Results of other programs, by name; the registry records them.
+        metrics: Results of other programs, by name; registries and hubs of adapterhub record them.
         progress: Called with bytes done and bytes in all.
         workspace: The registry, the policy, credentials.
 
@@ -100,9 +100,7 @@ def push(
 
     measured = measurement.reported_evaluation(metrics, target) if metrics else None
     if sources.is_address(target):
-        if measured:
-            raise ParameterError("metric", "is recorded by the local registry alone", "Leave it out")
-        result = _push_to_address(
+        return _push_to_address(
             source,
             target,
             workspace,
@@ -114,11 +112,9 @@ def push(
             name=name,
             selection=selection,
             message=message,
+            metrics=measured.metrics if measured else {},
+            tags=tags,
         )
-        # An address takes one tag per copy, so that further tags are set afterwards.
-        for extra_tag in tags:
-            result = replace(result, moved=tag(result.ref, extra_tag, workspace).moved or result.moved)
-        return result
     if conversion is not None and conversion.to == "image":
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
     if private:
@@ -230,6 +226,8 @@ def _push_to_address(
     name: str | None,
     selection: Selection | None,
     message: str,
+    metrics: Mapping[str, float],
+    tags: Sequence[str],
 ) -> PushResult:
     """Push an adapter to an address, as it is stored, as a new version, or as a container image."""
     from adapterhub.ref import LATEST
@@ -251,6 +249,9 @@ def _push_to_address(
             remote.make_private()
         if message:
             remote.annotate(message)
+        if metrics:
+            remote.record_metrics(metrics)
+        is_tagged = remote.tag_too(tags)
         if base is None and conversion is None and (checked_version := _checked_version(source, workspace, stack, force=force)):
             version_source, reference, overridden = checked_version
         else:
@@ -299,12 +300,16 @@ def _push_to_address(
                 if remote.as_referring_target()
                 else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
             )
-    return replace(
+    result = replace(
         push_result(address, copied, remote, workspace),
         sent=copied.sent + (early_upload.sent if early_upload else 0),
         skipped=skipped,
         overridden=overridden,
     )
+    # Another place takes one tag per copy, so that further tags are set afterwards.
+    for extra_tag in () if is_tagged else tags:
+        result = replace(result, moved=tag(result.ref, extra_tag, workspace).moved or result.moved)
+    return result
 
 
 def _checked_version(

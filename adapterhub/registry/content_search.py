@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import Digest
+from adapterhub.index.queries import VersionRow
 from adapterhub.index.tensor_search import Share, nearest, with_digest
 from adapterhub.index.version_search import Holder, holders
-from adapterhub.manifest import folder_contents, oci_manifest, package_files
 from adapterhub.store.store import Progress, counter, local_errors
 from adapterhub.store.tensor_digests import Hashing, Tensor, digests
 from adapterhub_converters.adapter_files import is_weights
@@ -48,32 +48,72 @@ class ContentMatches:
         return bool(self.holders) or bool(self.shares and self.shares[0].count == self.tensors)
 
 
-def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> ContentMatches:
-    """Search for the digest of a file, a version or a tensor, or for the beginning of one."""
-    _list_tensors(registry, bar)
-    with registry.index.snapshot():
-        return ContentMatches(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
+@dataclass(frozen=True)
+class FileContents:
+    """What a file or the weights of a folder contain.
+
+    Attributes:
+        version: The digest of the version that a push of the folder would create; empty for a file.
+        files: The digests of the files.
+        tensors: The tensors in those that are weights.
+    """
+
+    version: Digest = ""
+    files: tuple[Digest, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+
+
+def read_contents(path: Path, bar: Bar) -> FileContents:
+    """Hash a file or a folder, and the tensors in its weights, each opened once."""
+    weights = _Weights()
+    version = ""
+    with bar("hashing") as progress:
+        if path.is_dir():
+            version = weights.read_folder(path, progress)
+        else:
+            weights.read_file(path, progress)
+    return FileContents(version, tuple(weights.digests), tuple(tensor for tensor in weights.tensors if tensor.size))
 
 
 def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> ContentMatches:
     """Search for the version that a folder is, or for the bytes of a file; failing that, for the tensors in the weights."""
-    weights = _Weights()
-    with bar("hashing") as progress:
-        if path.is_dir():
-            # The digest that the folder would get from a push.
-            digest = weights.read_folder(path, progress)
-            if version_holders := holders(registry.index, digest):
-                return ContentMatches(source, version_holders)
-        else:
-            weights.read_file(path, progress)
-    with registry.index.snapshot():
-        file_holders = [holder for digest in weights.digests for holder in holders(registry.index, digest)]
-    if file_holders:
-        return ContentMatches(source, file_holders)
-    _list_tensors(registry, bar)
-    tensors = tuple(tensor for tensor in weights.tensors if tensor.size)
-    size = sum(tensor.size for tensor in tensors)
-    return ContentMatches(source, [], len(tensors), size, nearest(registry.index, registry.store, tensors))
+    return matching(registry, source, read_contents(path, bar), lambda: _list_tensors(registry, bar))
+
+
+def matching(
+    registry: Registry,
+    source: str,
+    wanted: str | FileContents,
+    list_tensors: Callable[[], object],
+    sees: Callable[[VersionRow], bool] = lambda _: True,
+) -> ContentMatches:
+    """Search for the digest of a file, a version or a tensor, or the beginning of one; or for the contents of a file or folder.
+
+    Args:
+        registry: The registry to search.
+        source: How `wanted` is called.
+        wanted: The first digits of a digest, or contents.
+        list_tensors: Called before tensors are searched, to list those of files that were not read yet.
+        sees: Returns whether a version may be among the results.
+    """
+    index, store = registry.index, registry.store
+
+    def visible(candidates: Iterable[Holder]) -> list[Holder]:
+        return [holder for holder in candidates if sees(holder.row)]
+
+    if isinstance(wanted, str):
+        list_tensors()
+        with index.snapshot():
+            return ContentMatches(source, visible([*holders(index, wanted), *with_digest(index, store, wanted)]))
+    with index.snapshot():
+        version_holders = visible(holders(index, wanted.version)) if wanted.version else []
+        file_holders = visible(holder for digest in wanted.files for holder in holders(index, digest))
+    if version_holders or file_holders:
+        return ContentMatches(source, version_holders or file_holders)
+    list_tensors()
+    size = sum(tensor.size for tensor in wanted.tensors)
+    shares = nearest(index, store, wanted.tensors, sees=sees)
+    return ContentMatches(source, [], len(wanted.tensors), size, shares)
 
 
 @dataclass
@@ -92,6 +132,8 @@ class _Weights:
 
     def read_folder(self, folder: Path, progress: Progress | None) -> Digest:
         """Return the digest of the version that a push of the folder would create."""
+        from adapterhub.manifest import folder_contents, oci_manifest, package_files  # numpy, which lists do without
+
         size = sum((folder / path).stat().st_size for path in package_files.survey(folder)[0])
         hashings: dict[Path, Hashing] = {}
 

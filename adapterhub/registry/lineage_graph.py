@@ -7,7 +7,7 @@ under which its children recorded it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -135,6 +135,42 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
     refs_in_use = _refs_named_by_children(nodes) | {root: {str(version.ref)}}
     named_nodes = {digest: _with_refs_first(node, refs_in_use.get(digest, set())) for digest, node in nodes.items()}
     return Lineage(root, named_nodes, edges, tuple(_models(registry, nodes)))
+
+
+def visible(lineage: Lineage, sees: Callable[[str], bool]) -> Lineage:
+    """Return a lineage without the names that may not be seen; of such an ancestor, only what its children say about it.
+
+    Recipes of merged models are left out: they are the operator's.
+    """
+    nodes: dict[Digest, Node] = {}
+    recorded = {parent.digest for node in lineage.nodes.values() for parent in node.parents}
+    for digest, node in lineage.nodes.items():
+        refs = tuple(ref for ref in node.refs if sees(ref.partition(":")[0].partition("@")[0]))
+        if refs or not node.manifest:
+            deprecated = {ref: reason for ref, reason in node.deprecated.items() if ref in refs}
+            nodes[digest] = Node(digest, refs, node.manifest, deprecated)
+    above = _reachable(lineage.root, [(edge.child, edge.parent) for edge in lineage.edges])
+    nodes |= {digest: Node(digest, ()) for digest in above & recorded - nodes.keys()}
+    edges = [edge for edge in lineage.edges if edge.parent in nodes and edge.child in nodes]
+    up, down = [(edge.child, edge.parent) for edge in edges], [(edge.parent, edge.child) for edge in edges]
+    connected = _reachable(lineage.root, up) | _reachable(lineage.root, down)
+    visible_nodes = {digest: node for digest, node in nodes.items() if digest in connected}
+    visible_edges = tuple(edge for edge in edges if edge.parent in visible_nodes and edge.child in visible_nodes)
+    return Lineage(lineage.root, visible_nodes, visible_edges)
+
+
+def _reachable(start: str, steps: Iterable[tuple[str, str]]) -> set[str]:
+    """Return what is reachable from a start, including the start."""
+    after: dict[str, list[str]] = {}
+    for source, target in steps:
+        after.setdefault(source, []).append(target)
+    reached, waiting = {start}, [start]
+    while waiting:
+        for target in after.get(waiting.pop(), []):
+            if target not in reached:
+                reached.add(target)
+                waiting.append(target)
+    return reached
 
 
 def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[MergedModel]:

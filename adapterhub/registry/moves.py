@@ -291,7 +291,7 @@ def _check_childless(ledger: Ledger, name: str) -> None:
         child, parent = min(parent_by_child.items(), key=lambda item: str(item[0]))
         remainder = f" ({len(parent_by_child) - 1} more like it)" if len(parent_by_child) > 1 else ""
         problem = f"{child} was made from {parent} and could not be made again{remainder}"
-        raise RefusedError(name, problem, "Use force to remove it all the same", code="has-children")
+        raise RefusedError(name, problem, "Use force to remove it all the same", code="has-children", child=child.name)
 
 
 def restore(ledger: Ledger, name: str) -> RestoreResult:

@@ -99,6 +99,15 @@ def address_below(url: str, ref: str) -> str:
     return f"{scheme}://{remainder}/{name}{at}{version}"
 
 
+def prefix_below(url: str, prefix: str | None) -> str | None:
+    """Return the namespace or name on a hub for a prefix of refs below its URL; None for all."""
+    scheme, _, remainder = url.partition("://")
+    _, org = _split_org(scheme, remainder.rstrip("/"))
+    if not org or prefix in (None, org):
+        return org or prefix
+    return address_below(url, str(prefix)).partition("://")[2].removeprefix(remainder.removesuffix(org))
+
+
 def _split_org(scheme: str, remainder: str) -> tuple[str, str]:
     """Return the host of a hub, with a slash, and the organization in its URL; both may be empty."""
     host, _, org = remainder.partition("/") if _HUBS[scheme] else ("", "", remainder)

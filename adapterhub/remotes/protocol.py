@@ -8,7 +8,7 @@ beyond that. An object represents one adapter's name; a reference, which is a ta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -182,6 +182,19 @@ class OpenRemote(Target, ABC):
             ParameterError: The remote keeps no messages.
         """
         raise ParameterError("message", f"{self.kind} keeps no messages", "Leave it out")
+
+    def record_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Record results of other programs with the version that is written next.
+
+        Raises:
+            ParameterError: The remote keeps no metrics.
+        """
+        problem = f"{self.kind} keeps no metrics; registries and hubs of adapterhub do"
+        raise ParameterError("metric", problem, "Leave it out")
+
+    def tag_too(self, tags: Sequence[str]) -> bool:
+        """Point more tags at the version that is written next; return False from a remote that takes one tag at a time."""
+        return not tags
 
     def make_private(self) -> None:
         """Create the repository as private, if it has to be created.

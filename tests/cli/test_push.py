@@ -218,7 +218,7 @@ def test_a_log_elsewhere_has_messages_and_authors_and_what_has_no_log_refuses_th
     assert run("push", "sql", layout, "-m", "why", code=2).stderr == unkept
     what = "--expect: an image layout cannot compare and move a tag in one step. Leave out --expect  [expect-unsupported]"
     assert run("push", "sql", layout, "--expect", "absent", code=2).stderr == f"error: {what}\n"
-    assert "--metric: is recorded by the local registry" in run("push", "sql", address, "--metric", "a=1", code=2).stderr
+    assert "--metric: an object store keeps no metrics" in run("push", "sql", address, "--metric", "a=1", code=2).stderr
 
 
 @pytest.mark.usefixtures("sql")

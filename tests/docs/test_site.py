@@ -56,6 +56,7 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
     assert [one.key for one in explain() if f"<code>{one.key}</code>" not in keys] == []
     api = (tmp_path / "reference/python-api.html").read_text()
     assert [name for name in ah.__all__ if f'id="ah{name.lower()}"' not in api] == []
+    assert "GET /api/adapterhub/v1/versions" in (tmp_path / "reference/hub-api.html").read_text()
 
 
 def test_the_readme_links_to_files_that_exist() -> None:

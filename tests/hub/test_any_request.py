@@ -31,6 +31,7 @@ _LARGE = {"key": "lfsFile", "value": {"path": "a.json", "oid": "a" * 64, "size":
 _BATCH = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": "a" * 64, "size": 3}]}
 _SETTINGS = {"name": "sql", "organization": "team", "type": "model", "private": True, "visibility": "private", "gated": False}
 _MODEL = "/api/models/{}/{}"
+_API, _API_NAME = "/api/adapterhub/v1", "/api/adapterhub/v1/names/{}/{}"
 # Method, path, and what is mutated for its body; a list becomes lines.
 _REQUESTS: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/api/models", None),
@@ -69,6 +70,24 @@ _REQUESTS: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/api/whoami-v2", None),
     ("GET", "/api/models-tags-by-type", None),
     ("GET", "/api/{}", None),
+    ("GET", f"{_API}/versions", None),
+    ("GET", f"{_API}/search", None),
+    ("GET", f"{_API}/usage", None),
+    ("POST", f"{_API}/find", {"version": None, "files": ["sha256:" + "a" * 64], "tensors": [["sha256:" + "a" * 64, 3]]}),
+    ("POST", f"{_API}/find", {"digest": "a" * 64}),
+    ("GET", f"{_API_NAME}/log", None),
+    ("GET", f"{_API_NAME}/versions/{{}}", None),
+    ("GET", f"{_API_NAME}/versions/{{}}/lineage", None),
+    ("GET", f"{_API_NAME}/tags/{{}}", None),
+    ("POST", f"{_API_NAME}/versions", {"manifest": "{}", "tags": ["x"], "message": "y", "metrics": {"a": 1}}),
+    ("PUT", f"{_API_NAME}/tags/{{}}", {"reference": "v1"}),
+    ("POST", f"{_API_NAME}/tags/{{}}/restore", {"seq": 1}),
+    ("PUT", f"{_API_NAME}/tags/{{}}/protection", None),
+    ("PUT", f"{_API_NAME}/versions/{{}}/deprecation", {"message": "old"}),
+    ("PUT", f"{_API_NAME}/deprecation", {"message": "old"}),
+    ("DELETE", f"{_API_NAME}/deprecation", None),
+    ("POST", f"{_API_NAME}/restore", None),
+    ("DELETE", f"{_API_NAME}/tags/{{}}", None),
     ("GET", "/{}/{}", None),
 )
 
@@ -114,6 +133,13 @@ def _raw_request(rng: random.Random, token: str) -> bytes:
             "expires",
             "signature",
             "full",
+            "words",
+            "rank",
+            "size",
+            "metric",
+            "prefix",
+            "digest",
+            "reference",
         )
         path += "?" + "&".join(f"{rng.choice(keys)}={text()}" for _ in range(rng.randrange(1, 4)))
     if rng.random() < 0.05:

@@ -39,8 +39,36 @@ def test_a_hub_takes_what_its_signers_have_signed(tmp_path: Path, run: Run, adap
         run("pull", at, "-o", "out", "--require-signature", "--key", public.source, env=env)
         hf = client(hub, tmp_path)
         hf.create_repo("team/hf")
-        with pytest.raises(HfHubHTTPError, match="is not signed"):
+        with pytest.raises(HfHubHTTPError, match="the signature is for 'team/sql'"):
             hf.upload_folder(folder_path=folder, repo_id="team/hf")
+        with pytest.raises(HfHubHTTPError, match="is not signed"):
+            hf.upload_folder(folder_path=folder, repo_id="team/hf", ignore_patterns="model.sig")
+        run("sign", folder, "--key", secret, "--name", "team/hf")
+        commit = hf.upload_folder(folder_path=folder, repo_id="team/hf").oid
+        assert hf.upload_folder(folder_path=folder, repo_id="team/hf").oid == commit
+        user = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+        for address in ("hf://team/hf", f"oci+http://{host}/team/hf"):
+            assert "team/hf" in run("verify", address, "--key", public.source, env={**env, **user}).stdout
+
+
+def test_a_signature_goes_to_a_hub_with_a_push_and_with_a_commit_of_its_own(
+    tmp_path: Path, run: Run, adapter: Callable[..., Path]
+) -> None:
+    secret, public = keys.generate(tmp_path / "ada")
+    folder = adapter(1)
+    run("describe", folder)
+    run("sign", folder, "--key", secret, "--name", "team/sql")
+    with serving(tmp_path / "hub") as hub:
+        user = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+        run("push", folder, "hf://team/sql", env=user)
+        run("verify", "hf://team/sql", "--key", public.source, env=user)
+        hf = client(hub, tmp_path)
+        hf.create_repo("team/hf")
+        hf.upload_folder(folder_path=folder, repo_id="team/hf", ignore_patterns="model.sig")
+        assert "is not signed" in run("verify", "hf://team/hf", "--key", public.source, env=user, code=1).stdout
+        hf.upload_file(path_or_fileobj=folder / "model.sig", path_in_repo="model.sig", repo_id="team/hf")
+        run("verify", "hf://team/hf", "--key", public.source, "--signed-as", "team/sql", env=user)
+        assert len(list(hf.list_repo_commits("team/hf"))) == 1
 
 
 def test_a_repository_is_not_moved_to_a_name_that_asks_for_signatures(tmp_path: Path, adapter: Callable[..., Path]) -> None:

@@ -20,6 +20,7 @@ from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.registry import adapter_recipe, conversion_cache, lineage_graph
 from adapterhub.registry.registry import Registry
+from adapterhub.remotes.catalog_documents import lineage_document
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, gguf, peft
@@ -112,7 +113,7 @@ def test_an_ancestor_is_shown_once_however_many_paths_lead_to_it() -> None:
             manifest = dataclasses.replace(AdapterManifest.salvage({"r": 2}), parents=parents)
             nodes[f"{side}{number}"] = lineage_graph.Node(f"{side}{number}", (f"t/{side}{number}:v1",), manifest)
     edges = tuple(lineage_graph.Edge(parent.digest, digest) for digest, node in nodes.items() for parent in node.parents)
-    lines = list(view.tree(lineage_graph.Lineage("a39", nodes, edges)))
+    lines = list(view.tree(lineage_document(lineage_graph.Lineage("a39", nodes, edges))))
     assert len(lines) == 1 + len(edges) - 2
     assert sum("(see above)" in line for line in lines) == 74
 

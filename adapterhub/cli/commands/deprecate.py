@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.environment import complete_ref, remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
@@ -27,16 +27,11 @@ def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote:
     Deprecated versions still work.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.remote_address import is_address
 
-    address = ref_at_remote(ref, remote)
-    if is_address(address):
-        raise remotes.unsupported_error(address, "deprecation of versions")
-    target = Ref.parse(ref)
     if undo and message:
         raise UsageError("--undo", "cannot be combined with MESSAGE", "Leave one out", code="conflicting-options")
-    with open_registry(settings) as registry:
-        number = registry.deprecate(target, message, undo=undo)
+    with catalogs.catalog_of(settings, ref, remote, "deprecation of versions") as (catalog, target):
+        number = catalog.deprecate(target, message, undo=undo)
     name = str(Ref(target.name, number=number or None))
     document = {"name": target.name, "number": number or None, "deprecated": None if undo else message}
     text = f"{name} is {'no longer ' if undo else ''}deprecated"

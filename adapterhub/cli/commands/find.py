@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.environment import remote_option
 from adapterhub.cli.inputs import existing_path, stored_form
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views.version_rows import row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.tensor_search import Share
-    from adapterhub.index.version_search import Holder
     from adapterhub.registry.content_search import ContentMatches
-
-_Deprecations = Mapping[tuple[str, int], str]
+    from adapterhub.remotes.catalog import Wanted
 
 
 @command(
@@ -35,27 +31,29 @@ _Deprecations = Mapping[tuple[str, int], str]
 @click.option(
     "--sha256", "digests", metavar="HEX", multiple=True, help="Digest of a file, version or tensor, or 6 digits or more."
 )
+@remote_option
 @click.pass_obj
-def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) -> int:
+def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str], remote: str | None) -> int:
     """Find the versions that contain a file, by the digest of its bytes; for a folder, the version it is.
 
     A folder that is not a version as a whole is searched by its weights. For weights that no version contains as a whole, the
     20 versions that share most of their tensors are shown: bytes are compared, whatever the tensors are called. Exits 3 unless
-    each was found, as a whole or with all its tensors in one version.
+    each was found, as a whole or with all its tensors in one version. --remote searches a hub of adapterhub, which is sent the
+    digests alone.
     """
-    from adapterhub.index import tensor_search
     from adapterhub.index.version_search import parse_digest_prefix
     from adapterhub.registry import content_search
+    from adapterhub.remotes.catalog_documents import found_document
 
     if not files and not digests:
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
-    with open_registry(settings) as registry:
-        results = [content_search.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
+    with catalogs.catalog_below(settings, None, remote, "search by contents") as (catalog, _):
+        wanted: list[Wanted] = [(text, parse_digest_prefix(text)) for text in digests]
         for text in files:
             with stored_form(existing_path(text), text) as (path, _):
-                results.append(content_search.by_content(registry, text, path, bytes_bar))
-        deprecated = registry.deprecations()
-        unlisted = len(tensor_search.unlisted_files(registry.index))
+                wanted.append((text, content_search.read_contents(path, bytes_bar)))
+        found = catalog.find(wanted, bytes_bar)
+    results, unlisted = found.matches, found.unlisted
     missing = [item for item in results if not item.is_whole]
     # "Not found" would be too strong a claim if some tensors could not be searched.
     if unlisted and missing:
@@ -65,36 +63,8 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         raise NotFoundError(
             results[0].source, "no version contains it" if len(results) == 1 else "no version contains it or the others"
         )
-    document = {"found": [_document(item, deprecated) for item in results]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _find_text(results))
+    output.emit(found_document(found), as_json=settings.as_json, text=lambda: _find_text(results))
     return NotFoundError.exit_code if missing else 0
-
-
-def _document(result: ContentMatches, deprecated: _Deprecations) -> dict[str, Any]:
-    tensors = None
-    if not result.holders and result.tensors:
-        tensors = {
-            "count": result.tensors,
-            "size": result.size,
-            "holders": [_share(share, deprecated) for share in result.shares],
-        }
-    return {
-        "source": result.source,
-        "holders": [_holder(holder, deprecated) for holder in result.holders],
-        "tensors": tensors,
-    }
-
-
-def _holder(holder: Holder, deprecated: _Deprecations) -> dict[str, Any]:
-    row = row_document(holder.row, deprecated)
-    location = {"path": holder.path or None, "tensor": holder.tensor or None, "digest": holder.digest}
-    return {"ref": row["ref"], "tags": row["tags"], **location, "adapter": row}
-
-
-def _share(share: Share, deprecated: _Deprecations) -> dict[str, Any]:
-    row = row_document(share.row, deprecated)
-    location = {"path": share.path, "digest": share.digest, "count": share.count, "size": share.size}
-    return {"ref": row["ref"], "tags": row["tags"], **location, "adapter": row}
 
 
 def _find_text(results: Sequence[ContentMatches]) -> None:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, output, remotes
-from adapterhub.cli.environment import complete_ref, open_registry, remote_option
+from adapterhub.cli import catalogs, environment, output, remotes
+from adapterhub.cli.environment import complete_ref, remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import tree
-from adapterhub.cli.views.version_rows import row_document, write_rows
+from adapterhub.cli.views.version_rows import write_rows
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
-    from adapterhub.registry.registry import Registry
+    from adapterhub.remotes.catalog import Catalog
 
 
 _REMOTE_COLUMNS = (
@@ -49,43 +49,55 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
     """List versions, the newest of each name first.
 
     PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the versions there, and oci://HOST the
-    names; a remote lists its names, or the versions of one. A narrow terminal shows fewer columns, and of a tree the newest and
-    the tagged versions; a pipe and --json get everything.
+    names; a remote lists its names, or the versions of one, and a hub of adapterhub all of it as the registry does. A narrow
+    terminal shows fewer columns, and of a tree the newest and the tagged versions; a pipe and --json get everything.
     """
     from adapterhub.remotes.remote_address import is_address
 
-    if remote is not None:
-        _list_remote(settings, prefix, remote, as_tree=as_tree)
-        return
-    if prefix and (host := _registry_url(prefix)):
+    if prefix and remote is None and (host := _registry_url(prefix)):
         _list_names(settings, None, host, None)
         return
-    if prefix and is_address(prefix):
-        _list_versions(settings, prefix, as_tree=as_tree)
-        return
-    with open_registry(settings) as registry:
-        rows = registry.list(prefix)
-        if prefix and not rows:
-            raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
-        deprecations = registry.deprecations()
-        for (name, number), message in sorted(deprecations.items()) if rows else ():
-            if any(row.name == name and number in (0, row.number) for row in rows):
-                output.warn_deprecated(f"{name}:v{number}" if number else name, message)
-        document = (
-            tree.document(rows, deprecations) if as_tree else {"adapters": [row_document(row, deprecations) for row in rows]}
-        )
-        output.emit(document, as_json=settings.as_json, text=lambda: _list_text(registry, rows, deprecations, as_tree=as_tree))
+    opened: tuple[Catalog, str | None] | None
+    if remote is not None:
+        opened = catalogs.open_hub_below(prefix, remote)
+        if opened is None:
+            _list_remote(settings, prefix, remote, as_tree=as_tree)
+            return
+    elif prefix and is_address(prefix):
+        at_hub = catalogs.open_hub(prefix)
+        if at_hub is None:
+            _list_versions(settings, prefix, as_tree=as_tree)
+            return
+        opened = at_hub[0], str(at_hub[1])
+    else:
+        opened = catalogs.open_local(settings), prefix
+    with opened[0] as catalog:
+        _list_catalog(catalog, opened[1], settings, as_tree=as_tree)
+
+
+def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, as_tree: bool) -> None:
+    from adapterhub.remotes.catalog_documents import listing_document
+
+    listing = catalog.list(prefix)
+    rows, deprecations = listing.rows, listing.deprecations
+    if prefix and not rows:
+        raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+    for (name, number), message in sorted(deprecations.items()):
+        if any(row.name == name and number in (0, row.number) for row in rows):
+            output.warn_deprecated(f"{name}:v{number}" if number else name, message)
+    document = tree.document(rows, deprecations) if as_tree else {"adapters": listing_document(listing)["adapters"]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(catalog, rows, deprecations, as_tree=as_tree))
 
 
 def _list_text(
-    registry: Registry, rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool
+    catalog: Catalog, rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool
 ) -> None:
     if not rows:
-        problem = f"no adapters yet in {registry.root}"
+        problem = f"no adapters yet in {catalog.location}"
         output.say(output.one_line(f"{problem}; store one with `adapterhub push SRC namespace/name`"))
         return
     if as_tree:
-        for line in tree.lines(rows, registry.versions_with, screen=output.width()):
+        for line in tree.lines(rows, catalog.versions_with, screen=output.width()):
             output.write(line)
         return
     write_rows(rows, Column("PUSHED", drop=3), lambda row: row.time[:10], deprecated)

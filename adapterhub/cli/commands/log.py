@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 
@@ -39,20 +40,21 @@ _LOG = (
 def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     """Show the history of a name's refs, newest first: when, what, which version, which tags, by whom and why.
 
-    REF is a name, even a removed one; a tag or a version limits the history to itself. It may be an address of an object store,
-    which keeps the same log. Times are UTC.
+    REF is a name, even a removed one; a tag or a version limits the history to itself. It may be on a hub of adapterhub, or an
+    address of an object store, which keeps the same log. Times are UTC.
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.catalog_documents import log_document
     from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
-    if is_address(address):
+    opened = catalogs.open_hub(address) if is_address(address) else None
+    if is_address(address) and opened is None:
         name, entries = _remote_log(address, settings)
     else:
-        target = Ref.parse(ref)
-        with open_registry(settings) as registry:
-            name, entries = target.name, registry.log(target)
-    document = {"name": name, "entries": [_document(entry) for entry in entries]}
+        target = Ref.parse(ref) if opened is None else opened[1]
+        with catalogs.open_local(settings) if opened is None else opened[0] as catalog:
+            name, entries = target.name, catalog.log(target)
 
     def text() -> None:
         cells = [_cells(entry) for entry in entries]
@@ -60,10 +62,10 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
         columns = _LOG if any(row[-1] != "-" for row in cells) else _LOG[:-1]
         output.write_table(columns, [row[: len(columns)] for row in cells])
 
-    output.emit(document, as_json=settings.as_json, text=text)
+    output.emit(log_document(name, entries), as_json=settings.as_json, text=text)
 
 
-def _remote_log(address: str, settings: Settings) -> tuple[str, list[Entry]]:
+def _remote_log(address: str, settings: Settings) -> tuple[str, Sequence[Entry]]:
     """Return the log of a remote, the newest entry first: all of it, or the entries about the tag or version at the address."""
     from adapterhub.registry import version_selection
     from adapterhub.remotes.remote_address import parse
@@ -77,21 +79,6 @@ def _remote_log(address: str, settings: Settings) -> tuple[str, list[Entry]]:
     if number:
         return parsed.repository, [entry for entry in entries if number in (entry.number, *entry.numbers)]
     return parsed.repository, [entry for entry in entries if parsed.tag is None or parsed.tag in entry.tags]
-
-
-def _document(entry: Entry) -> dict[str, Any]:
-    return {
-        "seq": entry.seq,
-        "time": entry.time,
-        "op": entry.op,
-        "number": entry.number or None,
-        "numbers": list(entry.numbers),
-        "tags": list(entry.tags),
-        "digest": entry.digest or None,
-        "author": entry.author or None,
-        "message": entry.message or None,
-        "keep": entry.keep if entry.op == "keep" else None,
-    }
 
 
 def _cells(entry: Entry) -> list[str]:

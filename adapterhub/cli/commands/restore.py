@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
 
 if TYPE_CHECKING:
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 @command(
     "restore",
     example="""
-    adapterhub restore team/sql""",
+    adapterhub restore team/sql
+    adapterhub restore team/sql --remote""",
 )
 @click.argument("name")
+@remote_option
 @click.pass_obj
-def restore(settings: Settings, *, name: str) -> None:
+def restore(settings: Settings, *, name: str, remote: str | None) -> None:
     """Restore a name that was removed, with its versions, tags and settings.
 
-    Versions whose data `adapterhub gc` has removed are lost, and are listed. The name can be pushed to again in any case.
+    Versions whose data `adapterhub gc` has removed are lost, and are listed. The name can be pushed to again in any case. NAME
+    may be on a hub of adapterhub.
     """
     from adapterhub.ref import parse_name
+    from adapterhub.remotes.catalog_documents import restore_document
 
-    with open_registry(settings) as registry:
-        result = registry.restore(parse_name(name, name))
-    document = {"restored": result.name, "versions": list(result.numbers), "lost": list(result.lost)}
-    output.emit(document, as_json=settings.as_json, text=lambda: _write(result))
+    with catalogs.catalog_of(settings, name, remote, "removed names") as (catalog, target):
+        result = catalog.restore(parse_name(str(target), name))
+    output.emit(restore_document(result), as_json=settings.as_json, text=lambda: _write(result))
 
 
 def _write(result: RestoreResult) -> None:

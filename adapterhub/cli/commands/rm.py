@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
 from adapterhub.operations import tag
 from adapterhub_converters.errors import UsageError
@@ -30,30 +30,31 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
 
     On a terminal, removing a name asks first. `adapterhub restore` brings a name back until `adapterhub gc` removes its
     data, and `adapterhub tag --restore` a tag. A single version cannot be removed: versions are immutable. A name that
-    others were merged or converted from is refused (exit 6), because they could not be rebuilt. At an address, only a tag
-    can be removed.
+    others were merged or converted from is refused (exit 6), because they could not be rebuilt. REF may be on a hub of
+    adapterhub; at other addresses, only a tag can be removed.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
-    if is_address(address):
+    opened = catalogs.open_hub(address) if is_address(address) else None
+    if is_address(address) and opened is None:
         if expect:
-            raise UsageError("--expect", "is for the local registry", "Leave it out", code="conflicting-options")
+            raise UsageError("--expect", "is for a registry or a hub of adapterhub", "Leave it out", code="conflicting-options")
         tag.untag(address, workspace(settings))
         document = {"removed": address, "kind": "tag"}
         output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed tag {address}"))
         return
-    target = Ref.parse(ref)
+    target = Ref.parse(ref) if opened is None else opened[1]
     kind = "tag" if target.tag else "name"
-    with open_registry(settings) as registry:
+    with catalogs.open_local(settings) if opened is None else opened[0] as catalog:
         # Only a person at a terminal is asked: a program would wait forever.
         if kind == "name" and not yes and not settings.as_json and sys.stdin.isatty():
-            versions = output.plural(len(registry.list(target.name)), "version")
+            versions = output.plural(len(catalog.list(target.name).rows), "version")
             if not output.confirm(f"Remove {target} with {versions}?"):
                 output.say("nothing was removed")
                 raise SystemExit(1)
-        registry.rm(target, expect=expect, force=force)
+        catalog.rm(target, expect=expect, force=force)
     undo = f"tag {target} --restore" if target.tag else f"restore {target}"
     text = f"removed {kind} {target}; `adapterhub {undo}` undoes it"
     output.emit({"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(text))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry, remote_option, trusted_remote
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
-from adapterhub.cli.views.version_rows import row_document, write_rows
+from adapterhub.cli.views.version_rows import write_rows
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,35 +45,31 @@ if TYPE_CHECKING:
 def search(settings: Settings, /, *, facets: bool, remote: str | None, **options: Any) -> None:
     """Search adapters by words and by the fields of their manifests, the best match first.
 
-    Words are matched against names, tags, descriptions, bases, targets, licenses, languages and model cards; each may be
-    the beginning of a longer word, and all must match. Without words the newest come first. The newest matching version of each
-    name is shown. For words that over a thousand versions contain, names and titles come first, then the latest versions.
+    Words are matched against names, tags, descriptions, bases, targets, licenses, languages and model cards; each may be the
+    beginning of a longer word, and all must match. Without words the newest come first. The newest matching version of each
+    name is shown. --remote searches a hub of adapterhub. For words that over a thousand versions contain, names and titles
+    come first, then the latest versions.
     """
-    from adapterhub.index import version_search as finding
+    from adapterhub.remotes.catalog_documents import search_document
 
-    _refuse_remote(options["words"], remote)
+    _refuse_address(options["words"])
     query = _query(options)
-    with open_registry(settings) as registry:
-        result = finding.search(registry.index, query, facets=facets or settings.as_json)
-        deprecated = registry.deprecations()
-    document = {
-        "adapters": [row_document(row, deprecated) for row in result.rows],
-        "total": result.total,
-        "facets": result.facets,
-    }
-    output.emit(document, as_json=settings.as_json, text=lambda: _search_text(result, deprecated, facets=facets))
+    with catalogs.catalog_below(settings, None, remote, "index to search") as (catalog, namespace):
+        answer = catalog.search(replace(query, namespace=namespace or ""), facets=facets or settings.as_json)
+    text = partial(_search_text, answer.result, answer.deprecations, facets=facets)
+    output.emit(search_document(answer), as_json=settings.as_json, text=text)
 
 
-def _refuse_remote(words: Sequence[str], remote: str | None) -> None:
-    """Refuse a remote, and an address among the words, because no remote has an index to search."""
+def _refuse_address(words: Sequence[str]) -> None:
+    """Refuse an address among the words: a place to search is named by --remote."""
     from adapterhub.remotes.remote_address import is_address
 
-    problem = "has no index to search; this works on the local registry"
-    if remote is not None:
-        remote_entry = trusted_remote(remote)
-        raise UsageError(remote_entry.url, problem, f"List its names with `adapterhub list --remote {remote_entry.name}`")
     if address := next(filter(is_address, words), None):
-        raise UsageError(address, problem, f"List its names with `adapterhub list {address}`")
+        raise UsageError(
+            address,
+            "is an address, not a word; --remote names a hub to search",
+            f"List its names with `adapterhub list {address}`",
+        )
 
 
 def _query(options: Mapping[str, Any]) -> Query:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import inputs, output, progress
-from adapterhub.cli.environment import complete_ref, open_registry, remote_option, source_at_remote
+from adapterhub.cli import catalogs, inputs, output, progress
+from adapterhub.cli.environment import complete_ref, remote_option, source_at_remote
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import norm_picture as heat
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.manifest.folder_contents import Inspection
+    from adapterhub.ref import Ref
+    from adapterhub.remotes.catalog import Catalog
 
 
 @command(
@@ -49,21 +51,26 @@ def show(
 ) -> None:
     """Show an adapter: its base, size and shape, how it was made, where it acts, its files and their digests.
 
-    SRC is a ref; for a folder, file or address the command shows what a push would store, and under which digest. Where it acts
-    is the norm of its delta in each module, scaling included, by layer: a picture on a terminal, numbers elsewhere. What takes
-    over two seconds, as its shapes and sizes tell, is left out unless --full, --base or --plot asks for it.
+    SRC is a ref, also on a hub of adapterhub; for a folder, file or other address the command shows what a push would store,
+    and under which digest. Where it acts is the norm of its delta in each module, scaling included, by layer: a picture on a
+    terminal, numbers elsewhere. What takes over two seconds, as its shapes and sizes tell, is left out unless --full, --base
+    or --plot asks for it.
     """
     if headers_only and (base or plot or full):
         option = next(name for name, value in (("--base", base), ("--plot", plot), ("--full", full)) if value)
         raise UsageError("--headers-only", f"reads no values, and {option} needs them", "Leave one of them out")
     source = source_at_remote(source, remote)
-    ref = inputs.ref_of(source, settings)
     demand = _NormDemand(base, plot, full)
-    if ref is not None:
-        with open_registry(settings) as registry:
-            document: Mapping[str, Any] = registry.show(ref)
+    norms: NormHeatMap | str | None = None
+    if (opened := _catalog_with(source, settings)) is not None:
+        with opened[0] as catalog:
+            document: Mapping[str, Any] = catalog.show(opened[1])
         output.warn_deprecated(document["ref"], document["deprecated"])
-        norms = None if headers_only else _norms(source, settings, demand)
+        if inputs.is_elsewhere(source) and not headers_only:
+            with inputs.open_source(source, settings, notes=False) as adapter_source:
+                norms = _norms(str(adapter_source.path), settings, demand)
+        elif not headers_only:
+            norms = _norms(source, settings, demand)
     else:
         with inputs.open_source(source, settings) as adapter_source:
             with inputs.as_folder(adapter_source) as folder:
@@ -72,6 +79,14 @@ def show(
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(document, norms))
+
+
+def _catalog_with(source: str, settings: Settings) -> tuple[Catalog, Ref] | None:
+    """Open the catalog that has a version, and return it with the ref; None for a path and for other addresses."""
+    if inputs.is_elsewhere(source):
+        return catalogs.open_hub(source)
+    ref = inputs.ref_of(source, settings)
+    return None if ref is None else (catalogs.open_local(settings), ref)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
+from adapterhub.cli import catalogs, output, remotes
+from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option
 from adapterhub.cli.version_results import render_push
-from adapterhub.cli.views.version_rows import version_document
 from adapterhub.operations import tag as tag_operation
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
-    from adapterhub.registry.registry import Registry, Version
+    from adapterhub.registry.registry import Version
+    from adapterhub.remotes.catalog import Catalog
 
 
 @command(
@@ -54,23 +54,25 @@ def tag(
     """Point a tag at a version, wherever it pointed before. Only pushes set `latest` and v1, v2 ….
 
     Without TAG, REF is the tag itself, NAME:TAG: to protect it, or to restore its value before the last move or, with SEQ, at
-    that entry of `adapterhub log`. The log records every move, so every move can be undone. At an address, a tag
-    can only be moved.
+    that entry of `adapterhub log`. The log records every move, so every move can be undone. REF may be on a hub
+    of adapterhub; at other addresses, a tag can only be moved.
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.catalog_documents import version_document
     from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
-    if is_address(address):
+    opened = catalogs.open_hub(address) if is_address(address) else None
+    if is_address(address) and opened is None:
         _tag_at_address(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
         return
-    target = Ref.parse(ref)
+    target = Ref.parse(ref) if opened is None else opened[1]
     if restore is not None and (tag_name or expect):
         raise UsageError("--restore", "takes NAME:TAG only", f"Write `adapterhub tag {target.name}:TAG --restore`")
     if not tag_name and restore is None and protect is None:
         raise UsageError(ref, "TAG is missing", f"Write `adapterhub tag {ref} TAG`")
-    with open_registry(settings) as registry:
-        version = _tag_in_registry(registry, target, tag_name, expect=expect, protect=protect, restore=restore)
+    with catalogs.open_local(settings) if opened is None else opened[0] as catalog:
+        version = _tag_in_catalog(catalog, target, tag_name, expect=expect, protect=protect, restore=restore)
     document = version_document(version)
     del document["new"], document["skipped"]
     word = {True: ", protected", False: ", not protected", None: ""}[protect]
@@ -87,20 +89,20 @@ def _tag_at_address(settings: Settings, address: str, name: str | None, *, expec
     output.emit(report.document, as_json=settings.as_json, text=lambda: output.write(report.text))
 
 
-def _tag_in_registry(
-    registry: Registry, ref: Ref, name: str | None, *, expect: str | None, protect: bool | None, restore: int | None
+def _tag_in_catalog(
+    catalog: Catalog, ref: Ref, name: str | None, *, expect: str | None, protect: bool | None, restore: int | None
 ) -> Version:
     """Do what was requested in the only order that works: unprotect, move, protect."""
     from adapterhub.ref import Ref
 
     tag_ref = Ref(ref.name, tag=name) if name else ref
     if protect is False:
-        version = registry.protect(tag_ref, on=False)
+        version = catalog.protect(tag_ref, on=False)
     if restore is not None:
         # -1 is the flag value of --restore without SEQ.
-        version = registry.restore_tag(tag_ref, None if restore == -1 else restore)
+        version = catalog.restore_tag(tag_ref, None if restore == -1 else restore)
     if name:
-        version = registry.tag(ref, name, expect=expect)
+        version = catalog.tag(ref, name, expect=expect)
     if protect:
-        version = registry.protect(tag_ref)
+        version = catalog.protect(tag_ref)
     return version

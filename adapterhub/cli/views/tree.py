@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cli import output
 from adapterhub.manifest.package_files import shorten_names
 
-from .version_rows import row_document
-
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
 
@@ -19,6 +17,8 @@ MOST = 10  # the most versions of a name and parents of a version on a terminal;
 
 def document(rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
     """Return the tree as JSON; `rows` are sorted by name, newest first."""
+    from adapterhub.remotes.catalog_documents import row_document
+
     return {
         "namespaces": [
             {

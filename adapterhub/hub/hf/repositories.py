@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub import commits, publishing, quotas, renames
+from adapterhub.hub import commits, publishing, quotas, removals, renames
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
@@ -103,13 +103,7 @@ async def delete(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> None:
         view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
-        if view.newest:
-            worker.registry.rm(Ref(name))
-        if view.newest and view.repository and view.repository.private:
-            # A restored name must be as private as it was.
-            worker.repositories.change(name, lambda state: Repository(private=True, created=state.created))
-        else:
-            worker.repositories.remove(name)
+        removals.remove(worker, view, partial(hub.may_read_name, worker, identity))
 
     async with hub.change_lock(name):
         await hub.workers.run(work)

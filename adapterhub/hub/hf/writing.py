@@ -28,14 +28,16 @@ from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
-from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.moves import ABSENT, now
 from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id
+from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.open_file import MAX_PATH
+from adapterhub_converters.containers.open_file import MAX_PATH, read_bytes
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import ConflictError, FormatError, RefusedError, UsageError
 
@@ -68,13 +70,14 @@ async def preupload(hub: Hub, request: Request) -> Response:
         current_files = (
             commit_at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
         )
-        ignored = set(divide_names({*paths, *current_files})[1])
+        # A signature is no file of a version, but it is kept.
+        ignored = set(divide_names({*paths, *current_files} - {SIGNATURE})[1])
         sizes = [entry.get("size") for path, entry in zip(paths, listed, strict=True) if path not in ignored]
         hub.quotas.check_sizes(worker, name, [size for size in sizes if type(size) is int])
         answers = []
         for path, entry in zip(paths, listed, strict=True):
             size = entry["size"] if type(entry.get("size")) is int else 0
-            if path not in ignored:
+            if path not in ignored and path != SIGNATURE:
                 _check_offered(hub, name, path, size, str(entry.get("sample", "")))
             mode = "lfs" if is_lfs(path, size) and size else "regular"
             oid = hub.git.file(path, *current_files[path]).oid if path in current_files else None
@@ -252,8 +255,10 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
             return head, ""
         raise ResponseError(412, "", f"{name}@{branch} has moved to {head.id} since {changes.parent}: commit to that again")
     tree = sized_changes.apply_to(head.files)
+    # A version cannot contain the signature of itself: it is attached.
+    signature = _sent_signature(worker, changes.staged, tree.pop(SIGNATURE, None))
     if _has_same_files(tree, head.files):
-        return head, ""
+        return head, _attach(worker, hub, name, head.row.digest if head.row else "", signature)
     paths, left_out = divide_names(tree)
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
@@ -270,12 +275,33 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     document = worker.repositories.document(name).entry
     records = len(record.dump()) + (document.size if document else 0)
     hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=[changes.staged.upload])
-    version = _publish(worker, hub, view, branch, record, staged=changes.staged)
+    version = _publish(worker, hub, view, branch, record, staged=changes.staged, signature=signature)
     record = replace(record, became=version.digest)
     new_commit = _record_commit(worker, view, branch, record, has_room=True, is_first=version.new)
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
+    notes += list(filter(None, [_attach(worker, hub, name, version.digest, signature)]))
     return new_commit, "; ".join(notes)
+
+
+def _sent_signature(worker: Worker, staged: StagedFiles, file: tuple[Digest, int] | None) -> bytes:
+    """Return the signature that a commit brings; empty without one, or for one that is too large to be one."""
+    if file is None or file[1] >= LIMIT:
+        return b""
+    digest, _ = file
+    return read_bytes(staged.paths[digest]) if digest in staged.paths else worker.registry.store.read_document(digest)
+
+
+def _attach(worker: Worker, hub: Hub, name: str, digest: Digest, signature: bytes) -> str:
+    """Attach the signature of a commit to its version; return a note for its author if it is not about that."""
+    if not signature:
+        return ""
+    if digest:
+        hub.quotas.check(worker, name, {sha256_bytes(signature): len(signature)}, count=True)
+        subject = oci_manifest.parse(worker.registry.store.read_document(digest), name)
+        if publishing.attach_signature(worker, name, subject, signature):
+            return ""
+    return f"{SIGNATURE} is not about the files of this version, and was left out"
 
 
 def _check_history(view: View, record: CommitRecord) -> None:
@@ -310,11 +336,17 @@ def _has_same_files(tree: Mapping[str, tuple[Digest, int]], current: Mapping[str
     return {**derived, **tree} == dict(current)
 
 
-def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRecord, *, staged: StagedFiles) -> Version:
+def _publish(
+    worker: Worker, hub: Hub, view: View, branch: str, record: CommitRecord, *, staged: StagedFiles, signature: bytes
+) -> Version:
     tags = (LATEST,) if branch == MAIN else (branch,) if view.newest else (LATEST, branch)
     expect = (view.newest.digest if view.newest else ABSENT) if branch == MAIN else None
     options: dict[str, Any] = {"tags": tags, "expect": expect, "policy": hub.settings.policy, "message": record.title}
-    options["signatures"] = partial(publishing.attached_signatures, worker, view.name)
+
+    def signatures(digest: Digest) -> list[bytes]:
+        return [*publishing.attached_signatures(worker, view.name, digest), *filter(None, [signature])]
+
+    options["signatures"] = signatures
     options |= {"staged": staged.paths, "adopt": partial(staged.adopt, [digest for digest, _ in record.files.values()])}
     return publishing.publish_tree(worker.registry, view.name, record.files, **options)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +24,7 @@ from adapterhub.index import queries
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST
 from adapterhub.ref import LATEST, Ref, parse_number
-from adapterhub.registry.moves import check_protected
+from adapterhub.registry.moves import check_protected, check_push
 from adapterhub.registry.repository_records import (
     ENTRY_SIZE,
     OtherManifest,
@@ -60,14 +61,26 @@ _NO_ADAPTER_JSON = "it has no adapter.json, so that it is found by its name only
 
 
 @dataclass(frozen=True)
-class _Push:
-    """A pushed manifest: its bytes, their sha256, the digest it was pushed under, its parsed document, and the tags to move."""
+class Push:
+    """A pushed manifest.
+
+    Attributes:
+        raw: Its bytes.
+        digest: Their sha256.
+        named_digest: The digest it was pushed under.
+        document: The parsed bytes.
+        tags: The tags to move.
+        expect: The digest that the first of them must still have, or `absent`; None for any.
+        message: The reason, for the log.
+    """
 
     raw: bytes
     digest: Digest
     named_digest: str
     document: Document
     tags: tuple[str, ...]
+    expect: Digest | None = None
+    message: str = ""
 
 
 async def put(hub: Hub, request: Request) -> Response:
@@ -82,16 +95,16 @@ async def put(hub: Hub, request: Request) -> Response:
     raw = await read_body(request, MAX_MANIFEST)
     kind = request.headers.get("content-type", "")
 
-    def parse() -> _Push:
+    def parse() -> Push:
         sent_digest = digest_of(raw, digest)
         if digest and sent_digest != digest:
             raise OciError(400, "DIGEST_INVALID", f"{name}: received {sent_digest}, which is not {digest}")
-        return _Push(raw, sha256_bytes(raw), sent_digest, any_manifest.parse(raw, kind, name), tags)
+        return Push(raw, sha256_bytes(raw), sent_digest, any_manifest.parse(raw, kind, name), tags)
 
     # In a thread: hashing and parsing 4 MB would hold up the event loop.
     push = await hub.workers.read(parse)
     async with hub.change_lock(name):
-        version = await hub.workers.run(_store_manifest, hub, name, push)
+        version = await hub.workers.run(store_manifest, hub, name, push)
     headers = {**VERSION, "location": f"/v2/{name}/manifests/{push.named_digest}", DIGEST: push.named_digest}
     if push.document.subject:
         headers["oci-subject"] = push.document.subject
@@ -104,7 +117,7 @@ async def put(hub: Hub, request: Request) -> Response:
     return answer
 
 
-def _store_manifest(worker: Worker, hub: Hub, name: str, push: _Push) -> Version | None:
+def store_manifest(worker: Worker, hub: Hub, name: str, push: Push) -> Version | None:
     """Store a manifest; return its version, None if it is not an adapter."""
     view = check_pushable(worker, name)
     record_sha512(hub, name, push.named_digest, push.digest)
@@ -145,7 +158,7 @@ def _check_references(worker: Worker, hub: Hub, view: View | None, name: str, do
 # ---- versions
 
 
-def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: _Push) -> Version:
+def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push) -> Version:
     """Publish a manifest as a version, unless it is one already, and move tags to it."""
     oci = oci_manifest.parse(push.raw, name)
     existing = queries.versions(worker.registry.index, name=name, digest=push.digest) if view and view.newest else []
@@ -156,23 +169,25 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: _Push
             explanation = f"this manifest is v{expected}" if existing else f"the next version is v{expected}"
             raise OciError(409, "DENIED", f"{name}:{tag}: version numbers are given in turn and do not move; {explanation}")
     tags = tuple(tag for tag in push.tags if tag not in numbers)
+    expected_ref = Ref(name, tag=next(iter(tags), None))
+    check_push(worker.registry.ledger, expected_ref, push.expect)
     if existing:  # checked when it was first pushed
         with worker.registry.store.lease("push"):
-            version = worker.registry.push_manifest(oci, Ref(name), tags=tags)
+            options: dict[str, Any] = {"tags": tags, "expect": push.expect, "message": push.message}
+            version = worker.registry.push_manifest(oci, expected_ref, **options)
     else:
         hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE)
         tags = tuple(dict.fromkeys((LATEST, *tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
-        version = publishing.publish_manifest(
-            worker.registry, name, oci, tags=tags, policy=hub.settings.policy, signatures=signatures
-        )
-    _move_branches(worker, name, version, (*tags, f"v{version.number}"))
+        options = {"tags": tags, "expect": push.expect, "message": push.message, "policy": hub.settings.policy}
+        version = publishing.publish_manifest(worker.registry, expected_ref, oci, signatures=signatures, **options)
+    move_branches(worker, name, version, (*tags, f"v{version.number}"))
     if numbers and version.number != expected:
         raise OciError(409, "DENIED", f"{name}: another writer took v{expected}; this manifest is v{version.number}")
     return version
 
 
-def _move_branches(worker: Worker, name: str, version: Version, tags: Sequence[str]) -> None:
+def move_branches(worker: Worker, name: str, version: Version, tags: Sequence[str]) -> None:
     """Move branches along with tags of the same names, and take these tags from other manifests."""
     state = worker.repositories.get(name)
     if state is None or not any(tag in state.heads or tag in state.tags for tag in tags):
@@ -199,7 +214,7 @@ def _is_attached(worker: Worker, hub: Hub, view: View | None, document: Document
         return False
 
 
-def _keep_other_manifest(worker: Worker, view: View | None, name: str, push: _Push, blobs: tuple[Digest, ...]) -> None:
+def _keep_other_manifest(worker: Worker, view: View | None, name: str, push: Push, blobs: tuple[Digest, ...]) -> None:
     """Store a manifest that is not an adapter, and move tags to it."""
     version_tags = queries.tags(worker.registry.index, name) if view and view.newest else {}
     for tag in push.tags if version_tags else ():

@@ -19,8 +19,8 @@ from adapterhub.manifest import measurement
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref, parse_number
-from adapterhub.registry import signature_policy
-from adapterhub.registry.lineage_graph import Lineage, Node, trace
+from adapterhub.registry import lineage_graph, signature_policy
+from adapterhub.registry.lineage_graph import Lineage
 from adapterhub.registry.repository_records import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
@@ -413,44 +413,13 @@ _MAX_DATA = 4  # data sets shown per adapter
 def lineage_page(page_request: PageRequest, worker: Worker) -> LineagePage:
     """GET …/v{number}/lineage."""
     version = version_of(page_request, worker)
-    boxes, edges = _graph(_visible_lineage(page_request, worker, trace(worker.registry, version.row.ref)))
+    boxes, edges = _graph(
+        lineage_graph.visible(
+            lineage_graph.trace(worker.registry, version.row.ref), lambda name: page_request.may_read(worker, name)
+        )
+    )
     graph = drawings.graph(boxes, edges) if len(boxes) <= _MAX_BOXES else None
     return LineagePage(version, graph, [(box.lines[0], " · ".join(box.lines[1:]), box.url) for box in boxes.values()])
-
-
-def _visible_lineage(page_request: PageRequest, worker: Worker, lineage: Lineage) -> Lineage:
-    """Return a lineage without nodes of private repositories; of a private ancestor, only what its children say about it."""
-    nodes: dict[str, Node] = {}
-    recorded = {parent.digest for node in lineage.nodes.values() for parent in node.parents}
-    for digest, node in lineage.nodes.items():
-        refs = tuple(ref for ref in node.refs if page_request.may_read(worker, ref.partition(":")[0].partition("@")[0]))
-        if refs or not node.manifest:
-            nodes[digest] = Node(digest, refs, node.manifest, node.deprecated)
-    above = _reachable(lineage.root, [(edge.child, edge.parent) for edge in lineage.edges])
-    nodes |= {digest: Node(digest, ()) for digest in above & recorded - nodes.keys()}
-    edges = [edge for edge in lineage.edges if edge.parent in nodes and edge.child in nodes]
-    up, down = [(edge.child, edge.parent) for edge in edges], [(edge.parent, edge.child) for edge in edges]
-    connected = _reachable(lineage.root, up) | _reachable(lineage.root, down)
-    visible_nodes = {digest: node for digest, node in nodes.items() if digest in connected}
-    return Lineage(
-        lineage.root,
-        visible_nodes,
-        tuple(edge for edge in edges if edge.parent in visible_nodes and edge.child in visible_nodes),
-    )
-
-
-def _reachable(start: str, steps: Sequence[tuple[str, str]]) -> set[str]:
-    """Return what is reachable from a start, including the start."""
-    after: dict[str, list[str]] = {}
-    for source, target in steps:
-        after.setdefault(source, []).append(target)
-    reached, waiting = {start}, [start]
-    while waiting:
-        for target in after.get(waiting.pop(), []):
-            if target not in reached:
-                reached.add(target)
-                waiting.append(target)
-    return reached
 
 
 def _graph(lineage: Lineage) -> tuple[dict[str, Box], dict[tuple[str, str], str]]:

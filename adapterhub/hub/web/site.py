@@ -140,7 +140,7 @@ class PageRequest:
 
     def may_read(self, worker: Worker, name: str) -> bool:
         """Return whether the account may see an existing repository."""
-        return self.hub.may_read(worker, self.who, name, worker.repositories.get(name))
+        return self.hub.may_read_name(worker, self.who, name)
 
     def repository(self, worker: Worker) -> View:
         """Return the repository of the path.

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, HubPath
@@ -187,7 +187,7 @@ class HubWire(Client):
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
         login_host: str = "",
-    ) -> HubWire:
+    ) -> Self:
         """Open a connection that sends a token only to the hub's origin; `login_host` is as in `Client`."""
         authorizations = {"": f"Bearer {token}"} if token else {}
         hint, secrets = "" if login_host else LOGIN, [token] if token else []

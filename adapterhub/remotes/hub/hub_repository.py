@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,10 @@ from .hub_client import COMMAND_BOUNDS, COMMIT, Bounds, HubAddress, HubClient, L
 from .hub_versions import MAX_ADAPTER_JSON, Versions
 
 if TYPE_CHECKING:
+    from adapterhub.remotes.oci.oci_repository import OciRepository
     from adapterhub.remotes.remote_address import UserSettings
 
+    from .hub_registry import HubRegistry
     from .hub_writer import HubWriter
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
@@ -112,21 +114,74 @@ class HubRepository(OpenRemote):
 
         return HubWriter(self._client)
 
+    @cached_property
+    def _registry(self) -> HubRegistry | None:
+        """The registry in a hub of ours; None on other hubs, where a version is a commit."""
+        from .hub_registry import HubRegistry
+
+        registry = HubRegistry.find(self.address, self._client)
+        if registry and self.private:
+            # Before anything else makes the repository, which would be with the hub's default visibility.
+            self._ensure_repository()
+        return registry
+
+    def _own_registry(self) -> HubRegistry | None:
+        """Do as `_registry`, for several threads."""
+        with self._lock:
+            return self._registry
+
     def close(self) -> None:
         """Close the connections."""
+        if registry := vars(self).get("_registry"):
+            registry.close()
         self._client.wire.close()
 
     def stop(self, *, on: bool = True) -> None:
         """Make waiting threads fail at once, until called again with `on` False."""
         self._client.wire.stop(on=on)
+        if registry := vars(self).get("_registry"):
+            registry.stop(on=on)
 
     def make_private(self) -> None:
         """Create the repository as private, if it has to be created."""
         self.private = True
 
     def annotate(self, message: str) -> None:
-        """Record a message as the description of the commit."""
+        """Record a message as the description of the commit, or in the log of a hub of ours."""
         self._message = message
+
+    def expect(self, digest: str) -> None:
+        """Write the tag only if it is at this digest; other hubs than ours cannot."""
+        if (registry := self._own_registry()) is None:
+            super().expect(digest)
+        else:
+            registry.expected_digest = digest
+
+    def record_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Record results of other programs with the version; other hubs than ours cannot."""
+        if (registry := self._own_registry()) is None:
+            super().record_metrics(metrics)
+        else:
+            registry.metrics = metrics
+
+    def tag_too(self, tags: Sequence[str]) -> bool:
+        """Point more tags at the version, together with the one of the address; other hubs than ours cannot."""
+        if not tags or (registry := self._own_registry()) is None:
+            return not tags
+        registry.extra_tags = tuple(tags)
+        return True
+
+    def as_referring_target(self) -> OciRepository | None:
+        """Return the repository as one of an OCI registry, which only a hub of ours is too."""
+        registry = self._own_registry()
+        return registry.oci if registry else None
+
+    def untag(self, tag: str) -> None:
+        """Remove a tag from a hub of ours."""
+        if (registry := self._own_registry()) is None:
+            super().untag(tag)
+        else:
+            registry.untag(tag)
 
     # ---- reading
 
@@ -203,6 +258,8 @@ class HubRepository(OpenRemote):
 
     def has_blob(self, blob: Descriptor) -> bool:
         """Return whether a blob needs no upload: the hub has it as a large file, or its verified bytes are on either side."""
+        if registry := self._own_registry():
+            return registry.has_blob(blob)
         with self._lock:
             self._read_current()
             if blob.digest in self._versions.large or blob.digest in self._versions.content:
@@ -217,6 +274,8 @@ class HubRepository(OpenRemote):
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Upload a large file; hold a small one, to be sent with the commit. Return the number of bytes sent or held."""
+        if registry := self._own_registry():
+            return registry.put_blob(blob, source)
         with self._lock:
             large = self._is_large(blob)
             if large:
@@ -250,10 +309,14 @@ class HubRepository(OpenRemote):
     def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
         """Point a branch at a version, by one commit on top of the one that was read; a new branch starts at `main`.
 
+        A hub of ours gets a version and a tag.
+
         Raises:
             ConflictError: Somebody else committed in the meantime.
             RefusedError: The manifest cannot be rebuilt from the files, or `tag` is a tag, which does not move.
         """
+        if registry := self._own_registry():
+            return registry.put_manifest(manifest, tag, self._message)
         adapter_manifest = self._adapter_manifest(manifest)
         branch = tag or MAIN
         if is_hex(branch, COMMIT):

@@ -70,6 +70,7 @@ class OciRepository(OpenRemote):
         piece, largest: Size in bytes of the first PATCH of a blob, and the maximum for any.
         uploads: The folder that records the progress of uploads, for the next run; None to record nothing.
         proxy: The proxy for a scheme and a host.
+        credentials: Credentials to use in place of those in `config`.
     """
 
     kind, at_once = "an OCI registry", 8
@@ -84,12 +85,13 @@ class OciRepository(OpenRemote):
         largest: int = MAX_PIECE,
         uploads: Path | None = None,
         proxy: ProxyOf = no_proxy,
+        credentials: Credentials | None = None,
     ) -> None:
         super().__init__()
         self.address = address
 
         def find() -> Credentials | None:
-            return docker_credentials.find_credentials(address.host, config, plain=address.is_plaintext)
+            return credentials or docker_credentials.find_credentials(address.host, config, plain=address.is_plaintext)
 
         self._client = RegistryClient.open(self.location, address, find, pauses=pauses, proxy=proxy)
         self._pauses = pauses

@@ -87,8 +87,17 @@ def attach_files(place: ReferringTarget, subject: Manifest, artifact_type: str, 
         raise UsageError(artifact_type[:80], "is not a media type", "Write one like application/vnd.example.scan+json")
     check_paths((path.name for path in files), "attachment", RefusedError)
     source = _LocalFiles(files)
+    raw = attachment_bytes(subject, artifact_type, source.blobs)
+    for blob in (*source.blobs, Descriptor(EMPTY_TYPE, sha256_bytes(EMPTY), len(EMPTY))):
+        if not place.has_blob(blob):
+            place.put_blob(blob, source)
+    return _put_referrer(place, raw, subject.digest)
+
+
+def attachment_bytes(subject: Manifest, artifact_type: str, blobs: Sequence[Descriptor]) -> bytes:
+    """Return the bytes of the manifest that attaches blobs to another manifest."""
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
-    raw = json_file.canonical_bytes(
+    return json_file.canonical_bytes(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -101,15 +110,11 @@ def attach_files(place: ReferringTarget, subject: Manifest, artifact_type: str, 
                     "size": blob.size,
                     "annotations": {TITLE: blob.path},
                 }
-                for blob in source.blobs
+                for blob in blobs
             ],
             "subject": {"mediaType": MANIFEST_TYPE, "digest": subject.digest, "size": len(subject.raw)},
         }
     )
-    for blob in (*source.blobs, Descriptor(EMPTY_TYPE, sha256_bytes(EMPTY), len(EMPTY))):
-        if not place.has_blob(blob):
-            place.put_blob(blob, source)
-    return _put_referrer(place, raw, subject.digest)
 
 
 class _LocalFiles:

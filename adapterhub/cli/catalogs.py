@@ -1,0 +1,96 @@
+"""The catalog that a command asks: that of the local registry, or of a hub of ours at an address or a remote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import UsageError
+
+from . import remotes
+from .environment import open_registry, ref_at_remote, remote_at
+from .options import Settings
+
+if TYPE_CHECKING:
+    from adapterhub.ref import Ref
+    from adapterhub.remotes.catalog import Catalog
+
+
+def open_local(settings: Settings) -> Catalog:
+    """Open the catalog of the local registry; the caller closes it."""
+    from adapterhub.remotes.local_catalog import LocalCatalog
+
+    return LocalCatalog(open_registry(settings))
+
+
+def open_hub(address: str) -> tuple[Catalog, Ref] | None:
+    """Open the catalog of the hub at an address, and return it with the ref there; None if it is no hub of ours.
+
+    The caller closes it.
+    """
+    from adapterhub.remotes.hub.hub_client import HubAddress
+    from adapterhub.remotes.remote_address import parse
+
+    place = parse(address)
+    if not isinstance(place, HubAddress):
+        return None
+    from adapterhub.remotes.hub import hub_catalog, hub_repository
+
+    catalog = hub_catalog.connect(place, hub_repository.hub_for(place, remotes.surroundings()))
+    return None if catalog is None else (catalog, hub_catalog.ref_at(place))
+
+
+@contextmanager
+def catalog_of(settings: Settings, text: str, remote: str | None, feature: str) -> Iterator[tuple[Catalog, Ref]]:
+    """Yield the catalog that has a ref or an address, and the ref in it.
+
+    Raises:
+        UsageError: It is at a remote that has no `feature`.
+    """
+    from adapterhub.ref import Ref
+    from adapterhub.remotes.remote_address import is_address
+
+    address = ref_at_remote(text, remote)
+    if not is_address(address):
+        ref = Ref.parse(text)
+        with open_local(settings) as catalog:
+            yield catalog, ref
+        return
+    opened = open_hub(address)
+    if opened is None:
+        raise remotes.unsupported_error(address, feature)
+    with opened[0] as catalog:
+        yield catalog, opened[1]
+
+
+@contextmanager
+def catalog_below(
+    settings: Settings, prefix: str | None, remote: str | None, feature: str
+) -> Iterator[tuple[Catalog, str | None]]:
+    """Yield the catalog that has the names of a namespace, and their prefix in it.
+
+    Raises:
+        UsageError: `remote` has no `feature`.
+    """
+    if remote is None:
+        with open_local(settings) as catalog:
+            yield catalog, prefix
+        return
+    opened = open_hub_below(prefix, remote)
+    if opened is None:
+        named_remote = remote_at(remote)
+        hint = f"List its names with `adapterhub list --remote {named_remote.name}`".rstrip()
+        problem = f"has no {feature}, which the local registry and hubs of adapterhub have"
+        raise UsageError(named_remote.url, problem, hint, code="hub-only")
+    with opened[0] as catalog:
+        yield catalog, opened[1]
+
+
+def open_hub_below(prefix: str | None, remote: str) -> tuple[Catalog, str | None] | None:
+    """Open the catalog of a remote, and return it with the prefix of its names there; None if it is no hub of ours."""
+    from adapterhub.remotes.named_remotes import prefix_below, unused_address
+
+    url = remote_at(remote).url
+    opened = open_hub(unused_address(url))
+    return None if opened is None else (opened[0], prefix_below(url, prefix))

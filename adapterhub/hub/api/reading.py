@@ -1,0 +1,188 @@
+"""Handlers that list, search and show versions and their logs."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.hf.reading import query_number
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.request_context import read_object
+from adapterhub.hub.workers import Worker
+from adapterhub.index.version_search import Bounds, Query, parse_bounds, parse_metric
+from adapterhub.ref import Ref
+from adapterhub.registry.version_lookup import Version
+from adapterhub.remotes import catalog_documents as documents
+from adapterhub.remotes.catalog import Listing
+from adapterhub.version import __version__
+from adapterhub_converters.errors import UsageError
+
+from .answers import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
+
+_PAGE, _MAX_FOUND, _MAX_CONDITIONS = 500, 1000, 50
+MAX_WANTED = 8 << 20
+"""Bytes of a body with digests to search for."""
+MAX_TENSORS = 50_000
+"""Tensors to search for in one request."""
+
+
+async def about(_hub: Hub, _request: Request) -> Response:
+    """GET /api/adapterhub: that this is a hub of ours, with which versions of the API."""
+    return JSONResponse({"program": "adapterhub", "version": __version__, "api": [1]})
+
+
+async def versions(hub: Hub, request: Request) -> Response:
+    """GET …/versions: those of a name or a namespace (`prefix`), with a manifest (`digest`), or all; in pages."""
+    identity, params = hub.identify(request), request.query_params
+    check_reader(hub, identity)
+    prefix, digest, cursor = params.get("prefix") or None, params.get("digest"), params.get("cursor")
+    after = Ref.parse(cursor) if cursor else None
+    if after and not after.number:
+        raise UsageError("cursor", "is not one of this list", "Begin without a cursor")
+
+    def work(worker: Worker) -> tuple[dict[str, Any], Ref | None]:
+        catalog = catalog_for(worker, hub, identity)
+        if digest is not None:
+            return documents.listing_document(Listing(catalog.versions_with(digest))), None
+        listing, last = catalog.page(prefix, after, _PAGE)
+        return documents.listing_document(listing), last
+
+    document, last = await hub.workers.run(work)
+    return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))
+
+
+def _next_page(hub: Hub, request: Request, cursor: str) -> dict[str, str]:
+    """Return the header that leads to the next page; none without a cursor."""
+    if not cursor:
+        return {}
+    kept_params = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+    query = urlencode([*kept_params, ("cursor", cursor)])
+    return {"link": f'<{hub.url(request)}{request.url.path}?{query}>; rel="next"'}
+
+
+async def search(hub: Hub, request: Request) -> Response:
+    """GET …/search: by words and fields, the best match first."""
+    identity, params = hub.identify(request), request.query_params
+    check_reader(hub, identity)
+    facets = [(kind, value) for kind in ("base", "method", "license", "target", "language") for value in params.getlist(kind)]
+    bounds = [
+        (column, _bounds(text, kind)) for column, kind in (("r", "rank"), ("size", "size")) for text in params.getlist(kind)
+    ]
+    metrics, tags = tuple(parse_metric(text, "metric") for text in params.getlist("metric")), tuple(params.getlist("tag"))
+    if len(facets) + len(bounds) + len(metrics) + len(tags) > _MAX_CONDITIONS:
+        raise UsageError("search", f"more than {_MAX_CONDITIONS} conditions")
+    query = Query(
+        words=params.get("words", ""),
+        facets=tuple(facets),
+        tags=tags,
+        namespace=params.get("namespace", ""),
+        bounds=tuple(bounds),
+        metrics=metrics,
+        all_versions=_is_set(request, "all_versions"),
+        limit=min(query_number(request, "limit", 20), _MAX_FOUND),
+    )
+
+    def work(worker: Worker) -> dict[str, Any]:
+        answer = catalog_for(worker, hub, identity).search(query, facets=_is_set(request, "facets"))
+        return {**documents.search_document(answer), "has_more": answer.result.has_more}
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+def _bounds(text: str, kind: str) -> Bounds:
+    return parse_bounds(text, kind, size=kind == "size")
+
+
+def _is_set(request: Request, key: str) -> bool:
+    return request.query_params.get(key, "").lower() in ("true", "1")
+
+
+async def find(hub: Hub, request: Request) -> Response:
+    """POST …/find: the versions that contain a file, a folder or a digest, for clients with a token."""
+    identity = hub.identify(request)
+    if identity is None:
+        raise NoTokenError
+    wanted = documents.read_wanted(await read_object(request, MAX_WANTED), "find")
+    if not isinstance(wanted[1], str) and len(wanted[1].tensors) > MAX_TENSORS:
+        raise UsageError("find", f"more than {MAX_TENSORS:,} tensors", "Search for a part of them")
+
+    def work(worker: Worker) -> dict[str, Any]:
+        found = catalog_for(worker, hub, identity).find([wanted])
+        return {**documents.found_document(found), "unlisted": found.unlisted}
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+async def usage(hub: Hub, request: Request) -> Response:
+    """GET …/usage: the disk usage of versions that the client may see, for clients with a token."""
+    identity, prefix = hub.identify(request), request.query_params.get("prefix") or None
+    if identity is None:
+        raise NoTokenError
+
+    def work(worker: Worker) -> dict[str, Any]:
+        answer = catalog_for(worker, hub, identity).usage(prefix)
+        return {**documents.usage_document(answer), "models": documents.models_document(answer.models)}
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+# ---- one name
+
+
+async def show(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/versions/{reference}: everything that is known of a version."""
+    identity, name = hub.identify(request), name_of(request)
+
+    def work(worker: Worker) -> Any:
+        visible_view(worker, hub, identity, name)
+        return catalog_for(worker, hub, identity).show(ref_of(request, name))
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+async def lineage(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/versions/{reference}/lineage."""
+    identity, name = hub.identify(request), name_of(request)
+
+    def work(worker: Worker) -> dict[str, Any]:
+        visible_view(worker, hub, identity, name)
+        return catalog_for(worker, hub, identity).lineage(ref_of(request, name))
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+async def log(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/log: of a name, removed or not, or of one version (`reference`); in pages, newest entry first."""
+    identity, name = hub.identify(request), name_of(request)
+    reference, before = request.query_params.get("reference", ""), query_number(request, "cursor")
+
+    def work(worker: Worker) -> tuple[dict[str, Any], int]:
+        check_known(worker, hub, identity, name)
+        ref = ref_to(name, reference) if reference else Ref(name)
+        entries = [entry for entry in worker.registry.log(ref) if not before or entry.seq < before]
+        last = entries[_PAGE - 1].seq if len(entries) > _PAGE else 0
+        return documents.log_document(name, entries[:_PAGE]), last
+
+    document, last = await hub.workers.run(work)
+    return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))
+
+
+async def tag(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/tags/{tag}: the version that a tag is at, whose digest is the ETag."""
+    identity, name = hub.identify(request), name_of(request)
+
+    def work(worker: Worker) -> Version:
+        visible_view(worker, hub, identity, name)
+        return worker.registry.resolve(Ref(name, tag=tag_of(request)))
+
+    return version_response(await hub.workers.run(work))
+
+
+def version_response(version: Version, status: int = 200) -> Response:
+    """Return the response with a version, whose digest is the ETag."""
+    document = {**documents.version_document(version), "moved": version.moved}
+    return JSONResponse(document, status, {"etag": f'"{version.digest}"'})

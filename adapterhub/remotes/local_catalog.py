@@ -1,0 +1,161 @@
+"""The catalog of a registry on this machine; a hub answers its API with one that shows what its client may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adapterhub.digest import Digest
+from adapterhub.index import queries, tensor_search, version_search
+from adapterhub.index.queries import VersionRow
+from adapterhub.index.version_search import Query
+from adapterhub.maintenance import disk_usage
+from adapterhub.ref import Ref
+from adapterhub.registry import content_search, lineage_graph
+from adapterhub.registry.content_search import Bar
+from adapterhub.registry.registry import Registry, Version, VersionDocument
+from adapterhub.registry.version_lookup import RestoreResult
+from adapterhub.store.store import Entry
+
+from .catalog import Catalog, Deprecations, DiskUsage, FoundContents, Listing, SearchAnswer, SizedModel, Wanted, no_bar
+from .catalog_documents import lineage_document
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What a client may see.
+
+    Attributes:
+        sees: Returns whether it may see an existing name.
+        without: Names that it may not see, as of some seconds ago, to leave out of counts; `sees` decides about each.
+        max_unlisted: Bytes of weights that are read for it to list their tensors.
+    """
+
+    sees: Callable[[str], bool]
+    without: tuple[str, ...] = ()
+    max_unlisted: int = 0
+
+
+class LocalCatalog(Catalog):
+    """The names of a registry; those that a client may see if there is a `visibility`."""
+
+    def __init__(self, registry: Registry, visibility: Visibility | None = None) -> None:
+        self._registry, self._visibility = registry, visibility
+        self.location = str(registry.root)
+
+    def close(self) -> None:
+        """Close the registry."""
+        self._registry.close()
+
+    # ---- reading
+
+    def list(self, prefix: str | None = None) -> Listing:
+        """Return all versions, or those of one name or namespace."""
+        return self._listing(self._visible(self._registry.list(prefix)))
+
+    def page(self, prefix: str | None, after: Ref | None, limit: int) -> tuple[Listing, Ref | None]:
+        """Return at most `limit` versions after a numbered one, and the last one looked at; None at the end of the list."""
+        without = self._visibility.without if self._visibility else ()
+        rows = queries.versions_after(self._registry.index, prefix, after, limit, without)
+        return self._listing(self._visible(rows)), rows[-1].ref if len(rows) == limit else None
+
+    def versions_with(self, digest: Digest) -> Sequence[VersionRow]:
+        """Return the versions with this manifest."""
+        return self._visible(self._registry.versions_with(digest))
+
+    def search(self, query: Query, *, facets: bool) -> SearchAnswer:
+        """Return the versions that match, best first."""
+        visible_query = replace(query, without=self._visibility.without) if self._visibility else query
+        result = version_search.search(self._registry.index, visible_query, facets=facets)
+        listing = self._listing(self._visible(result.rows))
+        return SearchAnswer(replace(result, rows=list(listing.rows)), listing.deprecations)
+
+    def log(self, ref: Ref) -> Sequence[Entry]:
+        """Return the log of a name, newest entry first."""
+        return self._registry.log(ref)
+
+    def lineage(self, ref: Ref) -> dict[str, Any]:
+        """Return what a version was made from, and what was made from it."""
+        graph = lineage_graph.trace(self._registry, ref)
+        return lineage_document(lineage_graph.visible(graph, self._visibility.sees) if self._visibility else graph)
+
+    def find(self, wanted: Sequence[Wanted], bar: Bar = no_bar) -> FoundContents:
+        """Return the versions that contain files, folders or digests."""
+        registry = self._registry
+        matches = [content_search.matching(registry, *item, self._list_tensors(bar), self._sees_row) for item in wanted]
+        unlisted = tensor_search.unlisted_files(registry.index)
+        if self._visibility:
+            # Whoever asks learns nothing about the files of names that they may not see.
+            without = self._visibility.without
+            unlisted = {
+                digest: size for digest, size in unlisted.items() if queries.names_with(registry.index, digest, without)
+            }
+        return FoundContents(matches, registry.deprecations(), len(unlisted))
+
+    def show(self, ref: Ref) -> VersionDocument:
+        """Return everything that is known of a version."""
+        return self._registry.show(ref)
+
+    def usage(self, prefix: str | None = None, bar: Bar = no_bar) -> DiskUsage:
+        """Return the disk usage of the versions of a name or namespace, or of all."""
+        from adapterhub.bases import registered_bases  # numpy, which lists do without
+
+        self._list_tensors(bar, prefix)()
+        report = disk_usage.usage_of_versions(self._registry, self._visible(self._registry.list(prefix)))
+        # An unreadable base is no error here: fsck reports it.
+        specs = [(base.name, base.spec) for base in registered_bases.all_bases(self._registry)[0]]
+        return DiskUsage(
+            report, [SizedModel(name, spec.repo, spec.fingerprint, spec.size) for name, spec in specs if spec.size]
+        )
+
+    def _list_tensors(self, bar: Bar, prefix: str | None = None) -> Callable[[], None]:
+        """Return what lists the tensors of weights that were not read yet, unless they are too large for a client."""
+
+        def list_tensors() -> None:
+            missing = tensor_search.unlisted_files(self._registry.index, prefix)
+            if self._visibility and sum(missing.values()) > self._visibility.max_unlisted:
+                return
+            with bar("listing tensors") as progress:
+                self._registry.list_tensors(progress, prefix=prefix)
+
+        return list_tensors
+
+    def _listing(self, rows: Sequence[VersionRow]) -> Listing:
+        return Listing(rows, self._deprecations({row.name for row in rows}))
+
+    def _deprecations(self, names: set[str]) -> Deprecations:
+        deprecations = self._registry.deprecations()
+        return {key: reason for key, reason in deprecations.items() if key[0] in names}
+
+    def _visible(self, rows: Sequence[VersionRow]) -> Sequence[VersionRow]:
+        return [row for row in rows if self._sees_row(row)] if self._visibility else rows
+
+    def _sees_row(self, row: VersionRow) -> bool:
+        return self._visibility is None or self._visibility.sees(row.name)
+
+    # ---- changing
+
+    def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
+        """Point a tag at a version."""
+        return self._registry.tag(ref, tag, expect=expect)
+
+    def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
+        """Point a tag where it pointed before."""
+        return self._registry.restore_tag(ref, seq)
+
+    def protect(self, ref: Ref, *, on: bool = True) -> Version:
+        """Keep a tag from being moved or removed, or lift that protection."""
+        return self._registry.protect(ref, on=on)
+
+    def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
+        """Mark a version, or all of a bare name, as deprecated."""
+        return self._registry.deprecate(ref, message, undo=undo)
+
+    def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
+        """Remove a tag, or a name with all its versions."""
+        self._registry.rm(ref, expect=expect, force=force)
+
+    def restore(self, name: str) -> RestoreResult:
+        """Undo the removal of a name."""
+        return self._registry.restore(name)

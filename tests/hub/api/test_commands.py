@@ -1,0 +1,124 @@
+"""Every command about names does at a hub of ours what it does in the local registry, and prints the same."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from adapterhub.cli.main import COMMANDS
+from tests.conftest import Run
+from tests.hub.conftest import Running
+
+STEPS = """
+push one team/sql -m first --tag stable
+push two team/sql:beta -m second --metric accuracy=0.5
+push one team/sql
+push two other/sql
+list
+list --json
+list team
+list team/sql --tree
+list team/sql --tree --json
+list nobody => 3
+search team
+search sql --rank 1..64 --size <10MB --facets
+search --metric accuracy>0.4 --json
+search --tag stable --all-versions
+show team/sql:v1 --headers-only
+show team/sql:v1 --headers-only --json
+show team/sql:v1
+show team/sql:v9 => 3
+log team/sql
+log team/sql:v1 --json
+log team/sql:never => 3
+lineage team/sql
+lineage team/sql:beta --json
+lineage team/sql --dot
+find two/adapter_model.safetensors
+find one
+find three/adapter_model.safetensors => 3
+find --sha256 0000000000 => 3
+tag team/sql:v1 prod
+tag team/sql:v2 prod --expect absent => 7
+tag team/sql:v2 prod --expect sha256:0000 => 7
+tag team/sql:v2 prod --json
+tag team/sql:prod --restore
+tag team/sql:prod --protect
+tag team/sql:v2 prod => 6
+rm team/sql:prod => 6
+tag team/sql:prod --unprotect
+rm team/sql:prod
+tag team/sql:prod --restore
+tag team/sql:v1 latest => 6
+deprecate team/sql:v1 old
+deprecate other/sql gone --json
+list team/sql
+show team/sql:v1 --headers-only
+deprecate team/sql:v1 --undo
+du
+du team --json
+rm other/sql
+rm team/sql:v1 => 6
+show other/sql => 3
+log other/sql
+restore team/sql => 6
+restore other/sql
+list other --json
+"""
+# Their results do not depend on a registry, or are compared elsewhere: with files, a base or a model.
+ELSEWHERE = {
+    "attach", "attached", "attest", "bom", "chat", "copy", "diff", "eval", "lock", "pull", "resolve", "run", "scan", "serve",
+    "sign", "validate", "verify",
+}  # fmt: skip
+_VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|\d{4}-\d\d-\d\d| *(BY|alice|root) *| {2,}|-+")
+
+_ADDRESS = re.compile(r"hub\+http://127\.0\.0\.1:\d+/")
+
+
+def test_every_command_that_takes_a_remote_is_tried() -> None:
+    tried = {line.split()[0] for line in STEPS.strip().splitlines()}
+    with_remote = {
+        name
+        for name in COMMANDS
+        if name != "remote"
+        and "remote_option" in inspect.getsource(import_module(f"adapterhub.cli.commands.{name.replace('-', '_')}"))
+    }
+    assert with_remote <= tried | ELSEWHERE
+    assert not tried & ELSEWHERE
+
+
+def test_each_command_prints_of_a_hub_what_it_prints_of_the_registry(
+    run: Run, hub: Running, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("one", "two", "three")):
+        shutil.copytree(adapter(seed), tmp_path / name)
+    at_hub = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "ADAPTERHUB_AUTHOR": "alice"}
+    run("remote", "add", "hub", hub.url.replace("http", "hub+http", 1), "--default")
+    differences = []
+    for line in STEPS.strip().splitlines():
+        words, _, code = line.partition(" => ")
+        texts = []
+        for options in ((), ("--remote",)):
+            done = run(*words.split(), *options, cwd=tmp_path, env=at_hub, code=None)
+            texts.append(f"{done.returncode} {_printed(words, done.stdout, done.stderr)}")
+        if texts[0] != texts[1] or not texts[0].startswith(f"{code or 0} "):
+            differences.append((line, *texts))
+    assert not differences, "\n\n".join("\n".join(difference) for difference in differences)
+
+
+def _printed(words: str, stdout: str, stderr: str) -> str:
+    """What a command printed, without what differs: times, the author, and addresses in place of refs."""
+    if words.startswith("push"):
+        return ""  # it names the version at its address
+    if "--json" in words:
+        stdout = json.dumps(json.loads(stdout, object_hook=_timeless), indent=1)
+    return _VARYING.sub(" ", _ADDRESS.sub("", stdout + stderr).replace("@", ":"))
+
+
+def _timeless(document: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in document.items() if key not in ("time", "author")}
