@@ -48,6 +48,8 @@ HINTS: dict[str, str] = {
     "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same",
     "check-registry": "Run `adapterhub fsck`",
     "collect-garbage": "`adapterhub gc` removes what is old enough",
+    "command-not-allowed": "Pass --command '{name}=PROGRAM ARGUMENT …' if you trust the program",
+    "other-version": "Ask for this version by its digest, or accept the name with --trust-name",
     "config-key": "`adapterhub train --explain` lists them",
     "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
     "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",

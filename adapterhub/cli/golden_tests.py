@@ -1,0 +1,114 @@
+"""`adapterhub eval --tests`: golden tests, as a table, as JSON and as JUnit's XML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.errors import UsageError
+
+from . import environment, gates, output
+from .environment import prepare_torch, workspace
+from .options import Settings
+from .output import Column
+
+if TYPE_CHECKING:
+    from adapterhub.operations.golden_tests import TestedVersion
+
+_MAX_FAILURES = 10  # in a table
+
+
+def run(
+    settings: Settings,
+    source: str,
+    *,
+    tests: str,
+    base: str | None,
+    url: str | None,
+    served_as: str | None,
+    trust_name: bool,
+    samples: int,
+    temperature: float,
+    seed: int,
+    max_tokens: int,
+    programs: Sequence[str],
+    junit: str | None,
+    bounds: Sequence[str],
+    name: str,
+    no_record: bool,
+) -> int:
+    """Run the golden tests of a file and report them.
+
+    Returns:
+        0 if every gate holds, or without gates every test; else 1.
+    """
+    from adapterhub.evidence import junit_report
+    from adapterhub.manifest.measurement import check_name
+    from adapterhub.operations import golden_tests
+    from adapterhub.registry.measurement_log import TEST_GATES
+
+    # Checked before the answers, which can take minutes.
+    parsed_gates = gates.parse(bounds, TEST_GATES)
+    check_name(name, "--name")
+    commands = golden_tests.parse_commands(programs)
+    if junit is not None:
+        atomic.check_free(Path(junit), folder=False)
+    if (served_as or trust_name) and url is None:
+        raise UsageError("--served-as and --trust-name", "require --url", "Pass --url too", code="conflicting-options")
+    endpoint = None
+    if url is not None:
+        if base is not None:
+            raise UsageError("--url", "answers in place of --base", "Leave one of them out", code="conflicting-options")
+        key = os.environ.get(environment.ENGINE_KEY, "")
+        endpoint = golden_tests.EndpointOptions(url, key, served_as or "", trust_name)
+    else:
+        prepare_torch()
+    tested = golden_tests.run_tests(
+        source,
+        tests,
+        base=base,
+        endpoint=endpoint,
+        sampling=golden_tests.Sampling(samples, temperature, seed, max_tokens),
+        commands=commands,
+        record=None if no_record else name,
+        workspace=workspace(settings),
+    )
+    if junit is not None:
+        version = f"{tested.ref.rpartition(':')[0] if tested.ref else source}@{tested.digest}"
+        with atomic.pending_output(Path(junit), folder=False) as pending:
+            json_file.write_text(pending, junit_report.render(tested.report, version=version))
+    verdicts = gates.verdicts(parsed_gates, tested.report.metrics)
+    ok = all(passed for _, passed in verdicts) if verdicts else not tested.report.failures
+    document = {
+        "ok": ok,
+        "source": source,
+        "ref": tested.ref,
+        "digest": tested.digest,
+        **tested.evaluation(name).document(),
+        "results": [result.document() for result in tested.report.results],
+        "recorded": tested.ref if tested.recorded else None,
+        "gates": gates.documents(verdicts, tested.report.metrics),
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(tested, verdicts))
+    return 0 if ok else 1
+
+
+def _text(tested: TestedVersion, verdicts: gates.Verdicts) -> None:
+    report = tested.report
+    failures, metrics = report.failures, report.metrics
+    if failures:
+        rows = [
+            [output.one_line(result.case.id), f"{result.passed}/{result.samples}", output.one_line(result.problem)]
+            for result in failures[:_MAX_FAILURES]
+        ]
+        output.write_table((Column("FAILED"), Column("RIGHT", right=True), Column("FIRST PROBLEM")), rows)
+        if failures[_MAX_FAILURES:]:
+            output.write(output.remainder_line(len(failures) - _MAX_FAILURES, "failure"))
+    share = f", {metrics['pass_rate']:.1%} of the answers right" if metrics["samples"] > metrics["cases"] else ""
+    output.write(f"{metrics['passed']:.0f} of {output.plural(len(report.results), 'test')} passed{share}")
+    gates.write(verdicts, metrics)
+    if tested.recorded:
+        output.write(f"recorded for {tested.ref}")
