@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import UsageError
 
-from . import environment, gates, output
+from . import environment, gates, output, signed_results
 from .environment import prepare_torch, workspace
 from .options import Settings
 from .output import Column
 
 if TYPE_CHECKING:
     from adapterhub.operations.golden_tests import TestedVersion
+
+    from .signing_options import SignerOption
 
 _MAX_FAILURES = 10  # in a table
 
@@ -39,6 +41,7 @@ def run(
     bounds: Sequence[str],
     name: str,
     no_record: bool,
+    own: SignerOption | None,
 ) -> int:
     """Run the golden tests of a file and report them.
 
@@ -82,21 +85,25 @@ def run(
             json_file.write_text(pending, junit_report.render(tested.report, version=version))
     verdicts = gates.verdicts(parsed_gates, tested.report.metrics)
     ok = all(passed for _, passed in verdicts) if verdicts else not tested.report.failures
+    gate_documents = gates.documents(verdicts, tested.report.metrics)
+    evaluation = tested.evaluation(name)
+    signed = signed_results.sign(settings, own, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
     document = {
         "ok": ok,
         "source": source,
         "ref": tested.ref,
         "digest": tested.digest,
-        **tested.evaluation(name).document(),
+        **evaluation.document(),
         "results": [result.document() for result in tested.report.results],
         "recorded": tested.ref if tested.recorded else None,
-        "gates": gates.documents(verdicts, tested.report.metrics),
+        "gates": gate_documents,
+        "attestations": signed,
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(tested, verdicts))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(tested, verdicts, signed))
     return 0 if ok else 1
 
 
-def _text(tested: TestedVersion, verdicts: gates.Verdicts) -> None:
+def _text(tested: TestedVersion, verdicts: gates.Verdicts, signed: Sequence[object]) -> None:
     report = tested.report
     failures, metrics = report.failures, report.metrics
     if failures:
@@ -112,3 +119,4 @@ def _text(tested: TestedVersion, verdicts: gates.Verdicts) -> None:
     gates.write(verdicts, metrics)
     if tested.recorded:
         output.write(f"recorded for {tested.ref}")
+    signed_results.write(signed)

@@ -23,6 +23,8 @@ _MAX_ANSWER = 4 << 20  # bytes
 _TIMEOUT = 600.0  # seconds: an answer comes whole, once the model has written all of it
 OTHER_VERSION = "other-version"
 """The code of the error for evidence about another version."""
+UNNAMED_VERSION = "unnamed-version"
+"""The code of the error for evidence that does not say by its digest which version it is about."""
 
 
 class Endpoint:
@@ -82,7 +84,7 @@ class Endpoint:
             return
         subject = f"{named[:100]!r}" if isinstance(named, str) else "no version"
         problem = f"names {subject} as what answered, and not {self._digest[:19]}…"
-        raise RefusedError(self._url, problem, code=OTHER_VERSION)
+        raise RefusedError(self._url, problem, code=OTHER_VERSION if digest else UNNAMED_VERSION)
 
     def close(self) -> None:
         """Close the connection."""

@@ -50,6 +50,7 @@ ELSEWHERE = {
         "asks a remote that a user has configured", "tests/remotes/test_configured.py",
     ),
     r"lock --update '": ("a form, not a command", "tests/cli/test_commands.py"),
+    r"eval .*--import": ("needs results about the digest of here", "tests/operations/test_import_results.py"),
     r"eval .*--url": ("asks an endpoint", "tests/operations/test_golden_tests.py"),
     r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
 }  # fmt: skip

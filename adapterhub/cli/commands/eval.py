@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import gates as gate_options
-from adapterhub.cli import golden_tests, output
+from adapterhub.cli import golden_tests, imported_results, output, signed_results, signing_options
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, base_option, command, dtype_option, sampling_options
 from adapterhub.cli.output import Column
@@ -16,17 +16,20 @@ from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.cli.signing_options import SignerOption
     from adapterhub.evaluation import EvaluationResult, PairComparison
 
 
 # The options that each kind of evaluation has, besides those of all.
-_ALL = ("source", "gates", "name", "no_record")
+_SIGNER = ("key", "keyless", "token", "trust_config", "from_stdin")
+_ALL = ("source", "gates", "name", "no_record", *_SIGNER)
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--data": ("files", "base", "trained_on", "tokens", "sequence", "loss", "quantize", "dtype", "threads"),
     "--tests": (
         *("tests", "base", "url", "served_as", "trust_name", "programs", "junit"),
         *("samples", "temperature", "seed", "max_tokens"),
     ),
+    "--import": ("imports", "trust_name"),
 }
 
 
@@ -36,11 +39,19 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     adapterhub eval team/sql:prod --data heldout.jsonl --base ./Qwen3-0.6B
     adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'
     adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --junit golden.xml
+    adapterhub eval team/sql:v2 --import results.json --gate 'exact_match>0.7' --key ci.key
     adapterhub eval team/sql:v2 --tests golden.yaml --url http://127.0.0.1:8000/v1 --samples 5 --temperature 0.7""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.option("--data", "files", metavar="FILE", multiple=True, help="Data: held out, as in [data] heldout.")
 @click.option("--tests", metavar="FILE", help="Golden tests, in JSONL or YAML: prompts, and what must hold of the answers.")
+@click.option(
+    "--import",
+    "imports",
+    metavar="FILE",
+    multiple=True,
+    help="Results of another tool: lm-evaluation-harness, promptfoo, inspect_ai or JUnit; repeatable.",
+)
 @base_option("its folder with the weights, or a GGUF file. [default: for --tests, the one SRC records]")
 @click.option(
     "--trained-on",
@@ -50,7 +61,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 )
 @click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'pass>=0.95'.")
 @click.option(
-    "--name", metavar="NAME", help="Name of the result: NAME_perplexity in a search. [default: eval; for --tests, tests]"
+    "--name", metavar="NAME", help="Name of the result: NAME_perplexity in a search. [default: eval, tests, or the task]"
 )
 @click.option("--no-record", is_flag=True, help="Do not record the result in the registry.")
 @click.option("--tokens", metavar="N", type=click.IntRange(1), help="Use about N tokens, evenly spread. [default: all]")
@@ -82,9 +93,10 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     help="Program that --tests may run as NAME, with the answer on stdin; repeatable.",
 )
 @click.option("--junit", metavar="FILE", help="Also write the results of --tests as JUnit's XML.")
+@signing_options.optional_signer
 @click.pass_context
-def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None, **given: Any) -> int:  # noqa: A001 - its name
-    """Measure an adapter: on held-out data beside its base, or by golden tests.
+def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None, own: SignerOption | None, **given: Any) -> int:  # noqa: A001 - its name
+    """Measure an adapter: on held-out data, by golden tests, or by another tool's results.
 
     --data measures the perplexity under the base with and without the adapter. A gate compares ppl, loss, tokens, ppl/base,
     the perplexity relative to the base alone, or of preference pairs accuracy, the share of them whose chosen side is
@@ -93,6 +105,8 @@ def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None,
     --tests answers prompts and checks what must hold of the answers: in torch, in llama.cpp for a GGUF file, or at --url. A
     gate compares pass, the share of the right answers, or passed, the number of tests. Without a gate every test must pass.
 
+    --import takes results that another tool wrote about SRC, if they name its digest. A gate compares any of their metrics.
+
     For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
     `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. Exits 1 when a gate or a test fails.
     """
@@ -100,8 +114,10 @@ def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None,
     kind = _kind(context)
     options = {key: given[key] for key in (*_ALL, *_OPTIONS[kind]) if key in given}
     if kind == "--tests":
-        return golden_tests.run(settings, bounds=gates, name=name or "tests", **options)
-    return _evaluate_data(settings, gates=gates, name=name or "eval", **options)
+        return golden_tests.run(settings, bounds=gates, name=name or "tests", own=own, **options)
+    if kind == "--import":
+        return imported_results.run(settings, bounds=gates, name=name, own=own, **options)
+    return _evaluate_data(settings, gates=gates, name=name or "eval", own=own, **options)
 
 
 def _kind(context: click.Context) -> str:
@@ -131,6 +147,7 @@ def _evaluate_data(
     gates: tuple[str, ...],
     name: str,
     no_record: bool,
+    own: SignerOption | None,
     **settings_of_evaluation: Any,
 ) -> int:
     from adapterhub.manifest.measurement import Evaluation, check_name
@@ -152,22 +169,28 @@ def _evaluate_data(
     verdicts = gate_options.verdicts(parsed_gates, measured.metrics)
     ok = all(passed for _, passed in verdicts)
     recorded = measured.ref if measured.recorded else None
+    evaluation, gate_documents = (
+        Evaluation(name, measured.metrics, measured.data, measured.base),
+        gate_options.documents(verdicts, measured.metrics),
+    )
+    signed = signed_results.sign(settings, own, measured.ref, measured.digest, [evaluation], ok=ok, gates=gate_documents)
     document = {
         "ok": ok,
         "source": source,
         "ref": measured.ref,
         "digest": measured.digest,
-        **Evaluation(name, measured.metrics, measured.data, measured.base).document(),
+        **evaluation.document(),
         "sequence": measured.sequence,
         "preference": {"method": pairs.method, "beta": pairs.beta} if (pairs := measured.pairs) else None,
         "recorded": recorded,
-        "gates": gate_options.documents(verdicts, measured.metrics),
+        "gates": gate_documents,
+        "attestations": signed,
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(measured, verdicts, recorded))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(measured, verdicts, recorded, signed))
     return 0 if ok else 1
 
 
-def _text(measured: EvaluationResult, verdicts: gate_options.Verdicts, recorded: str | None) -> None:
+def _text(measured: EvaluationResult, verdicts: gate_options.Verdicts, recorded: str | None, signed: Sequence[object]) -> None:
     metrics = measured.metrics
     columns = (Column(""), Column("LOSS", right=True), Column("PERPLEXITY", right=True), Column("TOKENS", right=True))
     tokens = str(measured.tokens)
@@ -182,6 +205,7 @@ def _text(measured: EvaluationResult, verdicts: gate_options.Verdicts, recorded:
     gate_options.write(verdicts, metrics)
     if recorded:
         output.write(f"recorded for {recorded}")
+    signed_results.write(signed)
 
 
 def _pairs_line(pairs: PairComparison) -> str:
