@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.evidence import golden_tests, test_cases
 from adapterhub.evidence.endpoint import Endpoint
@@ -81,7 +81,7 @@ class TestedVersion:
 
 
 def run_tests(
-    source: StrPath,
+    source: StrPath | None,
     tests: StrPath,
     *,
     base: StrPath | None = None,
@@ -94,7 +94,7 @@ def run_tests(
     """Answer the golden tests of a file with an adapter, and check the answers.
 
     Args:
-        source: A folder, a file, a ref or an address; for an endpoint, a ref of the registry.
+        source: A folder, a file, a ref or an address; for an endpoint, a ref of the registry. None for the base alone.
         tests: A `.jsonl` or `.yaml` file (`evidence.test_cases`).
         base: The model that answers with the adapter, as for `generate`; None for the one that it records.
         endpoint: Ask there, in place of a model on this machine.
@@ -169,7 +169,11 @@ class _Subject:
 
 
 @contextlib.contextmanager
-def _open_endpoint(source: StrPath, options: EndpointOptions, sampling: Sampling, workspace: Workspace) -> Iterator[_Subject]:
+def _open_endpoint(
+    source: StrPath | None, options: EndpointOptions, sampling: Sampling, workspace: Workspace
+) -> Iterator[_Subject]:
+    if source is None:
+        raise UsageError(options.url, "does not say by a digest that the base answered", "Name a model on this machine")
     ref = sources.ref_of(source, workspace)
     if ref is None:
         raise UsageError(str(source), "is not a version of the registry, whose digest the endpoint could name", "Push it first")
@@ -184,15 +188,16 @@ def _open_endpoint(source: StrPath, options: EndpointOptions, sampling: Sampling
 
 
 @contextlib.contextmanager
-def _open_local(source: StrPath, base: StrPath | None, sampling: Sampling, workspace: Workspace) -> Iterator[_Subject]:
+def _open_local(source: StrPath | None, base: StrPath | None, sampling: Sampling, workspace: Workspace) -> Iterator[_Subject]:
     with generate.open_engine(source, base, workspace) as loaded:
-        adapter = cast(sources.Source, loaded.source)
-        digest = adapter.digest or sources.parent(adapter).digest
+        adapter = loaded.source
+        digest = "" if adapter is None else adapter.digest or sources.parent(adapter).digest
         facts = {"engine": loaded.engine.name, "base": loaded.base}
-        yield _Subject(_engine_answerer(loaded.engine, sampling.temperature), facts, adapter.ref, digest)
+        answerer = _engine_answerer(loaded.engine, sampling.temperature, has_adapter=adapter is not None)
+        yield _Subject(answerer, facts, adapter.ref if adapter else None, digest)
 
 
-def _engine_answerer(engine: Engine, temperature: float) -> Answerer:
+def _engine_answerer(engine: Engine, temperature: float, *, has_adapter: bool) -> Answerer:
     from adapterhub.generation import Prompt, answer_prompt
 
     def answer(case: Case, limit: int, seed: int) -> Answer:
@@ -200,6 +205,7 @@ def _engine_answerer(engine: Engine, temperature: float) -> Answerer:
         result = answer_prompt(
             engine,
             Prompt(last["content"], earlier=tuple(earlier)),
+            has_adapter=has_adapter,
             compare=False,
             max_tokens=limit,
             temperature=temperature,

@@ -55,7 +55,7 @@ ELSEWHERE = {
     r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
 }  # fmt: skip
 # Exit codes other than 0.
-CODES = {r"show team/nosuch": 3, r"diff .*--exit-code": 1, r"eval .*--gate '?ppl": 1}
+CODES = {r"show team/nosuch": 3, r"diff .*--exit-code": 1, r"eval .*--gate '?(ppl|pass>=against)": 1}
 _PUBLISHER = "hub publisher add team --issuer https://ci.example --claim sub=x"
 _RECIPE = "merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only"
 # What a command needs first, beyond the world.

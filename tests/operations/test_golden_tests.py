@@ -133,4 +133,46 @@ def test_an_engine_here_answers_as_generate_does(tmp_path: Path, form: str) -> N
     assert tested.report.rates["same"] == 1.0
     assert tested.report.rates["ends"] == float(right.tokens < 8)
     assert tested.report.rates["talks"] == 0.0
+    alone = golden_tests.run_tests(None, write_tests(tmp_path, tests), base=base, sampling=Sampling(max_tokens=8))
+    assert alone.report.results[0].answer == ah.generate(None, "ab", base=base, compare=False, max_tokens=8).text
     assert (tested.measured_by["engine"], tested.ref, tested.digest[:7]) == (form, None, "sha256:")
+
+
+def test_two_versions_are_compared_on_the_same_tests_and_flipped_ones_are_named(
+    run: Run, pushed: str, make: Make, tmp_path: Path
+) -> None:
+    run("push", make("other", 2), "team/sql")
+    path = write_tests(tmp_path, [{"id": f"t{number}", "prompt": str(number), "equals": "yes"} for number in range(150)])
+
+    def better(document: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        """The first version is wrong in every fifth test."""
+        wrong = document["model"].endswith(pushed) and int(document["messages"][0]["content"]) % 5 == 0
+        return 200, {"x-adapterhub-version": document["model"]}, completion("no" if wrong else "yes")
+
+    with chat_server(better) as (url, _):
+        words = ("--tests", path, "--url", url, "--against")
+        document = json.loads(run("eval", "team/sql:v2", *words, "team/sql:v1", "--gate", "pass>against", "--json").stdout)
+        worse = run("eval", "team/sql:v1", *words, "team/sql:v2", "--gate", "pass>=against", code=1).stdout
+        needs = run("eval", "team/sql", "--tests", path, "--url", url, "--gate", "pass>=against", code=2).stderr
+    against = document["against"]
+    assert (against["ref"], against["digest"], against["difference"]) == ("team/sql:v1", pushed, pytest.approx(0.2))
+    assert (against["better"][:2], against["worse"], len(against["better"])) == (["t0", "t5"], [], 30)
+    assert (document["ok"], document["gates"][0]["ok"], document["recorded"]) == (True, True, "team/sql:v2")
+    assert "worse: t0, t5, t10, t15, t20, t25, t30, t35, t40, t45 and 20 more" in worse
+    assert "against team/sql:v2: -20.0%, 95 % interval -26.2% to -13.3%; 0 better, 30 worse, McNemar p = 1.9e-09" in worse
+    assert "FAILED: pass>=against (-20.0%," in worse
+    assert "Name the other with --against" in needs
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--url", "http://h/v1", "--against", "base"), "--against: base needs the model here"),
+        (("--against", "base"), "--against: base needs the model here"),
+        (("--url", "http://h/v1", "--served-as", "x", "--against", "team/b"), "names one version, and --against another"),
+        (("--base", "b", "--against", "team/b", "--gate", "pass<against"), "is no comparison"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused(run: Run, tmp_path: Path, words: tuple[str, ...], problem: str) -> None:
+    result = run("eval", "./sql", "--tests", write_tests(tmp_path), *words, code=2)
+    assert problem in result.stderr

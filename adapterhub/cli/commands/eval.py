@@ -26,7 +26,7 @@ _ALL = ("source", "gates", "name", "no_record", *_SIGNER)
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--data": ("files", "base", "trained_on", "tokens", "sequence", "loss", "quantize", "dtype", "threads"),
     "--tests": (
-        *("tests", "base", "url", "served_as", "trust_name", "programs", "junit"),
+        *("tests", "against", "base", "url", "served_as", "trust_name", "programs", "junit"),
         *("samples", "temperature", "seed", "max_tokens"),
     ),
     "--import": ("imports", "trust_name"),
@@ -39,6 +39,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     adapterhub eval team/sql:prod --data heldout.jsonl --base ./Qwen3-0.6B
     adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'
     adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --junit golden.xml
+    adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --against team/sql:v1
     adapterhub eval team/sql:v2 --import results.json --gate 'exact_match>0.7' --key ci.key
     adapterhub eval team/sql:v2 --tests golden.yaml --url http://127.0.0.1:8000/v1 --samples 5 --temperature 0.7""",
 )
@@ -51,6 +52,9 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     metavar="FILE",
     multiple=True,
     help="Results of another tool: lm-evaluation-harness, promptfoo, inspect_ai or JUnit; repeatable.",
+)
+@click.option(
+    "--against", metavar="REF", help="Version that answers the same --tests, to compare with; or `base`, the base alone."
 )
 @base_option("its folder with the weights, or a GGUF file. [default: for --tests, the one SRC records]")
 @click.option(
@@ -104,6 +108,7 @@ def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None,
 
     --tests answers prompts and checks what must hold of the answers: in torch, in llama.cpp for a GGUF file, or at --url. A
     gate compares pass, the share of the right answers, or passed, the number of tests. Without a gate every test must pass.
+    With --against, 'pass>=against' holds if the share is not lower by two points, as its 95 % interval shows.
 
     --import takes results that another tool wrote about SRC, if they name its digest. A gate compares any of their metrics.
 

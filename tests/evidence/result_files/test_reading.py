@@ -27,7 +27,7 @@ def test_lm_eval_has_metrics_with_errors_the_samples_beside_it_and_the_model_tha
     assert (result.tool, result.tool_version, result.task) == ("lm-evaluation-harness", "0.4.13", "tiny_gen")
     assert result.metrics == {"exact_match": 0.0, "exact_match_stderr": 0.0, "samples": 3.0}
     assert result.cases == {"doc-0": 0.0, "doc-1": 0.0, "doc-2": 0.0}
-    assert (result.answered_by, result.data_digest[:7]) == ({VERSION}, "sha256:")
+    assert (result.answered_by, result.data_digest[:7]) == (frozenset({VERSION}), "sha256:")
     assert reading.read(LM_EVAL.with_name("samples_tiny_gen_2026-12-01T06-29-52.450303.jsonl")) == [result]
 
 
@@ -35,7 +35,7 @@ def test_promptfoo_has_the_version_that_answered_each_test() -> None:
     [result] = reading.read(FIXTURES / "promptfoo.json")
     assert (result.tool, result.tool_version, result.task) == ("promptfoo", "0.121.20", "golden")
     assert result.metrics == {"pass_rate": 0.5, "passed": 1.0, "samples": 2.0, "errors": 0.0}
-    assert (result.cases, result.answered_by) == ({"not empty": 1.0, "test-1": 0.0}, {VERSION})
+    assert (result.cases, result.answered_by) == ({"not empty": 1.0, "test-1": 0.0}, frozenset({VERSION}))
 
 
 @pytest.mark.parametrize("name", ["inspect_ai.json", "inspect_ai.eval"])
@@ -43,7 +43,7 @@ def test_inspect_ai_has_the_version_of_each_sample_in_both_forms(name: str) -> N
     [result] = reading.read(FIXTURES / name)
     assert (result.tool, result.tool_version, result.task) == ("inspect_ai", "0.3.285", "tiny")
     assert result.metrics == {"accuracy": 0.0, "stderr": 0.0, "samples": 2.0}
-    assert (result.cases, result.answered_by) == ({"one": 0.0, "two": 0.0}, {VERSION})
+    assert (result.cases, result.answered_by) == ({"one": 0.0, "two": 0.0}, frozenset({VERSION}))
     assert result.data_digest == reading.read(FIXTURES / "inspect_ai.json")[0].data_digest
 
 
@@ -55,7 +55,7 @@ def test_junit_counts_what_was_run_and_names_the_version_by_a_property(tmp_path:
         '<testcase name="d"><skipped/></testcase></testsuite></testsuites>'
     )
     [result] = reading.read(tmp_path / "j.xml")
-    assert (result.task, result.answered_by, result.cases) == ("sql-suite", {VERSION}, {"a.b": 1.0, "c": 0.0})
+    assert (result.task, result.answered_by, result.cases) == ("sql-suite", frozenset({VERSION}), {"a.b": 1.0, "c": 0.0})
     assert result.metrics == {"pass_rate": 0.5, "passed": 1.0, "samples": 2.0, "errors": 0.0}
 
 
