@@ -89,12 +89,12 @@ def _command_problem(name: str, answer: str, commands: Commands) -> str:
     words = commands[name]
     try:
         quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        done = subprocess.run(words, input=answer.encode(errors="replace"), timeout=_COMMAND_SECONDS, check=False, **quiet)
+        process = subprocess.run(words, input=answer.encode(errors="replace"), timeout=_COMMAND_SECONDS, check=False, **quiet)
     except subprocess.TimeoutExpired:
         return f"{name} takes longer than {_COMMAND_SECONDS:.0f} seconds"
     except OSError as error:
         raise LocalIOError(words[0], (error.strerror or str(error)).lower(), code="command-failed") from error
-    return f"{name} exits with {done.returncode}" if done.returncode else ""
+    return f"{name} exits with {process.returncode}" if process.returncode else ""
 
 
 # ---- JSON schemas

@@ -130,7 +130,7 @@ def run(
     results: list[CaseResult] = []
     total = len(file.cases) * samples
     for case in file.cases:
-        passed, problem, shown = 0, "", ""
+        passed, problem, kept_answer = 0, "", ""
         # One more than the limit tells whether the answer ends within it.
         limit = max_tokens if case.max_tokens is None else case.max_tokens + 1
         for sample in range(samples):
@@ -138,11 +138,11 @@ def run(
             reason = failure(case, reply.text, is_complete=reply.is_complete, commands=commands)
             passed += not reason
             if not sample or (reason and not problem):
-                shown = reply.text[:_MAX_SHOWN]
+                kept_answer = reply.text[:_MAX_SHOWN]
             problem = problem or reason
             if progress is not None:
                 progress(len(results) * samples + sample + 1, total)
-        results.append(CaseResult(case, passed, samples, problem, shown))
+        results.append(CaseResult(case, passed, samples, problem, kept_answer))
     return TestReport(file, tuple(results))
 
 

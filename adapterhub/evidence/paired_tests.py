@@ -72,13 +72,13 @@ class Claim:
         return False, f"cannot tell yet: {pair.count} of {_needed_text(pair, self.margin)} needed ({interval})"
 
 
-def compare(report: TestReport, other: TestReport) -> PairedTests:
+def compare(report: TestReport, against: TestReport) -> PairedTests:
     """Compare two reports on the same tests."""
-    rates, other_rates = report.rates, other.rates
+    rates, other_rates = report.rates, against.rates
     differences = [rates[name] - other_rates[name] for name in rates]
     count, total, squares = len(differences), math.fsum(differences), math.fsum(item * item for item in differences)
     low, high = _interval(count, total, squares)
-    passed, other_passed = ({result.case.id: result.ok for result in item.results} for item in (report, other))
+    passed, other_passed = ({result.case.id: result.ok for result in item.results} for item in (report, against))
     better = tuple(name for name, ok in passed.items() if ok and not other_passed[name])
     worse = tuple(name for name, ok in passed.items() if not ok and other_passed[name])
     p_value = mcnemar(len(better), len(worse))
@@ -105,12 +105,12 @@ def parse_claim(text: str) -> Claim | None:
     words = text.replace(" ", "")
     if words == "pass>against":
         return Claim(text, 0.0)
-    start, rest = words[: len("pass>=against")], words[len("pass>=against") :]
-    if start != "pass>=against" or not (rest == "" or rest.startswith("-")):
+    start, margin_text = words[: len("pass>=against")], words[len("pass>=against") :]
+    if start != "pass>=against" or not (margin_text == "" or margin_text.startswith("-")):
         return None
-    if not rest:
+    if not margin_text:
         return Claim(text, MARGIN)
-    number = rest[1:]
+    number = margin_text[1:]
     is_decimal = number.replace(".", "", 1).isdecimal() and number.isascii()
     return Claim(text, float(number)) if is_decimal and 0 < float(number) < 1 else None
 
