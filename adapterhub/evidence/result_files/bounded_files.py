@@ -49,7 +49,7 @@ def read_start(path: Path) -> bytes:
         return file.read(64)
 
 
-def read_bytes(path: Path) -> bytes:
+def document_bytes(path: Path) -> bytes:
     """Return the bytes of a document."""
     with open_results(path, MAX_DOCUMENT) as file:
         return file.read(MAX_DOCUMENT)

@@ -52,7 +52,7 @@ def read(path: Path) -> list[ImportedResult]:
     parser.StartElementHandler, parser.EndElementHandler = suite.start, suite.end
     parser.StartDoctypeDeclHandler = suite.refuse_doctype
     try:
-        parser.Parse(bounded_files.read_bytes(path), True)
+        parser.Parse(bounded_files.document_bytes(path), True)
     except expat.ExpatError as error:
         raise FormatError(
             location, f"not valid XML ({expat.ErrorString(error.code)} in line {error.lineno})", code=CODE

@@ -26,8 +26,8 @@ def read(path: Path) -> list[ImportedResult]:
         return junit.read(path)
     if path.name.startswith("samples_") and path.suffix == ".jsonl":
         results = lm_eval.results_file(path)
-        return lm_eval.read(bounded_files.parse(bounded_files.read_bytes(results), str(results)), results, only=path.name)
-    document = bounded_files.parse(bounded_files.read_bytes(path), str(path))
+        return lm_eval.read(bounded_files.parse(bounded_files.document_bytes(results), str(results)), results, only=path.name)
+    document = bounded_files.parse(bounded_files.document_bytes(path), str(path))
     if lm_eval.matches(document):
         return lm_eval.read(document, path)
     if inspect_ai.matches(document):
