@@ -50,6 +50,8 @@ HINTS: dict[str, str] = {
     "check-failed-to-convert-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; --force converts it all the same",
     "check-registry": "Run `adapterhub fsck`",
     "collect-garbage": "`adapterhub gc` removes what is old enough",
+    "unnamed-version": "Ask for the version by its digest, or accept the name with --trust-name",
+    "command-not-allowed": "Pass --command '{name}=PROGRAM ARGUMENT …' if you trust the program",
     "config-key": "`adapterhub train --explain` lists them",
     "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
     "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",

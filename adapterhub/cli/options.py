@@ -308,9 +308,14 @@ model_option = click.option(
 
 
 def answer_options(*, hottest: float) -> Decorator:
-    """Add the options of a request for text: `system`, `max_tokens`, `temperature` up to `hottest`, `seed`."""
+    """Add the options of a request for text: `system`, and those of `sampling_options`."""
+    system = click.option("--system", metavar="TEXT", help="System message before the prompt.")
+    return lambda function: system(sampling_options(hottest=hottest)(function))
+
+
+def sampling_options(*, hottest: float) -> Decorator:
+    """Add the options of how text is drawn: `max_tokens`, `temperature` up to `hottest`, `seed`."""
     options = (
-        click.option("--system", metavar="TEXT", help="System message before the prompt."),
         click.option(
             "--max-tokens",
             metavar="N",

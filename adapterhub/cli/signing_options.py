@@ -173,7 +173,15 @@ _SIGNER_OPTIONS = (
 
 def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the user's signer, as the argument `own`."""
+    return _signer_argument(function, is_required=True)
 
+
+def optional_signer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for the user's signer, as the argument `own`; None if none is named."""
+    return _signer_argument(function, is_required=False)
+
+
+def _signer_argument(function: Callable[..., Any], *, is_required: bool) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(
         *args: Any,
@@ -184,13 +192,14 @@ def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
         passphrase: Passphrase,
         **kwargs: Any,
     ) -> Any:
-        if (key is None) != keyless:
+        if (is_required or key is not None) and (key is None) != keyless:
             raise UsageError("--key or --keyless", "one of them is required", "Pass the one that names the signer")
         if (token or trust_config) and not keyless:
             raise UsageError(
                 "--identity-token and --trust-config", "require --keyless", "Pass --keyless too", code="conflicting-options"
             )
-        return function(*args, own=SignerOption(key, passphrase, token, trust_config), **kwargs)
+        own = SignerOption(key, passphrase, token, trust_config) if key is not None or keyless else None
+        return function(*args, own=own, **kwargs)
 
     return functools.reduce(lambda command_, option: option(command_), reversed(_SIGNER_OPTIONS), call)
 

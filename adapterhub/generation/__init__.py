@@ -6,7 +6,7 @@ give the logits of the next token; `sampling` chooses it. Importing this package
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,17 +23,31 @@ OnText = Callable[[bool, str], object]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and the system message before it; `raw` text is continued without the model's chat template."""
+    """A prompt and what comes before it; `raw` text is continued without the model's chat template.
+
+    Attributes:
+        text: The last message of the user.
+        system: The message of the system, before all others; None for none.
+        earlier: The messages in between, each with `role` and `content`.
+    """
 
     text: str
     system: str | None = None
     raw: bool = False
+    earlier: tuple[Mapping[str, str], ...] = ()
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[Mapping[str, str]]:
         """The prompt as a conversation."""
         system_messages = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return [*system_messages, {"role": "user", "content": self.text}]
+        return [*system_messages, *self.earlier, {"role": "user", "content": self.text}]
+
+    def plain_text(self, location: str) -> str:
+        """Return the text to continue without a chat template. RefusedError for a conversation, which needs one."""
+        if self.earlier:
+            problem = "has no chat template for a conversation of several messages"
+            raise RefusedError(location, problem, "Ask with a prompt alone", code="no-chat-template")
+        return self.text
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class LlamaCppEngine:
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own limited process; without one, continue the text."""
         is_raw = prompt.raw or self.template_of(self.prompt) is None
-        return prompt.text if is_raw else self.conversation(prompt.messages, prompt=self.prompt)
+        return prompt.plain_text(self.location) if is_raw else self.conversation(prompt.messages, prompt=self.prompt)
 
     def conversation(
         self,

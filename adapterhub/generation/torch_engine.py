@@ -80,7 +80,7 @@ class TorchEngine:
         """Render the chat template in its own limited process; a model without one continues the text."""
         is_raw = prompt.raw or not self._text.has_template
         self._ends = self._text.ends if is_raw else self._text.chat_ends
-        return prompt.text if is_raw else self._text.conversation(prompt.messages)
+        return prompt.plain_text(self.location) if is_raw else self._text.conversation(prompt.messages)
 
     def tokens(self, text: str, *, raw: bool) -> list[int]:
         """Return the ids; a template writes the special tokens itself."""

@@ -35,17 +35,20 @@ class Evaluation:
         name: A later evaluation with the same name replaces it.
         metrics: Name to value.
         data: Path and digest of each data file.
-        base: How the base was loaded: `quantize`, `dtype`, and the digests of its `weights`.
+        base: How the base was loaded: `quantize`, `dtype`, and the digests of its `weights`; or which program measured.
+        cases: The pass rate of each test by name, where tests were run.
     """
 
     name: str
     metrics: Mapping[str, float]
     data: tuple[Mapping[str, Any], ...] = ()
     base: Mapping[str, Any] = field(default_factory=dict)
+    cases: Mapping[str, float] = field(default_factory=dict)
 
     def dump(self) -> str:
         """Return the text for a log."""
-        document = {"name": self.name, "metrics": dict(self.metrics), "data": [dict(item) for item in self.data]}
+        data, cases = [dict(item) for item in self.data], {"cases": dict(self.cases)} if self.cases else {}
+        document: dict[str, Any] = {"name": self.name, "metrics": dict(self.metrics), "data": data, **cases}
         # Always in the same form: an evaluation with the same text is not recorded twice.
         return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
 
@@ -104,7 +107,9 @@ def parse(text: str) -> Evaluation | None:
     numbers = {key: float(value) for key, value in metrics.items() if _METRIC.fullmatch(key) and _is_number(value)}
     # A log from elsewhere may have any number of them.
     numbers = dict(itertools.islice(numbers.items(), MAX_METRICS))
-    return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base)
+    cases = document.get("cases")
+    rates = {key: float(rate) for key, rate in (cases if isinstance(cases, dict) else {}).items() if _is_number(rate)}
+    return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base, rates)
 
 
 def _is_number(value: object) -> bool:

@@ -20,7 +20,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest, Parent, TrainingData
 from adapterhub.registry.signature_policy import LIMIT, signed_files
 from adapterhub.trust import attestation, bundle
-from adapterhub.trust.attestation import FITS, MERGE, TRAINING, TYPES, Attestation, VerifiedAttestation
+from adapterhub.trust.attestation import FITS, MERGE, TESTS, TRAINING, TYPES, Attestation, VerifiedAttestation
 from adapterhub.version import __version__
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -191,6 +191,10 @@ def _comparison_findings(
     from adapterhub.trust.keys import read_trusted
 
     kind, signers = recorded.kind, read_trusted(inputs.parents) if inputs.parents else keys
+    if kind == TESTS:
+        message = f"{kind}: what the signer measured, which cannot be computed again from the version"
+        yield Finding(attestation.CODE, "note", version.location, message)
+        return
     if kind == FITS and inputs.base is None:
         message = f"{kind}: cannot be computed again without the base {attestation.base_fingerprint(recorded)[:19]}…"
         yield Finding(attestation.CODE, "error", version.location, message, "Name the base", "attested-base")

@@ -72,17 +72,9 @@ def generate(
         raise ParameterError("base", "is needed without an adapter", "Name the model")
     if raw and system is not None:
         raise ParameterError("system", "a raw prompt has no system message", "Put it into the prompt")
-    workspace = workspace or Workspace()
-    with contextlib.ExitStack() as stack:
-        path = None if base is None else base_sources.weights(base, workspace)
-        adapter_source = None if source is None else stack.enter_context(sources.open_source(source, workspace))
-        if adapter_source is not None and path is None:
-            base = base_sources.recorded_base(adapter_source)
-            workspace.tell(f"base: {base}, which the adapter records")
-            path = base_sources.weights(base, workspace)
-        engine = stack.enter_context(_open_engine(adapter_source, cast(Path, path), workspace))
+    with open_engine(source, base, workspace or Workspace()) as loaded:
         result = answer_prompt(
-            engine,
+            loaded.engine,
             Prompt(prompt, system, raw),
             has_adapter=source is not None,
             compare=compare,
@@ -91,7 +83,36 @@ def generate(
             seed=seed,
             on_text=on_text or (lambda _adapted, _piece: None),
         )
-    return dataclasses.replace(result, base=os.fspath(cast(StrPath, base)))
+    return dataclasses.replace(result, base=loaded.base)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedEngine:
+    """An engine with an adapter, or with a base alone.
+
+    Attributes:
+        engine: The engine.
+        base: The name of the base: the one that was given, or the one that the adapter records.
+        source: The adapter; None without one.
+    """
+
+    engine: Engine
+    base: str
+    source: sources.Source | None
+
+
+@contextlib.contextmanager
+def open_engine(source: StrPath | None, base: StrPath | None, workspace: Workspace) -> Iterator[LoadedEngine]:
+    """Open the engine for a base, with an adapter if `source` names one; arguments and errors are those of `generate`."""
+    with contextlib.ExitStack() as stack:
+        path = None if base is None else base_sources.weights(base, workspace)
+        adapter_source = None if source is None else stack.enter_context(sources.open_source(source, workspace))
+        if adapter_source is not None and path is None:
+            base = base_sources.recorded_base(adapter_source)
+            workspace.tell(f"base: {base}, which the adapter records")
+            path = base_sources.weights(base, workspace)
+        engine = stack.enter_context(_open_engine(adapter_source, cast(Path, path), workspace))
+        yield LoadedEngine(engine, os.fspath(cast(StrPath, base)), adapter_source)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CODE = "against-policy"
 """The code of the error for an adapter that a policy forbids."""
-ATTESTATIONS = ("fits", "merge", "training")
+ATTESTATIONS = ("fits", "merge", "training", "tests")
 """The kinds of attestations that can be required, as in `adapterhub.trust.attestation`."""
 _NO_METRICS: Mapping[str, float] = {}
 

@@ -1,7 +1,8 @@
 """Attestations: signed in-toto statements about a version, which anyone with the inputs can compute again.
 
 The subject is the digest of the version's manifest, so that a statement is about these bytes whatever their name is. A training
-is attested by SLSA provenance (slsa.dev/spec/v1.0/provenance); no standard predicate expresses the other claims.
+is attested by SLSA provenance (slsa.dev/spec/v1.0/provenance), results of tests by in-toto's test-result; no standard predicate
+expresses the other claims.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from .statement import PREDICATE_TYPE, STATEMENT_TYPE
 if TYPE_CHECKING:
     from .keys import Signer, TrustedSigner
 
-FITS, MERGE, TRAINING = "fits", "merge", "training"
+FITS, MERGE, TRAINING, TESTS = "fits", "merge", "training", "tests"
 TYPES: Mapping[str, str] = {
     FITS: "urn:adapterhub:attestation:fits:1",
     MERGE: "urn:adapterhub:attestation:merge:1",
     TRAINING: "https://slsa.dev/provenance/v1",
+    TESTS: "https://in-toto.io/attestation/test-result/v0.1",
 }
 """The type of the predicate of each kind of attestation."""
 CODE = "attestation"
@@ -80,6 +82,9 @@ class Attestation:
             raise IntegrityError(location, f"attests {self.kind}, not {kind}", code=CODE)
         if self.digest != digest:
             raise IntegrityError(location, f"the attestation is about {self.digest[:19]}…, not about {digest[:19]}…", code=CODE)
+        # A signed failure is evidence too, but never what a policy asks for.
+        if kind == TESTS and self.predicate.get("result") != "PASSED":
+            raise IntegrityError(location, "attests tests that did not pass", code=CODE)
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +96,7 @@ class VerifiedAttestation:
 
     @property
     def kind(self) -> str:
-        """`fits`, `merge` or `training`; empty for an unknown type."""
+        """One of the keys of `TYPES`; empty for an unknown type."""
         return self.attestation.kind
 
     @property

@@ -50,10 +50,12 @@ ELSEWHERE = {
         "asks a remote that a user has configured", "tests/remotes/test_configured.py",
     ),
     r"lock --update '": ("a form, not a command", "tests/cli/test_commands.py"),
+    r"eval .*--import": ("needs results about the digest of here", "tests/operations/test_import_results.py"),
+    r"eval .*--url": ("asks an endpoint", "tests/operations/test_golden_tests.py"),
     r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
 }  # fmt: skip
 # Exit codes other than 0.
-CODES = {r"show team/nosuch": 3, r"diff .*--exit-code": 1, r"eval .*--gate": 1}
+CODES = {r"show team/nosuch": 3, r"diff .*--exit-code": 1, r"eval .*--gate '?(ppl|pass>=against)": 1}
 _PUBLISHER = "hub publisher add team --issuer https://ci.example --claim sub=x"
 _RECIPE = "merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only"
 # What a command needs first, beyond the world.
@@ -209,6 +211,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forke
     for name in ("heldout.jsonl", "train.jsonl"):
         (folder / name).write_text('{"text": "the other thing"}\n' * 8)
     (folder / "question.txt").write_text("the\n")
+    (folder / "golden.jsonl").write_text('{"prompt": "the", "not_contains": "\\u0000", "pass_rate": 0.5}\n')
     (folder / "prices.toml").write_text('[prices."team/*"]\nprompt = 0.2\nanswer = 0.8\n')
     with contextlib.closing(UsageDatabase(folder / "usage.db")):
         pass  # as a gateway creates it

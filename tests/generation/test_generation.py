@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import adapterhub as ah  # noqa: E402
-from adapterhub.generation import torch_engine  # noqa: E402
+from adapterhub.generation import Prompt, torch_engine  # noqa: E402
 from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.containers import gguf_file  # noqa: E402
@@ -101,6 +101,16 @@ def test_greedy_text_is_that_of_transformers(float_base: Path, tmp_path: Path) -
     made = ah.generate(tmp_path / "sql", "abc", base=float_base, raw=True, compare=False, max_tokens=12)
     # A character that is still incomplete at the end is left out.
     assert tokenizer.decode(right, skip_special_tokens=True).rstrip("\ufffd") == made.text.rstrip("\ufffd")
+
+
+def test_a_conversation_needs_a_chat_template() -> None:
+    earlier = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    prompt = Prompt("c", "s", earlier=earlier)
+    assert [message["content"] for message in prompt.messages] == ["s", "a", "b", "c"]
+    assert Prompt("c").plain_text("base") == "c"
+    with pytest.raises(RefusedError, match="base: has no chat template for a conversation") as error:
+        prompt.plain_text("base")
+    assert error.value.code == "no-chat-template"
 
 
 def test_a_prompt_that_the_model_cannot_see_whole_or_without_a_token_is_refused(float_base: Path, tmp_path: Path) -> None:

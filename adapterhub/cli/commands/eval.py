@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import gates as gate_options
+from adapterhub.cli import golden_tests, imported_results, output, signed_results, signing_options
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
-from adapterhub.cli.options import Settings, base_option, command, dtype_option
+from adapterhub.cli.options import Settings, base_option, command, dtype_option, sampling_options
 from adapterhub.cli.output import Column
 from adapterhub_converters import formats
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.cli.signing_options import SignerOption
     from adapterhub.evaluation import EvaluationResult, PairComparison
-    from adapterhub.registry.measurement_log import Gate
+
+
+# The options that each kind of evaluation has, besides those of all.
+_SIGNER = ("key", "keyless", "token", "trust_config", "from_stdin")
+_ALL = ("source", "gates", "name", "no_record", *_SIGNER)
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "--data": ("files", "base", "trained_on", "tokens", "sequence", "loss", "quantize", "dtype", "threads"),
+    "--tests": (
+        *("tests", "against", "base", "url", "served_as", "trust_name", "programs", "junit"),
+        *("samples", "temperature", "seed", "max_tokens"),
+    ),
+    "--import": ("imports", "trust_name"),
+}
 
 
 @command(
     "eval",
     example="""
     adapterhub eval team/sql:prod --data heldout.jsonl --base ./Qwen3-0.6B
-    adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'""",
+    adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'
+    adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --junit golden.xml
+    adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --against team/sql:v1
+    adapterhub eval team/sql:v2 --import results.json --gate 'exact_match>0.7' --key ci.key
+    adapterhub eval team/sql:v2 --tests golden.yaml --url http://127.0.0.1:8000/v1 --samples 5 --temperature 0.7""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@click.option("--data", "files", metavar="FILE", multiple=True, required=True, help="Data: held out, as in [data] heldout.")
-@base_option("its folder with the weights, or a GGUF file.", required=True)
+@click.option("--data", "files", metavar="FILE", multiple=True, help="Data: held out, as in [data] heldout.")
+@click.option("--tests", metavar="FILE", help="Golden tests, in JSONL or YAML: prompts, and what must hold of the answers.")
+@click.option(
+    "--import",
+    "imports",
+    metavar="FILE",
+    multiple=True,
+    help="Results of another tool: lm-evaluation-harness, promptfoo, inspect_ai or JUnit; repeatable.",
+)
+@click.option(
+    "--against", metavar="REF", help="Version that answers the same --tests, to compare with; or `base`, the base alone."
+)
+@base_option("its folder with the weights, or a GGUF file. [default: for --tests, the one SRC records]")
 @click.option(
     "--trained-on",
     metavar="FILE",
     multiple=True,
     help="Data of the training: a note shows what --data has in common with them.",
 )
-@click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'accuracy>0.7'.")
+@click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'pass>=0.95'.")
 @click.option(
-    "--name", metavar="NAME", default="eval", show_default=True, help="Name of the result: NAME_perplexity in a search."
+    "--name", metavar="NAME", help="Name of the result: NAME_perplexity in a search. [default: eval, tests, or the task]"
 )
 @click.option("--no-record", is_flag=True, help="Do not record the result in the registry.")
 @click.option("--tokens", metavar="N", type=click.IntRange(1), help="Use about N tokens, evenly spread. [default: all]")
@@ -48,34 +78,92 @@ if TYPE_CHECKING:
 )
 @dtype_option(formats.FLOATS, "the computation", default_text="as trained, else bf16")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of threads. [default: torch's]")
-@click.pass_obj
-def eval(  # noqa: A001 - the command's name
+@click.option(
+    "--url",
+    metavar="URL",
+    help="Address: an endpoint that answers --tests, like http://127.0.0.1:8000/v1; its key is in $ADAPTERHUB_ENGINE_KEY.",
+)
+@click.option("--served-as", metavar="NAME", help="Name of SRC at --url. [default: NAME@sha256:…, as a gateway takes it]")
+@click.option("--trust-name", is_flag=True, help="Accept results that name SRC, and not its digest.")
+@click.option(
+    "--samples", metavar="N", type=click.IntRange(1, 1000), default=1, show_default=True, help="Answers to each of --tests."
+)
+@sampling_options(hottest=100)
+@click.option(
+    "--command",
+    "programs",
+    metavar="NAME=PROGRAM",
+    multiple=True,
+    help="Program that --tests may run as NAME, with the answer on stdin; repeatable.",
+)
+@click.option("--junit", metavar="FILE", help="Also write the results of --tests as JUnit's XML.")
+@signing_options.optional_signer
+@click.pass_context
+def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None, own: SignerOption | None, **given: Any) -> int:  # noqa: A001 - its name
+    """Measure an adapter: on held-out data, by golden tests, or by another tool's results.
+
+    --data measures the perplexity under the base with and without the adapter. A gate compares ppl, loss, tokens, ppl/base,
+    the perplexity relative to the base alone, or of preference pairs accuracy, the share of them whose chosen side is
+    preferred, and margin. Needs the extra: pip install 'adapterhub[train]'.
+
+    --tests answers prompts and checks what must hold of the answers: in torch, in llama.cpp for a GGUF file, or at --url. A
+    gate compares pass, the share of the right answers, or passed, the number of tests. Without a gate every test must pass.
+    With --against, 'pass>=against' holds if the share is not lower by two points, as its 95 % interval shows.
+
+    --import takes results that another tool wrote about SRC, if they name its digest. A gate compares any of their metrics.
+
+    For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
+    `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. Exits 1 when a gate or a test fails.
+    """
+    settings: Settings = context.obj
+    kind = _kind(context)
+    options = {key: given[key] for key in (*_ALL, *_OPTIONS[kind]) if key in given}
+    if kind == "--tests":
+        return golden_tests.run(settings, bounds=gates, name=name or "tests", own=own, **options)
+    if kind == "--import":
+        return imported_results.run(settings, bounds=gates, name=name, own=own, **options)
+    return _evaluate_data(settings, gates=gates, name=name or "eval", own=own, **options)
+
+
+def _kind(context: click.Context) -> str:
+    """Return the kind of evaluation. UsageError for none or several, and for an option of another kind."""
+    parameters = {
+        str(parameter.name): parameter.opts[-1]
+        for parameter in context.command.params
+        # The options of every command have no value of their own here.
+        if parameter.expose_value
+        and context.get_parameter_source(str(parameter.name)) == click.core.ParameterSource.COMMANDLINE
+    }
+    kinds = [kind for kind, names in _OPTIONS.items() if names[0] in parameters]
+    if len(kinds) != 1:
+        raise UsageError(" or ".join(_OPTIONS), "exactly one of them is required", code="conflicting-options")
+    foreign = [option for name, option in parameters.items() if name not in (*_ALL, *_OPTIONS[kinds[0]])]
+    if foreign:
+        raise UsageError(foreign[0], f"is not for {kinds[0]}", "Leave it out", code="conflicting-options")
+    return kinds[0]
+
+
+def _evaluate_data(
     settings: Settings,
-    /,
     *,
     source: str,
     files: tuple[str, ...],
-    base: str,
+    base: str | None,
     gates: tuple[str, ...],
     name: str,
     no_record: bool,
+    own: SignerOption | None,
     **settings_of_evaluation: Any,
 ) -> int:
-    """Measure the perplexity of held-out data under the base with and without an adapter.
-
-    For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
-    `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. A gate compares ppl, loss, tokens,
-    ppl/base, the perplexity relative to the base alone, or of preference pairs accuracy, the share of them whose chosen side
-    is preferred, and margin. Exits 1 when a gate fails.
-    Needs the extra: pip install 'adapterhub[train]'.
-    """
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.operations import train
-    from adapterhub.registry.measurement_log import parse_gate
+    from adapterhub.registry.measurement_log import DATA_GATES
 
+    if base is None:
+        raise UsageError("--base", "is required for --data", "Name the model that the adapter is for", code="base-required")
     prepare_torch()
     # Parsed before the evaluation, which can take minutes.
-    parsed_gates = [parse_gate(text, "--gate") for text in gates]
+    parsed_gates = gate_options.parse(gates, DATA_GATES)
     check_name(name, "--name")
     record = None if no_record else name
     measured = train.evaluate(
@@ -83,28 +171,31 @@ def eval(  # noqa: A001 - the command's name
     )
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
-    verdicts = [(gate, gate.passes(measured.metrics)) for gate in parsed_gates]
+    verdicts = gate_options.verdicts(parsed_gates, measured.metrics)
     ok = all(passed for _, passed in verdicts)
     recorded = measured.ref if measured.recorded else None
+    evaluation, gate_documents = (
+        Evaluation(name, measured.metrics, measured.data, measured.base),
+        gate_options.documents(verdicts, measured.metrics),
+    )
+    signed = signed_results.sign(settings, own, measured.ref, measured.digest, [evaluation], ok=ok, gates=gate_documents)
     document = {
         "ok": ok,
         "source": source,
         "ref": measured.ref,
         "digest": measured.digest,
-        **Evaluation(name, measured.metrics, measured.data, measured.base).document(),
+        **evaluation.document(),
         "sequence": measured.sequence,
         "preference": {"method": pairs.method, "beta": pairs.beta} if (pairs := measured.pairs) else None,
         "recorded": recorded,
-        "gates": [
-            {"gate": gate.text, "metric": gate.metric, "value": measured.metrics[gate.metric], "ok": passed}
-            for gate, passed in verdicts
-        ],
+        "gates": gate_documents,
+        "attestations": signed,
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(measured, verdicts, recorded))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(measured, verdicts, recorded, signed))
     return 0 if ok else 1
 
 
-def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:
+def _text(measured: EvaluationResult, verdicts: gate_options.Verdicts, recorded: str | None, signed: Sequence[object]) -> None:
     metrics = measured.metrics
     columns = (Column(""), Column("LOSS", right=True), Column("PERPLEXITY", right=True), Column("TOKENS", right=True))
     tokens = str(measured.tokens)
@@ -116,10 +207,10 @@ def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], rec
     output.write(f"perplexity relative to the base: {metrics['perplexity_ratio']:.3f}")
     if measured.pairs:
         output.write(_pairs_line(measured.pairs))
-    for gate, passed in verdicts:
-        output.write(f"{'passed' if passed else 'FAILED'}: {output.one_line(gate.text)} ({metrics[gate.metric]:.4g})")
+    gate_options.write(verdicts, metrics)
     if recorded:
         output.write(f"recorded for {recorded}")
+    signed_results.write(signed)
 
 
 def _pairs_line(pairs: PairComparison) -> str:

@@ -26,7 +26,7 @@ from adapterhub_converters.errors import UsageError
     "--port", metavar="N", type=click.IntRange(0, 65535), default=8090, show_default=True, help="Port; 0 for a free one."
 )
 @click.option(
-    "--url", metavar="URL", default="", help="The hub's address as clients reach it. [default: the one in each request]"
+    "--url", metavar="URL", default="", help="Address: the hub's, as clients reach it. [default: the one in each request]"
 )
 @click.option("--require-login", is_flag=True, help="Ask for a token to read public adapters too.")
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")

@@ -1,0 +1,143 @@
+"""`adapterhub eval --tests`: golden tests, as a table, as JSON and as JUnit's XML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.errors import UsageError
+
+from . import compared_tests, environment, gates, output, signed_results
+from .environment import prepare_torch, workspace
+from .options import Settings
+from .output import Column
+
+if TYPE_CHECKING:
+    from adapterhub.operations.golden_tests import TestedVersion
+
+    from .signing_options import SignerOption
+
+_MAX_FAILURES = 10  # in a table
+
+
+def run(
+    settings: Settings,
+    source: str,
+    *,
+    tests: str,
+    against: str | None,
+    base: str | None,
+    url: str | None,
+    served_as: str | None,
+    trust_name: bool,
+    samples: int,
+    temperature: float,
+    seed: int,
+    max_tokens: int,
+    programs: Sequence[str],
+    junit: str | None,
+    bounds: Sequence[str],
+    name: str,
+    no_record: bool,
+    own: SignerOption | None,
+) -> int:
+    """Run the golden tests of a file and report them.
+
+    Returns:
+        0 if every gate holds, or without gates every test; else 1.
+    """
+    from adapterhub.evidence import junit_report
+    from adapterhub.manifest.measurement import check_name
+    from adapterhub.operations import golden_tests
+    from adapterhub.registry.measurement_log import TEST_GATES
+
+    # Checked before the answers, which can take minutes.
+    claims, plain_bounds = compared_tests.split_gates(bounds, against)
+    parsed_gates = gates.parse(plain_bounds, TEST_GATES)
+    check_name(name, "--name")
+    commands = golden_tests.parse_commands(programs)
+    if junit is not None:
+        atomic.check_free(Path(junit), folder=False)
+    if (served_as or trust_name) and url is None:
+        raise UsageError("--served-as and --trust-name", "require --url", "Pass --url too", code="conflicting-options")
+    endpoint = None
+    if url is not None:
+        if base is not None:
+            raise UsageError("--url", "answers in place of --base", "Leave one of them out", code="conflicting-options")
+        key = os.environ.get(environment.ENGINE_KEY, "")
+        endpoint = golden_tests.EndpointOptions(url, key, served_as or "", trust_name)
+    else:
+        prepare_torch()
+    if against is not None:
+        _check_against(against, base=base, url=url, served_as=served_as)
+    answer_tests = partial(
+        golden_tests.run_tests,
+        tests=tests,
+        base=base,
+        endpoint=endpoint,
+        sampling=golden_tests.Sampling(samples, temperature, seed, max_tokens),
+        commands=commands,
+        workspace=workspace(settings),
+    )
+    tested = answer_tests(source, record=None if no_record else name)
+    comparison = compared_tests.compare(tested, against, claims, answer_tests) if against is not None else None
+    if junit is not None:
+        version = f"{tested.ref.rpartition(':')[0] if tested.ref else source}@{tested.digest}"
+        with atomic.pending_output(Path(junit), folder=False) as pending:
+            json_file.write_text(pending, junit_report.render(tested.report, version=version))
+    verdicts = gates.verdicts(parsed_gates, tested.report.metrics)
+    gates_hold = all(passed for _, passed in verdicts) and (comparison is None or comparison.ok)
+    ok = gates_hold if bounds else not tested.report.failures
+    gate_documents = gates.documents(verdicts, tested.report.metrics)
+    gate_documents += comparison.gate_documents() if comparison else []
+    evaluation = tested.evaluation(name)
+    signed = signed_results.sign(settings, own, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
+    document = {
+        "ok": ok,
+        "source": source,
+        "ref": tested.ref,
+        "digest": tested.digest,
+        **evaluation.document(),
+        "results": [result.document() for result in tested.report.results],
+        "recorded": tested.ref if tested.recorded else None,
+        "against": comparison.document() if comparison else None,
+        "gates": gate_documents,
+        "attestations": signed,
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(tested, verdicts, comparison, signed))
+    return 0 if ok else 1
+
+
+def _check_against(against: str, *, base: str | None, url: str | None, served_as: str | None) -> None:
+    """Raise UsageError where the other version could not answer."""
+    if served_as is not None:
+        raise UsageError("--served-as", "names one version, and --against another", "Leave it out", code="conflicting-options")
+    if against == compared_tests.BASE and (url is not None or base is None):
+        raise UsageError("--against", "base needs the model here", "Name it with --base", code="base-required")
+
+
+def _text(
+    tested: TestedVersion, verdicts: gates.Verdicts, comparison: compared_tests.Comparison | None, signed: Sequence[object]
+) -> None:
+    report = tested.report
+    failures, metrics = report.failures, report.metrics
+    if failures:
+        rows = [
+            [output.one_line(result.case.id), f"{result.passed}/{result.samples}", output.one_line(result.problem)]
+            for result in failures[:_MAX_FAILURES]
+        ]
+        output.write_table((Column("FAILED"), Column("RIGHT", right=True), Column("FIRST PROBLEM")), rows)
+        if failures[_MAX_FAILURES:]:
+            output.write(output.remainder_line(len(failures) - _MAX_FAILURES, "failure"))
+    share = f", {metrics['pass_rate']:.1%} of the answers right" if metrics["samples"] > metrics["cases"] else ""
+    output.write(f"{metrics['passed']:.0f} of {output.plural(len(report.results), 'test')} passed{share}")
+    gates.write(verdicts, metrics)
+    if comparison is not None:
+        comparison.write()
+    if tested.recorded:
+        output.write(f"recorded for {tested.ref}")
+    signed_results.write(signed)
