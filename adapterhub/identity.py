@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub_converters.errors import ParameterError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 LONGEST = 2048
 """The most characters of a name or an issuer."""

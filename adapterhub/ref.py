@@ -6,9 +6,8 @@ same in any OCI registry. It excludes path traversal: no component of dots alone
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import semver
 from .digest import is_hex

@@ -7,9 +7,9 @@ Order and grammar are those of semver.org 2.0.0 without build metadata, which a 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from adapterhub_converters import safe_regex
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
 _WORD = r"(?:0|[1-9][0-9]{0,8}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"

@@ -243,7 +243,7 @@ def own_model(options: Namespace, slots: int) -> Any:
 
 
 def own_batch(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.torch_engine.adapter_memory import read
+    from adapterhub.serve.torch_engine.loaded_adapters import read
     from adapterhub.serve.torch_engine.model import Span
     from adapterhub.serve.torch_engine.segment_attention import KeysValues
 
@@ -265,7 +265,7 @@ def own_batch(told: dict[str, Any]) -> Figures:
 
 
 def own_fill(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.torch_engine.adapter_memory import read
+    from adapterhub.serve.torch_engine.loaded_adapters import read
 
     options = Namespace(**told)
     model = own_model(options, 8)
@@ -279,7 +279,7 @@ def own_fill(told: dict[str, Any]) -> Figures:
 
 
 def own_switch(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.torch_engine.adapter_memory import LoadedAdapter, read
+    from adapterhub.serve.torch_engine.loaded_adapters import LoadedAdapter, read
     from adapterhub.serve.torch_engine.schedule import SlotTable
 
     options = Namespace(**told)
@@ -326,7 +326,7 @@ def own_slots(told: dict[str, Any]) -> Figures:
 
 
 def own_resident(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.torch_engine.adapter_memory import Adapters
+    from adapterhub.serve.torch_engine.loaded_adapters import Adapters
 
     options = Namespace(**told)
     model = own_model(options, 1)

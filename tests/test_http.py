@@ -19,7 +19,7 @@ from adapterhub.cli import environment
 from adapterhub.http.boundary import Boundary, LedAstrayError, Reach, reach_of
 from adapterhub.http.bounded import Progress, SlowError
 from adapterhub.http.client import MAX_REDIRECTS, Client, retry_after_seconds
-from adapterhub.http.http_errors import AgainError, CutError, DeniedError, GivenUpError
+from adapterhub.http.http_errors import DeniedError, RetriesExhaustedError, RetryableError, TruncatedBodyError
 from adapterhub.http.urls import origin, proxy_to, resolve_link
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RemoteError, UsageError
 from tests.support.forward_proxy import ForwardProxy
@@ -115,7 +115,7 @@ def test_a_body_that_ends_too_early_is_never_taken(web: Web, read: Callable[[Cli
         to.close_connection = True
 
     web.rules["/x"] = cut
-    with pytest.raises((CutError, GivenUpError), match="the connection ended 9 bytes too early") as caught:
+    with pytest.raises((TruncatedBodyError, RetriesExhaustedError), match="the connection ended 9 bytes too early") as caught:
         read(client(web), "/x")
     assert caught.value.code == ("no-answer" if read is get else "connection-lost")
 
@@ -131,7 +131,7 @@ def test_a_body_that_broke_off_is_fetched_again_as_often_as_there_are_pauses(web
     web.rules["/x"] = cut
     assert get(client(web, (0.0, 0.0)), "/x") == DATA
     left[0] = 2
-    with pytest.raises(GivenUpError, match=r"too early \(2 tries\)\. Try again later"):
+    with pytest.raises(RetriesExhaustedError, match=r"too early \(2 tries\)\. Try again later"):
         get(client(web, (0.0,)), "/x")
 
 
@@ -368,7 +368,7 @@ def test_an_error_that_stays_is_not_tried_again(web: Web, status: int) -> None:
 
 def test_without_retry_the_caller_decides(web: Web) -> None:
     web.rules["/x"] = lambda to: to.send(503, **{"Retry-After": "7"})
-    with pytest.raises(AgainError) as caught:
+    with pytest.raises(RetryableError) as caught:
         client(web, (0.0,)).ask("GET", f"{web.url}/x", "x", good=(200,), retry=False)
     assert (caught.value.reason, caught.value.pause) == ("HTTP 503", 7.0)
 
@@ -471,7 +471,7 @@ def test_a_kept_connection_that_the_server_has_closed_is_no_failure(method: str)
 
 
 def test_a_server_that_closes_at_once_is_a_failure() -> None:
-    with raw(b"", b"") as (url, seen), pytest.raises(GivenUpError, match=r"closed|reset"):
+    with raw(b"", b"") as (url, seen), pytest.raises(RetriesExhaustedError, match=r"closed|reset"):
         Client(url, pauses=(0.0,)).ask("GET", url, "x", good=(200,))
     assert len(seen) == 2
 

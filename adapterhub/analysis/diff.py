@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .low_rank import Factors, are_comparable, delta_norm, distance, inner, terms
 

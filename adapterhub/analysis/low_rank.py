@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters.adapter import Delta, Factored, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank, as_pairs
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 F64Array = NDArray[np.float64]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from adapterhub import picture
 from adapterhub_converters.adapter import Adapter, StackedLowRank, refuse_tuned
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import BaseWeights
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .low_rank import delta_norm
 from .low_rank import norm_cost as work_of

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import quote, unquote, urlsplit
 
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 ENDPOINT = "https://huggingface.co"
 SCHEME = "hf://"

@@ -11,15 +11,16 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TypeVar
 
 from adapterhub.http.client import PAUSES, Answer, Body, Client
-from adapterhub.http.http_errors import AgainError
+from adapterhub.http.http_errors import RetryableError
 from adapterhub_converters import safe_regex
 from adapterhub_converters.bases import RangedFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_address import Hub
 
@@ -102,7 +103,7 @@ class RangeClient(Client):
 
     def _refusal(self, answer: Answer, location: str) -> Exception:
         error = super()._refusal(answer, location)
-        if isinstance(error, AgainError):
+        if isinstance(error, RetryableError):
             return error
         status, code, at_hub = (
             answer.status,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from adapterhub.digest import Digest, sha256_bytes
@@ -19,6 +19,7 @@ from adapterhub.store.store import Entry
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 VERSION = 1
 MAX_DOCUMENT = 64 << 20  # bytes; the document of a model with 140,000 tensors has 15 MB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.peft.tensor_keys import identify
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.peft_patterns import Patterns
 
 Parts = Mapping[str, TensorKind]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from adapterhub_converters.adapter import StackedLowRank
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats.peft import stacks
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_fit import delta_shape, is_conv1d
 from .contents import Contents

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from adapterhub_converters.bases import canonical_names, names_in_memory
@@ -19,6 +19,7 @@ from adapterhub_converters.formats.peft import target_parameters
 from adapterhub_converters.formats.peft.earlier_versions import MAPPED
 from adapterhub_converters.formats.peft.stacks import STACKING
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX, USUAL_NAME
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .peft_base import CONVOLUTION, EMBEDDING, LINEAR, OTHER, PeftBase, Shape
 from .peft_init import check_init

@@ -11,6 +11,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.runtime_rules import APPLIED, IGNORED, REFUSED, UNKNOWN, WRONG
 
 from .base_fit import base_for_class, is_head
@@ -23,7 +24,7 @@ from .report import Problem, RepeatedProblem
 _LONGEST = 300  # characters of a config's value that are worth repeating
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Loading:
     """What peft would do with an adapter, and transformers by its help.
 

@@ -6,11 +6,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import environment, inputs, output
 from .environment import workspace
@@ -95,14 +96,14 @@ def open_engine(
         fields: More of `EngineOptions`.
     """
     from adapterhub.operations import base_sources
-    from adapterhub.serve.engines import engine_choice, pooled_engine
+    from adapterhub.serve.engines import engine_for_base, pooled_engine
 
     fixed = [pooled_engine.address_of(url) for url in urls]
     url = next((address.url for address in (*fixed, *listed)), "")
     spec = inputs.read_base(base, settings)
     base_name = name or _base_name(base, spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
-        choice = engine_choice.EngineOptions(
+        choice = engine_for_base.EngineOptions(
             engine,
             spec,
             base_name,
@@ -121,7 +122,7 @@ def open_engine(
             tell=lambda note: output.say(output.one_line(note)),
             **fields,
         )
-        chosen_engine = engine_choice.open_pool(choice, fixed, listed) if url else engine_choice.open_engine(choice)
+        chosen_engine = engine_for_base.open_pool(choice, fixed, listed) if url else engine_for_base.open_engine(choice)
         if chosen_engine.name == "torch":
             # Before the engine starts, which imports torch.
             environment.prepare_torch(same_bits_in_batches=True)

@@ -113,9 +113,9 @@ def workspace(settings: Settings) -> Workspace:
     )
 
 
-def open_registry(settings: Settings, *, make: bool = False) -> Registry:
-    """Open the registry to use; `make` creates a missing one, because a push may come first."""
-    return workspace(settings).open_registry(make=make)
+def open_registry(settings: Settings, *, create: bool = False) -> Registry:
+    """Open the registry to use; with `create`, a missing one is created, because a push may come first."""
+    return workspace(settings).open_registry(create=create)
 
 
 def _shared_opener(settings: Settings) -> Callable[[], Registry] | None:

@@ -43,7 +43,7 @@ def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, d
     kept_count = last or (0 if tagged else None)
     with progress.count_bar("removing") as show:
         if hub_settings := environment.shared_hub(settings):
-            from adapterhub.hub.storage.collection import collect
+            from adapterhub.hub.storage.bucket_gc import collect
             from adapterhub.hub.storage.shared_storage import open_shared
 
             with closing(open_shared(hub_settings)) as storage:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import click
 
 from adapterhub_converters import formats, safe_regex
 from adapterhub_converters.errors import AdapterhubError, OutputExistsError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .errors import reword
 from .progress import EVENTS, QUIET

@@ -18,12 +18,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TextIO
 
 from adapterhub_converters import display
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 size, number, plural = display.format_size, display.format_count, display.format_plural
 

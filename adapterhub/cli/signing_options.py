@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import click
 from adapterhub.identity import Identity
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ParameterError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.trust.attestation import VerifiedAttestation

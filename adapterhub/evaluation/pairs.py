@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.training.data.document_files import DataFile
@@ -13,6 +12,7 @@ from adapterhub.training.loop.preference import METHODS, Sums, sums_of_pairs
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import PreferenceConfig
 from adapterhub_converters.containers.json_file import is_number
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .results import PairComparison
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ two versions can be compared test by test.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .answer_checks import Commands, check_case, failure
 from .test_cases import Case, CaseFile

@@ -9,8 +9,9 @@ sample of the prompts that matter.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .golden_tests import TestReport
 

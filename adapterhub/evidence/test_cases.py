@@ -7,7 +7,6 @@ the user's own command line binds to one), its expressions are matched in linear
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_integer, is_number
 from adapterhub_converters.errors import FormatError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import yaml_document
 

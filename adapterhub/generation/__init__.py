@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .sampling import Sampler
 

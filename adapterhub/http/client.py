@@ -12,17 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from urllib3 import HTTPResponse
 
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .boundary import Boundary
 from .connection_pools import FAILURES, Connections, StaleError, causes_of, error_for
-from .http_errors import AgainError, CutError, DeniedError, GivenUpError
+from .http_errors import DeniedError, RetriesExhaustedError, RetryableError, TruncatedBodyError
 from .urls import ProxyOf, next_page, no_proxy, origin, proxy_to, resolve_link
 
 MAX_REDIRECTS = 10
@@ -91,14 +92,18 @@ class Body:
         self._raw: Any = response._original_response
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill `buffer` with what arrives; return 0 at the end. CutError if the end comes too early."""
+        """Fill `buffer` with what arrives; return 0 at the end. TruncatedBodyError if the end comes too early."""
         try:
             count: int = self._raw.readinto(buffer) or 0
         except FAILURES as error:
             translated = error_for(error, self._label)
-            raise CutError(self._label, translated.reason) if isinstance(translated, AgainError) else translated from error
+            raise (
+                TruncatedBodyError(self._label, translated.reason) if isinstance(translated, RetryableError) else translated
+            ) from error
         if not count and len(buffer) and self.length is not None and self.bytes_read < self.length:
-            raise CutError(self._label, f"the connection ended {self.length - self.bytes_read} bytes too early", "Try again")
+            raise TruncatedBodyError(
+                self._label, f"the connection ended {self.length - self.bytes_read} bytes too early", "Try again"
+            )
         self.bytes_read += count
         return count
 
@@ -106,7 +111,7 @@ class Body:
         """Return the body, or its first `limit` bytes.
 
         Raises:
-            AgainError: It ended too early.
+            RetryableError: It ended too early.
             RemoteError: It arrives too slowly.
         """
         data, began = bytearray(), time.monotonic()
@@ -195,7 +200,7 @@ class Client:
             DeniedError: 401 or 403.
             RemoteError: The server failed, did not respond, or refused for a reason of its own.
             FormatError: The body is larger than `limit`.
-            AgainError: Without `retry`, for failures that a retry may not have.
+            RetryableError: Without `retry`, for failures that a retry may not have.
         """
 
         def once() -> Answer:
@@ -260,17 +265,17 @@ class Client:
             yield body
 
     def with_retries(self, once: Callable[[], T], location: str) -> T:
-        """Return the result of `once`, which is called again after a pause while it raises AgainError and pauses are left."""
+        """Return the result of `once`, called again after each of the pauses while it raises RetryableError."""
         for number in range(len(self.pauses) + 1):
             try:
                 return once()
-            except AgainError as error:
+            except RetryableError as error:
                 if number == len(self.pauses):
                     raise self.final_error(error, location, number + 1) from error
                 self.pause(error, number, location)
         raise AssertionError
 
-    def pause(self, error: AgainError, number: int, location: str) -> None:
+    def pause(self, error: RetryableError, number: int, location: str) -> None:
         """Wait before retry `number` + 1, as long as the server asked for. RemoteError if that is too long."""
         if error.pause is not None and error.pause > _MAX_PAUSE:
             raise RemoteError(
@@ -279,12 +284,12 @@ class Client:
         if self._stopped.wait(self.pauses[number] if error.pause is None else error.pause):
             raise RemoteError(location, "stopped") from error
 
-    def final_error(self, error: AgainError, location: str, tries: int) -> RemoteError:
-        """Return the error for an AgainError after the last attempt."""
+    def final_error(self, error: RetryableError, location: str, tries: int) -> RemoteError:
+        """Return the error for an RetryableError after the last attempt."""
         hint = (
             "Check the address, and that the server is running" if "connection refused" in error.reason else "Try again later"
         )
-        return GivenUpError(location, error.reason + (f" ({tries} tries)" if tries > 1 else ""), hint)
+        return RetriesExhaustedError(location, error.reason + (f" ({tries} tries)" if tries > 1 else ""), hint)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -395,7 +400,7 @@ class Client:
         """Return the error for a status; subclasses add the errors of their servers."""
         details = self._details(answer)
         if answer.status in _RETRY_STATUSES:
-            return AgainError(f"HTTP {answer.status}{details}", retry_after_seconds(answer.headers.get("retry-after")))
+            return RetryableError(f"HTTP {answer.status}{details}", retry_after_seconds(answer.headers.get("retry-after")))
         if answer.status in (401, 403):
             reason = "login required" if answer.status == 401 else "forbidden"
             if not self._is_own_origin(answer.url, location):
@@ -430,7 +435,7 @@ class Client:
 
 def _discard_body(response: Body, timeout: float) -> None:
     """Read the rest of a response whose body is not needed, so that its connection can be kept."""
-    with contextlib.suppress(AgainError, RemoteError):
+    with contextlib.suppress(RetryableError, RemoteError):
         response.read(SMALL_BODY, timeout)
 
 

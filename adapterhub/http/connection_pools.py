@@ -24,7 +24,7 @@ from adapterhub_converters.errors import RemoteError
 
 from .boundary import Boundary, LedAstrayError
 from .bounded import BoundedResponse, NonsenseError, SlowError
-from .http_errors import AgainError
+from .http_errors import RetryableError
 from .urls import Proxy
 
 FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError)
@@ -182,7 +182,7 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
 
 def error_for(
     error: Exception, location: str, proxy: Proxy | None = None, *, plain: str = "", host: str = ""
-) -> AgainError | RemoteError:
+) -> RetryableError | RemoteError:
     """Return the meaning of one of FAILURES.
 
     Args:
@@ -198,7 +198,7 @@ def error_for(
         return RemoteError(location, f"{prefix}no such host", code="no-such-host")
     lasting = _permanent_error(causes[-1], location, proxy, plain)
     if lasting is None:
-        return AgainError(prefix + _transient_reason(causes[-1]))
+        return RetryableError(prefix + _transient_reason(causes[-1]))
     lasting.what = prefix + lasting.what
     return lasting
 

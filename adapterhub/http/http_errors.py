@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapterhub_converters.errors import RemoteError
 
 
-class AgainError(Exception):
+class RetryableError(Exception):
     """A failure that a retry may not have: its reason, and the pause in seconds that the server asked for, if any."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
@@ -13,8 +13,8 @@ class AgainError(Exception):
         self.reason, self.pause = reason, pause
 
 
-class GivenUpError(RemoteError):
-    """An AgainError after the last attempt."""
+class RetriesExhaustedError(RemoteError):
+    """A RetryableError after the last attempt."""
 
     default_code = "no-answer"
 
@@ -28,7 +28,7 @@ class DeniedError(RemoteError):
         super().__init__(where, what, hint, code="login-required" if host else "", host=host)
 
 
-class CutError(RemoteError):
+class TruncatedBodyError(RemoteError):
     """A body ended too early; a request for the bytes from there on may bring the rest."""
 
     default_code = "connection-lost"

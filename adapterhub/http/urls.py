@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import unquote, urljoin, urlsplit
 
 from adapterhub_converters.errors import RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .boundary import is_loopback
 

@@ -12,13 +12,13 @@ import ipaddress
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.lazy_dataclass import dataclass
 
 BODY_SECONDS = 60.0
 """Seconds a client may let the server wait for a body, besides those that its bytes take at `MIN_RATE`."""

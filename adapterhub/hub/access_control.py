@@ -10,13 +10,13 @@ import base64
 import binascii
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
-from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.rate_windows import Windows
 from adapterhub.http_server.request_bodies import client_network
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters import safe_regex
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, request_context
 from .hub_database import HubDatabase

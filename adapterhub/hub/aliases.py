@@ -6,10 +6,9 @@ an adapter by name alone. `team/sql.gguf` is the newest version as a GGUF file, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _ALIAS = safe_regex.Pattern(r"(.+?)(?:\.v([1-9][0-9]{0,7}))?(?:\.(gguf|mlx))?")
 

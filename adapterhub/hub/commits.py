@@ -10,7 +10,7 @@ repository with one version, which is `main`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 
 from adapterhub.digest import Digest, is_hex
@@ -20,6 +20,7 @@ from adapterhub.ref import LATEST, Ref, RefError, is_name
 from adapterhub.registry.repository_records import MAIN, CommitRecord, Repository, commit_id, head_of
 from adapterhub.registry.version_lookup import find_exact_row
 from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, mirror_origin
 from .aliases import Alias

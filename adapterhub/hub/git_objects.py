@@ -7,11 +7,11 @@ known by the sha256 of its bytes.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .lru_cache import LRUCache
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapterhub.http_server.limits import Window, Windows
+from adapterhub.http_server.rate_windows import Window, Windows
 from adapterhub.http_server.request_bodies import client_network
 
 from . import request_context

@@ -18,7 +18,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from adapterhub.bases.hub_address import Hub as HuggingFace
 from adapterhub.digest import is_hex
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.rate_windows import Windows
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
@@ -51,6 +50,7 @@ from adapterhub_converters.errors import (
     RemoteError,
     UsageError,
 )
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits, mirror_origin, publishing, request_context
 from .access_control import Access, ThrottledError

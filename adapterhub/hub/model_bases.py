@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from adapterhub.manifest.document import BaseInfo
 from adapterhub.registry.repository_records import MAIN, Repository
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits
 from .access_control import Access

@@ -7,7 +7,7 @@ file, may be sent as they are or as %2F.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub.version import __version__
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hf.api_documents import EXPANDABLE
 from .hub import Hub

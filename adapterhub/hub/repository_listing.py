@@ -10,10 +10,11 @@ import threading
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 
 from adapterhub.registry.repository_records import Repository
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .workers import Worker
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from starlette.requests import Request
 
 from adapterhub.http_server.request_bodies import WINDOW, body_of
+from adapterhub_converters.lazy_dataclass import dataclass
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -22,6 +22,7 @@ from adapterhub.store.leases import hold
 from adapterhub.store.store import Store
 from adapterhub.store.store_files import local_errors, start_flush, write_all
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_database import HubDatabase
 from .workers import Workers

@@ -20,18 +20,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from adapterhub.http.boundary import public_only
 from adapterhub.http.client import Client
-from adapterhub.http.http_errors import AgainError
+from adapterhub.http.http_errors import RetryableError
 from adapterhub.http.urls import origin
 from adapterhub.index.queries import LogState
 from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_database import HubDatabase
 from .people import accounts
@@ -263,7 +263,7 @@ def _post_event(url: str, secret: str, ident: str, event: str, text: str, *, pri
         with closing(Client(url if private else "", pauses=(), timeout=_TIMEOUT, boundary=boundary)) as client:
             location, good = f"{scheme}://{host}", range(200, 300)
             client.ask("POST", url, location, good=good, headers=headers, body=body, retry=False, redirects=False)
-    except AgainError as error:
+    except RetryableError as error:
         return error.reason
     except AdapterhubError as error:
         return str(error)

@@ -7,7 +7,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from adapterhub.digest import Digest
@@ -17,6 +17,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.repository_records import Repositories, Repository
 from adapterhub.store.store import Entry
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import request_context
 from .hub_database import HubDatabase

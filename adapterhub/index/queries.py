@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.digest import Digest
@@ -14,6 +13,7 @@ from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub.store.oci_index import Line
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import version_extract
 from .index_database import Index, broken_index_error

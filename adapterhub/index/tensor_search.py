@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from adapterhub.digest import Digest
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub.store.store import Store
 from adapterhub.store.tensor_digests import Tensor, Tensors
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .index_database import Index
 from .queries import IN_NAMESPACE, VersionRow, namespace_values, versions

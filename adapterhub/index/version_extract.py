@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import card, oci_manifest
@@ -20,6 +20,7 @@ from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 # In this order, `queries` selects the columns and `replay` inserts them.
 COLUMNS: dict[str, type] = {

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from adapterhub.ref import is_name
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .index_database import Index
 from .queries import VersionRow, rows_by_id, visible_condition

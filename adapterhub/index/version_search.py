@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .index_database import Index
 from .queries import VersionRow, rows_by_id, select, visible_condition

@@ -13,7 +13,6 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +27,7 @@ from adapterhub.store.packs import byte_planes, container, cutting, pack_chains
 from adapterhub.store.store import local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
 _MOST_RELATIVES = 4  # candidates for a parent: this many earlier versions, and as many versions of other names

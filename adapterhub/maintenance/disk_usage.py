@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from adapterhub.digest import Digest
@@ -13,6 +12,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Progress
 from adapterhub_converters.errors import IntegrityError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _BASE_ANNOTATION = "io.adapterhub.base"  # prefix of the manifest annotations that describe the base
 _Key = TypeVar("_Key", str, tuple[str, str])

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from adapterhub.digest import Digest, is_hex
@@ -31,6 +31,7 @@ from adapterhub.store.packs.pack_chains import children_first, with_parents
 from adapterhub.store.store import DOCUMENTS, HUB, MERGES, REFS, Entry, Store, local_errors
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import retention
 

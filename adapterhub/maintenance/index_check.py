@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries, replay, schema, tensor_search, version_extract
@@ -17,6 +16,7 @@ from adapterhub.index.index_database import Index, connect_memory, errors
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .findings import REBUILD, Finding
 

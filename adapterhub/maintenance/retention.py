@@ -7,7 +7,6 @@ again without it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
@@ -16,6 +15,7 @@ from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
+from adapterhub_converters.lazy_dataclass import dataclass
 
 
 def keep(registry: Registry, ref: Ref, last: int | None) -> None:

@@ -7,13 +7,14 @@ skipped. The license and the description of a card count if neither adapter.toml
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import yaml_lines
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_name import public_repo
 from .document import AdapterManifest

@@ -13,7 +13,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from adapterhub_converters.errors import IntegrityError, NotFoundError, NotUnder
 from adapterhub_converters.formats import adapter_claims, peft
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import card as cards
 from .base_name import base_name, public_repo

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from adapterhub.digest import Digest, copy_hashing, sha256_bytes
@@ -17,6 +17,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, OutputExistsError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import oci_manifest
 from .document import AdapterManifest

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .document import AdapterManifest, FileEntry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,6 +16,7 @@ from adapterhub_converters.containers.open_file import BytesConsumer
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import card as cards
 from .card import Card

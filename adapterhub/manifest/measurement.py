@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 DEFAULT = "eval"
 REPORTED = "reported"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from unicodedata import normalize
@@ -30,6 +29,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH, open_regular, walk
 from adapterhub_converters.display import has_invisible, printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from adapterhub_converters.errors import (
     RefusedError,
     UsageError,
 )
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, signature_checks, sources
 from . import merge as merge_operation

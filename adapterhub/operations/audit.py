@@ -10,13 +10,13 @@ import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .workspace import StrPath
 

@@ -39,7 +39,7 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
         ref = None
     if ref is not None:
         workspace.check_name(ref.name)
-        with workspace.open_registry(make=True) as registry:
+        with workspace.open_registry(create=True) as registry:
             return stored_result(_into_registry(registry, source, ref, workspace, with_signatures=with_signatures))
     if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")

@@ -6,11 +6,11 @@ The content comes from `adapterhub.manifest.derive`; this module compares it wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, sources
 from .workspace import StrPath, Workspace

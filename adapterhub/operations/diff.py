@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function, is_weights
 from adapterhub_converters.errors import IntegrityError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, sources
 from .workspace import Progress, StrPath, Workspace

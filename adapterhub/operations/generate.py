@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapterhub_converters.errors import MissingExtraError, ParameterError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import base_sources, sources
@@ -86,7 +87,7 @@ def generate(
     return dataclasses.replace(result, base=loaded.base)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LoadedEngine:
     """An engine with an adapter, or with a base alone.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from adapterhub.evidence.endpoint import Endpoint
 from adapterhub.evidence.golden_tests import Answer, Answerer, TestReport
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import generate, sources
 from .workspace import StrPath, Workspace

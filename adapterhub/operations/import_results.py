@@ -7,7 +7,6 @@ whose adapter has it. Everything else is a name, which another version may have 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from adapterhub.evidence.result_files import reading
 from adapterhub.manifest.measurement import Evaluation, check_name
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import sources
 from .workspace import StrPath, Workspace

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import adapterhub_converters.adapter as canonical
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, sources
 from .workspace import StrPath, Workspace

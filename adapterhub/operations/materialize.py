@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, sources
 from .policy_checks import check_address
@@ -62,7 +62,7 @@ def write_recipe(
     name = _new_name(out)
     with ExitStack() as stack:
         if name:
-            registry = stack.enter_context(workspace.open_registry(make=True))
+            registry = stack.enter_context(workspace.open_registry(create=True))
             # Refuse before the merge runs: a name that is taken, or adapters that the registry doesn't have.
             recipe_store.check_free(registry, name)
             recipe_store.check_adapters(

@@ -11,11 +11,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, push, sources
 from .workspace import Progress, StrPath, Workspace, as_list

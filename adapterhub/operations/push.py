@@ -132,7 +132,7 @@ def push(
             selection=selection,
             metrics=measured.searchable_metrics if measured else None,
         ) as package,
-        workspace.open_registry(make=True) as registry,
+        workspace.open_registry(create=True) as registry,
         workspace.bar("storing") as advance,
     ):
         version = registry.publish(package, ref, expect=expect, progress=advance, message=message, tags=tags)
@@ -151,7 +151,7 @@ def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
     from adapterhub.registry import packaging
 
     package = packaging.package(folder, location=str(ref), policy=workspace.rules())
-    with workspace.open_registry(make=True) as registry:
+    with workspace.open_registry(create=True) as registry:
         return registry.publish(package, ref)
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters import display
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import sources
 from .workspace import Progress, StrPath, Workspace

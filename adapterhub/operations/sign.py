@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import IntegrityError, ParameterError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import attest, signature_checks, sources
 from .workspace import Progress, StrPath, Workspace

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_abo
 from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
 from adapterhub.trust import attestation, bundle
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import sources
 from .workspace import StrPath, Workspace

@@ -11,13 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import added_format
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .workspace import StrPath, Workspace
 

@@ -11,12 +11,13 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.project import PROJECT
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
@@ -265,8 +266,8 @@ class Workspace:
             code = "unknown-folder" if owner.startswith("file:") else "unknown-host"
             raise RefusedError(file.name, problem, "Allow it, or name it yourself", code=code, owner=owner)
 
-    def open_registry(self, *, make: bool = False) -> Registry:
-        """Open the registry, a context manager; NotFoundError if there is none, unless `make` creates it."""
+    def open_registry(self, *, create: bool = False) -> Registry:
+        """Open the registry, a context manager; NotFoundError if there is none, unless `create` makes it."""
         from adapterhub.registry.registry import Registry
 
         if self.opener is not None:
@@ -276,7 +277,7 @@ class Workspace:
             try:
                 registry = Registry.open(folder)
             except NotFoundError:
-                if not make:
+                if not create:
                     raise
                 registry = Registry.init(folder)
                 self.tell(f"created the registry {folder}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from adapterhub.manifest.package_files import check_paths
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 FILE = "adapters.lock"
 LOCAL_REGISTRY = "registry"

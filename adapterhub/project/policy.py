@@ -8,7 +8,7 @@ versions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapterhub.manifest.package_files import shorten_names
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

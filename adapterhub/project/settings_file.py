@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import FORMATS
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .policy import ATTESTATIONS, Bounds, Policy, SigningRule
 

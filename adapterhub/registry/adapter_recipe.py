@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -25,6 +24,7 @@ from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import FORMATS, GgufDtype, PackageFormat, WrittenFormat, peft
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats.lossy import LossAllowance
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.merging import MergeReport, Progress

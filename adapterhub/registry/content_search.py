@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ from adapterhub.store.store import Progress, counter, local_errors
 from adapterhub.store.tensor_digests import Hashing, Tensor, digests
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .registry import Registry
 

@@ -13,7 +13,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError
 from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import packaging
 from .adapter_recipe import Conversion, ParentAdapter, convert

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, Parent, TrainingData
 from adapterhub.store.store import MERGES
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

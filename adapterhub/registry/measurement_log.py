@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState
@@ -16,6 +15,7 @@ from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .moves import now
 from .registry import Registry

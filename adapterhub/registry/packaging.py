@@ -7,7 +7,7 @@ what was read meanwhile, so that storing it reads each file only once more and n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from adapterhub.manifest.package_files import Listing, Selection, first_bytes, l
 from adapterhub.project.policy import join
 from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import signature_policy
 

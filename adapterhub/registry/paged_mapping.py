@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 T = TypeVar("T")
 FAN = 16

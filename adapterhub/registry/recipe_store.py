@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
@@ -12,6 +11,7 @@ from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import MERGES, Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import merge_recipe
 from .merge_recipe import Ingredient, MergeRecipe

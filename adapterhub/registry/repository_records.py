@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from typing import Any
 
 from adapterhub.digest import Digest, is_hex, parse_digest
@@ -22,6 +22,7 @@ from adapterhub.store.store import HUB, Entry, Store
 from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import paged_mapping
 from .moves import now

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from adapterhub.store.signature_files import MAX_SIGNATURES, MAX_UNREQUESTED
 from adapterhub.trust import attestation, bundle, statement
 from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from adapterhub import semver
 from adapterhub.digest import Digest
@@ -19,6 +18,7 @@ from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import version_selection
 from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import IntegrityError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import log_check
 from .ledger import Ledger

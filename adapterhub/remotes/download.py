@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from adapterhub import user_files
 from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.client import Body
-from adapterhub.http.http_errors import CutError
+from adapterhub.http.http_errors import TruncatedBodyError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
 from adapterhub_converters import safe_regex
@@ -75,12 +75,12 @@ class ResumingReader:
                     self.used_range |= self._position > 0
                     self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._position))
                 count = self._reader.readinto(buffer) or 0
-            except CutError as error:
+            except TruncatedBodyError as error:
                 self._stack.close()
                 self._reader, self._bytes_of_connection = None, 0
                 if self._failures == len(self._pauses):
                     tries = f" ({self._failures + 1} tries)" if self._failures else ""
-                    raise CutError(error.where, error.what + tries, "Try again later") from error
+                    raise TruncatedBodyError(error.where, error.what + tries, "Try again later") from error
                 time.sleep(self._pauses[self._failures])
                 self._failures += 1
                 continue

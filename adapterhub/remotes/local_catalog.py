@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from adapterhub.digest import Digest
@@ -17,6 +17,7 @@ from adapterhub.registry.content_search import Bar
 from adapterhub.registry.registry import Registry, Version, VersionDocument
 from adapterhub.registry.version_lookup import RestoreResult
 from adapterhub.store.store import Entry
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .catalog import Catalog, Deprecations, DiskUsage, FoundContents, Listing, SearchAnswer, SizedModel, Wanted, no_bar
 from .catalog_documents import lineage_document

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, cast
 
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.store.store import open_regular
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .protocol import Progress, Reader, Source
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub_converters.errors import IntegrityError, ParameterError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry

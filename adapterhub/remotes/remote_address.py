@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 from adapterhub.digest import Digest
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .protocol import OpenRemote
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry import version_selection
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .protocol import OpenRemote
 from .version_copy import read_adapter_manifest

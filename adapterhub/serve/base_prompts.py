@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import CLOCK, FILE
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .engines import CHAT, EngineDownError, error_text
 from .gateway import rewriting

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from adapterhub.digest import is_hex
 from adapterhub.ref import Ref, RefError
 from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 LONGEST = 1024
 """The largest number of characters in a `model`."""

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.file_lock import wait_for_lock
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, OutputExistsError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 UNUSED = 30 * 24.0

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +32,7 @@ from adapterhub_converters.errors import (
     RemoteError,
     UsageError,
 )
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
 
 from . import base_prompts

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref, RefError
 from adapterhub.remotes import remote_address
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import model_names, resolving, vllm_rank
 from .model_names import NOT_SERVED, AllowedNames

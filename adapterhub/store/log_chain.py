@@ -7,11 +7,11 @@ entry on, only show against an end that was recorded before (`adapterhub.trust.l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from adapterhub.digest import Digest
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .ref_log import BASES, HUB, MERGES, REFS, Entry
 

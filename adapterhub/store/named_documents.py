@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.ref import parse_name
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import FormatError, IntegrityError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .store import BASES, Entry, Store
 

@@ -13,13 +13,14 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.ref import RefError, is_name, parse_name, parse_tag
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .store_files import MAX_DOCUMENT, StoreFiles, local_errors, random_name, write_all
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .store_files import StoreFiles, write_all
 

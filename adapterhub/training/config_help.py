@@ -12,11 +12,11 @@ import difflib
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .train_config import SECTIONS
 

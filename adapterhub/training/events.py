@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

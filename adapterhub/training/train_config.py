@@ -9,9 +9,11 @@ import dataclasses
 import math
 import os.path
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 BaseForm = Literal["nf4", "none"]
 """The form of the linear layers of a base in memory: quantized, or in the dtype to compute in."""

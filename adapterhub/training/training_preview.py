@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .cost import memory
 from .data import chat_template

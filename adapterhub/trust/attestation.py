@@ -8,12 +8,12 @@ expresses the other claims.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import bundle
 from .statement import PREDICATE_TYPE, STATEMENT_TYPE

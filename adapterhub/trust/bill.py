@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
 from adapterhub.version import __version__
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import licensing
 from .licensing import CombinedLicense, LicensedPart

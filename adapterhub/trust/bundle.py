@@ -11,13 +11,13 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest
 from adapterhub.identity import Identity
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import statement
 from .statement import SIGN_AGAIN_HINT, Statement

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Union
 
@@ -28,6 +27,7 @@ from adapterhub_converters.errors import (
     RefusedError,
     UsageError,
 )
+from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from .keyless import KeylessSigner

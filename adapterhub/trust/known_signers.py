@@ -8,13 +8,13 @@ URL-encoded. This detects a namespace that somebody else took over after its own
 from __future__ import annotations
 
 import binascii
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from adapterhub import identity, user_files
 from adapterhub.identity import Identity
 from adapterhub_converters.errors import ParameterError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .keys import TrustedSigner, parse_public
 

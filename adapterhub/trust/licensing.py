@@ -7,9 +7,9 @@ joined by AND (spdx.org, "License Expressions"). A license that was not recorded
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from adapterhub_converters import safe_regex
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _WORD = safe_regex.Pattern(r"[A-Za-z0-9.+:-]+|[()]")
 _OPERATORS = {"and", "or", "with"}

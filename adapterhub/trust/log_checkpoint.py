@@ -6,12 +6,12 @@ canonical JSON. Logs may grow after it; what they contained then must still be t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import bundle
 from .statement import STATEMENT_TYPE

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import utils
 
 from adapterhub_converters.errors import LocalIOError, NotFoundError, ParameterError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import keys
 from .keys import PublicKey

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +18,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.open_file import MAX_PATH, check_regular, walk
 from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 

@@ -7,8 +7,9 @@ which folds rsLoRA and patterns and refuses everything that the format does not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 RuntimeName = Literal["peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang"]
 """The names of `RUNTIMES`."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .adapter_files import ADAPTER_JSON
 from .containers import json_file

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.rate_windows import Windows
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.middleware import class_of
 from adapterhub.hub.people import audit_log

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.http.client import AgainError, Client
+from adapterhub.http.client import Client, RetryableError
 from tests.conftest import need_module
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models
@@ -18,7 +18,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have HTTP clients pause for a twentieth of a second before another try; they try as often as they do else."""
     pause = Client.pause
 
-    def shorter(self: Client, error: AgainError, number: int, where: str) -> None:
+    def shorter(self: Client, error: RetryableError, number: int, where: str) -> None:
         self.pauses = [0.05] * len(self.pauses)
         pause(self, error, number, where)
 

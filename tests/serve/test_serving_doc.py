@@ -12,7 +12,7 @@ from adapterhub.remotes.named_remotes import check_url
 from adapterhub.serve import model_names
 from adapterhub.serve.engines import EMBEDDINGS
 from adapterhub.serve.engines.api_paths import ALL_PATHS, ENGINE_PATHS, RERANKS
-from adapterhub.serve.engines.engine_choice import ENGINES
+from adapterhub.serve.engines.engine_for_base import ENGINES
 from adapterhub.serve.gateway import route_file
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.runtime_rules import RUNTIMES

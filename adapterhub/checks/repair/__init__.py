@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.checks import Problem, check
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .config_repairs import repair_config
 from .draft import Proposal, Repair, open_draft, write_draft

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft, pickle_conversion, raw
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from adapterhub_converters.containers.open_file import MAX_PATH
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import pickle_opcodes
 from .scanned_file import ScannedFile

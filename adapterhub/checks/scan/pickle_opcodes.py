@@ -12,10 +12,10 @@ import itertools
 import pickletools
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.adapter_files import HEAD_SIZE, starts_like_pickle, starts_like_safetensors
+from adapterhub_converters.lazy_dataclass import dataclass
 
 MAX_BYTES = 16 << 20  # of a pickle that are looked at
 _MAX_OPCODES = 500_000

@@ -67,7 +67,7 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
     parse_document_name(name, name)
     spec = inputs.read_base(source, settings)
     recorded_source = spec.source if "://" in spec.source else str(Path(spec.source).absolute())
-    with open_registry(settings, make=True) as registry:
+    with open_registry(settings, create=True) as registry:
         registered_base = registered_bases.add(registry, name, spec, source=recorded_source, force=force)
     model = registered_base.spec.repo or registered_base.spec.architecture or registered_base.spec.kind
     tensors, fingerprint = (

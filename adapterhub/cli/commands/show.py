@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _SECONDS = 2.0  # the longest work for norms that were not asked for
 _COUNT = 100_000  # a metric of at least this size is a count, and shown as one

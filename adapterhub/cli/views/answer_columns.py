@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from adapterhub.cli import output
 from adapterhub_converters.display import printable
+from adapterhub_converters.lazy_dataclass import dataclass
 
 WIDE = 80
 """The columns of a terminal from which on two answers fit side by side."""

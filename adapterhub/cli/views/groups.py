@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from adapterhub.cli import output
 from adapterhub_converters import safe_regex
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _SHOWN = 3  # the most names in a line, and lines of one kind
 # A number in a message that may differ among items of one kind. Not F16, and not the 0 of layers.0.q_proj.

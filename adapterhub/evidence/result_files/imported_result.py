@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from adapterhub.digest import sha256_bytes
@@ -11,6 +11,7 @@ from adapterhub.manifest.measurement import MAX_METRICS
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 CODE = "malformed-results"
 """The code of the error for a file that is not the result of a tool that is known here."""

@@ -6,12 +6,12 @@ The names are those of `HfApi.list_models` of huggingface_hub and of the Hub's A
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from starlette.datastructures import QueryParams
 
 from adapterhub.index.version_listing import Conditions, Position
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .api_documents import EXPANDABLE, PREFIXED_KINDS, TAG_KINDS
 

@@ -12,7 +12,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH, read_bytes
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import ConflictError, FormatError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hf_errors import ResponseError
 from .reading import commit_at, path_part, visible_view

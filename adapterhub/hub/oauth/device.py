@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from starlette.requests import Request
@@ -19,6 +18,7 @@ from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import Page, PageRequest, answer_page, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _MAX_FORM = 16 << 10  # bytes
 

@@ -7,7 +7,6 @@ descriptors in the usual places are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.manifest.oci_manifest import FILEPATH, MANIFEST_TYPE, TITLE
@@ -15,6 +14,7 @@ from adapterhub.remotes.layouts.layout_index import INDEX_TYPE, artifact_type
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .names_and_digests import parse_digest
 from .oci_errors import OciError

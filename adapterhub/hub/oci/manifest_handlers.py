@@ -7,7 +7,6 @@ Everything a manifest names must be in the same repository: blobs in the store m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +37,7 @@ from adapterhub.registry.repository_records import (
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import any_manifest
 from .any_manifest import Document

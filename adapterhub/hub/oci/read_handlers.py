@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from adapterhub.registry.repository_records import Repository
 from adapterhub.registry.version_lookup import deprecation
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub_converters.errors import NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .names_and_digests import name_of, parse_digest, sha256_of, sha512_of, visible_view
 from .oci_errors import DIGEST, VERSION, OciError

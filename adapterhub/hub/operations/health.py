@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
@@ -25,6 +24,7 @@ from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub.version import __version__
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _log = logging.getLogger("adapterhub.hub")
 _LEAST_FREE = 1 << 30  # bytes

@@ -7,13 +7,13 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import accounts
 from .accounts import EVERYWHERE, ROLES

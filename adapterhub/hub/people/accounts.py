@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import RefError, parse_name
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 ROLES = ("read", "write", "admin")
 """In ascending order, each including the ones before: read private adapters; push, tag and remove; manage members."""

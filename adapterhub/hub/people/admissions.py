@@ -13,7 +13,6 @@ import json
 import secrets
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.hub_database import HubDatabase
@@ -21,6 +20,7 @@ from adapterhub.ref import is_name
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import access_tokens, accounts, id_tokens
 from .accounts import EVERYWHERE, ROLES

@@ -13,12 +13,12 @@ import hashlib
 import hmac
 import json
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.hub_database import HubDatabase, hub_secret
 from adapterhub.sqlite_file import SqliteFile, of_one_snapshot
 from adapterhub.store.log_chain import CHANGED, REMOVED, TRUNCATED, Fault
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
 _START = "0" * 64

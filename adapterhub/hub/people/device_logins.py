@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from dataclasses import dataclass
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub_converters.errors import NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import access_tokens, accounts
 from .access_tokens import BROWSER, DEVICE, SERVICE, Identity

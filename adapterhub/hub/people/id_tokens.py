@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.http.boundary import is_loopback
@@ -22,6 +21,7 @@ from adapterhub.http.client import Client
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _LOCATION = "id token"
 _MAX_TOKEN = 16 << 10  # characters

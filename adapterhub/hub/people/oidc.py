@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -23,6 +23,7 @@ from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import origin
 from adapterhub.hub.settings import Provider
 from adapterhub_converters.errors import MissingExtraError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import id_tokens
 from .id_tokens import IdToken, Issuers, client_of, fetch_document

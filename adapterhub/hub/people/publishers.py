@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import is_name
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import access_tokens, accounts, id_tokens
 from .id_tokens import Issuers

@@ -16,7 +16,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -26,6 +26,7 @@ from adapterhub.store.signature_files import MAX_SIGNATURES, Signatures
 from adapterhub.store.store import ByteCounter, Store
 from adapterhub.store.store_files import local_errors
 from adapterhub_converters.errors import IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .postgres import PostgresDatabase
 from .shared_log import LogMirror, NoIndexFile, SharedLog

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .bucket_blobs import blob_key, put_pieces, read_pieces
 from .postgres import LogRow, PostgresDatabase

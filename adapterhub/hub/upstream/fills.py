@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from adapterhub.digest import CHUNK
-from adapterhub.http.http_errors import CutError
+from adapterhub.http.http_errors import TruncatedBodyError
 from adapterhub.hub.git_objects import GitFile, new_object_hash
 from adapterhub.store.store_files import write_all
 from adapterhub_converters.display import printable
@@ -188,7 +188,7 @@ class Fills:
                         fill.advance(fill.written + count)
                 if fill.written < fill.file.size:
                     raise IntegrityError(location, f"the upstream has {fill.written:,} bytes of it, not {fill.file.size:,}")
-            except CutError:
+            except TruncatedBodyError:
                 if requests >= _MAX_REQUESTS:
                     raise
         if state.hexdigest() != (fill.file.lfs or fill.file.oid):

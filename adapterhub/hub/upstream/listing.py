@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.digest import is_hex
 from adapterhub.hub.git_objects import GitFile
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _COMMIT, _OID = 40, 40  # hexadecimal digits
 _MAX_FILES, _MAX_PATH = 50_000, 1024

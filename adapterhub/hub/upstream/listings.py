@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 
 from adapterhub.digest import is_hex
 from adapterhub.hub.lru_cache import LRUCache
@@ -19,6 +18,7 @@ from adapterhub.hub.settings import ModelUpstream
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import listing as listings
 from .cached_files import MAX_DOCUMENT, CachedFiles

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from urllib.parse import quote
 
 from adapterhub.bases.hub_address import Hub
@@ -13,6 +12,7 @@ from adapterhub.http.client import Answer, Body
 from adapterhub.hub.settings import ModelUpstream
 from adapterhub.remotes.download import skip_bytes
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 TIMEOUT = 15.0  # seconds without a byte
 _PAUSES = (0.5,)  # seconds before a retry, while clients wait

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from adapterhub.bases import remote_base
 from adapterhub.bases.hub_address import SCHEME, HubPath
 from adapterhub.bases.hub_address import Hub as HuggingFace
-from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.rate_windows import Windows
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import Access
 from adapterhub.hub.blob_response import BlobResponse, RangeError, parse_range

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.requests import Request
@@ -27,6 +26,7 @@ from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import drawings, facts
 from .browsing import Event, log_events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import NamespaceTotals
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .posting import answer_form
 from .site import Page, PageRequest, redirect_to

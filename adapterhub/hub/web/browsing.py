@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import ClassVar
 
 from adapterhub.hub.model_bases import WholeModel
@@ -14,6 +14,7 @@ from adapterhub.index.version_search import Query, SearchResult
 from adapterhub.manifest import measurement
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
 from .site import Page, PageRequest, with_query

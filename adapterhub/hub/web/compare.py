@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import facts
 from .adapter_pages import Version, facts_of, version_with_tags

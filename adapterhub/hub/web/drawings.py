@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from adapterhub.manifest.document import LossPoint
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .layered_layout import Edge, Point, layout
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.export import linked_folder
 from adapterhub_converters.adapter_files import is_weights, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import cards, drawings
 from .drawings import Curve

@@ -6,8 +6,9 @@ An edge over several layers gets a place of its own in each layer between, so th
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 Point = tuple[float, float]
 Edge = tuple[str, str]

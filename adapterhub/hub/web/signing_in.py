@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from adapterhub.hub.settings import Provider
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .posting import answer_form, check_origin, local_path, read_fields
 from .site import SIGN_IN, Page, PageRequest, answer_page, redirect_to, render_page

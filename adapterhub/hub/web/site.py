@@ -8,7 +8,6 @@ import json
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -33,6 +32,7 @@ from adapterhub.version import __version__
 from adapterhub_converters import display
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import facts
 from .facts import Facts

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import lz4.frame
 
 from adapterhub.digest import Digest
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 MAX_XORB = 64 << 20
 """Limit in bytes of a xorb."""

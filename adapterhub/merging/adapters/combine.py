@@ -8,7 +8,7 @@ program, even if modules differ in rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from adapterhub.merging.adapter_checks import check_adapter
 from adapterhub_converters import display
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, refuse_conditions, with_factored_as_pairs
 from adapterhub_converters.errors import ParameterError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import other_parts
 from .matrices import (

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.analysis.low_rank import F64Array, Factors, Spectrum, basis, times
+from adapterhub_converters.lazy_dataclass import dataclass
 
 F32Array = NDArray[np.float32]
 Item = TypeVar("Item")

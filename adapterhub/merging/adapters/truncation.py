@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from adapterhub.analysis.low_rank import Factors, Spectrum, spectrum
 from adapterhub_converters.errors import ParameterError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .methods import Matrix, Random
 from .tiled_matrix import TiledMatrix, sketch

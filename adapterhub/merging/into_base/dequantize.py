@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from adapterhub_converters.bases.quantized_shapes import quantization_settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .tensor_files import Buffer, OpenFiles
 

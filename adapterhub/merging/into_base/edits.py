@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters.adapter import LowRankConv, LowRankEmbedding, Pair, TunedModule
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .product import product
 

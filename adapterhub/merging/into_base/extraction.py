@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from adapterhub.analysis.low_rank import basis
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .open_model import FolderModel, Model, as_matrix, is_float, match_names
 from .plan_folder import stored_transposed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from adapterhub_converters.formats.gguf_model.model_checks import check_complete
 from adapterhub_converters.formats.gguf_model.model_config import complete_config
 from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
 from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .importance import Importance
 from .k_quants import WEIGHTED

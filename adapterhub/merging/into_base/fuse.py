@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from adapterhub.merging.adapter_checks import WeightedAdapters
 from adapterhub_converters import display
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import resume
 from .joined_edits import Join

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile, MetadataValue, string_value, u32_value
 from adapterhub_converters.containers.open_file import open_regular, read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _MAX = 4 << 30  # bytes; the matrix of a model with 235 billion parameters takes 0.3 GB
 _SUMS, _COUNTS = ".in_sum2", ".counts"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 from adapterhub.analysis.low_rank import Factors
 from adapterhub_converters.adapter import Adapter, LowRankEmbedding
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import AddLowRank, Apply, Edit, F32Array, Within
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters.errors import RefusedError, refused_error
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import Edit
 from .merge_options import NF4, Options

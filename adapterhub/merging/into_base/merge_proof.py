@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from adapterhub.merging.adapter_checks import WeightedAdapters
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import Apply, Edit, Replace, TwoPasses, look_before_change
 from .loss_estimate import sources_as_trained

@@ -9,7 +9,6 @@ thread.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from adapterhub_converters.bases.bitsandbytes_state import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .output_files import TILE
 from .tensor_files import Buffer, OpenFiles, TensorSource

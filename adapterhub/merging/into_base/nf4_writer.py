@@ -13,7 +13,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases.bitsandbytes_state import BLOCK, NESTED_BLOCK, NF4_STATE, QUANTIZATION, nf4_state
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .nf4_numpy import CODE, codes_of, dynamic_map, magnitudes, pack_codes, quantize_magnitudes, round_trip_sample
 from .read_base import CONV1D, Folder, Weight

@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import Apply, Edit, TwoPasses, Within, look_before_change
 from .tensor_files import OpenFiles, TensorSource, copy_range, write_at

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from adapterhub_converters.adapter import (
 )
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import plain_lora, without_copies
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import (
     Add,

@@ -6,7 +6,7 @@ its rows may be in another order there (`architectures`, `formats.gguf.layout`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf import adapter_checks
 from adapterhub_converters.formats.gguf.tensor_layout import ALL_EXPERTS, Size, arrange, size_of
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
 from .joined_edits import Join, join_edits

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from adapterhub_converters.containers import gguf_file, json_file, safetensors_f
 from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .dequantize import StoredTensor, logical_weights
 from .tensor_files import OpenFiles, StoredRows, TensorSource, read_at

@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import FormatError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .tensor_types import Kind
 

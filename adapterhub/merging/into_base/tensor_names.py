@@ -7,7 +7,6 @@ layer to its embedding table, and store experts one by one or stacked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRan
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import AddLowRank
 from .read_base import Folder, Weight

@@ -8,7 +8,7 @@ whose bytes are those of ggml's reference quantizers (`ggml-quants.c`, `quantize
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers.gguf_file import TYPES
 from adapterhub_converters.errors import MissingExtraError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import k_quants
 from .k_quants import K_QUANTS, WEIGHTED

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import header_bytes
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import Edit
 from .merge_options import DTYPES, NF4, Options

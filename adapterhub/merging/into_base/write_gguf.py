@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import FILE_TYPES, MetadataValue
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .merge_options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, EditedTensor, LiteralBytes, OutFile, Part

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from adapterhub.bases.hub_address import MAIN, SCHEME
 from adapterhub.digest import Digest
 from adapterhub.http.client import PAUSES, Answer
-from adapterhub.http.http_errors import AgainError, DeniedError
+from adapterhub.http.http_errors import DeniedError, RetryableError
 from adapterhub.http.urls import ProxyOf
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Bounds, Query
@@ -38,6 +37,7 @@ from adapterhub_converters.errors import (
     RemoteError,
     UsageError,
 )
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_client import HubAddress, HubWire
 
@@ -306,7 +306,7 @@ class HubCatalog(Catalog):
         """
         try:
             answer = self._request(method, self._url(path, query), body, headers, retry=retry)
-        except AgainError as error:
+        except RetryableError as error:
             problem = f"no answer came ({error.reason}); the change may have been made"
             raise RemoteError(self.location, problem, "Look, then try again") from error
         return json_file.parse_object(answer.body, self.location)

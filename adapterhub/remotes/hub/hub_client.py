@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from typing import Any, Self
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from adapterhub.ref import parse_prefix
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 COMMIT = 40  # hexadecimal digits
 MAX_ANSWER = 4 << 20  # bytes

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +19,7 @@ from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import FormatError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_client import MAX_ANSWER, HubWire
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from adapterhub.remotes.oci.docker_credentials import Credentials
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.protocol import PutResult, Source, check_complete
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_catalog import HubCatalog, has_api, open_wire
 from .hub_client import HubAddress, HubClient

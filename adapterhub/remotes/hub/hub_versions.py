@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from adapterhub.bases.hub_address import MAIN
@@ -17,6 +16,7 @@ from adapterhub.manifest.package_files import MAX_FILES
 from adapterhub.registry import version_selection
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import hub_files
 from .hub_client import HubAddress, HubClient, Listing

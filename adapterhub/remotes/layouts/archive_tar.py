@@ -8,10 +8,10 @@ Written headers have 0 as time and owner, and nothing in them depends on the mac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 BLOCK = 512
 END = bytes(2 * BLOCK)

@@ -6,7 +6,6 @@ NAME is a name in index.json: `v2`, as skopeo and oras write it, or `team/sql:v2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from adapterhub.ref import LATEST, parse_prefix
 from adapterhub.remotes.remote_address import owner_of
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .layout_archive import LayoutArchive
 from .layout_folder import LayoutFolder

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from adapterhub.remotes.download import ResumingReader
 from adapterhub.remotes.protocol import Progress, Reader, Source
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import layout_archive, layout_index
 from .image_layout import Layout

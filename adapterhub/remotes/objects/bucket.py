@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from adapterhub.digest import CHUNK
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.bounded import Progress, SlowError
-from adapterhub.http.http_errors import CutError
+from adapterhub.http.http_errors import TruncatedBodyError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
 from adapterhub_converters import safe_regex
@@ -114,7 +114,7 @@ class Bucket:
         detected when the digest is compared.
 
         Raises:
-            CutError: The bytes end early.
+            TruncatedBodyError: The bytes end early.
             NotFoundError: There is no such object.
         """
         self._check_regular(key)
@@ -267,14 +267,14 @@ class Bucket:
 
     @contextmanager
     def _retryable_errors(self, location: str) -> Iterator[Any]:
-        """Provide obstore as `_errors` does, with a CutError for a failure that another request may not meet."""
+        """Provide obstore as `_errors` does, with a TruncatedBodyError for a failure that another request may not meet."""
         try:
             with self._errors("") as obstore:
                 yield obstore
         except RemoteError as error:
             if isinstance(error, _DeniedError):
                 raise
-            raise CutError(location, error.what, error.hint) from error
+            raise TruncatedBodyError(location, error.what, error.hint) from error
 
     def _raise_if_no_bucket(self, error: Exception) -> None:
         if self._scheme in BUCKET_WORDS and _NO_BUCKET.search(str(error)):

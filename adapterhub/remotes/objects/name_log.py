@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
 
 from adapterhub.digest import Digest, sha256_bytes
@@ -16,6 +16,7 @@ from adapterhub.registry import version_selection
 from adapterhub.store.store import REFS, Entry
 from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .bucket import Bucket
 

@@ -6,7 +6,6 @@ folder. So a store that is copied to disk is the store of a local registry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -15,6 +14,7 @@ from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.remotes.remote_address import owner_of
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 BUCKET_WORDS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # the word for one
 _BUCKET = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")

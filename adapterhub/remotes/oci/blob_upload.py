@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.http.client import Answer
-from adapterhub.http.http_errors import AgainError, DeniedError, GivenUpError
+from adapterhub.http.http_errors import DeniedError, RetriesExhaustedError, RetryableError
 from adapterhub.http.urls import resolve_link
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import PAUSES, ResumingReader
@@ -122,9 +122,9 @@ class Uploader:
                 sending.hash_up_to(confirmed)
                 url = self._send_pieces(sending, url, confirmed, note, location)
                 self._finish_upload(blob, url, b"", location)
-            except (GivenUpError, DeniedError):
+            except (RetriesExhaustedError, DeniedError):
                 raise
-            except (AgainError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
+            except (RetryableError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
                 note.remove()
                 return None
             note.write(replace(progress, url="", digest=blob.digest))
@@ -197,8 +197,8 @@ class Uploader:
                 )
                 if answer.status == 202:
                     return resolve_link(answer.url, answer.headers.get("location"), location)
-                raise AgainError("the registry refuses the next piece of the upload (HTTP 416)")
-            except AgainError as error:
+                raise RetryableError("the registry refuses the next piece of the upload (HTTP 416)")
+            except RetryableError as error:
                 if failures == len(self._pauses):
                     raise self._client.final_error(error, location, failures + 1) from error
                 self._client.pause(error, failures, location)
@@ -217,7 +217,7 @@ class Uploader:
             answer = self._client.ask("GET", url, label, good=(204,), scope=self._address.scope(write=True))
         except NotFoundError as error:
             # docker-registry 2.8 keeps the offset in the address: after a lost answer, the upload can only start over.
-            raise AgainError("the registry has discarded this upload") from error
+            raise RetryableError("the registry has discarded this upload") from error
         reported = _RANGE.fullmatch(answer.headers.get("range", "0-0"))
         if not reported:
             raise RemoteError(label, "the registry does not report how far an upload has come", "Try again")
@@ -229,7 +229,7 @@ class Uploader:
         """Finish an upload; if the answer gets lost, check whether the blob is stored.
 
         Raises:
-            AgainError: It is not stored.
+            RetryableError: It is not stored.
         """
         final = url + ("&" if urlsplit(url).query else "?") + urlencode({"digest": blob.digest})
         scope = self._address.scope(write=True)
@@ -238,10 +238,10 @@ class Uploader:
                 answer = self._client.ask(
                     "PUT", final, location, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
                 )
-            except (AgainError, NotFoundError) as error:
+            except (RetryableError, NotFoundError) as error:
                 if self.has_blob(blob, location):
                     return
-                retryable = error if isinstance(error, AgainError) else AgainError(error.what)
+                retryable = error if isinstance(error, RetryableError) else RetryableError(error.what)
                 if len(data) or attempt == len(self._pauses):
                     raise retryable from error
                 self._client.pause(retryable, attempt, location)

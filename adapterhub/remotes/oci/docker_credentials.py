@@ -17,7 +17,7 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from adapterhub import user_files
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 KEYRING = "the system's keyring"
 _HELPER_TIMEOUT = 60  # seconds for an answer of a helper

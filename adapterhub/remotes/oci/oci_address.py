@@ -6,7 +6,6 @@ machine itself and for `oci+http://`; `oci+https://` is for a registry on this m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from adapterhub import semver
@@ -16,6 +15,7 @@ from adapterhub.ref import LATEST, is_tag, parse_prefix
 from adapterhub.registry import version_selection
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _SCHEMES = {"oci": None, "oci+http": False, "oci+https": True}
 _NAME = safe_regex.Pattern(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")

@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000

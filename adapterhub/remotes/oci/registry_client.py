@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from adapterhub.http.boundary import Boundary, is_loopback
 from adapterhub.http.client import PAUSES, Answer, Client
-from adapterhub.http.http_errors import AgainError, DeniedError
+from adapterhub.http.http_errors import DeniedError, RetryableError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, RemoteError
@@ -68,7 +68,7 @@ class RegistryClient(Client):
     def _refusal(self, answer: Answer, location: str) -> Exception:
         error = super()._refusal(answer, location)
         # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
-        if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(error, AgainError | DeniedError):
+        if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(error, RetryableError | DeniedError):
             problem = f"the registry received other bytes (HTTP {answer.status})"
             return IntegrityError(location, problem, "Nothing was stored; try again")
         return error

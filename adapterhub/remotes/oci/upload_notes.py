@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.file_lock import try_lock
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _DISCARDED_AFTER = 7 * 24 * 3600  # seconds after which registries discard uploads
 

@@ -1,6 +1,6 @@
 """Engines: programs and libraries that generate text, behind one small protocol.
 
-    engine_choice.py choosing the installed engine for a base, and opening it
+    engine_for_base.py choosing the installed engine for a base, and opening it
     api_paths.py     which paths of the API each of them answers
     ignored_fields.py fields of requests that each of them ignores
     command_lines.py the command lines that start engines
@@ -28,12 +28,12 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 Blend = tuple[tuple[PreparedVersion, float], ...]
 """The versions that answer a request: `()` is the base, one version with weight 1 that version, several a blend."""

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from adapterhub.serve.torch_engine.answer import GeneratedAnswer
 from adapterhub.serve.torch_engine.streams import Stream, ThreadedHost
 from adapterhub.serve.torch_engine.values import Request
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, StoppedError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 _log = logging.getLogger(__name__)

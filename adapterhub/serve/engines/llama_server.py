@@ -24,7 +24,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,7 @@ from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import (
     Blend,

@@ -12,7 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import LocalIOError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import EngineAnswer, EngineDownError
 from .engine_client import Client, Connection

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import Engine, EngineDownError, EngineTimeoutError
 from .over_http import Server

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers.json_file import is_integer
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .problems import BUSY, ProblemError
 

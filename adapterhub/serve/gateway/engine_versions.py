@@ -8,12 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from adapterhub.serve.engines import Blend, Engine, EngineDownError
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .lookup import ResolvedVersion
 from .problems import BUSY, ProblemError

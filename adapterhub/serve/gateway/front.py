@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
 from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import api_forms, priorities, spans
 from .gateway_settings import GatewaySettings

@@ -9,7 +9,7 @@ from collections import Counter as Bag
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import cast
 
 from adapterhub.digest import Digest
@@ -24,6 +24,7 @@ from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.runtime_rules import RuntimeName
 
 from . import deprecations, priorities, spans

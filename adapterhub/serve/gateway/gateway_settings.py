@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .spans import Tracing
 

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol, TypeVar
 
 from adapterhub.digest import Digest
@@ -28,6 +28,7 @@ from adapterhub.serve import resolving
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.store.ref_log import RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.lookup")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from adapterhub.serve.engines import CHAT, COMPLETIONS, EngineAnswer
@@ -15,6 +15,7 @@ from adapterhub.serve.engines.line_cutter import LineCutter
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import api_forms
 from .problems import engine_failed

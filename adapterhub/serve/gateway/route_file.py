@@ -31,18 +31,19 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import is_hex
-from adapterhub.http_server.limits import Windows
+from adapterhub.http_server.rate_windows import Windows
 from adapterhub.ref import Ref, RefError
 from adapterhub.serve import model_names
 from adapterhub.serve.engines.pooled_engine import EngineAddress, address_of, check_distinct
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import calendar_budgets
 from .calendar_budgets import CalendarBudget

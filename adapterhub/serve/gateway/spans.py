@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from adapterhub.serve.engines import EngineAnswer
 from adapterhub.version import __version__
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .trace_context import TraceContext
 

@@ -7,11 +7,12 @@ malformed `tracestate` is dropped alone. Versions above 00 are read as far as 00
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 
 from adapterhub_converters import safe_regex
+from adapterhub_converters.lazy_dataclass import dataclass
 
 REQUEST_ID = "x-request-id"
 _SANE_ID = safe_regex.Pattern(r"[!-~]{1,128}")

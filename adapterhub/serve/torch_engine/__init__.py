@@ -2,7 +2,7 @@
 
 It is written to be read. `slots` has the arithmetic: the factors of the active adapters in one stack, so that a batch whose
 rows use different adapters needs only two more matrix products than the base. `segment_attention` gives each request its own
-keys and values. `model` puts both into transformers' model and tests what it promises; `adapter_memory` keeps versions in
+keys and values. `model` puts both into transformers' model and tests what it promises; `loaded_adapters` keeps versions in
 memory, `prefixes` the keys and values of prompt beginnings, `schedule` decides which request is next, `answer` turns logits
 into text, with `penalties` and a `grammar` if a request has them, `streams` carries it to the clients, and `host_loop` is the
 loop over all of this. `openai_request` reads documents of OpenAI's API, with its plain `request_fields`, its `conversations`,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.errors import ParameterError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .grammar import Grammar, GrammarError, json_rule
 from .tool_calls import CallForm, CallReader, Tool, form_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters.errors import AdapterhubError, RefusedError, StoppedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import model
-from .adapter_memory import Adapters
 from .answer import GeneratedAnswer
+from .loaded_adapters import Adapters
 from .prefixes import Prefixes
 from .schedule import Row, Schedule, SlotTable
 from .segment_attention import KeysValues

@@ -7,11 +7,12 @@ of the request is worse than none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.errors import ParameterError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from . import answer_form, conversations

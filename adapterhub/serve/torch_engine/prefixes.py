@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
-from .adapter_memory import Parts
+from .loaded_adapters import Parts
 from .segment_attention import BLOCK, Chunk, KeysValues, chunk_size
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from .adapter_memory import LoadedAdapter, Parts
+from adapterhub_converters.lazy_dataclass import dataclass
+
 from .answer import GeneratedAnswer
+from .loaded_adapters import LoadedAdapter, Parts
 from .segment_attention import KeysValues
 from .slots import Use
 from .streams import Stream

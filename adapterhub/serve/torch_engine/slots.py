@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from adapterhub.training.layers.lora import Frozen, replace_module
 from adapterhub.training.layers.nf4_matrix import dense
+from adapterhub_converters.lazy_dataclass import dataclass
 
 PADDING = 16
 """Ranks are padded to a multiple of this."""

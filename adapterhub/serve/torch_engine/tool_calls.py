@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .grammar import json_rule, literal
 

@@ -11,13 +11,13 @@ answer = 0.80                   # for a million tokens of answers
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _NAMES = ("prompt", "cached", "answer")
 _MILLION = 1_000_000

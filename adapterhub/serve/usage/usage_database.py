@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 
 from adapterhub.sqlite_file import UNTRUSTED, SqliteFile
 from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .token_counts import TokenCounts
 

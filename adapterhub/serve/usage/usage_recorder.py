@@ -14,11 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import cast
 
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .token_counts import TokenCounts
 from .usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub.sqlite_file import SqliteReader
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .price_list import PriceList
 from .usage_database import DAY, HOUR, UsageSum

@@ -15,12 +15,12 @@ import functools
 import io
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import byte_planes
 from .cutting import MAX_BLOCK, ReadAt, Run

@@ -7,12 +7,12 @@ malformed header, is one run of bytes. The division does not affect the decoded 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _NO_MATCHES: Mapping[str, str] = MappingProxyType({})
 ReadAt = Callable[[int, int], bytes]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from adapterhub.training import machine
 from adapterhub.training.events import MemoryPlan
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .memory import full_fine_tuning, parameters, plan
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 from adapterhub.training.layers.targets import Sizes, resolve
@@ -13,6 +12,7 @@ from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters import safe_regex
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.canonical_names import BaseTensor
+from adapterhub_converters.lazy_dataclass import dataclass
 
 # The last layers of attention and of an MLP have their own input; the other layers of a module share one.
 _OWN_INPUT = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}

@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import document_files, packed_rows, record_shapes
 from . import overlap as passages

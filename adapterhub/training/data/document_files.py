@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
@@ -25,6 +25,7 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, Problems, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import record_checks, record_shapes, table_files
 from .compressed_files import data_suffix, decompress

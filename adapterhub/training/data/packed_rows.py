@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .token_arrays import TRAINED, Tokens, ids_of
 

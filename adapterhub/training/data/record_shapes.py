@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 Record = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.training.train_config import TrainConfig
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import dataset, overlap
 from .document_files import DataFile, Document

@@ -9,9 +9,10 @@ marks of earlier turns, their answers are located. All others are left to the co
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .messages import Message
 

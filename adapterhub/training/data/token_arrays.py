@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import array
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .example import Example
 

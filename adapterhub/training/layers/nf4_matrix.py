@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from adapterhub_converters.bases.bitsandbytes_state import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _CHUNK_WEIGHTS = 1 << 18  # weights at a time, so that intermediates stay in the processor's cache
 

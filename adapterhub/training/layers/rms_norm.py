@@ -9,11 +9,12 @@ Families round in different places. So a module is replaced only if a known form
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .lora import replace_module
 

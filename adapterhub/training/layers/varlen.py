@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _DTYPES = (torch.bfloat16, torch.float16)  # that flash attention supports
 _FIRST_CAPABILITY = (8, 0)  # the lowest compute capability that it runs on (Ampere)

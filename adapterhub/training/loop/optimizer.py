@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from adapterhub.training.layers.lora import trained_parameters
 from adapterhub.training.train_config import OptimConfig
 from adapterhub_converters.errors import MissingExtraError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _FIRST_SCALE, _MAX_SCALE = 65536.0, 2.0**24
 _GOOD_STEPS = 2000  # in a row, after which the scale of the loss doubles

@@ -7,7 +7,6 @@ the base, which is the model itself with deltas scaled by 0, so that no second m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from adapterhub.training.data.packed_rows import IGNORED, Rows
 from adapterhub.training.layers.lora import without_delta
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import PreferenceConfig
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .loss import Loss, evaluated_passes, logprobs, sum_of_parts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 from adapterhub.training.layers.lora import trained_parameters
 from adapterhub.training.train_config import OptimConfig
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .optimizer import LossScale, initial_scale, new_optimizer
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_model import Base
 from .base_tensors import as_numpy

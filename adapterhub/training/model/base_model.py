@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from adapterhub.training.layers import embeddings, varlen
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 _PROBE_TOKENS = 4  # tokens whose logits are compared with those of the model

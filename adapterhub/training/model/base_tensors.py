@@ -11,7 +11,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +25,7 @@ from adapterhub_converters.bases.bitsandbytes_state import STATE_INFIX
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWeights
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _FLOATS = ("BF16", "F16", "F32")
 _INTEGERS = ("I64", "I32")  # of tables, such as DeepSeek-V4's experts by token

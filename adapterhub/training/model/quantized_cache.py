@@ -16,7 +16,6 @@ import shutil
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from adapterhub_converters.bases import weight_files
 from adapterhub_converters.bases.bitsandbytes_state import QUANTIZATION
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExistsError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_files import BaseFiles
 from .base_tensors import FolderWeights, Weights, stored_name

@@ -9,13 +9,14 @@ number, so that no format rounds it for another.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import IntEnum
 
 import numpy as np
 
 from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError, refused_error
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored_deltas import Factored, Vera, as_pairs

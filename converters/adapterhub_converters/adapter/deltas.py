@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 Parts = Iterator[tuple[str, np.ndarray]]
 MAX_EXPERTS = 4_096

@@ -6,10 +6,11 @@ The architectures themselves are data, in `table`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 ATTENTION = {
     "self_attn.q_proj": "attn_q",

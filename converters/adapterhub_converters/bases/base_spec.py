@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from adapterhub_converters.architectures.architecture import Architecture, text_name
 from adapterhub_converters.architectures.architecture_lookup import by_class
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import canonical_names, names_in_memory
 from .canonical_names import BaseTensor

@@ -9,11 +9,11 @@ conversion/base.py, `modify_tensors`; conversion/deepseek.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of, text_name
 from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .names_in_memory import Renaming
 

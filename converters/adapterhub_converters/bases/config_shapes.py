@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from adapterhub_converters.containers.json_file import is_integer
+from adapterhub_converters.lazy_dataclass import dataclass
 
 Modules = dict[str, tuple[str, ...]]
 """Path to its dimensions: `a*b+2*c`. A path that ends in `!` is itself a parameter rather than a module with a weight."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import MAX_HEADER, MAX_TENSORS, SafetensorsFile, TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_spec import BaseSpec, complete_config, text_digest
 from .canonical_names import BaseTensor

@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -18,6 +17,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.containers.safetensors_file import ReadAt
 from adapterhub_converters.errors import FormatError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _FIRST_READ = 1 << 16  # bytes: the complete header of most shards
 _GGUF_READ_AHEAD = 1 << 20  # bytes

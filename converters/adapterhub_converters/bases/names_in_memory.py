@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _TABLE = Path(__file__).with_name("names_in_memory.json")
 # What every model still reads: TensorFlow's names for a normalization's weight and bias.

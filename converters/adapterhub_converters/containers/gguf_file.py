@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .open_file import OpenFile
 from .safetensors_file import byte_view, release

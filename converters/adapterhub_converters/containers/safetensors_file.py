@@ -16,7 +16,7 @@ import operator
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .open_file import OpenFile
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from adapterhub_converters.adapter_files import ADAPTER_CONFIG, MLX_WEIGHTS, is_
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorKind
 from adapterhub_converters.errors import NotFoundError, NotUnderstoodError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import FORMATS, peft
 

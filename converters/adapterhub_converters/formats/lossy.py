@@ -32,6 +32,7 @@ from adapterhub_converters.adapter import (
 )
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_weights import BaseWeights
 
@@ -42,7 +43,7 @@ _EXACT = 512  # rows or columns up to which a full decomposition is quick
 _OVERSAMPLING, _ITERATIONS = 16, 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LossAllowance:
     """The losses that a conversion may cause.
 
@@ -61,7 +62,7 @@ class LossAllowance:
         return kind in self.drop or any(fnmatch.fnmatchcase(name, word) for word in self.drop if word not in KINDS)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ReducedAdapter:
     """An adapter without the parts that a writer refused, as far as the loss was allowed.
 

@@ -5,7 +5,7 @@ Kept as data because the measurement takes a second; a test compares the two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import FORMATS, PACKAGES, WRITTEN
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import byte_view, release
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import peft
 from .file_alpha import unfold

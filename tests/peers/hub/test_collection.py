@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adapterhub.hub.storage.bucket_blobs import blob_key
-from adapterhub.hub.storage.collection import collect
+from adapterhub.hub.storage.bucket_gc import collect
 from adapterhub.hub.storage.shared_storage import SharedStorage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.peer
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a grace period of zero, as if all that is unneeded had been so for a day."""
-    monkeypatch.setattr("adapterhub.hub.storage.collection.MIN_GRACE", 0)
+    monkeypatch.setattr("adapterhub.hub.storage.bucket_gc.MIN_GRACE", 0)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_parts_of_uploads_go_once_no_client_can_go_on_with_them(
 ) -> None:
     storage.bucket.put_object("tmp/a.xorb", bytes(10))
     assert collect(storage, grace=0).leftovers == 0
-    monkeypatch.setattr("adapterhub.hub.storage.collection._PART_LIFETIME", -60)
+    monkeypatch.setattr("adapterhub.hub.storage.bucket_gc._PART_LIFETIME", -60)
     assert collect(storage, grace=0, dry_run=True).leftover_size == 10
     assert [key.rpartition("/")[2] for key, *_ in storage.bucket.objects("tmp")] == ["a.xorb"]
     assert collect(storage, grace=0).leftovers == 1
@@ -169,7 +169,7 @@ def test_the_command_says_what_it_removed(
 
 
 def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapterhub.hub.storage.collection.MIN_GRACE", 2)
+    monkeypatch.setattr("adapterhub.hub.storage.bucket_gc.MIN_GRACE", 2)
     says = "grace: 1 h is too short for uploads in progress. Set at least 2"
     with pytest.raises(ParameterError, match=says):
         collect(storage, grace=1)

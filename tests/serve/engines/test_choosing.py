@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.serve.engines import engine_choice
-from adapterhub.serve.engines.engine_choice import EngineOptions
+from adapterhub.serve.engines import engine_for_base
+from adapterhub.serve.engines.engine_for_base import EngineOptions
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 from tests.support import folders
 
@@ -60,5 +60,5 @@ def test_an_engine_that_cannot_be_is_refused_with_what_to_do(
     tmp_path: Path, words: dict[str, Any], kind: type[AdapterhubError], code: str, says: str
 ) -> None:
     with pytest.raises(kind, match=says) as refused:
-        engine_choice.open_engine(wanted(tmp_path, **words))
+        engine_for_base.open_engine(wanted(tmp_path, **words))
     assert refused.value.code == code

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from adapterhub.serve.torch_engine import Limits, Request  # noqa: E402
-from adapterhub.serve.torch_engine.adapter_memory import LoadedAdapter  # noqa: E402
+from adapterhub.serve.torch_engine.loaded_adapters import LoadedAdapter  # noqa: E402
 from adapterhub.serve.torch_engine.schedule import Row, Schedule, SlotTable  # noqa: E402
 
 NOTHING: Any = None

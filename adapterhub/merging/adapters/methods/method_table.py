@@ -11,7 +11,6 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ import numpy as np
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merging.adapters.tiled_matrix import TiledMatrix
 from adapterhub_converters.errors import ParameterError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 Matrix = Factors | TiledMatrix
 _INTERNAL = ("random", "scales")  # keyword arguments that the user does not set

@@ -16,8 +16,9 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NoReturn
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 log = logging.getLogger("adapterhub.serve.workers")
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from adapterhub.serve.gateway.local_routes import LOCAL_ROUTES, MAX_NAME_BODY, N
 from adapterhub.serve.gateway.problems import DOWN, ProblemError
 from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import messages
 from .channel import Channel, ChannelLostError, Conversation, Message, connect

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import adapter_checks
 from .tensor_layout import HUB, INVOCATION, Arrays, Layout, Size, arrange, assemble, file_digest, take_apart

@@ -10,7 +10,7 @@ tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,7 @@ from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Ar
 from adapterhub_converters.architectures.architecture_lookup import piece_rows
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import source_config
+from adapterhub_converters.lazy_dataclass import dataclass
 
 INVOCATION = "adapter.alora.invocation_tokens"
 """The ids of the tokens after which an aLoRA starts to act, in a list of UINT32."""

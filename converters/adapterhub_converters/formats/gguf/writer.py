@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused_error
 from adapterhub_converters.formats import DTYPES, file_alpha, source_config
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import adapter_checks

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from adapterhub_converters.architectures.architecture import Architecture, layer
 from adapterhub_converters.bases.names_in_memory import renaming
 from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .model_config import Config
 from .shared_keys import head_size, rotated_dimensions

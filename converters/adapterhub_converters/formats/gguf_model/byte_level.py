@@ -8,11 +8,11 @@ found by comparing the rules in tokenizer.json.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers.gguf_file import MetadataValue, string_value, strings_value
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .special_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Tokenizer
 

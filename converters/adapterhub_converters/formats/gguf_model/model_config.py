@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers.json_file import is_integer, is_number
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _DIVIDED = (
     "llama", "mistral", "arcee", "nemotron", "cohere2", "seed_oss", "ernie4_5", "ministral3",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import MetadataValue, string_value, strings_value
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .byte_level import looks_special
 from .special_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Tokenizer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Values of `token_type` (llama.h, `enum llama_token_type`)."""

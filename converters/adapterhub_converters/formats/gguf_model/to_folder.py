@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .special_tokens import CONTROL, USER_DEFINED, id_key
 

@@ -16,6 +16,7 @@ import numpy as np
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import BUNDLED, Adapter, CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .name_table import Reading
 
@@ -113,7 +114,7 @@ def delta_of(target: str, tensors: Mapping[str, np.ndarray], kernel: tuple[int, 
     return _pair(target, part, scale, location)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Scale:
     """The factor on the product of factors: `alpha / r`, where an alpha of 0 means `r`, times LyCORIS' `scalar`."""
 

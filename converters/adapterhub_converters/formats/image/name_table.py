@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fractions import Fraction
 
 from adapterhub_converters import safe_regex
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.peft_patterns import escape
 
 

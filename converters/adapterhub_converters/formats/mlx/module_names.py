@@ -8,12 +8,12 @@ in files on the Hub, not those in memory; experts are one `switch_mlp`, or keep 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures.architecture import text_name
 from adapterhub_converters.bases import BaseSpec, names_in_memory
+from adapterhub_converters.lazy_dataclass import dataclass
 
 VERSION = "0.32.2"
 _LAYER = safe_regex.Pattern(

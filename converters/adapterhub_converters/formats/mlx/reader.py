@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import peft, source_config
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import full_tuning
 from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import refused_error
 from adapterhub_converters.formats import file_alpha, source_config
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest
 from .module_names import Names

@@ -10,7 +10,6 @@ the shapes of gate_up_proj and down_proj together, as the output of one is the i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter.deltas import StackedLowRank
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _VERSION = safe_regex.Pattern(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import file_alpha, source_config
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.lazy_dataclass import dataclass
 
 SETTINGS = "adapterhub.settings"
 """Our own key in the header's metadata, for the trainer's options that are needed to read the file."""

@@ -10,7 +10,7 @@ to `adapter_up`. Follows Megatron-Bridge 067f987 (`models/conversion/peft_bridge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import fused_layers, megatron_shards
 

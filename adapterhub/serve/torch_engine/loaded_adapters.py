@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from adapterhub.training.events import InitialAdapter
 from adapterhub.training.model import adapter_transfer as trained
 from adapterhub_converters.adapter import LowRank, scaling, targets_without_magnitude
 from adapterhub_converters.errors import NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .model import Model
 from .slots import Factors, Gains

@@ -9,12 +9,13 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import Engine, command_lines
 

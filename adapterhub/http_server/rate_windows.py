@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from adapterhub_converters.lazy_dataclass import dataclass
 
 _MAX_WINDOWS = 50_000  # windows kept in memory
 
