@@ -168,6 +168,7 @@ _MAY_BACKTRACK = {
     "adapterhub.cli.output": "every line that is printed passes two patterns, which are linear, and start before RE2 would",
     "adapterhub_converters.display": "patterns of one character, with lookaround of a fixed width, which RE2 lacks",
     "adapterhub_converters.containers.safetensors_file": "one pattern, whose repeats are possessive",
+    "adapterhub_schemas": "the patterns of its schemas, which have no repeats without a bound",
     "adapterhub_converters.peft_patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
 }
 

@@ -13,16 +13,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.http_errors import RetryableError
 from adapterhub_converters import safe_regex
-from adapterhub_converters.bases import RangedFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_address import Hub
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import RangedFile
 
 MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched only for its digest
 _FIRST_REQUEST = 1 << 16  # bytes; enough for the header of most shards
@@ -214,6 +216,8 @@ class WebFiles:
 
     def open_ranged(self, name: str) -> RangedFile | None:
         """Return a reader of byte ranges, or None if the file is missing; the first request brings the size."""
+        from adapterhub_converters.bases import RangedFile  # numpy, which the start of a hub does without
+
         if name not in self._open:
             self._open[name] = self._begin(name) if self._may_exist(name) else None
         file = self._open[name]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from adapterhub.digest import CHUNK, Digest
-from adapterhub_converters.bases import RangedFile
 from adapterhub_converters.errors import FormatError
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import RangedFile
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -56,6 +58,8 @@ class StoredModel:
         """Return a reader of byte ranges; None if the file is missing."""
         if name not in self._files:
             return None
+        from adapterhub_converters.bases import RangedFile  # numpy, which the start of a hub does without
+
         return RangedFile(self._files[name][1], partial(self._read_at, name), self.label(name))
 
     def sha256(self, name: str) -> str | None:

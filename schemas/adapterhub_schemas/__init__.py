@@ -53,9 +53,9 @@ def accepts(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> b
 
 def _accepts_items(table: dict[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
     """Check the items of an object: by `properties`, and those that it does not list by `additionalProperties`."""
-    listed, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
+    properties, additional = schema.get("properties", {}), schema.get("additionalProperties", True)
     for key, item in table.items():
-        rule = listed.get(key, rest)
+        rule = properties.get(key, additional)
         if rule is False or (rule is not True and not accepts(item, rule, root)):
             return False
     return True
@@ -69,9 +69,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _same(left: Any, right: Any) -> bool:
+def _equal(constant: Any, value: Any) -> bool:
     """Compare two plain values as JSON does, in which 1 is 1.0 and is not true; False for lists and objects."""
-    return left == right and isinstance(left, bool) == isinstance(right, bool) and not isinstance(left, dict | list)
+    return constant == value and isinstance(constant, bool) == isinstance(value, bool) and not isinstance(constant, dict | list)
 
 
 _TYPES: Mapping[str, Callable[[Any], bool]] = {
@@ -87,8 +87,8 @@ _NOTES = {"$schema", "$id", "$defs", "title", "description", "examples", "proper
 # As in JSON Schema, a keyword says nothing about values of other types than its own.
 _KEYWORDS: Mapping[str, Keyword] = {
     "type": _has_type,
-    "const": lambda constant, value, _: _same(constant, value),
-    "enum": lambda members, value, _: any(_same(member, value) for member in members),
+    "const": lambda constant, value, _: _equal(constant, value),
+    "enum": lambda members, value, _: any(_equal(member, value) for member in members),
     "pattern": lambda pattern, value, _: not isinstance(value, str) or re.search(pattern, value) is not None,
     "minLength": lambda limit, value, _: not isinstance(value, str) or len(value) >= limit,
     "maxLength": lambda limit, value, _: not isinstance(value, str) or len(value) <= limit,

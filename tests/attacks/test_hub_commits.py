@@ -89,15 +89,17 @@ def test_a_page_of_commits_reads_those_of_the_page(red: Tenant, monkeypatch: pyt
     monkeypatch.setattr(reading, "_PAGE_EXPANDED", 3)
     for number in range(8):
         assert red.commit("open", {"README.md": str(number).encode()}).ok
-    whole = [red.get(f"/api/models/red/open/commits/main?p={page}") for page in range(3)]
-    assert [len(answer.json()) for answer in whole] == [3, 3, 2]
-    assert {answer.headers["x-total-count"] for answer in whole} == {"8"}
-    assert len({commit["id"] for answer in whole for commit in answer.json()}) == 8
+    pages = [red.get("/api/models/red/open/commits/main")]
+    while link := pages[-1].links.get("next"):
+        pages.append(red.get(link["url"].removeprefix(red.hub.url)))
+    assert [len(answer.json()) for answer in pages] == [3, 3, 2]
+    assert len({commit["id"] for answer in pages for commit in answer.json()}) == 8
     read: list[str] = []
-    by_id = commits.by_id
-    monkeypatch.setattr(commits, "by_id", lambda worker, view, ident: read.append(ident) or by_id(worker, view, ident))
-    assert red.get("/api/models/red/open/commits/main?p=1").json() == whole[1].json()
-    assert len(read) <= 4
+    commit = Repositories.commit
+    monkeypatch.setattr(Repositories, "commit", lambda *arguments: read.append(arguments[-1]) or commit(*arguments))
+    assert red.get(pages[0].links["next"]["url"].removeprefix(red.hub.url)).json() == pages[1].json()
+    assert len(read) <= 12
+    assert red.get("/api/models/red/open/commits/main?p=1").status_code == 400
 
 
 def test_a_commit_of_endless_lines_is_refused(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,8 @@ def test_commits_write_as_much_at_the_end_as_at_the_beginning(red: Tenant) -> No
         gc.gc(registry, grace=0)
         assert not [finding for finding in fsck(registry) if finding.severity == "error"]
     assert disk(red.hub) <= before
-    assert red.get("/api/models/red/open/commits/main").headers["x-total-count"] == "96"
+    first = red.get("/api/models/red/open/commits/main")
+    assert len(red.get(first.links["next"]["url"].removeprefix(red.hub.url)).json()) == 46
 
 
 def test_replaced_documents_count_until_a_gc_may_have_removed_them(red: Tenant) -> None:

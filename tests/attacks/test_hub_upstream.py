@@ -23,13 +23,14 @@ Make = Callable[..., Path]
 MODES = ("redirect", "cache")
 FILE = f"/{NAME}/resolve/main/{PATH}"
 # What else is read under the name of a repository, and only of this hub.
-_OWN = ("auth-check", "/lfs/")
+_OF_MODELS = ("/{namespace}/{repo}", "/api/models/{namespace}/{repo}")
+_OWN = ("auth-check", "/lfs/", "/info/refs")
 
 
 def reading_paths() -> list[str]:
     """Every path of the hub at which clients of the Hugging Face Hub read a repository, for the model of the upstream."""
     paths = [route.path for route in routes.routes() if isinstance(route, Route) and "GET" in (route.methods or ())]
-    paths = [path for path in paths if "{namespace}/{repo}" in path and not any(word in path for word in _OWN)]
+    paths = [path for path in paths if path.startswith(_OF_MODELS) and not any(word in path for word in _OWN)]
     values = {"{namespace}/{repo}": NAME, "{revision}": "main", "{path:path}": PATH}
     for key, value in values.items():
         paths = [path.replace(key, value) for path in paths]

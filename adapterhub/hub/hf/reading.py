@@ -268,6 +268,8 @@ async def history(hub: Hub, request: Request) -> Response:
     """GET …/commits/{rev}, in pages, each of which names the commit that the next one begins with."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     page, start = query_number(request, "p"), request.query_params.get("cursor") or revision
+    if page and start == revision:
+        raise UsageError("p", "is no page without the cursor of the link to it", "Follow the links from the first page")
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], str]:
         view = visible_view(hub, worker, identity, name)

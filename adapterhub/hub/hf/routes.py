@@ -66,6 +66,7 @@ _WITH_NAMESPACE: dict[str, Handler] = {
     f"{_MODEL}/commits/{{revision}}": upstream_reading.history,
     f"{_MODEL}/safetensors-metadata/{{path:path}}": upstream_reading.redirected,
     "/{namespace}/{repo}/resolve/{revision}/{path:path}": upstream_reading.resolve,
+    "/{namespace}/{repo}/raw/{revision}/{path:path}": upstream_reading.resolve,
     f"{_MODEL}/paths-info/{{revision}}": upstream_reading.paths_info,
 }
 # What answers for a model that is not here, by path.

@@ -9,7 +9,7 @@ Xet, so that clients use plain downloads.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -118,12 +118,13 @@ async def history(hub: Hub, request: Request) -> Response:
     if models.settings.mode == _REDIRECT:
         return _redirect(models, request)
     await _listing(models, request, name)
-    page = reading.query_number(request, "p")
+    query = urlencode({key: request.query_params[key] for key in ("p", "cursor") if key in request.query_params})
     path = f"/api/models/{quote(name)}/commits/{quote(path_part(request, 'revision'), safe='')}"
-    raw, link = await models.document(f"{path}?p={page}", name, _MAX_DOCUMENT)
-    here = f"{hub.url(request)}{path}"
-    has_more = next_page(link, models.settings.endpoint, name) is not None
-    headers = {"link": f'<{here}?p={page + 1}>; rel="next"'} if has_more else {}
+    raw, link = await models.document(f"{path}?{query}", name, _MAX_DOCUMENT)
+    next_url = next_page(link, models.settings.endpoint, name)
+    # Read and written again: a query of another server is no text for a header of this one.
+    next_query = urlencode(parse_qsl(urlsplit(next_url).query, max_num_fields=10)) if next_url else ""
+    headers = {"link": f'<{hub.url(request)}{path}?{next_query}>; rel="next"'} if next_url else {}
     return JSONResponse(_list(raw, name), headers=headers)
 
 
@@ -136,7 +137,7 @@ async def redirected(hub: Hub, request: Request) -> Response:
 
 
 async def resolve(hub: Hub, request: Request) -> Any:
-    """GET and HEAD /{id}/resolve/{rev}/{path}."""
+    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/."""
     models, name = await _upstream(hub, request)
     listing = await _listing(models, request, name)
     path = request.path_params["path"]

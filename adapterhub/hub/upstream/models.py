@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from starlette.requests import Request
 
-from adapterhub.bases import remote_base
 from adapterhub.bases.hub_address import SCHEME, HubPath
 from adapterhub.bases.hub_address import Hub as HuggingFace
 from adapterhub.http_server.rate_windows import Windows
@@ -165,6 +164,8 @@ class UpstreamModels:
             return hub_layout.with_repo(read_files(model, main), name, listing.commit)
         token = self.settings.token if self.settings.mode == "cache" else None
         hub = HuggingFace(self.settings.endpoint, token, self.settings.proxy)
+        from adapterhub.bases import remote_base  # numpy, which the start of a hub does without
+
         return remote_base.read_url(f"{SCHEME}{name}@{listing.commit}{'/' if main else ''}{main}", hub, pauses=(0.5,))
 
     # ---- files

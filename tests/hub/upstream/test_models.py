@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub.hf import reading
 from adapterhub.hub.settings import Upstream
 from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref
@@ -41,6 +42,19 @@ def test_huggingface_hub_gets_a_model_of_the_upstream(tmp_path: Path, upstream: 
         assert not api.file_exists(NAME, "other.json")
         assert not api.revision_exists(NAME, "v9")
         assert not api.repo_exists("org/none")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_page_of_the_history_of_a_model_comes(
+    tmp_path: Path, upstream: Running, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PAGE_EXPANDED", 2)
+    for number in range(5):
+        client(upstream, tmp_path).upload_file(repo_id=NAME, path_or_fileobj=b"%d" % number, path_in_repo="note.txt")
+    with hub_of(tmp_path / "hub", upstream.url, mode) as hub:
+        history = [commit.commit_id for commit in client(hub, tmp_path).list_repo_commits(NAME)]
+        assert history == [commit.commit_id for commit in client(upstream, tmp_path).list_repo_commits(NAME)]
+        assert len({*history}) == len(history) > 5
 
 
 def test_ranges_and_headers_are_those_of_the_upstream(tmp_path: Path, upstream: Running) -> None:
