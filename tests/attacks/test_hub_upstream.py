@@ -123,8 +123,10 @@ def test_other_names_than_those_of_the_allowed_organizations_are_not_told_to_the
 def test_every_path_at_which_a_repository_is_read_is_redirected_or_answered_here(tmp_path: Path, upstream: Faulty) -> None:
     with hub_of(tmp_path, upstream.url, "redirect") as hub:
         answers = {path: Sending(hub.url).ask("GET", path) for path in reading_paths()}
-        assert {answer.status for answer in answers.values()} == {307}
-        assert {answer.headers["location"].startswith(f"{upstream.url}/") for answer in answers.values()} == {True}
+        redirects = {path: answer for path, answer in answers.items() if answer.status == 307}
+        # What comes in pages is not redirected: huggingface_hub sends its token along to the next page, wherever that is.
+        assert {path for path in answers if "/tree/" in path or "/commits/" in path} == answers.keys() - redirects.keys()
+        assert {answer.headers["location"].startswith(f"{upstream.url}/") for answer in redirects.values()} == {True}
 
 
 @pytest.mark.parametrize("mode", MODES)

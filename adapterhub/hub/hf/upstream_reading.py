@@ -2,8 +2,9 @@
 
 In both modes the metadata of a file is answered here: huggingface_hub follows no redirect of a HEAD request to another host,
 and since 1.33 it would send this hub's token along if that host is huggingface.co. A redirect of a GET request leads to the
-commit that the metadata is of, so that a client never has bytes of one commit under the name of another. Nothing here names
-Xet, so that clients use plain downloads.
+commit that the metadata is of, so that a client never has bytes of one commit under the name of another. What comes in pages is
+answered here too: a client would send this hub's token along to the next page of the upstream. Nothing here names Xet, so that
+clients use plain downloads.
 """
 
 from __future__ import annotations
@@ -48,8 +49,6 @@ async def model_info(hub: Hub, request: Request) -> Response:
 async def tree(hub: Hub, request: Request) -> Response:
     """GET …/tree/{rev}[/{dir}], in pages."""
     models, name = await _upstream(hub, request)
-    if models.settings.mode == _REDIRECT:
-        return _redirect(models, request)
     listing = await _listing(models, request, name)
     folder = request.path_params.get("path", "").strip("/")
     recursive, expand = (request.query_params.get(key, "").lower() in ("true", "1") for key in ("recursive", "expand"))
@@ -115,8 +114,6 @@ async def refs(hub: Hub, request: Request) -> Response:
 async def history(hub: Hub, request: Request) -> Response:
     """GET …/commits/{rev}: as the upstream has them now, in its pages."""
     models, name = await _upstream(hub, request)
-    if models.settings.mode == _REDIRECT:
-        return _redirect(models, request)
     await _listing(models, request, name)
     query = urlencode({key: request.query_params[key] for key in ("p", "cursor") if key in request.query_params})
     path = f"/api/models/{quote(name)}/commits/{quote(path_part(request, 'revision'), safe='')}"

@@ -88,12 +88,10 @@ def test_a_model_without_a_namespace_is_one_of_the_upstream(tmp_path: Path) -> N
         upstream.repos["gpt2"] = Repo()
         publish(upstream, "gpt2", FILES)
         with hub_of(tmp_path / "hub", upstream.url, "redirect") as hub:
-            answers = [
-                anonymous(hub).ask("GET", f"{path}/main") for path in ("/api/models/gpt2/tree", "/api/models/gpt2/revision")
-            ]
-            assert [answer.headers["location"] for answer in answers] == [
-                f"{upstream.url}/api/models/gpt2/{kind}/main" for kind in ("tree", "revision")
-            ]
+            info = anonymous(hub).ask("GET", "/api/models/gpt2/revision/main")
+            assert info.headers["location"] == f"{upstream.url}/api/models/gpt2/revision/main"
+            tree = anonymous(hub).ask("GET", "/api/models/gpt2/tree/main").json()
+            assert {entry["path"] for entry in tree} == {path.partition("/")[0] for path in FILES}
 
 
 def test_the_mirror_comes_first_and_what_it_refuses_is_a_model_of_the_upstream(
