@@ -168,7 +168,7 @@ class Gateway:
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         parts = urlsplit(self.url)
-        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=600)
         try:
             request_headers = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, {**self.headers, **request_headers})

@@ -80,7 +80,7 @@ class Storm:
     def hang_up(self, model: str) -> None:
         """Begin a long stream, and go in the middle of it."""
         parts = urlsplit(self.gateway.url)
-        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=600)
         asked = {"model": model, "prompt": self.prompts[0], "max_tokens": 1000, "stream": True, **self.more}
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps(asked))

@@ -132,14 +132,19 @@ def test_silence_is_a_timeout_and_what_comes_later_is_still_read() -> None:
 
 
 def test_a_server_that_reads_nothing_ends_the_writing_in_time() -> None:
+    ended = asyncio.Event()
+
     async def stall(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _reader._transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(1)
+        await ended.wait()
         writer.transport.abort()
 
     async def use(stream: httpcore2.AsyncNetworkStream) -> None:
-        with pytest.raises(httpcore2.WriteTimeout):
-            await stream.write(bytes(64 << 20), timeout=0.1)
+        try:
+            with pytest.raises(httpcore2.WriteTimeout):
+                await stream.write(bytes(64 << 20), timeout=0.1)
+        finally:
+            ended.set()
 
     connect(stall, use)
 
