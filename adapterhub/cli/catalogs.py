@@ -77,9 +77,9 @@ def catalog_below(
         with open_local(settings) as catalog:
             yield catalog, prefix
         return
-    opened = open_hub_below(prefix, remote)
+    named_remote = remote_at(remote)
+    opened = open_hub_below(prefix, named_remote.url)
     if opened is None:
-        named_remote = remote_at(remote)
         hint = f"List its names with `adapterhub list --remote {named_remote.name}`".rstrip()
         problem = f"has no {feature}, which the local registry and hubs of adapterhub have"
         raise UsageError(named_remote.url, problem, hint, code="hub-only")
@@ -87,10 +87,9 @@ def catalog_below(
         yield catalog, opened[1]
 
 
-def open_hub_below(prefix: str | None, remote: str) -> tuple[Catalog, str | None] | None:
-    """Open the catalog of a remote, and return it with the prefix of its names there; None if it is no hub of ours."""
+def open_hub_below(prefix: str | None, url: str) -> tuple[Catalog, str | None] | None:
+    """Open the catalog at the URL of a remote, and return it with the prefix of its names; None if it is no hub of ours."""
     from adapterhub.remotes.named_remotes import prefix_below, unused_address
 
-    url = remote_at(remote).url
     opened = open_hub(unused_address(url))
     return None if opened is None else (opened[0], prefix_below(url, prefix))

@@ -545,6 +545,11 @@ def ref_at_remote(ref: str, name: str | None) -> str:
     return address_below(trusted_remote(name).url, ref)
 
 
+def remote_words(name: str | None) -> str:
+    """Return the option --remote as it was given, after a blank, for a command that a message shows; empty without it."""
+    return "" if name is None else f" --remote {name}".rstrip()
+
+
 def source_at_remote(text: str, name: str | None) -> str:
     """Do as `at_remote` for a SRC: an address, or a path that is written as one, like ./sql, is returned unchanged."""
     from adapterhub.remotes.remote_address import is_address

@@ -128,6 +128,8 @@ HINTS: dict[str, str] = {
 }
 
 
+# Hints for errors of another registry, whose address is a field.
+_HINTS_ELSEWHERE = {"no-such-adapter": "Run `adapterhub list {registry}`"}
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {
     "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
@@ -182,7 +184,8 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     if error.code not in HINTS or "meant" in error.fields:
         return error.hint or _hint_for_folder(error)
     try:
-        return HINTS[error.code].format_map(_with_flags(error.fields))
+        hints = {**HINTS, **_HINTS_ELSEWHERE} if "registry" in error.fields else HINTS
+        return hints[error.code].format_map(_with_flags(error.fields))
     except KeyError:  # of another machine, which did not send its fields
         return error.hint
 

@@ -18,16 +18,20 @@ from adapterhub_converters.errors import UsageError
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("message", required=False, default="")
+@click.option("-m", "--message", "reason", metavar="TEXT", default="", help="The same as MESSAGE.")
 @click.option("--undo", is_flag=True, help="Withdraw the warning.")
 @remote_option
 @click.pass_obj
-def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote: str | None) -> None:
+def deprecate(settings: Settings, *, ref: str, message: str, reason: str, undo: bool, remote: str | None) -> None:
     """Mark a version as deprecated, or with a bare name all its versions: every command that uses it prints a warning.
 
     Deprecated versions still work.
     """
     from adapterhub.ref import Ref
 
+    if message and reason:
+        raise UsageError("--message", "is there, and MESSAGE too", "Leave one out", code="conflicting-options")
+    message = message or reason
     if undo and message:
         raise UsageError("--undo", "cannot be combined with MESSAGE", "Leave one out", code="conflicting-options")
     with catalogs.catalog_of(settings, ref, remote, "deprecation of versions") as (catalog, target):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from adapterhub.remotes.catalog import Catalog
 
 
+# Schemes of registries that list their names, and the most parts of an address without one.
+_LISTED_SCHEMES = {"oci": 1, "oci+http": 1, "oci+https": 1, "hub+http": 2, "hub+https": 2}
 _REMOTE_COLUMNS = (
     Column("REF"),
     Column("TAGS", drop=1),
@@ -48,18 +50,20 @@ _REMOTE_COLUMNS = (
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the versions there, and oci://HOST the
-    names; a remote lists its names, or the versions of one, and a hub of adapterhub all of it as the registry does. A narrow
-    terminal shows fewer columns, and of a tree the newest and the tagged versions; a pipe and --json get everything.
+    PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the versions there, and oci://HOST or
+    hub+https://HOST the names; a remote lists its names, or the versions of one. A hub of adapterhub is listed as the registry
+    is. A narrow terminal shows fewer columns, and of a tree the newest and tagged versions; a pipe and --json get everything.
     """
     from adapterhub.remotes.remote_address import is_address
 
-    if prefix and remote is None and (host := _registry_url(prefix)):
-        _list_names(settings, None, host, None)
-        return
     opened: tuple[Catalog, str | None] | None
-    if remote is not None:
-        opened = catalogs.open_hub_below(prefix, remote)
+    if prefix and remote is None and (url := _registry_url(prefix)):
+        opened = catalogs.open_hub_below(None, url)
+        if opened is None:
+            _list_names(settings, None, url, None)
+            return
+    elif remote is not None:
+        opened = catalogs.open_hub_below(prefix, environment.remote_at(remote).url)
         if opened is None:
             _list_remote(settings, prefix, remote, as_tree=as_tree)
             return
@@ -94,7 +98,7 @@ def _list_text(
 ) -> None:
     if not rows:
         problem = f"no adapters yet in {catalog.location}"
-        output.say(output.one_line(f"{problem}; store one with `adapterhub push SRC namespace/name`"))
+        output.say(output.one_line(f"{problem}; store one with `adapterhub push`"))
         return
     if as_tree:
         for line in tree.lines(rows, catalog.versions_with, screen=output.width()):
@@ -166,9 +170,10 @@ def _list_names(settings: Settings, prefix: str | None, url: str, remote: str | 
 
 
 def _registry_url(text: str) -> str | None:
-    """Return the checked URL of a registry without a name, `oci://HOST`; None for any other text."""
+    """Return the checked URL of a registry or a hub without a name, `oci://HOST`; None for any other text."""
     from adapterhub.remotes.named_remotes import check_url
 
     scheme, _, remainder = text.partition("://")
-    is_host = remainder and "/" not in remainder.rstrip("/") and scheme.lower() in ("oci", "oci+http", "oci+https")
-    return check_url(text) if is_host else None
+    # A hub's may name an organization.
+    parts = len(remainder.rstrip("/").split("/")) if remainder else 0
+    return check_url(text) if 0 < parts <= _LISTED_SCHEMES.get(scheme.lower(), 0) else None

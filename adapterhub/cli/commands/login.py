@@ -79,7 +79,8 @@ def _hub_credentials(address: OciAddress, username: str | None, *, password: boo
     from adapterhub.remotes.oci.docker_credentials import Credentials
 
     if username or password:
-        raise UsageError("--username", "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
+        option = "--username" if username else "--password-stdin"
+        raise UsageError(option, "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
     hub = HubLogin(address.registry_url, environment.proxy)
     if token:
         bearer = _secret(sys.stdin.read(_LONGEST), "--token-stdin")

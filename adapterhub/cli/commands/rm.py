@@ -7,7 +7,7 @@ import sys
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, remote_words, workspace
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
 from adapterhub.operations import tag
 from adapterhub_converters.errors import UsageError
@@ -55,6 +55,6 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
                 output.say("nothing was removed")
                 raise SystemExit(1)
         catalog.rm(target, expect=expect, force=force)
-    undo = f"tag {target} --restore" if target.tag else f"restore {target}"
-    text = f"removed {kind} {target}; `adapterhub {undo}` undoes it"
+    undo = f"tag {ref} --restore" if target.tag else f"restore {ref}"
+    text = f"removed {kind} {target}; `adapterhub {undo}{remote_words(remote)}` undoes it"
     output.emit({"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(text))

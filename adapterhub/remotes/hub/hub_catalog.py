@@ -80,6 +80,7 @@ class _ApiWire(HubWire):
                     for key, value in named.items()
                     if isinstance(value, str)
                 }
+                error.fields["registry"] = self.address_prefix.rstrip("/")
                 return error
         return super()._refusal(answer, location)
 

@@ -117,7 +117,7 @@ def _printed(words: str, stdout: str, stderr: str) -> str:
         return ""  # it names the version at its address
     if "--json" in words:
         stdout = json.dumps(json.loads(stdout, object_hook=_timeless), indent=1)
-    return _VARYING.sub(" ", _ADDRESS.sub("", stdout + stderr).replace("@", ":"))
+    return _VARYING.sub(" ", _ADDRESS.sub("", stdout + stderr).replace("@", ":").replace(" --remote", ""))
 
 
 def _timeless(document: dict[str, object]) -> dict[str, object]:
