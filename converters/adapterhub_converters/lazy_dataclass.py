@@ -7,6 +7,7 @@ imports about a hundred such classes, makes objects of a third of them, and comp
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,29 @@ else:
         return (lambda cls: _define(cls, **options)) if cls is None else _define(cls, **options)
 
 
+_LOCK = threading.RLock()
+
+
+def _is_frozen(cls: Any) -> bool:
+    return "__dataclass_params__" in vars(cls) and bool(cls.__dataclass_params__.frozen)
+
+
 def _define(cls: Any, *, eq: bool = True, frozen: bool = False, slots: bool = False, **options: bool) -> Any:
     written = {name for name, value in vars(cls).items() if (name, value) != ("__hash__", None)}
     wanted = {"__init__": True, "__repr__": options.pop("repr", True), "__eq__": eq, "__hash__": eq and frozen}
     wanted |= dict.fromkeys(("__lt__", "__le__", "__gt__", "__ge__"), options.pop("order", False))
-    cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, **options)
+    # The standard decorator is not told that a class is frozen, as it would compile two methods for that; so it must not see
+    # that the bases are.
+    frozen_bases = [base.__dataclass_params__ for base in cls.__mro__[1:] if _is_frozen(base)]
+    with _LOCK:
+        for params in frozen_bases:
+            params.frozen = False
+        try:
+            cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, **options)
+        finally:
+            for params in frozen_bases:
+                params.frozen = True
+    cls.__dataclass_params__.frozen = frozen
     for name in (name for name, needed in wanted.items() if needed and name not in written):
         setattr(cls, name, _compiled_when_called(cls, name, frozen=frozen, slots=slots))
     if eq and not frozen and "__hash__" not in written:

@@ -58,7 +58,7 @@ def containers(root: object) -> Iterator[tuple[str, object]]:
 
 def caches_of(running: Running) -> dict[str, object]:
     """All containers of the hub that serves a folder."""
-    roots = [one for one in gc.get_objects() if isinstance(one, Hub | Site)]
+    roots = [item for item in gc.get_objects() if issubclass(type(item), Hub | Site)]  # no weak proxy, whose object may be gone
     own = [root for root in roots if (root if isinstance(root, Hub) else root.hub).settings is not None]
     mine = [root for root in own if (root if isinstance(root, Hub) else root.hub).settings.registry == running.folder]
     return {f"{type(root).__name__}{path}": value for root in mine for path, value in containers(root)}

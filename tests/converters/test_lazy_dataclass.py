@@ -140,6 +140,33 @@ def test_a_subclass_has_the_fields_of_its_base() -> None:
         Sub(1).count = 2  # type: ignore[misc]
 
 
+def test_classes_of_both_decorators_inherit_from_each_other() -> None:
+    @lazy_dataclass.dataclass(frozen=True, slots=True)
+    class Lazy:
+        """A class of this package."""
+
+        count: int
+
+    @dataclasses.dataclass(frozen=True)
+    class Standard(Lazy):
+        """A class of another package."""
+
+        size: float = 1.0
+
+    @lazy_dataclass.dataclass(frozen=True)
+    class Last(Standard):
+        """A class of this package on it."""
+
+        name: str = "x"
+
+    assert (Last(1), repr(Last(1))) == (Last(1, 1.0, "x"), f"{Last.__qualname__}(count=1, size=1.0, name='x')")
+    assert len({Lazy(1), Standard(1), Last(1), Last(1)}) == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Last(1).count = 2  # type: ignore[misc]
+    with pytest.raises(TypeError, match="cannot inherit non-frozen dataclass from a frozen one"):
+        dataclasses.dataclass(type("Other", (Lazy,), {}))
+
+
 def test_no_module_of_the_package_compiles_its_dataclasses_at_import() -> None:
     files = [*ROOT.glob("adapterhub/**/*.py"), *ROOT.glob("converters/**/*.py")]
     eager = [
