@@ -35,8 +35,9 @@ def remove(
                 raise
             problem = "an adapter was made from it that you may not see, and could not be made again"
             raise RefusedError(view.name, problem, error.hint, code=error.code) from None
-    if view.newest and view.repository and view.repository.private:
-        # A restored name must be as private as it was.
+    repository = worker.repositories.get(view.name)
+    if repository and repository.private and worker.registry.ledger.current(view.name).seq:
+        # A restored name must be as private as it was, even if this ends a removal that was cut off after the versions.
         worker.repositories.change(view.name, lambda state: Repository(private=True, created=state.created))
     else:
         worker.repositories.remove(view.name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import access_control
+from adapterhub.hub import access_control, quotas
 from adapterhub.hub.api import reading
 from adapterhub.hub.api.routes import routes
 from adapterhub.hub.people import accounts, audit_log
@@ -234,6 +234,29 @@ def test_a_restored_name_is_as_private_as_it_was(team: Running, reader: Tenant) 
     assert reader.post(f"{url}/restore").status_code == 404
     assert owner.post(f"{url}/restore").json() == {"restored": "secret/plans", "versions": [1], "lost": []}
     assert reader.get(f"{url}/versions/v1").status_code == 404
+
+
+def test_a_name_is_as_private_after_a_removal_that_was_cut_off_and_asked_for_again(
+    team: Running, reader: Tenant, adapter: Callable[..., Path]
+) -> None:
+    owner = Tenant(team, "secret")
+    owner.create("draft", private=True)
+    owner.upload("draft", adapter(5)).raise_for_status()
+    with team.registry() as registry:
+        registry.rm(Ref("secret/draft"))  # as by a process that was killed before it changed the record
+    owner.request("DELETE", "/api/repos/delete", json={"name": "secret/draft"}).raise_for_status()
+    owner.post(f"{API}/names/secret/draft/restore").raise_for_status()
+    assert owner.get(f"{API}/names/secret/draft/versions/v1").status_code == 200
+    assert reader.get(f"{API}/names/secret/draft/versions/v1").status_code == 404
+
+
+def test_what_is_removed_needs_no_room(team: Running, writer: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "_FREE_RECORDS", 0)
+    with closing(open_database(team.settings)) as database:
+        accounts.set_namespace(database, Namespace("team", max_bytes=1))
+    url = f"{API}/names/team/sql"
+    assert writer.request("PUT", f"{url}/tags/new", json={"reference": "v1"}).json()["code"] == "quota"
+    assert [writer.request("DELETE", f"{url}{path}").status_code for path in ("/tags/prod", "")] == [200, 200]
 
 
 def test_a_renamed_name_leads_to_the_new_one(writer: Tenant) -> None:
