@@ -231,7 +231,7 @@ async def restore_name(hub: Hub, request: Request) -> Response:
         hub.quotas.check_record(worker, name, ENTRY_SIZE)
         if worker.registry.ledger.current(name).deleted:
             hub.quotas.check(worker, name, removals.restorable_files(worker, name), count=True)
-        return documents.restore_document(worker.registry.restore(name))
+        return documents.restore_document(removals.restore(worker, name))
 
     async with hub.change_lock(name):
         return JSONResponse(await hub.workers.run(work))
