@@ -41,7 +41,7 @@ from .people.accounts import READERS
 from .people.id_tokens import Issuers
 from .policy_gate import PolicyGate
 from .quotas import Quotas
-from .repository_listing import RepositoryListing
+from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings
 from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
@@ -243,17 +243,23 @@ class Hub:
     def hidden_names(self, worker: Worker, identity: Identity | None) -> tuple[str, ...]:
         """Return the repositories to leave out of a client's lists, counts and searches, as of a few seconds ago.
 
-        Each repository that is actually shown is still checked on its own.
+        Names whose first version was added since are among them. Each repository that is shown is still checked on its own.
         """
         snapshot, key = self.repository_listing.current(worker), identity.token if identity else 0
-        hidden = snapshot.hidden.get(key)
-        if hidden is None:
+        index, hidden = worker.registry.index, snapshot.hidden.get(key)
+        added = queries.added_after(index, hidden.newest) if hidden else None
+        if hidden is None or added is None:
             if len(snapshot.hidden) >= _MAX_HIDDEN_TOKENS:
                 snapshot.hidden.clear()
+            newest = queries.newest_added(index)  # before the names are read: what is added meanwhile is looked at next time
             restricted = self._restricted_repositories(worker, snapshot.restricted)
-            hidden = tuple(name for name, state in restricted.items() if not self.may_read(worker, identity, name, state))
-            snapshot.hidden[key] = hidden
-        return hidden
+            names = tuple(name for name, state in restricted.items() if not self.may_read(worker, identity, name, state))
+            hidden = snapshot.hidden[key] = HiddenNames(names, newest)
+        elif added:
+            new_names = dict.fromkeys(name for _, name, _ in added)
+            names = tuple(name for name in new_names if not self.may_read_name(worker, identity, name))
+            hidden = snapshot.hidden[key] = HiddenNames((*hidden.names, *names), added[-1])
+        return hidden.names
 
     def names_after(self, worker: Worker, identity: Identity | None, last: str, limit: int) -> list[str]:
         """Return the first names after `last`, sorted, without those hidden from a client a few seconds ago."""

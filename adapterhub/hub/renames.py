@@ -105,8 +105,18 @@ def _set_marks(registry: Registry, old: str, new: str) -> None:
 def _redirect_old_name(worker: Worker, old: str, new: str) -> None:
     """Give the new name the current document and redirect the old name: for readers, this is the move."""
     _copy_sha512(worker, old, new)
-    worker.repositories.change(new, lambda state: replace(worker.repositories.get(old) or state, moved_from=old))
-    worker.repositories.change(old, lambda state: Repository(private=state.private, created=state.created, moved_to=new))
+    is_redirected = False
+    while not is_redirected:
+        source = worker.repositories.get(old)
+        worker.repositories.change(new, lambda state, source=source: replace(source or state, moved_from=old))  # type: ignore[misc]
+
+        def redirect(state: Repository, source: Repository | None = source) -> Repository:
+            nonlocal is_redirected
+            # What another process has changed since, such as who may see it, is copied first.
+            is_redirected = state == (source or Repository(created=state.created))
+            return Repository(private=state.private, created=state.created, moved_to=new) if is_redirected else state
+
+        worker.repositories.change(old, redirect)
 
 
 def _copy_sha512(worker: Worker, old: str, new: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import field
 from itertools import islice
 
+from adapterhub.index.queries import VersionKey
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -20,6 +21,19 @@ from .workers import Worker
 
 _TTL = 5.0  # seconds
 _PAUSE = 20  # times what reading took: at most a twentieth of a processor
+
+
+@dataclass(frozen=True)
+class HiddenNames:
+    """The names hidden from a token.
+
+    Attributes:
+        names: The names.
+        newest: The version that was added to the index last when they were looked for; one added later may have another.
+    """
+
+    names: tuple[str, ...]
+    newest: VersionKey
 
 
 @dataclass
@@ -34,7 +48,7 @@ class RepositoryNames:
 
     names: list[str]
     restricted: dict[str, Repository]
-    hidden: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    hidden: dict[int, HiddenNames] = field(default_factory=dict)
 
     def after(self, last: str, limit: int, without: Collection[str]) -> list[str]:
         """Return the first names after `last` that are not in `without`."""

@@ -199,6 +199,22 @@ def versions_after(
     return rows_by_id(index, [version for (version,) in index.select(sql, *values, limit, kinds="i")])
 
 
+VersionKey = tuple[int, str, int]
+"""The row of a version in the index, its name and its number. A rebuild or a removal may give the row to another version."""
+
+
+def newest_added(index: Index) -> VersionKey:
+    """Return the version that was added to the index last; one that cannot be without versions."""
+    rows = index.select("SELECT id, name, number FROM versions ORDER BY id DESC LIMIT 1", kinds="isi")
+    return rows[0] if rows else (0, "", 0)
+
+
+def added_after(index: Index, version: VersionKey) -> list[VersionKey] | None:
+    """Return the versions that were added to the index after one; None if that is not there any more."""
+    rows = index.select("SELECT id, name, number FROM versions WHERE id >= ? ORDER BY id", version[0], kinds="isi")
+    return rows[1:] if rows and rows[0] == version else None
+
+
 def digests(index: Index, name: str) -> list[Digest]:
     """Return the digests of the manifests of a name's versions."""
     return [digest for (digest,) in index.select("SELECT digest FROM versions WHERE name = ?", name, kinds="s")]

@@ -13,6 +13,7 @@ import pytest
 import urllib3
 
 from adapterhub.hub import access_control, repository_listing
+from adapterhub.hub.api import reading
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
@@ -164,6 +165,36 @@ def test_a_blob_of_others_is_looked_up_as_one_that_is_not_there(
         return (status, text.replace(digest.removeprefix("sha256:"), "")), run
 
     _same(lambda: (asked(tenants.foreign), asked(RANDOM)))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/models?limit=1",
+        "/api/models?limit=1&direction=1&cursor=2000+a/b",
+        "/api/users/closed/overview",
+        "/api/adapterhub/v1/versions",
+        "/api/adapterhub/v1/search?facets=true",
+        "/v2/_catalog?n=1",
+        "/",
+        "/closed",
+    ],
+)
+def test_what_was_pushed_since_names_were_read_is_in_no_list_nor_where_the_next_page_begins(
+    tenants: Tenants, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(reading, "_PAGE", 1)
+    headers = {"authorization": f"Bearer {tenants.token}"}
+
+    def answer() -> tuple[bytes, str]:
+        listed = urllib3.request("GET", tenants.hub.url + path, headers=headers)
+        return listed.data, listed.headers.get("link", "")
+
+    before = answer()
+    with tenants.hub.registry() as registry:
+        for seed, name in enumerate(("closed/a", "closed/zz"), 7):
+            registry.push(adapter(seed), Ref(name))
+    assert answer() == before
 
 
 def _same(ask: Callable[[], tuple[Any, Any]]) -> None:

@@ -160,6 +160,26 @@ def test_a_move_whose_process_is_killed_at_any_step_is_under_one_name_and_the_ne
     check_every_step(settings)
 
 
+def test_what_another_process_changes_just_before_the_old_name_redirects_moves_too(settings: HubSettings) -> None:
+    with closing(Hub(settings)) as hub, closing(Hub(settings)) as other:
+        worker = hub.workers.worker()
+        change, changes = worker.repositories.change, list[str]()
+
+        def changed_meanwhile(name: str, edit: Callable[[Repository], Repository]) -> Repository:
+            repository = change(name, edit)
+            changes.append(name)
+            if changes == ["team/new", "team/new"]:  # it begins, and has what the old name had
+                other.workers.worker().repositories.change("team/sql", lambda state: replace(state, private=True))
+            return repository
+
+        worker.repositories.change = changed_meanwhile  # type: ignore[method-assign, assignment]
+        renames.begin(worker, "team/sql", "team/new")
+        renames.finish(worker, "team/sql", "team/new")
+        assert changes[-1] == "team/new"
+        assert worker.repositories.get("team/new") == Repository(private=True, created="2026-01-01T00:00:00Z")
+        assert seen(hub, "team/sql", "team/new") == []
+
+
 def ask_to_move(hub: Running, old: str, new: str) -> tuple[int, str]:
     """The status and the words of the answer to a client that asks for a move."""
     answer = Sending(hub.url, hub.token).ask("POST", "/api/repos/move", {"fromRepo": old, "toRepo": new})

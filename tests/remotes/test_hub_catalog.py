@@ -13,6 +13,7 @@ import pytest
 
 from adapterhub.bases.hub_address import Hub
 from adapterhub.index.version_search import Bound, Query, parse_bounds
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
 from adapterhub.remotes import catalog_documents as documents
 from adapterhub.remotes.catalog import Listing
@@ -32,6 +33,7 @@ from adapterhub_converters.errors import (
 from tests.conftest import Run
 
 DIGEST = "sha256:" + "a" * 64
+MANIFEST = Manifest(DIGEST, b"{}", Descriptor("", DIGEST, 2), (), {})
 ABOUT = {"program": "adapterhub", "version": "0.1.0", "api": [1]}
 ROW = {
     "ref": "team/sql:v1", "name": "team/sql", "number": 1, "tags": ["latest"], "deprecated": None, "digest": DIGEST, "size": 1,
@@ -232,6 +234,21 @@ def test_a_list_that_does_not_end_is_cut() -> None:
     empty, link = {"adapters": [], "deprecations": []}, '</api/adapterhub/v1/versions>; rel="next"'
     with answering(empty, link=link) as address, connect(address) as catalog, pytest.raises(RemoteError, match="more than"):
         catalog.list()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda hub: hub.tag(Ref("team/sql"), "prod", expect=DIGEST),
+        lambda hub: hub.rm(Ref("team/sql", tag="prod"), expect=DIGEST),
+        lambda hub: hub.publish("team/sql", MANIFEST, tags=["prod"], expect=DIGEST, message="", metrics={}),
+        lambda hub: hub.restore("team/sql"),
+    ],
+    ids=("tag", "rm", "publish", "restore"),
+)
+def test_a_change_that_would_not_be_made_twice_is_not_sent_again(change: Callable[[HubCatalog], object]) -> None:
+    with answering({}, status=503) as address, connect(address) as hub, pytest.raises(RemoteError, match="may have been made"):
+        change(hub)
 
 
 def test_another_hub_an_older_hub_and_one_with_another_api_are_told_apart(run: Run) -> None:

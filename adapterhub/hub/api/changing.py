@@ -52,14 +52,18 @@ async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visi
 async def _change(
     hub: Hub, request: Request, move: Callable[[Worker, Identity | None, str], T], *, size: int = ENTRY_SIZE
 ) -> T:
-    """Make a change of a repository that the client sees and may write to; it adds `size` bytes to the log of the name."""
+    """Make a change of a repository that the client sees and may write to.
+
+    It adds `size` bytes to the log of the name; 0 for a removal, which is what makes room, and never refused.
+    """
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> T:
         # Looked up again: the name and the role may be gone since the body began.
         visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
-        hub.quotas.check_record(worker, name, size)
+        if size:
+            hub.quotas.check_record(worker, name, size)
         return move(worker, identity, name)
 
     async with hub.change_lock(name):
@@ -159,7 +163,7 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
         worker.registry.rm(ref, expect=_expected_digest(request))
         return str(ref)
 
-    return JSONResponse({"removed": await _change(hub, request, move), "kind": "tag"})
+    return JSONResponse({"removed": await _change(hub, request, move, size=0), "kind": "tag"})
 
 
 async def restore_tag(hub: Hub, request: Request) -> Response:
@@ -227,7 +231,7 @@ async def restore_name(hub: Hub, request: Request) -> Response:
         hub.quotas.check_record(worker, name, ENTRY_SIZE)
         if worker.registry.ledger.current(name).deleted:
             hub.quotas.check(worker, name, removals.restorable_files(worker, name), count=True)
-        return documents.restore_document(worker.registry.restore(name))
+        return documents.restore_document(removals.restore(worker, name))
 
     async with hub.change_lock(name):
         return JSONResponse(await hub.workers.run(work))

@@ -30,6 +30,7 @@ _REASONS = {
     "inference_provider": "runs no inference",
 }
 _NO_SUCH_ORDER = "lists by sort=lastModified, and does not count what other orders need"
+_MAX_PARAMETERS = 2**63 - 1  # the largest number of an index: no adapter has more
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -118,7 +119,7 @@ def _parameters(text: str) -> tuple[int | None, int | None]:
         whole = digits.replace(".", "", 1)
         if key not in ("min", "max") or unit not in _SIZES or not (whole.isascii() and whole.isdecimal() and len(whole) < 16):
             raise UsageError(f"num_parameters={text[:40]}", "is not a range of numbers", "Write it like min:1M,max:1B")
-        bounds[key] = int(float(digits) * _SIZES[unit])
+        bounds[key] = min(int(float(digits) * _SIZES[unit]), _MAX_PARAMETERS)
     return bounds.get("min"), bounds.get("max")
 
 

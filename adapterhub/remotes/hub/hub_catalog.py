@@ -243,7 +243,8 @@ class HubCatalog(Catalog):
             metrics: Results of other programs, to be recorded.
         """
         body = {"manifest": manifest.raw.decode(), "tags": list(tags), "message": message, "metrics": dict(metrics)}
-        answer = self._ask("POST", f"{_name_path(name)}/versions", body=body, headers=_conditions(expect))
+        path, retry = f"{_name_path(name)}/versions", expect is None
+        answer = self._ask("POST", path, body=body, headers=_conditions(expect), retry=retry)
         return documents.read_version(answer, self.location)
 
     def check_writable(self, name: str) -> None:
@@ -257,9 +258,8 @@ class HubCatalog(Catalog):
 
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
         """Point a tag at a version."""
-        answer = self._ask(
-            "PUT", _tag_path(ref.name, tag), body={"reference": _reference(ref) or LATEST}, headers=_conditions(expect)
-        )
+        path, body, retry = _tag_path(ref.name, tag), {"reference": _reference(ref) or LATEST}, expect is None
+        answer = self._ask("PUT", path, body=body, headers=_conditions(expect), retry=retry)
         return documents.read_version(answer, self.location, tag)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
@@ -303,7 +303,8 @@ class HubCatalog(Catalog):
     ) -> dict[str, Any]:
         """Return the JSON object that the hub answers; the errors of an answer are raised as those of a registry are.
 
-        Without `retry`, a request whose answer is lost is not sent again: it may have been obeyed, and would not be twice.
+        Without `retry`, a request whose answer is lost is not sent again: it may have been obeyed, and would not be twice. Nor
+        would its condition, which is no longer met, tell a change of its own from one by somebody else.
         """
         try:
             answer = self._request(method, self._url(path, query), body, headers, retry=retry)

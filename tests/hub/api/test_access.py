@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import access_control
+from adapterhub.hub import access_control, quotas
 from adapterhub.hub.api import reading
 from adapterhub.hub.api.routes import routes
 from adapterhub.hub.people import accounts, audit_log
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.index import queries
+from adapterhub.maintenance.gc import gc
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import Ref
+from adapterhub.registry import moves
+from adapterhub.registry.repository_records import OtherManifest, Repositories, Repository, with_manifest
 from tests.conftest import Run
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import hide
@@ -236,6 +240,29 @@ def test_a_restored_name_is_as_private_as_it_was(team: Running, reader: Tenant) 
     assert reader.get(f"{url}/versions/v1").status_code == 404
 
 
+def test_a_name_is_as_private_after_a_removal_that_was_cut_off_and_asked_for_again(
+    team: Running, reader: Tenant, adapter: Callable[..., Path]
+) -> None:
+    owner = Tenant(team, "secret")
+    owner.create("draft", private=True)
+    owner.upload("draft", adapter(5)).raise_for_status()
+    with team.registry() as registry:
+        registry.rm(Ref("secret/draft"))  # as by a process that was killed before it changed the record
+    owner.request("DELETE", "/api/repos/delete", json={"name": "secret/draft"}).raise_for_status()
+    owner.post(f"{API}/names/secret/draft/restore").raise_for_status()
+    assert owner.get(f"{API}/names/secret/draft/versions/v1").status_code == 200
+    assert reader.get(f"{API}/names/secret/draft/versions/v1").status_code == 404
+
+
+def test_what_is_removed_needs_no_room(team: Running, writer: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "_FREE_RECORDS", 0)
+    with closing(open_database(team.settings)) as database:
+        accounts.set_namespace(database, Namespace("team", max_bytes=1))
+    url = f"{API}/names/team/sql"
+    assert writer.request("PUT", f"{url}/tags/new", json={"reference": "v1"}).json()["code"] == "quota"
+    assert [writer.request("DELETE", f"{url}{path}").status_code for path in ("/tags/prod", "")] == [200, 200]
+
+
 def test_a_renamed_name_leads_to_the_new_one(writer: Tenant) -> None:
     writer.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
     shown = writer.get(f"{API}/names/team/sql/versions/v1")
@@ -253,3 +280,68 @@ def test_a_login_is_required_where_the_hub_requires_one(tmp_path: Path, adapter:
             assert tenant.get(f"{API}/{path}").status_code == 200
             assert tenant.get(f"{API}/{path}", headers={"authorization": ""}).status_code in (401, 404)
         assert tenant.get("/api/adapterhub", headers={"authorization": ""}).json()["program"] == "adapterhub"
+
+
+def attach(hub: Running, name: str) -> None:
+    """Attach a manifest with a file to the version `latest`."""
+    with hub.registry() as registry:
+        row, store = registry.row(Ref(name)), registry.store
+        blob, _ = store.put_bytes(b"notes")
+        raw = json.dumps({"schemaVersion": 2, "artifactType": "text/x", "subject": {"digest": row.digest}}).encode()
+        manifest = OtherManifest(MANIFEST_TYPE, len(raw), "text/x", row.digest, blobs=(blob,))
+        digest = store.put_bytes(raw)[0]
+        Repositories(registry).change(name, lambda state: with_manifest(state, digest, manifest, {"notes": digest}))
+
+
+def record_of(hub: Running, name: str) -> Repository | None:
+    with hub.registry() as registry:
+        return Repositories(registry).get(name)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_restored_name_has_its_branches_commits_and_other_manifests(
+    team: Running, writer: Tenant, adapter: Callable[..., Path], private: bool
+) -> None:
+    writer.create("draft", private=private)
+    writer.upload("draft", adapter(5)).raise_for_status()
+    writer.post("/api/models/team/draft/branch/next", json={}).raise_for_status()
+    attach(team, "team/draft")
+    record = record_of(team, "team/draft")
+    assert record is not None
+    assert (len(record.commits), next(iter(record.manifests.values())).artifact_type) == (1, "text/x")
+    url = f"{API}/names/team/draft"
+    for _ in range(2):
+        assert writer.request("DELETE", url).status_code == 200
+        assert (record_of(team, "team/draft") is not None) == private
+        assert writer.post(f"{url}/restore").status_code == 200
+        assert record_of(team, "team/draft") == record
+
+
+def test_a_restored_name_has_branches_at_its_versions(team: Running, writer: Tenant) -> None:
+    writer.post("/api/models/team/sql/branch/next", json={"startingPoint": "v1"}).raise_for_status()
+    refs = writer.get("/api/models/team/sql/refs").json()
+    assert [branch["name"] for branch in refs["branches"]] == ["main", "next"]
+    writer.request("DELETE", f"{API}/names/team/sql").raise_for_status()
+    writer.post(f"{API}/names/team/sql/restore").raise_for_status()
+    assert writer.get("/api/models/team/sql/refs").json() == refs
+
+
+def test_a_restored_name_is_without_what_a_gc_has_removed(team: Running, writer: Tenant, adapter: Callable[..., Path]) -> None:
+    writer.create("draft")
+    writer.upload("draft", adapter(5)).raise_for_status()
+    writer.request("DELETE", f"{API}/names/team/draft").raise_for_status()
+    with team.registry() as registry:
+        gc(registry, grace=0)
+    assert writer.post(f"{API}/names/team/draft/restore").json()["lost"] == [1]
+    assert record_of(team, "team/draft") is None
+
+
+def test_a_restore_that_is_refused_leaves_no_branches(
+    team: Running, writer: Tenant, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.create("draft")
+    writer.upload("draft", adapter(5)).raise_for_status()
+    writer.request("DELETE", f"{API}/names/team/draft").raise_for_status()
+    monkeypatch.setattr(moves, "MAX_RESTORES", 0)
+    assert "restored 0 times" in writer.post(f"{API}/names/team/draft/restore").json()["what"]
+    assert record_of(team, "team/draft") is None

@@ -169,6 +169,7 @@ def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
         ({"author": "team", "filter": "license:gpl"}, False), ({"pipeline_tag": "text-generation"}, True),
         ({"pipeline_tag": "image-to-image"}, False), ({"gated": "True"}, False), ({"gated": "false"}, True),
         ({"num_parameters": "min:100,max:1K"}, True), ({"num_parameters": "min:1B"}, False),
+        ({"num_parameters": "max:999999999999999T"}, True), ({"num_parameters": "min:999999999999999T"}, False),
         ({"sort": "lastModified", "direction": "1"}, True), ({"filter": "lora"}, True), ({"filter": "safetensors"}, True),
         ({"library": "peft"}, True), ({"library": "diffusers"}, False), ({"search": "french", "filter": "peft"}, False),
     ],
