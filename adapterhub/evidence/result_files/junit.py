@@ -1,4 +1,7 @@
-"""JUnit's XML, as any test runner writes it; the property `adapterhub.version` of a suite says which version was tested."""
+"""JUnit's XML, as any test runner writes it; the property `adapterhub.version` of a suite says which version was tested.
+
+A property is about the cases of its suite and of suites in it, or about its only case. Other cases are of an unnamed version.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,56 @@ from . import bounded_files
 from .imported_result import CODE, ImportedResult, case_rates, evaluation_name, metric_table
 
 _DEEPEST = 32
-_PROPERTIES = ("adapterhub.version", "adapterhub.tests")
+_VERSION, _DATA = "adapterhub.version", "adapterhub.tests"
+
+
+_OUTCOMES = ("passed", "skipped", "failure", "error")  # the later one counts, of several for one test case
+_UNNAMED = "an unnamed version"
 
 
 class _Suite:
     """The test cases of a file, collected by the events of a parser."""
 
     def __init__(self, location: str) -> None:
-        self._location, self._depth = location, 0
+        self._location = location
         self.name = ""
         self.cases: list[list[str]] = []  # the name and the outcome of each
-        self.properties: dict[str, set[str]] = {name: set() for name in _PROPERTIES}
+        self.data: set[str] = set()
+        self.versions: set[str] = set()
+        # Of each open element: its tag, the versions that it names, and whether a case in it relies on an element around it.
+        self._open: list[tuple[str, set[str], list[bool]]] = []
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        self._depth += 1
-        if self._depth > _DEEPEST:
+        if len(self._open) == _DEEPEST:
             raise FormatError(self._location, f"nested more than {_DEEPEST} deep", code=CODE)
+        is_in_case = any(open_tag == "testcase" for open_tag, _, _ in self._open)
         if tag == "testsuite":
             self.name = self.name or attributes.get("name", "")
         elif tag == "testcase":
             parts = (attributes.get("classname", ""), attributes.get("name", ""))
             self.cases.append([".".join(part for part in parts if part), "passed"])
-        elif tag in ("failure", "error", "skipped") and self.cases:
-            self.cases[-1][1] = tag
-        elif tag == "property" and attributes.get("name") in self.properties:
-            self.properties[attributes["name"]].add(attributes.get("value", "")[:300])
+        elif tag in _OUTCOMES and is_in_case:
+            self.cases[-1][1] = max(self.cases[-1][1], tag, key=_OUTCOMES.index)
+        elif tag == "property" and self._open:
+            value = attributes.get("value", "")[:300]
+            if attributes.get("name") == _VERSION:
+                self.versions.add(value)
+                # The element around `properties` has it.
+                is_wrapped = self._open[-1][0] == "properties" and len(self._open) > 1
+                self._open[-2 if is_wrapped else -1][1].add(value)
+            elif attributes.get("name") == _DATA:
+                self.data.add(value)
+        self._open.append((tag, set(), [tag == "testcase"]))
 
     def end(self, _tag: str) -> None:
-        self._depth -= 1
+        # A suite may name its version after its cases, so that only its end tells.
+        _, versions, [needs_version] = self._open.pop()
+        if not needs_version or versions:
+            return
+        if self._open:
+            self._open[-1][2][0] = True
+        else:
+            self.versions.add(_UNNAMED)
 
     def refuse_doctype(self, *_: object) -> None:
         raise FormatError(self._location, "has a document type, whose entities could grow", "Leave it out", code=CODE)
@@ -57,14 +82,15 @@ def read(path: Path) -> list[ImportedResult]:
         raise FormatError(
             location, f"not valid XML ({expat.ErrorString(error.code)} in line {error.lineno})", code=CODE
         ) from error
+    except (LookupError, ValueError) as error:  # as expat's encodings in Python are
+        raise FormatError(location, f"not valid XML ({str(error)[:80]})", "Write it in UTF-8", code=CODE) from error
     outcomes = [(name, outcome) for name, outcome in suite.cases if outcome != "skipped"]
     if not outcomes:
         raise FormatError(location, "has no test case that was run", code=CODE)
     passed = sum(outcome == "passed" for _, outcome in outcomes)
     errors = sum(outcome == "error" for _, outcome in outcomes)
     metrics = {"pass_rate": passed / len(outcomes), "passed": passed, "samples": len(outcomes), "errors": errors}
-    versions, data = (suite.properties[name] for name in _PROPERTIES)
-    digests = [digest for digest in data if digest.startswith("sha256:") and is_hex(digest[7:])]
+    digests = [digest for digest in suite.data if digest.startswith("sha256:") and is_hex(digest[7:])]
     return [
         ImportedResult(
             "JUnit",
@@ -72,7 +98,7 @@ def read(path: Path) -> list[ImportedResult]:
             evaluation_name(suite.name or "junit"),
             metric_table(metrics.items(), location),
             digests[0] if len(digests) == 1 else "",
-            frozenset(versions or {"an unnamed version"}),
+            frozenset(suite.versions),
             cases=case_rates((name, float(outcome == "passed")) for name, outcome in outcomes),
         )
     ]

@@ -19,6 +19,7 @@ from . import bounded_files
 from .imported_result import CODE, ImportedResult, case_rates, digest_of, evaluation_name, metric_table, table, text
 
 _TOOL = "lm-evaluation-harness"
+_MAX_ARGUMENTS = 10_000  # characters
 
 
 def matches(document: Mapping[str, Any]) -> bool:
@@ -33,11 +34,13 @@ def results_file(samples: Path) -> Path:
 
 def read(document: Mapping[str, Any], path: Path, *, only: str = "") -> list[ImportedResult]:
     """Return the result of each task; `only` of one whose samples file has this name."""
-    model_args = table(table(document, "config"), "model_args")
+    model_args = _arguments(table(document, "config").get("model_args"))
     adapter = text(model_args, "peft")
     name = text(document, "model_name") or text(model_args, "model") or text(model_args, "pretrained")
     results = []
     for task, values in table(document, "results").items():
+        if " " in table(values):  # a group without a metric of its own, a heading of its tasks (evaluator_utils.py)
+            continue
         samples = f"samples_{task}_{path.stem.partition('_')[2]}.jsonl"
         if only and samples != only:
             continue
@@ -68,6 +71,13 @@ def read(document: Mapping[str, Any], path: Path, *, only: str = "") -> list[Imp
 def _is_beside(name: str, path: Path) -> bool:
     """Return whether there is a file in the folder of `path`: the name of a task is a stranger's, and could lead elsewhere."""
     return path.stem.startswith("results_") and os.path.basename(name) == name and os.path.isfile(path.parent / name)
+
+
+def _arguments(value: object) -> Mapping[str, Any]:
+    """Return the arguments of a model, which earlier versions wrote as on the command line: `pretrained=DIR,peft=DIR`."""
+    if not isinstance(value, str):
+        return table(value)
+    return {key: text for key, equals, text in (part.partition("=") for part in value[:_MAX_ARGUMENTS].split(",")) if equals}
 
 
 def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

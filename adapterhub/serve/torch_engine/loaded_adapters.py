@@ -1,13 +1,14 @@
 """Adapters in memory: read from PEFT folders, refused with a reason if slots cannot represent them, and forgotten when unused.
 
-Versions never change, so a version that was forgotten to make room is read from its folder again at the next request.
+Versions never change, so a version that was forgotten to make room is read from its folder again at the next request. A folder
+whose files changed all the same is refused.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -31,6 +32,8 @@ from .values import Blend
 
 NOT_LOADED = "not-loaded"
 """The code of the error for a version that the host was never given, or has dropped."""
+CHANGED = "changed-meanwhile"
+"""The code of the error for a version whose files changed after they were read first, or while they are read."""
 _numbers = count()
 
 
@@ -64,6 +67,24 @@ class LoadedAdapter:
         return sum(part.numel() * part.element_size() for part in parts)
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """The folder of a version, and the state of its files by name: size, time of the last change in nanoseconds, and number."""
+
+    path: Path
+    states: frozenset[tuple[str, int, int, int]]
+
+    @classmethod
+    def at(cls, path: Path) -> _Folder:
+        """Return a folder as it is now; without states if there is none, which reading it then says."""
+        try:
+            with os.scandir(path) as entries:
+                statuses = [(entry.name, entry.stat()) for entry in entries]
+        except OSError:
+            return cls(path, frozenset())
+        return cls(path, frozenset((name, info.st_size, info.st_mtime_ns, info.st_ino) for name, info in statuses))
+
+
 Parts = tuple[tuple[LoadedAdapter, float], ...]
 """The adapters of a blend, with their weights."""
 
@@ -82,7 +103,7 @@ class Adapters:
     def __init__(self, model: Model, *, most: int, rank: int) -> None:
         self._model, self._most, self._rank = model, most, rank
         self.pinned: frozenset[str] = frozenset()
-        self._folders: dict[str, Path] = {}
+        self._folders: dict[str, _Folder] = {}
         self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the most recently used at the end
         self._lock, self._loading = threading.RLock(), threading.Lock()
 
@@ -92,15 +113,22 @@ class Adapters:
     def load(self, key: str, folder: Path) -> None:
         """Read a PEFT folder, unless it is in memory; RefusedError names what slots cannot represent."""
         if key not in self._loaded:
-            self._read(key, folder)
+            self._read(key, _Folder.at(folder))
 
-    def _read(self, key: str, folder: Path, *, again: bool = False) -> None:
-        """Read a folder into memory; with `again`, only if the version has not been dropped in the meantime."""
+    def _read(self, key: str, folder: _Folder, *, again: bool = False) -> None:
+        """Read a folder into memory; with `again`, only if the version has not been dropped in the meantime.
+
+        Raises:
+            RefusedError: Its files are others than those of `folder`.
+        """
         # One at a time: reading is bound by disk and memory, and two threads may want the same version.
         with self._loading:
             if key in self._loaded:  # another thread was faster
                 return
-            adapter = LoadedAdapter(key, *read(folder, self._model, rank=self._rank))
+            adapter = LoadedAdapter(key, *read(folder.path, self._model, rank=self._rank))
+            if _Folder.at(folder.path) != folder:
+                problem = "was changed after the server had prepared it"
+                raise RefusedError(str(folder.path), problem, "Start the server again, which prepares it anew", code=CHANGED)
             with self._lock:
                 if again and key not in self._folders:  # dropped in the meantime
                     return
@@ -180,8 +208,8 @@ def read(folder: Path, model: Model, *, rank: int) -> tuple[Factors, Gains]:
     Raises:
         RefusedError: It has parts that slots cannot represent, or is for another base. `code` is that of a check.
     """
-    # Views of the files save a copy: a version's folder never changes.
-    factors = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec, mapped=True)
+    # No views of the files: a file that becomes shorter while it is mapped would end the process.
+    factors = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec)
     trained.check_base(factors, model.spec, None)
     _check_parts(factors)
     for name, array in factors.adapter.copies.items():
@@ -254,7 +282,7 @@ def _scaled_factors(deltas: Mapping[str, LowRank], gains: Gains, location: str, 
     for path, delta in deltas.items():
         A, B = next(parts).view(delta.lora_A.shape), next(parts).view(delta.lora_B.shape[::-1])
         A.copy_(_tensor(delta.lora_A))
-        # A clone is a copy in any case; the transpose of a single row is contiguous, and the memory of its file read-only.
+        # A clone is a copy in any case: the transpose of a single row is contiguous, and shares its memory.
         product = _tensor(delta.lora_B).t().clone(memory_format=torch.contiguous_format).mul_(_scaling(delta))
         B.copy_(product if path not in gains else product.mul_(gains[path].to(product.device)))
         scaled[path] = A, B
@@ -269,9 +297,8 @@ def _scaling(delta: LowRank) -> float:
 
 
 def _tensor(array: Any) -> Tensor:
-    """Return an array as float32, which may be a view of a file: nothing writes to it."""
-    with warnings.catch_warnings(action="ignore"):  # torch's about tensors of read-only memory
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    """Return an array as float32, which may share its memory: nothing writes to it."""
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
 def _is_finite(part: Tensor) -> bool:

@@ -102,14 +102,14 @@ class Factors:
         )  # fmt: skip
 
 
-def read(initial: InitialAdapter, spec: BaseSpec, *, mapped: bool = False) -> Factors:
-    """Read an adapter for a base, whose experts are stacked in memory; `mapped` is that of `convert.read`.
+def read(initial: InitialAdapter, spec: BaseSpec) -> Factors:
+    """Read an adapter for a base, whose experts are stacked in memory.
 
     Raises:
         RefusedError: It consists of more than low-rank deltas of one kind and rows of one table.
     """
     # Experts that a file has one by one are stacked, as the model in memory has them.
-    adapter = peft.stack_experts(convert.read(initial.path, base=spec, mapped=mapped), spec)
+    adapter = peft.stack_experts(convert.read(initial.path, base=spec), spec)
     try:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:

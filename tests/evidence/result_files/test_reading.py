@@ -59,6 +59,52 @@ def test_junit_counts_what_was_run_and_names_the_version_by_a_property(tmp_path:
     assert result.metrics == {"pass_rate": 0.5, "passed": 1.0, "samples": 2.0, "errors": 0.0}
 
 
+_NAMED = f'<properties><property name="adapterhub.version" value="{VERSION}"/></properties>'
+
+
+@pytest.mark.parametrize(
+    ("xml", "answered_by"),
+    [
+        (f'<testsuite><testcase name="a"/>{_NAMED}</testsuite>', {VERSION}),
+        (f'<testsuites>{_NAMED}<testsuite><testcase name="a"/></testsuite></testsuites>', {VERSION}),
+        (f'<testsuite><testcase name="a">{_NAMED}</testcase></testsuite>', {VERSION}),
+        (
+            f'<a><testsuite>{_NAMED}<testcase name="a"/></testsuite><testsuite><testcase name="b"/></testsuite></a>',
+            {VERSION, "an unnamed version"},
+        ),
+        (
+            f'<testsuite><testcase name="a">{_NAMED}</testcase><testcase name="b"/></testsuite>',
+            {VERSION, "an unnamed version"},
+        ),
+        ('<testsuite><testcase name="a"/></testsuite>', {"an unnamed version"}),
+    ],
+)
+def test_a_property_of_junit_is_about_the_cases_of_its_suite_and_no_others(
+    tmp_path: Path, xml: str, answered_by: set[str]
+) -> None:
+    (tmp_path / "j.xml").write_text(xml)
+    assert reading.read(tmp_path / "j.xml")[0].answered_by == answered_by
+
+
+def test_a_case_of_junit_that_failed_does_not_count_as_skipped(tmp_path: Path) -> None:
+    (tmp_path / "j.xml").write_text(
+        '<testsuite><testcase name="a"><failure/><skipped/></testcase><testcase name="b"/><error/></testsuite>'
+    )
+    assert reading.read(tmp_path / "j.xml")[0].cases == {"a": 0.0, "b": 1.0}
+
+
+def test_lm_eval_of_earlier_versions_has_its_arguments_in_a_line_and_headings_among_its_tasks(tmp_path: Path) -> None:
+    document = {
+        "lm_eval_version": "0.4.8",
+        "results": {"group": {" ": " ", "alias": "group"}, "task": {"alias": " - task", "acc,none": 0.5}},
+        "config": {"model": "hf", "model_args": "pretrained=./base,peft=./sql,dtype=bfloat16"},
+        "model_name": "./sql",
+    }
+    (tmp_path / "results_.json").write_text(json.dumps(document))
+    [result] = reading.read(tmp_path / "results_.json")
+    assert (result.task, result.adapter_path, result.answered_by) == ("task", "./sql", frozenset())
+
+
 def test_a_run_that_failed_is_refused(tmp_path: Path) -> None:
     log = json.loads((FIXTURES / "inspect_ai.json").read_text()) | {"status": "error"}
     (tmp_path / "log.json").write_text(json.dumps(log))
@@ -86,6 +132,10 @@ def test_a_run_that_failed_is_refused(tmp_path: Path) -> None:
         (b"<testsuite/>", "has no test case that was run"),
         (b"<testsuite>", "not valid XML"),
         (b'<!DOCTYPE a [<!ENTITY b "c">]><testsuite><testcase name="&b;"/></testsuite>', "has a document type"),
+        *(
+            (f'<?xml version="1.0" encoding="{name}"?><a/>'.encode(), "not valid XML")
+            for name in ("gbk", "x", "rot13", "utf-16")
+        ),
         (b"<a>" * 100, "nested more than 32 deep"),
         (b"PK\x03\x04 no archive", "not a readable zip archive"),
     ],

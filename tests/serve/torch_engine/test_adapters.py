@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from adapterhub.checks.report import CODES  # noqa: E402
 from adapterhub.serve.torch_engine import Request, open_host  # noqa: E402
 from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
+from adapterhub.serve.torch_engine.loaded_adapters import CHANGED  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, tokens, write_adapters  # noqa: E402
 
@@ -122,6 +124,41 @@ def test_a_folder_that_is_broken_or_gone_is_one_line(host: Host, llama: Peers, t
             host.load("broken", folder)
         assert "\n" not in str(caught.value)
     assert tokens(host, Request([5], (), 3)) == llama.answer(None, [5], 3)
+
+
+def test_files_are_read_and_not_mapped_so_that_a_shorter_one_ends_no_server(
+    host: Host, llama: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("mapped")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    host.load("unmapped", llama.folders["a3"])
+    assert tokens(host, Request([5, 6], (("unmapped", 1.0),), 5)) == llama.answer("a3", [5, 6], 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("other weights", "was changed after"), ("shorter", "truncated"), ("gone", "no adapter_model")]
+)
+def test_a_version_whose_files_changed_is_an_error_and_no_other_answer(
+    llama: Peers, tmp_path: Path, change: str, message: str
+) -> None:
+    folder = shutil.copytree(llama.folders["a0"], tmp_path / "a0")
+    request, file = Request([5, 6], (("a0", 1.0),), 5), folder / "adapter_model.safetensors"
+    with open_host(llama.base, slots=1, rows=1, adapters=0) as host:
+        host.load("a0", folder)
+        assert tokens(host, request) == llama.answer("a0", [5, 6], 5)
+        host.load("a1", llama.folders["a1"])  # displaces a0 from memory
+        if change == "other weights":
+            file.write_bytes((llama.folders["a2"] / file.name).read_bytes())
+        elif change == "shorter":
+            os.truncate(file, 1000)
+        else:
+            file.unlink()
+        with pytest.raises(AdapterhubError, match=message) as caught:
+            host.submit(request)
+        assert caught.value.code == CHANGED or change != "other weights"
+        assert tokens(host, Request([5, 6], (("a1", 1.0),), 5)) == llama.answer("a1", [5, 6], 5)
 
 
 def test_numbers_that_overflow_end_one_answer_and_no_other(host: Host, llama: Peers, tmp_path: Path) -> None:
