@@ -52,7 +52,7 @@ _OPTIONS = (
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose an engine: the arguments of `opened`."""
+    """Add the options that choose an engine: the arguments of `open_engine`."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -546,7 +546,7 @@ def ref_at_remote(ref: str, name: str | None) -> str:
 
 
 def source_at_remote(text: str, name: str | None) -> str:
-    """Do as `at_remote` for a SRC: an address, or a path that is written as one, like ./sql, is returned unchanged."""
+    """Return what `ref_at_remote` does; but an address, or a path that is written as one, like ./sql, unchanged."""
     from adapterhub.remotes.remote_address import is_address
 
     return text if name is None or is_address(text) or text.startswith((".", "/")) else ref_at_remote(text, name)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add the options of a gc, whose grace period has at least `least` hours."""
+    """Add the options of a gc, whose grace period has at least `min_hours` hours."""
     grace = click.option(
         "--grace",
         metavar="HOURS",

@@ -106,7 +106,7 @@ def _cells(name: str, usage: Usage) -> list[str]:
 
 
 def _base_line(base: BaseUsage, whole_size: int | None, distinction: str) -> str:
-    """Return the line of a base; `more` tells it from another of the same name."""
+    """Return the line of a base; `distinction` tells it from another of the same name."""
     usage = base.usage
     name = base.repo or (f"base {base.fingerprint[:_SHORT]}" if base.fingerprint else "no base recorded")
     count = f"{output.plural(usage.versions, 'version')} of {output.plural(usage.adapters, 'adapter')}"

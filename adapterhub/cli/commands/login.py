@@ -62,7 +62,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
 
 def _registry_credentials(address: OciAddress, ask: Callable[[], Credentials]) -> Credentials:
-    """Return credentials that a registry accepts; `given` is called once the registry requires a login."""
+    """Return credentials that a registry accepts; `ask` is called once the registry requires a login."""
     from adapterhub.remotes.oci.registry_host import NOT_STORED, RegistryHost
 
     # A registry may ask for a login several times; a person is asked once.

@@ -50,7 +50,7 @@ def emit_once(settings: Settings, document: dict[str, Any], secret: str, use: st
 
 
 def emit_removed(settings: Settings, kind: str, name: str | int, **fields: str) -> None:
-    """Print what was removed; `more` are further keys of the JSON document."""
+    """Print what was removed; `fields` are further keys of the JSON document."""
     document = {"removed": name, "kind": kind, **fields}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {name}"))
 
