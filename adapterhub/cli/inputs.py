@@ -22,8 +22,8 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 
 from . import output
-from .environment import workspace
 from .options import Settings
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref

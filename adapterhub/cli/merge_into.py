@@ -11,9 +11,9 @@ from adapterhub.operations import sources
 from adapterhub_converters.errors import UsageError
 
 from . import environment, inputs, output
-from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
+from .registry_choice import workspace
 from .views import fuse_report, recipes
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, inputs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.inputs import existing_path, stored_form
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.remote_choice import remote_option
 
 if TYPE_CHECKING:
     from adapterhub.registry.version_lookup import RestoreResult

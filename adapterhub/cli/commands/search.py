@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub.cli.views.version_rows import write_rows
 from adapterhub_converters.errors import UsageError
 

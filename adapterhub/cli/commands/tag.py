@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output, remotes
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, expect_option
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push
 from adapterhub.operations import tag as tag_operation
 from adapterhub_converters.errors import UsageError

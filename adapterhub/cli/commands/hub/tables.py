@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import environment, output, registry_choice
 from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
@@ -20,7 +20,7 @@ def hub_database(settings: Settings) -> HubDatabase:
     """Open the tables of the hub in use: hub.db next to its registry, created if it is missing, or those in PostgreSQL."""
     from adapterhub.hub.storage.from_settings import open_database
 
-    return open_database(environment.hub_settings(settings))
+    return open_database(registry_choice.hub_settings(settings))
 
 
 @contextmanager
