@@ -34,6 +34,7 @@ class Plain:
     names: list[str] = dataclasses.field(default_factory=list, compare=False)
     size: float = 1.5
     secret: str = dataclasses.field(default="s", repr=False)
+    kind: str = dataclasses.field(default="k", init=False)
 
 
 class Written:  # noqa: PLW1641  # its hash is the decorator's
