@@ -48,7 +48,7 @@ def du(settings: Settings, prefix: str | None, base: Sequence[str], remote: str 
     `adapterhub pack` stores them once. The size of as many whole models is shown for bases added with `adapterhub base add`
     and those in --base.
     """
-    from adapterhub.remotes.catalog_documents import usage_document
+    from adapterhub.remotes.content_documents import usage_document
 
     models = [_model_of_option(text, settings) for text in base]
     with catalogs.catalog_below(settings, prefix, remote, "record of disk usage") as (catalog, prefix_there):
@@ -89,7 +89,7 @@ def _usage_text(report: UsageReport, models: Sequence[SizedModel]) -> None:
     if report.unlisted:
         files = output.plural(report.unlisted, "file")
         output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
-    from adapterhub.remotes.catalog_documents import whole_models_size
+    from adapterhub.remotes.content_documents import whole_models_size
 
     repos = [base.repo for base in report.bases]
     for base in report.bases:

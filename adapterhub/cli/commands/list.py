@@ -77,7 +77,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
 
 
 def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, as_tree: bool) -> None:
-    from adapterhub.remotes.catalog_documents import listing_document
+    from adapterhub.remotes.version_documents import listing_document
 
     listing = catalog.list(prefix)
     rows, deprecations = listing.rows, listing.deprecations

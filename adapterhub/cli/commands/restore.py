@@ -30,7 +30,7 @@ def restore(settings: Settings, *, name: str, remote: str | None) -> None:
     may be on a hub of adapterhub.
     """
     from adapterhub.ref import parse_name
-    from adapterhub.remotes.catalog_documents import restore_document
+    from adapterhub.remotes.version_documents import restore_document
 
     with catalogs.catalog_of(settings, name, remote, "removed names") as (catalog, target):
         result = catalog.restore(parse_name(str(target), name))

@@ -50,7 +50,7 @@ def search(settings: Settings, /, *, facets: bool, remote: str | None, **options
     name is shown. --remote searches a hub of adapterhub. For words that over a thousand versions contain, names and titles
     come first, then the latest versions.
     """
-    from adapterhub.remotes.catalog_documents import search_document
+    from adapterhub.remotes.version_documents import search_document
 
     _refuse_address(options["words"])
     query = _query(options)

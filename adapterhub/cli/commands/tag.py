@@ -60,8 +60,8 @@ def tag(
     of adapterhub; at other addresses, a tag can only be moved.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.catalog_documents import version_document
     from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.version_documents import version_document
 
     address = ref_at_remote(ref, remote)
     opened = catalogs.open_hub(address) if is_address(address) else None
