@@ -82,7 +82,7 @@ def copy_hashing(
         target: A file with `write`.
         limit: The limit in bytes.
         consumer: Called with every chunk in order, on a second thread, because hashing releases the interpreter's lock.
-        more: Called with the number of bytes since its last call.
+        on_bytes: Called with the number of bytes since its last call.
     """
     state, size = hashlib.sha256(), 0
     with _SecondThread(consumer) as second:

@@ -149,3 +149,30 @@ def test_no_docstring_is_a_riddle() -> None:
         for node, text in _documented(path)
         for riddle in _RIDDLES.finditer(text)
     ] == []
+
+
+def _documented_names(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
+    """Return the names that the sections Args and Attributes of a docstring explain."""
+    sections = re.findall(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE)
+    keys = [key for section in sections for key in re.findall(r"^    ([*\w]+(?:, [*\w]+)*):", section, re.MULTILINE)]
+    return {name.lstrip("*") for key in keys for name in key.split(", ")}
+
+
+def _names_to_document(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
+    """Return the parameters of a function; the names that the body of a class mentions, with its parameters and attributes."""
+    if isinstance(node, ast.ClassDef):
+        attributes = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
+        names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+        return attributes | names | {child.arg for child in ast.walk(node) if isinstance(child, ast.arg)}
+    return {child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)}
+
+
+def test_every_argument_and_attribute_that_a_docstring_explains_exists() -> None:
+    stale, explained = [], 0
+    for path in sources(everything=True):
+        for node in nodes(path):
+            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+                explained += len(names := _documented_names(node))
+                stale += [f"{path}:{node.lineno}: {name}" for name in sorted(names - _names_to_document(node))]
+    assert explained > 1000
+    assert stale == []

@@ -82,7 +82,7 @@ class NormHeatMap:
         return f"scale ends at the 99th percentile; {len(cells):,} above, the largest {value:.3g}: {cell}"
 
     def fold(self, row_limit: int) -> NormHeatMap:
-        """Return at most `most` rows, each the mean of neighboring ones."""
+        """Return at most `row_limit` rows, each the mean of neighboring ones."""
         step = math.ceil(len(self.layers) / row_limit)
         if step < 2:
             return self

@@ -91,7 +91,7 @@ def check(
         ignore: Codes of problems that are counted, and otherwise ignored.
         unpublished: Also report what a push of the folder `path` refuses or leaves out.
         limit: How many problems of each code the report has, besides their number; all of them if None.
-        where: The name of the adapter in the report; its path if empty.
+        display_name: The name of the adapter in the report; its path if empty.
 
     Raises:
         NotFoundError: There is no adapter at `path`.
@@ -116,7 +116,7 @@ def check(
             requirement_findings.add(_package_problems(path))
             with suppress(AdapterhubError):  # of a malformed adapter.json or adapter.toml, which a push reports
                 requirement_findings.add(base_name_problems(contents, base) if contents is not None else ())
-        # None of these codes is one of `examined`.
+        # None of these codes is among those that `open_check` reports.
         counts = {**report.counts, **requirement_findings.counts}
         problems = [
             problem for problem in (*_in_order(requirement_findings.by_code), *report.problems) if problem.code not in ignore

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import UsageError
 
 from . import remotes
-from .environment import open_registry, ref_at_remote, remote_at
 from .options import Settings
+from .registry_choice import open_registry
+from .remote_choice import ref_at_remote, remote_at
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref

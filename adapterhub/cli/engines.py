@@ -14,8 +14,8 @@ import click
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import environment, inputs, output
-from .environment import workspace
 from .options import Choice, Settings, dtype_option, max_rank_option
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.serve.engines import Engine
@@ -52,7 +52,7 @@ _OPTIONS = (
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose an engine: the arguments of `opened`."""
+    """Add the options that choose an engine: the arguments of `open_engine`."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -1,6 +1,6 @@
-"""The registry, remote, hub and settings to use: from options, the environment, the project and the user's files.
+"""The variables of the environment, and the files of settings: the project's and the user's.
 
-Sources are tried in this order.
+`registry_choice` and `remote_choice` choose by them and by the options of a command.
 """
 
 from __future__ import annotations
@@ -8,35 +8,22 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import string
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-import click
-from click.shell_completion import CompletionItem
-
-from adapterhub.digest import sha256_bytes
-from adapterhub.operations.workspace import Workspace, home_folder, project_file, user_folder
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
-
-from . import errors
-from .options import JOBS, RATE, Settings
+from adapterhub.operations.workspace import home_folder, project_file, user_folder
+from adapterhub_converters.errors import ParameterError, RemoteError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
-    from adapterhub.hub.settings import HubSettings
     from adapterhub.project.policy import Policy
     from adapterhub.project.settings_file import SettingsFile, Validation
-    from adapterhub.registry.registry import Registry
     from adapterhub.remotes.known_hosts import KnownHosts
     from adapterhub.remotes.named_remotes import Remote
 
-F = TypeVar("F", bound=Callable[..., Any])
-ENVIRONMENT = "ADAPTERHUB_REGISTRY"
+REGISTRY = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
 AUTHOR = "ADAPTERHUB_AUTHOR"
 DATABASE, BLOBS = "ADAPTERHUB_DATABASE", "ADAPTERHUB_BLOBS"
@@ -44,130 +31,7 @@ OIDC_SECRET, UPSTREAM_TOKEN = "ADAPTERHUB_OIDC_SECRET", "ADAPTERHUB_UPSTREAM_TOK
 ENGINE_KEY = "ADAPTERHUB_ENGINE_KEY"
 _MAX_AUTHOR = 100
 ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
-DEFAULT = ""
-"""The value of --remote without a name."""
 _COMPLETION_VARIABLE = "_ADAPTERHUB_COMPLETE"  # set by a shell that completes a word
-
-
-def registry_folder(settings: Settings) -> Path:
-    """Return the folder of the registry to use; it may not exist yet."""
-    return chosen_registry(settings)[0]
-
-
-def chosen_registry(settings: Settings) -> tuple[Path, str]:
-    """Return the folder of the registry to use, and what chose it."""
-    from adapterhub.registry.registry import find
-
-    explicit, chooser = _named_registry(settings)
-    if explicit:
-        return find(Path.cwd(), explicit=Path(explicit)), chooser
-    user_settings = user()
-    default = (user_settings and user_settings.registry) or data_folder()
-    folder = find(Path.cwd(), default=default)
-    if folder != default:
-        return folder, "found here" if folder == Path.cwd() else "found above this folder"
-    return folder, str(user_file()) if user_settings and user_settings.registry else "the default"
-
-
-def named_registry(settings: Settings) -> str | None:
-    """Return the registry that an option, the environment or the project names."""
-    return _named_registry(settings)[0]
-
-
-def _named_registry(settings: Settings) -> tuple[str | None, str]:
-    if settings.registry:
-        return settings.registry, "--registry"
-    if os.environ.get(ENVIRONMENT):
-        return os.environ[ENVIRONMENT], f"${ENVIRONMENT}"
-    settings_file = project()
-    folder = Workspace(trusts=trusts).admitted_registry(settings_file) if settings_file else None
-    return (str(folder), str(settings_file.path)) if settings_file and folder else (None, "")
-
-
-def workspace(settings: Settings) -> Workspace:
-    """Return the workspace of a command: options, variables, the project and its user."""
-    from . import output, progress
-
-    context = click.get_current_context(silent=True)
-    meta = context.meta if context else {}
-    return Workspace(
-        # A function, because a command that needs no registry must not fail for one that is missing.
-        registry=lambda: registry_folder(settings),
-        policy=policy,
-        docker=docker_config(),
-        hub=hub,
-        environ=os.environ,
-        proxy=proxy,
-        trusts=trusts,
-        uploads=data_folder() / "uploads",
-        cache=cache_folder(),
-        models=hub_cache(),
-        tell=lambda note: output.say(output.one_line(note)),
-        bar=progress.bytes_bar,
-        steps=progress.count_bar,
-        jobs=meta.get(JOBS) or 4,
-        rate=meta.get(RATE),
-        author=author(),
-        known_signers=config_folder() / "known_signers",
-        opener=_shared_opener(settings),
-    )
-
-
-def open_registry(settings: Settings, *, create: bool = False) -> Registry:
-    """Open the registry to use; with `create`, a missing one is created, because a push may come first."""
-    return workspace(settings).open_registry(create=create)
-
-
-def _shared_opener(settings: Settings) -> Callable[[], Registry] | None:
-    try:
-        hub_settings = shared_hub(settings)
-    except UsageError as error:
-        problem = error
-
-        # Only once a registry is needed: most commands are about files too.
-        def refuse() -> Registry:
-            raise problem
-
-        return refuse
-    if hub_settings is None:
-        return None
-
-    def opener() -> Registry:
-        import logging
-
-        from adapterhub.hub.storage.from_settings import open_registry
-
-        # A database that does not answer is reported by its error.
-        logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
-        return open_registry(hub_settings)
-
-    return opener
-
-
-def shared_hub(settings: Settings, *, needs_bucket: bool = True) -> HubSettings | None:
-    """Return the settings of the hub in a database and a bucket whose registry is meant; None if that of a folder is.
-
-    The variables of such a hub choose it, unless --registry names a folder with a registry of its own.
-
-    Raises:
-        UsageError: Only one of the two is known.
-    """
-    values = {name: os.environ.get(name, "") for name in (DATABASE, BLOBS)}
-    if not any(values.values()):
-        return None
-    from adapterhub.store.store import FOLDER
-
-    if settings.registry is not None and (registry_folder(settings) / FOLDER).exists():
-        return None
-    missing = [name for name, value in values.items() if not value and (needs_bucket or name != BLOBS)]
-    if missing:
-        raise UsageError(missing[0], "not set, and this is for a hub in a database and a bucket", f"Set {missing[0]}")
-    shared = hub_settings(settings)
-    if named_registry(settings) is None:
-        # The copies of one hub only: the folder's name is made of both addresses.
-        addresses = " ".join(values.values()).encode()
-        return replace(shared, registry=cache_folder() / "hubs" / sha256_bytes(addresses).removeprefix("sha256:")[:16])
-    return shared
 
 
 def author() -> str:
@@ -179,18 +43,6 @@ def author() -> str:
     with suppress(KeyError, OSError):  # the user id has no name, as in some containers
         return (os.environ.get("GIT_AUTHOR_NAME") or getpass.getuser())[:_MAX_AUTHOR]
     return ""
-
-
-def hub_settings(settings: Settings, **options: Any) -> HubSettings:
-    """Return the settings of the hub: in the folder of the registry, or where ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS say.
-
-    The address of a database contains its password, so it is no option: others on the machine can read the words of a command.
-    """
-    from adapterhub.hub.settings import HubSettings
-
-    defaults = {"database": os.environ.get(DATABASE, ""), "blobs": os.environ.get(BLOBS, ""), "environ": os.environ}
-    given_options = {key: value for key, value in options.items() if value is not None}
-    return HubSettings(registry=registry_folder(settings), **{**defaults, **given_options})
 
 
 def oidc_secret(file: Path | None) -> str:
@@ -211,29 +63,6 @@ def upstream_token() -> str | None:
     if not token.isascii() or not token.isprintable():
         raise UsageError(UPSTREAM_TOKEN, "the token has characters that no token has", "Copy it again")
     return token or None
-
-
-def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Return the refs that begin with the typed text, for a shell."""
-    try:
-        with open_registry(context.find_object(Settings) or Settings()) as registry:
-            rows = registry.list()
-    except AdapterhubError:
-        return []
-    return completions({str(row.ref) for row in rows} | {row.name for row in rows}, typed)
-
-
-# Characters of a word that no shell interprets.
-_PLAIN = frozenset(f"{string.ascii_letters}{string.digits}._:/@-")
-
-
-def completions(names: Iterable[str], typed: str) -> list[CompletionItem]:
-    """Return the names that begin with the typed text.
-
-    They come from the files of a clone, and the shell shows them and puts them into its line as they are. Names that could
-    control the terminal or run a command there are left out.
-    """
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(typed) and _PLAIN.issuperset(name)]
 
 
 def hub() -> Hub:
@@ -490,124 +319,3 @@ def default_remote() -> str | None:
     """Return the name of the remote to use if none is named."""
     named = [settings.remote for settings in (project(), user()) if settings and settings.remote]
     return os.environ.get(REMOTE) or next(iter(named), None)
-
-
-def remote(name: str) -> Remote:
-    """Return a remote by its name, or the default one."""
-    named_remotes = remotes()
-    remote_name = name or default_remote()
-    hint = (
-        f"Name one of {', '.join(named_remotes)}"
-        if named_remotes
-        else "Add one with `adapterhub remote add NAME URL --default`"
-    )
-    if not remote_name:
-        raise UsageError("--remote", "there is no default remote", hint)
-    if remote_name not in named_remotes:
-        raise NotFoundError(remote_name[:80], "no remote of this name", hint)
-    from adapterhub.remotes.named_remotes import check_url
-
-    # People edit these files, so a URL is checked when it is used.
-    check_url(named_remotes[remote_name].url)
-    return named_remotes[remote_name]
-
-
-def trusted_remote(name: str) -> Remote:
-    """Return a remote by its name, or the default one, to send requests to.
-
-    Raises:
-        RefusedError: Only the project names the host of the remote.
-    """
-    named_remote = remote(name)
-    if (project_settings := project()) and named_remote.path == project_settings.path:
-        from adapterhub.remotes.named_remotes import unused_address
-
-        Workspace(trusts=trusts).admitted_address(unused_address(named_remote.url), named_remote.path)
-    return named_remote
-
-
-def remote_at(text: str) -> Remote:
-    """Return a remote by its name or its URL, to send requests to; the default one for an empty text.
-
-    A remote by its URL has no name.
-    """
-    from adapterhub.remotes.named_remotes import Remote, check_url
-
-    return Remote("", check_url(text), Path()) if "://" in text else trusted_remote(text)
-
-
-def ref_at_remote(ref: str, name: str | None) -> str:
-    """Return the address of a ref on the remote that --remote names; the ref itself without the option."""
-    if name is None:
-        return ref
-    from adapterhub.remotes.named_remotes import address_below
-
-    return address_below(trusted_remote(name).url, ref)
-
-
-def remote_words(name: str | None) -> str:
-    """Return the option --remote as it was given, after a blank, for a command that a message shows; empty without it."""
-    return "" if name is None else f" --remote {name}".rstrip()
-
-
-def source_at_remote(text: str, name: str | None) -> str:
-    """Do as `at_remote` for a SRC: an address, or a path that is written as one, like ./sql, is returned unchanged."""
-    from adapterhub.remotes.remote_address import is_address
-
-    return text if name is None or is_address(text) or text.startswith((".", "/")) else ref_at_remote(text, name)
-
-
-def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Return the remotes that begin with the typed text, for a shell."""
-    try:
-        return completions(remotes(), typed)
-    except AdapterhubError:
-        return []
-
-
-def _check_remote_name(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
-    # An eager callback, because it must run before arguments are counted: a REF that was parsed as the name would be reported
-    # as missing.
-    if name and ("/" in name or ":" in name):
-        hint = "Give an address without --remote" if "://" in name else "Write --remote last, or --remote NAME"
-        raise UsageError(name[:80], "cannot be the name of a remote", hint)
-    return name
-
-
-def _check_remote_name_or_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    return value if value and "://" in value else _check_remote_name(context, option, value)
-
-
-def _remote_option(
-    help_text: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]
-) -> Callable[[F], F]:
-    return click.option(
-        "--remote",
-        metavar="[NAME]",
-        is_flag=False,
-        flag_value=DEFAULT,
-        is_eager=True,
-        callback=check,
-        shell_complete=complete_remote,
-        help=help_text,
-    )
-
-
-remote_option = _remote_option("REF is on this remote; without NAME, on the default one.", _check_remote_name)
-served_remote_option = _remote_option(
-    "REF is looked up on this remote, a name or a URL; without NAME, on the default one.", _check_remote_name_or_url
-)
-
-
-@contextmanager
-def hint_default_remote(source: str) -> Iterator[None]:
-    """Add to the error for a ref that the registry doesn't have how to ask the default remote; not for an address."""
-    from adapterhub.remotes.remote_address import is_address
-
-    try:
-        yield
-    except NotFoundError as error:
-        with suppress(AdapterhubError):
-            if not is_address(source) and (name := default_remote()) and name in remotes():
-                errors.add_hint(error, f"`--remote` asks {name}", separator="; ")
-        raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, output, progress
+from adapterhub.cli import output, progress, registry_choice
 from adapterhub.cli.options import Settings, dry_run_option
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add the options of a gc, whose grace period has at least `least` hours."""
+    """Add the options of a gc, whose grace period has at least `min_hours` hours."""
     grace = click.option(
         "--grace",
         metavar="HOURS",
@@ -42,7 +42,7 @@ def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, d
     # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
     kept_count = last or (0 if tagged else None)
     with progress.count_bar("removing") as show:
-        if hub_settings := environment.shared_hub(settings):
+        if hub_settings := registry_choice.shared_hub(settings):
             from adapterhub.hub.storage.bucket_gc import collect
             from adapterhub.hub.storage.shared_storage import open_shared
 
@@ -50,7 +50,7 @@ def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, d
                 return collect(storage, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
         from adapterhub.maintenance.gc import gc
 
-        with environment.open_registry(settings) as registry:
+        with registry_choice.open_registry(settings) as registry:
             return gc(registry, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
 
 

@@ -12,9 +12,10 @@ from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import UsageError
 
 from . import compared_tests, environment, gates, output, signed_results
-from .environment import prepare_torch, workspace
+from .environment import prepare_torch
 from .options import Settings
 from .output import Column
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.operations.golden_tests import TestedVersion

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import gates, output, signed_results
-from .environment import workspace
 from .options import Settings
 from .output import Column
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.operations.import_results import ImportedEvaluations

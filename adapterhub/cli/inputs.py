@@ -22,8 +22,8 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 
 from . import output
-from .environment import workspace
 from .options import Settings
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
@@ -64,7 +64,7 @@ def byte_count(text: str, option: str) -> int:
 
 
 def open_source(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
-    """See `sources.opened`; prints its notes, such as that a version is deprecated, unless `notes` is off."""
+    """Open what a SRC means, and print its notes, such as that a version is deprecated, unless `notes` is off."""
     settings_workspace = workspace(settings)
     return sources.open_source(
         text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None)
@@ -72,32 +72,32 @@ def open_source(text: str, settings: Settings, *, notes: bool = True) -> Abstrac
 
 
 def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:
-    """See `sources.in_place`."""
+    """Open a SRC whose headers are to be read: the path of its files, not of copies (`sources.open_in_place`)."""
     return sources.open_in_place(text, workspace(settings))
 
 
 def ref_of(text: str, settings: Settings) -> Ref | None:
-    """See `sources.ref_of`."""
+    """Return the ref that a SRC is; None for a path or an address (`sources.ref_of`)."""
     return sources.ref_of(text, workspace(settings))
 
 
 def resolve(text: str, settings: Settings) -> tuple[Path | None, Ref | None]:
-    """See `sources.resolve`."""
+    """Return the path or the ref that a SRC is (`sources.resolve`)."""
     return sources.resolve(text, workspace(settings))
 
 
 def weights(text: str, settings: Settings) -> Path:
-    """See `base_sources.weights`."""
+    """Return the path of a BASE on this disk, for a command that needs its weights (`base_sources.weights`)."""
     return base_sources.weights(text, workspace(settings))
 
 
 def base_name(text: str, settings: Settings) -> str | None:
-    """See `base_sources.base_name`."""
+    """Return the name of the registered base that a BASE is; None for a path or an address."""
     return base_sources.registered_base_name(text, workspace(settings))
 
 
 def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
-    """See `base_sources.read_base`; prints how much was fetched, and the notes unless `notes` is off."""
+    """Read a BASE, and print how much was fetched, and its notes unless `notes` is off."""
     spec = base_sources.read_base(text, workspace(settings))
     if spec.fetched is not None:
         total = f" of {output.size(spec.size)}" if spec.size else ""

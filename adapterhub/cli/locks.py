@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from adapterhub.operations import lock
 
 from . import environment, output
-from .environment import workspace
 from .options import Settings
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.manifest.oci_manifest import Manifest

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import UsageError
 
-from . import environment
+from . import environment, remote_choice
 
 if TYPE_CHECKING:
     from adapterhub.remotes.oci.oci_address import OciAddress
@@ -22,7 +22,7 @@ def is_hub(text: str) -> bool:
 
 
 def _url(text: str) -> str:
-    remote = environment.trusted_remote(text) if text in environment.remotes() else None
+    remote = remote_choice.trusted_remote(text) if text in environment.remotes() else None
     return remote.url if remote else text if "://" in text else f"oci://{text}"
 
 

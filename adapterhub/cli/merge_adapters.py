@@ -10,8 +10,8 @@ from adapterhub import picture
 from adapterhub.operations import merge
 
 from . import inputs, output
-from .environment import workspace
 from .options import Settings
+from .registry_choice import workspace
 from .views import merge_report
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from adapterhub.operations import sources
 from adapterhub_converters.errors import UsageError
 
 from . import environment, inputs, output
-from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
+from .registry_choice import workspace
 from .views import fuse_report, recipes
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(
     method: Recipe | None = None,
     replace: bool = False,
 ) -> None:
-    """Merge into a base by a method, or as a sum if `how` is None, or show the plan; `places` are the base and the output."""
+    """Merge into a base by `method`, as a sum if it is None, or show the plan; `places` are the base and the output."""
     from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 

@@ -136,7 +136,10 @@ def _wrap_line(line: str, screen: int) -> list[str]:
 
 
 class Stream:
-    """Text that arrives in pieces: shown at once on a terminal, elsewhere line by line, so that `inert` sees commands whole."""
+    """Text that arrives in pieces: shown at once on a terminal, elsewhere line by line.
+
+    A whole line lets `escape_workflow_commands` see each command of it.
+    """
 
     def __init__(self) -> None:
         self._line = ""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import UsageError
 
-from .environment import workspace
 from .options import Settings
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.remotes.protocol import OpenRemote

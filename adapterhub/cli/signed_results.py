@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_converters.errors import UsageError
 
 from . import output, signing_options
-from .environment import workspace
 from .options import Settings
+from .registry_choice import workspace
 
 if TYPE_CHECKING:
     from adapterhub.manifest.measurement import Evaluation

@@ -23,7 +23,7 @@ class RenderedResult(NamedTuple):
 
 def render_push(result: PushResult) -> RenderedResult:
     """Render a version that was stored, in the registry or at an address; notes go to stderr."""
-    from adapterhub.remotes.catalog_documents import version_document
+    from adapterhub.remotes.version_documents import version_document
 
     if result.overridden:
         count = output.plural(len(result.overridden), "error")
@@ -64,7 +64,7 @@ def _change_prefix(result: PushResult) -> str:
 
 def render_pull(pull: PullResult) -> RenderedResult:
     """Render what was written of a version."""
-    from adapterhub.remotes.catalog_documents import version_document
+    from adapterhub.remotes.version_documents import version_document
 
     file_count = output.plural(len(pull.files), "file")
     # No log here records where tags and ranges at an address lead, so the digest is the only name of the pulled version.

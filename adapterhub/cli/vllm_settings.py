@@ -22,7 +22,7 @@ from adapterhub.serve import vllm_plugin
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
-from . import environment
+from . import environment, registry_choice, remote_choice
 from .options import Settings
 
 ALLOW, TAGS, BASE = "ADAPTERHUB_VLLM_ALLOW", "ADAPTERHUB_VLLM_TAGS", "ADAPTERHUB_VLLM_BASE"
@@ -69,7 +69,7 @@ def _choice(variable: str, values: Sequence[str]) -> str:
 
 
 def _workspace() -> Workspace:
-    command_workspace, silent = environment.workspace(Settings()), Workspace()
+    command_workspace, silent = registry_choice.workspace(Settings()), Workspace()
     # Bars would garble vLLM's log.
     return replace(command_workspace, bar=silent.bar, steps=silent.steps)
 
@@ -77,6 +77,6 @@ def _workspace() -> Workspace:
 def _address(remote: str, ref: str) -> str:
     """Return the address of a ref on a remote, a URL or a name; the ref itself without one."""
     try:
-        return address_below(environment.remote_at(remote).url, ref) if remote else ref
+        return address_below(remote_choice.remote_at(remote).url, ref) if remote else ref
     except NotFoundError as error:  # the remote is not known; to vLLM, NotFoundError would mean that the adapter is missing
         raise LocalIOError(error.where, error.what, error.hint) from error

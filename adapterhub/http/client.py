@@ -78,7 +78,7 @@ class Body:
 
     Attributes:
         length: In bytes; None if the server does not say.
-        taken: Bytes read so far.
+        bytes_read: Bytes read so far.
     """
 
     def __init__(self, response: HTTPResponse, url: str, location: str) -> None:
@@ -154,7 +154,7 @@ class Client:
         timeout: Seconds without a byte, and for all headers of a response and of the redirects to it.
         proxy: The proxy for a scheme and a host.
         boundary: The addresses it may be led to; by default as derived from `base`.
-        longest: Seconds for all pages of a list.
+        max_list_seconds: Seconds for all pages of a list.
     """
 
     base: str = ""

@@ -187,10 +187,10 @@ def error_for(
 
     Args:
         error: One of FAILURES.
-        where: The address the user knows.
+        location: The address the user knows.
         proxy: The proxy in use.
         plain: The hint for a server that does not speak TLS.
-        host: The requested host, which the error names unless `where` contains it.
+        host: The requested host, which the error names unless `location` contains it.
     """
     prefix = f"{host}: " if host not in location else ""
     causes = list(causes_of(error))

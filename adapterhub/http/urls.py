@@ -27,7 +27,7 @@ def origin(url: str, location: str, *, is_user_input: bool = False) -> Origin:
     """Return the origin of a URL.
 
     Raises:
-        RemoteError: It is not an http or https URL, or contains credentials. UsageError instead if it is user input (`typed`).
+        RemoteError: It is not an http or https URL, or contains credentials. UsageError instead if `is_user_input`.
     """
     try:
         parts = urlsplit(url)

@@ -36,7 +36,7 @@ def check_exposure(host: str, *, encrypted: bool, requires_login: bool, code: st
 
     Args:
         encrypted: Whether there is a certificate, or a TLS proxy in front.
-        asks_who: Whether nothing can be read without a login or a key; `code` is the error's code if something could.
+        requires_login: Whether nothing can be read without a login or a key; `code` is the error's code if something could.
     """
     if is_loopback(host):
         return

@@ -22,7 +22,7 @@ class Window:
 
 @dataclass
 class Windows:
-    """Windows by key, each of `seconds`, in which `most` events may happen."""
+    """Windows by key, each of `seconds`, in which `limit` events may happen."""
 
     limit: int
     seconds: int

@@ -67,7 +67,7 @@ class View:
         newest: Its version `latest`.
         frozen: Whether it is an alias: then `newest`, a version of another repository, is all it has.
         head: Identifies this state among all states of the name.
-        found: The commits looked up so far, by revision.
+        commits_by_revision: The commits looked up so far, by revision.
     """
 
     name: str

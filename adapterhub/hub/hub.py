@@ -69,13 +69,13 @@ class Hub:
         issuers: Keys of the issuers of ID tokens.
         sign_ins: Threads that wait for issuers, so that no other request has to.
         store: The blobs.
-        held: Keeps uploaded blobs from a gc.
+        upload_leases: Keeps uploaded blobs from a gc.
         quotas: How much namespaces may hold.
         uploads: Bodies that are arriving.
         cards: The model cards read last, by digest.
         git: The object ids git would give to files.
-        forms: Versions converted to other formats.
-        releases: Compares what is served with the policy.
+        conversions: Versions converted to other formats.
+        policy_gate: Compares what is served with the policy.
         repository_listing: The names of repositories that have a record.
         mirror: The mirror of another hub; None without one.
         upstream: The models that are not here but at another hub; None without one.

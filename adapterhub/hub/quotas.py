@@ -64,8 +64,8 @@ class Quotas:
             worker: The worker of this thread.
             name: The repository.
             files: The files; those already counted do not count again.
-            take: Count them from now on, because they are stored.
-            but: Open uploads to leave out: their ids, or the repositories they are for.
+            count: Count them from now on, because they are stored.
+            except_uploads: Open uploads to leave out: their ids, or the repositories they are for.
 
         Raises:
             RefusedError: The files would be too many or too large.
@@ -141,7 +141,7 @@ class Quotas:
             name: The repository it is for.
             upload: Its id.
             size: Bytes it has, or will have.
-            more: Further bytes to reserve, as far as there is room.
+            extra: Further bytes to reserve, as far as there is room.
             lifetime: Seconds after which it no longer counts, unless this is called again.
             except_uploads: Ids of others that it replaces.
 

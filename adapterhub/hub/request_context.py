@@ -48,7 +48,7 @@ class RequestContext:
             self.names.append(name)
 
 
-_CURRENT: ContextVar[RequestContext | None] = ContextVar("_NOW", default=None)
+_CURRENT: ContextVar[RequestContext | None] = ContextVar("_CURRENT", default=None)
 
 
 def begin(address: str) -> RequestContext:

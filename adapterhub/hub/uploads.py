@@ -70,12 +70,12 @@ class Upload:
     Attributes:
         id: 32 hexadecimal digits, impossible to guess.
         name: The repository it is for.
-        counted: The id under which its namespace counts it.
+        count_id: The id under which its namespace counts it.
         lifetime: Seconds without data after which it no longer counts.
         room: Bytes it is counted as; None for no limit.
-        asked: When that room was last granted, by the monotonic clock.
+        granted_at: When that room was last granted, by the monotonic clock.
         size: Bytes that have arrived.
-        used: When data last arrived, by the monotonic clock.
+        used_at: When data last arrived, by the monotonic clock.
     """
 
     id: str

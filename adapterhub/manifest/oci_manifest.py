@@ -229,7 +229,7 @@ def _descriptor(value: object, location: str, *, named: bool = False) -> Descrip
     annotations = value.get("annotations")
     path = annotations.get(TITLE) or annotations.get(FILEPATH) if isinstance(annotations, dict) else None
     if path is None and kind.startswith(IMAGE_LAYER):
-        path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.oci.image` looks into it
+        path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.oci.adapter_image` looks into it
     if not isinstance(path, str):
         raise FormatError(location, f"the layer {digest} has no file name")
     return Descriptor(kind, digest, size, path)

@@ -185,7 +185,7 @@ def _comparison_findings(
         version: The version that it is about.
         inputs: The inputs to compute it from.
         keys: The accepted signers, also of the parents of a merge unless `inputs` names others.
-        others: All accepted attestations of the version; one of them may be about the base at hand.
+        accepted: All accepted attestations of the version; one of them may be about the base at hand.
     """
     from adapterhub.maintenance.findings import Finding
     from adapterhub.trust.keys import read_trusted

@@ -27,7 +27,7 @@ class _ComparedVersion:
 
     Attributes:
         name: The name to open it by.
-        label: The name to show.
+        location: The name to show.
         digest: The digest of its OCI manifest.
         manifest: Its adapter.json.
         files: The files of the OCI manifest, without adapter.json.

@@ -1,7 +1,7 @@
 """The adapter that a text names: a path, a ref of the registry, or an address; never a guess between two.
 
 Every command and function that takes a SRC uses this module; `base_sources` is the same for a BASE. `ref` parses refs, and
-`references` picks a version for one. Bytes from a registry or an address are verified on the way.
+`registry.version_selection` picks a version for one. Bytes from a registry or an address are verified on the way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Source:
     Attributes:
         path: The folder or file that a format reader takes.
         folder: The folder that contains it.
-        where: The name that the user gave it.
+        location: The name that the user gave it.
         ref: Its ref or address, if it came from a registry.
         digest: The digest of its manifest, if it came from a registry.
         original_format: The format of another package that it was converted from; see `stored_form`.

@@ -231,7 +231,7 @@ class Workspace:
         return address
 
     def admitted_registry(self, project: SettingsFile) -> Path | None:
-        """Return the folder of the registry that a project names, None without one. Raises as `admitted` does."""
+        """Return the folder of the registry that a project names, None without one. Raise as `admitted_address` does."""
         from adapterhub.remotes.remote_address import owner_of
 
         if project.registry is not None:
@@ -239,7 +239,7 @@ class Workspace:
         return project.registry
 
     def admitted_base(self, project: SettingsFile) -> str | None:
-        """Return the base model that a project checks its adapters against. Raises as `admitted` does."""
+        """Return the base model that a project checks its adapters against. Raise as `admitted_address` does."""
         from urllib.parse import urlsplit
 
         from adapterhub.remotes.remote_address import owner_of

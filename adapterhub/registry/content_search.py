@@ -84,7 +84,7 @@ def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Content
 def matching(
     registry: Registry,
     source: str,
-    wanted: str | FileContents,
+    contents: str | FileContents,
     list_tensors: Callable[[], object],
     sees: Callable[[VersionRow], bool] = lambda _: True,
 ) -> ContentMatches:
@@ -92,8 +92,8 @@ def matching(
 
     Args:
         registry: The registry to search.
-        source: How `wanted` is called.
-        wanted: The first digits of a digest, or contents.
+        source: The name of `contents` in the answer.
+        contents: The first digits of a digest, or contents.
         list_tensors: Called before tensors are searched, to list those of files that were not read yet.
         sees: Returns whether a version may be among the results.
     """
@@ -102,19 +102,19 @@ def matching(
     def visible(candidates: Iterable[Holder]) -> list[Holder]:
         return [holder for holder in candidates if sees(holder.row)]
 
-    if isinstance(wanted, str):
+    if isinstance(contents, str):
         list_tensors()
         with index.snapshot():
-            return ContentMatches(source, visible([*holders(index, wanted), *with_digest(index, store, wanted)]))
+            return ContentMatches(source, visible([*holders(index, contents), *with_digest(index, store, contents)]))
     with index.snapshot():
-        version_holders = visible(holders(index, wanted.version)) if wanted.version else []
-        file_holders = visible(holder for digest in wanted.files for holder in holders(index, digest))
+        version_holders = visible(holders(index, contents.version)) if contents.version else []
+        file_holders = visible(holder for digest in contents.files for holder in holders(index, digest))
     if version_holders or file_holders:
         return ContentMatches(source, version_holders or file_holders)
     list_tensors()
-    size = sum(tensor.size for tensor in wanted.tensors)
-    shares = nearest(index, store, wanted.tensors, sees=sees)
-    return ContentMatches(source, [], len(wanted.tensors), size, shares)
+    size = sum(tensor.size for tensor in contents.tensors)
+    shares = nearest(index, store, contents.tensors, sees=sees)
+    return ContentMatches(source, [], len(contents.tensors), size, shares)
 
 
 @dataclass

@@ -42,7 +42,7 @@ def highest_tag_in_range(
         reference: The range.
         tags: Returns all tags; called only if the reference may be a range.
         version_of: Returns what identifies the version that a tag points to.
-        label: The name for an error.
+        location: The name for an error.
 
     Raises:
         RefError: The highest one has two spellings, `1.2.0` and `v1.2.0`, which point to different versions.

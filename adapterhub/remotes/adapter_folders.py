@@ -42,7 +42,7 @@ class AdapterFolder:
 
     Args:
         folder: The adapter's own folder.
-        where: Its name in errors.
+        location: Its name in errors.
         send_ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it
             does not take the file.
         draft: What was read of the folder already.
@@ -142,7 +142,7 @@ def download(
     """Write the files of a version into the folder `out`: all of them, verified, or none.
 
     After a run that was killed, the next one resumes: until then, the received bytes stay next to `out`. If the version has no
-    adapter.json, as other tools make it, that file is derived as in a push. If `out` already has these files, `found` is
+    adapter.json, as other tools make it, that file is derived as in a push. If `out` already has these files, `on_unchanged` is
     called, and nothing is written.
 
     Args:
@@ -155,7 +155,7 @@ def download(
         pauses: Seconds between attempts.
         jobs: Number of files to receive at a time.
         pace: Limits the rate.
-        found: Called if there is nothing to do.
+        on_unchanged: Called if there is nothing to do.
 
     Raises:
         OutputExistsError: `out` has something that would be lost.

@@ -1,7 +1,7 @@
 """The interface that commands about names ask: what is listed, searched, logged, tagged, deprecated and removed.
 
 A local registry and a hub of ours both implement it (`local_catalog`, `hub.hub_catalog`), so that a command does the same in
-both places. `catalog_documents` has the values as JSON: what `--json` prints, and what the hub's API answers.
+both places. `version_documents` and `content_documents` have the values as JSON: that of `--json`, and of the hub's API.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -51,7 +51,7 @@ class SearchAnswer:
 
 
 @dataclass(frozen=True)
-class FoundContents:
+class ContentAnswer:
     """The versions that contain something.
 
     Attributes:
@@ -89,8 +89,11 @@ class DiskUsage:
     models: Sequence[SizedModel]
 
 
-Wanted = tuple[str, "str | FileContents"]
-"""Something to search for: how it is called, and the first digits of a digest, or the digests of a file or folder."""
+class ContentQuery(NamedTuple):
+    """Something to search for: its name in the answer, and the first digits of a digest, or the digests of a file or folder."""
+
+    name: str
+    contents: str | FileContents
 
 
 class Catalog(ABC):
@@ -123,10 +126,10 @@ class Catalog(ABC):
 
     @abstractmethod
     def lineage(self, ref: Ref) -> dict[str, Any]:
-        """Return what a version was made from, and what was made from it (`catalog_documents.lineage_document`)."""
+        """Return what a version was made from, and what was made from it (`content_documents.lineage_document`)."""
 
     @abstractmethod
-    def find(self, wanted: Sequence[Wanted], bar: Bar = no_bar) -> FoundContents:
+    def find(self, content_queries: Sequence[ContentQuery], bar: Bar = no_bar) -> ContentAnswer:
         """Return the versions that contain files, folders or digests."""
 
     @abstractmethod

@@ -47,7 +47,7 @@ class ResumingReader:
     """The bytes of a blob from `start` on, requested again from where the connection broke, as long as enough arrive.
 
     Attributes:
-        ranged: Whether any request began in the middle of the blob.
+        used_range: Whether any request began in the middle of the blob.
     """
 
     def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:

@@ -19,8 +19,8 @@ from adapterhub.registry.version_lookup import RestoreResult
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .catalog import Catalog, Deprecations, DiskUsage, FoundContents, Listing, SearchAnswer, SizedModel, Wanted, no_bar
-from .catalog_documents import lineage_document
+from .catalog import Catalog, ContentAnswer, ContentQuery, Deprecations, DiskUsage, Listing, SearchAnswer, SizedModel, no_bar
+from .content_documents import lineage_document
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,12 @@ class LocalCatalog(Catalog):
         graph = lineage_graph.trace(self._registry, ref)
         return lineage_document(lineage_graph.visible(graph, self._visibility.sees) if self._visibility else graph)
 
-    def find(self, wanted: Sequence[Wanted], bar: Bar = no_bar) -> FoundContents:
+    def find(self, content_queries: Sequence[ContentQuery], bar: Bar = no_bar) -> ContentAnswer:
         """Return the versions that contain files, folders or digests."""
         registry = self._registry
-        matches = [content_search.matching(registry, *item, self._list_tensors(bar), self._sees_row) for item in wanted]
+        matches = [
+            content_search.matching(registry, *query, self._list_tensors(bar), self._sees_row) for query in content_queries
+        ]
         unlisted = tensor_search.unlisted_files(registry.index)
         if self._visibility:
             # Whoever asks learns nothing about the files of names that they may not see.
@@ -92,7 +94,7 @@ class LocalCatalog(Catalog):
             unlisted = {
                 digest: size for digest, size in unlisted.items() if queries.names_with(registry.index, digest, without)
             }
-        return FoundContents(matches, registry.deprecations(), len(unlisted))
+        return ContentAnswer(matches, registry.deprecations(), len(unlisted))
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return everything that is known of a version."""

@@ -52,7 +52,7 @@ class RateLimit:
 
 
 class Transfer:
-    """Blobs that are transferred together: read them from a `watched` source, in `each`.
+    """Blobs that are transferred together: read them from a source that `watch` returned, in `run_all`.
 
     Attributes:
         jobs: How many blobs are transferred at once.

@@ -140,7 +140,7 @@ class OpenRemote(Target, ABC):
 
     Attributes:
         kind: What errors call this kind of remote.
-        at_once: How many threads may read manifests at the same time.
+        max_readers: How many threads may read manifests at the same time.
         notes: Remarks for the user.
         commit_id: The commit that was read or made last, in a remote that has commits.
         commits: The commit of each tag, after `tags`, in a remote that has commits.

@@ -72,12 +72,12 @@ class UserSettings:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The rights that a server grants to a user; an empty `who` is an anonymous user.
+    """The rights that a server grants to a user; an empty `user` is an anonymous user.
 
     Attributes:
         source: Where the credentials come from.
         writes: None if there is no way to find out without leaving a trace.
-        why: The reason for a missing right.
+        reason: The reason for a missing right.
     """
 
     user: str

@@ -31,8 +31,8 @@ def _is_frozen(cls: Any) -> bool:
 
 def _define(cls: Any, *, eq: bool = True, frozen: bool = False, slots: bool = False, **options: bool) -> Any:
     written = {name for name, value in vars(cls).items() if (name, value) != ("__hash__", None)}
-    wanted = {"__init__": True, "__repr__": options.pop("repr", True), "__eq__": eq, "__hash__": eq and frozen}
-    wanted |= dict.fromkeys(("__lt__", "__le__", "__gt__", "__ge__"), options.pop("order", False))
+    needed = {"__init__": True, "__repr__": options.pop("repr", True), "__eq__": eq, "__hash__": eq and frozen}
+    needed |= dict.fromkeys(("__lt__", "__le__", "__gt__", "__ge__"), options.pop("order", False))
     # The standard decorator is not told that a class is frozen, as it would compile two methods for that; so it must not see
     # that the bases are.
     frozen_bases = [base.__dataclass_params__ for base in cls.__mro__[1:] if _is_frozen(base)]
@@ -45,7 +45,7 @@ def _define(cls: Any, *, eq: bool = True, frozen: bool = False, slots: bool = Fa
             for params in frozen_bases:
                 params.frozen = True
     cls.__dataclass_params__.frozen = frozen
-    for name in (name for name, needed in wanted.items() if needed and name not in written):
+    for name in (name for name, is_needed in needed.items() if is_needed and name not in written):
         setattr(cls, name, _compiled_when_called(cls, name, frozen=frozen, slots=slots))
     if eq and not frozen and "__hash__" not in written:
         cls.__hash__ = None  # what can change has no hash
@@ -70,7 +70,7 @@ def _compiled_when_called(cls: type[Any], name: str, *, frozen: bool, slots: boo
             [(field.name, field.type, field) for field in dataclasses.fields(cls)],
             namespace={"__post_init__": cls.__post_init__} if hasattr(cls, "__post_init__") else {},
             frozen=frozen,
-            slots=slots,  # where a default of a field that is no argument is no attribute of the class
+            slots=slots,  # of a class with slots, __init__ alone has the default of a field that is no parameter of it
             **switches,
         )
         method = vars(twin)[name]

@@ -20,7 +20,7 @@ from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.registry import adapter_recipe, conversion_cache, lineage_graph
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.catalog_documents import lineage_document
+from adapterhub.remotes.content_documents import lineage_document
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, gguf, peft

@@ -15,8 +15,8 @@ from adapterhub.bases.hub_address import Hub
 from adapterhub.index.version_search import Bound, Query, parse_bounds
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
-from adapterhub.remotes import catalog_documents as documents
-from adapterhub.remotes.catalog import Listing
+from adapterhub.remotes import content_documents, version_documents
+from adapterhub.remotes.catalog import ContentQuery, Listing
 from adapterhub.remotes.hub import hub_catalog
 from adapterhub.remotes.hub.hub_catalog import HubCatalog
 from adapterhub.remotes.hub.hub_client import HubAddress
@@ -72,7 +72,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Callable[[HubCatalog], object]]] = {
             ],
             "unlisted": 0,
         },
-        lambda hub: hub.find([("x", "a" * 64)]),
+        lambda hub: hub.find([ContentQuery("x", "a" * 64)]),
     ),
     "usage": (
         {
@@ -173,17 +173,17 @@ def test_no_wrong_value_gets_past_the_reader(kind: str) -> None:
     """It is an error with a line of its own, or the value is one of those that may be anything."""
     document = ANSWERS[kind][0]
     readers: dict[str, Callable[[Any], object]] = {
-        "list": lambda value: documents.read_listing(value, "hub"),
-        "versions with": lambda value: documents.read_listing(value, "hub"),
-        "search": lambda value: documents.read_search(value, "hub"),
-        "log": lambda value: documents.read_log(value, "hub"),
-        "lineage": lambda value: documents.read_lineage(value, "hub"),
-        "find": lambda value: documents.read_found(value, "hub", "x"),
-        "usage": lambda value: documents.read_usage(value, "hub"),
-        "show": lambda value: documents.read_shown(value, "hub"),
-        "tag": lambda value: documents.read_version(value, "hub"),
-        "restore": lambda value: documents.read_restore(value, "hub"),
-        "deprecate": lambda value: documents.read_number(value, "hub"),
+        "list": lambda value: version_documents.read_listing(value, "hub"),
+        "versions with": lambda value: version_documents.read_listing(value, "hub"),
+        "search": lambda value: version_documents.read_search(value, "hub"),
+        "log": lambda value: version_documents.read_log(value, "hub"),
+        "lineage": lambda value: content_documents.read_lineage(value, "hub"),
+        "find": lambda value: content_documents.read_content_answer(value, "hub", "x"),
+        "usage": lambda value: content_documents.read_usage(value, "hub"),
+        "show": lambda value: version_documents.read_shown(value, "hub"),
+        "tag": lambda value: version_documents.read_version(value, "hub"),
+        "restore": lambda value: version_documents.read_restore(value, "hub"),
+        "deprecate": lambda value: version_documents.read_number(value, "hub"),
     }
     refused = 0
     for changed in mutations(document):
@@ -274,8 +274,8 @@ def test_the_conditions_of_a_search_are_sent_as_they_were_parsed() -> None:
 
 
 def test_a_listing_survives_the_way_to_a_document_and_back() -> None:
-    listing = documents.read_listing(
+    listing = version_documents.read_listing(
         {"adapters": [ROW], "deprecations": [{"name": "team/sql", "number": None, "message": "x"}]}, ""
     )
     assert isinstance(listing, Listing)
-    assert documents.read_listing(documents.listing_document(listing), "") == listing
+    assert version_documents.read_listing(version_documents.listing_document(listing), "") == listing

@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs/serving.md").read_text()
 GATEWAY_PAGE = (ROOT / "docs/gateway.md").read_text()
 OURS = {
     vllm_settings.ALLOW, vllm_settings.TAGS, vllm_settings.BASE, vllm_settings.CHATS,
-    environment.ENVIRONMENT, environment.REMOTE,
+    environment.REGISTRY, environment.REMOTE,
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def scan(path: Path, *, display_name: str = "", limit: int | None = None) -> Rep
 
     Args:
         path: The folder or file; it need not be an adapter.
-        where: Its name in the report; its path if empty.
+        display_name: Its name in the report; its path if empty.
         limit: How many problems of each code the report has, besides their number; all of them if None.
 
     Returns:

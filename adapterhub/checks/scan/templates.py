@@ -201,7 +201,7 @@ def _join_texts(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens with texts joined where `~`, `+` or nothing at all is between them."""
     joined: list[Token] = []
     pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
-    waiting = False  # an operator that may join is the last token, which is not in `found` yet
+    waiting = False  # an operator that may join was the last token, which is not in `joined` yet
     # None at the end flushes the last text.
     for token in (*tokens, None):
         if token and token.kind == "text":

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output, signing_options
-from adapterhub.cli.environment import complete_ref, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.registry_choice import workspace
 
 
 @command(

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from adapterhub.cli import environment, output, signing_options
-from adapterhub.cli.environment import workspace
+from adapterhub.cli import output, registry_choice, signing_options
 from adapterhub.cli.options import Group, Settings, replace_option
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views import finding_report as view
 from adapterhub.identity import Identity
 from adapterhub.maintenance.findings import Finding
@@ -85,7 +85,7 @@ def checkpoint(settings: Settings, *, out: Path, own: signing_options.SignerOpti
 
 def _audit_target(settings: Settings) -> str | Path:
     """Return the folder of the registry in use, or the database of the hub unless an option names a folder with a registry."""
-    hub_settings = environment.shared_hub(settings, needs_bucket=False)
+    hub_settings = registry_choice.shared_hub(settings, needs_bucket=False)
     return hub_settings.database if hub_settings else workspace(settings).folder()
 
 

@@ -10,9 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from adapterhub.cli import errors, inputs, output
-from adapterhub.cli.environment import completions, open_registry
+from adapterhub.cli.completions import completions
 from adapterhub.cli.options import Group, Settings, force_option
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import open_registry
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:

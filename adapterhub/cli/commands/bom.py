@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, remote_option, source_at_remote, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, base_option, command, output_option, replace_option
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 
 
 @command(

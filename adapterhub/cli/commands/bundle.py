@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output, remotes
-from adapterhub.cli.environment import complete_ref, open_registry, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, output_option, replace_option
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.registry_choice import open_registry, workspace
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import UsageError
 

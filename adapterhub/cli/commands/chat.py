@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import engines, errors, inputs, output
-from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
+from adapterhub.cli.completions import complete_ref
+from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views.answer_columns import WIDE, OneByOne, SideBySide
 from adapterhub.ref import RefError
 from adapterhub_converters import safe_regex

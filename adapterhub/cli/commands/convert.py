@@ -8,7 +8,6 @@ from typing import Literal
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
     MODEL_DTYPES,
     Settings,
@@ -24,6 +23,7 @@ from adapterhub.cli.options import (
     split_drops,
     to_option,
 )
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views import fuse_report, losses
 from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import attachments, output
-from adapterhub.cli.environment import complete_ref, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, transfer_options
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.version_results import render_pull, render_push
 from adapterhub.operations import copy as copy_operation
 from adapterhub.operations.pull import PullResult

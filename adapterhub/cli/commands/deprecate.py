@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import complete_ref, remote_option
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import UsageError
 
 

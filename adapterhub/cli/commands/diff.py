@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import remote_option, source_at_remote, workspace
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference, ModuleChange, TensorChange

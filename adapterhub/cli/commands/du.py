@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, inputs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def du(settings: Settings, prefix: str | None, base: Sequence[str], remote: str 
     `adapterhub pack` stores them once. The size of as many whole models is shown for bases added with `adapterhub base add`
     and those in --base.
     """
-    from adapterhub.remotes.catalog_documents import usage_document
+    from adapterhub.remotes.content_documents import usage_document
 
     models = [_model_of_option(text, settings) for text in base]
     with catalogs.catalog_below(settings, prefix, remote, "record of disk usage") as (catalog, prefix_there):
@@ -89,7 +89,7 @@ def _usage_text(report: UsageReport, models: Sequence[SizedModel]) -> None:
     if report.unlisted:
         files = output.plural(report.unlisted, "file")
         output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
-    from adapterhub.remotes.catalog_documents import whole_models_size
+    from adapterhub.remotes.content_documents import whole_models_size
 
     repos = [base.repo for base in report.bases]
     for base in report.bases:
@@ -106,7 +106,7 @@ def _cells(name: str, usage: Usage) -> list[str]:
 
 
 def _base_line(base: BaseUsage, whole_size: int | None, distinction: str) -> str:
-    """Return the line of a base; `more` tells it from another of the same name."""
+    """Return the line of a base; `distinction` tells it from another of the same name."""
     usage = base.usage
     name = base.repo or (f"base {base.fingerprint[:_SHORT]}" if base.fingerprint else "no base recorded")
     count = f"{output.plural(usage.versions, 'version')} of {output.plural(usage.adapters, 'adapter')}"

@@ -9,9 +9,11 @@ import click
 
 from adapterhub.cli import gates as gate_options
 from adapterhub.cli import golden_tests, imported_results, output, signed_results, signing_options
-from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
+from adapterhub.cli.completions import complete_ref
+from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, base_option, command, dtype_option, sampling_options
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 

@@ -7,7 +7,7 @@ import difflib
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import completions
+from adapterhub.cli.completions import completions
 from adapterhub.cli.errors import codes, explanation
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
     Settings,
     command,
@@ -20,6 +19,7 @@ from adapterhub.cli.options import (
     replace_option,
 )
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.operations import merge
 from adapterhub_converters.errors import UsageError
 

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.inputs import existing_path, stored_form
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.registry.content_search import ContentMatches
-    from adapterhub.remotes.catalog import Wanted
 
 
 @command(
@@ -43,17 +42,18 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str], re
     """
     from adapterhub.index.version_search import parse_digest_prefix
     from adapterhub.registry import content_search
-    from adapterhub.remotes.catalog_documents import found_document
+    from adapterhub.remotes.catalog import ContentQuery
+    from adapterhub.remotes.content_documents import content_answer_document
 
     if not files and not digests:
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with catalogs.catalog_below(settings, None, remote, "search by contents") as (catalog, _):
-        wanted: list[Wanted] = [(text, parse_digest_prefix(text)) for text in digests]
+        queries = [ContentQuery(text, parse_digest_prefix(text)) for text in digests]
         for text in files:
             with stored_form(existing_path(text), text) as (path, _):
-                wanted.append((text, content_search.read_contents(path, bytes_bar)))
-        found = catalog.find(wanted, bytes_bar)
-    results, unlisted = found.matches, found.unlisted
+                queries.append(ContentQuery(text, content_search.read_contents(path, bytes_bar)))
+        answer = catalog.find(queries, bytes_bar)
+    results, unlisted = answer.matches, answer.unlisted
     missing = [item for item in results if not item.is_whole]
     # "Not found" would be too strong a claim if some tensors could not be searched.
     if unlisted and missing:
@@ -63,7 +63,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str], re
         raise NotFoundError(
             results[0].source, "no version contains it" if len(results) == 1 else "no version contains it or the others"
         )
-    output.emit(found_document(found), as_json=settings.as_json, text=lambda: _find_text(results))
+    output.emit(content_answer_document(answer), as_json=settings.as_json, text=lambda: _find_text(results))
     return NotFoundError.exit_code if missing else 0
 
 

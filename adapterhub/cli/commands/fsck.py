@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import open_registry, registry_folder, shared_hub
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.registry_choice import open_registry, registry_folder, shared_hub
 from adapterhub.cli.views import finding_report as view
 from adapterhub_converters.errors import UsageError
 

@@ -6,9 +6,9 @@ import importlib
 
 import click
 
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.gc_report import emit_swept, sweep, sweep_options
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.registry_choice import workspace
 
 
 @command(

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from adapterhub.cli import environment, errors, output
+from adapterhub.cli import environment, errors, output, registry_choice
 from adapterhub.cli.options import Settings, command
 from adapterhub.operations.workspace import project_file
 from adapterhub.version import __version__
@@ -77,15 +77,15 @@ def _collecting_problems(problems: list[str]) -> Iterator[None]:
 def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
     document: dict[str, Any] = {"path": None, "chosen_by": None, "exists": False, "adapters": 0, "versions": 0}
     with _collecting_problems(problems):
-        if shared := environment.shared_hub(settings):
+        if shared := registry_choice.shared_hub(settings):
             # Not opened: that would ask the database.
             chosen_by = f"${environment.DATABASE} and ${environment.BLOBS}"
             return {"path": shared.location, "chosen_by": chosen_by, "exists": True, "adapters": None, "versions": None}
-        path, document["chosen_by"] = environment.chosen_registry(settings)
+        path, document["chosen_by"] = registry_choice.chosen_registry(settings)
         document["path"] = str(path)
         document["exists"] = (path / "registry.db").exists() or (path / ".adapterhub").is_dir()
         if document["exists"]:
-            with environment.open_registry(settings) as registry:
+            with registry_choice.open_registry(settings) as registry:
                 rows = registry.list()
             document |= {"adapters": len({row.name for row in rows}), "versions": len(rows)}
             document |= {**_folder(path / ".adapterhub"), "path": str(path), "writable": os.access(path, os.W_OK)}

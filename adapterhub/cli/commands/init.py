@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import named_registry, registry_folder
 from adapterhub.cli.options import Settings, command, project_option
+from adapterhub.cli.registry_choice import named_registry, registry_folder
 from adapterhub.project import PROJECT
 
 _TEMPLATE = """\

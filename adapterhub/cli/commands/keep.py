@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.registry_choice import open_registry
 from adapterhub_converters.errors import UsageError
 
 

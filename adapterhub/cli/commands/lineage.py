@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub.cli.views import lineage_tree as view
 
 

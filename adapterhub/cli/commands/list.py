@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import catalogs, environment, output, remotes
-from adapterhub.cli.environment import complete_ref, remote_option
+from adapterhub.cli import catalogs, output, remote_choice, remotes
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub.cli.views import tree
 from adapterhub.cli.views.version_rows import write_rows
 from adapterhub_converters.errors import NotFoundError, UsageError
@@ -63,7 +64,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
             _list_names(settings, None, url, None)
             return
     elif remote is not None:
-        opened = catalogs.open_hub_below(prefix, environment.remote_at(remote).url)
+        opened = catalogs.open_hub_below(prefix, remote_choice.remote_at(remote).url)
         if opened is None:
             _list_remote(settings, prefix, remote, as_tree=as_tree)
             return
@@ -80,7 +81,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
 
 
 def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, as_tree: bool) -> None:
-    from adapterhub.remotes.catalog_documents import listing_document
+    from adapterhub.remotes.version_documents import listing_document
 
     listing = catalog.list(prefix)
     rows, deprecations = listing.rows, listing.deprecations
@@ -152,7 +153,7 @@ def _list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: 
     """List the tags of a name on a remote, or its names."""
     from adapterhub.remotes.named_remotes import UNUSED_NAME, address_below
 
-    remote_entry = environment.trusted_remote(name)
+    remote_entry = remote_choice.trusted_remote(name)
     if as_tree or (prefix and "/" in prefix):
         _list_versions(settings, address_below(remote_entry.url, prefix or UNUSED_NAME), as_tree=as_tree)
         return

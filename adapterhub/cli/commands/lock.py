@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, locks, output
-from adapterhub.cli.environment import workspace
+from adapterhub.cli import completions, environment, locks, output, remote_choice
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.operations import lock as lock_operation
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     adapterhub lock --check
     adapterhub lock --update team/sql""",
 )
-@click.argument("refs", metavar="[REF…]", nargs=-1, shell_complete=environment.complete_ref)
-@environment.remote_option
+@click.argument("refs", metavar="[REF…]", nargs=-1, shell_complete=completions.complete_ref)
+@remote_choice.remote_option
 @click.option("--check", is_flag=True, help="Report tags that have moved since (exit 1).")
 @click.option("--update", is_flag=True, help="Lock again the names in REF…, or all.")
 @click.pass_obj
@@ -56,11 +56,11 @@ def _resolve(settings: Settings, ref: str, remote: str | None) -> LockedAdapter:
     """Return the entry of the version that a ref points to now."""
     from adapterhub.remotes.remote_address import is_address
 
-    address = environment.ref_at_remote(ref, remote)
+    address = remote_choice.ref_at_remote(ref, remote)
     if is_address(address):
         environment.remember_host(address)
         return lock_operation.entry_of_ref(ref, address, workspace(settings))
-    with environment.hint_default_remote(ref):
+    with remote_choice.hint_default_remote(ref):
         return lock_operation.entry_of_ref(ref, None, workspace(settings))
 
 

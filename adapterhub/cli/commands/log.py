@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry
@@ -44,8 +46,8 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     address of an object store, which keeps the same log. Times are UTC.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.catalog_documents import log_document
     from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.version_documents import log_document
 
     address = ref_at_remote(ref, remote)
     opened = catalogs.open_hub(address) if is_address(address) else None

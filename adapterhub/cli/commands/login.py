@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, logins, output
+from adapterhub.cli import completions, environment, logins, output
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
@@ -28,7 +28,7 @@ _LONGEST = 1 << 16  # the most characters of a token
     adapterhub login hub+https://hub.example
     adapterhub login team --username ci --password-stdin < secret""",
 )
-@click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
+@click.argument("host", metavar="HOST|NAME", shell_complete=completions.complete_remote)
 @click.option("-u", "--username", metavar="NAME", help="User name; asked for on a terminal.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
 @click.option("--token-stdin", is_flag=True, help="Read a bearer token from stdin; needs no user name.")
@@ -62,7 +62,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
 
 def _registry_credentials(address: OciAddress, ask: Callable[[], Credentials]) -> Credentials:
-    """Return credentials that a registry accepts; `given` is called once the registry requires a login."""
+    """Return credentials that a registry accepts; `ask` is called once the registry requires a login."""
     from adapterhub.remotes.oci.registry_host import NOT_STORED, RegistryHost
 
     # A registry may ask for a login several times; a person is asked once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import environment, logins, output
+from adapterhub.cli import completions, environment, logins, output
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError
 
@@ -14,7 +14,7 @@ from adapterhub_converters.errors import NotFoundError
     example="""
     adapterhub logout registry.example""",
 )
-@click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
+@click.argument("host", metavar="HOST|NAME", shell_complete=completions.complete_remote)
 @click.pass_obj
 def logout(settings: Settings, host: str) -> None:
     """Remove the login for a registry, HOST[:PORT] or the NAME of a remote. `docker logout` does the same."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import errors, output
-from adapterhub.cli.environment import open_registry, workspace
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option, replace_option
+from adapterhub.cli.registry_choice import open_registry, workspace
 from adapterhub.cli.views import recipes as view
 from adapterhub_converters.errors import AdapterhubError, UsageError
 

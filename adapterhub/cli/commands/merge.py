@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, merge_adapters, merge_into
-from adapterhub.cli.environment import completions
+from adapterhub.cli.completions import completions
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
     Choice,

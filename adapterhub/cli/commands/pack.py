@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.registry_choice import open_registry
 from adapterhub.cli.views import packed_files as view
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, inputs, locks, output, signing_options
-from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -19,6 +19,8 @@ from adapterhub.cli.options import (
     replace_option,
     transfer_options,
 )
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import hint_default_remote, ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_conversion, render_pull
 from adapterhub.identity import Identity
 from adapterhub.operations import lock as lock_operation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -17,6 +17,8 @@ from adapterhub.cli.options import (
     force_option,
     transfer_options,
 )
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push
 from adapterhub.manifest.package_files import Selection
 from adapterhub.operations import push as push_operation

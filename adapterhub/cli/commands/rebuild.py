@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, output_option
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.operations import merge
 
 if TYPE_CHECKING:

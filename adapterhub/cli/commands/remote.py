@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, output, remotes
+from adapterhub.cli import completions, environment, output, remote_choice, remotes
 from adapterhub.cli.options import Group, Settings, force_option, project_option
 from adapterhub.cli.output import Column
 from adapterhub.operations import workspace
@@ -106,7 +106,7 @@ def _list_text(remotes_: list[Remote], default: str | None) -> None:
     example="""
     adapterhub remote rm team""",
 )
-@click.argument("name", shell_complete=environment.complete_remote)
+@click.argument("name", shell_complete=completions.complete_remote)
 @project_option
 @click.pass_obj
 def rm(settings: Settings, *, name: str, project: bool) -> None:
@@ -132,18 +132,18 @@ def rm(settings: Settings, *, name: str, project: bool) -> None:
     adapterhub remote default
     adapterhub remote default team""",
 )
-@click.argument("name", required=False, shell_complete=environment.complete_remote)
+@click.argument("name", required=False, shell_complete=completions.complete_remote)
 @project_option
 @click.pass_obj
 def default(settings: Settings, *, name: str | None, project: bool) -> None:
     """Show the remote that --remote uses without a name, or set it to NAME."""
     if name is not None:
-        environment.remote(name)
+        remote_choice.remote(name)
         _change(_file(project), lambda old: (dict(old.remotes), name))
         # Both are cached: read them again to see what the file says now.
         environment.user.cache_clear()
         environment.project.cache_clear()
-    remote_entry = environment.remote(environment.DEFAULT)
+    remote_entry = remote_choice.remote(remote_choice.DEFAULT)
     if name is not None and remote_entry.name != name:
         output.say(f"note: here the default is {remote_entry.name}, from the environment or the project")
     document = {"name": remote_entry.name, "url": remote_entry.url}
@@ -157,7 +157,7 @@ def default(settings: Settings, *, name: str | None, project: bool) -> None:
     adapterhub remote test
     adapterhub remote test team""",
 )
-@click.argument("name", required=False, default=environment.DEFAULT, shell_complete=environment.complete_remote)
+@click.argument("name", required=False, default=remote_choice.DEFAULT, shell_complete=completions.complete_remote)
 @click.pass_obj
 def test(settings: Settings, name: str) -> None:
     """Contact a remote, the default one without NAME: show the user it recognizes, and whether that user may read and write.
@@ -167,7 +167,7 @@ def test(settings: Settings, name: str) -> None:
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.
     """
-    remote_entry = environment.trusted_remote(name)
+    remote_entry = remote_choice.trusted_remote(name)
     document = _access_document(remote_entry)
     user_text = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Choice, Settings, base_option, command
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import hint_default_remote, ref_at_remote, remote_option
 from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName
 
 if TYPE_CHECKING:

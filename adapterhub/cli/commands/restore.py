@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.remote_choice import remote_option
 
 if TYPE_CHECKING:
     from adapterhub.registry.version_lookup import RestoreResult
@@ -30,7 +30,7 @@ def restore(settings: Settings, *, name: str, remote: str | None) -> None:
     may be on a hub of adapterhub.
     """
     from adapterhub.ref import parse_name
-    from adapterhub.remotes.catalog_documents import restore_document
+    from adapterhub.remotes.version_documents import restore_document
 
     with catalogs.catalog_of(settings, name, remote, "removed names") as (catalog, target):
         result = catalog.restore(parse_name(str(target), name))

@@ -7,8 +7,10 @@ import sys
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, remote_words, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option, remote_words
 from adapterhub.operations import tag
 from adapterhub_converters.errors import UsageError
 

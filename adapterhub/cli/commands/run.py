@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
+from adapterhub.cli.completions import complete_ref
+from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
+from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, UsageError
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli.environment import complete_ref, remote_option, source_at_remote, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, headers_only_option
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 
 
 @command(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.environment import remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.cli.remote_choice import remote_option
 from adapterhub.cli.views.version_rows import write_rows
 from adapterhub_converters.errors import UsageError
 
@@ -50,7 +50,7 @@ def search(settings: Settings, /, *, facets: bool, remote: str | None, **options
     name is shown. --remote searches a hub of adapterhub. For words that over a thousand versions contain, names and titles
     come first, then the latest versions.
     """
-    from adapterhub.remotes.catalog_documents import search_document
+    from adapterhub.remotes.version_documents import search_document
 
     _refuse_address(options["words"])
     query = _query(options)

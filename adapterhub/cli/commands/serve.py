@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from adapterhub.cli import engines, environment, output
-from adapterhub.cli.environment import workspace
+from adapterhub.cli import engines, environment, output, registry_choice, remote_choice
 from adapterhub.cli.options import Settings, SwappedOption, command, usage_file_option
+from adapterhub.cli.registry_choice import workspace
 
 
 def _name_of(source: str) -> str:
@@ -30,7 +30,7 @@ def _name_of(source: str) -> str:
 @click.argument("more", metavar="[-- ENGINE OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @engines.engine_options
 @click.option("--adapters", metavar="PATTERN", multiple=True, help="Names to serve, like team/*; repeatable. [default: all]")
-@environment.served_remote_option
+@remote_choice.served_remote_option
 @click.option(
     "--poll",
     metavar="SECONDS",
@@ -136,7 +136,7 @@ def serve(
         "timeout": timeout,
         "listed": route_file.read(routes).engines if routes else (),
     }
-    remote_ = None if remote is None else environment.remote_at(remote)
+    remote_ = None if remote is None else remote_choice.remote_at(remote)
     tracing = spans.open_tracing() if environment.is_traced() else None
     with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:
         gateway = GatewaySettings(
@@ -148,7 +148,7 @@ def serve(
             allowed=AllowedNames.from_patterns(adapters),
             routes=routes,
             tracing=tracing,
-            usage=usage_file or environment.registry_folder(settings) / usage_database.FILE,
+            usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,
             host=host,
             port=port,
             # A remote is asked over the network, so less often.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, inputs, output, progress
-from adapterhub.cli.environment import complete_ref, remote_option, source_at_remote
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 from adapterhub.cli.views import norm_picture as heat
 from adapterhub.store.store import counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON

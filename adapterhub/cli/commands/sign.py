@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output, signing_options
-from adapterhub.cli.environment import complete_ref, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.manifest.package_files import SIGNATURE
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output, remotes
-from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, expect_option
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push
 from adapterhub.operations import tag as tag_operation
 from adapterhub_converters.errors import UsageError
@@ -58,8 +60,8 @@ def tag(
     of adapterhub; at other addresses, a tag can only be moved.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.catalog_documents import version_document
     from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.version_documents import version_document
 
     address = ref_at_remote(ref, remote)
     opened = catalogs.open_hub(address) if is_address(address) else None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from adapterhub.cli import errors, output
-from adapterhub.cli.environment import prepare_torch, workspace
+from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.inputs import byte_count
 from adapterhub.cli.options import (
     Settings,
@@ -22,6 +22,7 @@ from adapterhub.cli.options import (
     replace_option,
     set_option,
 )
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.version_results import render_push
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli.registry_choice import open_registry
 from adapterhub.cli.views import packed_files as view
 
 

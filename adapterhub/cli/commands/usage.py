@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import registry_folder
 from adapterhub.cli.options import Settings, command, usage_file_option
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import registry_folder
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import UsageError
 

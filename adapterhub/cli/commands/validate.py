@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from adapterhub.cli import environment, inputs
-from adapterhub.cli.environment import remote_option, source_at_remote, workspace
 from adapterhub.cli.options import Choice, Settings, base_option, command, headers_only_option, max_rank_option
+from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
 from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import signing_options
-from adapterhub.cli.environment import complete_ref, workspace
+from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, base_option, command
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views import finding_report as view
 from adapterhub.identity import Identity
 from adapterhub_converters.errors import UsageError

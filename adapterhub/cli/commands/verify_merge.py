@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import workspace
 from adapterhub.operations import merge
 
 if TYPE_CHECKING:

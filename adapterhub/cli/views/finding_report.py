@@ -23,7 +23,7 @@ def show(
     success_text: str,
     extra: Mapping[str, object] | None = None,
 ) -> int:
-    """Print the findings, or a document of them that also has the keys `more`. Return 1 if one is an error, else 0."""
+    """Print the findings, or a document of them that also has the keys of `extra`. Return 1 if one is an error, else 0."""
     errors = sum(finding.severity == "error" for finding in findings)
     document = {
         "ok": not errors,

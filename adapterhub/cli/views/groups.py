@@ -20,7 +20,7 @@ class Item:
     Attributes:
         kind: A kind such as `error[nan]` or `rounded:`; items of one kind are shown together.
         name: The tensor, module or blob, in the file `place` if there is one.
-        what: The message.
+        message: The message.
         hint: How to fix it.
         color: The color of `kind` on a terminal.
     """
@@ -38,7 +38,7 @@ def lines(
 ) -> Iterator[str]:
     """Yield lines of text: one for each kind and message, whose numbers may differ, with the first names and a count.
 
-    `others` counts further items of each kind, which are not in `items`.
+    `hidden` counts further items of each kind, which are not in `items`.
     """
     kinds: dict[str, dict[str, list[Item]]] = {}
     for item in items:

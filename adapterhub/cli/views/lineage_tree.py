@@ -1,4 +1,4 @@
-"""The lineage of an adapter as a tree or a graph for Graphviz, from its document (`catalog_documents.lineage_document`)."""
+"""The lineage of an adapter as a tree or a graph for Graphviz, from its document (`content_documents.lineage_document`)."""
 
 from __future__ import annotations
 

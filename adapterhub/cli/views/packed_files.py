@@ -19,7 +19,7 @@ _SHORT = 12 + len("sha256:")
 
 
 def show(settings: Settings, changes: Sequence[PackingOutcome], summary: Callable[[], str], **extra: object) -> None:
-    """Print the changed files and a summary, or a document of them that also has the keys `more`."""
+    """Print the changed files and a summary, or a document of them that also has the keys of `extra`."""
     document = {
         "files": [dataclasses.asdict(change) for change in changes],
         "size": sum(change.size for change in changes),

@@ -25,7 +25,7 @@ _PARTS = {
 def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: bool, is_local: bool) -> int:
     """Print the plan. Return the exit code that the training would have if it cannot fit, unless forced.
 
-    `here` says whether the plan is for this machine.
+    `is_local` says whether the plan is for this machine.
     """
     from adapterhub.training import preview
 

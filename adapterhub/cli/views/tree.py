@@ -17,7 +17,7 @@ MOST = 10  # the most versions of a name and parents of a version on a terminal;
 
 def document(rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
     """Return the tree as JSON; `rows` are sorted by name, newest first."""
-    from adapterhub.remotes.catalog_documents import row_document
+    from adapterhub.remotes.version_documents import row_document
 
     return {
         "namespaces": [

@@ -26,7 +26,7 @@ _Deprecations = Mapping[tuple[str, int], str]
 
 def write_rows(rows: Sequence[VersionRow], last: Column, cell: Callable[[VersionRow], str], deprecated: _Deprecations) -> None:
     """Print a table of versions: ref, tags, base, method, rank, size, and one more column."""
-    from adapterhub.remotes.catalog_documents import reason_of
+    from adapterhub.remotes.version_documents import reason_of
 
     output.write_table((*_COLUMNS, last), [[*_cells(row, reason_of(row, deprecated)), cell(row)] for row in rows])
 

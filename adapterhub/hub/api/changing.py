@@ -24,7 +24,7 @@ from adapterhub.registry import measurement_log, version_selection
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN
 from adapterhub.registry.version_lookup import Version
-from adapterhub.remotes import catalog_documents as documents
+from adapterhub.remotes import version_documents
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -231,7 +231,7 @@ async def restore_name(hub: Hub, request: Request) -> Response:
         hub.quotas.check_record(worker, name, ENTRY_SIZE)
         if worker.registry.ledger.current(name).deleted:
             hub.quotas.check(worker, name, removals.restorable_files(worker, name), count=True)
-        return documents.restore_document(removals.restore(worker, name))
+        return version_documents.restore_document(removals.restore(worker, name))
 
     async with hub.change_lock(name):
         return JSONResponse(await hub.workers.run(work))

@@ -16,7 +16,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index.version_search import Bounds, Query, parse_bounds, parse_metric
 from adapterhub.ref import Ref
 from adapterhub.registry.version_lookup import Version
-from adapterhub.remotes import catalog_documents as documents
+from adapterhub.remotes import content_documents, version_documents
 from adapterhub.remotes.catalog import Listing
 from adapterhub.version import __version__
 from adapterhub_converters.errors import UsageError
@@ -24,7 +24,7 @@ from adapterhub_converters.errors import UsageError
 from .answers import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
 
 _PAGE, _MAX_FOUND, _MAX_CONDITIONS = 500, 1000, 50
-MAX_WANTED = 8 << 20
+MAX_CONTENT_QUERY = 8 << 20
 """Bytes of a body with digests to search for."""
 MAX_TENSORS = 50_000
 """Tensors to search for in one request."""
@@ -47,9 +47,9 @@ async def versions(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> tuple[dict[str, Any], Ref | None]:
         catalog = catalog_for(worker, hub, identity)
         if digest is not None:
-            return documents.listing_document(Listing(catalog.versions_with(digest))), None
+            return version_documents.listing_document(Listing(catalog.versions_with(digest))), None
         listing, last = catalog.page(prefix, after, _PAGE)
-        return documents.listing_document(listing), last
+        return version_documents.listing_document(listing), last
 
     document, last = await hub.workers.run(work)
     return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))
@@ -88,7 +88,7 @@ async def search(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> dict[str, Any]:
         answer = catalog_for(worker, hub, identity).search(query, facets=_is_set(request, "facets"))
-        return {**documents.search_document(answer), "has_more": answer.result.has_more}
+        return {**version_documents.search_document(answer), "has_more": answer.result.has_more}
 
     return JSONResponse(await hub.workers.run(work))
 
@@ -106,13 +106,13 @@ async def find(hub: Hub, request: Request) -> Response:
     identity = hub.identify(request)
     if identity is None:
         raise NoTokenError
-    wanted = documents.read_wanted(await read_object(request, MAX_WANTED), "find")
-    if not isinstance(wanted[1], str) and len(wanted[1].tensors) > MAX_TENSORS:
+    query = content_documents.read_content_query(await read_object(request, MAX_CONTENT_QUERY), "find")
+    if not isinstance(query.contents, str) and len(query.contents.tensors) > MAX_TENSORS:
         raise UsageError("find", f"more than {MAX_TENSORS:,} tensors", "Search for a part of them")
 
     def work(worker: Worker) -> dict[str, Any]:
-        found = catalog_for(worker, hub, identity).find([wanted])
-        return {**documents.found_document(found), "unlisted": found.unlisted}
+        answer = catalog_for(worker, hub, identity).find([query])
+        return {**content_documents.content_answer_document(answer), "unlisted": answer.unlisted}
 
     return JSONResponse(await hub.workers.run(work))
 
@@ -125,7 +125,7 @@ async def usage(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> dict[str, Any]:
         answer = catalog_for(worker, hub, identity).usage(prefix)
-        return {**documents.usage_document(answer), "models": documents.models_document(answer.models)}
+        return {**content_documents.usage_document(answer), "models": content_documents.models_document(answer.models)}
 
     return JSONResponse(await hub.workers.run(work))
 
@@ -165,7 +165,7 @@ async def log(hub: Hub, request: Request) -> Response:
         ref = ref_to(name, reference) if reference else Ref(name)
         entries = [entry for entry in worker.registry.log(ref) if not before or entry.seq < before]
         last = entries[_PAGE - 1].seq if len(entries) > _PAGE else 0
-        return documents.log_document(name, entries[:_PAGE]), last
+        return version_documents.log_document(name, entries[:_PAGE]), last
 
     document, last = await hub.workers.run(work)
     return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))
@@ -184,5 +184,5 @@ async def tag(hub: Hub, request: Request) -> Response:
 
 def version_response(version: Version, status: int = 200) -> Response:
     """Return the response with a version, whose digest is the ETag."""
-    document = {**documents.version_document(version), "moved": version.moved}
+    document = {**version_documents.version_document(version), "moved": version.moved}
     return JSONResponse(document, status, {"etag": f'"{version.digest}"'})

@@ -61,7 +61,7 @@ def _header(hub: Hub, commit: Commit, path: str, limit: int) -> tuple[dict[str, 
     """Return the header of a safetensors file as stored, and its size in bytes.
 
     Raises:
-        RefusedError: It has more than `most` bytes.
+        RefusedError: It has more than `limit` bytes.
     """
     from adapterhub_converters.containers import safetensors_file
 

@@ -7,7 +7,7 @@ A blob is in the bucket before its name appears here, and everything here is a c
 on the way.
 
 A process notes a blob in the database before it relies on the bucket having it, as for a version that names it, and may then
-rely on it for an hour. A gc (`collection`) removes only blobs that were not noted for longer than that.
+rely on it for an hour. A gc (`bucket_gc`) removes only blobs that were not noted for longer than that.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class PostgresDatabase(HubDatabase):
         as_it_is: Only read the database, whichever version made it. NotFoundError if it has no hub.
 
     Attributes:
-        where: Host and name, for errors.
+        location: Host and name, for errors.
         identity: Identifies this database among all others.
     """
 
@@ -262,7 +262,7 @@ class PostgresDatabase(HubDatabase):
         """Yield those blobs that were not noted for some hours; until the block ends, processes that note one of them wait."""
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_COLLECTS,))
-            # Insert a row for blobs never noted: the delete then locks a row for each, which makes `hold` wait.
+            # Insert a row for blobs never noted: the delete then locks a row for each, which makes `note_blob` wait.
             sql = "INSERT INTO held (digest, time) SELECT unnest(%s::text[]), '-infinity' ON CONFLICT DO NOTHING"
             connection.execute(sql, (list(digests),))
             sql = "DELETE FROM held WHERE digest = ANY(%s) AND time < now() - make_interval(secs => %s) RETURNING digest"

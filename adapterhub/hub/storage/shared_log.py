@@ -37,7 +37,7 @@ class LogMirror:
     Attributes:
         database: The database with the log.
         bucket: The bucket with its copies.
-        turn: Held while the mirror and the index are brought up to date.
+        refresh_lock: Held while the mirror and the index are brought up to date.
     """
 
     def __init__(self, root: Path, database: PostgresDatabase, bucket: Bucket) -> None:

@@ -177,7 +177,7 @@ class SharedStorage(Storage):
         return "" if self._proxy or size <= _MIN_REDIRECT else self._blobs.bucket.signed_url(blob_key(digest), _LIFETIME)
 
     def keep_temporary(self, name: str, path: Path, file: BinaryIO) -> bool:
-        """Keep a file in the bucket, for `collection` to remove later, and a copy here; return False if that was here."""
+        """Keep a file in the bucket, for `bucket_gc` to remove later, and a copy here; return False if that was here."""
         file.seek(0)
         self._blobs.bucket.put_object(f"{TEMPORARY}/{name}", file.read())
         return super().keep_temporary(name, path, file)

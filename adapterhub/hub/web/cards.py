@@ -41,7 +41,7 @@ def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
     Args:
         text: Markdown; HTML in it is shown as text.
         files: Paths of the adapter's files; pictures among them are shown, any others become links.
-        where: The URL of the folder with the files.
+        folder_url: The URL of the folder with the files.
     """
     import nh3  # imported late, like markdown_it: many hubs serve only programs
 

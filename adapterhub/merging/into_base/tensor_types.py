@@ -103,7 +103,7 @@ class Blocks:
 
     Attributes:
         importance: How much the columns count, `(experts, columns)`; one row for a tensor without experts.
-        per: The number of rows of an expert.
+        rows_per_expert: The number of rows of an expert.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The catalog of a hub that runs adapterhub, over the hub's own API (`adapterhub.hub.api`).
 
-An answer is untrusted: every value in it is checked (`catalog_documents`), and an error is raised again as one of the classes
+An answer is untrusted: every value in it is checked (`answer_fields`), and an error is raised again as one of the classes
 here, with the hub's words as one printable line.
 """
 
@@ -23,8 +23,8 @@ from adapterhub.registry.content_search import Bar
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import VersionDocument
 from adapterhub.registry.version_lookup import RestoreResult, Version
-from adapterhub.remotes import catalog_documents as documents
-from adapterhub.remotes.catalog import Catalog, DiskUsage, FoundContents, Listing, SearchAnswer, Wanted, no_bar
+from adapterhub.remotes import content_documents, version_documents
+from adapterhub.remotes.catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, no_bar
 from adapterhub.store.ref_log import Entry
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import (
@@ -171,14 +171,14 @@ class HubCatalog(Catalog):
         rows: list[VersionRow] = []
         deprecations: dict[tuple[str, int], str] = {}
         for document in self._pages("versions", {"prefix": prefix} if prefix else {}):
-            listing = documents.read_listing(document, self.location)
+            listing = version_documents.read_listing(document, self.location)
             rows += listing.rows
             deprecations |= listing.deprecations
         return Listing(rows, deprecations)
 
     def versions_with(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions with this manifest."""
-        return documents.read_listing(self._ask("GET", "versions", {"digest": digest}), self.location).rows
+        return version_documents.read_listing(self._ask("GET", "versions", {"digest": digest}), self.location).rows
 
     def search(self, query: Query, *, facets: bool) -> SearchAnswer:
         """Return the versions that match, best first."""
@@ -187,38 +187,38 @@ class HubCatalog(Catalog):
         pairs += [("metric", f"{name}{_bounds_text((bound,))}") for name, bounds in query.metrics for bound in bounds]
         pairs += [("all_versions", str(query.all_versions)), ("facets", str(facets)), ("limit", str(query.limit))]
         answer = self._ask("GET", "search", [(key, value) for key, value in pairs if value])
-        return documents.read_search(answer, self.location)
+        return version_documents.read_search(answer, self.location)
 
     def log(self, ref: Ref) -> Sequence[Entry]:
         """Return the log of a name, newest entry first."""
         reference = _reference(ref)
         pages = self._pages(f"{_name_path(ref.name)}/log", {"reference": reference} if reference else {})
-        return [entry for document in pages for entry in documents.read_log(document, self.location)]
+        return [entry for document in pages for entry in version_documents.read_log(document, self.location)]
 
     def lineage(self, ref: Ref) -> dict[str, Any]:
         """Return what a version was made from, and what was made from it."""
-        return documents.read_lineage(self._ask("GET", f"{_version_path(ref)}/lineage"), self.location)
+        return content_documents.read_lineage(self._ask("GET", f"{_version_path(ref)}/lineage"), self.location)
 
-    def find(self, wanted: Sequence[Wanted], bar: Bar = no_bar) -> FoundContents:
+    def find(self, content_queries: Sequence[ContentQuery], bar: Bar = no_bar) -> ContentAnswer:
         """Return the versions that contain files, folders or digests; only digests are sent."""
         matches, unlisted = [], 0
         deprecations: dict[tuple[str, int], str] = {}
-        for item in wanted:
-            answer = self._ask("POST", "find", body=documents.wanted_document(item))
-            found, reasons = documents.read_found(answer, self.location, item[0])
-            matches.append(found)
+        for query in content_queries:
+            answer = self._ask("POST", "find", body=content_documents.content_query_document(query))
+            content_matches, reasons = content_documents.read_content_answer(answer, self.location, query.name)
+            matches.append(content_matches)
             deprecations |= reasons
-            unlisted = documents.read_unlisted(answer, self.location)
-        return FoundContents(matches, deprecations, unlisted)
+            unlisted = content_documents.read_unlisted(answer, self.location)
+        return ContentAnswer(matches, deprecations, unlisted)
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return everything that is known of a version."""
-        return documents.read_shown(self._ask("GET", _version_path(ref)), self.location)
+        return version_documents.read_shown(self._ask("GET", _version_path(ref)), self.location)
 
     def usage(self, prefix: str | None = None, bar: Bar = no_bar) -> DiskUsage:
         """Return the disk usage of the versions of a name or namespace, or of all."""
         answer = self._ask("GET", "usage", {"prefix": prefix} if prefix else {})
-        return documents.read_usage(answer, self.location)
+        return content_documents.read_usage(answer, self.location)
 
     # ---- changing
 
@@ -245,7 +245,7 @@ class HubCatalog(Catalog):
         body = {"manifest": manifest.raw.decode(), "tags": list(tags), "message": message, "metrics": dict(metrics)}
         path, retry = f"{_name_path(name)}/versions", expect is None
         answer = self._ask("POST", path, body=body, headers=_conditions(expect), retry=retry)
-        return documents.read_version(answer, self.location)
+        return version_documents.read_version(answer, self.location)
 
     def check_writable(self, name: str) -> None:
         """Raise the error with which the hub refuses a push to a name, if it does.
@@ -260,23 +260,25 @@ class HubCatalog(Catalog):
         """Point a tag at a version."""
         path, body, retry = _tag_path(ref.name, tag), {"reference": _reference(ref) or LATEST}, expect is None
         answer = self._ask("PUT", path, body=body, headers=_conditions(expect), retry=retry)
-        return documents.read_version(answer, self.location, tag)
+        return version_documents.read_version(answer, self.location, tag)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
         """Point a tag where it pointed before."""
         answer = self._ask("POST", f"{_tag_path(ref.name, _tag_of(ref))}/restore", body={"seq": seq}, retry=False)
-        return documents.read_version(answer, self.location, ref.tag)
+        return version_documents.read_version(answer, self.location, ref.tag)
 
     def protect(self, ref: Ref, *, on: bool = True) -> Version:
         """Keep a tag from being moved or removed, or lift that protection."""
         answer = self._ask("PUT" if on else "DELETE", f"{_tag_path(ref.name, _tag_of(ref))}/protection")
-        return documents.read_version(answer, self.location, ref.tag)
+        return version_documents.read_version(answer, self.location, ref.tag)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
         """Mark a version, or all of a bare name, as deprecated."""
         path = _name_path(ref.name) if ref == Ref(ref.name) else _version_path(ref)
         body = None if undo else {"message": message}
-        return documents.read_number(self._ask("DELETE" if undo else "PUT", f"{path}/deprecation", body=body), self.location)
+        return version_documents.read_number(
+            self._ask("DELETE" if undo else "PUT", f"{path}/deprecation", body=body), self.location
+        )
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
         """Remove a tag, or a name with all its versions."""
@@ -287,7 +289,7 @@ class HubCatalog(Catalog):
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
-        return documents.read_restore(self._ask("POST", f"{_name_path(name)}/restore", retry=False), self.location)
+        return version_documents.read_restore(self._ask("POST", f"{_name_path(name)}/restore", retry=False), self.location)
 
     # ---- requests
 

@@ -146,7 +146,7 @@ class Versions:
         versions: dict[Digest, Version] = {}
         for version in self._versions_matching(digest):
             versions[version.manifest.digest] = version
-            # Only a prefix can match a second version, which `begins` reports.
+            # Only a prefix can match a second version, which `matching_digest` reports.
             if not version_selection.is_prefix(digest):
                 break
         chosen = version_selection.matching_digest(digest, versions, self.address.with_reference(digest))

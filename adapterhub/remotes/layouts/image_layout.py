@@ -22,7 +22,7 @@ from .layout_index import Entry
 
 
 class Layout(OpenRemote):
-    """The common part of a layout in a folder and one in an archive; `where` is its name in errors.
+    """The common part of a layout in a folder and one in an archive; `location` is its name in errors.
 
     Attributes:
         any_name: The address has no name, so `latest` selects the only version if there is just one.

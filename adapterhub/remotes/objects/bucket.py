@@ -65,7 +65,7 @@ class Bucket:
     """The objects below one prefix or folder.
 
     Attributes:
-        where: Its name in errors.
+        location: Its name in errors.
         endpoint: The server; empty for a folder.
     """
 

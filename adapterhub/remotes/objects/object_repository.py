@@ -3,7 +3,7 @@
     oci-layout                        as in a local registry's store
     blobs/sha256/<hex>                files, configs and manifests
     refs/<namespace>/<name>/<seq>.json   every move of the name's refs; the first writer of a number wins
-    capabilities.json                 records that this store creates exclusively (`probe`)
+    capabilities.json                 records that this store creates exclusively (`exclusive_create`)
     tmp/                              leftovers of a probe
 
 Only whole objects are put. A blob is hashed while it is sent, and the store is then asked for its size; it is hashed again when

@@ -45,7 +45,7 @@ class AdapterImage:
     """A version of a source as an image, which is itself a source with only that image. Creating it reads every file once.
 
     Attributes:
-        made: The image's manifest.
+        image_manifest: The image's manifest.
     """
 
     def __init__(self, source: Source, reference: str) -> None:

@@ -1,7 +1,7 @@
 """An adapter in an OCI registry, by the distribution-spec v1.1: `oci://host/name`.
 
-Blobs are uploaded in pieces (`upload`) and downloaded by range. A registry is not trusted: everything it sends is hashed, and
-the digest that it reports for what it stored is compared.
+Blobs are uploaded in pieces (`blob_upload`) and downloaded by range. A registry is not trusted: everything it sends is hashed,
+and the digest that it reports for what it stored is compared.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Tuner:
     Attributes:
         method: The name of the tuner in records.
         numbers: The keys of its config that describe it, and peft's defaults.
-        others: Further keys of its config, which do not change a trained adapter.
-        parts: The names of a module's tensors; empty for a tuner without tensors of its own.
+        ignored_keys: Further keys of its config, which do not change a trained adapter.
+        tensor_names: The names of a module's tensors; empty for a tuner without tensors of its own.
         fits: Returns whether the tensors of a module can change a weight of this shape.
         change: Returns the changed weight of the base; None if the tuner changes no weight.
         pair: Returns the low-rank pair that the tensors equal, for a weight of this shape; None if they equal none.

@@ -60,7 +60,7 @@ class Experts:
     """The experts of a layer.
 
     Attributes:
-        listed: Path of the list of modules, one per expert, in checkpoints and transformers 4; None if there is none.
+        list_path: Path of the list of modules, one per expert, in checkpoints and transformers 4; None if there is none.
         modules: Module of a listed expert to the stem of the tensor that stacks it.
         stacked: Parameter of all experts in transformers 5 to the stems that share its rows.
         interleaved: Whether those rows alternate (gate, up, gate, …) rather than follow one another.

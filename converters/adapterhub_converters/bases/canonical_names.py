@@ -141,7 +141,7 @@ def _can_concatenate(parts: Iterable[BaseTensor], *, axis: int) -> bool:
 
 
 def _concatenate(parts: list[BaseTensor], *, axis: int, transpose: bool) -> BaseTensor:
-    """Concatenate tensors along an axis, then swap the last two axes if `turned`."""
+    """Concatenate tensors along an axis, then swap the last two axes if `transpose`."""
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     if transpose:

@@ -28,7 +28,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True, slots=True)
 class RangedFile:
-    """A file that is read at offsets: its `size` in bytes, and its name in errors (`where`)."""
+    """A file that is read at offsets: its `size` in bytes, and its name in errors (`location`)."""
 
     size: int
     read_at: ReadAt

@@ -277,7 +277,7 @@ def _read_numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tu
     if value_type not in _SCALARS:
         raise FormatError(cursor.location, f"{item} has the unknown type {value_type}")
     kind, dtype = _SCALARS[value_type]
-    # `take` compares the size with the rest of the file before it allocates anything.
+    # `take_bytes` compares the size with the rest of the file before it allocates anything.
     raw = cursor.take_bytes(count * dtype.itemsize, item)
     if kind == "BOOL" and raw.strip(b"\0\1"):
         raise FormatError(cursor.location, f"{item} is a boolean that is neither 0 nor 1")

@@ -359,7 +359,7 @@ class SafetensorsFile(OpenFile):
         return self.header.tensors
 
     def arrays(self, *, as_views: bool) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield name and values of every tensor in file order: views of the file with `as_views`, else in new memory."""
+        """Yield the name and the values of every tensor in file order: views of the file if `as_views`, else in new memory."""
         read, header = self._map_view if as_views else self._read_new, self.header
         for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
             yield name, read(TensorInfo(name, kind.dtype, kind.shape, offset, kind.size))

@@ -243,7 +243,7 @@ def restore_adapter(
         lines: The records of how its pairs were written.
         pair: A function that returns the factors of a line.
         scale: A function that returns the number by which the file's program multiplies a pair of rank r.
-        where: The file's name, for errors.
+        location: The file's name, for errors.
 
     Raises:
         FormatError: The config is malformed, or does not compute what the file computes.

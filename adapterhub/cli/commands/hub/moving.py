@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import environment, output, registry_choice
 from adapterhub.cli.gc_report import emit_swept, sweep, sweep_options
 from adapterhub.cli.options import Command, Settings
 from adapterhub.cli.progress import bytes_bar
@@ -89,7 +89,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
 
 def _shared_settings(settings: Settings) -> HubSettings:
     """Return the settings of a hub in a database and a bucket; raise UsageError unless both are known."""
-    hub_settings = environment.hub_settings(settings)
+    hub_settings = registry_choice.hub_settings(settings)
     variables = {environment.DATABASE: hub_settings.database, environment.BLOBS: hub_settings.blobs}
     if missing := " and ".join(name for name, value in variables.items() if not value):
         raise UsageError(missing, "not set, and this is for a hub in a database and a bucket", f"Set {missing}")

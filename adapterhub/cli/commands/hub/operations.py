@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, output, progress
+from adapterhub.cli import output, progress, registry_choice
 from adapterhub.cli.options import Command, Settings
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import IntegrityError
@@ -125,7 +125,7 @@ def restore(settings: Settings, *, file: Path) -> None:
     """
     from adapterhub.hub.operations import backup as backups
 
-    hub_settings = environment.shared_hub(settings) or environment.hub_settings(settings)
+    hub_settings = registry_choice.shared_hub(settings) or registry_choice.hub_settings(settings)
     with progress.bytes_bar("restoring") as bar:
         if hub_settings.database:
             backups.restore_shared(file, hub_settings, bar)
@@ -138,10 +138,10 @@ def restore(settings: Settings, *, file: Path) -> None:
 
 def _existing_hub(settings: Settings) -> HubSettings:
     """Return the settings of the hub that is meant; NotFoundError if its folder has no registry."""
-    if shared := environment.shared_hub(settings):
+    if shared := registry_choice.shared_hub(settings):
         return shared
-    environment.open_registry(settings).close()
-    return environment.hub_settings(settings)
+    registry_choice.open_registry(settings).close()
+    return registry_choice.hub_settings(settings)
 
 
 # ---- health

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, inputs, output
+from adapterhub.cli import inputs, output, registry_choice
 from adapterhub.cli.options import Command, Group, Settings
 from adapterhub.cli.output import Column
 
@@ -82,7 +82,7 @@ def list_(settings: Settings) -> None:
 
 def _users_text(settings: Settings, accounts_: list[Account]) -> None:
     if not accounts_:
-        folder = output.one_line(str(environment.registry_folder(settings)))
+        folder = output.one_line(str(registry_choice.registry_folder(settings)))
         output.say(f"no accounts yet in the hub of {folder}; add one with `adapterhub hub user add NAME`")
         return
     output.write_table(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import environment, output, registry_choice
 from adapterhub.cli.options import Command, Settings
 from adapterhub_converters.errors import UsageError
 
@@ -180,7 +180,7 @@ def start(
             max_bytes=int(upstream_cache * 1e9),
             proxy=environment.proxy,
         )
-    hub_settings = environment.hub_settings(
+    hub_settings = registry_choice.hub_settings(
         settings,
         database=database,
         blobs=blobs,

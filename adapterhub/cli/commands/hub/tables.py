@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import environment, output, registry_choice
 from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
@@ -20,7 +20,7 @@ def hub_database(settings: Settings) -> HubDatabase:
     """Open the tables of the hub in use: hub.db next to its registry, created if it is missing, or those in PostgreSQL."""
     from adapterhub.hub.storage.from_settings import open_database
 
-    return open_database(environment.hub_settings(settings))
+    return open_database(registry_choice.hub_settings(settings))
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def emit_once(settings: Settings, document: dict[str, Any], secret: str, use: st
 
 
 def emit_removed(settings: Settings, kind: str, name: str | int, **fields: str) -> None:
-    """Print what was removed; `more` are further keys of the JSON document."""
+    """Print what was removed; `fields` are further keys of the JSON document."""
     document = {"removed": name, "kind": kind, **fields}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {name}"))
 

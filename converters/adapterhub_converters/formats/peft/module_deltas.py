@@ -32,7 +32,7 @@ class DeltaReader:
     """A reader for the deltas of one file.
 
     Attributes:
-        turned: The stacked targets whose two factors were swapped; filled by `all`.
+        swapped: The stacked targets whose two factors were swapped; filled by `all`.
     """
 
     def __init__(

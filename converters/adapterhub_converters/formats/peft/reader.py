@@ -163,9 +163,9 @@ def parse(
         text: The config.
         tensors: The tensors by their names in the file.
         metadata: The metadata of the file's header.
-        where: The adapter's path, for errors.
+        location: The adapter's path, for errors.
         base: As for `read`.
-        turned: The stacks whose two factors are swapped (module `target_parameters`), if that is known already.
+        swapped_stacks: The stacks whose two factors are swapped (module `target_parameters`), if that is known already.
 
     Raises:
         RefusedError: Some parts are not supported; one error lists all of them.

@@ -3,8 +3,8 @@
 For a parameter `(experts, d1, d2)` the file has A `(r * experts, ·)`, with experts as the slow axis, and B `(·, r * experts)`,
 with experts as the fast axis (peft, `tuners/lora/layer.py`, `ParamWrapper`). Which of d1 and d2 belongs to which factor changed
 between versions: A has the expert's input columns since 0.19.1, the other ones in 0.19.0, and those of d1 before that. A file
-with the two factors exchanged is called swapped (`turned` where it is stored). It is recognized by the base's shape; else by
-the shapes of gate_up_proj and down_proj together, as the output of one is the input of the other; else by peft_version.
+with the two factors exchanged is called swapped. It is recognized by the base's shape; else by the shapes of gate_up_proj and
+down_proj together, as the output of one is the input of the other; else by peft_version.
 """
 
 from __future__ import annotations
