@@ -1,4 +1,4 @@
-"""Model cards as harmless HTML: Markdown without embedded HTML, sanitized, and with nothing loaded from elsewhere."""
+"""Model cards as harmless HTML: Markdown, with a little HTML in it, sanitized, and with nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,39 +17,46 @@ if TYPE_CHECKING:
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 _TAGS = {
-    *("a", "blockquote", "br", "code", "div", "em", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol", "p", "pre", "s", "strong"),
-    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+    *("a", "b", "blockquote", "br", "center", "code", "details", "div", "em", "h3", "h4", "h5", "h6", "hr", "i", "img", "kbd"),
+    *("li", "ol", "p", "pre", "s", "strong", "sub", "summary", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 _ATTRIBUTES = {
     "a": {"href", "title"},
-    "div": {"class", "tabindex", "role", "aria-label"},
-    "img": {"src", "alt", "title"},
+    "div": {"align", "class", "tabindex", "role", "aria-label"},
+    "img": {"src", "alt", "title", "width", "height"},
     "ol": {"start"},
+    "p": {"align"},
     "pre": {"tabindex"},
 }
+_ALIGNMENTS = ("left", "center", "right")
+# A card with more of these shows its HTML as text: the time of the sanitizer grows with the square of the depth.
+_MARKUP, _MAX_MARKUP = "<", 2000
 _TASKS = {"[ ] ": "\N{BALLOT BOX} ", "[x] ": "\N{BALLOT BOX WITH CHECK} ", "[X] ": "\N{BALLOT BOX WITH CHECK} "}
 _UNFILLED, _MAX_UNFILLED = "[More Information Needed]", 5  # what a template has in place of facts, and how often a card may
 # Anything wider than the page scrolls in its own box, which must be reachable by keyboard (tabindex). These are written before
 # the sanitizer has read the text: a replacement after it could make markup of what was the text of an attribute.
 _PRE, _WIDE_PRE = "<pre>", '<pre tabindex="0">'
-_BOX = '<div class="scroll" tabindex="0" role="region" aria-label="Table">'
+_BOX_ATTRIBUTES = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "Table"}
+_BOX = "<div " + " ".join(f'{name}="{value}"' for name, value in _BOX_ATTRIBUTES.items()) + ">"
 
 
 def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
     """Return a card as HTML, with its headings below those of the page.
 
     Args:
-        text: Markdown; HTML in it is shown as text.
+        text: Markdown; of the HTML in it, what cards are usually written with counts, and comments are left out.
         files: Paths of the adapter's files; pictures among them are shown, any others become links.
         folder_url: The URL of the folder with the files.
     """
     import nh3  # imported late, like markdown_it: many hubs serve only programs
 
-    html = _parser().render(text, {"files": files, "where": folder_url})
+    env = {"files": files, "where": folder_url}
+    html = _parser(with_html=text.count(_MARKUP) <= _MAX_MARKUP).render(text, env)
     clean = nh3.clean(
         html,
         tags=_TAGS,
         attributes=_ATTRIBUTES,
+        attribute_filter=functools.partial(_checked_attribute, env),
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow ugc",
     )
@@ -58,11 +65,25 @@ def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
     return Markup(clean)  # noqa: S704 - sanitized
 
 
+def _checked_attribute(env: Mapping[str, Any], tag: str, name: str, value: str) -> str | None:
+    """Return the value of an attribute, which may be the author's; None to leave it out."""
+    if name == "src":
+        path = unquote(value).removeprefix(f"{env['where']}/").removeprefix("./")
+        return _address(env, path) if path in env["files"] and path.lower().endswith(_IMAGES) else None
+    if name == "align":
+        return value if value in _ALIGNMENTS else None
+    if tag == "div":
+        return value if _BOX_ATTRIBUTES.get(name) == value else None
+    if name in ("width", "height"):
+        return value if value.isdecimal() and len(value) <= 4 else None
+    return value
+
+
 @functools.cache
-def _parser() -> MarkdownIt:
+def _parser(*, with_html: bool) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"html": with_html}).enable(["table", "strikethrough"])
     parser.add_render_rule("image", _image)
     parser.add_render_rule("heading_open", _heading)
     parser.add_render_rule("heading_close", _heading)
