@@ -21,6 +21,7 @@ STEPS = 8
 """Shades of a heat map, numbered from 1."""
 _ROWS, _COLUMNS = 48, 24
 _CELL_HEIGHT, _LEFT, _TOP, _WIDTH = 12, 48, 24, 640
+_LEGEND_WIDTH, _FOLDED_WIDTH = 240, 200  # of the shades and their two numbers; of the note that layers are folded
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def heat_map(heat: NormHeatMap) -> HeatMap:
         rows.append((_TOP + number * _CELL_HEIGHT, "" if number % label_step else layer, cells))
     folded = -(-len(heat.layers) // max(1, len(shown_heat.layers)))
     return HeatMap(
-        _LEFT + column_width * len(names) + 8,
+        _LEFT + max(column_width * len(names) + 8, _LEGEND_WIDTH + (_FOLDED_WIDTH if folded > 1 else 0)),
         _TOP + _CELL_HEIGHT * len(rows) + 4,
         (column_width - 1, _CELL_HEIGHT - 1),
         tuple((_LEFT + column_width * column, _truncate(name, int(column_width / 7))) for column, name in enumerate(names)),
