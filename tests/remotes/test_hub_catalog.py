@@ -216,7 +216,7 @@ def test_an_error_of_the_hub_is_one_of_ours_about_an_address(kind: Any, error: t
             catalog.show(Ref("team/sql", number=9))
         if error is not RemoteError:
             assert caught.value.where == f"{catalog.location}/team/sql@v9"
-            assert caught.value.fields == {"repository": f"{catalog.location}/team/sql"}
+            assert caught.value.fields == {"repository": f"{catalog.location}/team/sql", "registry": catalog.location}
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 1000
 
@@ -228,6 +228,12 @@ def test_an_unknown_code_or_one_without_its_fields_still_prints_a_line(run: Run)
             lines = run("log", address.repository, code=3).stderr.splitlines()
         assert len(lines) == 1
         assert lines[0].startswith("error: hub+http://")
+
+
+def test_a_hub_does_not_fill_in_the_host_of_a_login_that_a_hint_shows(run: Run) -> None:
+    error = {"kind": "refused", "what": "no", "code": "login-required", "fields": {"host": "evil.example"}}
+    with answering(error, status=403) as address:
+        assert "evil.example" not in run("log", address.repository, code=6).stderr
 
 
 def test_a_list_that_does_not_end_is_cut() -> None:

@@ -53,7 +53,7 @@ _KINDS: Mapping[str, type[AdapterhubError]] = {
     "integrity": IntegrityError,
     "usage": UsageError,
 }
-_REF_FIELDS = ("name", "ref", "repository")  # fields of an error that a hint shows as part of a command
+_HINT_FIELDS = ("name", "ref", "repository", "meant")  # fields of an error, of refs, that a hint may show in a command
 _MAX_ANSWER = 16 << 20  # bytes; a lineage may have thousands of adapters
 _MAX_SMALL = 64 << 10  # bytes of an answer that says what a server is
 _NO_API = (401, 403, 404, 405, 410, 501)  # statuses of servers without the API
@@ -75,11 +75,9 @@ class _ApiWire(HubWire):
                 where, what, hint = (self.clean(str(document.get(key, ""))) for key in ("where", "what", "hint"))
                 error = kind(self._address_of(where), what or "the hub refuses it", hint)
                 error.code = self.clean(str(document.get("code", ""))) or error.code
-                error.fields |= {
-                    key: self._address_of(self.clean(value)) if key in _REF_FIELDS else self.clean(value)
-                    for key, value in named.items()
-                    if isinstance(value, str)
-                }
+                # No other fields: a hub must not fill in the host of a login that a hint shows.
+                texts = {key: self.clean(named[key]) for key in _HINT_FIELDS if isinstance(named.get(key), str)}
+                error.fields |= {key: self._address_of(text) for key, text in texts.items()}
                 error.fields["registry"] = self.address_prefix.rstrip("/")
                 return error
         return super()._refusal(answer, location)
