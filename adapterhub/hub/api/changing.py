@@ -97,14 +97,15 @@ async def publish(hub: Hub, request: Request) -> Response:
     evaluation = measurement.reported_evaluation(metrics, name) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
-    push = Push(raw, digest, digest, document, tags, _expected_digest(request), _text(fields, "message", ""))
+    expect, message = _expected_digest(request), _text(fields, "message", "")
+    push = Push(raw, digest, digest, document, tags, expect, message, is_version=True)
 
     def work(worker: Worker) -> Version:
-        version = store_manifest(worker, hub, name, push)
-        if version is None:
-            raise RefusedError(name, "the manifest is not that of an adapter", "Push it to the hub as an OCI registry")
-        if evaluation:
+        if evaluation:  # before the version exists, so that a refused push publishes nothing
             hub.quotas.check_record(worker, name, ENTRY_SIZE + len(evaluation.dump()))
+        version = store_manifest(worker, hub, name, push)
+        assert version is not None  # noqa: S101 - `is_version`
+        if evaluation:
             measurement_log.record(worker.registry, version.ref, evaluation)
         return version
 

@@ -263,6 +263,19 @@ def test_what_is_removed_needs_no_room(team: Running, writer: Tenant, monkeypatc
     assert [writer.request("DELETE", f"{url}{path}").status_code for path in ("/tags/prod", "")] == [200, 200]
 
 
+def test_a_manifest_that_is_no_adapter_is_refused_before_anything_moves(team: Running, writer: Tenant) -> None:
+    with team.registry() as registry:
+        config = registry.row(Ref("team/sql")).digest
+        size = registry.store.size(config)
+    descriptor = {"mediaType": "application/json", "digest": config, "size": size}
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": descriptor, "layers": []}
+    before = writer.get(f"{API}/names/team/sql/tags/prod").json()
+    answer = writer.post(f"{API}/names/team/sql/versions", json={"manifest": json.dumps(manifest), "tags": ["prod"]})
+    assert (answer.status_code, answer.json()["what"]) == (400, "the manifest is not that of an adapter")
+    assert writer.get(f"{API}/names/team/sql/tags/prod").json() == before
+    assert record_of(team, "team/sql") is None
+
+
 def test_a_renamed_name_leads_to_the_new_one(writer: Tenant) -> None:
     writer.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
     shown = writer.get(f"{API}/names/team/sql/versions/v1")
