@@ -72,10 +72,12 @@ async def _change(
 
 def _expected_digest(request: Request) -> Digest | None:
     """Return the digest, its first digits or `absent` that a tag must be at by the conditions of a request; None for any."""
-    if request.headers.get("if-none-match", "").strip() == "*":
+    absent, present = (request.headers.get(key, "").strip() for key in ("if-none-match", "if-match"))
+    if absent == "*" and not present:
         return ABSENT
-    condition = request.headers.get("if-match", "").strip()
-    return condition.strip('"') if condition and condition != "*" else None
+    if absent or present == "*":
+        raise UsageError("condition", "is not one that can be kept", 'Send If-Match: "DIGEST", or If-None-Match: *')
+    return present.strip('"') if present else None
 
 
 # ---- versions

@@ -119,6 +119,14 @@ def test_a_tag_moves_only_from_where_the_client_saw_it(writer: Tenant) -> None:
     assert writer.get(url).headers["etag"] == moved.headers["etag"]
 
 
+@pytest.mark.parametrize("headers", [{"if-match": "*"}, {"if-none-match": '"a"'}, {"if-match": "a", "if-none-match": "*"}])
+def test_a_condition_that_cannot_be_kept_is_refused(writer: Tenant, headers: dict[str, str]) -> None:
+    url = f"{API}/names/team/sql/tags/new"
+    answer = writer.request("PUT", url, json={"reference": "v1"}, headers=headers)
+    assert (answer.status_code, answer.json()["what"]) == (400, "is not one that can be kept")
+    assert writer.get(url).status_code == 404
+
+
 def test_private_names_are_in_no_answer(team: Running, reader: Tenant) -> None:
     owner = Tenant(team, "secret")
     with team.registry() as registry:
