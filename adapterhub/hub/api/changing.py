@@ -72,10 +72,12 @@ async def _change(
 
 def _expected_digest(request: Request) -> Digest | None:
     """Return the digest, its first digits or `absent` that a tag must be at by the conditions of a request; None for any."""
-    if request.headers.get("if-none-match", "").strip() == "*":
+    absent, present = (request.headers.get(key, "").strip() for key in ("if-none-match", "if-match"))
+    if absent == "*" and not present:
         return ABSENT
-    condition = request.headers.get("if-match", "").strip()
-    return condition.strip('"') if condition and condition != "*" else None
+    if absent or present == "*":
+        raise UsageError("condition", "is not one that can be kept", 'Send If-Match: "DIGEST", or If-None-Match: *')
+    return present.strip('"') if present else None
 
 
 # ---- versions
@@ -97,14 +99,15 @@ async def publish(hub: Hub, request: Request) -> Response:
     evaluation = measurement.reported_evaluation(metrics, name) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
-    push = Push(raw, digest, digest, document, tags, _expected_digest(request), _text(fields, "message", ""))
+    expect, message = _expected_digest(request), _text(fields, "message", "")
+    push = Push(raw, digest, digest, document, tags, expect, message, is_version=True)
 
     def work(worker: Worker) -> Version:
-        version = store_manifest(worker, hub, name, push)
-        if version is None:
-            raise RefusedError(name, "the manifest is not that of an adapter", "Push it to the hub as an OCI registry")
-        if evaluation:
+        if evaluation:  # before the version exists, so that a refused push publishes nothing
             hub.quotas.check_record(worker, name, ENTRY_SIZE + len(evaluation.dump()))
+        version = store_manifest(worker, hub, name, push)
+        assert version is not None  # noqa: S101 - `is_version`
+        if evaluation:
             measurement_log.record(worker.registry, version.ref, evaluation)
         return version
 

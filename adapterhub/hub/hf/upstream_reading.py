@@ -34,6 +34,7 @@ from .reading import path_part
 _REDIRECT = UPSTREAM_MODES[0]
 _PAGE, _PAGE_EXPANDED = 1000, 50
 _MAX_DOCUMENT = 4 << 20  # bytes of a document that is passed on
+_MAX_REVISION = 255  # characters: git keeps a branch in a file of its name
 
 
 async def model_info(hub: Hub, request: Request) -> Response:
@@ -170,6 +171,9 @@ async def _upstream(hub: Hub, request: Request) -> tuple[UpstreamModels, str]:
 async def _listing(models: UpstreamModels, request: Request, name: str) -> Listing:
     """Return the model at the revision of a request; ResponseError if the upstream has none, or not for everybody."""
     revision = path_part(request, "revision")
+    # What the upstream does not have is remembered by its name.
+    if len(revision) > _MAX_REVISION:
+        raise ResponseError(404, REVISION, f"{name}@{revision[:80]}…: no such revision")
     try:
         return await models.listing(name, MAIN if revision in ("", commits.HEAD) else revision)
     except NoModelError as error:

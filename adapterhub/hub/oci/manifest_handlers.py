@@ -36,7 +36,7 @@ from adapterhub.registry.repository_records import (
 )
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import ADAPTER_JSON
-from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import any_manifest
@@ -72,6 +72,7 @@ class Push:
         tags: The tags to move.
         expect: The digest that the first of them must still have, or `absent`; None for any.
         message: The reason, for the log.
+        is_version: Whether it is refused if it is not an adapter.
     """
 
     raw: bytes
@@ -81,6 +82,7 @@ class Push:
     tags: tuple[str, ...]
     expect: Digest | None = None
     message: str = ""
+    is_version: bool = False
 
 
 async def put(hub: Hub, request: Request) -> Response:
@@ -118,7 +120,7 @@ async def put(hub: Hub, request: Request) -> Response:
 
 
 def store_manifest(worker: Worker, hub: Hub, name: str, push: Push) -> Version | None:
-    """Store a manifest; return its version, None if it is not an adapter."""
+    """Store a manifest; return its version, None if it is not an adapter. RefusedError for that if it has to be one."""
     view = check_pushable(worker, name)
     record_sha512(hub, name, push.named_digest, push.digest)
     blobs = _check_references(worker, hub, view, name, push.document)
@@ -127,6 +129,8 @@ def store_manifest(worker: Worker, hub: Hub, name: str, push: Push) -> Version |
     # A manifest with a subject is an attachment, whatever files it has.
     if not push.document.subject and publishing.is_adapter(worker.registry.store, files):
         return _publish(worker, hub, view, name, push)
+    if push.is_version:
+        raise RefusedError(name, "the manifest is not that of an adapter", "Push it to the hub as an OCI registry")
     namespace = hub.access.namespace_settings(name.partition("/")[0])
     publishing.check_attached(namespace, name, attached=_is_attached(worker, hub, view, push.document))
     # Counted as uploaded until the repository has it, in case that is refused.

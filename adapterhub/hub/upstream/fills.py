@@ -50,6 +50,7 @@ class Fill:
     Attributes:
         file: The file.
         key: The name of its content.
+        has_begun: Whether it is asked for; False while it waits for others to arrive.
         written: Bytes that have arrived.
         is_whole: Whether all have, and are right.
         error: Why the download has ended; None as long as it runs, or if the file is whole.
@@ -57,7 +58,7 @@ class Fill:
 
     def __init__(self, file: GitFile, loop: asyncio.AbstractEventLoop) -> None:
         self.file, self.key = file, key_of(file)
-        self.written, self.is_whole = 0, False
+        self.has_begun, self.written, self.is_whole = False, 0, False
         self.error: AdapterhubError | None = None
         self._loop, self._news = loop, asyncio.Event()
 
@@ -150,6 +151,7 @@ class Fills:
     # ---- in a thread
 
     def _fetch(self, fill: Fill, url: str, location: str) -> None:
+        fill.has_begun = True
         if self._cached.has_whole(fill.key):
             return
         with self._cached.part(fill.key) as part:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -189,23 +190,24 @@ class UpstreamModels:
         url, location = self.address_of_file(listing, file.path), f"{listing.name}: {file.path}"
         try:
             fill = self._fills.start(file, url, location)
-            await self._wait(fill, start)
+            await self._wait(fill)
             if fill.is_whole:
                 return self._whole(file, headers, range_header)
-            if start <= fill.readable + _MAX_AHEAD:
+            if fill.has_begun and start <= fill.readable + _MAX_AHEAD:
                 return FillResponse(self._workers, self.cached, fill, headers, range_header)
         except (LocalIOError, ConflictError):
             pass  # it cannot be kept now
         open_body = partial(open_range, self._client, url, location, size=file.size)
         return PassedResponse(self._workers, file, headers, range_header, pool=self._passing, open_body=open_body)
 
-    async def _wait(self, fill: Fill, start: int) -> None:
-        """Wait until a download is whole, or a large one until it has begun to arrive; raise its error."""
-        small = fill.file.size <= _SMALL
-        try:
-            await asyncio.wait_for(fill.wait_beyond(fill.file.size), _SMALL_PATIENCE if small else _PATIENCE)
-        except TimeoutError:
-            if small:
+    async def _wait(self, fill: Fill) -> None:
+        """Wait until a download is whole, or a large one or one that waits for others a little; raise its error."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(fill.wait_beyond(fill.file.size), _PATIENCE)
+        if fill.has_begun and fill.file.size <= _SMALL:
+            try:
+                await asyncio.wait_for(fill.wait_beyond(fill.file.size), _SMALL_PATIENCE)
+            except TimeoutError:
                 raise RemoteError(fill.file.path, "the upstream takes too long") from None
         if fill.error:
             raise fill.error

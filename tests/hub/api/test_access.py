@@ -119,6 +119,14 @@ def test_a_tag_moves_only_from_where_the_client_saw_it(writer: Tenant) -> None:
     assert writer.get(url).headers["etag"] == moved.headers["etag"]
 
 
+@pytest.mark.parametrize("headers", [{"if-match": "*"}, {"if-none-match": '"a"'}, {"if-match": "a", "if-none-match": "*"}])
+def test_a_condition_that_cannot_be_kept_is_refused(writer: Tenant, headers: dict[str, str]) -> None:
+    url = f"{API}/names/team/sql/tags/new"
+    answer = writer.request("PUT", url, json={"reference": "v1"}, headers=headers)
+    assert (answer.status_code, answer.json()["what"]) == (400, "is not one that can be kept")
+    assert writer.get(url).status_code == 404
+
+
 def test_private_names_are_in_no_answer(team: Running, reader: Tenant) -> None:
     owner = Tenant(team, "secret")
     with team.registry() as registry:
@@ -261,6 +269,19 @@ def test_what_is_removed_needs_no_room(team: Running, writer: Tenant, monkeypatc
     url = f"{API}/names/team/sql"
     assert writer.request("PUT", f"{url}/tags/new", json={"reference": "v1"}).json()["code"] == "quota"
     assert [writer.request("DELETE", f"{url}{path}").status_code for path in ("/tags/prod", "")] == [200, 200]
+
+
+def test_a_manifest_that_is_no_adapter_is_refused_before_anything_moves(team: Running, writer: Tenant) -> None:
+    with team.registry() as registry:
+        config = registry.row(Ref("team/sql")).digest
+        size = registry.store.size(config)
+    descriptor = {"mediaType": "application/json", "digest": config, "size": size}
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": descriptor, "layers": []}
+    before = writer.get(f"{API}/names/team/sql/tags/prod").json()
+    answer = writer.post(f"{API}/names/team/sql/versions", json={"manifest": json.dumps(manifest), "tags": ["prod"]})
+    assert (answer.status_code, answer.json()["what"]) == (400, "the manifest is not that of an adapter")
+    assert writer.get(f"{API}/names/team/sql/tags/prod").json() == before
+    assert record_of(team, "team/sql") is None
 
 
 def test_a_renamed_name_leads_to_the_new_one(writer: Tenant) -> None:

@@ -21,6 +21,7 @@ class Faulty(ThreadingHTTPServer):
     Attributes:
         listed: The bytes of the file whose size and digest the hub lists.
         sent: Other bytes that it sends instead, if any.
+        others: Other files by path, which it always sends at once.
         cut: Bytes of a body after which the connection is cut, once; None for never.
         slow_after: Bytes of a body after which the rest waits for `go`; None for never.
         hangs: Whether its documents, too, wait for `go`.
@@ -35,7 +36,7 @@ class Faulty(ThreadingHTTPServer):
 
     def __init__(self, listed: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.listed, self.sent = listed, None
+        self.listed, self.sent, self.others = listed, None, dict[str, bytes]()
         self.cut: int | None = None
         self.slow_after: int | None = None
         self.go, self.hangs = threading.Event(), False
@@ -76,14 +77,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200 if self.path.startswith(f"/api/models/{NAME}/") else 404, json.dumps(self._document()).encode())
         elif hub.location:
             self._send(302, b"", Location=hub.location)
+        elif other := hub.others.get(self.path.rpartition("/")[2]):
+            self._send(200, other)
         else:
             self._send_file(hub.listed if hub.sent is None else hub.sent)
 
     def _document(self) -> dict[str, Any]:
-        data = self.server.listed
-        lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        sibling = {"rfilename": PATH, "size": len(data), "blobId": "0" * 40, "lfs": lfs}
-        return {"id": NAME, "sha": self.server.commit, "siblings": [sibling], **self.server.extra}
+        siblings = []
+        for path, data in {PATH: self.server.listed, **self.server.others}.items():
+            lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            siblings.append({"rfilename": path, "size": len(data), "blobId": "0" * 40, "lfs": lfs})
+        return {"id": NAME, "sha": self.server.commit, "siblings": siblings, **self.server.extra}
 
     def _send_file(self, data: bytes) -> None:
         hub = self.server

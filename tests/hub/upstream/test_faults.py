@@ -159,6 +159,29 @@ def test_an_upstream_that_hangs_holds_up_nobody_who_can_have_what_is_here(
         assert {answer.result().status for answer in waiting} == {404}
 
 
+def test_the_upstream_is_not_asked_for_a_revision_that_cannot_be(tmp_path: Path, upstream: Faulty) -> None:
+    with hub_of(tmp_path, upstream.url) as hub:
+        answer = anonymous(hub).ask("GET", f"/api/models/{NAME}/revision/{'x' * 300}")
+        assert (answer.status, answer.headers["x-error-code"]) == (404, "RevisionNotFound")
+        assert upstream.requests == []
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("small", [0, 1_000_000], ids=["large", "small"])
+def test_a_file_that_waits_for_others_to_arrive_is_passed_on_meanwhile(
+    tmp_path: Path, upstream: Faulty, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(fills, "_THREADS", 1)
+    monkeypatch.setattr(models, "_SMALL", small)
+    upstream.others, upstream.slow_after = {"config.json": DATA[:100_000]}, 0
+    with hub_of(tmp_path, upstream.url) as hub:
+        arriving = begin(hub.url)
+        answer = anonymous(hub).ask("GET", f"/{NAME}/resolve/main/config.json")
+        assert (answer.status, answer.data) == (200, DATA[:100_000])
+        upstream.go.set()
+        assert arriving.read() == DATA
+
+
 def test_readers_of_a_branch_that_moves_get_whole_commits(tmp_path: Path, upstream: Faulty) -> None:
     with hub_of(tmp_path, upstream.url, age=0.0) as hub, ThreadPoolExecutor(4) as pool:
         other = DATA[::-1]
