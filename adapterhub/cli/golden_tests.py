@@ -41,10 +41,10 @@ def run(
     max_tokens: int,
     programs: Sequence[str],
     junit: str | None,
-    bounds: Sequence[str],
+    gate_texts: Sequence[str],
     name: str,
     no_record: bool,
-    own: SignerOption | None,
+    signer: SignerOption | None,
 ) -> int:
     """Run the golden tests of a file and report them.
 
@@ -57,8 +57,8 @@ def run(
     from adapterhub.registry.measurement_log import TEST_GATES
 
     # Checked before the answers, which can take minutes.
-    claims, plain_bounds = compared_tests.split_gates(bounds, against)
-    parsed_gates = gates.parse(plain_bounds, TEST_GATES)
+    claims, metric_gates = compared_tests.split_gates(gate_texts, against)
+    parsed_gates = gates.parse(metric_gates, TEST_GATES)
     check_name(name, "--name")
     commands = golden_tests.parse_commands(programs)
     if junit is not None:
@@ -92,11 +92,11 @@ def run(
             json_file.write_text(pending, junit_report.render(tested.report, version=version))
     verdicts = gates.verdicts(parsed_gates, tested.report.metrics)
     gates_hold = all(passed for _, passed in verdicts) and (comparison is None or comparison.ok)
-    ok = gates_hold if bounds else not tested.report.failures
+    ok = gates_hold if gate_texts else not tested.report.failures
     gate_documents = gates.documents(verdicts, tested.report.metrics)
     gate_documents += comparison.gate_documents() if comparison else []
     evaluation = tested.evaluation(name)
-    signed = signed_results.sign(settings, own, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
+    signed = signed_results.sign(settings, signer, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
     document = {
         "ok": ok,
         "source": source,

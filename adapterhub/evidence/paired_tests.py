@@ -43,6 +43,11 @@ class PairedTests:
     p_value: float
     squares: float
 
+    @property
+    def interval_text(self) -> str:
+        """The difference and its interval, for people."""
+        return f"{self.difference:+.1%}, 95 % interval {self.low:+.1%} to {self.high:+.1%}"
+
     def document(self) -> dict[str, Any]:
         """Return the comparison as JSON."""
         return {
@@ -65,12 +70,11 @@ class Claim:
 
     def verdict(self, pair: PairedTests) -> tuple[bool, str]:
         """Return whether the interval allows the claim, and the reason in a line."""
-        interval = f"{pair.difference:+.1%}, 95 % interval {pair.low:+.1%} to {pair.high:+.1%}"
         if pair.low > -self.margin:
-            return True, interval
+            return True, pair.interval_text
         if pair.high < -self.margin:
-            return False, interval
-        return False, f"cannot tell yet: {pair.count} of {_needed_text(pair, self.margin)} needed ({interval})"
+            return False, pair.interval_text
+        return False, f"cannot tell yet: {pair.count} of {_needed_text(pair, self.margin)} needed ({pair.interval_text})"
 
 
 def compare(report: TestReport, against: TestReport) -> PairedTests:
