@@ -21,7 +21,7 @@ from adapterhub.remotes.catalog import Listing
 from adapterhub.version import __version__
 from adapterhub_converters.errors import UsageError
 
-from .answers import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
+from .api_requests import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
 
 _PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
 MAX_CONTENT_QUERY = 8 << 20

@@ -38,7 +38,7 @@ _OCI_ERRORS: dict[int, type[AdapterhubError]] = {404: NotFoundError, 409: Confli
 _FAILURES = (BodyError, OciError, ResponseError, NoTokenError, ForbiddenError, AdapterhubError)
 
 
-def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
+def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
     """Return the endpoint of a handler, with its errors turned into responses."""
 
     @wraps(handler)

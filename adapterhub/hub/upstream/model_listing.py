@@ -17,7 +17,7 @@ _MAX_FILES, _MAX_PATH = 50_000, 1024
 
 
 @dataclass(frozen=True)
-class Listing:
+class ModelListing:
     """A model at a commit.
 
     Attributes:
@@ -49,7 +49,7 @@ class Listing:
         return json.dumps(self.info(blobs=True), separators=(",", ":")).encode()
 
 
-def parse(raw: bytes, name: str, location: str) -> Listing:
+def parse(raw: bytes, name: str, location: str) -> ModelListing:
     """Parse the document of a model, asked for with `blobs=true`.
 
     Raises:
@@ -65,7 +65,7 @@ def parse(raw: bytes, name: str, location: str) -> Listing:
     if len(siblings) > _MAX_FILES:
         raise RemoteError(location, f"the upstream lists more than {_MAX_FILES:,} files")
     files = {file.path: file for file in map(_file, siblings) if file}
-    return Listing(name, commit, dict(sorted(files.items())), document)
+    return ModelListing(name, commit, dict(sorted(files.items())), document)
 
 
 def _file(entry: object) -> GitFile | None:
