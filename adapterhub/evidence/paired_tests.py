@@ -91,7 +91,7 @@ def compare(report: TestReport, against: TestReport) -> PairedTests:
 
 
 def _interval(count: float, total: float, squares: float) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of so many differences, by their sum and the sum of their squares."""
+    """Return the 95 % interval of the mean of `count` differences, by their sum and the sum of their squares."""
     # Half a test more in each of four cells: two more tests, whose differences are 1, -1, 0 and 0 for half a test each.
     padded, center = count + 2, total / (count + 2)
     width = _Z * math.sqrt(max((squares + 1) / padded - center**2, 0.0) / padded)
@@ -99,7 +99,7 @@ def _interval(count: float, total: float, squares: float) -> tuple[float, float]
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Return the two-sided p-value of so many tests that flipped each way, by the exact binomial distribution."""
+    """Return the two-sided p-value, by the exact binomial distribution, of the numbers of tests that flipped each way."""
     flipped = better + worse
     tail = sum(math.comb(flipped, count) for count in range(min(better, worse) + 1))
     return min(1.0, 2 * tail / (1 << flipped))

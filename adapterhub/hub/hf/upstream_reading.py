@@ -1,4 +1,4 @@
-"""Handlers for models that are not here but at the upstream (`hub.upstream`): by redirects, or from what is kept of it.
+"""Handlers for models that are not here but at the upstream (`hub.upstream`): by redirects, or from the cache.
 
 In both modes the metadata of a file is answered here: huggingface_hub follows no redirect of a HEAD request to another host,
 and since 1.33 it would send this hub's token along if that host is huggingface.co. A redirect of a GET request leads to the

@@ -25,7 +25,7 @@ class ModelListing:
         commit: 40 hexadecimal digits.
         files: By path, sorted. A file has the sha256 that git-lfs knows it by, or else the sha1 of its git object; none of both
             if the upstream names none.
-        document: What the upstream says of it besides, as it is sent to clients.
+        document: The rest of the upstream's document, which clients get as it is.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The models of the upstream as requests of this hub ask for them."""
+"""The models of the upstream, for requests to this hub: their listings, and files from the cache or past it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class UpstreamModels:
         Raises:
             NotFoundError: The upstream has no such model or revision (`model_client`).
             RemoteError: It does not answer.
-            ThrottledError: The client's address has asked for too many models that nobody asked for before.
+            ThrottledError: The client's address has asked for too many models that are not in the cache.
         """
         kept = await self._workers.read(self._listings.cached_listing, name, revision)
         if kept and kept[1]:
