@@ -176,3 +176,38 @@ def test_every_argument_and_attribute_that_a_docstring_explains_exists() -> None
                 stale += [f"{path}:{node.lineno}: {name}" for name in sorted(names - _names_to_document(node))]
     assert explained > 1000
     assert stale == []
+
+
+_SOURCE_ROOTS = (ROOT / "adapterhub", ROOT / "converters/adapterhub_converters", ROOT / "schemas/adapterhub_schemas")
+_FILE_ENDINGS = ("json", "md", "toml")
+_ENTRY_POINTS = {"adapterhub.formats"}
+
+
+def _names_something(name: str, folder: Path) -> bool:
+    """Return whether a dotted name, below a package of ours or `folder`, is a package, a module, or a name that one has."""
+    for root in (folder, *_SOURCE_ROOTS, *(root.parent for root in _SOURCE_ROOTS)):
+        path, parts = root, name.split(".")
+        while parts and (path / parts[0]).is_dir():
+            path /= parts.pop(0)
+        module = path / f"{parts[0]}.py" if parts else path / "__init__.py"
+        if parts and module.is_file():
+            parts.pop(0)
+        elif path == root or not (module := path / "__init__.py").is_file():
+            continue
+        code = "\n".join(map(ast.unparse, parsed(module).body[1:]))  # without the docstring
+        if all(re.search(rf"\b{part}\b", code) for part in parts):
+            return True
+    return False
+
+
+def test_every_dotted_name_of_ours_in_a_docstring_or_comment_exists() -> None:
+    package_names = {path.stem for root in _SOURCE_ROOTS for path in (root, *root.iterdir()) if not path.name.startswith("_")}
+    stale, resolved = [], 0
+    for path in sources(everything=True):
+        for name in set(re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)`", (ROOT / path).read_text())):
+            if name.partition(".")[0] in package_names and not name.endswith(_FILE_ENDINGS) and name not in _ENTRY_POINTS:
+                resolved += 1
+                if not _names_something(name, (ROOT / path).parent):
+                    stale.append(f"{path}: {name}")
+    assert resolved > 50
+    assert stale == []

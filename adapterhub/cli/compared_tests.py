@@ -51,9 +51,8 @@ class Comparison:
             if names:
                 more = f" and {len(names) - _MAX_FLIPPED} more" if names[_MAX_FLIPPED:] else ""
                 output.write(output.one_line(f"{title}: {', '.join(names[:_MAX_FLIPPED])}{more}"))
-        interval = f"{pair.difference:+.1%}, 95 % interval {pair.low:+.1%} to {pair.high:+.1%}"
         flips = f"{len(pair.better)} better, {len(pair.worse)} worse, McNemar p = {pair.p_value:.2g}"
-        output.write(output.one_line(f"against {self.against}: {interval}; {flips}"))
+        output.write(output.one_line(f"against {self.against}: {pair.interval_text}; {flips}"))
         for claim, holds, reason in self.verdicts:
             output.write(output.one_line(f"{'passed' if holds else 'FAILED'}: {claim.text} ({reason})"))
 

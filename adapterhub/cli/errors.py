@@ -141,7 +141,7 @@ def hint_of(finding: Finding) -> str:
     return HINTS.get(finding.remedy, finding.hint)
 
 
-# Options of `formats.lossy.Reduced`.
+# Options of `formats.lossy.ReducedAdapter`.
 _LOSSES = {"approx": "--allow-approx", "weights": "--base with a Hugging Face folder that has the weights"}
 
 

@@ -18,7 +18,7 @@ from .output import Column
 from .registry_choice import workspace
 
 if TYPE_CHECKING:
-    from adapterhub.operations.golden_tests import TestedVersion
+    from adapterhub.operations.golden_tests import EndpointOptions, TestedVersion
 
     from .signing_options import SignerOption
 
@@ -41,37 +41,29 @@ def run(
     max_tokens: int,
     programs: Sequence[str],
     junit: str | None,
-    bounds: Sequence[str],
+    gate_texts: Sequence[str],
     name: str,
     no_record: bool,
-    own: SignerOption | None,
+    signer: SignerOption | None,
 ) -> int:
     """Run the golden tests of a file and report them.
 
     Returns:
         0 if every gate holds, or without gates every test; else 1.
     """
-    from adapterhub.evidence import junit_report
     from adapterhub.manifest.measurement import check_name
     from adapterhub.operations import golden_tests
     from adapterhub.registry.measurement_log import TEST_GATES
 
     # Checked before the answers, which can take minutes.
-    claims, plain_bounds = compared_tests.split_gates(bounds, against)
-    parsed_gates = gates.parse(plain_bounds, TEST_GATES)
+    claims, metric_gates = compared_tests.split_gates(gate_texts, against)
+    parsed_gates = gates.parse(metric_gates, TEST_GATES)
     check_name(name, "--name")
     commands = golden_tests.parse_commands(programs)
     if junit is not None:
         atomic.check_free(Path(junit), folder=False)
-    if (served_as or trust_name) and url is None:
-        raise UsageError("--served-as and --trust-name", "require --url", "Pass --url too", code="conflicting-options")
-    endpoint = None
-    if url is not None:
-        if base is not None:
-            raise UsageError("--url", "answers in place of --base", "Leave one of them out", code="conflicting-options")
-        key = os.environ.get(environment.ENGINE_KEY, "")
-        endpoint = golden_tests.EndpointOptions(url, key, served_as or "", trust_name)
-    else:
+    endpoint = _endpoint(url, base=base, served_as=served_as, trust_name=trust_name)
+    if endpoint is None:
         prepare_torch()
     if against is not None:
         _check_against(against, base=base, url=url, served_as=served_as)
@@ -87,16 +79,14 @@ def run(
     tested = answer_tests(source, record=None if no_record else name)
     comparison = compared_tests.compare(tested, against, claims, answer_tests) if against is not None else None
     if junit is not None:
-        version = f"{tested.ref.rpartition(':')[0] if tested.ref else source}@{tested.digest}"
-        with atomic.pending_output(Path(junit), folder=False) as pending:
-            json_file.write_text(pending, junit_report.render(tested.report, version=version))
+        _write_junit(Path(junit), tested, source)
     verdicts = gates.verdicts(parsed_gates, tested.report.metrics)
     gates_hold = all(passed for _, passed in verdicts) and (comparison is None or comparison.ok)
-    ok = gates_hold if bounds else not tested.report.failures
+    ok = gates_hold if gate_texts else not tested.report.failures
     gate_documents = gates.documents(verdicts, tested.report.metrics)
     gate_documents += comparison.gate_documents() if comparison else []
     evaluation = tested.evaluation(name)
-    signed = signed_results.sign(settings, own, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
+    signed = signed_results.sign(settings, signer, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
     document = {
         "ok": ok,
         "source": source,
@@ -111,6 +101,28 @@ def run(
     }
     output.emit(document, as_json=settings.as_json, text=lambda: _text(tested, verdicts, comparison, signed))
     return 0 if ok else 1
+
+
+def _endpoint(url: str | None, *, base: str | None, served_as: str | None, trust_name: bool) -> EndpointOptions | None:
+    """Return the endpoint that answers; None for a model here. UsageError for options that contradict each other."""
+    from adapterhub.operations.golden_tests import EndpointOptions
+
+    if url is None:
+        if served_as or trust_name:
+            raise UsageError("--served-as and --trust-name", "require --url", "Pass --url too", code="conflicting-options")
+        return None
+    if base is not None:
+        raise UsageError("--url", "answers in place of --base", "Leave one of them out", code="conflicting-options")
+    return EndpointOptions(url, os.environ.get(environment.ENGINE_KEY, ""), served_as or "", trust_name)
+
+
+def _write_junit(path: Path, tested: TestedVersion, source: str) -> None:
+    """Write the results as JUnit's XML, about the version by its digest."""
+    from adapterhub.evidence import junit_report
+
+    version = f"{tested.ref.rpartition(':')[0] if tested.ref else source}@{tested.digest}"
+    with atomic.pending_output(path, folder=False) as pending:
+        json_file.write_text(pending, junit_report.render(tested.report, version=version))
 
 
 def _check_against(against: str, *, base: str | None, url: str | None, served_as: str | None) -> None:

@@ -22,15 +22,15 @@ def run(
     *,
     imports: Sequence[str],
     trust_name: bool,
-    bounds: Sequence[str],
+    gate_texts: Sequence[str],
     name: str | None,
     no_record: bool,
-    own: SignerOption | None,
+    signer: SignerOption | None,
 ) -> int:
     """Import result files and report them; return 0 if every gate holds, else 1."""
     from adapterhub.operations import import_results
 
-    parsed_gates = gates.parse(bounds, None)
+    parsed_gates = gates.parse(gate_texts, None)
     imported = import_results.import_results(
         source, imports, name=name, trust_name=trust_name, record=not no_record, workspace=workspace(settings)
     )
@@ -38,7 +38,7 @@ def run(
     ok = all(passed for _, passed in verdicts)
     gate_documents = gates.documents(verdicts, imported.metrics)
     signed = signed_results.sign(
-        settings, own, imported.ref, imported.digest, imported.evaluations, ok=ok, gates=gate_documents
+        settings, signer, imported.ref, imported.digest, imported.evaluations, ok=ok, gates=gate_documents
     )
     document = {
         "ok": ok,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def sign(
     settings: Settings,
-    own: signing_options.SignerOption | None,
+    signer: signing_options.SignerOption | None,
     ref: str | None,
     digest: str,
     evaluations: Sequence[Evaluation],
@@ -26,14 +26,14 @@ def sign(
     gates: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, object]]:
     """Sign evaluations of a version; return the attestations as JSON, none without a signer."""
-    if own is None:
+    if signer is None:
         return []
     from adapterhub.operations import attest_results
 
     if ref is None:
         raise UsageError("--key or --keyless", "is for a version, and a path is not one", "Push it, and name the version")
     statements = attest_results.attest_results(
-        ref, evaluations, own.read(), digest=digest, ok=ok, gates=gates, workspace=workspace(settings)
+        ref, evaluations, signer.read(), digest=digest, ok=ok, gates=gates, workspace=workspace(settings)
     )
     return [signing_options.attestation_document(statement) for statement in statements]
 

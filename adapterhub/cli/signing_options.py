@@ -171,13 +171,13 @@ _SIGNER_OPTIONS = (
 )
 
 
-def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for the user's signer, as the argument `own`."""
+def required_signer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for the user's signer, as the argument `signer`."""
     return _signer_argument(function, is_required=True)
 
 
 def optional_signer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for the user's signer, as the argument `own`; None if none is named."""
+    """Add the options for the user's signer, as the argument `signer`; None if none is named."""
     return _signer_argument(function, is_required=False)
 
 
@@ -198,8 +198,8 @@ def _signer_argument(function: Callable[..., Any], *, is_required: bool) -> Call
             raise UsageError(
                 "--identity-token and --trust-config", "require --keyless", "Pass --keyless too", code="conflicting-options"
             )
-        own = SignerOption(key, passphrase, token, trust_config) if key is not None or keyless else None
-        return function(*args, own=own, **kwargs)
+        signer = SignerOption(key, passphrase, token, trust_config) if key is not None or keyless else None
+        return function(*args, signer=signer, **kwargs)
 
     return functools.reduce(lambda command_, option: option(command_), reversed(_SIGNER_OPTIONS), call)
 

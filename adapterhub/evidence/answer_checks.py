@@ -148,7 +148,7 @@ def _schema_problem(schema: Any, answer: str) -> str:
 
 
 def _bounded_validator() -> Any:
-    """Return a validator whose patterns are RE2's, and that follows so many references and no more."""
+    """Return a validator whose patterns are RE2's, and that follows a bounded number of references."""
     import jsonschema
     from jsonschema import validators
 

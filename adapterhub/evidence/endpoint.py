@@ -1,7 +1,7 @@
-"""An endpoint that speaks OpenAI's chat completions, and answers tests.
+"""A client for an endpoint of OpenAI's chat completions that answers tests.
 
-Which version answered is said by the answer itself: a gateway of ours names it in a header and in `model`, by its digest. An
-answer of another version, or of none that is named, says nothing about the one that is tested.
+The answer itself names the version that answered: a gateway of ours writes its digest into a header and into `model`. An answer
+of another version, or of an unnamed one, says nothing about the one that is tested.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from adapterhub_converters.errors import FormatError, RefusedError
 
 from .golden_tests import Answer
 from .test_cases import Case
+from .version_names import OTHER_VERSION, UNNAMED_VERSION, VERSION_HEADER
 
-_VERSION_HEADER = "x-adapterhub-version"  # as `serve.gateway.api_forms` writes it
 _MAX_ANSWER = 4 << 20  # bytes
 _TIMEOUT = 600.0  # seconds: an answer comes whole, once the model has written all of it
-OTHER_VERSION = "other-version"
-"""The code of the error for evidence about another version."""
-UNNAMED_VERSION = "unnamed-version"
-"""The code of the error for evidence that does not say by its digest which version it is about."""
 
 
 class Endpoint:
@@ -64,12 +60,12 @@ class Endpoint:
             "seed": seed,
         }
         url, body = f"{self._url}/chat/completions", json.dumps(request).encode()
-        # A refused connection is retried by the client; an answer that was begun costs nothing when it is asked again.
+        # The client retries after a lost connection: asking twice for an answer does no harm.
         reply = self._client.ask(
             "POST", url, self._url, good=(200,), headers=self._headers, body=body, limit=_MAX_ANSWER, redirects=False
         )
         document = json_file.parse_object(reply.body, self._url)
-        self._check_version(reply.headers.get(_VERSION_HEADER) or document.get("model"))
+        self._check_version(reply.headers.get(VERSION_HEADER) or document.get("model"))
         choices = document.get("choices")
         choice: Any = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, dict) else None

@@ -1,6 +1,6 @@
 """A run of golden tests: each prompt is answered once, or several times at a temperature, and what must hold is checked.
 
-Who answers is a function: an engine on this machine, or an endpoint. The result has the pass rate of each test by name, so that
+A function answers: an engine on this machine, or an endpoint. The result has the pass rate of each test by name, so that
 two versions can be compared test by test.
 """
 
@@ -32,7 +32,7 @@ class Answer:
 
 
 Answerer = Callable[[Case, int, int], Answer]
-"""Returns the answer to a test, of at most so many tokens, drawn with a seed."""
+"""A function of a test, the most tokens of its answer, and a seed, that returns the answer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CaseResult:
 
     @property
     def ok(self) -> bool:
-        """Whether so many are right as the test demands."""
+        """Whether as many are right as the test demands."""
         return self.rate >= self.case.pass_rate
 
     def document(self) -> dict[str, Any]:

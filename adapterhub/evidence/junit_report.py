@@ -5,16 +5,14 @@ from __future__ import annotations
 from xml.sax.saxutils import escape, quoteattr
 
 from .golden_tests import CaseResult, TestReport
-
-VERSION_PROPERTY = "adapterhub.version"
-"""The property that names the version by its digest."""
+from .version_names import TESTS_PROPERTY, VERSION_PROPERTY
 
 
 def render(report: TestReport, *, version: str) -> str:
     """Return the XML of a report; `version` is a name with the digest of its manifest."""
     failures = len(report.failures)
     head = f'<testsuite name={_attribute(report.file.name)} tests="{len(report.results)}" failures="{failures}">'
-    properties = {VERSION_PROPERTY: version, "adapterhub.tests": report.file.digest}
+    properties = {VERSION_PROPERTY: version, TESTS_PROPERTY: report.file.digest}
     return "\n".join(
         [
             '<?xml version="1.0" encoding="UTF-8"?>',

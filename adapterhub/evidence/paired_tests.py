@@ -43,6 +43,11 @@ class PairedTests:
     p_value: float
     squares: float
 
+    @property
+    def interval_text(self) -> str:
+        """The difference and its interval, for people."""
+        return f"{self.difference:+.1%}, 95 % interval {self.low:+.1%} to {self.high:+.1%}"
+
     def document(self) -> dict[str, Any]:
         """Return the comparison as JSON."""
         return {
@@ -65,12 +70,11 @@ class Claim:
 
     def verdict(self, pair: PairedTests) -> tuple[bool, str]:
         """Return whether the interval allows the claim, and the reason in a line."""
-        interval = f"{pair.difference:+.1%}, 95 % interval {pair.low:+.1%} to {pair.high:+.1%}"
         if pair.low > -self.margin:
-            return True, interval
+            return True, pair.interval_text
         if pair.high < -self.margin:
-            return False, interval
-        return False, f"cannot tell yet: {pair.count} of {_needed_text(pair, self.margin)} needed ({interval})"
+            return False, pair.interval_text
+        return False, f"cannot tell yet: {pair.count} of {_needed_text(pair, self.margin)} needed ({pair.interval_text})"
 
 
 def compare(report: TestReport, against: TestReport) -> PairedTests:
@@ -87,7 +91,7 @@ def compare(report: TestReport, against: TestReport) -> PairedTests:
 
 
 def _interval(count: float, total: float, squares: float) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of so many differences, by their sum and the sum of their squares."""
+    """Return the 95 % interval of the mean of `count` differences, by their sum and the sum of their squares."""
     # Half a test more in each of four cells: two more tests, whose differences are 1, -1, 0 and 0 for half a test each.
     padded, center = count + 2, total / (count + 2)
     width = _Z * math.sqrt(max((squares + 1) / padded - center**2, 0.0) / padded)
@@ -95,7 +99,7 @@ def _interval(count: float, total: float, squares: float) -> tuple[float, float]
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Return the two-sided p-value of so many tests that flipped each way, by the exact binomial distribution."""
+    """Return the two-sided p-value, by the exact binomial distribution, of the numbers of tests that flipped each way."""
     flipped = better + worse
     tail = sum(math.comb(flipped, count) for count in range(min(better, worse) + 1))
     return min(1.0, 2 * tail / (1 << flipped))

@@ -42,7 +42,7 @@ class Case:
         regex: Expressions in RE2's syntax, each of which matches somewhere in it.
         json_schema: A JSON schema for an answer that is JSON; None for any answer.
         command: The name of a program that gets the answer on stdin, and exits with 0 if it is right; empty for none.
-        max_tokens: The answer ends within so many tokens; None for no such condition.
+        max_tokens: The most tokens of the answer; None for any number.
         pass_rate: The share of the samples that must be right.
     """
 

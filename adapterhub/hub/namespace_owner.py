@@ -1,4 +1,4 @@
-"""Whose a namespace is: this hub's, or that of another hub whose names are asked for here."""
+"""The owner of a namespace: this hub, or another hub whose names can be read here too."""
 
 from __future__ import annotations
 

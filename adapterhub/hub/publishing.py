@@ -1,6 +1,6 @@
 """Publish uploads: a tree of blobs that is a complete adapter becomes a version, after the same checks as a push.
 
-`registry.publish` decides, as for every other push; the bytes are in the store already, hashed on arrival, and are not copied
+`Registry.publish` decides, as for every other push; the bytes are in the store already, hashed on arrival, and are not copied
 again. A tree without weights or without a config is not an adapter yet: clients send the README first. The checks need numpy,
 which a hub that only serves does without: they are imported with the first push.
 """

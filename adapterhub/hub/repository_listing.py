@@ -38,7 +38,7 @@ class HiddenNames:
 
 @dataclass
 class RepositoryNames:
-    """What was read.
+    """The names of all repositories, as they were read.
 
     Attributes:
         names: All names with a record, sorted.

@@ -44,7 +44,7 @@ class Upstream:
 
 
 UPSTREAM_MODES = ("redirect", "cache")
-"""What is done with requests for models of the upstream: clients are sent there, or the models are fetched and kept here."""
+"""How requests for models of the upstream are answered: clients are sent there, or the models are fetched and kept here."""
 UPSTREAM_AGE, UPSTREAM_BYTES = 300.0, 200_000_000_000
 """The default seconds until a branch of the upstream is looked at again, and bytes of its models kept."""
 

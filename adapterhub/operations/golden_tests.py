@@ -161,7 +161,7 @@ def parse_commands(texts: Sequence[str]) -> Commands:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is tested: who answers for it, facts of who does, and its ref and digest."""
+    """The subject of the tests: the function that answers for it, facts about that, and its ref and digest."""
 
     answer: Answerer
     facts: dict[str, Any]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.evidence.endpoint import OTHER_VERSION, UNNAMED_VERSION
 from adapterhub.evidence.result_files import reading
+from adapterhub.evidence.version_names import OTHER_VERSION, UNNAMED_VERSION
 from adapterhub.manifest.measurement import Evaluation, check_name
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError

@@ -1,4 +1,4 @@
-"""The push of an adapter to the registry or to an address; everything stored passes `registry.publish`.
+"""The push of an adapter to the registry or to an address; everything stored passes `Registry.publish`.
 
 A version that is pushed to an address keeps its digest. Its files are checked like those of a folder, because somebody else's
 registry may contain anything.

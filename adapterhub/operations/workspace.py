@@ -150,7 +150,7 @@ class Workspace:
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
         trusts: Called before a request to an address that only a file of the project names, with the owner of the address
-            (`remotes.location.Place.owner`) and that file; returns True to continue. By default nobody is trusted.
+            (`remotes.remote_address.RemoteAddress.owner`) and that file; returns True to continue. By default it trusts nobody.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
         models: The cache of huggingface_hub, where base models are looked up by name and downloaded to; None for none.

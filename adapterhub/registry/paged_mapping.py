@@ -43,11 +43,11 @@ class Page:
 
 @dataclass(frozen=True)
 class Pages:
-    """What a mapping has outside of its document.
+    """The part of a mapping outside its document.
 
     Attributes:
         pages: Its pages, oldest first.
-        rest_size: Bytes of the entries that the document has, as far as they are blobs of their own.
+        rest_size: Bytes of those entries of the document that are blobs of their own.
         rest_blobs: Those blobs.
     """
 
@@ -107,7 +107,7 @@ def split(
     Args:
         mapping: The mapping.
         before: The mapping before a change.
-        pages_before: Its pages, which are used again as far as they are the same.
+        pages_before: Its pages; those that stay the same are used again.
         jsonable: Returns a value as JSON.
     """
     entries, entries_before = list(mapping.items()), list(before.items())

@@ -105,19 +105,19 @@ class Repository:
             "commits": paged_mapping.split(self.commits, before.commits, commit_pages),
             "manifests": paged_mapping.split(self.manifests, before.manifests, manifest_pages, asdict),
         }
-        pages = {name: divided.pages for name, divided in splits.items()}
+        pages = {name: split_mapping.pages for name, split_mapping in splits.items()}
         document = asdict(replace(self, commits={}, manifests={}, pages={}))
-        document |= {name: divided.rest for name, divided in splits.items()}
-        document["pages"] = {name: of_field.last for name, of_field in pages.items() if of_field.last}
-        new_blobs = {digest: raw for divided in splits.values() for digest, raw in divided.new_blobs.items()}
-        is_divided = any(of_field.blobs for of_field in pages.values())
+        document |= {name: split_mapping.rest for name, split_mapping in splits.items()}
+        document["pages"] = {name: field_pages.last for name, field_pages in pages.items() if field_pages.last}
+        new_blobs = {digest: raw for split_mapping in splits.values() for digest, raw in split_mapping.new_blobs.items()}
+        is_divided = any(field_pages.blobs for field_pages in pages.values())
         raw = _dump_document(document, version=_PAGED_VERSION if is_divided else _VERSION)
         return raw, replace(self, pages=pages), new_blobs
 
     @property
     def pages_size(self) -> int:
         """The bytes of its pages."""
-        return sum(of_field.size for of_field in self.pages.values())
+        return sum(field_pages.size for field_pages in self.pages.values())
 
     @classmethod
     def parse(cls, raw: bytes, location: str, read: Callable[[Digest], bytes]) -> Repository:
@@ -323,7 +323,7 @@ class Repositories:
 def required_blobs(store: Store, document: Digest) -> set[Digest]:
     """Return the blobs that the document of a repository needs: its pages, commits with their files, manifests with theirs."""
     repository = Repository.parse(store.read_document(document), document, store.read_document)
-    pages = {blob for of_field in repository.pages.values() for blob in of_field.blobs}
+    pages = {blob for field_pages in repository.pages.values() for blob in field_pages.blobs}
     return needed_blobs(store, repository) | pages
 
 

@@ -1,18 +1,36 @@
-"""The fields of a JSON object that a hub sent, each read as a value of one type.
+"""The fields of a JSON object that a hub sent, each read as a value of one type, and the kinds of errors that it names.
 
-Any other value is a FormatError. Texts may contain anything, as those of an adapter.json may; commands show them as such.
+A value of another type is a FormatError. Texts may contain anything, as in an adapter.json; commands show them as such.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.ref import RefError, is_tag, parse_name
-from adapterhub_converters.errors import FormatError
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
 
 T = TypeVar("T")
+ERROR_KINDS: Mapping[str, type[AdapterhubError]] = {
+    "not-found": NotFoundError,
+    "conflict": ConflictError,
+    "refused": RefusedError,
+    "integrity": IntegrityError,
+    "usage": UsageError,
+}
+"""The `kind` of an error in an answer, and its class; the first that fits."""
+DENIED = "denied"
+"""The `kind` of an error about a role that the client lacks."""
 _MAX_NUMBER = 2**53  # JSON numbers are exact up to there in every program
 
 

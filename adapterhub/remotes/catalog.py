@@ -1,4 +1,4 @@
-"""The interface that commands about names ask: what is listed, searched, logged, tagged, deprecated and removed.
+"""The interface behind commands about names, which list, search, log, tag, deprecate and remove them.
 
 A local registry and a hub of ours both implement it (`local_catalog`, `hub.hub_catalog`), so that a command does the same in
 both places. `version_documents` and `content_documents` have the values as JSON: that of `--json`, and of the hub's API.

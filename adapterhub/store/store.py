@@ -69,7 +69,7 @@ class Store:
     """An OCI image layout below `root`. Open one with `Store(root)`; `create` makes it if it is missing.
 
     A hub that runs on several machines has a subclass, whose folder is a copy of the blobs that they share
-    (`hub.storage.blobs`).
+    (`hub.storage.bucket_blobs`).
 
     Attributes:
         files: Writes files of the store in one step.

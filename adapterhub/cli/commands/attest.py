@@ -20,7 +20,7 @@ from adapterhub.cli.registry_choice import workspace
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@signing_options.own_signer
+@signing_options.required_signer
 @click.option("--fits", metavar="BASE", help="Attest that it fits this base model, with the verdict of each runtime.")
 @click.option(
     "--merge", is_flag=True, help="Attest that a rebuild from its parents, each of them signed, gives the same bytes."
@@ -35,7 +35,7 @@ def attest(
     settings: Settings,
     *,
     ref: str,
-    own: signing_options.SignerOption,
+    signer: signing_options.SignerOption,
     fits: str | None,
     merge: bool,
     training: bool,
@@ -51,7 +51,7 @@ def attest(
 
     statements = attest_operation.attest(
         ref,
-        own.read(),
+        signer.read(),
         fits=fits,
         merge=merge,
         training=training,

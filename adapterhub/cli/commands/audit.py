@@ -66,17 +66,17 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
     adapterhub audit checkpoint -o 2026-11-26.json --key audit.key""",
 )
 @click.option("-o", "--output", "out", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output: file.")
-@signing_options.own_signer
+@signing_options.required_signer
 @replace_option
 @click.pass_obj
-def checkpoint(settings: Settings, *, out: Path, own: signing_options.SignerOption, replace: bool) -> None:
+def checkpoint(settings: Settings, *, out: Path, signer: signing_options.SignerOption, replace: bool) -> None:
     """Verify the logs, and write a signed file with the end of each.
 
     Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.
     """
     from adapterhub.operations import audit as audit_operation
 
-    result = audit_operation.sign_checkpoint(_audit_target(settings), out, own.read(), replace=replace)
+    result = audit_operation.sign_checkpoint(_audit_target(settings), out, signer.read(), replace=replace)
     document = {"checkpoint": str(out), "names": result.names, "entries": result.entries, "rows": result.rows}
     output.emit(
         document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counts_text(result)} signed"))

@@ -101,7 +101,9 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 @click.option("--junit", metavar="FILE", help="Also write the results of --tests as JUnit's XML.")
 @signing_options.optional_signer
 @click.pass_context
-def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None, own: SignerOption | None, **given: Any) -> int:  # noqa: A001 - its name
+def eval(  # noqa: A001 - its name
+    context: click.Context, /, *, gates: tuple[str, ...], name: str | None, signer: SignerOption | None, **values: Any
+) -> int:
     """Measure an adapter: on held-out data, by golden tests, or by another tool's results.
 
     --data measures the perplexity under the base with and without the adapter. A gate compares ppl, loss, tokens, ppl/base,
@@ -119,12 +121,12 @@ def eval(context: click.Context, /, *, gates: tuple[str, ...], name: str | None,
     """
     settings: Settings = context.obj
     kind = _kind(context)
-    options = {key: given[key] for key in (*_ALL, *_OPTIONS[kind]) if key in given}
+    options = {key: values[key] for key in (*_ALL, *_OPTIONS[kind]) if key in values}
     if kind == "--tests":
-        return golden_tests.run(settings, bounds=gates, name=name or "tests", own=own, **options)
+        return golden_tests.run(settings, gate_texts=gates, name=name or "tests", signer=signer, **options)
     if kind == "--import":
-        return imported_results.run(settings, bounds=gates, name=name, own=own, **options)
-    return _evaluate_data(settings, gates=gates, name=name or "eval", own=own, **options)
+        return imported_results.run(settings, gate_texts=gates, name=name, signer=signer, **options)
+    return _evaluate_data(settings, gates=gates, name=name or "eval", signer=signer, **options)
 
 
 def _kind(context: click.Context) -> str:
@@ -154,7 +156,7 @@ def _evaluate_data(
     gates: tuple[str, ...],
     name: str,
     no_record: bool,
-    own: SignerOption | None,
+    signer: SignerOption | None,
     **settings_of_evaluation: Any,
 ) -> int:
     from adapterhub.manifest.measurement import Evaluation, check_name
@@ -180,7 +182,7 @@ def _evaluate_data(
         Evaluation(name, measured.metrics, measured.data, measured.base),
         gate_options.documents(verdicts, measured.metrics),
     )
-    signed = signed_results.sign(settings, own, measured.ref, measured.digest, [evaluation], ok=ok, gates=gate_documents)
+    signed = signed_results.sign(settings, signer, measured.ref, measured.digest, [evaluation], ok=ok, gates=gate_documents)
     document = {
         "ok": ok,
         "source": source,

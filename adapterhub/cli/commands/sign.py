@@ -20,14 +20,14 @@ from adapterhub.manifest.package_files import SIGNATURE
     adapterhub sign team/sql:v2 --keyless""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@signing_options.own_signer
+@signing_options.required_signer
 @click.option(
     "--name",
     metavar="NAME",
     help="Name of the adapter that is signed. [default: the name of the ref, the address or the folder]",
 )
 @click.pass_obj
-def sign(settings: Settings, *, source: str, own: signing_options.SignerOption, name: str | None) -> None:
+def sign(settings: Settings, *, source: str, signer: signing_options.SignerOption, name: str | None) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
     The signature is written to model.sig in a folder, stored in the registry for a version in it, and attached to a version in
@@ -38,7 +38,7 @@ def sign(settings: Settings, *, source: str, own: signing_options.SignerOption, 
     """
     from adapterhub.operations.sign import sign as signed
 
-    signature = signed(source, own.read(), name=name, workspace=workspace(settings))
+    signature = signed(source, signer.read(), name=name, workspace=workspace(settings))
     document = {
         "ref": signature.ref,
         "name": signature.name,

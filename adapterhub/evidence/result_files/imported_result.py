@@ -1,4 +1,4 @@
-"""What every result file comes to: a task with its metrics, its data, the tool, and who answered according to the file."""
+"""The result of a task, from a file of any tool: its metrics, its data, the tool, and the models that answered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ImportedResult:
         task: The name of the task, as a name of an evaluation.
         metrics: Name to value; `samples` is their number.
         data_digest: The digest of the data set; empty if the file does not tell.
-        answered_by: What the file says answered: names of models, with a digest where the answers named it. One for each
+        answered_by: The models that answered, by the file: their names, with a digest where the answers named it. One for each
             different name of all samples that have an answer.
         adapter_path: The folder of the adapter that the tool loaded itself; empty if it asked a server.
         cases: The share of right answers by the name of a sample; empty if the file does not tell, or has too many.

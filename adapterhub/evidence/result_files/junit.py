@@ -9,16 +9,14 @@ from pathlib import Path
 from xml.parsers import expat
 
 from adapterhub.digest import is_hex
+from adapterhub.evidence.version_names import TESTS_PROPERTY, VERSION_PROPERTY
 from adapterhub_converters.errors import FormatError
 
 from . import bounded_files
 from .imported_result import CODE, ImportedResult, case_rates, evaluation_name, metric_table
 
 _DEEPEST = 32
-_VERSION, _DATA = "adapterhub.version", "adapterhub.tests"
-
-
-_OUTCOMES = ("passed", "skipped", "failure", "error")  # the later one counts, of several for one test case
+_OUTCOMES = ("passed", "skipped", "failure", "error")  # the last one counts, of several for one test case
 _UNNAMED = "an unnamed version"
 
 
@@ -47,12 +45,12 @@ class _Suite:
             self.cases[-1][1] = max(self.cases[-1][1], tag, key=_OUTCOMES.index)
         elif tag == "property" and self._open:
             value = attributes.get("value", "")[:300]
-            if attributes.get("name") == _VERSION:
+            if attributes.get("name") == VERSION_PROPERTY:
                 self.versions.add(value)
                 # The element around `properties` has it.
                 is_wrapped = self._open[-1][0] == "properties" and len(self._open) > 1
                 self._open[-2 if is_wrapped else -1][1].add(value)
-            elif attributes.get("name") == _DATA:
+            elif attributes.get("name") == TESTS_PROPERTY:
                 self.data.add(value)
         self._open.append((tag, set(), [tag == "testcase"]))
 

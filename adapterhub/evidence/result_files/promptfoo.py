@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub.evidence.version_names import VERSION_HEADER
 from adapterhub_converters.errors import FormatError
 
 from .imported_result import CODE, ImportedResult, case_rates, digest_of, evaluation_name, metric_table, rows, table, text
 
-_VERSION_HEADER = "x-adapterhub-version"
 _API_ERROR = 2  # `ResultFailureReason.ERROR`: nothing answered
 
 
@@ -59,6 +59,6 @@ def _answered_by(result: Mapping[str, Any]) -> str:
     """Return the version in the headers of the response, else the name of the provider."""
     for metadata in (table(result, "metadata"), table(table(result, "response"), "metadata")):
         headers = {key.lower(): value for key, value in table(table(metadata, "http"), "headers").items()}
-        if version := text(headers, _VERSION_HEADER):
+        if version := text(headers, VERSION_HEADER):
             return version
     return text(table(result, "provider"), "id").rpartition("openai:chat:")[2] or "an unnamed provider"

@@ -28,7 +28,7 @@ from adapterhub.remotes import version_documents
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from .answers import check_known, name_of, ref_of, ref_to, tag_of, visible_view
+from .api_requests import check_known, name_of, ref_of, ref_to, tag_of, visible_view
 from .reading import version_response
 
 T = TypeVar("T")

@@ -21,9 +21,9 @@ from adapterhub.remotes.catalog import Listing
 from adapterhub.version import __version__
 from adapterhub_converters.errors import UsageError
 
-from .answers import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
+from .api_requests import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
 
-_PAGE, _MAX_FOUND, _MAX_CONDITIONS = 500, 1000, 50
+_PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
 MAX_CONTENT_QUERY = 8 << 20
 """Bytes of a body with digests to search for."""
 MAX_TENSORS = 50_000
@@ -83,7 +83,7 @@ async def search(hub: Hub, request: Request) -> Response:
         bounds=tuple(bounds),
         metrics=metrics,
         all_versions=_is_set(request, "all_versions"),
-        limit=min(query_number(request, "limit", 20), _MAX_FOUND),
+        limit=min(query_number(request, "limit", 20), _MAX_RESULTS),
     )
 
     def work(worker: Worker) -> dict[str, Any]:

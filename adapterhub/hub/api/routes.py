@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Route
 
 from . import changing, reading
-from .answers import PREFIX, Handler, answering
+from .api_requests import PREFIX, Handler, endpoint_of
 
 _NAME = f"{PREFIX}/names/{{namespace}}/{{repo}}"
 _VERSION = f"{_NAME}/versions/{{reference}}"
@@ -37,4 +37,4 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 def routes() -> list[BaseRoute]:
     """Return the routes."""
-    return [Route(path, answering(handler), methods=[method]) for method, path, handler in _ROUTES]
+    return [Route(path, endpoint_of(handler), methods=[method]) for method, path, handler in _ROUTES]

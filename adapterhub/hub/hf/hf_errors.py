@@ -74,7 +74,7 @@ def no_such_repository(name: str) -> ResponseError:
     return ResponseError(404, REPO, f"{name}: no such repository")
 
 
-def answering(handler: Handler, upstream: Handler | None = None) -> Callable[[Request], Awaitable[Any]]:
+def endpoint_of(handler: Handler, upstream: Handler | None = None) -> Callable[[Request], Awaitable[Any]]:
     """Return the endpoint of a handler, with its errors turned into responses.
 
     `upstream`: Answers for a repository that is not here; if it is not there either, the response is that of `handler`.

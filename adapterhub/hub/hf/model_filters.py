@@ -1,4 +1,4 @@
-"""What a list of repositories is asked for: every parameter is applied, or refused in words, and never ignored.
+"""The filters of a list of repositories: every parameter is applied, or refused with the reason, and never ignored.
 
 The names are those of `HfApi.list_models` of huggingface_hub and of the Hub's API behind it.
 """

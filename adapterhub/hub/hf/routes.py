@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Route
 
 from . import accounts, headers, lfs, reading, repositories, upstream_reading, writing
-from .hf_errors import Handler, answering
+from .hf_errors import Handler, endpoint_of
 
 _MODEL = "/api/models/{namespace}/{repo}"
 _GET: dict[str, Handler] = {
@@ -83,13 +83,13 @@ def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
     tables = {"GET": _GET, "POST": _POST, "PUT": _PUT, "DELETE": _DELETE}
     table_routes: list[BaseRoute] = [
-        Route(path, answering(handler, _UPSTREAM.get(path)), methods=[method])
+        Route(path, endpoint_of(handler, _UPSTREAM.get(path)), methods=[method])
         for method, table in tables.items()
         for path, handler in table.items()
     ]
     return [
         *table_routes,
-        *(Route(path, answering(accounts.unknown)) for path in _OTHERS),
-        Route("/uploads", answering(accounts.unknown), methods=["POST"]),
-        Route("/api/{path:path}", answering(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
+        *(Route(path, endpoint_of(accounts.unknown)) for path in _OTHERS),
+        Route("/uploads", endpoint_of(accounts.unknown), methods=["POST"]),
+        Route("/api/{path:path}", endpoint_of(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
     ]

@@ -1,4 +1,4 @@
-"""Handlers for models that are not here but at the upstream (`hub.upstream`): by redirects, or from what is kept of it.
+"""Handlers for models that are not here but at the upstream (`hub.upstream`): by redirects, or from the cache.
 
 In both modes the metadata of a file is answered here: huggingface_hub follows no redirect of a HEAD request to another host,
 and since 1.33 it would send this hub's token along if that host is huggingface.co. A redirect of a GET request leads to the
@@ -20,8 +20,8 @@ from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.settings import UPSTREAM_MODES
-from adapterhub.hub.upstream.listing import Listing
 from adapterhub.hub.upstream.model_client import NoModelError, NoRevisionError
+from adapterhub.hub.upstream.model_listing import ModelListing
 from adapterhub.hub.upstream.models import UpstreamModels
 from adapterhub.registry.repository_records import MAIN
 from adapterhub_converters.containers import json_file
@@ -64,7 +64,7 @@ async def tree(hub: Hub, request: Request) -> Response:
     return JSONResponse(page[:limit], headers=headers)
 
 
-def _tree_entries(listing: Listing, folder: str, *, recursive: bool, expand: bool) -> list[dict[str, Any]]:
+def _tree_entries(listing: ModelListing, folder: str, *, recursive: bool, expand: bool) -> list[dict[str, Any]]:
     """Return the files and folders in a folder, sorted by path."""
     start = len(folder) + 1 if folder else 0
     inside = [file for path, file in listing.files.items() if not folder or path.startswith(f"{folder}/")]
@@ -168,7 +168,7 @@ async def _upstream(hub: Hub, request: Request) -> tuple[UpstreamModels, str]:
     return models, name
 
 
-async def _listing(models: UpstreamModels, request: Request, name: str) -> Listing:
+async def _listing(models: UpstreamModels, request: Request, name: str) -> ModelListing:
     """Return the model at the revision of a request; ResponseError if the upstream has none, or not for everybody."""
     revision = path_part(request, "revision")
     # What the upstream does not have is remembered by its name.
@@ -195,5 +195,5 @@ def _list(raw: bytes, location: str) -> Any:
     return json_file.parse_object(b'{"list":%b}' % raw, location)["list"]
 
 
-def _commit(listing: Listing) -> Commit:
+def _commit(listing: ModelListing) -> Commit:
     return Commit(listing.commit, {}, time=listing.time)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.hf.hf_errors import answering
+from adapterhub.hub.hf.hf_errors import endpoint_of
 
 from . import device, token_endpoint
 
@@ -12,8 +12,8 @@ from . import device, token_endpoint
 def routes() -> list[BaseRoute]:
     """Return the routes."""
     return [
-        Route("/oauth/device", answering(device.begin), methods=["POST"]),
-        Route("/oauth/token", answering(token_endpoint.token), methods=["POST"]),
+        Route("/oauth/device", endpoint_of(device.begin), methods=["POST"]),
+        Route("/oauth/token", endpoint_of(token_endpoint.token), methods=["POST"]),
         Route("/device", device.page, methods=["GET"]),
         Route("/device", device.decide, methods=["POST"]),
     ]

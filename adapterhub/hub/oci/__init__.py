@@ -10,5 +10,5 @@
     blobs.py              receiving blobs: upload sessions and mounts
 
 A repository has manifests of any kind. One with the files of an adapter becomes a version, with a number, after the same checks
-as a push; others, such as images and signatures, are kept beside the versions (`registry.repositories`).
+as a push; others, such as images and signatures, are kept beside the versions (`registry.repository_records`).
 """

@@ -46,7 +46,7 @@ class OciError(Exception):
         self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
 
 
-def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
+def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
     """Return the endpoint of a handler, with its errors turned into responses."""
 
     @wraps(handler)

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from adapterhub.hub.hub import Hub
 
 from . import blobs, manifest_handlers, read_handlers, tokens
-from .oci_errors import Handler, OciError, answering
+from .oci_errors import Handler, OciError, endpoint_of
 
 _MANIFEST = "/v2/{name:path}/manifests/{reference}"
 _BLOB = "/v2/{name:path}/blobs/{digest}"
@@ -39,9 +39,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
-    table_routes: list[BaseRoute] = [Route(path, answering(handler), methods=[method]) for method, path, handler in _ROUTES]
+    table_routes: list[BaseRoute] = [Route(path, endpoint_of(handler), methods=[method]) for method, path, handler in _ROUTES]
     # The catch-all answers in the registry's error format.
-    return [*table_routes, Route("/v2/{path:path}", answering(unknown), methods=list(_METHODS))]
+    return [*table_routes, Route("/v2/{path:path}", endpoint_of(unknown), methods=list(_METHODS))]
 
 
 async def unknown(_hub: Hub, request: Request) -> Response:

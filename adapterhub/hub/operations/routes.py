@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.hf.hf_errors import answering
+from adapterhub.hub.hf.hf_errors import endpoint_of
 
 from . import health, prometheus
 
@@ -14,5 +14,5 @@ def routes() -> list[BaseRoute]:
     return [
         Route("/health", health.health),
         Route("/ready", health.ready),
-        Route("/metrics", answering(prometheus.page)),
+        Route("/metrics", endpoint_of(prometheus.page)),
     ]

@@ -3,7 +3,7 @@
 A row changed, removed or inserted later breaks the chain at that point. Rows cut off at the end do not: a checkpoint
 (`operations.audit`) records the newest row elsewhere.
 
-The log is bounded: of MOST_ROWS rows, the older half is removed. What is left of it is a cut: the number and the hash of its
+The log is bounded: of MOST_ROWS rows, the older half is removed. A cut remains of it: the number and the hash of its
 last row, signed with the hub's secret, from which the chain goes on. Backups have the rows before it.
 """
 

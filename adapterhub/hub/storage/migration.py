@@ -36,7 +36,7 @@ _TABLE, _NUMBERED = safe_regex.Pattern(r"CREATE TABLE ([a-z0-9_]+)"), safe_regex
 
 @dataclass(frozen=True)
 class MigrationResult:
-    """What was copied: the number of entries, of blobs, and the bytes of blobs that were not there yet."""
+    """The result of a copy: the number of entries, of blobs, and the bytes of blobs that were not there yet."""
 
     entries: int
     blobs: int

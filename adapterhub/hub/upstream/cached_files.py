@@ -1,11 +1,11 @@
-"""What is kept of the upstream's models, in a folder of its own, up to a limit in bytes.
+"""The cached files and documents of the upstream's models, in a folder of their own, up to a limit in bytes.
 
     files/<key>        whole files, each verified before it gets this name
     parts/<key>        the first bytes of files that are being fetched, locked by the process that fetches
     documents/<hash>   documents of models, and the commits that branches were at
 
 A key names the content: `sha256-<hex>` for a file in git-lfs, `git-<sha1>` for any other, so that a file of several models or
-revisions is kept once. What was used least recently is removed first. Several processes may share the folder.
+revisions is kept once. The least recently used file is removed first. Several processes may share the folder.
 """
 
 from __future__ import annotations

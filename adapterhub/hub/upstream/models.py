@@ -1,4 +1,4 @@
-"""The models of the upstream as requests of this hub ask for them."""
+"""The models of the upstream, for requests to this hub: their listings, and files from the cache or past it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundEr
 from .cached_files import CachedFiles, key_of
 from .file_responses import FillResponse, PassedResponse
 from .fills import Fill, Fills
-from .listing import Listing
-from .listings import Answer, Listings
+from .listing_cache import CheckedListing, ListingCache
 from .model_client import ModelClient, file_url, open_range
+from .model_listing import ModelListing
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -62,12 +62,12 @@ class UpstreamModels:
         self._workers, self._access = workers, access
         self.cached = CachedFiles(folder, upstream.max_bytes)
         self._client = ModelClient.of(upstream)
-        self._listings = Listings(upstream, self._client, self.cached)
+        self._listings = ListingCache(upstream, self._client, self.cached)
         self._fills = Fills(self._client, self.cached)
         # What is here is read in threads of the hub, so that an upstream that hangs holds up nobody who can have it.
         self._pool = ThreadPoolExecutor(_THREADS, "hub-upstream")
         self._passing = ThreadPoolExecutor(_THREADS, "hub-upstream-pass")
-        self._asked: dict[tuple[str, str], asyncio.Future[Answer]] = {}
+        self._asked: dict[tuple[str, str], asyncio.Future[CheckedListing]] = {}
         self._attempts = Windows(_MAX_ATTEMPTS, _WINDOW)
 
     def close(self) -> None:
@@ -103,21 +103,21 @@ class UpstreamModels:
         query = f"?{request.url.query}" if request.url.query else ""
         return f"{self.settings.endpoint}{request.scope['raw_path'].decode('latin-1')}{query}"
 
-    def address_of_file(self, listing: Listing, path: str) -> str:
+    def address_of_file(self, listing: ModelListing, path: str) -> str:
         """Return the address of a file of a commit at the upstream."""
         return file_url(self.settings, listing.name, listing.commit, path)
 
     # ---- what it says
 
-    async def listing(self, name: str, revision: str) -> Listing:
+    async def listing(self, name: str, revision: str) -> ModelListing:
         """Return a model at a revision.
 
         Raises:
             NotFoundError: The upstream has no such model or revision (`model_client`).
             RemoteError: It does not answer.
-            ThrottledError: The client's address has asked for too many models that nobody asked for before.
+            ThrottledError: The client's address has asked for too many models that are not in the cache.
         """
-        kept = await self._workers.read(self._listings.kept, name, revision)
+        kept = await self._workers.read(self._listings.cached_listing, name, revision)
         if kept and kept[1]:
             return kept[0]
         key = name, revision
@@ -136,7 +136,7 @@ class UpstreamModels:
         request_context.current().warning = answer.warning
         return answer.listing
 
-    def _end_question(self, key: tuple[str, str], question: asyncio.Future[Answer]) -> None:
+    def _end_question(self, key: tuple[str, str], question: asyncio.Future[CheckedListing]) -> None:
         del self._asked[key]
         if not question.cancelled():  # codespell:ignore
             question.exception()  # perhaps nobody waits for it any more, which asyncio would log
@@ -171,7 +171,9 @@ class UpstreamModels:
 
     # ---- files
 
-    async def file(self, listing: Listing, file: GitFile, headers: Mapping[str, str], range_header: str | None) -> BlobResponse:
+    async def file(
+        self, listing: ModelListing, file: GitFile, headers: Mapping[str, str], range_header: str | None
+    ) -> BlobResponse:
         """Return the response with a file: from here, while it arrives, or past the cache if it cannot be kept.
 
         Raises:

@@ -47,7 +47,7 @@ class SearchPage(Page):
         facets: Title to choices.
         runtimes: Runtimes that verdicts can be filtered by.
         deprecated: Name and number of deprecated versions, to the reason.
-        wrong: What is wrong with the query.
+        wrong: The fault in the query; empty if it is valid.
     """
 
     fields: Mapping[str, str]

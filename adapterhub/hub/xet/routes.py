@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from adapterhub.http_server.request_bodies import body_of
 from adapterhub.hub.access_control import ForbiddenError
-from adapterhub.hub.hf.hf_errors import answering, failure_response
+from adapterhub.hub.hf.hf_errors import endpoint_of, failure_response
 from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_body, stream_body
@@ -107,7 +107,7 @@ def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
     methods: Any = ["GET", "HEAD", "POST", "PUT"]
     return [
-        Route("/api/models/{namespace}/{repo}/xet-write-token/{revision}", answering(write_token)),
+        Route("/api/models/{namespace}/{repo}/xet-write-token/{revision}", endpoint_of(write_token)),
         Route(f"{_CAS}/v1/xorbs/default/{{hash}}", _token_endpoint(_xorb), methods=["POST"]),
         Route(f"{_CAS}/v1/shards", _token_endpoint(_shard), methods=["POST"]),
         Route(f"{_CAS}/v1/telemetry", _telemetry, methods=["POST"]),

@@ -1,7 +1,7 @@
 """Write weights into a bitsandbytes checkpoint in NF4, a tile at a time, and decide which weights of a model to write so.
 
-The state stored with the codes (`bases.bitsandbytes`) contains the mean of the magnitudes, which is known after the last tile:
-its JSON is padded with spaces, so that the file can be laid out before.
+The state stored with the codes (`bases.bitsandbytes_state`) contains the mean of the magnitudes, which is known after the last
+tile: its JSON is padded with spaces, so that the file can be laid out before.
 
 transformers 5 replaces every `nn.Linear` except the output layer (`quantizers/base.py`, `get_keys_to_not_convert`), so experts
 and routers, which it builds from bare parameters, and Falcon's layers, which have a class of their own, stay in floats.

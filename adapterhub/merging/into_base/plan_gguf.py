@@ -1,7 +1,7 @@
 """Plan a merge into a GGUF model: the edits of each tensor, in llama.cpp's names and orders, and every reason to refuse.
 
 A Hugging Face module may be some rows of a tensor (fused q, k and v), an expert of it (stacked experts) or several tensors, and
-its rows may be in another order there (`architectures`, `formats.gguf.layout`). Its edit is moved accordingly.
+its rows may be in another order there (`architectures`, `formats.gguf.tensor_layout`). Its edit is moved accordingly.
 """
 
 from __future__ import annotations

@@ -24,15 +24,12 @@ from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import VersionDocument
 from adapterhub.registry.version_lookup import RestoreResult, Version
 from adapterhub.remotes import content_documents, version_documents
+from adapterhub.remotes.answer_fields import DENIED, ERROR_KINDS
 from adapterhub.remotes.catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, no_bar
 from adapterhub.store.ref_log import Entry
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import (
-    AdapterhubError,
-    ConflictError,
     FormatError,
-    IntegrityError,
-    NotFoundError,
     RefusedError,
     RemoteError,
     UsageError,
@@ -46,13 +43,6 @@ if TYPE_CHECKING:
     from adapterhub.manifest.oci_manifest import Manifest
 
 _API, _VERSION = "/api/adapterhub", 1
-_KINDS: Mapping[str, type[AdapterhubError]] = {
-    "not-found": NotFoundError,
-    "conflict": ConflictError,
-    "refused": RefusedError,
-    "integrity": IntegrityError,
-    "usage": UsageError,
-}
 _HINT_FIELDS = ("name", "ref", "repository", "meant")  # fields of an error, of refs, that a hint may show in a command
 _MAX_ANSWER = 16 << 20  # bytes; a lineage may have thousands of adapters
 _MAX_SMALL = 64 << 10  # bytes of an answer that says what a server is
@@ -67,13 +57,13 @@ class _ApiWire(HubWire):
     def _refusal(self, answer: Answer, location: str) -> Exception:
         with suppress(FormatError):
             document = json_file.parse_object(answer.body, location)
-            if document.get("kind") == "denied":
+            if document.get("kind") == DENIED:
                 return DeniedError(location, self.clean(str(document.get("what", ""))) or "the hub denies it")
-            if (kind := _KINDS.get(str(document.get("kind")))) is not None:
+            if (error_class := ERROR_KINDS.get(str(document.get("kind")))) is not None:
                 fields = document.get("fields")
                 named = fields if isinstance(fields, dict) else {}
                 where, what, hint = (self.clean(str(document.get(key, ""))) for key in ("where", "what", "hint"))
-                error = kind(self._address_of(where), what or "the hub refuses it", hint)
+                error = error_class(self._address_of(where), what or "the hub refuses it", hint)
                 error.code = self.clean(str(document.get("code", ""))) or error.code
                 # No other fields: a hub must not fill in the host of a login that a hint shows.
                 texts = {key: self.clean(named[key]) for key in _HINT_FIELDS if isinstance(named.get(key), str)}
@@ -98,7 +88,7 @@ def has_api(endpoint: str, wire: HubWire, location: str) -> bool:
     return document.get("program") == "adapterhub" and isinstance(versions, list) and _VERSION in versions
 
 
-def check_age(endpoint: str, wire: HubWire, location: str) -> None:
+def check_release(endpoint: str, wire: HubWire, location: str) -> None:
     """Raise RemoteError if a hub without the API runs adapterhub all the same: an earlier or a later one."""
     description = _document_at(f"{endpoint}/api/openapi.json", wire, location, limit=_MAX_ANSWER)
     info = description.get("info") if description else None
@@ -135,7 +125,7 @@ def connect(address: HubAddress, hub: Hub) -> HubCatalog | None:
     try:
         if has_api(hub.endpoint, wire, location):
             return HubCatalog(hub.endpoint, wire, location)
-        check_age(hub.endpoint, wire, location)
+        check_release(hub.endpoint, wire, location)
     except BaseException:
         wire.close()
         raise

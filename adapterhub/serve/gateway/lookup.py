@@ -213,7 +213,7 @@ class RemoteLookup:
 
     Args:
         workspace: The workspace with its credentials, proxy and so on.
-        url: The URL, as `remotes.configured.below` takes it.
+        url: The URL, as `remotes.named_remotes.address_below` takes it.
         poll: Seconds that an answer is used, including that there is no such version.
     """
 

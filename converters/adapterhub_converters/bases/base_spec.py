@@ -35,7 +35,7 @@ class BaseSpec:
             GGUF have the names and shapes of the checkpoint it was converted from.
         stored: The tensors of a GGUF file under its own names; a file may fuse or split tensors unlike others of its kind.
         packed: Parameters of unknown logical shape, with the reason; they are not in `tensors`.
-        derived: Linear modules and tables computed from the config, if there are no weights (`bases.shapes`).
+        derived: Linear modules and tables computed from the config, if there are no weights (`bases.config_shapes`).
         tied: Whether the output layer is the embedding table.
         quantization: Type of quantized weights: `nf4`, `q4_1`, …; None for floats.
         repo: Its name on the Hugging Face Hub; `revision` is the commit, if it was read from there.

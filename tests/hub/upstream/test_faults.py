@@ -16,7 +16,7 @@ from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.settings import ModelUpstream
 from adapterhub.hub.upstream import fills, models
 from adapterhub.hub.upstream.cached_files import CachedFiles
-from adapterhub.hub.upstream.listings import Listings
+from adapterhub.hub.upstream.listing_cache import ListingCache
 from adapterhub.hub.upstream.model_client import ModelClient, NoModelError, NoRevisionError
 from tests.hub.killing import killable_hub
 from tests.hub.sending import Answer, Sending
@@ -250,7 +250,7 @@ def test_the_files_used_last_stay_within_the_limit(tmp_path: Path, upstream: Fau
 def test_each_error_of_the_upstream_has_a_code_of_its_own(tmp_path: Path, upstream: Faulty) -> None:
     settings = ModelUpstream(upstream.url, "cache", max_bytes=1_000_000)
     cached, client = CachedFiles(tmp_path / "cache", settings.max_bytes), ModelClient.of(settings)
-    listings = Listings(settings, client, cached)
+    listings = ListingCache(settings, client, cached)
     with pytest.raises(NoModelError) as caught:
         listings.find("org/none", "main")
     assert caught.value.code == "no-upstream-model"

@@ -1,4 +1,4 @@
-"""Parsing of PEFT's tuners other than LoRA, by the rows of `adapter.tuned`: which tensor is which part of which module.
+"""Parsing of PEFT's tuners other than LoRA, by the rows of `adapter.peft_tuners`: which tensor is which part of which module.
 
 A tuner of prompts changes no module: its tensor is assigned to a module called `prompt_embeddings`, which no base has.
 """

@@ -19,28 +19,17 @@ from adapterhub.hub.oci.oci_errors import OciError
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import LATEST, Ref, is_name
+from adapterhub.remotes.answer_fields import DENIED, ERROR_KINDS
 from adapterhub.remotes.local_catalog import LocalCatalog, Visibility
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
-    IntegrityError,
     NotFoundError,
     RefusedError,
-    UsageError,
 )
 
 PREFIX = "/api/adapterhub/v1"
-KINDS: dict[str, type[AdapterhubError]] = {
-    "not-found": NotFoundError,
-    "conflict": ConflictError,
-    "refused": RefusedError,
-    "integrity": IntegrityError,
-    "usage": UsageError,
-}
-"""The `kind` of an error in an answer, and its class; the first that fits."""
-DENIED = "denied"
-"""The `kind` of an error about a role that the client lacks."""
 _MAX_FIELD = 300  # characters of a text in an error
 _MAX_UNLISTED = 64 << 20  # bytes of weights that one request may have read for their tensors
 _NO_NAME = "-/-"  # a valid path, and no valid name
@@ -49,7 +38,7 @@ _OCI_ERRORS: dict[int, type[AdapterhubError]] = {404: NotFoundError, 409: Confli
 _FAILURES = (BodyError, OciError, ResponseError, NoTokenError, ForbiddenError, AdapterhubError)
 
 
-def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
+def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
     """Return the endpoint of a handler, with its errors turned into responses."""
 
     @wraps(handler)
@@ -78,7 +67,7 @@ def _error_response(failure: Exception, *, has_condition: bool) -> Response:
     response = failure_response(failure)
     if isinstance(failure, ForbiddenError):
         return JSONResponse({"error": str(failure), "kind": DENIED, "what": str(failure)}, 403, _message_header(response))
-    kind = next((kind for kind, cls in KINDS.items() if isinstance(failure, cls)), "")
+    kind = next((kind for kind, cls in ERROR_KINDS.items() if isinstance(failure, cls)), "")
     if not isinstance(failure, AdapterhubError) or not kind or response.status_code >= 500:
         return response
     status = 412 if has_condition and kind == "conflict" else response.status_code

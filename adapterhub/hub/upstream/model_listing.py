@@ -17,7 +17,7 @@ _MAX_FILES, _MAX_PATH = 50_000, 1024
 
 
 @dataclass(frozen=True)
-class Listing:
+class ModelListing:
     """A model at a commit.
 
     Attributes:
@@ -25,7 +25,7 @@ class Listing:
         commit: 40 hexadecimal digits.
         files: By path, sorted. A file has the sha256 that git-lfs knows it by, or else the sha1 of its git object; none of both
             if the upstream names none.
-        document: What the upstream says of it besides, as it is sent to clients.
+        document: The rest of the upstream's document, which clients get as it is.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Listing:
         return json.dumps(self.info(blobs=True), separators=(",", ":")).encode()
 
 
-def parse(raw: bytes, name: str, location: str) -> Listing:
+def parse(raw: bytes, name: str, location: str) -> ModelListing:
     """Parse the document of a model, asked for with `blobs=true`.
 
     Raises:
@@ -65,7 +65,7 @@ def parse(raw: bytes, name: str, location: str) -> Listing:
     if len(siblings) > _MAX_FILES:
         raise RemoteError(location, f"the upstream lists more than {_MAX_FILES:,} files")
     files = {file.path: file for file in map(_file, siblings) if file}
-    return Listing(name, commit, dict(sorted(files.items())), document)
+    return ModelListing(name, commit, dict(sorted(files.items())), document)
 
 
 def _file(entry: object) -> GitFile | None:

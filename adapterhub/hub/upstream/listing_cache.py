@@ -1,4 +1,4 @@
-"""What the upstream said of its models: asked once for all who wait, kept, and used while the upstream does not answer.
+"""The listings of the upstream's models, cached: each is asked for once, and still used while the upstream does not answer.
 
 A commit never changes, so its document is asked for once. The commit of a branch or tag is asked for again after a while.
 """
@@ -20,10 +20,10 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import listing as listings
+from . import model_listing
 from .cached_files import MAX_DOCUMENT, CachedFiles
-from .listing import Listing
 from .model_client import ModelClient, NoModelError, NoRevisionError, info_url
+from .model_listing import ModelListing
 
 _log = logging.getLogger("adapterhub.hub")
 _COMMIT = 40  # hexadecimal digits
@@ -35,15 +35,15 @@ GONE = "the upstream has no such model any more; this is what it was"
 
 
 @dataclass(frozen=True)
-class Answer:
+class CheckedListing:
     """A listing, and a warning about it for clients; empty if it is up to date."""
 
-    listing: Listing
+    listing: ModelListing
     warning: str = ""
 
 
-class Listings:
-    """The listings of models; several threads may use them at once.
+class ListingCache:
+    """A cache of listings; several threads may use it at once.
 
     Args:
         upstream: The hub that has them.
@@ -54,24 +54,24 @@ class Listings:
     def __init__(self, upstream: ModelUpstream, client: ModelClient, cached: CachedFiles) -> None:
         self._upstream, self._client, self._cached = upstream, client, cached
         self._lock = threading.Lock()
-        self._in_memory: LRUCache[Listing] = LRUCache(_MAX_IN_MEMORY)
+        self._in_memory: LRUCache[ModelListing] = LRUCache(_MAX_IN_MEMORY)
         self._absent: OrderedDict[tuple[str, str], tuple[float, type[NotFoundError], str]] = OrderedDict()
         self._away_until = 0.0
 
-    def kept(self, name: str, revision: str) -> tuple[Listing, bool] | None:
-        """Return what is kept of a revision, and whether it is up to date; None if nothing is. The upstream is not asked.
+    def cached_listing(self, name: str, revision: str) -> tuple[ModelListing, bool] | None:
+        """Return the cached listing of a revision, and whether it is up to date; None without one. The upstream is not asked.
 
         Raises:
             NoModelError, NoRevisionError: The upstream did not have it a moment ago.
         """
         commit, age = self._known_commit(name, revision)
-        if commit and (listing := self._kept(name, commit)):
+        if commit and (listing := self._listing_at(name, commit)):
             return listing, is_hex(revision, _COMMIT) or age < self._upstream.age
         if absence := self._absence(name, revision):
             raise absence
         return None
 
-    def find(self, name: str, revision: str) -> Answer:
+    def find(self, name: str, revision: str) -> CheckedListing:
         """Return the listing of a model at a revision.
 
         Raises:
@@ -79,50 +79,50 @@ class Listings:
             NoRevisionError: The model has no such revision.
             RemoteError: The upstream does not answer, and the revision was not asked for before; or it is gated there.
         """
-        known, is_fresh = self.kept(name, revision) or (None, False)
-        if known and is_fresh:
-            return Answer(known)
+        earlier, is_fresh = self.cached_listing(name, revision) or (None, False)
+        if earlier and is_fresh:
+            return CheckedListing(earlier)
         try:
-            return Answer(self._ask(name, revision))
+            return CheckedListing(self._ask(name, revision))
         except (NoModelError, NoRevisionError):
-            if known is None:
+            if earlier is None:
                 raise
-            return Answer(known, GONE)
+            return CheckedListing(earlier, GONE)
         except RemoteError as error:
-            if known is None:
+            if earlier is None:
                 raise
             _log.warning("the upstream did not answer: %s", printable(str(error)))
-            return Answer(known, AWAY)
+            return CheckedListing(earlier, AWAY)
 
-    # ---- what is kept
+    # ---- the cache
 
     def _known_commit(self, name: str, revision: str) -> tuple[str, float]:
         """Return the commit that a revision was at, and the seconds since then; empty if that is not known."""
         if is_hex(revision, _COMMIT):
-            return (revision, 0.0) if self._kept(name, revision) else ("", 0.0)
-        kept = self._cached.read_document(f"revision {name}@{revision}")
+            return (revision, 0.0) if self._listing_at(name, revision) else ("", 0.0)
+        document = self._cached.read_document(f"revision {name}@{revision}")
         with suppress(FormatError):
-            commit = json_file.parse_object(kept[0], name).get("commit") if kept else None
-            if kept and isinstance(commit, str) and is_hex(commit, _COMMIT):
-                return commit, kept[1]
+            commit = json_file.parse_object(document[0], name).get("commit") if document else None
+            if document and isinstance(commit, str) and is_hex(commit, _COMMIT):
+                return commit, document[1]
         return "", 0.0
 
-    def _kept(self, name: str, commit: str) -> Listing | None:
+    def _listing_at(self, name: str, commit: str) -> ModelListing | None:
         """Return the listing of a commit; None if it is not here, or damaged."""
         with suppress(RemoteError):
             return self._in_memory.get((name, commit), lambda: self._read(name, commit))
         return None
 
-    def _read(self, name: str, commit: str) -> Listing:
-        kept = self._cached.read_document(f"model {name}@{commit}")
-        listing = listings.parse(kept[0] if kept else b"", name, name)
+    def _read(self, name: str, commit: str) -> ModelListing:
+        document = self._cached.read_document(f"model {name}@{commit}")
+        listing = model_listing.parse(document[0] if document else b"", name, name)
         if listing.commit != commit:
             raise RemoteError(name, "the document of another commit")
         return listing
 
-    # ---- what is asked
+    # ---- the upstream
 
-    def _ask(self, name: str, revision: str) -> Listing:
+    def _ask(self, name: str, revision: str) -> ModelListing:
         if self._away_until > time.monotonic():
             raise RemoteError(name, "the upstream does not answer")
         try:
@@ -141,10 +141,10 @@ class Listings:
         self._keep(listing, revision)
         return listing
 
-    def _fetch(self, name: str, revision: str) -> Listing:
+    def _fetch(self, name: str, revision: str) -> ModelListing:
         location = f"{name}@{revision}"
         raw = self._client.get(info_url(self._upstream, name, revision), location, n=MAX_DOCUMENT).body
-        listing = listings.parse(raw, name, location)
+        listing = model_listing.parse(raw, name, location)
         # The operator's token may read what is nobody else's.
         if listing.document.get("private") or listing.document.get("disabled"):
             raise NoModelError(name, "the upstream has no such model for others")
@@ -152,7 +152,7 @@ class Listings:
             raise RemoteError(location, "the upstream answers with another commit")
         return listing
 
-    def _keep(self, listing: Listing, revision: str) -> None:
+    def _keep(self, listing: ModelListing, revision: str) -> None:
         self._in_memory.get((listing.name, listing.commit), lambda: listing)
         documents = {f"model {listing.name}@{listing.commit}": listing.dump()}
         if not is_hex(revision, _COMMIT):

@@ -1,0 +1,14 @@
+"""How evidence names the version that it is about, and the codes of errors for evidence that names another one, or none."""
+
+from __future__ import annotations
+
+VERSION_HEADER = "x-adapterhub-version"
+"""The header of an answer with the name and digest of what answered, as `serve.gateway.api_forms` writes it."""
+VERSION_PROPERTY = "adapterhub.version"
+"""The property of a JUnit suite with the name and digest of the version."""
+TESTS_PROPERTY = "adapterhub.tests"
+"""The property of a JUnit suite with the digest of the file of tests."""
+OTHER_VERSION = "other-version"
+"""The code of the error for evidence about another version."""
+UNNAMED_VERSION = "unnamed-version"
+"""The code of the error for evidence that does not say by its digest which version it is about."""
