@@ -27,7 +27,7 @@ def _define(cls: Any, *, eq: bool = True, frozen: bool = False, slots: bool = Fa
     wanted |= dict.fromkeys(("__lt__", "__le__", "__gt__", "__ge__"), options.pop("order", False))
     cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, **options)
     for name in (name for name, needed in wanted.items() if needed and name not in written):
-        setattr(cls, name, _compiled_when_called(cls, name, frozen))
+        setattr(cls, name, _compiled_when_called(cls, name, frozen=frozen, slots=slots))
     if eq and not frozen and "__hash__" not in written:
         cls.__hash__ = None  # what can change has no hash
     if frozen:
@@ -37,7 +37,7 @@ def _define(cls: Any, *, eq: bool = True, frozen: bool = False, slots: bool = Fa
     return cls
 
 
-def _compiled_when_called(cls: type[Any], name: str, frozen: bool) -> Callable[..., Any]:
+def _compiled_when_called(cls: type[Any], name: str, *, frozen: bool, slots: bool) -> Callable[..., Any]:
     """Return a method that replaces itself, at its first call, with the one that the standard library compiles for `name`."""
 
     def first_call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -51,6 +51,7 @@ def _compiled_when_called(cls: type[Any], name: str, frozen: bool) -> Callable[.
             [(field.name, field.type, field) for field in dataclasses.fields(cls)],
             namespace={"__post_init__": cls.__post_init__} if hasattr(cls, "__post_init__") else {},
             frozen=frozen,
+            slots=slots,  # only then does __init__ set the default of a field that is no parameter
             **switches,
         )
         method = vars(twin)[name]

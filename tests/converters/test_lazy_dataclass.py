@@ -34,6 +34,8 @@ class Plain:
     names: list[str] = dataclasses.field(default_factory=list, compare=False)
     size: float = 1.5
     secret: str = dataclasses.field(default="s", repr=False)
+    fixed: int = dataclasses.field(default=7, init=False)
+    parts: list[str] = dataclasses.field(default_factory=list, init=False)
 
 
 class Written:  # noqa: PLW1641  # its hash is the decorator's
