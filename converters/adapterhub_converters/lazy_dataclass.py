@@ -7,6 +7,7 @@ imports about a hundred such classes, makes objects of a third of them, and comp
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,30 @@ else:
         return (lambda cls: _define(cls, **options)) if cls is None else _define(cls, **options)
 
 
+_LOCK = threading.RLock()
+
+
+def _is_frozen(cls: Any) -> bool:
+    return "__dataclass_params__" in vars(cls) and bool(cls.__dataclass_params__.frozen)
+
+
 def _define(cls: Any, *, eq: bool = True, frozen: bool = False, slots: bool = False, **options: bool) -> Any:
     written = {name for name, value in vars(cls).items() if (name, value) != ("__hash__", None)}
-    wanted = {"__init__": True, "__repr__": options.pop("repr", True), "__eq__": eq, "__hash__": eq and frozen}
-    wanted |= dict.fromkeys(("__lt__", "__le__", "__gt__", "__ge__"), options.pop("order", False))
-    cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, **options)
-    for name in (name for name, needed in wanted.items() if needed and name not in written):
+    needed = {"__init__": True, "__repr__": options.pop("repr", True), "__eq__": eq, "__hash__": eq and frozen}
+    needed |= dict.fromkeys(("__lt__", "__le__", "__gt__", "__ge__"), options.pop("order", False))
+    # The standard decorator is not told that a class is frozen, as it would compile two methods for that; so it must not see
+    # that the bases are.
+    frozen_bases = [base.__dataclass_params__ for base in cls.__mro__[1:] if _is_frozen(base)]
+    with _LOCK:
+        for params in frozen_bases:
+            params.frozen = False
+        try:
+            cls = dataclasses.dataclass(cls, init=False, repr=False, eq=False, slots=slots, **options)
+        finally:
+            for params in frozen_bases:
+                params.frozen = True
+    cls.__dataclass_params__.frozen = frozen
+    for name in (name for name, is_needed in needed.items() if is_needed and name not in written):
         setattr(cls, name, _compiled_when_called(cls, name, frozen=frozen, slots=slots))
     if eq and not frozen and "__hash__" not in written:
         cls.__hash__ = None  # what can change has no hash
@@ -51,7 +70,7 @@ def _compiled_when_called(cls: type[Any], name: str, *, frozen: bool, slots: boo
             [(field.name, field.type, field) for field in dataclasses.fields(cls)],
             namespace={"__post_init__": cls.__post_init__} if hasattr(cls, "__post_init__") else {},
             frozen=frozen,
-            slots=slots,  # only then does __init__ set the default of a field that is no parameter
+            slots=slots,  # of a class with slots, __init__ alone has the default of a field that is no parameter of it
             **switches,
         )
         method = vars(twin)[name]

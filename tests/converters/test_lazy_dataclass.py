@@ -34,8 +34,8 @@ class Plain:
     names: list[str] = dataclasses.field(default_factory=list, compare=False)
     size: float = 1.5
     secret: str = dataclasses.field(default="s", repr=False)
-    fixed: int = dataclasses.field(default=7, init=False)
-    parts: list[str] = dataclasses.field(default_factory=list, init=False)
+    kind: str = dataclasses.field(default="k", init=False)
+    places: list[str] = dataclasses.field(default_factory=list, init=False)
 
 
 class Written:  # noqa: PLW1641  # its hash is the decorator's
@@ -138,6 +138,33 @@ def test_a_subclass_has_the_fields_of_its_base() -> None:
     assert Base(1) != Sub(1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Sub(1).count = 2  # type: ignore[misc]
+
+
+def test_classes_of_both_decorators_inherit_from_each_other() -> None:
+    @lazy_dataclass.dataclass(frozen=True, slots=True)
+    class Lazy:
+        """A class of this package."""
+
+        count: int
+
+    @dataclasses.dataclass(frozen=True)
+    class Standard(Lazy):
+        """A class of another package."""
+
+        size: float = 1.0
+
+    @lazy_dataclass.dataclass(frozen=True)
+    class Last(Standard):
+        """A class of this package on it."""
+
+        name: str = "x"
+
+    assert (Last(1), repr(Last(1))) == (Last(1, 1.0, "x"), f"{Last.__qualname__}(count=1, size=1.0, name='x')")
+    assert len({Lazy(1), Standard(1), Last(1), Last(1)}) == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Last(1).count = 2  # type: ignore[misc]
+    with pytest.raises(TypeError, match="cannot inherit non-frozen dataclass from a frozen one"):
+        dataclasses.dataclass(type("Other", (Lazy,), {}))
 
 
 def test_no_module_of_the_package_compiles_its_dataclasses_at_import() -> None:
