@@ -15,7 +15,7 @@ import numpy as np
 
 from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
+from adapterhub_converters.adapter import BUNDLED, Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
@@ -275,12 +275,15 @@ def _whole_contents(candidate: Candidate, kind: str, adapter: Adapter) -> Conten
     if candidate.config:
         contents.record_text(path / peft.CONFIG, candidate.config)
     pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
-    for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():
+    for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={}, replaced={})).items():
         contents.pairs[target] = dict(_parts(delta))
     contents.other_deltas = {target: delta for target, delta in adapter.deltas.items() if target not in pairs}
     for target, other_delta in contents.other_deltas.items():
         contents.other_tensors |= {f"{target}.{part}": _kind(array) for part, array in other_delta.parts()}
-    contents.replaced.update({name: _kind(array) for name, array in [*adapter.replaced.items(), *adapter.added.items()]})
+    for name, array in [*adapter.replaced.items(), *adapter.added.items()]:
+        # No base has the embeddings that OneTrainer bundles, so that they are compared with none.
+        tensors = contents.other_tensors if name.startswith(BUNDLED) else contents.replaced
+        tensors[name] = _kind(array)
     for target, rows in adapter.rows.items():
         contents.rows[target], contents.row_ids[target] = _kind(rows.values), rows.ids
     return contents

@@ -67,6 +67,8 @@ def run(
         prepare_torch()
     if against is not None:
         _check_against(against, base=base, url=url, served_as=served_as)
+        if against != compared_tests.BASE:
+            golden_tests.check_version(against, workspace(settings))
     answer_tests = partial(
         golden_tests.run_tests,
         tests=tests,
@@ -86,7 +88,16 @@ def run(
     gate_documents = gates.documents(verdicts, tested.report.metrics)
     gate_documents += comparison.gate_documents() if comparison else []
     evaluation = tested.evaluation(name)
-    signed = signed_results.sign(settings, signer, tested.ref, tested.digest, [evaluation], ok=ok, gates=gate_documents)
+    signed = signed_results.sign(
+        settings,
+        signer,
+        tested.ref,
+        tested.digest,
+        [evaluation],
+        ok=ok,
+        gates=gate_documents,
+        failed={result.case.id for result in tested.report.failures},
+    )
     document = {
         "ok": ok,
         "source": source,
@@ -143,7 +154,7 @@ def _text(
             [output.one_line(result.case.id), f"{result.passed}/{result.samples}", output.one_line(result.problem)]
             for result in failures[:_MAX_FAILURES]
         ]
-        output.write_table((Column("FAILED"), Column("RIGHT", right=True), Column("FIRST PROBLEM")), rows)
+        output.write_table((Column("FAILED"), Column("RIGHT", right=True), Column("FIRST PROBLEM", wrap=True)), rows)
         if failures[_MAX_FAILURES:]:
             output.write(output.remainder_line(len(failures) - _MAX_FAILURES, "failure"))
     share = f", {metrics['pass_rate']:.1%} of the answers right" if metrics["samples"] > metrics["cases"] else ""

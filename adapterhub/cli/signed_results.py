@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import UsageError
@@ -24,8 +24,12 @@ def sign(
     *,
     ok: bool,
     gates: Sequence[Mapping[str, Any]],
+    failed: Collection[str] | None = None,
 ) -> list[dict[str, object]]:
-    """Sign evaluations of a version; return the attestations as JSON, none without a signer."""
+    """Sign evaluations of a version; return the attestations as JSON, none without a signer.
+
+    `failed` is that of `operations.attest_results`.
+    """
     if signer is None:
         return []
     from adapterhub.operations import attest_results
@@ -33,7 +37,7 @@ def sign(
     if ref is None:
         raise UsageError("--key or --keyless", "is for a version, and a path is not one", "Push it, and name the version")
     statements = attest_results.attest_results(
-        ref, evaluations, signer.read(), digest=digest, ok=ok, gates=gates, workspace=workspace(settings)
+        ref, evaluations, signer.read(), digest=digest, ok=ok, gates=gates, failed=failed, workspace=workspace(settings)
     )
     return [signing_options.attestation_document(statement) for statement in statements]
 

@@ -81,7 +81,8 @@ def _search(expression: str, text: str, place: str) -> bool:
     try:
         return safe_regex.Pattern(expression).search(text) is not None
     except re2.error as error:
-        problem = f"the expression {_quote(expression)} is not valid ({error})"
+        reason = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
+        problem = f"the expression {_quote(expression)} is not valid ({reason})"
         raise FormatError(place, problem, code="malformed-test") from error
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .golden_tests import TestReport
@@ -78,7 +79,11 @@ class Claim:
 
 
 def compare(report: TestReport, against: TestReport) -> PairedTests:
-    """Compare two reports on the same tests."""
+    """Compare two reports on the same tests; RefusedError if their file was changed in between."""
+    if report.file.digest != against.file.digest:
+        raise RefusedError(
+            report.file.name, "was changed while its tests were answered", "Start again", code="changed-meanwhile"
+        )
     rates, other_rates = report.rates, against.rates
     differences = [rates[name] - other_rates[name] for name in rates]
     count, total, squares = len(differences), math.fsum(differences), math.fsum(item * item for item in differences)

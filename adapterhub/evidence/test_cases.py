@@ -26,6 +26,7 @@ _MAX_TOKENS = 100_000
 _ROLES = ("system", "user", "assistant")
 _TEXTS = ("equals", "command", "prompt", "system")
 _LISTS = ("contains", "not_contains", "regex")
+_QUOTE = 'Write text, in quotes as in "42"'
 _KEYS = ("id", "prompt", "system", "messages", "equals", *_LISTS, "json_schema", "command", "max_tokens", "pass_rate")
 
 
@@ -117,7 +118,7 @@ class _Fields:
         self._check(not unknown, f"has the unknown key {', '.join(unknown)[:80]!r}", f"Keys: {', '.join(_KEYS)}")
         self._document: dict[str, Any] = document
         for key in _TEXTS:
-            self._check(isinstance(document.get(key, ""), str), f"{key} is not text")
+            self._check(isinstance(document.get(key, ""), str), f"{key} is not text", _QUOTE)
 
     def case(self, default_id: str) -> Case:
         """Return the test; FormatError if a field is malformed, or if nothing must hold."""
@@ -150,7 +151,9 @@ class _Fields:
     def _texts(self, key: str) -> tuple[str, ...]:
         value = self._document.get(key, [])
         texts = [value] if isinstance(value, str) else value
-        self._check(isinstance(texts, list) and all(isinstance(text, str) and text for text in texts), f"{key} is not text")
+        self._check(
+            isinstance(texts, list) and all(isinstance(text, str) and text for text in texts), f"{key} is not text", _QUOTE
+        )
         return tuple(texts)
 
     def _messages(self) -> tuple[Mapping[str, str], ...]:

@@ -6,7 +6,7 @@ that these were the results. (github.com/in-toto/attestation, spec/predicates/te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.trust.attestation import TESTS, TYPES, Attestation, VerifiedAttestation
@@ -28,6 +28,7 @@ def attest_results(
     digest: str,
     ok: bool,
     gates: Sequence[Mapping[str, Any]] = (),
+    failed: Collection[str] | None = None,
     workspace: Workspace,
 ) -> tuple[VerifiedAttestation, ...]:
     """Sign each evaluation of a version as a test result, and attach it to the version as signatures are.
@@ -39,6 +40,8 @@ def attest_results(
         digest: The digest that was measured: a tag may have moved since.
         ok: Whether the gates, or without gates the tests, passed.
         gates: The gates with their values, as the command shows them.
+        failed: The names of the tests that failed, which may be satisfied by a part of their samples; None for all those of
+            which a sample is wrong.
         workspace: The registry and the credentials.
 
     Raises:
@@ -48,7 +51,7 @@ def attest_results(
         if version.digest != digest:
             raise RefusedError(ref, f"is {version.digest[:19]}… now, and {digest[:19]}… was measured", code="other-version")
         statements = [
-            Attestation(TYPES[TESTS], version.name, version.digest, _predicate(evaluation, ok=ok, gates=gates))
+            Attestation(TYPES[TESTS], version.name, version.digest, _predicate(evaluation, ok=ok, gates=gates, failed=failed))
             for evaluation in evaluations
         ]
         for statement in statements:
@@ -56,7 +59,11 @@ def attest_results(
     return tuple(VerifiedAttestation(statement, key.public) for statement in statements)
 
 
-def _predicate(evaluation: Evaluation, *, ok: bool, gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _predicate(
+    evaluation: Evaluation, *, ok: bool, gates: Sequence[Mapping[str, Any]], failed: Collection[str] | None
+) -> dict[str, Any]:
+    if failed is None:
+        failed = {name for name, rate in evaluation.cases.items() if rate < 1}
     digests = [(str(item.get("path", "data")), str(item.get("digest", ""))) for item in evaluation.data]
     return {
         "result": "PASSED" if ok else "FAILED",
@@ -64,8 +71,8 @@ def _predicate(evaluation: Evaluation, *, ok: bool, gates: Sequence[Mapping[str,
             {"name": name, **({"digest": {"sha256": digest.removeprefix("sha256:")}} if digest else {})}
             for name, digest in digests
         ],
-        "passedTests": [name for name, rate in evaluation.cases.items() if rate == 1],
-        "failedTests": [name for name, rate in evaluation.cases.items() if rate < 1],
+        "passedTests": [name for name in evaluation.cases if name not in failed],
+        "failedTests": [name for name in evaluation.cases if name in failed],
         "evaluation": {"name": evaluation.name, "metrics": dict(evaluation.metrics), "measuredBy": dict(evaluation.base)},
         "gates": [{"gate": gate["gate"], "value": gate["value"], "ok": gate["ok"]} for gate in gates],
     }

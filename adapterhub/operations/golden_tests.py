@@ -142,6 +142,14 @@ def run_tests(
     return replace(tested, recorded=True)
 
 
+def check_version(source: StrPath, workspace: Workspace) -> None:
+    """Raise NotFoundError for a ref of the registry that is no version: before any answer is computed, which takes minutes."""
+    ref = sources.ref_of(source, workspace)
+    if ref is not None:
+        with workspace.open_registry() as registry:
+            registry.resolve(ref)
+
+
 def parse_commands(texts: Sequence[str]) -> Commands:
     """Parse `NAME=PROGRAM ARGUMENT …` of the user's own command line; no shell runs them."""
     import shlex

@@ -15,6 +15,7 @@ from adapterhub.evidence.version_names import OTHER_VERSION, UNNAMED_VERSION
 from adapterhub.manifest.measurement import Evaluation, check_name
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
+from adapterhub_converters.formats import peft
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import sources
@@ -113,9 +114,13 @@ def _check_version(result: ImportedResult, digest: Digest, file: str, *, trust_n
     location = f"{file}: {result.task}"
     if result.adapter_path:
         measured = _folder_digest(result.adapter_path, workspace)
-        if measured == digest:
+        is_changed = result.began is not None and _last_change(Path(result.adapter_path)) > result.began
+        if measured == digest and not is_changed:
             return ""
-        if measured:
+        if measured == digest and not trust_name:
+            problem = f"is about the adapter in {result.adapter_path[:100]!r}, whose files were changed after the tool began"
+            raise RefusedError(location, problem, code=UNNAMED_VERSION)
+        if measured and measured != digest:
             problem = f"is about the adapter in {result.adapter_path[:100]!r}, which is {measured[:19]}… and not {digest[:19]}…"
             raise RefusedError(location, problem, "Name the version that was evaluated", code=OTHER_VERSION)
     names = sorted(result.answered_by) or [result.adapter_path or "an unnamed model"]
@@ -131,6 +136,12 @@ def _check_version(result: ImportedResult, digest: Digest, file: str, *, trust_n
         hint = "Name the version that was evaluated" if digests else ""
         raise RefusedError(location, problem, hint, code=OTHER_VERSION if digests else UNNAMED_VERSION)
     return names[0][:300]
+
+
+def _last_change(folder: Path) -> float:
+    """Return when the weights or the config in a folder were changed last, in seconds since 1970; 0 if it has none."""
+    paths = [folder / peft.CONFIG, *folder.glob("adapter_model*")]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
 
 
 def _folder_digest(path: str, workspace: Workspace) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
-MENDED_BY_CONVERSION = frozenset({"key-prefix", "other-prefix", "no-such-module"})
+MENDED_BY_CONVERSION = frozenset({"key-prefix", "other-prefix", "no-such-module", "base-shallower"})
 """Codes of errors in names alone: a conversion gives modules the names of the base, or refuses them."""
 _TO_CONVERT = {CODE: "check-failed-to-convert", CODE_ON_BASE: "check-failed-to-convert-on-base"}
 

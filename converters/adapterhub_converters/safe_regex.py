@@ -38,7 +38,9 @@ class Pattern:
     def _re2_pattern(self) -> Any:
         import re2
 
-        return re2.compile(self.text)
+        options = re2.Options()
+        options.log_errors = False  # an expression of a stranger is an error of ours, not a line of RE2's log on stderr
+        return re2.compile(self.text, options)
 
     def fullmatch(self, text: str) -> Match | None:
         """Match the complete `text`."""

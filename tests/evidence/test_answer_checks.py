@@ -73,6 +73,13 @@ def test_what_cannot_be_checked_is_refused_before_anything_is_answered(condition
     assert (error.value.where, error.value.code) == ("t.jsonl: one", "malformed-test")
 
 
+def test_an_expression_that_is_not_valid_is_in_the_error_and_not_in_a_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FormatError) as error:
+        check_case(Case("one", (), regex=("(?=a)",)), "t.jsonl", {})
+    assert error.value.what == "the expression '(?=a)' is not valid (invalid perl operator: (?=)"
+    assert capfd.readouterr().err == ""
+
+
 def test_only_a_program_that_the_user_names_is_run() -> None:
     python = [sys.executable, "-c", "import sys; sys.exit(sys.stdin.read() != 'ä')"]
     with pytest.raises(UsageError) as error:

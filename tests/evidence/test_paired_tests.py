@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from adapterhub.evidence.golden_tests import CaseResult, TestReport
 from adapterhub.evidence.paired_tests import compare, mcnemar, parse_claim
 from adapterhub.evidence.test_cases import Case, CaseFile
+from adapterhub_converters.errors import RefusedError
 
 
 def report(passed: list[bool]) -> TestReport:
@@ -27,6 +30,13 @@ def test_flipped_tests_are_named_and_the_p_value_is_that_of_the_binomial_distrib
     # 2 * (1/2)^5; 2 * (1 + 10) / 2^10
     for better, worse, p_value in ((0, 0, 1.0), (5, 0, 0.0625), (1, 9, 0.021484375)):
         assert mcnemar(better, worse) == pytest.approx(p_value, rel=1e-12)
+
+
+def test_reports_on_a_file_that_changed_in_between_are_not_compared() -> None:
+    changed = dataclasses.replace(report([True]), file=CaseFile("t.jsonl", "sha256:other", ()))
+    with pytest.raises(RefusedError, match="was changed while its tests were answered") as error:
+        compare(report([True]), changed)
+    assert error.value.code == "changed-meanwhile"
 
 
 def test_too_few_tests_cannot_tell_and_say_how_many_could() -> None:

@@ -40,7 +40,7 @@ def test_yaml_has_the_same_tests_as_a_list(tmp_path: Path) -> None:
         ('{"prompt": "a"}', "says nothing that must hold"),
         ('{"prompt": "a", "equal": "b"}', "has the unknown key 'equal'"),
         ('{"equals": "b"}', "needs either prompt or messages"),
-        ('{"prompt": 1, "equals": "b"}', "prompt is not text"),
+        ('{"prompt": 1, "equals": "b"}', "prompt is not text. Write text, in quotes as in"),
         ('{"prompt": "a", "contains": [""]}', "contains is not text"),
         ('{"prompt": "a", "contains": [1]}', "contains is not text"),
         ('{"prompt": "a", "max_tokens": true}', "max_tokens is not 1 to 100000"),
@@ -59,7 +59,7 @@ def test_a_malformed_test_is_named_with_its_line(tmp_path: Path, line: str, prob
     (tmp_path / "t.jsonl").write_text(line)
     with pytest.raises(FormatError) as error:
         test_cases.read(tmp_path / "t.jsonl")
-    assert problem in error.value.what
+    assert problem in f"{error.value.what}. {error.value.hint}"
     assert (error.value.code, error.value.where.startswith(f"{tmp_path}/t.jsonl")) == ("malformed-test", True)
 
 

@@ -15,8 +15,10 @@ from adapterhub.checks import CODES, ERROR
 from adapterhub.registry.packaging import MENDED_BY_CONVERSION
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import WRITTEN, peft
+from tests.conftest import need_module
 from tests.converters import trained
 from tests.converters.trained import LLAMA
+from tests.support import tiny
 
 
 def _edit_config(folder: Path, **values: object) -> None:
@@ -102,6 +104,47 @@ def test_names_that_a_conversion_writes_anew_are_no_reason_to_refuse(adapter: Pa
     assert ah.convert(adapter, tmp_path / "out.safetensors", to="raw").worst.name == "EXACT"
     with pytest.raises(RefusedError, match="key-prefix"):  # a copy would have them
         ah.convert(adapter, tmp_path / "copy", to="peft")
+
+
+def test_a_module_that_the_base_lacks_is_left_out_if_that_is_allowed(tmp_path: Path) -> None:
+    for module in ("torch", "transformers", "peft"):
+        need_module(module)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    tiny.model().save_pretrained(base)
+    tiny.adapter(tiny.model(num_hidden_layers=3), adapter)
+    assert {problem.code for problem in ah.check(adapter, base=base).problems if problem.severity == ERROR} == {
+        "base-shallower"
+    }
+    with pytest.raises(RefusedError, match="only 2 layers"):
+        ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=base)
+    assert ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=base, allow_drop=["model.layers.2.*"]).summary["dropped"]
+
+
+def test_embeddings_that_onetrainer_bundles_are_checked_stored_and_left_out_if_that_is_allowed(
+    tmp_path: Path, workspace: ah.Workspace
+) -> None:
+    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    sizes = {f"{stem}.lora_down.weight": (4, 16), f"{stem}.lora_up.weight": (16, 4), "bundle_emb.cat.clip_l": (2, 8)}
+    source = tmp_path / "a.safetensors"
+    save_file({name: np.ones(size, np.float32) for name, size in sizes.items()}, source)
+    assert not [problem for problem in ah.check(source).problems if problem.severity == ERROR]
+    ah.push(source, "team/a", workspace=workspace)
+    with pytest.raises(RefusedError, match="bundle_emb") as refusal:
+        ah.convert(source, tmp_path / "peft", to="peft")
+    assert refusal.value.code == "loss-not-allowed"
+    assert ah.convert(source, tmp_path / "peft", to="peft", allow_drop=["embeddings"]).summary["dropped"] == 1
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_kinds_of_lycoris_are_checked_stored_and_converted(tmp_path: Path, workspace: ah.Workspace, kind: str) -> None:
+    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    loha = {f"hada_w{number}_{half}": size for number in (1, 2) for half, size in (("a", (16, 2)), ("b", (2, 16)))}
+    sizes = loha if kind == "loha" else {"lokr_w1": (4, 4), "lokr_w2": (4, 4)}
+    source = tmp_path / "a.safetensors"
+    save_file({f"{stem}.{name}": np.ones(size, np.float32) for name, size in {**sizes, "alpha": ()}.items()}, source)
+    assert not [problem for problem in ah.check(source).problems if problem.severity == ERROR]
+    ah.push(source, "team/a", workspace=workspace)
+    ah.convert(source, tmp_path / "peft", to="peft")
 
 
 def test_mended_codes_are_errors() -> None:

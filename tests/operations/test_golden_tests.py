@@ -110,6 +110,24 @@ def test_options_that_do_not_go_together_are_refused(run: Run, tmp_path: Path, w
     assert result.stderr.count("\n") == 1
 
 
+def test_another_version_that_is_not_there_is_said_before_anything_is_answered(run: Run, pushed: str, tmp_path: Path) -> None:
+    with chat_server(answered) as (url, requests):
+        words = ("eval", "team/sql", "--tests", write_tests(tmp_path), "--url", url, "--against", "team/sql:v9")
+        assert "team/sql:v9: no such version" in run(*words, code=3).stderr
+    assert requests == []
+
+
+def test_a_test_that_allows_wrong_samples_is_signed_as_passed(run: Run, pushed: str, tmp_path: Path) -> None:
+    need_module("cryptography")
+    run("key", "generate", "ci")
+    path = write_tests(tmp_path, [TESTS[0], TESTS[1] | {"pass_rate": 0.5}, TESTS[1] | {"id": "all"}])
+    with chat_server(answered) as (url, _):
+        words = ("eval", "team/sql", "--tests", path, "--url", url, "--samples", "2", "--key", "ci.key", "--json")
+        [signed] = json.loads(run(*words, code=1).stdout)["attestations"]
+    assert signed["predicate"]["passedTests"] == ["greets", "counts"]
+    assert signed["predicate"]["failedTests"] == ["all"]
+
+
 def test_a_folder_has_no_digest_that_an_endpoint_could_name(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a version of the registry"):
         golden_tests.run_tests(make("sql", 1), write_tests(tmp_path), endpoint=EndpointOptions("http://127.0.0.1:1/v1"))

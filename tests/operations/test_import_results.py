@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_a_folder_that_the_tool_loaded_itself_counts_by_its_digest(run: Run, mak
         (tmp_path / "results_1.json").write_text(json.dumps(document | {"model_name": "base"}))
         result = run("eval", "team/sql", "--import", "results_1.json", "--trust-name", code=code)
         assert ("is about the adapter in" in result.stderr) == bool(code)
+
+
+def test_a_folder_that_was_changed_after_the_tool_began_needs_trust(run: Run, make: Make, digest: str, tmp_path: Path) -> None:
+    document = json.loads(LM_EVAL.read_text())
+    folder = make("sql", 1)
+    document["config"]["model_args"] = f"pretrained=base,peft={folder}"
+    words = ("eval", "team/sql", "--import", "results_1.json")
+    for began, code in ((time.time() + 60, 0), ((folder / "adapter_config.json").stat().st_mtime - 60, 6)):
+        (tmp_path / "results_1.json").write_text(json.dumps(document | {"date": began}))
+        result = run(*words, code=code)
+        assert ("whose files were changed after the tool began" in result.stderr) == bool(code)
+    assert json.loads(run(*words, "--trust-name", "--json").stdout)["evaluations"][0]["base"]["trusted_name"] == str(folder)
 
 
 @pytest.mark.parametrize(

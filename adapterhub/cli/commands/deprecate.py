@@ -19,7 +19,7 @@ from adapterhub_converters.errors import UsageError
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("message", required=False, default="")
-@click.option("-m", "--message", "reason", metavar="TEXT", default="", help="The same as MESSAGE.")
+@click.option("-m", "--message", "reason", metavar="TEXT", default="", help="Record a reason, as MESSAGE does.")
 @click.option("--undo", is_flag=True, help="Withdraw the warning.")
 @remote_option
 @click.pass_obj

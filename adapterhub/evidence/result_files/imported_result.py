@@ -33,6 +33,7 @@ class ImportedResult:
         answered_by: The models that answered, by the file: their names, with a digest where the answers named it. One for each
             different name of all samples that have an answer.
         adapter_path: The folder of the adapter that the tool loaded itself; empty if it asked a server.
+        began: When the tool began, in seconds since 1970 (UTC); None if the file does not tell.
         cases: The share of right answers by the name of a sample; empty if the file does not tell, or has too many.
     """
 
@@ -43,6 +44,7 @@ class ImportedResult:
     data_digest: str
     answered_by: frozenset[str]
     adapter_path: str = ""
+    began: float | None = None
     cases: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -60,6 +60,7 @@ def read(document: Mapping[str, Any], path: Path, *, only: str = "") -> list[Imp
                 digest or (f"sha256:{task_hash}" if is_hex(task_hash) else ""),
                 frozenset([name] if name and not adapter else []),
                 adapter,
+                float(began) if is_number(began := document.get("date")) else None,
                 cases,
             )
         )

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.adapter import LowRankConv, LowRankEmbedding, Pair, TunedModule
+from adapterhub_converters.adapter import LowRankConv, LowRankEmbedding, Pair
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .product import product
@@ -121,7 +121,7 @@ class ChangeByTuner:
     Every element may depend on all of W, which is kept in memory between the two passes.
     """
 
-    tuned: TunedModule
+    changed: Callable[[F32Array], F32Array]
     transposed: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
@@ -140,7 +140,7 @@ class ChangeByTuner:
             if not result:
                 weight = np.concatenate(tiles)
                 tiles.clear()
-                result.append(self.tuned.apply(weight.T).T if self.transposed else self.tuned.apply(weight))
+                result.append(self.changed(weight.T).T if self.transposed else self.changed(weight))
             np.copyto(tile, result[0][start : start + len(tile)])
 
         return TwoPasses(look, apply)
@@ -151,11 +151,11 @@ class ChangeBiasByTuner:
     """Replace a bias by a tuner's function of it and of its module's weight.
 
     Attributes:
-        tuned: The change.
+        changed: Returns the changed bias of a weight and a bias.
         weight: Returns the base's weight, `(out_features, in_features)`, in float32.
     """
 
-    tuned: TunedModule
+    changed: Callable[[F32Array, F32Array], F32Array]
     weight: Callable[[], F32Array]
 
     def ready(self, dtype: np.dtype) -> Apply:
@@ -168,7 +168,7 @@ class ChangeBiasByTuner:
             moved.append(tile.reshape(-1).copy())
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
-            bias = self.tuned.apply_to_bias(self.weight(), np.concatenate(moved))
+            bias = self.changed(self.weight(), np.concatenate(moved))
             np.copyto(tile, bias[start : start + tile.size].reshape(tile.shape))
 
         return TwoPasses(look, apply)

@@ -323,12 +323,15 @@ class _Planner:
             return
         if weight != 1:
             raise RefusedError(target, f"{change.tuner.method} is not a sum: it can be merged alone and with weight 1 only")
-        self._add_edit(name, ChangeByTuner(change, change.transposed_base), target, alone=True)
+        changed_weight = change.changed_weight
+        if changed_weight is None:
+            raise RefusedError(target, f"{change.tuner.method} changes no weight, so that it cannot be merged")
+        self._add_edit(name, ChangeByTuner(changed_weight, change.transposed_base), target, alone=True)
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self.tensors and change.fits_bias:
-            self._add_edit(bias, ChangeByTuner(change), target, alone=True)
-        elif bias in self.tensors and change.tuner.change_bias:
-            self._add_edit(bias, ChangeBiasByTuner(change, partial(self._read_weight, name)), target, alone=True)
+            self._add_edit(bias, ChangeByTuner(changed_weight), target, alone=True)
+        elif bias in self.tensors and (changed_bias := change.changed_bias):
+            self._add_edit(bias, ChangeBiasByTuner(changed_bias, partial(self._read_weight, name)), target, alone=True)
 
     def _read_weight(self, name: str) -> F32Array:
         """Return the base's own numbers of a tensor, seen as a matrix."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,17 +108,17 @@ class TunedModule:
         """Return the low-rank pair that it equals on a weight of `(out_features, in_features)`; None if it equals none."""
         return self.tuner.pair(self._all_tensors, self.numbers, shape) if self.tuner.pair else None
 
-    def apply(self, weight: Weight) -> Weight:
-        """Return the base's weight, `(out_features, in_features)`, with the change applied."""
-        if self.tuner.change is None:
-            raise NotImplementedError(self.tuner.method)
-        return self.tuner.change(self._all_tensors, self.numbers, weight)
+    @property
+    def changed_weight(self) -> Callable[[Weight], Weight] | None:
+        """The function from the base's weight, `(out_features, in_features)`, to the changed one; None if there is none."""
+        change = self.tuner.change
+        return partial(change, self._all_tensors, self.numbers) if change else None
 
-    def apply_to_bias(self, weight: Weight, bias: Weight) -> Weight:
-        """Return the base's bias with the change applied; `weight` is the base's own."""
-        if self.tuner.change_bias is None:
-            raise NotImplementedError(self.tuner.method)
-        return self.tuner.change_bias(self._all_tensors, self.numbers, weight, bias)
+    @property
+    def changed_bias(self) -> Callable[[Weight, Weight], Weight] | None:
+        """The function from the base's weight and bias to the changed bias; None if there is none."""
+        change = self.tuner.change_bias
+        return partial(change, self._all_tensors, self.numbers) if change else None
 
     @property
     def _all_tensors(self) -> Tensors:
