@@ -61,7 +61,7 @@ def run(
     check_name(name, "--name")
     commands = golden_tests.parse_commands(programs)
     if junit is not None:
-        atomic.check_free(Path(junit), folder=False)
+        atomic.check_free(Path(junit), folder=False, replace=True)
     endpoint = _endpoint(url, base=base, served_as=served_as, trust_name=trust_name)
     if endpoint is None:
         prepare_torch()
@@ -132,7 +132,7 @@ def _write_junit(path: Path, tested: TestedVersion, source: str) -> None:
     from adapterhub.evidence import junit_report
 
     version = f"{tested.ref.rpartition(':')[0] if tested.ref else source}@{tested.digest}"
-    with atomic.pending_output(path, folder=False) as pending:
+    with atomic.pending_output(path, folder=False, replace=True) as pending:
         json_file.write_text(pending, junit_report.render(tested.report, version=version))
 
 

@@ -46,6 +46,7 @@ def test_an_endpoint_is_asked_by_digest_and_the_rates_are_recorded_shown_and_sea
     run: Run, pushed: str, tmp_path: Path
 ) -> None:
     path = write_tests(tmp_path)
+    (tmp_path / "golden.xml").write_text("the report of an earlier run")
     with chat_server(answered) as (url, requests):
         words = ("eval", "team/sql", "--tests", path, "--url", url, "--samples", "2", "--temperature", "0.7", "--seed", "4")
         document = json.loads(run(*words, "--junit", "golden.xml", "--json", code=1, env={"ADAPTERHUB_ENGINE_KEY": "k"}).stdout)
