@@ -98,7 +98,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     multiple=True,
     help="Program that --tests may run as NAME, with the answer on stdin; repeatable.",
 )
-@click.option("--junit", metavar="FILE", help="Also write the results of --tests as JUnit's XML, in place of an earlier report.")
+@click.option("--junit", metavar="FILE", help="Also write the results of --tests as JUnit's XML, replacing an earlier report.")
 @signing_options.optional_signer
 @click.pass_context
 def eval(  # noqa: A001 - its name
