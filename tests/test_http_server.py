@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,13 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(chunked: bool) ->
             while answers.readline() != b"\r\n":
                 pass
             assert answers.read(66).split()[0].decode() == hashlib.sha256(b"hello").hexdigest()
+
+
+def test_servers_of_two_threads_do_not_read_into_one_buffer() -> None:
+    """Two hubs in a process sometimes answered 400, "Invalid HTTP request": one had read what came for the other."""
+    with ThreadPoolExecutor(1) as thread:
+        buffer_there = thread.submit(lambda: client_connections._BUFFER.memory).result()
+    assert buffer_there.obj is not client_connections._BUFFER.memory.obj
 
 
 def test_files_are_left_for_the_work_itself() -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import select
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -274,24 +275,31 @@ def _without_upgrade_headers(data: bytes) -> bytes:
     return b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(_UPGRADE_HEADERS)) + end + tail
 
 
-_BUFFER = memoryview(bytearray(_READ))
+class _Buffer(threading.local):
+    """The buffer of a thread, in which one event loop reads: those of two servers in a process must not share one."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(bytearray(_READ))
+
+
+_BUFFER = _Buffer()
 
 
 class _BufferedReader(asyncio.BufferedProtocol):
-    """Reads what arrives on any connection into one shared buffer, which the parser consumes at once."""
+    """Reads what arrives on any connection of a thread into one shared buffer, which the parser consumes at once."""
 
     def __init__(self, **options: Any) -> None:
-        self._connection = Connection(**options)
+        self._connection, self._memory = Connection(**options), _BUFFER.memory
         for name in ("connection_made", "connection_lost", "pause_writing", "resume_writing", "eof_received"):
             setattr(self, name, getattr(self._connection, name))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go: more for a body than for headers, which the parser keeps."""
-        return _BUFFER if self._connection.is_receiving else _BUFFER[:_READ_OF_HEAD]
+        return self._memory if self._connection.is_receiving else self._memory[:_READ_OF_HEAD]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Consume the bytes read."""
-        self._connection.data_received(_BUFFER[:nbytes])
+        self._connection.data_received(self._memory[:nbytes])
 
 
 class _Server(uvicorn.Server):

@@ -176,6 +176,7 @@ def version_before(index: Index, name: str, number: int) -> VersionRow | None:
     return next(iter(select(index, sql, name, name, number)), None)
 
 
+@of_one_snapshot
 def versions_after(
     index: Index, prefix: str | None, after: Ref | None, limit: int, without: Collection[str] = ()
 ) -> list[VersionRow]:

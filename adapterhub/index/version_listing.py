@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection
 
 from adapterhub.ref import is_name
+from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -76,6 +77,7 @@ _Match = tuple[int, str, str]  # id, time and name of a version
 _Statement = tuple[str, tuple[object, ...]]  # with its values
 
 
+@of_one_snapshot
 def page(
     index: Index, wanted: Conditions, *, after: Position | None = None, limit: int = 100, oldest_first: bool = False
 ) -> Page:

@@ -67,7 +67,7 @@ def test_only_what_reads_is_named_for_any_route() -> None:
         for method in readable_methods(route.path)  # type: ignore[attr-defined]
         if method not in ("GET", "HEAD") and method in route.methods  # type: ignore[attr-defined]
     }
-    assert others == {("/api/models/{namespace}/{repo}/paths-info/{revision}", "POST")}
+    assert others == {(f"/api/models/{name}/paths-info/{{revision}}", "POST") for name in ("{namespace}/{repo}", "{repo}")}
 
 
 def test_a_hub_of_this_machine_is_read_by_pages_of_this_machine_only(hub: Running) -> None:

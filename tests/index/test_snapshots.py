@@ -20,6 +20,7 @@ import pytest
 import adapterhub.index
 from adapterhub.index import queries
 from adapterhub.index.index_database import Index
+from adapterhub.index.version_listing import Conditions
 from adapterhub.index.version_search import Query
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
@@ -105,12 +106,15 @@ def arguments(registry: Registry) -> dict[str, list[Any]]:
     weights = next(file.digest for file in registry.files(registry.resolve(row.ref)) if file.path.endswith(".safetensors"))
     tensors = registry.store.list_tensors(weights) or ()
     ids = [version for (version,) in registry.index.select("SELECT id FROM versions ORDER BY id LIMIT 2")]
+    first = next(iter(registry.index.select("SELECT id, name, number FROM versions ORDER BY id LIMIT 1", kinds="isi")))
+    listed = [Conditions(), Conditions(words="sql", facets=((("method",), "lora"),), namespace="team", without=("other/sql",))]
     texts = [Query(), Query(words="sql"), Query(namespace="team"), Query(all_versions=True, words="sql")]
     return {
         "store": [registry.store], "tensors": [tensors], "digests": [[weights]], "file": [weights], "digest": [weights],
         "digest_prefix": [tensors[0].digest], "without": [["team/sql"]], "name": ["team/sql"], "prefix": ["team"],
         "row": [row], "columns": [["base"]], "ids": [ids], "query": texts, "limit": [20], "kind": ["deprecate"],
-        "condition": ["1"], "facets": [False, True],
+        "condition": ["1"], "facets": [False, True], "version": [first], "number": [2], "after": [None, row.ref], "last": [""],
+        "namespace": ["team"], "most": [5], "rows": [[row]], "wanted": listed, "kinds": [("method", "dtype")],
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,11 +102,27 @@ def test_no_address_is_an_error_of_the_hub(visitor: Visitor, push: Push, path: s
     assert visitor.get(path).status < 500
 
 
-def test_all_that_strangers_wrote_is_text(visitor: Visitor, push: Push) -> None:
-    toml = f"description = '''{EVIL}'''\nlicense = 'LicenseRef-x'\n[base]\nrepo = '''{EVIL}'''\n"
+def push_with_base(hub: Running, name: str, repo: str) -> None:
+    """Push the newest version of a name once more, with the record of another program, whose base has any text as its name."""
+    with hub.registry() as registry, registry.store.lease("push"):
+        version = registry.resolve(Ref(name))
+        manifest = registry.adapter_manifest(version.digest)
+        assert manifest is not None
+        renamed = replace(manifest, base=replace(manifest.base, repo=repo))
+        files = {layer.path: (layer.digest, layer.size) for layer in registry.oci_manifest(version).layers}
+        files["adapter.json"] = registry.store.put_bytes(renamed.dump())
+        pushed = oci_manifest.assemble(files, renamed)
+        registry.store.put_bytes(pushed.config_bytes)
+        registry.store.put_bytes(pushed.raw)
+        registry.push_manifest(pushed, Ref(name))
+
+
+def test_all_that_strangers_wrote_is_text(visitor: Visitor, push: Push, hub: Running) -> None:
+    toml = f"description = '''{EVIL}'''\nlicense = 'LicenseRef-x'\n"
     toml += "[training.metrics]\n'\"><script>' = 0.5\n"
     push("team/evil", 1, files={"README.md": CARD, "adapter.toml": toml}, base_model_name_or_path=EVIL, revision=EVIL)
     push("team/evil", 2, files={"README.md": CARD}, base_model_name_or_path="org/base", lora_alpha=8)
+    push_with_base(hub, "team/evil", EVIL)
     for path in ("/", "/team", "/?q=%22%3E%3Cscript%3E", "/?base=%3Cscript%3E", "/-/bases", "/-/bases?name=%3Cimg%3E"):
         visitor.get(path)  # `checked` finds elements and attributes that none of ours has
     for path in OF_AN_ADAPTER:
@@ -119,8 +136,9 @@ def test_all_that_strangers_wrote_is_text(visitor: Visitor, push: Push) -> None:
     assert all(source.startswith("/") for source in page.html.values("img", "src"))
 
 
-def test_what_is_to_be_pasted_into_a_shell_means_what_it_shows(visitor: Visitor, push: Push) -> None:
-    push("team/sql", 1, files={"adapter.toml": "[base]\nrepo = 'org/base; rm -rf ~ $(id)'\n"})
+def test_what_is_to_be_pasted_into_a_shell_means_what_it_shows(visitor: Visitor, push: Push, hub: Running) -> None:
+    push("team/sql", 1)
+    push_with_base(hub, "team/sql", "org/base; rm -rf ~ $(id)")
     text = visitor.get("/team/sql").text
     assert "--base 'hf://org/base; rm -rf ~ $(id)'" in text
     assert "vllm serve 'org/base; rm -rf ~ $(id)'" in text
