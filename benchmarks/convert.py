@@ -33,7 +33,7 @@ def convert(bench: Bench) -> None:
         Program("adapterhub", [*command, str(whole), str(ours)]),
         Program(llama_cpp, [OURS[0], their_script, *options, str(whole)], needs),
         Program(cp, ["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(weights), str(copy)]),
-        Program(start, [*command, str(small), str(one)]),
+        Program(start, [*command, "--force", str(small), str(one)]),  # it ends at a lower layer than the base
         fresh=outputs,
     )
     detail = f"{model}, all linear layers, r = {rank}, {weights.stat().st_size / 1e6:.1f} MB of bfloat16"
