@@ -170,7 +170,8 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     f"GET {_REPO}/auth-check": _reading("Tell whether an adapter may be read"),
     "GET /{namespace}/{repo}/resolve/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: _NOTHING}),
     "GET /{namespace}/{repo}/raw/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: _NOTHING}),
-    "GET /{namespace}/{repo}/info/refs": Operation("Tell git what to use instead", {}, (501,), {"service": _TEXT}),
+    # git shows the text of an error.
+    "GET /{namespace}/{repo}/info/refs": Operation("Tell git what to use instead", {501: _NUMBERS}, query={"service": _TEXT}),
     f"GET {_LFS_OBJECT}": Operation("Download a file by an address of the batch API", _FILE, (403, 404), _SIGNED),
     "GET /api/telemetry/{path}": Operation("Count nothing", {204: _NOTHING}),
     "GET /api/models/{repo}": _WITHOUT_NAMESPACE,
