@@ -173,14 +173,14 @@ def _missing_consequences(contents: Contents, missing: Collection[str], report: 
     magnitudes = sum(name.endswith(".lora_magnitude_vector") for name in missing)
     if magnitudes:
         yield WRONG, f"{report}: {magnitudes} magnitudes keep their initial values"
-    own = [name for name in missing if ".lora_" not in name]
-    if own:
-        yield WRONG, f"{report}: {own[0].removeprefix(PREFIX)} keeps the base's own values"
+    base_weights = [name for name in missing if ".lora_" not in name]
+    if base_weights:
+        yield WRONG, f"{report}: {base_weights[0].removeprefix(PREFIX)} keeps the base's own values"
     if random := _random_pair(contents, missing):
         yield WRONG, f"{report}; {random} keeps random values, which change the model"
     elif half := next((target for target, parts in contents.pairs.items() if _is_without_effect(parts)), ""):
         yield IGNORED, f"{report}; {half} has one half of its pair, and stays as in the base"
-    elif len(missing) > magnitudes + len(own):
+    elif len(missing) > magnitudes + len(base_weights):
         yield APPLIED, f"{report}; correct only if the modules without tensors were not trained: they stay as in the base"
 
 

@@ -49,8 +49,8 @@ class Comparison:
         pair = self.pair
         for title, names in (("better", pair.better), ("worse", pair.worse)):
             if names:
-                more = f" and {len(names) - _MAX_FLIPPED} more" if names[_MAX_FLIPPED:] else ""
-                output.write(output.one_line(f"{title}: {', '.join(names[:_MAX_FLIPPED])}{more}"))
+                unlisted = f" and {len(names) - _MAX_FLIPPED} more" if names[_MAX_FLIPPED:] else ""
+                output.write(output.one_line(f"{title}: {', '.join(names[:_MAX_FLIPPED])}{unlisted}"))
         flips = f"{len(pair.better)} better, {len(pair.worse)} worse, McNemar p = {pair.p_value:.2g}"
         output.write(output.one_line(f"against {self.against}: {pair.interval_text}; {flips}"))
         for claim, holds, reason in self.verdicts:
@@ -79,7 +79,7 @@ def compare(
     """Run the same tests with another version, or with the base alone, and compare; `run` answers them."""
     from adapterhub.evidence import paired_tests
 
-    other = run(None if against == BASE else against)
-    pair = paired_tests.compare(tested.report, other.report)
+    reference = run(None if against == BASE else against)
+    pair = paired_tests.compare(tested.report, reference.report)
     verdicts = tuple((claim, *claim.verdict(pair)) for claim in claims)
-    return Comparison(other.ref or against, other.digest, pair, verdicts)
+    return Comparison(reference.ref or against, reference.digest, pair, verdicts)

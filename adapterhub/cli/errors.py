@@ -184,8 +184,8 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     if error.code not in HINTS or "meant" in error.fields:
         return error.hint or _hint_for_folder(error)
     try:
-        hints = {**HINTS, **_HINTS_ELSEWHERE} if "registry" in error.fields else HINTS
-        return hints[error.code].format_map(_with_flags(error.fields))
+        elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
+        return elsewhere.get(error.code, HINTS[error.code]).format_map(_with_flags(error.fields))
     except KeyError:  # of another machine, which did not send its fields
         return error.hint
 

@@ -293,8 +293,8 @@ def _case(report: Report, code: str, problems: list[Problem]) -> str:
     message = _attribute(_line(problems[0]))
     # The first places, and one place for each text that none of them has.
     listed = [*problems[:_PLACES], *(same[0] for same in _by_text(problems)[:_TEXTS] if same[0] not in problems[:_PLACES])]
-    more = report.counted()[code] - len(listed)
-    body = _element("\n".join([*map(_line, listed), *([f"and {more:,} more"] if more else [])]))
+    unlisted = report.counted()[code] - len(listed)
+    body = _element("\n".join([*map(_line, listed), *([f"and {unlisted:,} more"] if unlisted else [])]))
     if report.fails(problems[0]):
         return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
     return f"{head}><system-out>{body}</system-out></testcase>"

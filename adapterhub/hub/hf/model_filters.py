@@ -116,11 +116,15 @@ def _parameters(text: str) -> tuple[int | None, int | None]:
     for part in filter(None, text.split(",")):
         key, _, number = part.partition(":")
         digits, unit = (number[:-1], number[-1:].upper()) if number[-1:].isalpha() else (number, "")
-        whole = digits.replace(".", "", 1)
-        if key not in ("min", "max") or unit not in _SIZES or not (whole.isascii() and whole.isdecimal() and len(whole) < 16):
+        if key not in ("min", "max") or unit not in _SIZES or not _is_short_number(digits):
             raise UsageError(f"num_parameters={text[:40]}", "is not a range of numbers", "Write it like min:1M,max:1B")
         bounds[key] = min(int(float(digits) * _SIZES[unit]), _MAX_PARAMETERS)
     return bounds.get("min"), bounds.get("max")
+
+
+def _is_short_number(text: str) -> bool:
+    digits = text.replace(".", "", 1)
+    return digits.isascii() and digits.isdecimal() and len(digits) < 16
 
 
 def _limit(params: QueryParams) -> int:

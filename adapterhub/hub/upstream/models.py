@@ -117,21 +117,21 @@ class UpstreamModels:
             RemoteError: It does not answer.
             ThrottledError: The client's address has asked for too many models that are not in the cache.
         """
-        kept = await self._workers.read(self._listings.cached_listing, name, revision)
-        if kept and kept[1]:
-            return kept[0]
+        cached = await self._workers.read(self._listings.cached_listing, name, revision)
+        if cached and cached[1]:
+            return cached[0]
         key = name, revision
         question = self._asked.get(key)
         if question is None:
-            if kept is None:
+            if cached is None:
                 self._access.count_attempt(self._attempts)
             question = self._asked[key] = asyncio.ensure_future(self._in_thread(self._listings.find, name, revision))
             question.add_done_callback(partial(self._end_question, key))
         # `wait` ends no question: others wait for the same answer when this client is gone.
-        finished, _ = await asyncio.wait([question], timeout=_LISTING_PATIENCE if kept else None)
-        if kept and not finished:
+        finished, _ = await asyncio.wait([question], timeout=_LISTING_PATIENCE if cached else None)
+        if cached and not finished:
             request_context.current().warning = "the upstream takes long; this is what it was"
-            return kept[0]
+            return cached[0]
         answer = question.result()
         request_context.current().warning = answer.warning
         return answer.listing

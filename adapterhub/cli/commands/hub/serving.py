@@ -146,8 +146,8 @@ def start(
 
     With --oidc-issuer people sign in with their account there, once a rule admits them: see `adapterhub hub admission add`.
 
-    With --upstream, whoever sets HF_ENDPOINT to the hub still gets base models. A token for models that are gated there comes
-    from ADAPTERHUB_UPSTREAM_TOKEN: what it may read, everybody may read who may read public adapters here.
+    With --upstream, clients that set HF_ENDPOINT to the hub still get base models. A token for models that are gated there
+    comes from ADAPTERHUB_UPSTREAM_TOKEN: all who may read public adapters here may then read those models.
 
     With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
     has copies only, which are made again without it.
