@@ -31,7 +31,7 @@ from adapterhub.remotes.oci import referrers
 from adapterhub.store.export import linked_folder
 from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
-from adapterhub.trust.bundle import MEDIA_TYPE
+from adapterhub.trust.bundle import MEDIA_TYPE, attachment_annotations
 from adapterhub_converters.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_JSON,
@@ -164,11 +164,11 @@ def attach_signature(worker: Worker, name: str, subject: Manifest, raw: bytes) -
     """
     if not is_about(raw, subject):
         return False
-    blob = Descriptor("application/octet-stream", sha256_bytes(raw), len(raw), SIGNATURE)
-    document = referrers.attachment_bytes(subject, MEDIA_TYPE, [blob])
+    blob, annotations = Descriptor(MEDIA_TYPE, sha256_bytes(raw), len(raw), SIGNATURE), attachment_annotations(raw)
+    document = referrers.attachment_bytes(subject, MEDIA_TYPE, [blob], annotations)
     digest, store = sha256_bytes(document), worker.registry.store
     blobs = (_EMPTY_CONFIG, blob.digest)
-    manifest = OtherManifest(MANIFEST_TYPE, len(document), MEDIA_TYPE, subject.digest, {}, blobs)
+    manifest = OtherManifest(MANIFEST_TYPE, len(document), MEDIA_TYPE, subject.digest, annotations, blobs)
     with store.lease("push"):
         for data in (raw, referrers.EMPTY, document):
             store.put_bytes(data)

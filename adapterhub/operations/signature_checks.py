@@ -8,7 +8,6 @@ or is an error.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from adapterhub import user_files
+from adapterhub.digest import sha256_bytes
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_about, signed_files
 from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
@@ -54,6 +55,7 @@ class Signable:
         files: Digests by path.
         read: Returns its signatures, unverified.
         add: Stores a signature; returns False if it was there already.
+        cosign_tags: Returns the tags of signatures that only cosign reads.
     """
 
     location: str
@@ -63,6 +65,7 @@ class Signable:
     files: Mapping[str, Digest]
     read: Callable[[], Sequence[bytes]]
     add: Callable[[bytes], bool]
+    cosign_tags: Callable[[], Sequence[str]] = list
 
 
 @contextmanager
@@ -82,6 +85,7 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 signed_files(manifest),
                 lambda: stored_signatures(remote, manifest.digest),
                 lambda raw: _attach(remote, manifest, raw),
+                lambda: _cosign_tags(remote, manifest.digest),
             )
         return
     path, ref = sources.resolve(source, workspace)
@@ -155,7 +159,12 @@ def verify(
     """
     with open_signable(source, workspace) as signable:
         expected = name or (signable.name if signable.digest else None)
-        return signable, bundle.find_accepted(signable.read(), keys, signable.files, expected, signable.location)
+        try:
+            return signable, bundle.find_accepted(signable.read(), keys, signable.files, expected, signable.location)
+        except IntegrityError:
+            if tags := signable.cosign_tags():
+                workspace.tell(f"{signable.location}: only cosign reads what it has under {' and '.join(tags)}")
+            raise
 
 
 # ---- requiring
@@ -327,6 +336,13 @@ def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
     return read_bounded(sized_signatures())
 
 
+def _cosign_tags(remote: OpenRemote, digest: Digest) -> list[str]:
+    from adapterhub.remotes.oci import referrers
+
+    referring = remote.as_referring_target()
+    return referrers.cosign_tags(referring, digest) if referring else []
+
+
 def carry(source: Source, remote: OpenRemote, manifest: Manifest, supplied: Sequence[bytes]) -> int:
     """Attach the signatures of a version that was copied to an address, if it stores attachments; return their number.
 
@@ -353,8 +369,7 @@ def _attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
     referring = remote.as_referring_target()
     if referring is None:
         raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
-    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        file = Path(temporary) / (_ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE)
-        file.write_bytes(signature)
-        referrers.attach_files(referring, manifest, bundle.MEDIA_TYPE, [file])
+    file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
+    blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)
+    referrers.attach_document(referring, manifest, blob, signature, bundle.attachment_annotations(signature))
     return True

@@ -30,6 +30,7 @@ TYPES: Mapping[str, str] = {
 }
 """The type of the predicate of each kind of attestation."""
 CODE = "attestation"
+_STATEMENT_TYPES = (STATEMENT_TYPE, "https://in-toto.io/Statement/v0.1")  # of equal meaning; cosign writes the earlier one
 _KINDS = {type_: kind for kind, type_ in TYPES.items()}
 _MOST_REASONS = 5  # in an error
 
@@ -113,7 +114,7 @@ def parse(raw: bytes, location: str) -> Attestation:
     document = json_file.parse_object(raw, location)
     type_, subjects, predicate = (document.get(key) for key in ("predicateType", "subject", "predicate"))
     # Signatures of files have a predicate type of their own, and are parsed by `statement`.
-    if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
+    if document.get("_type") not in _STATEMENT_TYPES or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
         raise FormatError(location, f"does not attest a statement of the type {STATEMENT_TYPE}")
     # One subject with one digest: anything else could be read as a statement about other bytes.
     if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):

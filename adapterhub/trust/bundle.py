@@ -1,8 +1,8 @@
 """The bundle that carries a signed statement: Sigstore's v0.3 with a DSSE envelope, by a key or by an identity (`keyless`).
 
-It signs the files of an adapter (`statement`), or something else about it (`attestation`). Only the two forms that
-model_signing writes are read. Anything that could be read in another way is refused, not ignored: a second signature, a key
-along with a certificate, a key in the bundle, another type of payload, another spelling of the same bytes.
+It signs the files of an adapter (`statement`), or something else about it (`attestation`). Only the forms that model_signing
+and cosign write are read. Anything that could be read in another way is refused, not ignored: a second signature, a key along
+with a certificate, a key in the bundle, another type of payload, another spelling of the same bytes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits in a manifest of that size fits in a bundle
 _KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
+_COSIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"  # what `cosign sign` of cosign 3 writes
 _NOT_ACCEPTED_HINT = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
 _MOST_REASONS = 5  # in an error
 
@@ -79,9 +80,9 @@ def unseal(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple
 
         identities = [signer for signer in signers if isinstance(signer, Identity)]
         return parts.payload, keyless.verify(raw, parts.payload, parts.certificate, identities, location)
-    keys_by_id = {signer.id: signer for signer in signers if not isinstance(signer, Identity)}
+    keys_by_hint = {hint: signer for signer in signers if not isinstance(signer, Identity) for hint in signer.hints}
     # Chosen among the trusted keys: the bundle only names it, and never brings it along.
-    key = keys_by_id.get(parts.key)
+    key = keys_by_hint.get(parts.key)
     if key is None:
         raise IntegrityError(
             location, f"is signed by the key {parts.key[:16]}…, which is not accepted", _NOT_ACCEPTED_HINT, code="signature"
@@ -112,8 +113,8 @@ def find_accepted(
     Raises:
         IntegrityError: There is no such statement; with the reason for each rejected one.
     """
-    # A bundle that cannot be parsed (an empty type) is kept, so that its error is among the reasons.
-    signatures = [raw for raw in signatures if predicate_type(raw) in ("", statement.PREDICATE_TYPE)]
+    # A bundle that cannot be parsed (an empty type) and a signature of cosign, which binds no name, are kept for the reasons.
+    signatures = [raw for raw in signatures if predicate_type(raw) in ("", statement.PREDICATE_TYPE, _COSIGN_TYPE)]
     reasons: dict[str, AdapterhubError] = {}
     for raw in signatures:
         try:
@@ -156,6 +157,11 @@ def predicate_type(raw: bytes) -> str:
         return ""
 
 
+def attachment_annotations(raw: bytes) -> dict[str, str]:
+    """Return the annotations by which cosign finds an attached bundle (sigstore/cosign, `specs/BUNDLE_SPEC.md`)."""
+    return {"dev.sigstore.bundle.content": "dsse-envelope", "dev.sigstore.bundle.predicateType": predicate_type(raw)}
+
+
 @dataclass(frozen=True)
 class _BundleParts:
     """The parts of a bundle: the statement, and its signature with the id of a key or with a certificate in DER."""
@@ -167,7 +173,7 @@ class _BundleParts:
 
 
 def _parts(raw: bytes, location: str) -> _BundleParts:
-    """Split a bundle into its parts, refusing every form that model_signing does not write."""
+    """Split a bundle into its parts, refusing every form that neither model_signing nor cosign writes."""
     if len(raw) > MAX_BUNDLE:
         raise FormatError(location, f"a signature of over {MAX_BUNDLE} bytes", SIGN_AGAIN_HINT)
     try:
@@ -205,9 +211,10 @@ def _signer(value: object, location: str) -> tuple[str, bytes]:
                 location, "is signed by an identity, and has not exactly one entry of a transparency log", SIGN_AGAIN_HINT
             )
         return "", _from_base64(_with_members(material[_CERTIFICATE], ("rawBytes",), location), "rawBytes", location)
-    _with_members(material, (_KEY, _LOG), location)
-    if material[_LOG] != []:
-        raise RefusedError(location, "has entries of a transparency log, and is signed by a key", "Use model_signing")
+    # cosign leaves out an empty log. With a key, entries of a log are not read: the signature holds without them.
+    _with_members(material, (_KEY,), location, also=(_LOG, _TIMES))
+    if not isinstance(material.get(_LOG, []), list):
+        raise FormatError(location, f"{_LOG!r} is not a list", SIGN_AGAIN_HINT)
     hint = _with_members(material[_KEY], ("hint",), location)["hint"]
     if not isinstance(hint, str) or not hint:
         raise FormatError(location, "does not name its key as model_signing does", SIGN_AGAIN_HINT)
@@ -219,7 +226,7 @@ def _with_members(value: object, names: tuple[str, ...], location: str, *, also:
     members = _object(value, location)
     for name in members:
         if name not in names + also:
-            raise FormatError(location, f"{name[:80]!r} has no place in a bundle that model_signing writes", SIGN_AGAIN_HINT)
+            raise FormatError(location, f"{name[:80]!r} has no place in a bundle of model_signing or cosign", SIGN_AGAIN_HINT)
     for name in names:
         if name not in members:
             raise FormatError(location, f"the bundle has no {name!r}", SIGN_AGAIN_HINT)

@@ -5,6 +5,7 @@ The algorithm of a signature follows from the key that the verifier trusts, neve
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -74,6 +75,12 @@ class PublicKey:
     def id(self) -> str:
         """The sha256 of the PEM in hexadecimal digits, by which a bundle names its key."""
         return hashlib.sha256(self.pem).hexdigest()
+
+    @property
+    def hints(self) -> tuple[str, str]:
+        """What bundles name the key by: model_signing its id, cosign the sha256 of its DER in base64."""
+        der = self._key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return self.id, base64.b64encode(hashlib.sha256(der).digest()).decode()
 
     @property
     def title(self) -> str:

@@ -217,8 +217,8 @@ def _twice(document: Any) -> None:
     document["dsseEnvelope"]["signatures"] *= 2
 
 
-def _as_rekor_would(document: Any) -> None:
-    document["verificationMaterial"]["tlogEntries"] = [{"logIndex": 1}]
+def _with_a_log_that_is_no_list(document: Any) -> None:
+    document["verificationMaterial"]["tlogEntries"] = {"logIndex": 1}
 
 
 def _of_its_own_key(document: Any) -> None:
@@ -264,7 +264,7 @@ BUNDLES = {
     "key id": (_in(*_SIGNATURE, "keyid", value="other"), "does not name its key"),
     "no key": (_in("verificationMaterial", "publicKey", "hint", value=""), "does not name its key"),
     "certificate": (_edit(_with_a_certificate), "has not exactly one entry of a transparency log"),
-    "log": (_edit(_as_rekor_would), "transparency log"),
+    "log": (_edit(_with_a_log_that_is_no_list), "'tlogEntries' is not a list"),
     "message": (_edit(_over_a_blob), "'messageSignature' has no place"),
     "another type": (_in(*_ENVELOPE, "payloadType", value="text/plain"), "a payload of the type 'text/plain'"),
     "type in capitals": (_in(*_ENVELOPE, "payloadType", value="application/vnd.in-toto+JSON"), "a payload of the type"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, need_program
+from tests.registry.test_publish import write_base
 from tests.support.adapters import Make
 
 pytestmark = pytest.mark.peer
@@ -61,6 +62,36 @@ def test_cosign_signs_and_verifies_a_version_and_its_signature_is_no_version(
     listed = json.loads(run("list", f"oci://{host}/signed/sql", "--json").stdout)["versions"]
     assert [one["digest"] for one in listed] == [pushed]
     assert json.loads(run("pull", f"oci://{host}/signed/sql:v1", "-o", "out", "--json").stdout)["digest"] == pushed
+
+
+def test_cosign_verifies_an_attestation_of_ours_in_a_registry(make: Make, run: Run, host: str, tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    run("push", make(), "attested/sql")
+    run("key", "generate", "team")
+    run("attest", "attested/sql:v1", "--fits", "base", "--key", "team.key")
+    pushed = json.loads(run("push", "attested/sql:v1", f"oci://{host}/attested/sql:v1", "--json").stdout)["digest"]
+    # Without roots, cosign asks the public Sigstore for them, although a key needs none.
+    (tmp_path / "root.json").write_text('{"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}')
+    options = ("--new-bundle-format", "--trusted-root=root.json", "--insecure-ignore-tlog=true", "--key=team.pub")
+    command = (need_program("cosign"), "verify-attestation", *options, "--type=urn:adapterhub:attestation:fits:1")
+    call(*command, "--allow-insecure-registry", "--allow-http-registry", f"{host}/attested/sql@{pushed}", cwd=tmp_path)
+
+
+def test_what_cosign_attests_is_verified_and_what_only_cosign_reads_is_said(
+    make: Make, run: Run, host: str, tmp_path: Path
+) -> None:
+    cosign, address = need_program("cosign"), f"oci://{host}/scanned/sql:v1"
+    pushed = json.loads(run("push", make(), address, "--json").stdout)["digest"]
+    call(cosign, "generate-key-pair", cwd=tmp_path)
+    (tmp_path / "clean.json").write_text('{"clean": true}')
+    options = ("--key=cosign.key", "--tlog-upload=false", "--yes", "--allow-insecure-registry", "--allow-http-registry")
+    attest = (cosign, "attest", "--new-bundle-format", "--type=https://example.com/scan", "--predicate=clean.json")
+    call(*attest, *options, f"{host}/scanned/sql@{pushed}", cwd=tmp_path)
+    result = run("verify", address, "--attestations", "--key", "cosign.pub", code=1)
+    assert "attests 'https://example.com/scan', which is not known here" in result.stdout
+    call(cosign, "sign", *options, f"{host}/scanned/sql@{pushed}", cwd=tmp_path)
+    result = run("verify", address, "--key", "cosign.pub", code=1)
+    assert f"only cosign reads what it has under {pushed.replace(':', '-')}.sig" in result.stderr
 
 
 def _buildah(folder: Path) -> list[object]:

@@ -14,7 +14,8 @@ from adapterhub.digest import sha256_file
 from adapterhub.manifest import derive
 from adapterhub.manifest.document import FileEntry, Training, TrainingData
 from adapterhub.operations.workspace import Workspace
-from adapterhub.trust import keys
+from adapterhub.trust import attestation, bundle, keys
+from adapterhub.trust.attestation import Attestation
 from adapterhub_converters import bases
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
@@ -129,6 +130,22 @@ def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, here: 
     assert "train.jsonl is not among its data" in result.stdout
     with pytest.raises(RefusedError, match="has no record of a training"):
         ah.attest("team/both", "ci.key", training=True, workspace=here)
+
+
+@pytest.mark.parametrize("log", [None, [], [{"logIndex": "1"}]])
+def test_a_bundle_as_cosign_writes_it_is_verified_with_the_same_keys(tmp_path: Path, log: list[dict[str, str]] | None) -> None:
+    """cosign names a key by its DER, leaves out an empty log, and writes an earlier type of statement of equal meaning."""
+    keys.generate(tmp_path / "ci")
+    key = keys.read_private(tmp_path / "ci.key")
+    claim = Attestation("https://example.com/scan", "team/sql", "sha256:" + "a" * 64, {"clean": True})
+    statement = {**json.loads(claim.dump()), "_type": "https://in-toto.io/Statement/v0.1"}
+    signed = json.loads(bundle.seal(json.dumps(statement).encode(), key, "x"))
+    material = {"publicKey": {"hint": key.public.hints[1]}, **({} if log is None else {"tlogEntries": log})}
+    raw = json.dumps({**signed, "verificationMaterial": material}).encode()
+    assert attestation.verify(raw, [key.public], "x").attestation == claim
+    other = keys.generate(tmp_path / "other")[1]
+    with pytest.raises(IntegrityError, match="which is not accepted"):
+        attestation.verify(raw, [other], "x")
 
 
 def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:

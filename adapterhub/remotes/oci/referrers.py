@@ -8,11 +8,13 @@ the index is read again afterwards. An image layout lists all its manifests. ora
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
@@ -52,15 +54,18 @@ def referrers(place: ReferringTarget, digest: Digest, artifact_type: str | None 
     entries = place.referrers(digest)
     if entries is None:
         entries = _listed_by_tag(place, digest)
-    referrers_by_digest = {}
+    referrers_by_digest: dict[Digest, Referrer] = {}
     for entry in entries[:MAX_REFERRERS]:
         # The list comes from the registry: check it like any other document.
         layout_index.check_descriptor(entry, f"{place.location}: attachments of {digest}")
         artifact = str(entry.get("artifactType"))
         artifact = artifact if _MEDIA_TYPE.fullmatch(artifact) else ""  # it is printed, and comes from the registry
-        referrers_by_digest[entry["digest"]] = Referrer(
-            entry["digest"], entry["size"], entry["mediaType"], artifact, entry.get("annotations") or {}
-        )
+        referrer = Referrer(entry["digest"], entry["size"], entry["mediaType"], artifact, entry.get("annotations") or {})
+        # cosign 2 lists what it attaches by the type of the empty config (sigstore/cosign#4422); the manifest has the real one.
+        if artifact == EMPTY_TYPE:
+            with contextlib.suppress(NotFoundError, FormatError, RefusedError):
+                referrer = dataclasses.replace(referrer, artifact_type=_read_referrer(place, referrer)[1].artifact_type)
+        referrers_by_digest[referrer.digest] = referrer
     selected = [referrer for referrer in referrers_by_digest.values() if artifact_type in (None, referrer.artifact_type)]
     return sorted(selected, key=lambda referrer: (referrer.artifact_type, referrer.digest))
 
@@ -79,23 +84,54 @@ def _fallback_tag(digest: Digest) -> str:
     return digest.replace(":", "-")
 
 
+def cosign_tags(place: ReferringTarget, digest: Digest) -> list[str]:
+    """Return the tags under which cosign 2 keeps signatures and attestations of a manifest; they are not read here."""
+    tags = []
+    for tag in (f"{_fallback_tag(digest)}.{suffix}" for suffix in ("sig", "att")):
+        with contextlib.suppress(NotFoundError):
+            place.read_document(tag)
+            tags.append(tag)
+    return tags
+
+
 # ---- attaching
 
 
 def attach_files(place: ReferringTarget, subject: Manifest, artifact_type: str, files: Sequence[Path]) -> Referrer:
-    """Attach files to a manifest; the same files of the same type are the same attachment."""
+    """Attach files to a manifest, each with the media type of its suffix; the same files are the same attachment."""
     if not _MEDIA_TYPE.fullmatch(artifact_type):
         raise UsageError(artifact_type[:80], "is not a media type", "Write one like application/vnd.example.scan+json")
     check_paths((path.name for path in files), "attachment", RefusedError)
-    source = _LocalFiles(files)
-    raw = attachment_bytes(subject, artifact_type, source.blobs)
+    blobs, paths = [], {}
+    for path in sorted(files, key=lambda path: path.name):
+        if not path.is_file():
+            raise NotFoundError(str(path), "no such file" if not path.exists() else "not a file", code="no-such-file")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        media_type = _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
+        blobs.append(Descriptor(media_type, sha256_file(path), size, path.name))
+        paths[blobs[-1].digest] = path
+    return _attach(place, subject, attachment_bytes(subject, artifact_type, blobs), _Blobs(blobs, paths))
+
+
+def attach_document(
+    place: ReferringTarget, subject: Manifest, blob: Descriptor, raw: bytes, annotations: Mapping[str, str]
+) -> Referrer:
+    """Attach one document whose media type is the type of the attachment too."""
+    manifest = attachment_bytes(subject, blob.media_type, [blob], annotations)
+    return _attach(place, subject, manifest, _Blobs([blob], {}, {blob.digest: raw}))
+
+
+def _attach(place: ReferringTarget, subject: Manifest, raw: bytes, source: _Blobs) -> Referrer:
     for blob in (*source.blobs, Descriptor(EMPTY_TYPE, sha256_bytes(EMPTY), len(EMPTY))):
         if not place.has_blob(blob):
             place.put_blob(blob, source)
     return _put_referrer(place, raw, subject.digest)
 
 
-def attachment_bytes(subject: Manifest, artifact_type: str, blobs: Sequence[Descriptor]) -> bytes:
+def attachment_bytes(
+    subject: Manifest, artifact_type: str, blobs: Sequence[Descriptor], annotations: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
     """Return the bytes of the manifest that attaches blobs to another manifest."""
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
     return json_file.canonical_bytes(
@@ -114,42 +150,35 @@ def attachment_bytes(subject: Manifest, artifact_type: str, blobs: Sequence[Desc
                 for blob in blobs
             ],
             "subject": {"mediaType": MANIFEST_TYPE, "digest": subject.digest, "size": len(subject.raw)},
+            **({"annotations": dict(annotations)} if annotations else {}),
         }
     )
 
 
-class _LocalFiles:
-    """Local files, and the empty config, as a source."""
+@dataclass(frozen=True)
+class _Blobs:
+    """What is attached, as a source: files, documents in memory, and the empty config."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._paths: dict[Digest, Path] = {}
-        self.blobs: list[Descriptor] = []
-        for path in sorted(files, key=lambda path: path.name):
-            if not path.is_file():
-                raise NotFoundError(str(path), "no such file" if not path.exists() else "not a file", code="no-such-file")
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-            digest = sha256_file(path)
-            self._paths[digest] = path
-            kind = _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
-            self.blobs.append(Descriptor(kind, digest, size, path.name))
+    blobs: Sequence[Descriptor]
+    paths: Mapping[Digest, Path]
+    documents: Mapping[Digest, bytes] = field(default_factory=dict)
 
     location = "attachment"
 
     def manifest(self, reference: str) -> Manifest:
-        """Raise a NotFoundError: files have no versions."""
+        """Raise a NotFoundError: blobs have no versions."""
         raise NotFoundError(self.location, f"no version {reference}")
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """Open a file for reading from `start` on."""
-        path = self._paths.get(blob.digest)
-        with open_regular(path) if path else io.BytesIO(EMPTY) as file:
+        """Open a blob for reading from `start` on."""
+        path = self.paths.get(blob.digest)
+        with open_regular(path) if path else io.BytesIO(self.documents.get(blob.digest, EMPTY)) as file:
             file.seek(start)
             yield file  # type: ignore[misc]
 
     def tags(self) -> list[str]:
-        """Return no tags: files have no versions."""
+        """Return no tags: blobs have no versions."""
         return []
 
     def stop(self, *, on: bool = True) -> None:
