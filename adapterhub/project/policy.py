@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.manifest import licensing
 from adapterhub.manifest.package_files import shorten_names
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
@@ -78,7 +79,7 @@ class Policy:
         where: The file that sets them, for errors.
         max_rank: The largest allowed rank of any module.
         require_base: The base model must be pinned by its fingerprint.
-        licenses: The allowed SPDX identifiers, in any case.
+        licenses: The allowed licenses, as SPDX identifiers in any case: of a choice (`MIT OR Apache-2.0`) one must be allowed.
         allow: Patterns (`fnmatch`) of allowed names of refs, or of whole addresses.
         require_understood: The kind of adapter must be one that can be checked.
         signers: Patterns like those of `allow`, each with files or folders of public keys, and identities: for every pattern
@@ -190,9 +191,8 @@ class Policy:
             base = manifest.base.fingerprint
             subject = f"{manifest.base.repo or 'its base'} ({base[:19]}…) is" if base else "its base is not pinned, and thus"
             yield f"bases: {subject} not one of the {len(self.bases)} digests that are allowed"
-        license_ = manifest.license
-        if self.licenses and (license_ or "").lower() not in [allowed.lower() for allowed in self.licenses]:
-            yield f"licenses: its license is {license_ or 'not declared'}, not {' or '.join(self.licenses)}"
+        if self.licenses and not licensing.permits(manifest.license, self.licenses):
+            yield f"licenses: its license is {manifest.license or 'not declared'}, not {' or '.join(self.licenses)}"
         if self.formats and manifest.format not in self.formats:
             yield f"formats: its format is {manifest.format}, not {' or '.join(self.formats)}"
 

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub.digest import Digest
+from adapterhub.manifest import licensing
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
+from adapterhub.manifest.licensing import CombinedLicense, LicensedPart
 from adapterhub.version import __version__
 from adapterhub_converters.lazy_dataclass import dataclass
-
-from . import licensing
-from .licensing import CombinedLicense, LicensedPart
 
 SPEC = "1.7"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC}.schema.json"

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 import adapterhub as ah
 from adapterhub.cli.views.bills import page
-from adapterhub.trust import licensing
-from adapterhub.trust.licensing import LicensedPart
 from tests.conftest import Run
 from tests.support.adapters import Make, write_adapter
 from tests.support.bills import trained
@@ -52,37 +48,6 @@ def test_parents_and_their_parents_are_in_the_bill_of_a_merge(run: Run, make: Ma
     assert json.loads(component["pedigree"]["notes"])["kind"] == "merge"
     refs = {one["bom-ref"] for one in (component, *made)}
     assert set(document["dependencies"][0]["dependsOn"]) < refs
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("apache-2.0", "Apache-2.0"),
-        ("MIT OR Apache-2.0", "MIT OR Apache-2.0"),
-        ("(mit and bsd-3-clause) or gpl-3.0", "(MIT AND BSD-3-Clause) OR GPL-3.0-only"),
-        ("llama3.1", "LicenseRef-llama3.1"),
-        ("LicenseRef-mine", "LicenseRef-mine"),
-        ("other", ""),
-        ("", ""),
-        (None, ""),
-        ("<script>", "LicenseRef-script"),
-        ("mit) or (0bsd", "MIT OR 0BSD"),
-    ],
-)
-def test_a_license_is_written_as_spdx_does(given: str | None, expected: str) -> None:
-    assert licensing.expression(given) == expected
-
-
-def test_a_choice_stays_one_where_licenses_are_joined_and_a_missing_one_is_named() -> None:
-    parts = [
-        LicensedPart("adapter", "a", "mit or apache-2.0"),
-        LicensedPart("base", "b", "gemma"),
-        LicensedPart("parent", "c", None),
-    ]
-    found = licensing.combine(parts)
-    assert found.expression == "(MIT OR Apache-2.0) AND LicenseRef-gemma"
-    assert found.missing == ("parent c",)
-    assert any("no license is recorded" in reason for reason in found.reasons)
 
 
 def test_the_license_of_the_base_is_that_of_its_card(tmp_path: Path) -> None:
