@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import NamedTuple
 
 from adapterhub.sqlite_file import SqliteFile, SqliteReader
 
@@ -122,11 +123,23 @@ MIGRATIONS = (
 )
 
 
+class Connections(NamedTuple):
+    """The connections of a process to its database: how many are open, how many of those idle, how many threads wait."""
+
+    open: int
+    idle: int
+    waiting: int
+
+
 class HubDatabase(SqliteFile):
     """An open hub.db, created if missing."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / FILE, MIGRATIONS)
+
+    def connections(self) -> Connections | None:
+        """Return the connections to a server; None for a file, which has none."""
+        return None
 
 
 def hub_secret(database: HubDatabase) -> bytes:
