@@ -39,9 +39,17 @@ class RuntimeCollector(Collector):
             connections.add_metric(["idle"], pool.idle)
             yield connections
             yield GaugeMetricFamily("hub_database_waiting", "Threads that wait for a connection.", value=pool.waiting)
-        if bucket := self._hub.storage.bucket_counts():
-            yield CounterMetricFamily("hub_bucket_requests", "Requests to the bucket.", value=bucket.requests)
-            yield CounterMetricFamily("hub_bucket_failures", "Those that failed, after all retries.", value=bucket.failures)
+        if bucket := self._hub.storage.bucket:
+            yield CounterMetricFamily("hub_bucket_requests", "Requests to the bucket.", value=bucket.counts.requests)
+            failures = bucket.counts.failures
+            yield CounterMetricFamily("hub_bucket_failures", "Those that failed, after all retries.", value=failures)
+        if upstream := self._hub.upstream:
+            reads = CounterMetricFamily("hub_upstream_reads", "Reads of the upstream's files.", labels=["source"])
+            for source, count in upstream.reads.items():
+                reads.add_metric([source], count)
+            yield reads
+            received = upstream.received_bytes
+            yield CounterMetricFamily("hub_upstream_received_bytes", "Bytes of files from the upstream.", value=received)
         try:
             yield from self._queues()
         except AdapterhubError:
@@ -52,3 +60,6 @@ class RuntimeCollector(Collector):
         for name, count in self._hub.storage.queue_lengths().items():
             queued.add_metric([name], count)
         yield queued
+        if self._hub.upstream:
+            kept = self._hub.upstream.kept_bytes()
+            yield GaugeMetricFamily("hub_upstream_kept_bytes", "Bytes of the upstream's models that are kept.", value=kept)

@@ -15,7 +15,7 @@ from adapterhub.store.store import FOLDER, Store
 from adapterhub.store.store_files import StoreFiles, local_errors
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.objects.bucket import BucketCounts
+    from adapterhub.remotes.objects.bucket import Bucket
 
 
 class Storage:
@@ -53,8 +53,9 @@ class Storage:
         with self._files().temporary() as (_, file):
             file.write(b"x")
 
-    def bucket_counts(self) -> BucketCounts | None:
-        """Return how often this process asked the bucket; None without one."""
+    @property
+    def bucket(self) -> Bucket | None:
+        """The bucket that the processes of a hub share; None without one."""
         return None
 
     def queue_lengths(self) -> dict[str, int]:

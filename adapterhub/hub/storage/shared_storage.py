@@ -23,7 +23,7 @@ from adapterhub.index.index_database import FILE
 from adapterhub.maintenance.gc import GRACE, GcResult, remove_conversions
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.objects.bucket import Bucket, BucketCounts
+from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.remotes.objects.object_address import ObjectAddress
 from adapterhub.store.leases import Lease
 from adapterhub.store.store import FOLDER
@@ -122,10 +122,6 @@ class SharedStorage(Storage):
     def check(self) -> None:
         """Raise AdapterhubError unless the bucket answers and can be written to."""
         self._blobs.bucket.put_object(f"{TEMPORARY}/check", b"x")  # one key, which gc removes two days after the last check
-
-    def bucket_counts(self) -> BucketCounts:
-        """Return how often this process asked the bucket."""
-        return self._blobs.bucket.counts
 
     def queue_lengths(self) -> dict[str, int]:
         """Return how much is still to be done, by the kind of work."""

@@ -120,7 +120,7 @@ class CachedFiles:
     # ---- documents
 
     def read_document(self, name: str) -> tuple[bytes, float] | None:
-        """Return a document and the seconds since it was written or renewed; None if it is not here."""
+        """Return a document and the seconds since it was written; None if it is not here."""
         path = self._document(name)
         with local_errors(path), suppress(FileNotFoundError):
             age = time.time() - self._files.status(path).st_mtime
@@ -131,11 +131,6 @@ class CachedFiles:
         """Write a document, at once or not at all."""
         with local_errors(self._document(name)):
             self._files.replace(self._document(name), data)
-
-    def renew_document(self, name: str) -> None:
-        """Set the time of a document to now."""
-        with local_errors(self._document(name)), suppress(FileNotFoundError):
-            self._files.touch(self._document(name))
 
     def _document(self, name: str) -> Path:
         return self._root / _DOCUMENTS / hashlib.sha256(name.encode()).hexdigest()

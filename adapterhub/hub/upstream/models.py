@@ -33,6 +33,8 @@ from .fills import Fill, Fills
 from .listing_cache import CheckedListing, ListingCache
 from .model_client import ModelClient, file_url, open_range
 from .model_listing import ModelListing
+from .shared_documents import SharedDocuments
+from .shared_files import SharedFiles
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -55,15 +57,35 @@ class UpstreamModels:
         folder: Where they are kept.
         workers: Threads of this hub.
         access: Who may read.
+        shared: Where the processes of a hub keep files for each other; None for a hub in one folder.
+        max_copies: Bytes of copies in the folder, if they are shared elsewhere.
+
+    Attributes:
+        reads: How many reads of files were answered from where: this folder, the bucket, the upstream with the file kept
+            (`fetched`), or without (`passed`).
     """
 
-    def __init__(self, upstream: ModelUpstream, folder: Path, workers: Workers, access: Access) -> None:
+    def __init__(
+        self,
+        upstream: ModelUpstream,
+        folder: Path,
+        workers: Workers,
+        access: Access,
+        *,
+        shared: SharedFiles | None = None,
+        max_copies: int = 0,
+    ) -> None:
         self.settings = upstream
-        self._workers, self._access = workers, access
-        self.cached = CachedFiles(folder, upstream.max_bytes)
+        self._workers, self._access, self._shared = workers, access, shared
+        self.cached = (
+            SharedDocuments(folder, min(upstream.max_bytes, max_copies), shared)
+            if shared
+            else CachedFiles(folder, upstream.max_bytes)
+        )
+        self.reads = dict.fromkeys(("folder", "bucket", "fetched", "passed"), 0)
         self._client = ModelClient.of(upstream)
         self._listings = ListingCache(upstream, self._client, self.cached)
-        self._fills = Fills(self._client, self.cached)
+        self._fills = Fills(self._client, self.cached, shared)
         # What is here is read in threads of the hub, so that an upstream that hangs holds up nobody who can have it.
         self._pool = ThreadPoolExecutor(_THREADS, "hub-upstream")
         self._passing = ThreadPoolExecutor(_THREADS, "hub-upstream-pass")
@@ -77,6 +99,17 @@ class UpstreamModels:
         self._pool.shutdown(cancel_futures=True)
         self._passing.shutdown(cancel_futures=True)
         self._client.close()
+
+    # ---- for metrics
+
+    @property
+    def received_bytes(self) -> int:
+        """The bytes of files that came from the upstream and were kept."""
+        return self._fills.received_bytes
+
+    def kept_bytes(self) -> int:
+        """Return the bytes of everything that is kept, in the bucket if there is one."""
+        return (self._shared or self.cached).total()
 
     # ---- whose a name is
 
@@ -161,7 +194,7 @@ class UpstreamModels:
         main = model.main_file()
         if main is None:
             raise NotFoundError(name, "is no base model")
-        if all(self.cached.has_whole(key_of(file)) for file in needed):
+        if all(self._has(key_of(file), file.size) for file in needed):
             return hub_layout.with_repo(read_files(model, main), name, listing.commit)
         token = self.settings.token if self.settings.mode == "cache" else None
         hub = HuggingFace(self.settings.endpoint, token, self.settings.proxy)
@@ -184,7 +217,14 @@ class UpstreamModels:
         if self._fills.was_wrong(file):
             range_header = None  # a client may have the first of the wrong bytes, and must not add right ones
         if not file.size or await self._workers.read(self.cached.has_whole, key):
+            self.reads["folder"] += 1
             return self._whole(file, headers, range_header)
+        # A small one is copied here, by a download from there.
+        if self._shared and file.size > _SMALL and await self._workers.read(self._shared.size, key) == file.size:
+            self.reads["bucket"] += 1
+            address = partial(self._shared.address, key, file.size)
+            opened = partial(self._shared.open, key)
+            return BlobResponse(self._workers, opened, file.size, headers, range_header=range_header, address=address)
         try:
             start = (parse_range(range_header, file.size) or (0, 0))[0]
         except RangeError:
@@ -194,11 +234,14 @@ class UpstreamModels:
             fill = self._fills.start(file, url, location)
             await self._wait(fill)
             if fill.is_whole:
+                self.reads["fetched"] += 1
                 return self._whole(file, headers, range_header)
             if fill.has_begun and start <= fill.readable + _MAX_AHEAD:
+                self.reads["fetched"] += 1
                 return FillResponse(self._workers, self.cached, fill, headers, range_header)
         except (LocalIOError, ConflictError):
             pass  # it cannot be kept now
+        self.reads["passed"] += 1
         open_body = partial(open_range, self._client, url, location, size=file.size)
         return PassedResponse(self._workers, file, headers, range_header, pool=self._passing, open_body=open_body)
 
@@ -214,11 +257,16 @@ class UpstreamModels:
         if fill.error:
             raise fill.error
 
+    def _has(self, key: str, size: int) -> bool:
+        return self.cached.has_whole(key) or (self._shared is not None and self._shared.size(key) == size)
+
     def _whole(self, file: GitFile, headers: Mapping[str, str], range_header: str | None) -> BlobResponse:
         return BlobResponse(self._workers, partial(self._open, file), file.size, headers, range_header=range_header)
 
     def _open(self, file: GitFile) -> BinaryIO:
         opened = self.cached.open_whole(key_of(file))
+        if opened is None and self._shared and self._shared.size(key_of(file)) == file.size:
+            return self._shared.open(key_of(file))
         if opened is None:
             raise RemoteError(file.path, "it was removed to make room; ask again")
         return opened
