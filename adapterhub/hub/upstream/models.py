@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -26,6 +26,7 @@ from adapterhub.hub.settings import ModelUpstream
 from adapterhub.hub.stored_model import StoredModel
 from adapterhub.hub.workers import Worker, Workers
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .cached_files import CachedFiles, key_of
 from .file_responses import FillResponse, PassedResponse
@@ -46,7 +47,18 @@ _LISTING_PATIENCE = 5.0  # seconds that readers of a branch that is kept wait fo
 _PATIENCE = 2.0  # seconds until a large file is sent while it arrives
 _SMALL, _SMALL_PATIENCE = 8 << 20, 60.0  # bytes of a file that is sent once it is whole, and the seconds that may take
 _MAX_AHEAD = 64 << 20  # bytes that a client waits for; a range beyond is asked of the upstream
+_TOKENIZER = "tokenizer.json"
+_MAX_KEPT = 500  # models that are listed
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """A model of which a commit is known here, with the bytes of all its files, here or not."""
+
+    name: str
+    commit: str
+    size: int
 
 
 class UpstreamModels:
@@ -116,6 +128,10 @@ class UpstreamModels:
     async def has_name(self, identity: Identity | None, name: str) -> bool:
         """Return whether a name may be one of the upstream, for this client; nothing is asked there."""
         return self._is_allowed(name) and await self._workers.run(self._may_ask, identity, name.lower())
+
+    def may_show(self, worker: Worker, identity: Identity | None, name: str) -> bool:
+        """Return whether a client may be told that a model of the upstream is kept here."""
+        return self._is_allowed(name) and self._may_ask(worker, identity, name.lower())
 
     def may_name(self, worker: Worker, name: str) -> bool:
         """Return whether a name of a base model may be told to the upstream."""
@@ -188,19 +204,61 @@ class UpstreamModels:
         from adapterhub_converters.bases import hub_layout, read_files
 
         listing = self._listings.find(name, revision).listing
-        needed = [file for file in listing.files.values() if "/" not in file.path and file.path.endswith(_BASE_FILES)]
-        files = {file.path: (file.digest, file.size) for file in needed}
-        model = StoredModel(name, files, lambda path: self._open(listing.files[path]))
+        needed = _base_files(listing)
+        model = self._model(listing, needed)
         main = model.main_file()
         if main is None:
             raise NotFoundError(name, "is no base model")
-        if all(self._has(key_of(file), file.size) for file in needed):
+        if all(map(self._has, needed)):
             return hub_layout.with_repo(read_files(model, main), name, listing.commit)
         token = self.settings.token if self.settings.mode == "cache" else None
         hub = HuggingFace(self.settings.endpoint, token, self.settings.proxy)
         from adapterhub.bases import remote_base  # numpy, which the start of a hub does without
 
         return remote_base.read_url(f"{SCHEME}{name}@{listing.commit}{'/' if main else ''}{main}", hub, pauses=(0.5,))
+
+    # ---- what is kept here
+
+    def kept_models(self) -> list[KeptModel]:
+        """Return the models whose branches and tags are kept here, those asked for last first, each at its newest commit."""
+        models: dict[str, KeptModel] = {}
+        for name, revision in self.cached.revisions(_MAX_KEPT):
+            with suppress(NotFoundError):
+                if name not in models and (cached := self._listings.cached_listing(name, revision)):
+                    models[name] = KeptModel(name, cached[0].commit, sum(file.size for file in cached[0].files.values()))
+        return list(models.values())
+
+    def kept_commit(self, name: str, revision: str) -> str:
+        """Return the commit of a model that is kept here; empty if its listing is not. The upstream is not asked."""
+        with suppress(NotFoundError):
+            cached = self._listings.cached_listing(name, revision)
+            return cached[0].commit if cached else ""
+        return ""
+
+    def read_kept_base(self, name: str, commit: str) -> BaseSpec:
+        """Return the description of a model all of whose weights are kept here, without the upstream.
+
+        Raises:
+            NotFoundError: Not all of them are, or it is no base.
+        """
+        from adapterhub_converters.bases import hub_layout, read_files
+
+        cached = self._listings.cached_listing(name, commit)
+        listed = _base_files(cached[0]) if cached else []
+        # Programs leave out what they do not need; of the tokenizer, only the digest in the listing is read.
+        files = [file for file in listed if file.path == _TOKENIZER or self._has(file)]
+        weights = [file for file in listed if file.path.endswith(".safetensors")] or [
+            file for file in listed if file.path.endswith(".gguf")
+        ]
+        model = self._model(cached[0], files) if cached and weights and {*weights} <= {*files} else None
+        main = model.main_file() if model else None
+        if model is None or main is None:
+            raise NotFoundError(name, "is not kept as a whole")
+        return hub_layout.with_repo(read_files(model, main), name, commit)
+
+    def _model(self, listing: ModelListing, files: Iterable[GitFile]) -> StoredModel:
+        sizes = {file.path: (file.digest, file.size) for file in files}
+        return StoredModel(listing.name, sizes, lambda path: self._open(listing.files[path]))
 
     # ---- files
 
@@ -257,8 +315,9 @@ class UpstreamModels:
         if fill.error:
             raise fill.error
 
-    def _has(self, key: str, size: int) -> bool:
-        return self.cached.has_whole(key) or (self._shared is not None and self._shared.size(key) == size)
+    def _has(self, file: GitFile) -> bool:
+        key = key_of(file)
+        return not file.size or self.cached.has_whole(key) or (self._shared is not None and self._shared.size(key) == file.size)
 
     def _whole(self, file: GitFile, headers: Mapping[str, str], range_header: str | None) -> BlobResponse:
         return BlobResponse(self._workers, partial(self._open, file), file.size, headers, range_header=range_header)
@@ -275,6 +334,11 @@ class UpstreamModels:
         # The copied context carries `request_context` into the thread.
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(context.run, work, *args))
+
+
+def _base_files(listing: ModelListing) -> list[GitFile]:
+    """Return the files of a model that describe it as a base."""
+    return [file for file in listing.files.values() if "/" not in file.path and file.path.endswith(_BASE_FILES)]
 
 
 def is_model_name(name: str) -> bool:

@@ -48,6 +48,10 @@ class SharedDocuments(CachedFiles):
             os.utime(self._document(name), (time.time() - shared[1],) * 2)
         return shared
 
+    def revisions(self, limit: int) -> list[tuple[str, str]]:
+        """Return the models and revisions whose commits are kept, by any process, those used last first."""
+        return self._shared.revisions(limit)
+
     def write_document(self, name: str, data: bytes) -> None:
         """Write a document, here and for the other processes."""
         super().write_document(name, data)

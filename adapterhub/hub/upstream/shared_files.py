@@ -1,7 +1,7 @@
 """Files and documents of the upstream that all processes of a hub share, in its bucket, up to a limit in bytes.
 
     upstream/files/<key>            whole files, each verified before it is written
-    upstream/documents/<hash>       documents of models, each after the time it was written at
+    upstream/documents/<name>       documents of models, each after the time it was written at
     tmp/upstream/<owner>/<key>/<n>  pieces of a file that one process fetches and another waits for; a gc removes old ones
 
 The table `upstream_cache` has the sizes and when each was last used; the least recently used goes first. A process claims a
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
+from urllib.parse import quote, unquote
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.jobs import RENEWAL_INTERVAL, Jobs
@@ -37,6 +38,8 @@ _SPARED_SECONDS = 900.0  # since the last use, in which nothing is removed: a cl
 _ADDRESS_SECONDS = 600
 _MIN_REDIRECT = 256 << 10  # bytes; smaller files are sent by the hub
 _CHECK_INTERVAL = 1.0  # seconds between two looks whether somebody waits for pieces
+_REVISION = "revision "  # the beginning of the name of a document that tells the commit of a revision
+_MAX_KEY = 500  # characters of the name of a document
 _TIME_LENGTH = 20  # bytes before a document: the time at which it was written, in seconds
 
 
@@ -138,6 +141,14 @@ class SharedFiles:
             self._bucket.put_object(_document_key(name), f"{time.time():<{_TIME_LENGTH}.3f}".encode() + data)
             self._record(_document_key(name), len(data))
 
+    def revisions(self, limit: int) -> list[tuple[str, str]]:
+        """Return the models and revisions whose commits are kept, those used last first."""
+        prefix = f"{_DOCUMENTS}{quote(_REVISION, safe='')}"
+        sql = "SELECT key FROM upstream_cache WHERE key >= ? AND key < ? ORDER BY used DESC LIMIT ?"
+        rows = self._database.select(sql, prefix, f"{prefix}\x7f", limit)
+        pairs = (unquote(key.removeprefix(prefix)).rpartition("@") for (key,) in rows)
+        return [(name, revision) for name, _, revision in pairs]
+
     # ---- the limit
 
     def total(self) -> int:
@@ -225,4 +236,5 @@ def _parts_of(file: BinaryIO, size: int) -> Iterator[bytearray]:
 
 
 def _document_key(name: str) -> str:
-    return _DOCUMENTS + hashlib.sha256(name.encode()).hexdigest()
+    key = quote(name, safe="")
+    return _DOCUMENTS + (key if len(key) <= _MAX_KEY else hashlib.sha256(name.encode()).hexdigest())

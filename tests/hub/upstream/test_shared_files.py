@@ -237,3 +237,13 @@ def test_documents_are_those_of_all_processes(tmp_path: Path, opened: Open, monk
     monkeypatch.setattr(shared_documents, "_CHECK_SECONDS", 0.0)
     assert (one.read_document("revision") or (b"",))[0] == b"third"
     assert one.read_document("nothing") is None
+
+
+def test_every_process_lists_the_models_that_any_has_asked_for(tmp_path: Path, opened: Open) -> None:
+    one, other = (SharedDocuments(tmp_path / name, 10**6, opened()) for name in ("one", "other"))
+    for revision in ("main", "refs/pr/1"):
+        one.write_document(f"revision org/x y@{revision}", b"{}")
+    one.write_document(f"revision {'x' * 600}@main", b"{}")  # too long for a key
+    one.write_document("model org/x@1", b"{}")
+    assert sorted(other.revisions(10)) == [("org/x y", "main"), ("org/x y", "refs/pr/1")]
+    assert len(other.revisions(1)) == 1
