@@ -152,7 +152,7 @@ class Hub:
                 _log.warning("%s is still to be moved to %s: %s", old, new, error)
 
     def _maintain(self, worker: Worker) -> None:
-        self.webhooks.catch_up(queries.names(worker.registry.index))
+        self.webhooks.catch_up(partial(queries.names, worker.registry.index))
         self.upload_leases.rotate()
         self.quotas.expire()
         # Leftovers of killed processes, such as half-written copies.
@@ -275,11 +275,9 @@ class Hub:
     def _restricted_repositories(self, worker: Worker, restricted: Mapping[str, Repository]) -> Mapping[str, Repository | None]:
         """Return the repositories not everybody may see: by their records, and all of a namespace with restricted readers."""
         namespaces = {namespace.name for namespace in accounts.namespaces(self.database) if namespace.readers != READERS[0]}
-        if namespaces:
-            # Names without a document have no state of their own: their namespace decides.
-            names = (row.name for row in queries.names(worker.registry.index))
-            return {**{name: None for name in names if name.partition("/")[0] in namespaces}, **restricted}
-        return restricted
+        # Names without a document have no state of their own: their namespace decides.
+        names = (row.name for space in namespaces for row in queries.names(worker.registry.index, space))
+        return {**dict.fromkeys(names), **restricted} if namespaces else restricted
 
     async def prepare(self, request: Request) -> None:
         """Fetch or convert what a request is about to read, if its client may see it.
