@@ -25,7 +25,7 @@ _ID = safe_regex.Pattern(r"note-[0-9]{1,3}(-reference)?")
 
 
 def enable(parser: MarkdownIt) -> None:
-    """Have a parser read footnotes; `notes` renders them."""
+    """Teach a parser to read footnotes; `notes` renders them."""
     parser.block.ruler.before("reference", "footnote", _definition, {"alt": ["paragraph", "reference"]})
     parser.inline.ruler.before("link", "footnote", _reference)
     parser.add_render_rule("footnote", _number)
