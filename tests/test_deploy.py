@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,125 @@ def parsed(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def rendered(template: Path) -> Any:
-    """A template of the chart with its values, as far as these templates go: values, and the name of the release."""
-    values = parsed((template.parent.parent / "values.yaml").read_text())
+def rendered(template: Path, **changed_values: Any) -> Any:
+    """A template of the chart with its values, as far as these templates go: values, conditions, the name of the release."""
+    values = parsed((template.parent.parent / "values.yaml").read_text()) | changed_values
 
     def value(found: re.Match[str]) -> str:
         path, _, form = found[1].partition(" | ")
         kind, _, key = path.removeprefix(".").partition(".")
         got = {"Values": values, "Release": {"Name": "team"}}[kind][key]
-        return {"": str, "quote": json.dumps, "toJson": json.dumps}[form](got)
+        forms: dict[str, Callable[[Any], str]] = {"": str, "quote": lambda text: json.dumps(str(text)), "toJson": json.dumps}
+        return forms[form](got)
+
+    def block(found: re.Match[str]) -> str:
+        return found[3] if bool(values[found[2]]) != bool(found[1]) else ""
 
     text = re.sub(r" *\{\{- range .+? \}\}\n.+?\{\{- end \}\}\n", "", template.read_text(), flags=re.DOTALL)  # of no option
+    text = re.sub(r" *\{\{- if (not )?\.Values\.(\w+) \}\}\n(.+?) *\{\{- end \}\}\n", block, text, flags=re.DOTALL)
     return parsed(re.sub(r"\{\{ (.+?) \}\}", value, text))
+
+
+SWITCHES: dict[str, Any] = {"maxReplicas": 9, "serviceMonitor": True}
+"""Values with which the charts have every document."""
+
+
+def pods(document: Any) -> Iterator[dict[str, Any]]:
+    """The pods that a document of Kubernetes describes, wherever they are in it."""
+    if isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for member in document.values():
+            yield from pods(member)
+
+
+def restricted_violations(pod: dict[str, Any]) -> list[str]:
+    """What the level "restricted" of the Pod Security Standards of Kubernetes finds in a pod.
+
+    The rules are those of https://kubernetes.io/docs/concepts/security/pod-security-standards, with those of "baseline".
+    """
+    security, found = pod.get("securityContext", {}), []
+    allowed_volumes = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    found += [
+        f"volume {volume['name']}" for volume in pod.get("volumes", ()) if not volume.keys() - {"name"} <= allowed_volumes
+    ]
+    found += [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
+        own = {**security, **container.get("securityContext", {})}
+        capabilities = own.get("capabilities", {})
+        rules = {
+            "privileged": not own.get("privileged"),
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "runAsNonRoot": own.get("runAsNonRoot") is True,
+            "runAsUser": own.get("runAsUser") != 0,
+            "seccompProfile": own.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
+            "capabilities": "ALL" in capabilities.get("drop", ()) and {*capabilities.get("add", ())} <= {"NET_BIND_SERVICE"},
+            "hostPort": not any("hostPort" in port for port in container.get("ports", ())),
+        }
+        found += [f"{container['name']}: {name}" for name, is_kept in rules.items() if not is_kept]
+    return found
+
+
+TEMPLATES = sorted(path for chart in (CHART, SERVE_CHART) for path in (chart / "templates").glob("*.yaml"))
+
+
+def test_the_restricted_level_admits_every_pod_of_the_charts() -> None:
+    found = {path.name: list(pods(rendered(path))) for path in TEMPLATES}
+    assert {name for name, its_pods in found.items() if its_pods} == {"deployment.yaml", "gc.yaml", "gateway.yaml", "vllm.yaml"}
+    for name, its_pods in found.items():
+        for pod in its_pods:
+            assert restricted_violations(pod) == [], name
+            assert restricted_violations({**pod, "securityContext": {}}) != []
+
+
+def test_every_container_of_the_charts_says_what_it_needs_and_where_it_runs() -> None:
+    for path in TEMPLATES:
+        for pod in pods(rendered(path)):
+            for container in (*pod["containers"], *pod.get("initContainers", ())):
+                resources = container["resources"]
+                assert {"cpu", "memory"} <= resources["requests"].keys(), container["name"]
+                assert "memory" in resources["limits"], container["name"]
+            # Else Kubernetes sets ADAPTERHUB_PORT for a service called adapterhub, which is a variable of `hub start`.
+            assert pod["enableServiceLinks"] is False
+            assert {"imagePullSecrets", "nodeSelector", "tolerations", "affinity"} <= pod.keys()
+
+
+def test_disruptions_load_and_metrics_are_about_the_pods_of_the_hub() -> None:
+    names = ("deployment", "disruption-budget", "autoscaler", "service-monitor", "service")
+    deployment, budget, autoscaler, monitor, service = (
+        rendered(CHART / "templates" / f"{name}.yaml", **SWITCHES) for name in names
+    )
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
+    target = autoscaler["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+    assert "replicas" not in deployment["spec"]  # which the autoscaler decides
+    for name in ("autoscaler", "service-monitor"):
+        assert rendered(CHART / "templates" / f"{name}.yaml") is None
+    for name in ("gateway", "vllm"):
+        pod = rendered(SERVE_CHART / "templates" / f"{name}.yaml")["spec"]["template"]
+        budget = rendered(SERVE_CHART / "templates" / f"{name}-disruption-budget.yaml")
+        assert budget["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+
+
+def test_the_variables_of_the_chart_are_those_of_options() -> None:
+    start = hub.get_command(click.Context(hub), "start")
+    assert start
+    (container,) = rendered(CHART / "templates" / "deployment.yaml")["spec"]["template"]["spec"]["containers"]
+    names = {variable["name"] for variable in container["env"]}
+    assert names <= {option.envvar for option in start.params if isinstance(option, click.Option)}
+    assert environment.UPSTREAM_TOKEN in (CHART / "values.yaml").read_text()
 
 
 def check_start(words: list[str]) -> dict[str, Any]:
@@ -99,6 +206,10 @@ def test_compose_starts_two_hubs_that_share_what_they_have() -> None:
         assert check_start(services[name]["command"][2:])["host"] == "0.0.0.0"
         assert services[name]["environment"]["ADAPTERHUB_DATABASE"].startswith("postgresql://")
         assert f"{name}:8090" in (DEPLOY / "Caddyfile").read_text()
+        assert services[name]["command"][-2:] == ["--url", "https://${HUB_HOST:?}"]
+        assert "/ready" in services[name]["healthcheck"]["test"][-1]
+    assert services["proxy"]["depends_on"] == {key: {"condition": "service_healthy"} for key in ("hub-1", "hub-2")}
+    assert [name for name in services if name != "gc" and "healthcheck" not in services[name]] == []
     assert services["hub-1"]["volumes"] != services["hub-2"]["volumes"]
     check_gc(services["gc"]["entrypoint"][2].partition(" do ")[2].partition(";")[0].split())
     assert services["gc"]["volumes"] not in (services["hub-1"]["volumes"], services["hub-2"]["volumes"])
@@ -276,7 +387,8 @@ def test_docker_compose_reads_its_file_once_it_has_what_the_file_asks_for(tmp_pa
         words = [program, "-f", str(tmp_path / "deploy" / "compose.yaml"), "config", "--format", "json"]
         return subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, **more})
 
-    assert "POSTGRES_PASSWORD is missing" in config().stderr
+    assert "POSTGRES_PASSWORD is missing" in config(HUB_HOST="hub.example").stderr
+    assert "HUB_HOST is missing" in config(POSTGRES_PASSWORD="secret").stderr
     done = config(POSTGRES_PASSWORD="secret", HUB_HOST="hub.example")
     assert done.stderr == ""
     services = json.loads(done.stdout)["services"]

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from adapterhub.remotes.known_hosts import KnownHosts
     from adapterhub.remotes.named_remotes import Remote
 
+PREFIX = "ADAPTERHUB_"
+"""What the variable of an option of `hub start` begins with."""
+CONFIG = "ADAPTERHUB_CONFIG"
 REGISTRY = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
 AUTHOR = "ADAPTERHUB_AUTHOR"
 DATABASE, BLOBS = "ADAPTERHUB_DATABASE", "ADAPTERHUB_BLOBS"
 OIDC_SECRET, UPSTREAM_TOKEN = "ADAPTERHUB_OIDC_SECRET", "ADAPTERHUB_UPSTREAM_TOKEN"
+OIDC_SECRET_FILE = f"{OIDC_SECRET}_FILE"
 ENGINE_KEY = "ADAPTERHUB_ENGINE_KEY"
 _MAX_AUTHOR = 100
 ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
@@ -43,6 +47,20 @@ def author() -> str:
     with suppress(KeyError, OSError):  # the user id has no name, as in some containers
         return (os.environ.get("GIT_AUTHOR_NAME") or getpass.getuser())[:_MAX_AUTHOR]
     return ""
+
+
+def hub_setting(key: str) -> str:
+    """Return the `registry`, `database` or `blobs` of a hub: from its variable, else from the file of ADAPTERHUB_CONFIG."""
+    value: object = os.environ.get(f"{PREFIX}{key.upper()}", "")
+    if not value and (file := os.environ.get(CONFIG)):
+        from adapterhub_converters.containers import json_file, toml_file
+
+        value = toml_file.parse(json_file.read_text(Path(file)), file).get(key, "")
+        if not isinstance(value, str):
+            raise UsageError(file, f"{key!r} is not a string", code="invalid-config")
+        if key == "registry" and value:
+            value = str(Path(file).absolute().parent / os.path.expanduser(value))
+    return str(value)
 
 
 def oidc_secret(file: Path | None) -> str:

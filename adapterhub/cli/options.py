@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from adapterhub_converters import formats, safe_regex
 from adapterhub_converters.errors import AdapterhubError, OutputExistsError, UsageError
@@ -164,9 +165,10 @@ class SwappedOption(click.Option):
 
 
 def set_shared(context: click.Context, option: click.Parameter, value: Any) -> None:
-    """Set a field of the run's settings, wherever the option was written."""
-    if value:
-        setattr(context.ensure_object(Settings), str(option.name), value)
+    """Set a field of the run's settings, wherever the option was written; a variable or a file does not replace it."""
+    settings, name = context.ensure_object(Settings), str(option.name)
+    if value and (context.get_parameter_source(name) is ParameterSource.COMMANDLINE or not getattr(settings, name)):
+        setattr(settings, name, value)
 
 
 def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Command]:

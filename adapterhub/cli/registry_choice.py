@@ -54,8 +54,9 @@ def named_registry(settings: Settings) -> str | None:
 def _named_registry(settings: Settings) -> tuple[str | None, str]:
     if settings.registry:
         return settings.registry, "--registry"
-    if os.environ.get(environment.REGISTRY):
-        return os.environ[environment.REGISTRY], f"${environment.REGISTRY}"
+    if folder_of_hub := environment.hub_setting("registry"):
+        is_variable = bool(os.environ.get(environment.REGISTRY))
+        return folder_of_hub, f"${environment.REGISTRY if is_variable else environment.CONFIG}"
     settings_file = environment.project()
     folder = Workspace(trusts=environment.trusts).admitted_registry(settings_file) if settings_file else None
     return (str(folder), str(settings_file.path)) if settings_file and folder else (None, "")
@@ -124,12 +125,12 @@ def _shared_opener(settings: Settings) -> Callable[[], Registry] | None:
 def shared_hub(settings: Settings, *, needs_bucket: bool = True) -> HubSettings | None:
     """Return the settings of the hub in a database and a bucket whose registry is meant; None if that of a folder is.
 
-    The variables of such a hub choose it, unless --registry names a folder with a registry of its own.
+    Its variables, or the file of ADAPTERHUB_CONFIG, choose it, unless --registry names a folder with a registry of its own.
 
     Raises:
         UsageError: Only one of the two is known.
     """
-    values = {name: os.environ.get(name, "") for name in (environment.DATABASE, environment.BLOBS)}
+    values = {environment.DATABASE: environment.hub_setting("database"), environment.BLOBS: environment.hub_setting("blobs")}
     if not any(values.values()):
         return None
     from adapterhub.store.store import FOLDER
@@ -152,13 +153,14 @@ def shared_hub(settings: Settings, *, needs_bucket: bool = True) -> HubSettings 
 def hub_settings(settings: Settings, **options: Any) -> HubSettings:
     """Return the settings of the hub: in the folder of the registry, or where ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS say.
 
-    The address of a database contains its password, so it is no option: others on the machine can read the words of a command.
+    The address of a database contains its password, which others on the machine can read among the words of a command: give it
+    in the variable, or in the file of ADAPTERHUB_CONFIG.
     """
     from adapterhub.hub.settings import HubSettings
 
     defaults = {
-        "database": os.environ.get(environment.DATABASE, ""),
-        "blobs": os.environ.get(environment.BLOBS, ""),
+        "database": environment.hub_setting("database"),
+        "blobs": environment.hub_setting("blobs"),
         "environ": os.environ,
     }
     given_options = {key: value for key, value in options.items() if value is not None}

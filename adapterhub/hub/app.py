@@ -32,6 +32,7 @@ from .oci import routes as oci
 from .operations import routes as operations
 from .operations.health import Readiness
 from .operations.prometheus import Metrics, MetricsMiddleware
+from .operations.runtime_metrics import RuntimeCollector
 from .settings import HubSettings
 from .web import routes as web
 from .web.site import Site
@@ -50,6 +51,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
         hub = app.state.hub = Hub(settings)
         app.state.site = Site(hub)
         app.state.readiness = Readiness()
+        metrics.registry.register(RuntimeCollector(hub))
         delivery_task, maintenance_task = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
         try:
             yield

@@ -42,11 +42,12 @@ from .people.id_tokens import Issuers
 from .policy_gate import PolicyGate
 from .quotas import Quotas
 from .repository_listing import HiddenNames, RepositoryListing
-from .settings import HubSettings
+from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
 from .storage.from_settings import open_storage
 from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
 from .upstream.models import UpstreamModels
+from .upstream.shared_files import SharedFiles
 from .webhooks import Webhooks
 from .workers import Worker, Workers
 
@@ -120,13 +121,16 @@ class Hub:
         self.mirror = (
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
         )
-        self.upstream = (
-            UpstreamModels(settings.upstream, self.storage.root / "upstream", self.workers, self.access)
-            if settings.upstream
-            else None
-        )
+        self.upstream = self._open_upstream(settings.upstream) if settings.upstream else None
         self.model_bases = ModelBases(self.storage, self.workers, self.access, self.upstream)
         self.conversions.find_base = self.model_bases.find
+
+    def _open_upstream(self, upstream: ModelUpstream) -> UpstreamModels:
+        shared = None
+        if (bucket := self.storage.bucket) and upstream.mode == "cache":
+            shared = SharedFiles(bucket, self.database, upstream.max_bytes, proxy=self.settings.proxy_blobs)
+        folder = self.storage.root / "upstream"
+        return UpstreamModels(upstream, folder, self.workers, self.access, shared=shared, max_copies=self.settings.cache)
 
     async def maintain(self) -> None:
         """Remove expired state and finish the work of killed processes, every ten minutes, until canceled."""
@@ -148,7 +152,7 @@ class Hub:
                 _log.warning("%s is still to be moved to %s: %s", old, new, error)
 
     def _maintain(self, worker: Worker) -> None:
-        self.webhooks.catch_up(queries.names(worker.registry.index))
+        self.webhooks.catch_up(partial(queries.names, worker.registry.index))
         self.upload_leases.rotate()
         self.quotas.expire()
         # Leftovers of killed processes, such as half-written copies.
@@ -271,11 +275,9 @@ class Hub:
     def _restricted_repositories(self, worker: Worker, restricted: Mapping[str, Repository]) -> Mapping[str, Repository | None]:
         """Return the repositories not everybody may see: by their records, and all of a namespace with restricted readers."""
         namespaces = {namespace.name for namespace in accounts.namespaces(self.database) if namespace.readers != READERS[0]}
-        if namespaces:
-            # Names without a document have no state of their own: their namespace decides.
-            names = (row.name for row in queries.names(worker.registry.index))
-            return {**{name: None for name in names if name.partition("/")[0] in namespaces}, **restricted}
-        return restricted
+        # Names without a document have no state of their own: their namespace decides.
+        names = (row.name for space in namespaces for row in queries.names(worker.registry.index, space))
+        return {**dict.fromkeys(names), **restricted} if namespaces else restricted
 
     async def prepare(self, request: Request) -> None:
         """Fetch or convert what a request is about to read, if its client may see it.

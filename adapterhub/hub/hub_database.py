@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import NamedTuple
 
 from adapterhub.sqlite_file import SqliteFile, SqliteReader
 
@@ -119,7 +120,16 @@ MIGRATIONS = (
     CREATE TABLE audit_cuts (last INTEGER NOT NULL PRIMARY KEY, hash TEXT NOT NULL, time REAL NOT NULL, mac TEXT NOT NULL)
         STRICT, WITHOUT ROWID
     """,
+    "CREATE TABLE upstream_cache (key TEXT PRIMARY KEY, size INTEGER NOT NULL, used REAL NOT NULL) STRICT, WITHOUT ROWID",
 )
+
+
+class Connections(NamedTuple):
+    """The connections of a process to its database: how many are open, how many of those idle, how many threads wait."""
+
+    open: int
+    idle: int
+    waiting: int
 
 
 class HubDatabase(SqliteFile):
@@ -127,6 +137,10 @@ class HubDatabase(SqliteFile):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / FILE, MIGRATIONS)
+
+    def connections(self) -> Connections | None:
+        """Return the connections to a server; None for a file, which has none."""
+        return None
 
 
 def hub_secret(database: HubDatabase) -> bytes:

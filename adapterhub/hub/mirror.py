@@ -91,6 +91,8 @@ def upstream(
     """
     name = "org/name"
     hint = "Write hf:// or hub+https://HOST"
+    if "@" in url:
+        raise UsageError(url.rpartition("@")[2][:200], "the address of a hub has no user and no password", hint)
     try:
         address = HubAddress.parse(f"{url if url.endswith('/') else f'{url}/'}{name}")
     except UsageError as error:

@@ -6,8 +6,10 @@ A base is used for another's adapter only if everybody may read it who may read 
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -40,11 +42,11 @@ _LIST_TTL, _MAX_LISTED = 30.0, 500  # seconds until models are looked for again,
 
 @dataclass(frozen=True)
 class WholeModel:
-    """A whole model of this hub, as its configs and headers describe it.
+    """A whole model of this hub, or one of the upstream that is kept here, as its configs and headers describe it.
 
     Attributes:
         name: Its name.
-        commit: The commit of its branch main.
+        commit: The commit of its branch main, or of what was asked for last.
         architecture: The class of its code; empty if its config names none.
         parameters: Numbers in all its tensors.
         size: Bytes of all its files.
@@ -55,6 +57,25 @@ class WholeModel:
     architecture: str
     parameters: int
     size: int
+    is_kept: bool = False
+
+
+class _Listing:
+    """A list of models, looked for again after half a minute by one thread, while the others get the earlier one."""
+
+    def __init__(self) -> None:
+        self._lock, self._until = threading.Lock(), 0.0
+        self._models: tuple[WholeModel, ...] | None = None
+
+    def get(self, find: Callable[[], Iterator[WholeModel]]) -> tuple[WholeModel, ...]:
+        """Return the models."""
+        if self._until < time.monotonic() and self._lock.acquire(blocking=self._models is None):
+            try:
+                if self._until < time.monotonic():
+                    self._models, self._until = tuple(find()), time.monotonic() + _LIST_TTL
+            finally:
+                self._lock.release()
+        return self._models or ()
 
 
 class ModelBases:
@@ -70,7 +91,7 @@ class ModelBases:
     def __init__(self, storage: Storage, workers: Workers, access: Access, upstream: UpstreamModels | None) -> None:
         self._storage, self._workers, self._access, self._upstream = storage, workers, access, upstream
         self._specs: LRUCache[BaseSpec | None] = LRUCache(_MAX_MODELS)
-        self._listed: tuple[float, tuple[WholeModel, ...]] = 0.0, ()
+        self._listed, self._kept = _Listing(), _Listing()
 
     def find(self, row: VersionRow, base: BaseInfo) -> BaseSpec | None:
         """Return the base model that a version names, if it is here or at the upstream; called in any thread."""
@@ -87,18 +108,36 @@ class ModelBases:
             return None
         return spec if spec and (not base.fingerprint or spec.fingerprint == base.fingerprint) else None
 
-    def uploaded_base(self, worker: Worker, row: VersionRow) -> BaseSpec | None:
-        """Return the base model that a version names, if it was uploaded here; no other hub is asked."""
+    def local_base(self, worker: Worker, row: VersionRow) -> BaseSpec | None:
+        """Return the base model that a version names, if it was uploaded or is kept here; no other hub is asked."""
         # Most versions name a base that is not here, which a look at its name tells.
-        if not row.base or commits.find_view(worker, row.base.lower()) is None:
+        if not row.base:
+            return None
+        is_uploaded = commits.find_view(worker, row.base.lower()) is not None
+        if not is_uploaded and (self._upstream is None or self._upstream.settings.mode != "cache"):
             return None
         manifest = worker.registry.adapter_manifest(row.digest)
         base = manifest.base if manifest else BaseInfo()
         try:
-            spec = self._uploaded(worker, base, row.name.partition("/")[0]) if base.repo else None
+            spec = self._uploaded(worker, base, row.name.partition("/")[0]) if is_uploaded and base.repo else None
+            spec = spec or self._kept_base(worker, base)
         except AdapterhubError:
             return None
         return spec if spec and (not base.fingerprint or spec.fingerprint == base.fingerprint) else None
+
+    def _kept_base(self, worker: Worker, base: BaseInfo) -> BaseSpec | None:
+        """Return the base that is kept of the upstream; None if it is not, or not as a whole."""
+        upstream = self._upstream
+        if not base.repo or upstream is None or not upstream.may_name(worker, base.repo):
+            return None
+        commit = upstream.kept_commit(base.repo, base.revision or MAIN)
+        return self._read_kept(upstream, base.repo, commit) if commit else None
+
+    def _read_kept(self, upstream: UpstreamModels, name: str, commit: str) -> BaseSpec | None:
+        try:
+            return self._specs.get(("upstream", name, commit), partial(upstream.read_kept_base, name, commit))
+        except AdapterhubError:
+            return None
 
     def _uploaded(self, worker: Worker, base: BaseInfo, namespace: str) -> BaseSpec | None:
         name = str(base.repo).lower()
@@ -136,11 +175,18 @@ class ModelBases:
 
     def uploaded_models(self, worker: Worker) -> tuple[WholeModel, ...]:
         """Return the whole models of the hub by name, as of the last half minute; the caller shows each to who may see it."""
-        until, listed = self._listed
-        if until < time.monotonic():
-            listed = tuple(self._find_models(worker))
-            self._listed = time.monotonic() + _LIST_TTL, listed
-        return listed
+        return self._listed.get(lambda: self._find_models(worker))
+
+    def kept_models(self) -> tuple[WholeModel, ...]:
+        """Return the whole models that are kept of the upstream, as of the last half minute; the caller shows them likewise."""
+        upstream = self._upstream
+        return self._kept.get(lambda: self._find_kept(upstream)) if upstream and upstream.settings.mode == "cache" else ()
+
+    def _find_kept(self, upstream: UpstreamModels) -> Iterator[WholeModel]:
+        for model in upstream.kept_models():
+            spec = self._read_kept(upstream, model.name, model.commit)
+            if spec and spec.tensors:
+                yield _described(model.name, model.commit, spec, model.size, is_kept=True)
 
     def _find_models(self, worker: Worker) -> Iterator[WholeModel]:
         count = 0
@@ -161,13 +207,9 @@ class ModelBases:
             return None
         if spec is None or not spec.tensors:
             return None
-        parameters = sum(_count(tensor.shape) for tensor in spec.tensors.values())
-        size = sum(size for _, size in commit.files.values())
-        return WholeModel(name, commit.id, spec.architecture or spec.model_type or "", parameters, size)
+        return _described(name, commit.id, spec, sum(size for _, size in commit.files.values()))
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _described(name: str, commit: str, spec: BaseSpec, size: int, *, is_kept: bool = False) -> WholeModel:
+    parameters = sum(math.prod(tensor.shape) for tensor in spec.tensors.values())
+    return WholeModel(name, commit, spec.architecture or spec.model_type or "", parameters, size, is_kept)

@@ -14,6 +14,7 @@ from adapterhub.http_server import binding, client_connections
 from .app import create_app
 from .people import oidc
 from .settings import HubSettings
+from .storage.from_settings import open_storage
 
 _log = logging.getLogger("adapterhub.hub")
 MOST_CONNECTIONS = 2048
@@ -34,6 +35,7 @@ def serve(settings: HubSettings, *, ready: Callable[[str], object]) -> None:
     check_binding(settings)
     if settings.provider:
         oidc.check(settings.provider)
+    open_storage(settings).close()  # what is wrong with it is an error here; in the startup of the server it is a traceback
     _reuse_memory()
     sock = binding.open_listener(settings.host, settings.port)
     server = make_server(settings)

@@ -143,15 +143,18 @@ class Webhooks:
         """Queue the events of a move. The move is already made, so an error here is only logged."""
         self._announce(entry.name, entry.seq)
 
-    def catch_up(self, names: Iterable[LogState]) -> None:
-        """Announce moves of these names made by killed processes, or by programs that announce nothing."""
+    def catch_up(self, names_in: Callable[[str], Iterable[LogState]]) -> None:
+        """Announce moves made by killed processes, or by programs that announce nothing.
+
+        `names_in` returns the names in a namespace: it is asked about those that have webhooks.
+        """
         # Added by an older hub that did not record it.
         self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())
         with self._database.snapshot():
             spaces = {namespace for (namespace,) in self._database.select("SELECT namespace FROM webhooks")}
             announced = dict(self._database.select("SELECT name, seq FROM announced")) if spaces else {}
-        for name in names if spaces else ():
-            if name.name.partition("/")[0] in spaces and name.seq > announced.get(name.name, 0):
+        for name in (name for space in sorted(spaces) for name in names_in(space)):
+            if name.seq > announced.get(name.name, 0):
                 self._announce(name.name, name.seq)
 
     def _announce(self, name: str, seq: int) -> None:

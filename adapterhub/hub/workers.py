@@ -135,6 +135,10 @@ class Workers:
         worker.registry.author = request_context.current().account
         return worker
 
+    def waiting(self) -> dict[str, int]:
+        """Return how much work waits for a thread of each pool."""
+        return {"requests": self._pool._work_queue.qsize(), "bodies": self._bodies._work_queue.qsize()}
+
     def close(self) -> None:
         """Wait for running work, and close the registries."""
         self._bodies.shutdown(cancel_futures=True)

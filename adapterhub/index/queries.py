@@ -86,9 +86,11 @@ def name(index: Index, name: str) -> LogState:
     return _name(matches[0]) if matches else LogState(name)
 
 
-def names(index: Index) -> list[LogState]:
-    """Return every name, including deleted ones, sorted."""
-    records = index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name", kinds=_NAME)
+def names(index: Index, namespace: str = "") -> list[LogState]:
+    """Return every name, including deleted ones, or those in a namespace, sorted."""
+    condition, values = ("WHERE name > ? || '/' AND name < ? || '0'", (namespace,) * 2) if namespace else ("", ())
+    sql = f"SELECT name, seq, head, number, deleted FROM names {condition} ORDER BY name"  # noqa: S608 - fixed text
+    records = index.select(sql, *values, kinds=_NAME)
     for name, *_ in records:
         # Names become paths of logs: one from a hostile file must not lead elsewhere.
         if not is_name(name):

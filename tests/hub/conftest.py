@@ -38,6 +38,14 @@ class Running:
         """The folder of its registry."""
         return self.settings.registry
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """The variables with which a command is about this hub."""
+        if not self.settings.database:
+            return {"ADAPTERHUB_REGISTRY": str(self.folder)}
+        places = {"ADAPTERHUB_DATABASE": self.settings.database, "ADAPTERHUB_BLOBS": self.settings.blobs}
+        return {**self.settings.environ, **places}
+
     def make_token(self, account: str, role: str, **more: Any) -> str:
         """A token of the hub."""
         with closing(open_database(self.settings)) as database:

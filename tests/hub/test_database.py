@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import access_tokens, accounts, admissions, sessions
 from adapterhub.hub.people.id_tokens import IdToken
 from adapterhub.sqlite_file import ConstraintError
+from adapterhub_converters.errors import RefusedError
 
+Opener = Callable[[], HubDatabase]
 UPSERT = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
 
 
@@ -23,6 +27,12 @@ def database(tmp_path: Path) -> Iterator[HubDatabase]:
     """An empty database."""
     with closing(HubDatabase(tmp_path)) as found:
         yield found
+
+
+@pytest.fixture
+def opener(tmp_path: Path) -> Opener:
+    """Opens the same database each time, as each process of a hub does."""
+    return lambda: HubDatabase(tmp_path)
 
 
 def test_every_value_comes_back_as_it_went_in(database: HubDatabase) -> None:
@@ -126,3 +136,74 @@ def test_statements_are_in_words_that_both_databases_know() -> None:
     folder = Path(module.__file__).parent
     for path in folder.rglob("*.py"):
         assert "INSERT OR " not in path.read_text().replace("`INSERT OR …`", ""), path
+
+
+def test_statements_name_their_columns_so_that_a_process_can_go_on_while_a_newer_one_adds_some() -> None:
+    insert = re.compile(r"INSERT INTO (\w+) (?!\()")
+    folder = Path(module.__file__).parent
+    found = {f"{path.name}: {match[0]}" for path in folder.rglob("*.py") for match in insert.finditer(path.read_text())}
+    assert found == set()
+
+
+def columns_at(version: int) -> dict[str, dict[str, str]]:
+    """The type of each column of each table, in a database of that version."""
+    with closing(sqlite3.connect(":memory:")) as scratch:
+        for script in module.MIGRATIONS[:version]:
+            scratch.executescript(script)
+        names = [name for (name,) in scratch.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")]
+        return {
+            name: {column: kind for _, column, kind, *_ in scratch.execute(f"PRAGMA table_info({name})")}
+            for name in names
+            if not name.startswith("sqlite_")
+        }
+
+
+def row_of(table: str, columns: dict[str, str], number: int) -> list[object]:
+    """A row that differs from those of other numbers, and whose references lead to the rows of that number."""
+    values: dict[str, object] = {"TEXT": f"text-{number}", "INTEGER": number, "REAL": number + 0.5, "BLOB": bytes([number, 0])}
+    return [values[kind] for kind in columns.values()]
+
+
+def insert_rows(database: HubDatabase, tables: dict[str, dict[str, str]], number: int) -> None:
+    """Insert one row into each table, as a process does that knows these tables and columns."""
+    for table, columns in tables.items():
+        marks = ", ".join("?" * len(columns))
+        database.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", *row_of(table, columns, number))
+
+
+@pytest.mark.parametrize("version", range(1, len(module.MIGRATIONS)))
+def test_a_database_of_each_earlier_version_is_upgraded_while_a_process_of_that_version_goes_on(
+    version: int, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, tables = columns_at(version), columns_at(len(module.MIGRATIONS))
+    later = "".join(module.MIGRATIONS[version:])
+    emptied = {table for table in earlier if f"DELETE FROM {table}" in later}
+    with ExitStack() as processes:
+        with monkeypatch.context() as older:
+            for place in ("hub.hub_database", "hub.storage.postgres"):
+                older.setattr(f"adapterhub.{place}.MIGRATIONS", module.MIGRATIONS[:version])
+            old = processes.enter_context(closing(opener()))
+        insert_rows(old, earlier, 1)
+        new = processes.enter_context(closing(opener()))
+        for table, columns in earlier.items():
+            rows = [] if table in emptied else [tuple(row_of(table, columns, 1))]
+            assert new.select(f"SELECT {', '.join(columns)} FROM {table}") == rows, table
+        # Both write and read the same tables from now on.
+        insert_rows(old, earlier, 2)
+        insert_rows(new, tables, 3)
+        for table, columns in earlier.items():
+            rows = [tuple(row_of(table, columns, number)) for number in (1, 2, 3)][table in emptied :]
+            for process in (old, new):
+                assert sorted(process.select(f"SELECT {', '.join(columns)} FROM {table}")) == rows, table
+
+
+def test_a_version_before_the_first_is_an_empty_database_and_a_later_one_is_refused(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(opener()):
+        pass
+    for place in ("hub.hub_database", "hub.storage.postgres"):
+        monkeypatch.setattr(f"adapterhub.{place}.MIGRATIONS", module.MIGRATIONS[:-1])
+    with pytest.raises(RefusedError, match="a newer adapterhub made it") as error:
+        opener()
+    assert error.value.code == "newer-version"

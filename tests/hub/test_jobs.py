@@ -49,14 +49,14 @@ _ORDERS = (("one", "other"), ("other", "one"))
 
 def test_the_job_of_a_process_that_was_killed_is_done_by_another_once_its_lease_is_over(database: HubDatabase) -> None:
     killed, jobs = Jobs(database), Jobs(database)
-    assert killed._claim("convert")
-    assert not jobs._claim("convert")
-    killed._extend("convert")
+    assert killed.try_claim("convert")
+    assert not jobs.try_claim("convert")
+    killed.extend("convert")
     database.execute("UPDATE jobs SET until = ?", time.time() - 1)
-    assert jobs._claim("convert")
-    killed._extend("convert")
-    killed._release("convert")
-    assert not killed._claim("convert")
+    assert jobs.try_claim("convert")
+    killed.extend("convert")
+    killed.release("convert")
+    assert not killed.try_claim("convert")
 
 
 def check_made_once(hubs: Sequence[Running], adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.hub import model_bases
 from adapterhub.ref import Ref
 from adapterhub_converters.formats import convert
 from tests.hub.conftest import Running, client, serving
@@ -103,8 +106,54 @@ def test_a_base_that_is_kept_of_the_upstream_needs_no_upstream(tmp_path: Path, a
         assert gguf_status(hub, "team/sql") == 200
 
 
+def verdict_of_peft(hub: Running, name: str) -> str:
+    """What the page of an adapter says about peft."""
+    page = Sending(hub.url).ask("GET", f"/{name}").data.decode()
+    return page.partition('<th scope="row">peft')[2].partition("</tr>")[0]
+
+
+def test_a_model_that_is_kept_of_the_upstream_is_on_the_page_of_bases_and_compared_with_adapters(
+    tmp_path: Path, away: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_bases, "_LIST_TTL", 0.0)
+    with hub_of(tmp_path / "hub", away.url) as hub:
+        wide = folders.adapter(tmp_path / "wide", folders.pairs(2, size=(16, 8)), base_model_name_or_path=BASE)
+        with hub.registry() as registry:
+            registry.push(wide, Ref("team/wide"))
+        assert ">applied<" in verdict_of_peft(hub, "team/wide")  # of a base that nobody has asked for, nothing is known
+        client(hub, tmp_path).hf_hub_download(BASE, "config.json", cache_dir=tmp_path / "config")
+        assert "kept of the upstream" not in Sending(hub.url).ask("GET", "/-/bases").data.decode()  # not as a whole
+        client(hub, tmp_path).snapshot_download(BASE, cache_dir=tmp_path / "cache")
+        page = Sending(hub.url).ask("GET", "/-/bases").data.decode()
+        assert all(text in page for text in ("kept of the upstream", BASE, "LlamaForCausalLM", ">1</a>"))
+        assert ">applied<" not in verdict_of_peft(hub, "team/wide")
+    # Without the upstream, and for nobody whom a namespace of this hub hides it from.
+    with hub_of(tmp_path / "hub", "http://127.0.0.1:9") as hub:
+        assert ">applied<" not in verdict_of_peft(hub, "team/wide")
+        assert "kept of the upstream" in Sending(hub.url).ask("GET", "/-/bases").data.decode()
+        client(hub, tmp_path).create_repo("org/other")
+        assert "kept of the upstream" not in Sending(hub.url).ask("GET", "/-/bases").data.decode()
+
+
 def test_no_base_of_a_namespace_of_this_hub_comes_from_the_upstream(tmp_path: Path, away: Running) -> None:
     with hub_of(tmp_path / "hub", away.url) as hub:
         client(hub, tmp_path).create_repo("org/other")
         push_adapter(hub, tmp_path / "sql", "team/sql")
         assert gguf_status(hub, "team/sql") == 400
+
+
+def test_of_threads_that_ask_for_the_models_at_once_one_reads_them() -> None:
+    listing, started, go, count = model_bases._Listing(), threading.Event(), threading.Event(), []
+
+    def find() -> Iterator[model_bases.WholeModel]:
+        count.append(1)
+        started.set()
+        go.wait(10)
+        yield model_bases.WholeModel("org/base", "", "", 1, 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(listing.get, find) for _ in range(4)]
+        started.wait(10)
+        go.set()
+        assert {answer.result()[0].name for answer in answers} == {"org/base"}
+    assert count == [1]

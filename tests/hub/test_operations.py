@@ -79,6 +79,28 @@ def test_metrics_count_by_the_template_of_a_route_and_name_nobody(filled: Runnin
     assert "team" not in text
 
 
+def test_metrics_tell_of_the_process_its_threads_and_what_is_queued(filled: Running) -> None:
+    with closing(HubDatabase(filled.folder)) as database:
+        database.execute(
+            "INSERT INTO webhooks (id, namespace, url, secret, private) VALUES (1, 'team', 'https://ci.example', '', 0)"
+        )
+        sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (1, '', '', ?, 'waiting', 0, '')"
+        database.execute(sql, 9e9)
+    text = get(filled, "/metrics").data.decode()
+    for line in (
+        "process_resident_memory_bytes ",
+        "process_cpu_seconds_total ",
+        "process_open_fds ",
+        'hub_work_waiting{threads="requests"} 0.0',
+        'hub_work_waiting{threads="bodies"} 0.0',
+        'hub_queued{queue="webhook deliveries"} 1.0',
+        'hub_queued{queue="renames"} 0.0',
+    ):
+        assert f"\n{line}" in text
+    assert "hub_database_connections" not in text  # a file has none
+    assert "hub_bucket" not in text
+
+
 def test_metrics_need_a_token_where_reading_does(tmp_path: Path) -> None:
     with serving(tmp_path / "closed", require_login=True) as hub:
         assert get(hub, "/metrics").status == 401

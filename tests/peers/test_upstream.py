@@ -16,7 +16,8 @@ from adapterhub.ref import Ref
 from tests.conftest import need_module
 from tests.hub.conftest import Running, client, serving
 from tests.hub.upstream.conftest import FILES, NAME, anonymous, hub_of, upload
-from tests.support import llama_server
+from tests.support import llama_server, vllm
+from tests.support.environments import unpacked_wheel
 from tests.support.hub_clients import HubClient, JavaScriptClient
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
@@ -136,3 +137,65 @@ def test_llama_cpp_downloads_a_model_of_the_upstream(tmp_path: Path, mode: str) 
         assert files["tiny-Q8_0.gguf"] in downloaded, result.stderr
         sent_tokens = [headers for _, _, headers in other.requests if "authorization" in headers]
         assert sent_tokens == []
+
+
+DIFFUSERS = """
+import sys
+from diffusers import DDPMPipeline
+print(DDPMPipeline.download(sys.argv[1], token=True))
+"""
+PIPELINE = {
+    "model_index.json": json.dumps(
+        {
+            "_class_name": "DDPMPipeline",
+            "_diffusers_version": "0.42.1",
+            "unet": ["diffusers", "UNet2DModel"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
+    ).encode(),
+    "scheduler/scheduler_config.json": b'{"_class_name": "DDPMScheduler"}',
+    "unet/config.json": b'{"_class_name": "UNet2DModel"}',
+    "unet/diffusion_pytorch_model.safetensors": FILES["model.safetensors"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_diffusers_downloads_a_pipeline_of_the_upstream(tmp_path: Path, mode: str) -> None:
+    for module in ("torch", "transformers"):
+        need_module(module)
+    with serving(tmp_path / "upstream") as upstream, hub_of(tmp_path / "hub", upstream.url, mode) as hub:
+        upload(upstream, tmp_path, "org/pipeline", PIPELINE)
+        folders = [str(unpacked_wheel("diffusers==0.42.1", "diffusers/")), os.environ.get("PYTHONPATH", "")]
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token}
+        environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(folders)}
+        command = [sys.executable, "-c", DIFFUSERS, "org/pipeline"]
+        result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr
+        folder = Path(result.stdout.splitlines()[-1])
+        assert {path: (folder / path).read_bytes() for path in PIPELINE} == PIPELINE
+
+
+VLLM = """
+import sys
+from pathlib import Path
+from vllm.model_executor.model_loader.weight_utils import download_weights_from_hf
+from vllm.transformers_utils.config import get_config
+name, cache = sys.argv[1:]
+assert get_config(name, trust_remote_code=False).model_type == "llama"
+print(download_weights_from_hf(name, cache, ["*.safetensors"]))
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vllm_downloads_the_config_and_the_weights_of_a_model_of_the_upstream(tmp_path: Path, mode: str) -> None:
+    files = {**FILES, "config.json": b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'}
+    with serving(tmp_path / "upstream") as upstream, hub_of(tmp_path / "hub", upstream.url, mode) as hub:
+        upload(upstream, tmp_path, NAME, files)
+        settings = {**vllm.environ(tmp_path), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+        command = [str(vllm.python()), "-c", VLLM, NAME, str(tmp_path / "weights")]
+        result = subprocess.run(
+            command, check=False, capture_output=True, text=True, env={**os.environ, **settings}, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+        folder = Path(result.stdout.splitlines()[-1])
+        assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]

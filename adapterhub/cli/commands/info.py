@@ -79,7 +79,10 @@ def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
     with _collecting_problems(problems):
         if shared := registry_choice.shared_hub(settings):
             # Not opened: that would ask the database.
-            chosen_by = f"${environment.DATABASE} and ${environment.BLOBS}"
+            variables = (environment.DATABASE, environment.BLOBS)
+            chosen_by = f"${environment.CONFIG}"
+            if all(map(os.environ.get, variables)):
+                chosen_by = " and ".join(f"${name}" for name in variables)
             return {"path": shared.location, "chosen_by": chosen_by, "exists": True, "adapters": None, "versions": None}
         path, document["chosen_by"] = registry_choice.chosen_registry(settings)
         document["path"] = str(path)

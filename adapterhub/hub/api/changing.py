@@ -80,6 +80,12 @@ def _expected_digest(request: Request) -> Digest | None:
     return present.strip('"') if present else None
 
 
+def _refuse_condition(request: Request) -> None:
+    """Refuse a condition on a request that keeps none, rather than change something that the client has not seen."""
+    if conditions := {"if-match", "if-none-match"}.intersection(request.headers.keys()):
+        raise UsageError("condition", "is kept for tags, versions and removals only", f"Leave {min(conditions)} out")
+
+
 # ---- versions
 
 
@@ -171,6 +177,7 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
 
 async def restore_tag(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/tags/{tag}/restore: point it where it pointed before its last move, or after the entry `seq`."""
+    _refuse_condition(request)
     await _begin(hub, request)
     seq = (await read_object(request, _MAX_BODY)).get("seq")
     if seq is not None and not json_file.is_integer(seq):
@@ -187,6 +194,7 @@ async def restore_tag(hub: Hub, request: Request) -> Response:
 
 async def protect(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/tags/{tag}/protection: forbid moving or removing a tag, or allow it again."""
+    _refuse_condition(request)
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
         ref = Ref(name, tag=_checked_tag(name, tag_of(request)))
@@ -200,6 +208,7 @@ async def protect(hub: Hub, request: Request) -> Response:
 
 async def deprecate(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}[/versions/{reference}]/deprecation: warn of a version or a name, or withdraw that."""
+    _refuse_condition(request)
     await _begin(hub, request)
     undo = request.method == "DELETE"
     message = "" if undo else _text(await read_object(request, _MAX_BODY), "message", "")
@@ -226,6 +235,7 @@ async def delete_name(hub: Hub, request: Request) -> Response:
 
 async def restore_name(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/restore: undo the removal of a name."""
+    _refuse_condition(request)
     identity, name = await _begin(hub, request, check_known)
 
     def work(worker: Worker) -> dict[str, Any]:

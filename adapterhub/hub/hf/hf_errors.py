@@ -56,8 +56,11 @@ class MovedError(Exception):
 
     def response(self, request: Request) -> Response:
         """Return a redirect to the same request under the new name."""
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(request.url.path.replace(f"/{self.old}", f"/{self.new}", 1) + query, 307)
+        query, path = f"?{request.url.query}" if request.url.query else "", request.url.path
+        # The name as the client wrote it, at its place in the path: other parts may be spelled like it.
+        name = "{namespace}/{repo}".format_map(request.path_params)
+        start = len(request.scope["route"].path.partition("{namespace}")[0])
+        return RedirectResponse(path[:start] + self.new + path[start + len(name) :] + query, 307)
 
 
 def error_response(status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None) -> Response:

@@ -148,6 +148,7 @@ def restore(file: Path, root: Path, progress: Progress = None) -> None:
             with closing(HubDatabase(new)) as database:
                 database.execute("DELETE FROM xet_epochs")  # clients would skip xorbs they sent to the old hub
                 database.execute("DELETE FROM devices")
+                database.execute("DELETE FROM upstream_cache")  # which another bucket lacks
     Registry.open(root).close()  # rebuilds registry.db from the logs
 
 

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: requests by route template, their times and bytes, uploads, versions, storage.
+"""Metrics for Prometheus: requests by route template, their times and bytes, uploads, versions, storage, the process.
 
 No label is the name of an adapter or an account: one tenant learns nothing about another, and the number of series is bounded.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -44,6 +44,7 @@ class Metrics:
         self.names = Gauge("hub_names", "Names that have versions.", **options)
         self.stored = Gauge("hub_stored_bytes", "Bytes of the distinct files of all versions.", **options)
         self.free = Gauge("hub_disk_free_bytes", "Bytes that are free on the disk of the store.", **options)
+        ProcessCollector(**options)
         self._paths = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
         self._labeled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._until = 0.0
@@ -73,7 +74,7 @@ class Metrics:
         if self._until < time.monotonic():
             self._until = time.monotonic() + _SUMS_TTL
             await hub.workers.run(self._sum)
-        return generate_latest(self.registry)
+        return await hub.workers.read(generate_latest, self.registry)
 
     def _sum(self, worker: Worker) -> None:
         totals = queries.registry_totals(worker.registry.index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.hub.hub_database import FILE as TABLES
@@ -13,6 +13,9 @@ from adapterhub.registry.registry import Registry
 from adapterhub.store.leases import ABANDONED, Lease
 from adapterhub.store.store import FOLDER, Store
 from adapterhub.store.store_files import StoreFiles, local_errors
+
+if TYPE_CHECKING:
+    from adapterhub.remotes.objects.bucket import Bucket
 
 
 class Storage:
@@ -49,6 +52,17 @@ class Storage:
         # Write for real: a disk may be full or mounted read-only.
         with self._files().temporary() as (_, file):
             file.write(b"x")
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """The bucket that the processes of a hub share; None without one."""
+        return None
+
+    def queue_lengths(self) -> dict[str, int]:
+        """Return how much is still to be done, by the kind of work."""
+        ((deliveries,),) = self.database.select("SELECT COUNT(*) FROM deliveries WHERE state = 'waiting'")
+        ((renames,),) = self.database.select("SELECT COUNT(*) FROM moves")
+        return {"webhook deliveries": deliveries, "renames": renames}
 
     def copy_tables(self, folder: Path) -> None:
         """Write the tables of the hub, as of one moment, to a hub.db in a folder."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from adapterhub.digest import Digest
-from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
+from adapterhub.hub.hub_database import MIGRATIONS, Connections, HubDatabase
 from adapterhub.hub.settings import address_without_credentials
 from adapterhub.sqlite_file import ConstraintError
 from adapterhub_converters import safe_regex
@@ -107,6 +107,11 @@ class PostgresDatabase(HubDatabase):
         self._pool.close()
 
     # ---- as HubDatabase
+
+    def connections(self) -> Connections | None:
+        """Return the connections of this process."""
+        stats = self._pool.get_stats()
+        return Connections(stats["pool_size"], stats["pool_available"], stats["requests_waiting"])
 
     def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """Return the rows of a query; repeat it once if the server has closed the connection meanwhile."""
@@ -240,6 +245,10 @@ class PostgresDatabase(HubDatabase):
         """Return entries without a copy in the bucket."""
         sql = "SELECT id, log, name, seq, entry FROM entries WHERE NOT copied ORDER BY id LIMIT ?"
         return [LogRow(*row) for row in self.select(sql, limit)]
+
+    def count_without_copy(self) -> int:
+        """Return how many entries have no copy in the bucket."""
+        return int(self.select("SELECT COUNT(*) FROM entries WHERE NOT copied")[0][0])
 
     def mark_copied(self, rows: Sequence[LogRow]) -> None:
         """Record that entries have been copied."""

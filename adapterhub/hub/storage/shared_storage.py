@@ -123,6 +123,10 @@ class SharedStorage(Storage):
         """Raise AdapterhubError unless the bucket answers and can be written to."""
         self._blobs.bucket.put_object(f"{TEMPORARY}/check", b"x")  # one key, which gc removes two days after the last check
 
+    def queue_lengths(self) -> dict[str, int]:
+        """Return how much is still to be done, by the kind of work."""
+        return {**super().queue_lengths(), "log entries without a copy": self.database.count_without_copy()}
+
     def copy_tables(self, folder: Path) -> None:
         """Write the tables of the hub, as of one moment, to a hub.db in a folder."""
         with self.database.snapshot(), closing(HubDatabase(folder)) as copy:

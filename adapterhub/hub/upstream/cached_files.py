@@ -20,11 +20,13 @@ from typing import BinaryIO
 
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.store.store_files import StoreFiles, local_errors
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.file_lock import try_lock
-from adapterhub_converters.errors import ConflictError, RefusedError
+from adapterhub_converters.errors import ConflictError, FormatError, RefusedError
 
 _FILES, _PARTS, _DOCUMENTS = "files", "parts", "documents"
 MAX_DOCUMENT = 32 << 20  # bytes
+_MAX_POINTER = 4096  # bytes of a document that tells the commit of a revision
 
 
 def key_of(file: GitFile) -> str:
@@ -120,7 +122,7 @@ class CachedFiles:
     # ---- documents
 
     def read_document(self, name: str) -> tuple[bytes, float] | None:
-        """Return a document and the seconds since it was written or renewed; None if it is not here."""
+        """Return a document and the seconds since it was written; None if it is not here."""
         path = self._document(name)
         with local_errors(path), suppress(FileNotFoundError):
             age = time.time() - self._files.status(path).st_mtime
@@ -132,10 +134,16 @@ class CachedFiles:
         with local_errors(self._document(name)):
             self._files.replace(self._document(name), data)
 
-    def renew_document(self, name: str) -> None:
-        """Set the time of a document to now."""
-        with local_errors(self._document(name)), suppress(FileNotFoundError):
-            self._files.touch(self._document(name))
+    def revisions(self, limit: int) -> list[tuple[str, str]]:
+        """Return the models and revisions whose commits are kept, those renewed last first."""
+        entries = [entry for entry in self._entries() if entry[2].parent.name == _DOCUMENTS and entry[1] <= _MAX_POINTER]
+        revisions = []
+        for _, _, path in sorted(entries, reverse=True)[:limit]:
+            with local_errors(path), suppress(FileNotFoundError, FormatError):
+                pointer = json_file.parse_object(self._files.read(path, _MAX_POINTER), path.name)
+                if isinstance(pointer.get("name"), str) and isinstance(pointer.get("revision"), str):
+                    revisions.append((pointer["name"], pointer["revision"]))
+        return revisions
 
     def _document(self, name: str) -> Path:
         return self._root / _DOCUMENTS / hashlib.sha256(name.encode()).hexdigest()

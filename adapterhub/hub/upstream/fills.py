@@ -3,6 +3,8 @@
 A client that waits longer than a few seconds for the first byte gives up, so large files are sent while they arrive. Their last
 bytes are held back until the digest of all is right: a client never gets a whole file whose bytes are wrong. What a killed
 process received is hashed again, and the rest is asked for.
+
+Of several processes that share a bucket, one receives a file from the upstream, and the others from it by way of the bucket.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from adapterhub.hub.git_objects import GitFile, new_object_hash
 from adapterhub.store.store_files import write_all
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .cached_files import CachedFiles, key_of
 from .model_client import ModelClient, open_range
+from .shared_files import PIECE_SIZE, ArrivingPieces, SharedFiles
 
 _log = logging.getLogger("adapterhub.hub")
 _THREADS = 4  # files fetched at a time
@@ -35,6 +39,7 @@ _MIN_RATE, _RATE_SECONDS = 20_000, 60.0  # bytes per second that a download has,
 _MAX_REQUESTS = 50  # for one file, if the connection is cut again and again
 _BAD_TTL = 60.0  # seconds in which a file whose bytes were wrong is not fetched again
 _FULL_TTL = 30.0  # seconds in which nothing is kept after a write has failed
+_FOLLOW_SECONDS = 0.25  # between looks for the next piece of a file that another process fetches
 _MAX_BAD = 10_000  # files remembered because their bytes were wrong
 
 
@@ -94,18 +99,24 @@ class Fills:
     Args:
         client: A client of the upstream.
         cached: Where files are kept.
+        shared: Where the processes of a hub keep them for each other; None for a hub in one folder.
+
+    Attributes:
+        received_bytes: The bytes that came from the upstream.
     """
 
-    def __init__(self, client: ModelClient, cached: CachedFiles) -> None:
-        self._client, self._cached = client, cached
+    def __init__(self, client: ModelClient, cached: CachedFiles, shared: SharedFiles | None = None) -> None:
+        self._client, self._cached, self._shared = client, cached, shared
+        self.received_bytes = 0
         self._pool = ThreadPoolExecutor(_THREADS, "hub-upstream-file")
         self._running: dict[str, Fill] = {}
         self._bad: dict[str, float] = {}
         self._full_until = 0.0
-        self._room = threading.Lock()
+        self._room, self._stopping = threading.Lock(), threading.Event()
 
     def close(self) -> None:
         """Wait for the downloads, which the client has been told to stop."""
+        self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
     def was_wrong(self, file: GitFile) -> bool:
@@ -162,20 +173,65 @@ class Fills:
                 fill.advance(size)
                 if not self._cached.make_room(fill.file.size - size + others):
                     raise NotKeptError(location, "does not fit beside what is being fetched")
+            arrival = _Arrival(fill, part, state, location)
             try:
-                self._receive(fill, part, state, url, location)
+                if self._shared:
+                    self._receive_shared(self._shared, arrival, url)
+                else:
+                    self._receive(arrival, url)
                 self._cached.keep(fill.key, part)
             except IntegrityError:
                 self._cached.discard(fill.key)
                 raise
 
-    def _receive(self, fill: Fill, part: BinaryIO, state: hashlib._Hash, url: str, location: str) -> None:
-        """Receive the rest of a file, and compare its digest.
+    def _receive_shared(self, shared: SharedFiles, arrival: _Arrival, url: str) -> None:
+        """Receive the rest of a file as `_receive` does, in one process of the hub; in the others from that."""
+        fill = arrival.fill
+        while not shared.claim(fill.key):
+            if self._follow(shared, arrival):
+                return
+        try:
+            if shared.size(fill.key) == fill.file.size:
+                _copy_whole(shared, arrival)
+                return
+            pieces = shared.sharing(fill.key, arrival.part)
+            try:
+                self._receive(arrival, url, pieces)
+                if not shared.keep(fill.key, arrival.part, fill.file.size):
+                    _log.warning("the bucket does not keep a file of the upstream: %s", printable(arrival.location))
+            finally:
+                pieces.remove()
+        finally:
+            shared.release(fill.key)
+
+    def _follow(self, shared: SharedFiles, arrival: _Arrival) -> bool:
+        """Receive a file that another process fetches; return False if that process has given up."""
+        fill = arrival.fill
+        while fill.written < fill.file.size:
+            number, offset = divmod(fill.written, PIECE_SIZE)
+            if shared.size(fill.key) == fill.file.size:
+                _copy_whole(shared, arrival)
+                return True
+            if piece := shared.read_piece(fill.key, number):
+                arrival.add(piece[offset:])
+            elif not shared.is_fetched(fill.key):
+                return False
+            elif self._stopping.wait(_FOLLOW_SECONDS):
+                raise RemoteError(arrival.location, "the hub is stopping")
+        arrival.check_digest()
+        return True
+
+    def _receive(self, arrival: _Arrival, url: str, pieces: ArrivingPieces | None = None) -> None:
+        """Receive the rest of a file from the upstream, and compare its digest.
+
+        Args:
+            pieces: Shares it with other processes while it arrives.
 
         Raises:
             IntegrityError: The upstream sends other bytes than it lists.
             RemoteError: It does not answer, or is too slow.
         """
+        fill, location = arrival.fill, arrival.location
         buffer, requests, pace = memoryview(bytearray(_PIECE_SIZE)), 0, Pace(location)
         while fill.written < fill.file.size:
             requests += 1
@@ -184,17 +240,47 @@ class Fills:
                     while count := body.readinto(buffer):
                         if fill.written + count > fill.file.size:
                             raise wrong_bytes(location)
-                        state.update(buffer[:count])
-                        write_all(part, bytes(buffer[:count]))
+                        arrival.add(buffer[:count])
+                        self.received_bytes += count
                         pace.add(count)
-                        fill.advance(fill.written + count)
+                        if pieces:
+                            pieces.advance(fill.written)
                 if fill.written < fill.file.size:
                     raise IntegrityError(location, f"the upstream has {fill.written:,} bytes of it, not {fill.file.size:,}")
             except TruncatedBodyError:
                 if requests >= _MAX_REQUESTS:
                     raise
-        if state.hexdigest() != (fill.file.lfs or fill.file.oid):
-            raise wrong_bytes(location)
+        arrival.check_digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """What a thread writes a file to, with the hash of the bytes that it has, and its name in errors."""
+
+    fill: Fill
+    part: BinaryIO
+    state: hashlib._Hash
+    location: str
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self.state.update(data)
+        write_all(self.part, bytes(data))
+        self.fill.advance(self.fill.written + len(data))
+
+    def check_digest(self) -> None:
+        """Raise IntegrityError unless the bytes are those of the file."""
+        if self.state.hexdigest() != (self.fill.file.lfs or self.fill.file.oid):
+            raise wrong_bytes(self.location)
+
+
+def _copy_whole(shared: SharedFiles, arrival: _Arrival) -> None:
+    """Receive the rest of a file that is whole in the bucket."""
+    fill, buffer = arrival.fill, memoryview(bytearray(CHUNK))
+    with shared.stream(fill.key, fill.file.size, fill.written) as readinto:
+        while fill.written < fill.file.size and (count := readinto(buffer)):
+            arrival.add(buffer[: min(count, fill.file.size - fill.written)])
+    arrival.check_digest()
 
 
 class Pace:

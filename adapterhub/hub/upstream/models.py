@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -26,6 +26,7 @@ from adapterhub.hub.settings import ModelUpstream
 from adapterhub.hub.stored_model import StoredModel
 from adapterhub.hub.workers import Worker, Workers
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .cached_files import CachedFiles, key_of
 from .file_responses import FillResponse, PassedResponse
@@ -33,6 +34,8 @@ from .fills import Fill, Fills
 from .listing_cache import CheckedListing, ListingCache
 from .model_client import ModelClient, file_url, open_range
 from .model_listing import ModelListing
+from .shared_documents import SharedDocuments
+from .shared_files import SharedFiles
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -44,7 +47,18 @@ _LISTING_PATIENCE = 5.0  # seconds that readers of a branch that is kept wait fo
 _PATIENCE = 2.0  # seconds until a large file is sent while it arrives
 _SMALL, _SMALL_PATIENCE = 8 << 20, 60.0  # bytes of a file that is sent once it is whole, and the seconds that may take
 _MAX_AHEAD = 64 << 20  # bytes that a client waits for; a range beyond is asked of the upstream
+_TOKENIZER = "tokenizer.json"
+_MAX_KEPT = 500  # models that are listed
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """A model of which a commit is known here, with the bytes of all its files, here or not."""
+
+    name: str
+    commit: str
+    size: int
 
 
 class UpstreamModels:
@@ -55,15 +69,35 @@ class UpstreamModels:
         folder: Where they are kept.
         workers: Threads of this hub.
         access: Who may read.
+        shared: Where the processes of a hub keep files for each other; None for a hub in one folder.
+        max_copies: Bytes of copies in the folder, if they are shared elsewhere.
+
+    Attributes:
+        reads: How many reads of files were answered from where: this folder, the bucket, the upstream with the file kept
+            (`fetched`), or without (`passed`).
     """
 
-    def __init__(self, upstream: ModelUpstream, folder: Path, workers: Workers, access: Access) -> None:
+    def __init__(
+        self,
+        upstream: ModelUpstream,
+        folder: Path,
+        workers: Workers,
+        access: Access,
+        *,
+        shared: SharedFiles | None = None,
+        max_copies: int = 0,
+    ) -> None:
         self.settings = upstream
-        self._workers, self._access = workers, access
-        self.cached = CachedFiles(folder, upstream.max_bytes)
+        self._workers, self._access, self._shared = workers, access, shared
+        self.cached = (
+            SharedDocuments(folder, min(upstream.max_bytes, max_copies), shared)
+            if shared
+            else CachedFiles(folder, upstream.max_bytes)
+        )
+        self.reads = dict.fromkeys(("folder", "bucket", "fetched", "passed"), 0)
         self._client = ModelClient.of(upstream)
         self._listings = ListingCache(upstream, self._client, self.cached)
-        self._fills = Fills(self._client, self.cached)
+        self._fills = Fills(self._client, self.cached, shared)
         # What is here is read in threads of the hub, so that an upstream that hangs holds up nobody who can have it.
         self._pool = ThreadPoolExecutor(_THREADS, "hub-upstream")
         self._passing = ThreadPoolExecutor(_THREADS, "hub-upstream-pass")
@@ -78,11 +112,26 @@ class UpstreamModels:
         self._passing.shutdown(cancel_futures=True)
         self._client.close()
 
+    # ---- for metrics
+
+    @property
+    def received_bytes(self) -> int:
+        """The bytes of files that came from the upstream and were kept."""
+        return self._fills.received_bytes
+
+    def kept_bytes(self) -> int:
+        """Return the bytes of everything that is kept, in the bucket if there is one."""
+        return (self._shared or self.cached).total()
+
     # ---- whose a name is
 
     async def has_name(self, identity: Identity | None, name: str) -> bool:
         """Return whether a name may be one of the upstream, for this client; nothing is asked there."""
         return self._is_allowed(name) and await self._workers.run(self._may_ask, identity, name.lower())
+
+    def may_show(self, worker: Worker, identity: Identity | None, name: str) -> bool:
+        """Return whether a client may be told that a model of the upstream is kept here."""
+        return self._is_allowed(name) and self._may_ask(worker, identity, name.lower())
 
     def may_name(self, worker: Worker, name: str) -> bool:
         """Return whether a name of a base model may be told to the upstream."""
@@ -155,19 +204,61 @@ class UpstreamModels:
         from adapterhub_converters.bases import hub_layout, read_files
 
         listing = self._listings.find(name, revision).listing
-        needed = [file for file in listing.files.values() if "/" not in file.path and file.path.endswith(_BASE_FILES)]
-        files = {file.path: (file.digest, file.size) for file in needed}
-        model = StoredModel(name, files, lambda path: self._open(listing.files[path]))
+        needed = _base_files(listing)
+        model = self._model(listing, needed)
         main = model.main_file()
         if main is None:
             raise NotFoundError(name, "is no base model")
-        if all(self.cached.has_whole(key_of(file)) for file in needed):
+        if all(map(self._has, needed)):
             return hub_layout.with_repo(read_files(model, main), name, listing.commit)
         token = self.settings.token if self.settings.mode == "cache" else None
         hub = HuggingFace(self.settings.endpoint, token, self.settings.proxy)
         from adapterhub.bases import remote_base  # numpy, which the start of a hub does without
 
         return remote_base.read_url(f"{SCHEME}{name}@{listing.commit}{'/' if main else ''}{main}", hub, pauses=(0.5,))
+
+    # ---- what is kept here
+
+    def kept_models(self) -> list[KeptModel]:
+        """Return the models whose branches and tags are kept here, those asked for last first, each at its newest commit."""
+        models: dict[str, KeptModel] = {}
+        for name, revision in self.cached.revisions(_MAX_KEPT):
+            with suppress(NotFoundError):
+                if name not in models and (cached := self._listings.cached_listing(name, revision)):
+                    models[name] = KeptModel(name, cached[0].commit, sum(file.size for file in cached[0].files.values()))
+        return list(models.values())
+
+    def kept_commit(self, name: str, revision: str) -> str:
+        """Return the commit of a model that is kept here; empty if its listing is not. The upstream is not asked."""
+        with suppress(NotFoundError):
+            cached = self._listings.cached_listing(name, revision)
+            return cached[0].commit if cached else ""
+        return ""
+
+    def read_kept_base(self, name: str, commit: str) -> BaseSpec:
+        """Return the description of a model all of whose weights are kept here, without the upstream.
+
+        Raises:
+            NotFoundError: Not all of them are, or it is no base.
+        """
+        from adapterhub_converters.bases import hub_layout, read_files
+
+        cached = self._listings.cached_listing(name, commit)
+        listed = _base_files(cached[0]) if cached else []
+        # Programs leave out what they do not need; of the tokenizer, only the digest in the listing is read.
+        files = [file for file in listed if file.path == _TOKENIZER or self._has(file)]
+        weights = [file for file in listed if file.path.endswith(".safetensors")] or [
+            file for file in listed if file.path.endswith(".gguf")
+        ]
+        model = self._model(cached[0], files) if cached and weights and {*weights} <= {*files} else None
+        main = model.main_file() if model else None
+        if model is None or main is None:
+            raise NotFoundError(name, "is not kept as a whole")
+        return hub_layout.with_repo(read_files(model, main), name, commit)
+
+    def _model(self, listing: ModelListing, files: Iterable[GitFile]) -> StoredModel:
+        sizes = {file.path: (file.digest, file.size) for file in files}
+        return StoredModel(listing.name, sizes, lambda path: self._open(listing.files[path]))
 
     # ---- files
 
@@ -184,7 +275,14 @@ class UpstreamModels:
         if self._fills.was_wrong(file):
             range_header = None  # a client may have the first of the wrong bytes, and must not add right ones
         if not file.size or await self._workers.read(self.cached.has_whole, key):
+            self.reads["folder"] += 1
             return self._whole(file, headers, range_header)
+        # A small one is copied here, by a download from there.
+        if self._shared and file.size > _SMALL and await self._workers.read(self._shared.size, key) == file.size:
+            self.reads["bucket"] += 1
+            address = partial(self._shared.address, key, file.size)
+            opened = partial(self._shared.open, key)
+            return BlobResponse(self._workers, opened, file.size, headers, range_header=range_header, address=address)
         try:
             start = (parse_range(range_header, file.size) or (0, 0))[0]
         except RangeError:
@@ -194,11 +292,14 @@ class UpstreamModels:
             fill = self._fills.start(file, url, location)
             await self._wait(fill)
             if fill.is_whole:
+                self.reads["fetched"] += 1
                 return self._whole(file, headers, range_header)
             if fill.has_begun and start <= fill.readable + _MAX_AHEAD:
+                self.reads["fetched"] += 1
                 return FillResponse(self._workers, self.cached, fill, headers, range_header)
         except (LocalIOError, ConflictError):
             pass  # it cannot be kept now
+        self.reads["passed"] += 1
         open_body = partial(open_range, self._client, url, location, size=file.size)
         return PassedResponse(self._workers, file, headers, range_header, pool=self._passing, open_body=open_body)
 
@@ -214,11 +315,17 @@ class UpstreamModels:
         if fill.error:
             raise fill.error
 
+    def _has(self, file: GitFile) -> bool:
+        key = key_of(file)
+        return not file.size or self.cached.has_whole(key) or (self._shared is not None and self._shared.size(key) == file.size)
+
     def _whole(self, file: GitFile, headers: Mapping[str, str], range_header: str | None) -> BlobResponse:
         return BlobResponse(self._workers, partial(self._open, file), file.size, headers, range_header=range_header)
 
     def _open(self, file: GitFile) -> BinaryIO:
         opened = self.cached.open_whole(key_of(file))
+        if opened is None and self._shared and self._shared.size(key_of(file)) == file.size:
+            return self._shared.open(key_of(file))
         if opened is None:
             raise RemoteError(file.path, "it was removed to make room; ask again")
         return opened
@@ -227,6 +334,11 @@ class UpstreamModels:
         # The copied context carries `request_context` into the thread.
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(context.run, work, *args))
+
+
+def _base_files(listing: ModelListing) -> list[GitFile]:
+    """Return the files of a model that describe it as a base."""
+    return [file for file in listing.files.values() if "/" not in file.path and file.path.endswith(_BASE_FILES)]
 
 
 def is_model_name(name: str) -> bool:

@@ -153,7 +153,7 @@ def _choices(fields: Mapping[str, str], facets: Mapping[str, Mapping[str, int]])
 
 @dataclass(frozen=True)
 class BasesPage(Page):
-    """The bases of the adapters here, with the number of adapters, and the whole models here."""
+    """The bases of the adapters here, with the number of adapters, and the whole models here, uploaded or kept."""
 
     bases: Mapping[str, int]
     models: Sequence[WholeModel]
@@ -184,7 +184,12 @@ def bases_page(page_request: PageRequest, worker: Worker) -> Page:
             _facet_counts(
                 page_request, worker, Query(without=page_request.hub.hidden_names(worker, page_request.who))
             ).facets.get("base", {}),
-            [model for model in hub.model_bases.uploaded_models(worker) if page_request.may_read(worker, model.name)],
+            [model for model in hub.model_bases.uploaded_models(worker) if page_request.may_read(worker, model.name)]
+            + [
+                model
+                for model in hub.model_bases.kept_models()
+                if hub.upstream and hub.upstream.may_show(worker, page_request.who, model.name)
+            ],
         )
     query = Query(
         facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden_names(worker, page_request.who)

@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote
 
 from markupsafe import Markup, escape
 
+from . import footnotes
+
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.renderer import RendererHTML
@@ -24,9 +26,11 @@ _ATTRIBUTES = {
     "a": {"href", "title"},
     "div": {"align", "class", "tabindex", "role", "aria-label"},
     "img": {"src", "alt", "title", "width", "height"},
+    "li": {"id"},
     "ol": {"start"},
     "p": {"align"},
     "pre": {"tabindex"},
+    "sup": {"id"},
 }
 _ALIGNMENTS = ("left", "center", "right")
 # A card with more of these shows its HTML as text: the time of the sanitizer grows with the square of the depth.
@@ -50,8 +54,10 @@ def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
     """
     import nh3  # imported late, like markdown_it: many hubs serve only programs
 
-    env = {"files": files, "where": folder_url}
-    html = _parser(with_html=text.count(_MARKUP) <= _MAX_MARKUP).render(text, env)
+    env: dict[str, Any] = {"files": files, "where": folder_url}
+    parser = _parser(with_html=text.count(_MARKUP) <= _MAX_MARKUP)
+    html = parser.render(text, env)
+    html += footnotes.notes(parser, env)
     clean = nh3.clean(
         html,
         tags=_TAGS,
@@ -70,6 +76,8 @@ def _checked_attribute(env: Mapping[str, Any], tag: str, name: str, value: str) 
     if name == "src":
         path = unquote(value).removeprefix(f"{env['where']}/").removeprefix("./")
         return _address(env, path) if path in env["files"] and path.lower().endswith(_IMAGES) else None
+    if name == "id":
+        return value if footnotes.is_id(value) else None
     if name == "align":
         return value if value in _ALIGNMENTS else None
     if tag == "div":
@@ -84,6 +92,7 @@ def _parser(*, with_html: bool) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": with_html}).enable(["table", "strikethrough"])
+    footnotes.enable(parser)
     parser.add_render_rule("image", _image)
     parser.add_render_rule("heading_open", _heading)
     parser.add_render_rule("heading_close", _heading)

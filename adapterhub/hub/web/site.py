@@ -72,8 +72,8 @@ class Site:
         self.slow = Workers(hub.storage, 1)
 
     def facts_of(self, worker: Worker, row: VersionRow) -> Facts:
-        """Return what is read from the bytes of a version, and of its base if that was uploaded here."""
-        base = self.hub.model_bases.uploaded_base(worker, row)
+        """Return what is read from the bytes of a version, and of its base if that was uploaded or is kept here."""
+        base = self.hub.model_bases.local_base(worker, row)
         key = row.digest, base.fingerprint if base else None
         return self.facts.get(key, lambda: facts.read(worker, row, base))
 

@@ -26,6 +26,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.containers.atomic import sync_to_disk
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .object_address import BUCKET_WORDS, ObjectAddress
 
@@ -61,10 +62,19 @@ class ExclusiveCreateUnsupported(Exception):  # noqa: N818 - not seen outside th
     """The store reports that it cannot create exclusively."""
 
 
+@dataclass(slots=True)
+class BucketCounts:
+    """How many requests were made, and how many failed after all retries."""
+
+    requests: int = 0
+    failures: int = 0
+
+
 class Bucket:
     """The objects below one prefix or folder.
 
     Attributes:
+        counts: The requests so far; an object that is missing is no failure.
         location: Its name in errors.
         endpoint: The server; empty for a folder.
     """
@@ -77,6 +87,7 @@ class Bucket:
         self._retries = retries
         self._store: Any = None
         self._streaming: Any = None
+        self.counts = BucketCounts()
 
     def close(self) -> None:
         """Close the connections."""
@@ -126,7 +137,7 @@ class Bucket:
                 raise NotFoundError(location, "no such blob", "Ask its owner") from error
         if answer.meta["size"] != size:
             raise IntegrityError(location, f"the store has {answer.meta['size']} bytes of it, not {size}", "Ask its owner")
-        reader = _ChunkReader(iter(answer.stream(1)), location, lambda: self._retryable_errors(location))
+        reader = _ChunkReader(iter(answer.stream(1)), location, lambda: self._retryable_errors(location, 0))
         bytes_to_skip = start - answer_start
         while bytes_to_skip and (count := reader.readinto(memoryview(bytearray(min(bytes_to_skip, CHUNK))))):
             bytes_to_skip -= count
@@ -137,7 +148,7 @@ class Bucket:
         self._check_regular(key)
         with self._errors(key) as obstore:
             return _SeekableObject(
-                obstore.open_reader(self._object_store(), key, buffer_size=_READ_AHEAD), lambda: self._errors(key)
+                obstore.open_reader(self._object_store(), key, buffer_size=_READ_AHEAD), lambda: self._errors(key, 0)
             )
 
     def objects(self, prefix: str) -> Iterator[tuple[str, int, float]]:
@@ -253,23 +264,25 @@ class Bucket:
         return self._streaming
 
     @contextmanager
-    def _errors(self, key: str) -> Iterator[Any]:
-        """Provide obstore, with its exceptions turned into ours."""
+    def _errors(self, key: str, requests: int = 1) -> Iterator[Any]:
+        """Provide obstore, with its exceptions turned into ours, and count requests."""
         import obstore
 
+        self.counts.requests += requests
         try:
             yield obstore
         except FileNotFoundError as error:
             self._raise_if_no_bucket(error)
             raise NotFoundError(f"{self.location}/{key}", "no such object") from error
         except obstore.exceptions.BaseError as error:
+            self.counts.failures += 1
             raise self._error_for(error) from error
 
     @contextmanager
-    def _retryable_errors(self, location: str) -> Iterator[Any]:
+    def _retryable_errors(self, location: str, requests: int = 1) -> Iterator[Any]:
         """Provide obstore as `_errors` does, with a TruncatedBodyError for a failure that another request may not meet."""
         try:
-            with self._errors("") as obstore:
+            with self._errors("", requests) as obstore:
                 yield obstore
         except RemoteError as error:
             if isinstance(error, _DeniedError):

@@ -127,6 +127,15 @@ def test_a_condition_that_cannot_be_kept_is_refused(writer: Tenant, headers: dic
     assert writer.get(url).status_code == 404
 
 
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+def test_no_change_ignores_a_condition(team: Running, writer: Tenant, method: str, path: str, body: Any) -> None:
+    url = f"{API}/names/team/sql/{path}".rstrip("/")
+    answer = writer.request(method, url, json=body, headers={"if-match": f'"sha256:{"0" * 64}"'})
+    assert answer.status_code in (400, 412)
+    with team.registry() as registry:
+        assert [entry.op for entry in registry.log(Ref("team/sql"))] == ["push", "push"]
+
+
 def test_private_names_are_in_no_answer(team: Running, reader: Tenant) -> None:
     owner = Tenant(team, "secret")
     with team.registry() as registry:
@@ -151,7 +160,7 @@ def test_private_names_are_in_no_answer(team: Running, reader: Tenant) -> None:
 
 
 def test_the_removal_of_a_parent_does_not_name_a_child_that_is_hidden(team: Running, writer: Tenant, run: Run) -> None:
-    run("push", "team/sql:v1", "secret/child", "--to", "peft", "--registry", team.folder)
+    run("push", "team/sql:v1", "secret/child", "--to", "peft", env=team.environ)
     hide(team, "secret/child")
     for path in ("/api/repos/delete", f"{API}/names/team/sql"):
         refused = writer.request("DELETE", path, json={"name": "team/sql"})
@@ -288,6 +297,10 @@ def test_a_renamed_name_leads_to_the_new_one(writer: Tenant) -> None:
     writer.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
     shown = writer.get(f"{API}/names/team/sql/versions/v1")
     assert (shown.status_code, shown.headers["location"]) == (307, f"{API}/names/team/new/versions/v1")
+    # However the old name is spelled, and wherever else in the path something is spelled like it.
+    for url in ("/{}/resolve/main/team/sql", "/api/models/{}/tree/main/team/sql?recursive=1"):
+        moved = writer.get(url.format("Team/SQL"))
+        assert (moved.status_code, moved.headers.get("location")) == (307, url.format("team/new"))
     refused = writer.request("PUT", f"{API}/names/team/sql/tags/x", json={"reference": "v1"})
     assert (refused.status_code, refused.json()["what"]) == (400, "was moved to team/new")
 

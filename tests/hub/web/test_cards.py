@@ -13,7 +13,7 @@ ALLOWED = {"a", "blockquote", "br", "code", "em", "h3", "h4", "h5", "h6", "hr", 
 ALLOWED |= {"div", "table", "tbody", "td", "th", "thead", "tr", "ul"}
 ALLOWED |= {"b", "center", "details", "i", "kbd", "sub", "summary", "sup"}
 ATTRIBUTES = {"href", "title", "rel", "src", "alt", "start", "tabindex", "role", "aria-label", "class"}
-ATTRIBUTES |= {"align", "width", "height"}
+ATTRIBUTES |= {"align", "width", "height", "id"}
 
 REL = 'rel="noopener noreferrer nofollow ugc"'
 PIECES = [
@@ -38,6 +38,9 @@ PIECES = [
     "\n",
     "#",
     "<!--",
+    "[^1]",
+    "[^1]: ",
+    '<li id="x">',
 ]
 
 

@@ -12,6 +12,7 @@ from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
 from adapterhub.hub.storage.postgres import PostgresDatabase
 from adapterhub_converters.errors import RemoteError, UsageError
 from tests.hub.test_database import *  # noqa: F403 - the contract
+from tests.hub.test_database import Opener
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.peer
@@ -28,6 +29,12 @@ def database(url: str) -> Iterator[HubDatabase]:
     """The tables of a hub in PostgreSQL."""
     with closing(PostgresDatabase(url)) as found:
         yield found
+
+
+@pytest.fixture
+def opener(url: str) -> Opener:
+    """Opens the same database each time, as each process of a hub does."""
+    return lambda: PostgresDatabase(url)
 
 
 def test_a_second_process_finds_what_the_first_one_made(url: str, postgres: Postgres) -> None:

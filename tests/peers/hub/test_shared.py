@@ -302,3 +302,14 @@ def test_a_process_is_ready_as_long_as_its_bucket_takes_writes(opened: Open) -> 
     storage._blobs.bucket = open_bucket("s3://bucket/away", AWAY)
     storage._blobs.bucket._retries = 0  # or it waits for minutes
     assert [check.state for check in health.checks(storage)] == ["ok", "error", "ok"]
+
+
+def test_metrics_tell_of_the_connections_and_the_bucket(tmp_path: Path, places: dict[str, Any]) -> None:
+    with serving(tmp_path / "hub", **places) as running:
+        urllib.request.urlopen(f"{running.url}/ready").close()  # writes to the bucket
+        with urllib.request.urlopen(f"{running.url}/metrics") as answer:
+            numbers = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+    assert float(numbers['hub_database_connections{state="used"}']) + float(numbers['hub_database_connections{state="idle"}'])
+    assert float(numbers["hub_database_waiting"]) == 0
+    assert (float(numbers["hub_bucket_requests_total"]) > 0, float(numbers["hub_bucket_failures_total"])) == (True, 0)
+    assert float(numbers['hub_queued{queue="log entries without a copy"}']) == 0

@@ -7,19 +7,21 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import environment, output, registry_choice
-from adapterhub.cli.options import Command, Settings
+from adapterhub.cli.configured_command import ConfiguredCommand
+from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
 
 @click.command(
     "start",
-    cls=Command,
+    cls=ConfiguredCommand,
     short_help="Start the hub.",
     example="""
     adapterhub hub start
     adapterhub hub start --host 0.0.0.0 --behind-proxy --require-login --url https://hub.example
     adapterhub hub start --url https://hub.example --oidc-issuer https://login.example --oidc-client hub
-    adapterhub hub start --database postgresql://hub@db.example/hub --blobs s3://bucket/hub""",
+    adapterhub hub start --database postgresql://hub@db.example/hub --blobs s3://bucket/hub
+    adapterhub hub start --config /etc/adapterhub/hub.toml""",
 )
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option(
@@ -32,8 +34,8 @@ from adapterhub_converters.errors import UsageError
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
-@click.option("--database", metavar="URL", help="PostgreSQL that several processes share. [default: $ADAPTERHUB_DATABASE]")
-@click.option("--blobs", metavar="URL", help="Bucket that they share, like s3://BUCKET/PREFIX. [default: $ADAPTERHUB_BLOBS]")
+@click.option("--database", metavar="URL", help="PostgreSQL that several processes share.")
+@click.option("--blobs", metavar="URL", help="Bucket that they share, like s3://BUCKET/PREFIX.")
 @click.option("--proxy-blobs", is_flag=True, help="Send blobs through the hub, for clients that cannot reach the bucket.")
 @click.option("--cache", metavar="GB", type=click.FloatRange(0), default=10, show_default=True, help="Copies of blobs to keep.")
 @click.option(
@@ -63,7 +65,6 @@ from adapterhub_converters.errors import UsageError
 @click.option(
     "--upstream",
     metavar="URL",
-    envvar="ADAPTERHUB_UPSTREAM",
     help="Answer for models that are not here with those of hf:// or hub+https://HOST.",
 )
 @click.option(
@@ -71,14 +72,12 @@ from adapterhub_converters.errors import UsageError
     type=click.Choice(["redirect", "cache"]),
     default="redirect",
     show_default=True,
-    envvar="ADAPTERHUB_UPSTREAM_MODE",
     help="Send clients there, or fetch models and keep them here.",
 )
 @click.option(
     "--upstream-allow",
     metavar="ORG",
     multiple=True,
-    envvar="ADAPTERHUB_UPSTREAM_ALLOW",
     help="Only models of this organization; repeatable.",
 )
 @click.option(
@@ -87,7 +86,6 @@ from adapterhub_converters.errors import UsageError
     type=click.FloatRange(0),
     default=300,
     show_default=True,
-    envvar="ADAPTERHUB_UPSTREAM_AGE",
     help="Look again where a branch is after this time.",
 )
 @click.option(
@@ -96,7 +94,6 @@ from adapterhub_converters.errors import UsageError
     type=click.FloatRange(0),
     default=200,
     show_default=True,
-    envvar="ADAPTERHUB_UPSTREAM_CACHE",
     help="Models to keep; those used last stay.",
 )
 @click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
@@ -105,7 +102,8 @@ from adapterhub_converters.errors import UsageError
     "--oidc-secret",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="File with its secret there. [default: $ADAPTERHUB_OIDC_SECRET]",
+    envvar=environment.OIDC_SECRET_FILE,
+    help="File with its secret there. [default: the secret in $ADAPTERHUB_OIDC_SECRET]",
 )
 @click.option(
     "--oidc-scope", metavar="WORDS", default="openid email profile", show_default=True, help="Scopes that are asked for."
@@ -151,6 +149,10 @@ def start(
 
     With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
     has copies only, which are made again without it.
+
+    Each option may come from a variable, ADAPTERHUB_ and its name (--behind-proxy is ADAPTERHUB_BEHIND_PROXY=1; that of
+    --oidc-secret is ADAPTERHUB_OIDC_SECRET_FILE), or from the file of --config, as a key (behind_proxy = true). The option
+    comes before the variable, the variable before the file. A repeatable one is a list in the file, and words in its variable.
     """
     from adapterhub.http_server import logs
     from adapterhub.hub import server
