@@ -119,6 +119,14 @@ MIGRATIONS = (
     CREATE TABLE audit_cuts (last INTEGER NOT NULL PRIMARY KEY, hash TEXT NOT NULL, time REAL NOT NULL, mac TEXT NOT NULL)
         STRICT, WITHOUT ROWID
     """,
+    """
+    ALTER TABLE tokens ADD COLUMN name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE accounts ADD COLUMN disabled REAL;
+    CREATE TABLE quota_requests (
+        namespace TEXT PRIMARY KEY, account TEXT NOT NULL, max_bytes INTEGER, max_files INTEGER, reason TEXT NOT NULL,
+        time REAL NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
 )
 
 

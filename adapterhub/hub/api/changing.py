@@ -30,6 +30,7 @@ from adapterhub_converters.errors import RefusedError, UsageError
 
 from .api_requests import check_known, name_of, ref_of, ref_to, tag_of, visible_view
 from .reading import version_response
+from .request_fields import text_field
 
 T = TypeVar("T")
 _MAX_BODY = 64 << 10  # bytes of a document with a reason or a tag
@@ -91,7 +92,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     if hub.settings.policy is not None:
         hub.settings.policy.check_name(name)
     fields = await read_object(request, 2 * MAX_MANIFEST + _MAX_BODY)
-    raw = _text(fields, "manifest").encode(errors="replace")
+    raw = text_field(fields, "manifest").encode(errors="replace")
     tags = _checked_tags(name, fields.get("tags", []))
     metrics = fields.get("metrics")
     if not isinstance(metrics, dict | None):
@@ -99,7 +100,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     evaluation = measurement.reported_evaluation(metrics, name) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
-    expect, message = _expected_digest(request), _text(fields, "message", "")
+    expect, message = _expected_digest(request), text_field(fields, "message", "")
     push = Push(raw, digest, digest, document, tags, expect, message, is_version=True)
 
     def work(worker: Worker) -> Version:
@@ -114,13 +115,6 @@ async def publish(hub: Hub, request: Request) -> Response:
     async with hub.change_lock(name):
         version = await hub.workers.run(work)
     return version_response(version, 201 if version.new else 200)
-
-
-def _text(fields: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = fields.get(key, default)
-    if not isinstance(value, str):
-        raise UsageError(key, "is not a text")
-    return value
 
 
 def _checked_tags(name: str, tags: object) -> tuple[str, ...]:
@@ -147,7 +141,7 @@ def _checked_tag(name: str, tag: str) -> str:
 async def put_tag(hub: Hub, request: Request) -> Response:
     """PUT …/names/{name}/tags/{tag}: point a tag at the version `reference`, if it is where `If-Match` says."""
     _, name = await _begin(hub, request)
-    reference, tag = _text(await read_object(request, _MAX_BODY), "reference"), _checked_tag(name, tag_of(request))
+    reference, tag = text_field(await read_object(request, _MAX_BODY), "reference"), _checked_tag(name, tag_of(request))
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
         version = worker.registry.tag(ref_to(name, reference), tag, expect=_expected_digest(request))
@@ -202,7 +196,7 @@ async def deprecate(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}[/versions/{reference}]/deprecation: warn of a version or a name, or withdraw that."""
     await _begin(hub, request)
     undo = request.method == "DELETE"
-    message = "" if undo else _text(await read_object(request, _MAX_BODY), "message", "")
+    message = "" if undo else text_field(await read_object(request, _MAX_BODY), "message", "")
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> dict[str, Any]:
         ref = ref_of(request, name) if "reference" in request.path_params else Ref(name)

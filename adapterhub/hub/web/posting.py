@@ -6,7 +6,8 @@ The browser says where a form comes from, and within a session the form carries 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import Request
@@ -15,11 +16,14 @@ from starlette.responses import Response
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
+from adapterhub_converters.errors import UsageError
 
-from .site import PageRequest, answer_page
+from .site import Page, PageRequest, answer_page, redirect_to, render_page
 
 _MAX_FORM, _MAX_FIELDS = 8192, 20  # limits of a form: bytes and fields
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/%?=&+:,")
+FormWork = Callable[[PageRequest, dict[str, str]], Page | str]
+"""The work of a form with these fields: returns the address to go to, or a page."""
 
 
 def local_path(url: str) -> str:
@@ -45,6 +49,55 @@ async def answer_form(request: Request, work: Callable[[PageRequest, Worker, dic
         return work(page_request, worker, fields)
 
     return await answer_page(request, run_checked)
+
+
+def form_endpoint(work: FormWork) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a form; `work` returns the address to go to, or a page with a secret, which nothing may keep."""
+
+    @wraps(work)
+    async def endpoint(request: Request) -> Response:
+        def run(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
+            result = work(page_request, fields)
+            if isinstance(result, str):
+                return redirect_to(result)
+            answer = render_page(page_request, result)
+            answer.headers["cache-control"] = "no-store"
+            return answer
+
+        return await answer_form(request, run)
+
+    return endpoint
+
+
+def number_in(fields: dict[str, str], key: str) -> int:
+    """Return a whole number in a form; UsageError if it is none."""
+    text = fields.get(key, "").strip()
+    if not (text.isdecimal() and text.isascii() and len(text) <= 18):
+        raise UsageError(key, f"{text[:80]!r} is not a number")
+    return int(text)
+
+
+def gigabytes_in(fields: dict[str, str], key: str) -> int | None:
+    """Return a number of gigabytes as bytes; None for an empty field, which is no limit."""
+    text = fields.get(key, "").strip()
+    if not text:
+        return None
+    if len(text) > 18 or not text.isascii() or not text.replace(".", "", 1).isdecimal():
+        raise UsageError(key, f"{text[:80]!r} is not a number of gigabytes", "Write it like 50 or 0.5")
+    return int(float(text) * 1e9)
+
+
+def count_in(fields: dict[str, str], key: str) -> int | None:
+    """Return a whole number; None for an empty field, which is no limit."""
+    return number_in(fields, key) if fields.get(key, "").strip() else None
+
+
+def claims_in(fields: dict[str, str], key: str) -> dict[str, str]:
+    """Return claims and their values, one `NAME=VALUE` a line."""
+    pairs = [line.strip().partition("=") for line in fields.get(key, "").splitlines() if line.strip()]
+    if any(not name or not equals or not value for name, equals, value in pairs):
+        raise UsageError(key, "are not claims and their values", "Write one a line, like groups=ml")
+    return {name: value for name, _, value in pairs}
 
 
 def check_session(page_request: PageRequest, fields: dict[str, str]) -> None:
