@@ -282,6 +282,10 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": TEXT, "cursor": COUNT}),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
     f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
+    f"PUT {_NAMES}/retention": _changing(
+        "Have a gc drop the versions of a name but the newest and those with tags", {JSON: object_of("keep", keep=COUNT)}
+    ),
+    f"DELETE {_NAMES}/retention": _changing("Keep all versions of a name"),
     f"POST {_NAMES}/versions": Operation(
         "Make a version of a manifest whose blobs were uploaded as to an OCI registry, and move tags to it",
         {200: JSON, 201: JSON},

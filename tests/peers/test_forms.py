@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from adapterhub.hub.administration import namespace_admins
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import access_tokens, accounts
+from adapterhub.ref import Ref
 from tests.hub.conftest import Running, serving
+from tests.support.adapters import write_adapter
 from tests.support.browser import Browser
 
 pytestmark = pytest.mark.peer
@@ -88,3 +91,51 @@ def test_people_are_invited_make_tokens_and_manage_their_namespace(chromium: Bro
         assert "is the last admin of team" in result["told"]
         assert "has asked for 50.0 GB" in result["asked"]
         assert [request.account for request in namespace_admins.quota_requests(database)] == ["ada"]
+
+
+_CHANGE = """
+sign_in(TOKEN)
+plain.goto(URL + "/team/sql")
+plain.click("text=Settings")
+result = {"wrong": wrong()}
+plain.fill("#tag", "prod")
+plain.select_option("[aria-label='Version of the new tag']", "v1")
+plain.click("text=Add >> nth=0")
+plain.fill("#message", "too old")
+plain.click("#deprecation >> text=Deprecate >> nth=-1")
+plain.click("text=Edit the card")
+result["wrong"] += wrong()
+plain.fill("#text", "# New card\\n")
+plain.fill("#title", "Say it anew")
+plain.click("text=Commit to main")
+result["wrong"] += wrong()
+result["commit"] = plain.text_content("main")
+plain.click("text=Commits")
+result["wrong"] += wrong()
+plain.goto(URL + "/-/adapters/team/sql")
+plain.set_input_files("#file", FILES)
+plain.click("text=Upload")
+result["wrong"] += wrong()
+result["uploaded"] = plain.text_content("main")
+plain.goto(URL + "/-/adapters/team/sql")
+plain.fill("#confirm", "team/sql")
+plain.click("#removal >> button")
+result["wrong"] += wrong()
+plain.click("text=Restore it")
+result["restored"] = plain.text_content("h1")
+"""
+
+
+def test_an_adapter_is_changed_removed_and_restored_on_its_page(chromium: Browser, hub: Running, tmp_path: Path) -> None:
+    with hub.registry() as registry:
+        registry.push(write_adapter(tmp_path / "first", 1), Ref("team/sql"))
+    files = [str(path) for path in write_adapter(tmp_path / "second", 2).iterdir()]
+    result = visit(chromium, hub, f"FILES = {files!r}\n{_CHANGE}")
+    assert result["wrong"] == []
+    assert "+# New card" in result["commit"]
+    assert "team/sql:v3" in result["uploaded"]
+    assert result["restored"] == "Settings"
+    with hub.registry() as registry:
+        assert [entry.op for entry in registry.log(Ref("team/sql"))] == [
+            *("restore", "delete", "push", "push", "deprecate", "tag", "push")
+        ]

@@ -22,6 +22,8 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_NAME}/log", reading.log),
     ("PUT", f"{_NAME}/deprecation", changing.deprecate),
     ("DELETE", f"{_NAME}/deprecation", changing.deprecate),
+    ("PUT", f"{_NAME}/retention", changing.keep),
+    ("DELETE", f"{_NAME}/retention", changing.keep),
     ("POST", f"{_NAME}/versions", changing.publish),
     ("GET", _VERSION, reading.show),
     ("GET", f"{_VERSION}/lineage", reading.lineage),

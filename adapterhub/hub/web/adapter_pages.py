@@ -290,7 +290,7 @@ def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
 
 
 def revision(page_request: PageRequest, worker: Worker) -> Page:
-    """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: addresses that clients of the Hugging Face Hub print."""
+    """GET …/tree/{rev} and …/blob/{rev}/{path}: addresses that clients of the Hugging Face Hub print."""
     view = page_request.repository(worker)
     commit = commits.find(worker, view, page_request.part("revision"))
     path = page_request.request.path_params.get("path")

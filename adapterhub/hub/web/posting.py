@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import wraps
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,9 +17,9 @@ from starlette.responses import Response
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import AdapterhubError, UsageError
 
-from .site import Page, PageRequest, answer_page, redirect_to, render_page
+from .site import Page, PageRequest, answer_page, error_page, redirect_to, render_page
 
 _MAX_FORM, _MAX_FIELDS = 8192, 20  # limits of a form: bytes and fields
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/%?=&+:,")
@@ -31,8 +32,13 @@ def local_path(url: str) -> str:
     return url if url.startswith("/") and not url.startswith("//") and _LOCAL.issuperset(url) else "/"
 
 
-async def answer_form(request: Request, work: Callable[[PageRequest, Worker, dict[str, str]], Response]) -> Response:
-    """Answer a form within a session; `work` gets its fields."""
+async def answer_form(
+    request: Request,
+    work: Callable[[PageRequest, Worker, dict[str, str]], Response],
+    *,
+    lock: Callable[[dict[str, str]], AbstractAsyncContextManager[None]] = lambda _fields: nullcontext(),
+) -> Response:
+    """Answer a form within a session; `work` gets its fields, while what `lock` returns for them is held."""
 
     def check_sender(page_request: PageRequest, _worker: Worker) -> None:
         check_origin(page_request)
@@ -48,7 +54,13 @@ async def answer_form(request: Request, work: Callable[[PageRequest, Worker, dic
         check_session(page_request, fields)
         return work(page_request, worker, fields)
 
-    return await answer_page(request, run_checked)
+    try:
+        guard = lock(fields)
+    except AdapterhubError as error:  # what is to be locked is no name
+        raised = error
+        return await answer_page(request, lambda page_request, _worker: error_page(page_request, raised))
+    async with guard:
+        return await answer_page(request, run_checked)
 
 
 def form_endpoint(work: FormWork) -> Callable[[Request], Awaitable[Response]]:
@@ -114,9 +126,9 @@ def check_origin(page_request: PageRequest) -> None:
         raise ForbiddenError("This form was sent by another site. Open the page on this hub, and retry.")
 
 
-async def read_fields(request: Request) -> dict[str, str]:
-    """Return the fields of a form; none if it has more than any form of these pages."""
-    raw = await read_body(request, _MAX_FORM)
+async def read_fields(request: Request, limit: int = _MAX_FORM) -> dict[str, str]:
+    """Return the fields of a form of at most `limit` bytes; none if it has more than any form of these pages."""
+    raw = await read_body(request, limit)
     try:
         return {key: values[0] for key, values in parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS).items()}
     except ValueError:

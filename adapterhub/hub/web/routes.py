@@ -9,7 +9,17 @@ from starlette.routing import BaseRoute, Route
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import NotFoundError
 
-from . import account, adapter_pages, admin, browsing, compare, namespace_settings, signing_in
+from . import (
+    account,
+    adapter_pages,
+    adapter_settings,
+    admin,
+    browsing,
+    commit_pages,
+    compare,
+    namespace_settings,
+    signing_in,
+)
 from .posting import FormWork, form_endpoint
 from .site import SIGN_IN, Page, PageRequest, page_endpoint, static
 
@@ -57,12 +67,15 @@ def routes() -> list[BaseRoute]:
         Route("/-/sign-out", signing_in.sign_out, methods=["POST"]),
         Route(admin.PATH, page_endpoint(admin.admin_page)),
         Route(account.PATH, page_endpoint(account.account_page)),
+        Route(f"/-/adapters{_NAME}", page_endpoint(adapter_settings.settings_page)),
+        Route(f"/-/adapters{_NAME}/card", page_endpoint(adapter_settings.card_page)),
         Route(f"{namespace_settings.PATH}/{{namespace}}", page_endpoint(namespace_settings.settings_page)),
         *(Route(path, form_endpoint(work), methods=["POST"]) for path, work in _FORMS.items()),
         Route(f"{_NAME}/tree/{{revision}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/tree/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
-        Route(f"{_NAME}/commit/{{revision}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/commit/{{revision}}", page_endpoint(commit_pages.commit_page)),
+        Route(f"{_NAME}/commits", page_endpoint(commit_pages.commits_page)),
         Route(f"{_NAME}/versions", page_endpoint(adapter_pages.versions_page)),
         Route(f"{_NAME}/compare", compare.compare_page),
         Route(_VERSION, page_endpoint(adapter_pages.adapter_page)),

@@ -233,7 +233,6 @@ def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_versio
     commit = commit_id(push("team/sql", 1))
     push("team/sql", 2)
     for path, url in {
-        f"commit/{commit}": "/team/sql/v1",
         "tree/v1": "/team/sql/v1",
         "tree/main": "/team/sql/v2",
         "blob/v1/README.md": f"/team/sql/resolve/{commit}/README.md",
@@ -241,6 +240,21 @@ def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_versio
         found = visitor.get(f"/team/sql/{path}")
         assert (found.status, found.headers["location"]) == (303, url)
     assert visitor.get("/team/sql/tree/no-such").status == 404
+
+
+def test_a_commit_has_what_it_changed_line_by_line(visitor: Visitor, hub: Running, push: Push) -> None:
+    first = commit_id(push("team/sql", 1, files={"README.md": "# One\n"}))
+    second = commit_id(push("team/sql", 2, files={"README.md": f"# Two\n{EVIL}\n"}))
+    found = visitor.get(f"/team/sql/commit/{second}")
+    for text in ("-# One", "+# Two", "Version v2", "not shown as text", "adapter_model.safetensors"):
+        assert text in found.text, text
+    assert f"/team/sql/commit/{first}" in found.html.values("a", "href")
+    assert [text for text in ("v2", "v1") if text in visitor.get("/team/sql/commits").text] == ["v2", "v1"]
+    assert "+# One" in visitor.get(f"/team/sql/commit/{first}").text
+    assert visitor.get("/team/sql/commit/no-such").status == 404
+    hide(hub, "team/sql")
+    for path in ("commits", f"commit/{second}"):
+        assert visitor.get(f"/team/sql/{path}").status == 404
 
 
 def test_a_repository_that_moved_leads_to_its_new_name(visitor: Visitor, push: Push, hub: Running) -> None:
