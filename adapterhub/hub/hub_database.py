@@ -127,6 +127,12 @@ MIGRATIONS = (
         time REAL NOT NULL
     ) STRICT, WITHOUT ROWID
     """,
+    """
+    CREATE TABLE downloads (
+        name TEXT NOT NULL, number INTEGER NOT NULL, day TEXT NOT NULL, protocol TEXT NOT NULL, count INTEGER NOT NULL,
+        PRIMARY KEY (name, number, day, protocol)
+    ) STRICT, WITHOUT ROWID
+    """,
 )
 
 

@@ -280,10 +280,11 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"DELETE {_NAMES}": _changing("Remove a name with its versions", force=BOOLEAN),
     f"POST {_NAMES}/restore": _changing("Restore a name that was removed"),
     f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": TEXT, "cursor": COUNT}),
+    f"GET {_NAMES}/downloads": _reading("Tell how often each version was downloaded, by day and protocol"),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
     f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
     f"PUT {_NAMES}/retention": _changing(
-        "Have a gc drop the versions of a name but the newest and those with tags", {JSON: object_of("keep", keep=COUNT)}
+        "Set a gc to drop the versions of a name but the newest and those with tags", {JSON: object_of("keep", keep=COUNT)}
     ),
     f"DELETE {_NAMES}/retention": _changing("Keep all versions of a name"),
     f"POST {_NAMES}/versions": Operation(

@@ -172,7 +172,7 @@ async def deprecate(hub: Hub, request: Request) -> Response:
 
 
 async def keep(hub: Hub, request: Request) -> Response:
-    """PUT or DELETE …/names/{name}/retention: have a gc drop the versions but the newest and those with tags, or keep all."""
+    """PUT or DELETE …/names/{name}/retention: set a gc to drop the versions but the newest and those with tags, or keep all."""
     await _begin(hub, request)
     count = None
     if request.method == "PUT" and (count := count_field(await read_object(request, _MAX_BODY), "keep")) is None:

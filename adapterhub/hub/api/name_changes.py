@@ -112,7 +112,7 @@ def restore_name(worker: Worker, hub: Hub, identity: Identity | None, name: str)
 
 
 def set_retention(worker: Worker, hub: Hub, identity: Identity | None, name: str, keep: int | None) -> None:
-    """Have a gc drop the versions of a name but the `keep` newest and those with tags; None keeps all. For admins."""
+    """Set a gc to drop the versions of a name but the `keep` newest and those with tags; None keeps all. For admins."""
     visible_view(worker, hub, identity, name)
     check_admin(identity, name.partition("/")[0])
     if keep is not None and not 0 < keep <= _MAX_KEPT:

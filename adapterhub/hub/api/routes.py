@@ -20,6 +20,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", _NAME, changing.delete_name),
     ("POST", f"{_NAME}/restore", changing.restore_name),
     ("GET", f"{_NAME}/log", reading.log),
+    ("GET", f"{_NAME}/downloads", reading.downloads),
     ("PUT", f"{_NAME}/deprecation", changing.deprecate),
     ("DELETE", f"{_NAME}/deprecation", changing.deprecate),
     ("PUT", f"{_NAME}/retention", changing.keep),
