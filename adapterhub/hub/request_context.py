@@ -6,6 +6,7 @@ the author of a move, need not be passed through every call.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -52,7 +53,10 @@ class RequestContext:
 
     def record_detail(self, **values: object) -> None:
         """Record what the request changes something to: values by their names, without secrets."""
-        self.detail = " ".join(f"{key}={printable(str(value))[:100]}" for key, value in values.items() if value is not None)
+        texts = {key: printable(str(value))[:100] for key, value in values.items() if value is not None}
+        # Quoted, as a value with a blank might look like further values.
+        quoted = {key: json.dumps(text) if " " in text or '"' in text else text for key, text in texts.items()}
+        self.detail = " ".join(f"{key}={text}" for key, text in quoted.items())
 
 
 _CURRENT: ContextVar[RequestContext | None] = ContextVar("_CURRENT", default=None)

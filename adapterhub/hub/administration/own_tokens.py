@@ -68,9 +68,10 @@ def create_token(database: HubDatabase, identity: Identity | None, options: Toke
     if ROLES.index(options.role) > ROLES.index(identity.role):
         raise ForbiddenError(f"a token with the role {identity.role} makes none with the role {options.role}")
     namespaces = tuple(options.namespaces) or identity.namespaces
-    for scope in namespaces:
-        if identity.namespaces and not {scope, scope.partition("/")[0]} & {*identity.namespaces}:
-            raise ForbiddenError(f"this token is for {', '.join(identity.namespaces)[:200]}, and makes none for {scope[:100]}")
+    for scope in options.namespaces:
+        # A namespace that a token is limited to is this hub's own: nobody may claim one with a token of theirs.
+        if not identity.role_in(scope):
+            raise ForbiddenError(f"the token of {identity.account} has no role in {scope[:100]}, and makes none for it")
     request_context.current().record_change(identity.account)
     # Without roles of an account behind it, a service's token makes tokens of services.
     kind = SERVICE if identity.roles is None else PERSONAL

@@ -22,7 +22,7 @@ _MAX_TEXT, _MAX_LINES, _MAX_LINE = (
     1000,
     400,
 )  # bytes and lines of a file that is compared, characters of a line shown
-_MAX_COMPARED = 20  # files of a commit
+_MAX_COMPARED = 10  # files of a commit
 _File = tuple[Digest, int]
 
 

@@ -148,6 +148,8 @@ def test_somebody_makes_lists_and_revokes_their_tokens(hub: Running, database: H
         ({"namespaces": ("team/sql",)}, {"namespaces": ["team"]}, 403),
         ({"namespaces": ("team/sql",)}, {"namespaces": ["team/sql", "team/x"]}, 403),
         ({"namespaces": ("team",)}, {"namespaces": ["team/sql"]}, 201),
+        ({}, {"namespaces": ["strangers"]}, 403),
+        ({}, {"namespaces": ["strangers/sql"]}, 403),
         ({}, {"role": "root"}, 400),
         ({}, {"name": ""}, 400),
         ({}, {"name": "a\nb"}, 400),
@@ -349,12 +351,13 @@ def test_each_change_is_a_row_with_who_and_what_and_without_secrets(hub: Running
     boss = Person(hub, "boss", team="admin")
     Person(hub, "ada")
     boss.put("/namespaces/team/members/ada", role="write")
-    token = boss.send("/account/tokens", name="laptop", role="read").json()["token"]
+    token = boss.send("/account/tokens", name="my laptop role=admin", role="read").json()["token"]
     hook = boss.send("/namespaces/team/webhooks", url="https://hooks.example/secret-path").json()
     rows = [(row.action, row.name, row.account) for row in audit_log.events(database, limit=3)]
     assert rows[1:] == [("api.create_token", "boss", "boss"), ("api.set_member", "team", "boss")]
     details = " ".join(row.detail for row in audit_log.events(database, limit=3))
     assert "account=ada role=write" in details
+    assert 'name="my laptop role=admin" role=read' in details
     for secret in (token, hook["secret"], "secret-path"):
         assert secret not in details
     shown = boss.show("/audit?name=team")["events"]

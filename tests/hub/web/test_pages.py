@@ -223,6 +223,23 @@ def test_versions_are_compared_as_functions(visitor: Visitor, push: Push, hub: R
         assert visitor.get(f"/team/sql/compare?{query}").status in (400, 404)
 
 
+def test_the_list_of_a_namespace_is_sorted_as_asked(visitor: Visitor, push: Push, hub: Running) -> None:
+    for seed, name in enumerate(("team/b", "team/a", "team/c")):
+        push(name, seed)
+    visitor._ask("GET", "/team/b/resolve/main/adapter_model.safetensors", "", {})
+    visitor._ask("GET", "/api/adapterhub/v1/names/team/b/downloads", "", {})
+
+    def names(sort: str) -> list[str]:
+        links = visitor.get(f"/team?sort={sort}").html.values("a", "href")
+        return list(dict.fromkeys(link for link in links if link in ("/team/a", "/team/b", "/team/c")))
+
+    assert names("name") == ["/team/a", "/team/b", "/team/c"]
+    assert sorted(names("size")) == sorted(names("changed")) == names("name")
+    assert names("downloads")[0] == "/team/b"
+    assert "1 download" in visitor.get("/team").text
+    assert visitor.get("/team?sort=x").status == 400
+
+
 def test_a_repository_that_is_no_adapter_yet_says_so(visitor: Visitor, hub: Running) -> None:
     with hub.registry() as registry:
         Repositories(registry).change("team/new", lambda state: state)
