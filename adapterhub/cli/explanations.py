@@ -195,6 +195,7 @@ ERRORS: dict[str, str] = {
     "no-lock-file": "There is no adapters.lock in this folder or above it.",
     "no-manifest": "A policy asks for facts that are in adapter.json, and the version has none. A copy into a registry without a policy derives it.",
     "no-registry": "No registry.db is in this folder or above it, and none is named by --registry or $ADAPTERHUB_REGISTRY.",
+    "last-admin": "After this, nobody would be an admin of that namespace, or of the hub: its members, tokens and settings could then only be changed on the hub's machine. Make another account an admin first; or repeat the request with `force`, which does it all the same.",
     "no-such-account": "The hub of the registry in use has no account, or no member, with this name. A command without --registry uses the nearest registry.db, which may belong to another hub. `adapterhub hub user add NAME` adds an account.",
     "no-such-adapter": "The registry has no such name. `adapterhub info` shows which registry is in use: the nearest one in or above the folder comes before your own.",
     "no-such-base": "The text is not a path, a registered base, or a model in the cache of the Hub.",

@@ -22,7 +22,7 @@ from . import aliases, request_context
 from .hub_database import HubDatabase
 from .people import access_tokens, accounts
 from .people.access_tokens import Identity
-from .people.accounts import READERS, Namespace
+from .people.accounts import EVERYWHERE, READERS, ROLES, Namespace
 
 _BASIC = safe_regex.Pattern(r"(?i)basic +([A-Za-z0-9+/=_-]+)")
 T = TypeVar("T", str, int)
@@ -167,6 +167,25 @@ class Access:
             raise ForbiddenError(f"this needs the role write in {namespace}: the token of {identity.account} {actual}")
         aliases.check_writable_name(name)
         return identity
+
+
+def check_admin(identity: Identity | None, namespace: str) -> Identity:
+    """Return the client's identity if it may manage a namespace, or the whole hub with EVERYWHERE.
+
+    Raises:
+        NoTokenError: The request has no token.
+        ForbiddenError: The token lacks the role `admin` there.
+    """
+    if namespace != EVERYWHERE:
+        request_context.current().record_change(namespace)
+    if identity is None:
+        raise NoTokenError
+    if not identity.may(ROLES[-1], namespace):
+        where = "every namespace" if namespace == EVERYWHERE else namespace[:100]
+        role = identity.role_in(namespace)
+        actual = f"has the role {role} there" if role else "has no role there"
+        raise ForbiddenError(f"this needs the role admin in {where}: the token of {identity.account} {actual}")
+    return identity
 
 
 def may_write(identity: Identity | None, name: str) -> bool:

@@ -24,6 +24,7 @@ from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteErr
 from . import error_responses, openapi, request_context
 from .api import routes as api
 from .cross_origin import CrossOriginMiddleware
+from .forms import routes as forms
 from .hf import routes as hf
 from .hub import Hub
 from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware
@@ -63,7 +64,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
             app.state.site.close()
             hub.close()
 
-    routes = [*api_routes(), *web.routes()]
+    routes = [*api_routes(), *page_routes()]
     metrics = Metrics(routes)
     is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
     middleware = [
@@ -85,6 +86,11 @@ def create_app(settings: HubSettings) -> ASGIApp:
 def api_routes() -> list[BaseRoute]:
     """Return the routes for programs: all but those of the pages."""
     return [*openapi.routes(), *operations.routes(), *oauth.routes(), *oci.routes(), *xet.routes(), *api.routes(), *hf.routes()]
+
+
+def page_routes() -> list[BaseRoute]:
+    """Return the routes of the pages, of which the last matches everything."""
+    return [*forms.routes(), *web.routes()]
 
 
 class FirstPartRouter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from .aliases import Alias
 from .blob_response import BlobResponse
 from .commits import MayRead, View, find_view, frozen_view, is_arriving
 from .converted_versions import ConvertedVersions
+from .downloads import Downloads
 from .git_objects import GitObjectIds
 from .hub_database import hub_secret
 from .jobs import Jobs
@@ -67,6 +69,7 @@ class Hub:
         database: The tables of the hub.
         webhooks: Receivers that are notified of moves.
         access: Who may do what.
+        downloads: How often versions were downloaded.
         issuers: Keys of the issuers of ID tokens.
         sign_ins: Threads that wait for issuers, so that no other request has to.
         store: The blobs.
@@ -95,6 +98,7 @@ class Hub:
         self.workers = Workers(self.storage, on_move=self.webhooks.announce)
         self.access = Access(self.database, settings.require_login)
         self.upload_leases = UploadLeases(self.store)
+        self.downloads = Downloads(self.database)
         self.quotas = Quotas(self.database, self.access.namespace_settings)
         self.workers.check_record = self.quotas.check_record
         self.uploads = Uploads(
@@ -155,6 +159,7 @@ class Hub:
         self.webhooks.catch_up(partial(queries.names, worker.registry.index))
         self.upload_leases.rotate()
         self.quotas.expire()
+        self.downloads.write()
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
         self._forget_uploads(worker)
@@ -180,6 +185,8 @@ class Hub:
         self.conversions.close()
         self.sign_ins.close()
         self.workers.close()
+        with contextlib.suppress(AdapterhubError):  # only counts would be lost
+            self.downloads.write()
         self.upload_leases.close()
         self.storage.close()
 

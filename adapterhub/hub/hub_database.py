@@ -121,6 +121,20 @@ MIGRATIONS = (
         STRICT, WITHOUT ROWID
     """,
     "CREATE TABLE upstream_cache (key TEXT PRIMARY KEY, size INTEGER NOT NULL, used REAL NOT NULL) STRICT, WITHOUT ROWID",
+    """
+    ALTER TABLE tokens ADD COLUMN name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE accounts ADD COLUMN disabled REAL;
+    CREATE TABLE quota_requests (
+        namespace TEXT PRIMARY KEY, account TEXT NOT NULL, max_bytes INTEGER, max_files INTEGER, reason TEXT NOT NULL,
+        time REAL NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE downloads (
+        name TEXT NOT NULL, number INTEGER NOT NULL, day TEXT NOT NULL, protocol TEXT NOT NULL, count INTEGER NOT NULL,
+        PRIMARY KEY (name, number, day, protocol)
+    ) STRICT, WITHOUT ROWID
+    """,
 )
 
 

@@ -211,5 +211,6 @@ def _event(scope: Scope, action: str) -> Event:
     call, params = request_context.current(), scope.get("path_params", {})
     name = " ".join(call.names) or params.get("name") or "/".join(params[key] for key in ("namespace", "repo") if key in params)
     parts = [f"{key}={value}" for key, value in params.items() if key not in ("name", "namespace", "repo")]
+    parts = [call.detail] if call.detail else parts
     detail = " ".join([*([f"{scope['method']} {scope['path']}"] if action == "refused" else parts)])
     return Event(action, str(name), detail, call.account, call.prefix, call.address)

@@ -25,7 +25,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.registry.repository_records import Repository, needed_blobs
 from adapterhub.store.ref_log import entries_in_force
 
-from . import commits, mirror_origin, publishing, request_context
+from . import commits, downloads, mirror_origin, publishing, request_context
 from .commits import View
 from .hub_database import HubDatabase
 from .people.accounts import Namespace
@@ -151,7 +151,7 @@ def _remove_versions(registry: Registry, name: str) -> None:
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:
-    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, and its trusted publishers.
+    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, and its trusted publishers.
 
     A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
@@ -162,6 +162,7 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
         )
         database.execute(sql, new, old)
         database.execute("DELETE FROM uploaded WHERE name = ?", old)
+        downloads.rename(database, old, new)
         mirror_origin.copy_pins(database, old, new)
         if old.partition("/")[0] == new.partition("/")[0]:
             database.execute("UPDATE publishers SET scope = ? WHERE scope = ?", new, old)

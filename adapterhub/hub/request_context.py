@@ -6,6 +6,7 @@ the author of a move, need not be passed through every call.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from typing import Any
 from starlette.requests import Request
 
 from adapterhub.http_server.request_bodies import WINDOW, body_of
+from adapterhub_converters.display import printable
 from adapterhub_converters.lazy_dataclass import dataclass
 
 
@@ -26,7 +28,8 @@ class RequestContext:
         address: The client's address; empty if there is none.
         account: The account of the client, once known; empty for an anonymous one.
         prefix: The first characters of its token.
-        names: The repositories it asked to change.
+        names: The repositories and namespaces it asked to change.
+        detail: What it asked to change them to, for the audit log; empty if its path says that.
         warning: A warning for the client, sent in a header of the response; empty for none.
         id: 16 hexadecimal digits, in the log and in the response.
     """
@@ -35,6 +38,7 @@ class RequestContext:
     account: str = ""
     prefix: str = ""
     names: list[str] = field(default_factory=list)
+    detail: str = ""
     warning: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -43,9 +47,16 @@ class RequestContext:
         self.account, self.prefix = account, prefix
 
     def record_change(self, name: str) -> None:
-        """Record a repository the request is about to change."""
+        """Record a repository or namespace the request is about to change."""
         if name not in self.names:
             self.names.append(name)
+
+    def record_detail(self, **values: object) -> None:
+        """Record what the request changes something to: values by their names, without secrets."""
+        texts = {key: printable(str(value))[:100] for key, value in values.items() if value is not None}
+        # Quoted, as a value with a blank might look like further values.
+        quoted = {key: json.dumps(text) if " " in text or '"' in text else text for key, text in texts.items()}
+        self.detail = " ".join(f"{key}={text}" for key, text in quoted.items())
 
 
 _CURRENT: ContextVar[RequestContext | None] = ContextVar("_CURRENT", default=None)

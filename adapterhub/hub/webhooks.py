@@ -101,10 +101,13 @@ def remove(database: HubDatabase, ident: int) -> None:
             raise NotFoundError(str(ident), "no such webhook", "List the webhooks", code="no-such-number", kind="webhook")
 
 
-def deliveries(database: HubDatabase, limit: int = 100) -> list[Delivery]:
-    """Return the newest events, sent or waiting."""
-    sql = "SELECT id, webhook, event, state, tries, error FROM deliveries ORDER BY id DESC LIMIT ?"
-    return [Delivery(*row) for row in database.select(sql, limit)]
+def deliveries(database: HubDatabase, limit: int = 100, *, namespace: str = "") -> list[Delivery]:
+    """Return the newest events, sent or waiting; for the webhooks of one namespace if it is given."""
+    sql = (
+        "SELECT d.id, d.webhook, d.event, d.state, d.tries, d.error FROM deliveries d JOIN webhooks w ON w.id = d.webhook"
+        " WHERE ? = '' OR w.namespace = ? ORDER BY d.id DESC LIMIT ?"
+    )
+    return [Delivery(*row) for row in database.select(sql, namespace, namespace, limit)]
 
 
 # ---- events

@@ -24,11 +24,10 @@ import adapterhub.serve.gateway
 from adapterhub.http_server import client_connections, request_bodies
 from adapterhub.http_server.request_bodies import BodyBudget, BodyError, BodyLimits
 from adapterhub.hub import app
-from adapterhub.hub.web import routes as web
 from tests.hub.conftest import Running, serving
 from tests.support.hub_tenants import Tenant
 
-ROUTES = [*app.api_routes(), *web.routes()]
+ROUTES = [*app.api_routes(), *app.page_routes()]
 WITH_BODY = ("POST", "PUT", "PATCH")
 LARGE = 3 << 20
 # What reads a body past the one place: methods of starlette's Request, and its channel.

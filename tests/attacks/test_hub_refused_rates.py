@@ -14,12 +14,11 @@ import requests
 from starlette.routing import Route
 
 from adapterhub.hub import app, middleware
-from adapterhub.hub.web import routes as web
 from tests.hub.conftest import Running, serving
 from tests.support.hub_tenants import Tenant
 
 FEW = 8
-ROUTES = [route for route in (*app.api_routes(), *web.routes()) if isinstance(route, Route)]
+ROUTES = [route for route in (*app.api_routes(), *app.page_routes()) if isinstance(route, Route)]
 ALWAYS = ("/health", "/ready", "/metrics")
 REFUSED = {
     400: "/v2/red/open/blobs/nonsense",

@@ -10,8 +10,7 @@ import pytest
 from starlette.routing import Match
 from starlette.types import Scope
 
-from adapterhub.hub.app import FirstPartRouter, api_routes
-from adapterhub.hub.web import routes as web
+from adapterhub.hub.app import FirstPartRouter, api_routes, page_routes
 from tests.hub.conftest import Running
 
 PATHS = (
@@ -25,7 +24,7 @@ PATHS = (
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", PATHS)
 def test_the_routes_of_a_first_part_answer_as_all_would(path: str, method: str) -> None:
-    routes = [*api_routes(), *web.routes()]
+    routes = [*api_routes(), *page_routes()]
     scope: Scope = {"type": "http", "method": method, "path": path, "headers": []}
 
     def first(of: list[object]) -> list[object]:

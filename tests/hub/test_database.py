@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub import hub_database as module
+from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import access_tokens, accounts, admissions, sessions
 from adapterhub.hub.people.id_tokens import IdToken
@@ -118,6 +119,26 @@ def test_who_is_admitted_enters_as_one_account_and_leaves(database: HubDatabase)
     assert accounts.roles(database, "ada") == {"ada": "admin"}
     sessions.end(database, session)
     assert (sessions.session_identity(database, session), access_tokens.list_tokens(database)) == (None, [])
+
+
+def test_who_is_no_longer_admitted_loses_the_tokens_made_meanwhile_and_who_is_disabled_does_not_sign_in(
+    database: HubDatabase,
+) -> None:
+    rule = admissions.add(database, "https://login.example", {"groups": "ml"}, namespace="team", role="write")
+    who = IdToken("https://login.example", {"sub": "1", "preferred_username": "ada", "groups": ["ml"]}, "", 0.0)
+    admissions.admit(database, who, ())
+    session = access_tokens.identify_by_id(database, access_tokens.issue(database, "ada", "admin", kind="browser")[1])
+    secret, _ = own_tokens.create_token(database, session, own_tokens.TokenOptions("laptop", "write", ("team",)))
+    accounts.set_disabled(database, "ada", disabled=True)
+    assert access_tokens.identify(database, secret) is None
+    with pytest.raises(RefusedError, match="this account was disabled"):
+        admissions.admit(database, who, ())
+    accounts.set_disabled(database, "ada", disabled=False)
+    assert access_tokens.identify(database, secret)
+    admissions.remove(database, rule)
+    with pytest.raises(RefusedError, match="no rule of this hub admits you"):
+        admissions.admit(database, who, ())
+    assert access_tokens.identify(database, secret) is None
 
 
 def test_texts_compare_by_their_bytes(database: HubDatabase) -> None:

@@ -12,13 +12,17 @@ import itertools
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import adapterhub.hub
+from adapterhub.hub.access_control import ForbiddenError
+from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log, sessions
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub_converters.errors import AdapterhubError
 
 _turns = itertools.count(1)
@@ -96,6 +100,12 @@ def functions() -> list[Any]:
     return result
 
 
+def _identified(database: HubDatabase, ident: int) -> Identity:
+    identity = access_tokens.identify_by_id(database, ident)
+    assert identity
+    return identity
+
+
 def arguments(database: HubDatabase) -> dict[str, object]:
     """Values for the parameters of functions, by their names."""
     token, ident = access_tokens.issue(database, "ada", "write", kind=access_tokens.PERSONAL)
@@ -104,7 +114,10 @@ def arguments(database: HubDatabase) -> dict[str, object]:
         "name": "team/sql", "account": "ada", "token": token, "ident": ident, "column": "id", "value": ident, "cookie": cookie,
         "namespace": "team", "digest": "sha256:" + "0" * 64, "origin": "hf", "commit": "0" * 40, "code": "ABCDEFGH",
         "role": "read", "prefix": "team", "cut": audit_log.Cut(), "checkpoint": None,
-        "identity": access_tokens.identify_by_id(database, ident),
+        "identity": replace(_identified(database, ident), role="admin", roles=None),
+        "options": own_tokens.TokenOptions("x", "read"), "roles": {"team": "read"}, "disabled": True, "force": False,
+        "issuer": "https://gitlab.com", "claims": {"sub": "x"}, "scope": "team/sql", "url": "https://hooks.example/x",
+        "max_bytes": 1, "max_files": None,
     }  # fmt: skip
 
 
@@ -129,9 +142,9 @@ def test_what_the_tables_say_is_of_one_moment(function: Callable[..., Any], open
         def outcome(at: int = 0) -> object:
             tables.count, tables.at = 0, at
             try:
-                result = function(tables, *(values[name] for name in needed if name != "limits"))
+                result = function(tables, **{name: values[name] for name in needed if name != "limits"})
                 return list(result) if inspect.isgenerator(result) else result
-            except (AdapterhubError, _WriteError) as error:
+            except (AdapterhubError, ForbiddenError, _WriteError) as error:
                 return repr(error)
 
         before, count = outcome(), tables.count

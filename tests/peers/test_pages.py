@@ -20,7 +20,8 @@ pytestmark = pytest.mark.peer
 PATHS = [
     *("/", "/?q=nothing-has-this", "/?rank=many", "/?license=MIT", "/-/bases", "/-/bases?name=org/base", "/team", "/-/sign-in"),
     *("/team/sql", "/team/sql/v1", "/team/sql/versions", "/team/sql/compare", "/team/sql/v2/tensors", "/team/sql/v2/norms"),
-    *("/team/both/v1/lineage", "/team/none", "/-/admin", "/device"),
+    *("/team/both/v1/lineage", "/team/none", "/-/admin", "/device", "/-/account", "/-/namespaces/team"),
+    *("/-/adapters/team/sql", "/-/adapters/team/sql/card", "/team/sql/commits", "/team/sql/commit/v2"),
 ]
 CARD = "# A card\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\n```python\nprint(1)\n```\n\n> quoted\n\n![loss](loss.png)\n"
 TOML = "description = 'Writes SQL.'\nlicense = 'MIT'\n[training]\nseed = 7\n[training.metrics]\neval_loss = 0.5\n" + "".join(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.hub import commits, removals
+from adapterhub.hub import request_context
+from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci import any_manifest
 from adapterhub.hub.oci.manifest_handlers import Push, move_branches, store_manifest
@@ -19,22 +20,22 @@ from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import measurement
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST
-from adapterhub.ref import LATEST, Ref, is_tag, parse_name
+from adapterhub.ref import Ref, parse_name
 from adapterhub.registry import measurement_log, version_selection
 from adapterhub.registry.moves import ABSENT
-from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN
+from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
-from adapterhub.remotes import version_documents
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import UsageError
 
-from .api_requests import check_known, name_of, ref_of, ref_to, tag_of, visible_view
+from . import name_changes
+from .api_requests import check_known, name_of, tag_of, visible_view
 from .reading import version_response
+from .request_fields import count_field, text_field
 
 T = TypeVar("T")
 _MAX_BODY = 64 << 10  # bytes of a document with a reason or a tag
 _MAX_TAGS = 100
-_RESERVED = (MAIN, commits.HEAD)  # names of the branch that every repository has
 
 
 async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visible_view) -> tuple[Identity | None, str]:
@@ -49,25 +50,11 @@ async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visi
     return identity, name
 
 
-async def _change(
-    hub: Hub, request: Request, move: Callable[[Worker, Identity | None, str], T], *, size: int = ENTRY_SIZE
-) -> T:
-    """Make a change of a repository that the client sees and may write to.
-
-    It adds `size` bytes to the log of the name; 0 for a removal, which is what makes room, and never refused.
-    """
+async def _change(hub: Hub, request: Request, move: Callable[[Worker, Hub, Identity | None, str], T]) -> T:
+    """Make a change of the repository in the path, with the checks of `name_changes`."""
     identity, name = hub.identify(request), name_of(request)
-
-    def work(worker: Worker) -> T:
-        # Looked up again: the name and the role may be gone since the body began.
-        visible_view(worker, hub, identity, name)
-        hub.access.check_write(identity, name)
-        if size:
-            hub.quotas.check_record(worker, name, size)
-        return move(worker, identity, name)
-
     async with hub.change_lock(name):
-        return await hub.workers.run(work)
+        return await hub.workers.run(move, hub, identity, name)
 
 
 def _expected_digest(request: Request) -> Digest | None:
@@ -97,7 +84,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     if hub.settings.policy is not None:
         hub.settings.policy.check_name(name)
     fields = await read_object(request, 2 * MAX_MANIFEST + _MAX_BODY)
-    raw = _text(fields, "manifest").encode(errors="replace")
+    raw = text_field(fields, "manifest").encode(errors="replace")
     tags = _checked_tags(name, fields.get("tags", []))
     metrics = fields.get("metrics")
     if not isinstance(metrics, dict | None):
@@ -105,7 +92,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     evaluation = measurement.reported_evaluation(metrics, name) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
-    expect, message = _expected_digest(request), _text(fields, "message", "")
+    expect, message = _expected_digest(request), text_field(fields, "message", "")
     push = Push(raw, digest, digest, document, tags, expect, message, is_version=True)
 
     def work(worker: Worker) -> Version:
@@ -122,29 +109,12 @@ async def publish(hub: Hub, request: Request) -> Response:
     return version_response(version, 201 if version.new else 200)
 
 
-def _text(fields: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = fields.get(key, default)
-    if not isinstance(value, str):
-        raise UsageError(key, "is not a text")
-    return value
-
-
 def _checked_tags(name: str, tags: object) -> tuple[str, ...]:
     """Return tags that a client may set by hand."""
     if not isinstance(tags, list) or len(tags) > _MAX_TAGS or not all(isinstance(tag, str) for tag in tags):
         raise UsageError("tags", f"is not a list of at most {_MAX_TAGS} tags")
     # A number is none that a client sets, but one that it may ask for, as a copy of numbered versions does.
-    return tuple(dict.fromkeys(tag if version_selection.number(tag) else _checked_tag(name, tag) for tag in tags))
-
-
-def _checked_tag(name: str, tag: str) -> str:
-    if tag in _RESERVED:
-        raise RefusedError(f"{name}:{tag}", "is the branch with the newest version", "Choose another tag")
-    if not is_tag(tag) or ref_to(name, tag).tag is None:
-        raise UsageError(f"{name}:{tag[:130]}", "is not a tag that can be set", "Use up to 128 of A-Z a-z 0-9 . _ -")
-    if tag == LATEST:
-        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag", code="latest-tag")
-    return tag
+    return tuple(dict.fromkeys(tag if version_selection.number(tag) else name_changes.checked_tag(name, tag) for tag in tags))
 
 
 # ---- tags
@@ -153,26 +123,16 @@ def _checked_tag(name: str, tag: str) -> str:
 async def put_tag(hub: Hub, request: Request) -> Response:
     """PUT …/names/{name}/tags/{tag}: point a tag at the version `reference`, if it is where `If-Match` says."""
     _, name = await _begin(hub, request)
-    reference, tag = _text(await read_object(request, _MAX_BODY), "reference"), _checked_tag(name, tag_of(request))
-
-    def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
-        version = worker.registry.tag(ref_to(name, reference), tag, expect=_expected_digest(request))
-        move_branches(worker, name, version, (tag,))
-        return version
-
-    return version_response(await _change(hub, request, move))
+    reference, tag = text_field(await read_object(request, _MAX_BODY), "reference"), tag_of(request)
+    name_changes.checked_tag(name, tag)
+    set_tag = partial(name_changes.set_tag, reference=reference, tag=tag, expect=_expected_digest(request))
+    return version_response(await _change(hub, request, set_tag))
 
 
 async def delete_tag(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}/tags/{tag}: remove a tag, if it is where `If-Match` says; its version stays."""
-    tag = tag_of(request)
-
-    def move(worker: Worker, _identity: Identity | None, name: str) -> str:
-        ref = Ref(name, tag=_checked_tag(name, tag))
-        worker.registry.rm(ref, expect=_expected_digest(request))
-        return str(ref)
-
-    return JSONResponse({"removed": await _change(hub, request, move, size=0), "kind": "tag"})
+    remove_tag = partial(name_changes.remove_tag, tag=tag_of(request), expect=_expected_digest(request))
+    return JSONResponse({"removed": str(await _change(hub, request, remove_tag)), "kind": "tag"})
 
 
 async def restore_tag(hub: Hub, request: Request) -> Response:
@@ -183,8 +143,9 @@ async def restore_tag(hub: Hub, request: Request) -> Response:
     if seq is not None and not json_file.is_integer(seq):
         raise UsageError("seq", "is not the number of an entry")
 
-    def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
-        tag = _checked_tag(name, tag_of(request))
+    def move(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Version:
+        name_changes.check_writer(worker, hub, identity, name)
+        tag = name_changes.checked_tag(name, tag_of(request))
         version = worker.registry.restore_tag(Ref(name, tag=tag), seq)
         move_branches(worker, name, version, (tag,))
         return version
@@ -196,14 +157,15 @@ async def protect(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/tags/{tag}/protection: forbid moving or removing a tag, or allow it again."""
     _refuse_condition(request)
 
-    def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
-        ref = Ref(name, tag=_checked_tag(name, tag_of(request)))
+    def move(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Version:
+        name_changes.check_writer(worker, hub, identity, name)
+        ref = Ref(name, tag=name_changes.checked_tag(name, tag_of(request)))
         return worker.registry.protect(ref, on=request.method == "PUT")
 
     return version_response(await _change(hub, request, move))
 
 
-# ---- deprecation and removal
+# ---- deprecation, retention and removal
 
 
 async def deprecate(hub: Hub, request: Request) -> Response:
@@ -211,40 +173,34 @@ async def deprecate(hub: Hub, request: Request) -> Response:
     _refuse_condition(request)
     await _begin(hub, request)
     undo = request.method == "DELETE"
-    message = "" if undo else _text(await read_object(request, _MAX_BODY), "message", "")
+    message = "" if undo else text_field(await read_object(request, _MAX_BODY), "message", "")
+    # A path without a reference is about the name.
+    reference = path_part(request, "reference") if "reference" in request.path_params else ""
+    change = partial(name_changes.deprecate, reference=reference, message=message, undo=undo)
+    return JSONResponse(await _change(hub, request, change))
 
-    def move(worker: Worker, _identity: Identity | None, name: str) -> dict[str, Any]:
-        ref = ref_of(request, name) if "reference" in request.path_params else Ref(name)
-        number = worker.registry.deprecate(ref, message, undo=undo)
-        return {"name": name, "number": number or None, "deprecated": None if undo else message}
 
-    return JSONResponse(await _change(hub, request, move, size=ENTRY_SIZE + len(message)))
+async def keep(hub: Hub, request: Request) -> Response:
+    """PUT or DELETE …/names/{name}/retention: set a gc to drop the versions but the newest and those with tags, or keep all."""
+    _refuse_condition(request)
+    await _begin(hub, request)
+    count = None
+    if request.method == "PUT" and (count := count_field(await read_object(request, _MAX_BODY), "keep")) is None:
+        raise UsageError("keep", "is not a number of versions")
+    request_context.current().record_detail(keep=count or "all")
+    await _change(hub, request, partial(name_changes.set_retention, keep=count))
+    return JSONResponse({"name": name_of(request), "keep": count})
 
 
 async def delete_name(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}: remove it with its versions, even one that others were made from with `force=true`."""
     force = request.query_params.get("force", "").lower() in ("true", "1")
-
-    def move(worker: Worker, identity: Identity | None, name: str) -> str:
-        view, sees = visible_view(worker, hub, identity, name), partial(hub.may_read_name, worker, identity)
-        removals.remove(worker, view, sees, expect=_expected_digest(request), force=force)
-        return name
-
-    return JSONResponse({"removed": await _change(hub, request, move, size=0), "kind": "name"})
+    await _change(hub, request, partial(name_changes.remove_name, expect=_expected_digest(request), force=force))
+    return JSONResponse({"removed": name_of(request), "kind": "name"})
 
 
 async def restore_name(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/restore: undo the removal of a name."""
     _refuse_condition(request)
-    identity, name = await _begin(hub, request, check_known)
-
-    def work(worker: Worker) -> dict[str, Any]:
-        check_known(worker, hub, identity, name)
-        hub.access.check_write(identity, name)
-        hub.quotas.check_record(worker, name, ENTRY_SIZE)
-        if worker.registry.ledger.current(name).deleted:
-            hub.quotas.check(worker, name, removals.restorable_files(worker, name), count=True)
-        return version_documents.restore_document(removals.restore(worker, name))
-
-    async with hub.change_lock(name):
-        return JSONResponse(await hub.workers.run(work))
+    await _begin(hub, request, check_known)
+    return JSONResponse(await _change(hub, request, name_changes.restore_name))

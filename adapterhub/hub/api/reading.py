@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.downloads import download_counts
 from adapterhub.hub.hf.reading import query_number
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
@@ -23,6 +25,7 @@ from adapterhub_converters.errors import UsageError
 
 from .api_requests import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
 
+_MAX_COUNTS = 10_000  # versions, days and protocols
 _PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
 MAX_CONTENT_QUERY = 8 << 20
 """Bytes of a body with digests to search for."""
@@ -169,6 +172,19 @@ async def log(hub: Hub, request: Request) -> Response:
 
     document, last = await hub.workers.run(work)
     return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))
+
+
+async def downloads(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/downloads: by version, day and protocol, the last day first, and those of the last 30 days."""
+    identity, name = hub.identify(request), name_of(request)
+
+    def work(worker: Worker) -> dict[str, Any]:
+        visible_view(worker, hub, identity, name)
+        hub.downloads.write()
+        counts = [asdict(count) for count in download_counts(worker.database, name, _MAX_COUNTS)]
+        return {"name": name, "recent": hub.downloads.recent([name])[name], "counts": counts}
+
+    return JSONResponse(await hub.workers.run(work))
 
 
 async def tag(hub: Hub, request: Request) -> Response:

@@ -56,10 +56,10 @@ def summary(view: View, row: VersionRow | None, sha: str, facets: Facets) -> dic
         "author": name.partition("/")[0],
         "sha": sha,
         "private": bool(repository and repository.private),
+        "downloads": 0,  # callers set it, as it changes without the repository
         # Fields that clients expect, for features this hub does not have.
         "gated": False,
         "disabled": False,
-        "downloads": 0,
         "likes": 0,
         "createdAt": with_milliseconds(created),
         "lastModified": with_milliseconds(changed),

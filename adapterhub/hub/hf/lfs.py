@@ -24,6 +24,7 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
+from adapterhub.index import queries
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -174,9 +175,14 @@ async def get(hub: Hub, request: Request) -> Any:
     name, digest, size = _checked_address(hub, request, DOWNLOAD)
     if not await hub.workers.read(hub.store.has_blob, digest, size):
         return error_response(404, f"{name}: {digest} is not here any more")
-    return hub.blob(
-        digest,
-        size,
-        {"content-type": "application/octet-stream"},
-        request.headers.get("range") if request.method == "GET" else None,
-    )
+    range_header = request.headers.get("range") if request.method == "GET" else None
+    if request.method == "GET":
+        await hub.workers.run(_count, hub, name, digest, range_header)
+    return hub.blob(digest, size, {"content-type": "application/octet-stream"}, range_header)
+
+
+def _count(worker: Worker, hub: Hub, name: str, digest: Digest, range_header: str | None) -> None:
+    """Count a download of the newest version with a file."""
+    for row in queries.versions(worker.registry.index, name=name, file=digest)[:1]:
+        files = commits.version_commit_without_message(worker, row).files
+        hub.downloads.count_file(row, files, digest, range_header)

@@ -137,12 +137,15 @@ async def model_info(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> bytes:
         view = visible_view(hub, worker, identity, name)
-        return worker.answers.get(("model", name, view.head, revision, blobs, fields), partial(build, worker, view))[0]
+        downloads = hub.downloads.recent([view.name])[view.name]
+        key = ("model", name, view.head, revision, blobs, fields, downloads)
+        return worker.answers.get(key, partial(build, worker, view, downloads))[0]
 
-    def build(worker: Worker, view: View) -> tuple[bytes, str]:
+    def build(worker: Worker, view: View, downloads: int) -> tuple[bytes, str]:
         commit = commit_at(worker, view, revision)
         facets = facets_of(worker, view, commit)
         document = api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), facets, blobs=blobs)
+        document["downloads"] = downloads
         return _dump(api_documents.only(document, fields)), ""
 
     return _json(await hub.workers.run(work))
@@ -189,6 +192,10 @@ async def list_models(hub: Hub, request: Request) -> Response:
                     return listed, positions[str(listed[-1]["id"])]
                 document |= _extras(hub, commit, wanted, facets_of_row)
             listed.append(api_documents.only(document, wanted.fields))
+        downloads = hub.downloads.recent([str(document["id"]) for document in listed])
+        for document in listed:
+            if "downloads" in document:
+                document["downloads"] = downloads[str(document["id"])]
         return listed, page.end
 
     listed, end = await hub.workers.run(work)
@@ -375,6 +382,8 @@ async def resolve(hub: Hub, request: Request) -> Any:
     """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     path = request.path_params["path"]
+    # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
+    range_header = request.headers.get("range") if request.method == "GET" else None
 
     def work(worker: Worker) -> tuple[Commit, GitFile]:
         view = visible_view(hub, worker, identity, name)
@@ -386,12 +395,13 @@ async def resolve(hub: Hub, request: Request) -> Any:
             hub.policy_gate.check(worker, identity, commit.row)
         else:
             hub.policy_gate.check_blob(worker, identity, view, file.digest)
+        if request.method == "GET":
+            hub.downloads.count_file(commit.row, commit.files, file.digest, range_header)
         return commit, file
 
     commit, file = await hub.workers.run(work)
     headers = file_headers(commit.id, file)
-    # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
-    return hub.blob(file.digest, file.size, headers, request.headers.get("range") if request.method == "GET" else None)
+    return hub.blob(file.digest, file.size, headers, range_header)
 
 
 def file_headers(commit: str, file: GitFile) -> dict[str, str]:

@@ -118,11 +118,12 @@ async def move(hub: Hub, request: Request) -> Response:
         raise ConflictError(new, "exists already", "Choose another name")
     # Both names stay locked until the move is finished, so no push can slip in between.
     async with hub.move_lock(old, new):
-        await hub.workers.run(_move, hub, identity, old, new)
+        await hub.workers.run(move_repository, hub, identity, old, new)
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
 
 
-def _move(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:
+def move_repository(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:
+    """Rename a repository, for who may write to both names; the caller holds `Hub.move_lock`."""
     try:
         view = visible_view(hub, worker, identity, old)
     except MovedError as moved:
@@ -135,7 +136,7 @@ def _move(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: st
     for names in unfinished:
         renames.finish(worker, *names)
     if unfinished:
-        _move(worker, hub, identity, old, new)
+        move_repository(worker, hub, identity, old, new)
         return
     _check_move(worker, hub, view, new)
     renames.begin(worker, old, new)
@@ -166,14 +167,16 @@ async def settings(hub: Hub, request: Request) -> Response:
     if fields.get("gated"):
         raise ResponseError(501, "NotImplemented", "this hub has no gated repositories: make it private")
 
-    def work(worker: Worker) -> None:
-        visible_view(hub, worker, identity, name)
-        hub.access.check_write(identity, name)
-        if "private" in fields or "visibility" in fields:
-            worker.repositories.change(name, lambda state: replace(state, private=_is_private(fields)))
-
-    await hub.workers.run(work)
+    if "private" in fields or "visibility" in fields:
+        await hub.workers.run(set_private, hub, identity, name, private=_is_private(fields))
     return JSONResponse({"private": _is_private(fields)})
+
+
+def set_private(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, private: bool) -> None:
+    """Set whether only accounts with a role see a repository, for who may write to it."""
+    visible_view(hub, worker, identity, name)
+    hub.access.check_write(identity, name)
+    worker.repositories.change(name, lambda state: replace(state, private=private))
 
 
 # ---- branches and tags

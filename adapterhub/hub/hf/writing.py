@@ -108,7 +108,7 @@ class MovedMeanwhileError(ResponseError):
 
 
 @dataclass
-class _Changes:
+class Changes:
     """The changes of a commit: files added or replaced, and paths removed.
 
     Attributes:
@@ -146,7 +146,7 @@ async def commit(hub: Hub, request: Request) -> Response:
     staged = hub.stage_files(name)
     try:
         changes = await _read_changes(hub, request, name, staged)
-        new_commit, notes = await _commit_in_turn(hub, identity, f"{name}@{branch}", changes)
+        new_commit, notes = await commit_in_turn(hub, identity, f"{name}@{branch}", changes)
         await hub.workers.read(staged.accept)
     finally:
         await asyncio.shield(hub.workers.read(staged.close))
@@ -158,9 +158,9 @@ async def commit(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer, headers=headers)
 
 
-async def _read_changes(hub: Hub, request: Request, name: str, staged: StagedFiles) -> _Changes:
+async def _read_changes(hub: Hub, request: Request, name: str, staged: StagedFiles) -> Changes:
     """Read the lines of a commit; small files are staged as they arrive."""
-    changes = _Changes(staged)
+    changes = Changes(staged)
     async for line in _lines(stream_body(request, _MAX_COMMIT, window=2 * _MAX_LINE)):
         fields = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
         key, value = fields.get("key"), fields.get("value")
@@ -227,7 +227,7 @@ def _lfs_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     return f"sha256:{oid}", size if type(size) is int else -1
 
 
-async def _commit_in_turn(hub: Hub, identity: Identity | None, address: str, changes: _Changes) -> tuple[Commit, str]:
+async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`, again if another process of the hub moved it meanwhile; return the commit, and notes."""
     name, is_queued = address.partition("@")[0], False
     async with AsyncExitStack() as stack:
@@ -243,7 +243,7 @@ async def _commit_in_turn(hub: Hub, identity: Identity | None, address: str, cha
     raise conflict
 
 
-def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: _Changes) -> tuple[Commit, str]:
+def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`; return the commit, and notes for its author."""
     name, _, branch = address.partition("@")
     view = visible_view(hub, worker, identity, name)
@@ -320,7 +320,7 @@ def _head(worker: Worker, view: View, branch: str) -> Commit:
     return commit_at(worker, view, branch)
 
 
-def _with_sizes(hub: Hub, worker: Worker, view: View, changes: _Changes) -> _Changes:
+def _with_sizes(hub: Hub, worker: Worker, view: View, changes: Changes) -> Changes:
     """Return the changes with the sizes of files uploaded earlier. UsageError unless the repository may use those blobs."""
     files = {}
     for path, (digest, size) in changes.files.items():

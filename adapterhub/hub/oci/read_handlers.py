@@ -13,6 +13,7 @@ from adapterhub.digest import Digest
 from adapterhub.hub import commits
 from adapterhub.hub.access_control import NoTokenError, may_write
 from adapterhub.hub.commits import View
+from adapterhub.hub.downloads import OCI
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
@@ -53,6 +54,8 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> StoredManifest:
         found_manifest = find_manifest(hub, worker, visible_view(hub, worker, identity, name), reference)
         hub.policy_gate.check(worker, identity, found_manifest.row)
+        if request.method == "GET" and found_manifest.row:
+            hub.downloads.count(found_manifest.row, OCI)
         return found_manifest
 
     found_manifest = await hub.workers.run(work)

@@ -18,10 +18,10 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import accounts
 from .accounts import EVERYWHERE, ROLES
 
-SERVICE, EXCHANGE, PERSONAL, DEVICE, BROWSER = "service", "exchange", "personal", "device", "browser"
-"""Kinds of tokens. Those of services and of trusted publishers have a role of their own; the others are limited to their
-account's roles. A browser's token belongs to a session and is never shown to anybody."""
-_KINDS_WITH_ROLE = (SERVICE, EXCHANGE)
+SERVICE, EXCHANGE, DEPLOY, PERSONAL, DEVICE, BROWSER = "service", "exchange", "deploy", "personal", "device", "browser"
+"""Kinds of tokens. Those of services and trusted publishers, and deploy keys of namespaces, have a role of their own; others
+are limited to the roles of their account. A browser's token belongs to a session and is never shown to anybody."""
+_KINDS_WITH_ROLE = (SERVICE, EXCHANGE, DEPLOY)
 _MAX_PARENTS = 20  # tokens each made by the one before
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # Clients check the form of a token: llama.cpp only sends hf_ and at least 34 letters and digits.
@@ -77,6 +77,8 @@ class Token:
     created: float
     expires: float | None
     used: float | None
+    name: str = ""
+    parent: int | None = None
 
 
 class Limits(TypedDict, total=False):
@@ -87,12 +89,14 @@ class Limits(TypedDict, total=False):
         kind: Its purpose, as shown in lists; only a service's token has its role regardless of its account's.
         lifetime: Seconds until it expires; None for never.
         parent: The id of the token with which it ends; None if it ends with its account only.
+        name: What its owner calls it.
     """
 
     namespaces: Sequence[str]
     kind: str
     lifetime: float | None
     parent: int | None
+    name: str
 
 
 def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> str:
@@ -113,14 +117,14 @@ def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limit
     expires = now + lifetime if lifetime else None
     values = (account, hash_of(token), prefix_of(token), role, scope, kind, now, expires, limits.get("parent"))
     sql = (
-        "INSERT INTO tokens (account, hash, prefix, role, namespaces, kind, created, expires, parent)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
+        "INSERT INTO tokens (account, hash, prefix, role, namespaces, kind, created, expires, parent, name)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
     )
-    return token, int(database.select(sql, *values)[0][0])
+    return token, int(database.select(sql, *values, limits.get("name", ""))[0][0])
 
 
 def identify(database: HubDatabase, token: str) -> Identity | None:
-    """Return the identity of a token; None if it is unknown, revoked or expired."""
+    """Return the identity of a token; None if it is unknown, revoked or expired, or its account is disabled."""
     return _identity(database, "hash", hash_of(token))
 
 
@@ -132,7 +136,10 @@ def identify_by_id(database: HubDatabase, ident: int) -> Identity | None:
 @of_one_snapshot
 def _identity(database: HubDatabase, column: str, value: object) -> Identity | None:
     columns = "id, account, role, namespaces, expires, prefix, kind, parent"
-    sql = f"SELECT {columns} FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608 - our own columns
+    sql = (
+        f"SELECT {columns} FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608 - our own columns
+        " AND NOT EXISTS (SELECT 1 FROM accounts a WHERE a.name = account AND a.disabled IS NOT NULL)"
+    )
     for ident, account, role, namespaces, expires, prefix, kind, parent in database.select(sql, value):
         if (expires is None or expires > time.time()) and is_valid(database, parent):
             # Looked up at each use, so that a role taken away is gone from existing tokens.
@@ -154,14 +161,20 @@ def is_valid(database: HubDatabase, ident: int | None) -> bool:
     return False
 
 
-def list_tokens(database: HubDatabase) -> list[Token]:
-    """Return the valid tokens, by account."""
+def list_tokens(database: HubDatabase, *, account: str = "", kind: str = "") -> list[Token]:
+    """Return the tokens that are not revoked, by account; only those of an account or a kind if these are given."""
     sql = (
-        "SELECT id, account, prefix, role, namespaces, kind, created, expires, used FROM tokens"
-        " WHERE revoked IS NULL ORDER BY account, id"
+        "SELECT id, account, prefix, role, namespaces, kind, created, expires, used, name, parent FROM tokens"
+        " WHERE revoked IS NULL AND (? = '' OR account = ?) AND (? = '' OR kind = ?) ORDER BY account, id"
     )
-    rows = database.select(sql)
-    return [Token(row[0], row[1], row[2], row[3], parse_scope(row[4]), row[5], row[6], row[7], row[8]) for row in rows]
+    rows = database.select(sql, account, account, kind, kind)
+    return [Token(row[0], row[1], row[2], row[3], parse_scope(row[4]), *row[5:11]) for row in rows]
+
+
+def parent_of(database: HubDatabase, identity: Identity) -> int | None:
+    """Return the token with which one ends that `identity` makes; None for a person who signed in at a provider."""
+    kinds = database.select("SELECT kind FROM tokens WHERE id = ?", identity.token)
+    return identity.token if kinds and kinds[0][0] != BROWSER else None
 
 
 def revoke(database: HubDatabase, ident: int) -> None:

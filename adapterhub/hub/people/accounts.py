@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypedDict, Unpack
 
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import RefError, parse_name
@@ -29,6 +31,16 @@ class Account:
     name: str
     created: str
     roles: Mapping[str, str]
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a namespace; `by_rule` if the role comes from a rule for people who sign in."""
+
+    account: str
+    role: str
+    by_rule: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,15 @@ class Namespace:
     max_bytes: int | None = None
     max_files: int | None = None
     adapters_only: bool = False
+
+
+class NamespaceChanges(TypedDict, total=False):
+    """Settings of a namespace that change; the attributes are those of `Namespace`."""
+
+    readers: str
+    max_bytes: int | None
+    max_files: int | None
+    adapters_only: bool
 
 
 def check_role(role: str) -> None:
@@ -94,14 +115,29 @@ def ensure_account(database: HubDatabase, name: str) -> None:
     )
 
 
-def remove(database: HubDatabase, name: str) -> None:
-    """Remove an account: its tokens are revoked and its roles deleted; what it pushed stays."""
+def remove(database: HubDatabase, name: str, *, force: bool = True) -> None:
+    """Remove an account: its tokens are revoked and its roles deleted; what it pushed stays.
+
+    Raises:
+        NotFoundError: There is no such account.
+        ConflictError: It is the last admin of a namespace or of the hub, and `force` is not set.
+    """
     with database.transaction():
+        _check_other_admins(database, name, force=force)
         if not database.execute("UPDATE accounts SET removed = ? WHERE name = ? AND removed IS NULL", time.time(), name):
             raise _no_account(name)
         database.execute("UPDATE tokens SET revoked = ? WHERE account = ? AND revoked IS NULL", time.time(), name)
         database.execute("DELETE FROM members WHERE account = ?", name)
         database.execute("DELETE FROM publishers WHERE account = ?", name)
+
+
+def set_disabled(database: HubDatabase, name: str, *, disabled: bool, force: bool = True) -> None:
+    """Refuse an account with all of its tokens, roles and sessions, or take it back as it was; errors as for `remove`."""
+    with database.transaction():
+        check_account(database, name)
+        if disabled:
+            _check_other_admins(database, name, force=force)
+        database.execute("UPDATE accounts SET disabled = ? WHERE name = ?", time.time() if disabled else None, name)
 
 
 def check_account(database: HubDatabase, name: str) -> None:
@@ -117,24 +153,36 @@ def _no_account(name: str) -> NotFoundError:
 @of_one_snapshot
 def list_accounts(database: HubDatabase) -> list[Account]:
     """Return the accounts, by name."""
-    rows = database.select("SELECT name, created FROM accounts WHERE removed IS NULL ORDER BY name")
-    members = database.select("SELECT account, namespace, role FROM members ORDER BY namespace")
-    return [
-        Account(name, created, {namespace: role for account, namespace, role in members if account == name})
-        for name, created in rows
-    ]
+    rows = database.select("SELECT name, created, disabled FROM accounts WHERE removed IS NULL ORDER BY name")
+    roles_by_account: dict[str, dict[str, str]] = {}
+    for account, namespace, role in database.select("SELECT account, namespace, role FROM members ORDER BY namespace"):
+        roles_by_account.setdefault(account, {})[namespace] = role
+    return [Account(name, created, roles_by_account.get(name, {}), disabled is not None) for name, created, disabled in rows]
 
 
 # ---- members
 
 
-def set_member(database: HubDatabase, namespace: str, account: str, role: str) -> None:
-    """Give an account a role in a namespace, in place of any previous one."""
+def members(database: HubDatabase, namespace: str) -> list[Member]:
+    """Return the accounts with a role in a namespace, by name; its owner has none but is its admin."""
+    sql = "SELECT account, role, admission IS NOT NULL FROM members WHERE namespace = ? ORDER BY account"
+    return [Member(account, role, bool(by_rule)) for account, role, by_rule in database.select(sql, namespace)]
+
+
+def set_member(database: HubDatabase, namespace: str, account: str, role: str, *, force: bool = True) -> None:
+    """Give an account a role in a namespace, in place of any previous one.
+
+    Raises:
+        NotFoundError: There is no such account.
+        ConflictError: It would no longer be an admin and is the last one, and `force` is not set.
+    """
     check_role(role)
     if namespace != EVERYWHERE:
         check_namespace(namespace)
     with database.transaction():
         check_account(database, account)
+        if role != ROLES[-1]:
+            _check_other_admins(database, account, namespace, force=force)
         sql = (
             "INSERT INTO members (namespace, account, role) VALUES (?, ?, ?)"
             " ON CONFLICT (namespace, account) DO UPDATE SET role = excluded.role, admission = NULL"
@@ -142,10 +190,32 @@ def set_member(database: HubDatabase, namespace: str, account: str, role: str) -
         database.execute(sql, namespace, account, role)
 
 
-def remove_member(database: HubDatabase, namespace: str, account: str) -> None:
-    """Remove an account's role in a namespace. NotFoundError if it has none."""
-    if not database.execute("DELETE FROM members WHERE namespace = ? AND account = ?", namespace, account):
-        raise NotFoundError(f"{account[:80]} in {namespace[:80]}", "no such member", code="no-such-account")
+def remove_member(database: HubDatabase, namespace: str, account: str, *, force: bool = True) -> None:
+    """Remove an account's role in a namespace; NotFoundError if it has none, and ConflictError as for `set_member`."""
+    with database.transaction():
+        _check_other_admins(database, account, namespace, force=force)
+        if not database.execute("DELETE FROM members WHERE namespace = ? AND account = ?", namespace, account):
+            raise NotFoundError(f"{account[:80]} in {namespace[:80]}", "no such member", code="no-such-account")
+
+
+def _check_other_admins(database: HubDatabase, account: str, namespace: str = "", *, force: bool) -> None:
+    """Refuse to take an account from the admins of a namespace, or of all without one, that have no other.
+
+    A namespace that an account owns has that one, too.
+    """
+    if force:
+        return
+    sql = (
+        "SELECT m.namespace FROM members m WHERE m.account = ? AND m.role = 'admin' AND (? = '' OR m.namespace = ?)"
+        " AND NOT EXISTS (SELECT 1 FROM members o JOIN accounts a ON a.name = o.account WHERE o.namespace = m.namespace"
+        " AND o.role = 'admin' AND o.account <> m.account AND a.disabled IS NULL)"
+        " AND NOT EXISTS (SELECT 1 FROM accounts a WHERE a.name = m.namespace AND a.removed IS NULL AND a.disabled IS NULL)"
+        " ORDER BY m.namespace"
+    )
+    if spaces := [str(space) for (space,) in database.select(sql, account, namespace, namespace)]:
+        where = ", ".join("the whole hub" if space == EVERYWHERE else space for space in spaces[:5])
+        problem = f"is the last admin of {where}"
+        raise ConflictError(account, problem, "Make another account an admin first, or force it", code="last-admin")
 
 
 def roles(database: HubDatabase, account: str) -> dict[str, str]:
@@ -186,6 +256,15 @@ def owned_namespaces(database: HubDatabase) -> set[str]:
     for (text,) in database.select("SELECT DISTINCT namespaces FROM tokens WHERE revoked IS NULL"):
         scopes += json_file.parse(text, "hub.db")
     return {str(scope).partition("/")[0] for scope in scopes} - {EVERYWHERE}
+
+
+def change_namespace(database: HubDatabase, name: str, **changes: Unpack[NamespaceChanges]) -> Namespace:
+    """Change some settings of a namespace, leave the others as they are, and return all of them."""
+    # In one transaction: another process may change another setting at the same time.
+    with database.transaction():
+        settings = replace(namespace_settings(database, name), **changes)
+        set_namespace(database, settings)
+    return settings
 
 
 def set_namespace(database: HubDatabase, settings: Namespace) -> None:

@@ -27,6 +27,7 @@ from .accounts import EVERYWHERE, ROLES
 from .id_tokens import IdToken
 
 _EMAIL = "email"
+_KINDS_OF_PEOPLE = (access_tokens.BROWSER, access_tokens.DEVICE, access_tokens.PERSONAL)
 _RESERVED = ("anonymous", "mirror")  # names that logs use for clients without an account
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _MAX_NAME, _MAX_SUBJECT = 60, 255  # characters
@@ -129,11 +130,11 @@ def admit(database: HubDatabase, id_token: IdToken, taken_names: Collection[str]
     subject = _subject(id_token.claims.get("sub"))
     with database.transaction():
         sql = (
-            "SELECT i.account, i.linked, a.removed FROM identities i JOIN accounts a ON a.name = i.account"
+            "SELECT i.account, i.linked, a.removed, a.disabled FROM identities i JOIN accounts a ON a.name = i.account"
             " WHERE i.issuer = ? AND i.subject = ?"
         )
         rows = database.select(sql, id_token.issuer, subject)
-        account, linked, removed = rows[0] if rows else ("", 0, None)
+        account, linked, removed, disabled = rows[0] if rows else ("", 0, None, None)
         rules = [rule for rule in list_rules(database) if rule.issuer == id_token.issuer and _admits(rule, id_token.claims)]
         admitted = removed is None and bool(linked or rules)
         if admitted and not account:
@@ -143,11 +144,12 @@ def admit(database: HubDatabase, id_token: IdToken, taken_names: Collection[str]
             database.execute(sql, id_token.issuer, subject, account)
         if account:
             _set_rule_roles(database, account, rules if admitted else ())
-        # No longer admitted: end the sessions and devices that signed in this way.
+        # No longer admitted: end the sessions and devices that signed in this way, and the tokens made in such a session.
         if account and not admitted:
-            access_tokens.revoke_all(database, account, (access_tokens.BROWSER, access_tokens.DEVICE))
-    if removed is not None:
-        raise RefusedError(account, "this account was removed", "Ask the operator of the hub")
+            access_tokens.revoke_all(database, account, _KINDS_OF_PEOPLE)
+    if removed is not None or disabled is not None:
+        problem = f"this account was {'removed' if removed is not None else 'disabled'}"
+        raise RefusedError(account, problem, "Ask the operator of the hub")
     if not admitted:
         problem = f"no rule of this hub admits you: you are {subject} at {id_token.issuer}"
         raise RefusedError("sign-in", problem, "Ask the operator of the hub")

@@ -102,13 +102,14 @@ def _hash(previous_hash: str, values: tuple[Any, ...]) -> str:
     return hashlib.sha256((previous_hash + json.dumps(values, separators=(",", ":"), default=repr)).encode()).hexdigest()
 
 
-def events(database: HubDatabase, *, name: str = "", account: str = "", limit: int = 100) -> list[Event]:
-    """Return the newest rows, filtered by name (or namespace) and by account if these are given."""
+def events(database: HubDatabase, *, name: str = "", account: str = "", before: int = 0, limit: int = 100) -> list[Event]:
+    """Return the newest rows, filtered by name (or namespace) and by account, and before a row, if these are given."""
     sql = (
         f"SELECT {_COLUMNS} FROM audit WHERE (? = '' OR name = ? OR substr(name, 1, length(?) + 1) = ? || '/')"  # noqa: S608 - ours
-        " AND (? = '' OR account = ?) ORDER BY id DESC LIMIT ?"
+        " AND (? = '' OR account = ?) AND id < ? ORDER BY id DESC LIMIT ?"
     )
-    return [_event(row) for row in database.select(sql, name, name, name, name, account, account, limit)]
+    last = before or 1 << 60
+    return [_event(row) for row in database.select(sql, name, name, name, name, account, account, last, limit)]
 
 
 def _event(row: tuple[Any, ...]) -> Event:

@@ -15,7 +15,7 @@ from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import access_tokens, accounts
-from .access_tokens import BROWSER, DEVICE, SERVICE, Identity
+from .access_tokens import DEVICE, SERVICE, Identity
 from .accounts import ROLES
 
 CODE_LIFETIME, POLL_INTERVAL = 900, 5
@@ -95,14 +95,9 @@ def approve(database: HubDatabase, code: str, identity: Identity) -> Login:
         problem = "this token of a service expires, and the login would go on without it"
         raise RefusedError(identity.account, problem, "Approve it with a token of your account")
     kind = SERVICE if identity.roles is None else DEVICE
-    values = (_YES, identity.account, identity.role, json.dumps(list(identity.namespaces)), kind, _parent(database, identity))
-    return _record_answer(database, code, "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?, parent = ?", *values)
-
-
-def _parent(database: HubDatabase, identity: Identity) -> int | None:
-    """Return the token with which a login ends that `identity` approves; None for a person who signed in at a provider."""
-    kinds = database.select("SELECT kind FROM tokens WHERE id = ?", identity.token)
-    return identity.token if kinds and kinds[0][0] != BROWSER else None
+    values = (_YES, identity.account, identity.role, json.dumps(list(identity.namespaces)), kind)
+    columns = "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?, parent = ?"
+    return _record_answer(database, code, columns, *values, access_tokens.parent_of(database, identity))
 
 
 def approve_as(database: HubDatabase, code: str, account: str) -> Login:

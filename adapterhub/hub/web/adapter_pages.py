@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.downloads import downloads_by_version
 from adapterhub.hub.publishing import attached_signatures
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
@@ -159,6 +160,7 @@ class AdapterPage(Page):
     signed: Sequence[SignatureSummary]
     attached: Mapping[str, OtherManifest]
     events: Sequence[Event]
+    downloads: int
     template: ClassVar[str] = "adapter.html"
 
     @property
@@ -220,6 +222,7 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
         signed=_shown_signatures(page_request, worker, row, oci, signatures),
         attached={digest: attached[digest] for digest in attached if digest not in signatures},
         events=log_events(worker, [row.name], per_name=12, limit=6),
+        downloads=page_request.hub.downloads.recent([row.name])[row.name],
     )
 
 
@@ -278,6 +281,7 @@ class VersionsPage(Page):
     version: Version
     rows: Sequence[VersionRow]
     deprecated: Mapping[str, str]
+    downloads: Mapping[int, int]
     template: ClassVar[str] = "versions.html"
 
 
@@ -286,11 +290,12 @@ def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
     version, index = version_of(page_request, worker), worker.registry.index
     with index.snapshot():
         rows = queries.versions(index, name=version.name)
-        return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
+        deprecated = queries.marks(index, "deprecate", version.name)
+    return VersionsPage(version, rows, deprecated, downloads_by_version(worker.database, version.name))
 
 
 def revision(page_request: PageRequest, worker: Worker) -> Page:
-    """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: addresses that clients of the Hugging Face Hub print."""
+    """GET …/tree/{rev} and …/blob/{rev}/{path}: addresses that clients of the Hugging Face Hub print."""
     view = page_request.repository(worker)
     commit = commits.find(worker, view, page_request.part("revision"))
     path = page_request.request.path_params.get("path")

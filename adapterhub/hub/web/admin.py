@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from adapterhub.hub import request_context
-from adapterhub.hub.access_control import ForbiddenError, NoTokenError
-from adapterhub.hub.people import access_tokens, accounts, audit_log
+from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.administration import hub_admins, namespace_admins
+from adapterhub.hub.administration.namespace_admins import QuotaRequest
+from adapterhub.hub.administration.storage_usage import StorageUsage, storage_usage
 from adapterhub.hub.people.access_tokens import Token
-from adapterhub.hub.people.accounts import Account, Namespace
+from adapterhub.hub.people.accounts import EVERYWHERE, Account
+from adapterhub.hub.people.admissions import Admission
 from adapterhub.hub.people.audit_log import Event
 from adapterhub.hub.workers import Worker
-from adapterhub.index import queries
-from adapterhub.index.queries import NamespaceTotals
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .posting import answer_form
-from .site import Page, PageRequest, redirect_to
+from .account import SecretPage
+from .posting import claims_in, count_in, gigabytes_in, number_in
+from .site import Page, PageRequest
 
-
-@dataclass(frozen=True)
-class Disk:
-    """The disk of the registry, in bytes."""
-
-    used: int
-    free: int
-    total: int
-
-
-@dataclass(frozen=True)
-class NamespaceUsage:
-    """A namespace: what it stores, and its settings."""
-
-    stored: NamespaceTotals
-    settled: Namespace
+PATH = "/-/admin"
 
 
 @dataclass(frozen=True)
 class AdminPage(Page):
-    """Accounts and their tokens, the usage and limits of each namespace, the disk, and the audit log.
+    """Accounts and their tokens, rules for people who sign in, what namespaces store and may hold, and the audit log.
 
     Attributes:
         audited: The namespace or name whose rows of the log are shown; empty for all.
@@ -53,8 +34,9 @@ class AdminPage(Page):
 
     accounts: Sequence[Account]
     tokens: Sequence[Token]
-    spaces: Sequence[NamespaceUsage]
-    disk: Disk
+    rules: Sequence[Admission]
+    usage: StorageUsage
+    quota_requests: Sequence[QuotaRequest]
     audited: str
     log: Sequence[Event]
     template: ClassVar[str] = "admin.html"
@@ -66,62 +48,84 @@ _ARTIFACTS = {"any": False, "adapters": True}  # the form's value, to `adapters_
 
 def admin_page(page_request: PageRequest, worker: Worker) -> AdminPage:
     """GET /-/admin, with ?audit=NAMESPACE for a part of the log."""
-    _check_admin(page_request)
-    database, disk = page_request.hub.database, shutil.disk_usage(page_request.hub.settings.registry)
-    stored = {total.namespace: total for total in queries.namespace_totals(worker.registry.index)}
-    settings = {namespace.name: namespace for namespace in accounts.namespaces(database)}
-    # Namespaces with settings but without versions come last.
-    names = [*stored, *sorted(settings.keys() - stored.keys())]
-    audited = page_request.query("audit").strip()
+    database, identity, audited = worker.database, page_request.who, page_request.query("audit").strip()
+    check_admin(identity, EVERYWHERE)
     return AdminPage(
-        accounts.list_accounts(database),
-        access_tokens.list_tokens(database),
-        [
-            NamespaceUsage(stored.get(name, NamespaceTotals(name, 0, 0, 0)), settings.get(name, Namespace(name)))
-            for name in names
-        ],
-        Disk(disk.used, disk.free, disk.total),
+        hub_admins.list_accounts(database, identity),
+        hub_admins.list_tokens(database, identity),
+        hub_admins.list_admissions(database, identity),
+        storage_usage(worker, identity, page_request.hub.settings.registry),
+        namespace_admins.quota_requests(database),
         audited,
-        audit_log.events(database, name=audited, limit=_MAX_ROWS),
+        hub_admins.audit_events(database, identity, name=audited, limit=_MAX_ROWS),
     )
 
 
-def _check_admin(page_request: PageRequest) -> None:
-    if page_request.who is None:
-        raise NoTokenError
-    if not page_request.is_admin:
-        raise ForbiddenError("This page is for the admins of the hub.")
-
-
-async def settle(request: Request) -> Response:
+def settle(page_request: PageRequest, fields: dict[str, str]) -> str:
     """POST /-/admin/settle: which artifacts may be pushed to a namespace."""
-
-    def work(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
-        _check_admin(page_request)
-        database, name = page_request.hub.database, accounts.check_namespace(fields.get("namespace", ""))
-        request_context.current().record_change(name)
-        if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
-            raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
-        # Read and write in one transaction: the CLI may change another setting at the same time.
-        with database.transaction():
-            accounts.set_namespace(
-                database, replace(accounts.namespace_settings(database, name), adapters_only=_ARTIFACTS[artifacts])
-            )
-        return redirect_to("/-/admin")
-
-    return await answer_form(request, work)
+    check_admin(page_request.who, EVERYWHERE)
+    if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
+        raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
+    namespace, only = fields.get("namespace", ""), _ARTIFACTS[artifacts]
+    namespace_admins.set_readers(page_request.hub.database, page_request.who, namespace, adapters_only=only)
+    return PATH
 
 
-async def revoke(request: Request) -> Response:
-    """POST /-/admin/revoke."""
+def set_quota(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/admin/quota."""
+    limits = gigabytes_in(fields, "gigabytes"), count_in(fields, "files")
+    namespace_admins.set_quota(page_request.hub.database, page_request.who, fields.get("namespace", "").strip(), *limits)
+    return PATH
 
-    def work(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
-        _check_admin(page_request)
-        request_context.current().record_change("tokens")
-        ident = fields.get("token", "")
-        if not ident.isdecimal() or len(ident) > 18:
-            raise UsageError(ident[:80], "is not the number of a token")
-        access_tokens.revoke(page_request.hub.database, int(ident))
-        return redirect_to("/-/admin")
 
-    return await answer_form(request, work)
+def refuse_quota(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/admin/refuse-quota."""
+    check_admin(page_request.who, EVERYWHERE)
+    namespace_admins.drop_quota_request(page_request.hub.database, page_request.who, fields.get("namespace", ""))
+    return PATH
+
+
+def invite(page_request: PageRequest, fields: dict[str, str]) -> SecretPage:
+    """POST /-/admin/invite."""
+    account, namespace = fields.get("account", "").strip(), fields.get("namespace", "").strip()
+    roles = {namespace: fields.get("role", "")} if namespace else {}
+    secret = hub_admins.invite(page_request.hub.database, page_request.who, account, roles)
+    use = f"Give it to the person, who signs in with it as {account} and makes their own tokens."
+    return SecretPage("Invitation", use, secret, f"{PATH}#accounts")
+
+
+def change_account(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/admin/account: disable, enable or remove an account."""
+    check_admin(page_request.who, EVERYWHERE)
+    database, account, action = page_request.hub.database, fields.get("account", ""), fields.get("action", "")
+    force = fields.get("force") == "true"
+    if action == "remove":
+        hub_admins.remove_account(database, page_request.who, account, force=force)
+    elif action in ("disable", "enable"):
+        hub_admins.set_disabled(database, page_request.who, account, disabled=action == "disable", force=force)
+    else:
+        raise UsageError("action", f"{action[:80]!r} is not one of disable, enable, remove")
+    return f"{PATH}#accounts"
+
+
+def add_rule(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/admin/rule: admit people with certain claims, such as a group."""
+    issuer, claims = fields.get("issuer", "").strip(), claims_in(fields, "claims")
+    namespace, role = fields.get("namespace", "").strip() or EVERYWHERE, fields.get("role", "")
+    database, identity = page_request.hub.database, page_request.who
+    hub_admins.add_admission(database, identity, issuer=issuer, claims=claims, namespace=namespace, role=role)
+    return f"{PATH}#rules"
+
+
+def remove_rule(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/admin/remove-rule."""
+    check_admin(page_request.who, EVERYWHERE)
+    hub_admins.remove_admission(page_request.hub.database, page_request.who, number_in(fields, "rule"))
+    return f"{PATH}#rules"
+
+
+def revoke(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/admin/revoke: a token of anybody."""
+    check_admin(page_request.who, EVERYWHERE)
+    hub_admins.revoke_token(page_request.hub.database, page_request.who, number_in(fields, "token"))
+    return PATH

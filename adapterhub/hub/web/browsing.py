@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import ClassVar
 
@@ -238,13 +238,25 @@ class Event:
     message: str
 
 
+_ORDERS: Mapping[str, str] = {"changed": "Last changed", "name": "Name", "size": "Size", "downloads": "Downloads"}
+
+
 @dataclass(frozen=True)
 class NamespacePage(Page):
-    """The adapters of a namespace, last changed first, and their events."""
+    """The adapters of a namespace, sorted by one of `orders`, and their events.
+
+    Attributes:
+        downloads: Those of the last days, by name.
+        is_cut: Whether there are more: the rows are those that were changed last.
+    """
 
     name: str
     rows: Sequence[VersionRow]
     events: Sequence[Event]
+    downloads: Mapping[str, int]
+    order: str
+    is_cut: bool
+    orders: Mapping[str, str] = field(default_factory=lambda: _ORDERS)
     template: ClassVar[str] = "namespace.html"
 
 
@@ -265,7 +277,19 @@ def namespace_page(page_request: PageRequest, worker: Worker) -> NamespacePage:
     visible_rows = [row for row in newest if page_request.may_read(worker, row.name)]
     if not visible_rows:
         raise NotFoundError(name[:200], "nothing was pushed to this namespace, or it is private")
-    return NamespacePage(name, visible_rows, log_events(worker, [row.name for row in visible_rows[:_MOST_LOGS]]))
+    events = log_events(worker, [row.name for row in visible_rows[:_MOST_LOGS]])
+    downloads = page_request.hub.downloads.recent([row.name for row in visible_rows])
+    order = page_request.query("sort") or "changed"
+    if order not in _ORDERS:
+        raise UsageError("sort", f"{order[:80]!r} is not one of {', '.join(_ORDERS)}")
+    keys: Mapping[str, Callable[[VersionRow], object]] = {
+        "name": lambda row: row.name,
+        "size": lambda row: -(row.size or 0),
+        "downloads": lambda row: -downloads[row.name],
+    }
+    # They come as they were changed, which also decides between equal ones.
+    rows = sorted(visible_rows, key=keys[order]) if order in keys else visible_rows  # type: ignore[arg-type]
+    return NamespacePage(name, rows, events, downloads, order, len(newest) == _MOST_NAMES)
 
 
 def log_events(

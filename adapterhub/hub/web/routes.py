@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.routing import BaseRoute, Route
 
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import NotFoundError
 
-from . import adapter_pages, admin, browsing, compare, signing_in
+from . import (
+    account,
+    adapter_pages,
+    adapter_settings,
+    admin,
+    browsing,
+    commit_pages,
+    compare,
+    namespace_settings,
+    signing_in,
+)
+from .posting import FormWork, form_endpoint
 from .site import SIGN_IN, Page, PageRequest, page_endpoint, static
 
 _NAME = "/{namespace}/{repo}"
 _VERSION = f"{_NAME}/v{{number}}"
+_FORMS: Mapping[str, FormWork] = {
+    f"{account.PATH}/token": account.create_token,
+    f"{account.PATH}/revoke": account.revoke_token,
+    f"{namespace_settings.PATH}/member": namespace_settings.set_member,
+    f"{namespace_settings.PATH}/readers": namespace_settings.set_readers,
+    f"{namespace_settings.PATH}/ask-quota": namespace_settings.ask_quota,
+    f"{namespace_settings.PATH}/drop-quota": namespace_settings.drop_quota,
+    f"{namespace_settings.PATH}/key": namespace_settings.create_key,
+    f"{namespace_settings.PATH}/revoke-key": namespace_settings.revoke_key,
+    f"{namespace_settings.PATH}/webhook": namespace_settings.add_webhook,
+    f"{namespace_settings.PATH}/remove-webhook": namespace_settings.remove_webhook,
+    f"{namespace_settings.PATH}/publisher": namespace_settings.add_publisher,
+    f"{namespace_settings.PATH}/remove-publisher": namespace_settings.remove_publisher,
+    f"{admin.PATH}/settle": admin.settle,
+    f"{admin.PATH}/quota": admin.set_quota,
+    f"{admin.PATH}/refuse-quota": admin.refuse_quota,
+    f"{admin.PATH}/invite": admin.invite,
+    f"{admin.PATH}/account": admin.change_account,
+    f"{admin.PATH}/rule": admin.add_rule,
+    f"{admin.PATH}/remove-rule": admin.remove_rule,
+    f"{admin.PATH}/revoke": admin.revoke,
+}
 
 
 def _unknown(page_request: PageRequest, _worker: Worker) -> Page:
@@ -30,13 +65,17 @@ def routes() -> list[BaseRoute]:
         Route(signing_in.PROVIDER, signing_in.leave),
         Route(signing_in.BACK, signing_in.arrive),
         Route("/-/sign-out", signing_in.sign_out, methods=["POST"]),
-        Route("/-/admin", page_endpoint(admin.admin_page)),
-        Route("/-/admin/settle", admin.settle, methods=["POST"]),
-        Route("/-/admin/revoke", admin.revoke, methods=["POST"]),
+        Route(admin.PATH, page_endpoint(admin.admin_page)),
+        Route(account.PATH, page_endpoint(account.account_page)),
+        Route(f"/-/adapters{_NAME}", page_endpoint(adapter_settings.settings_page)),
+        Route(f"/-/adapters{_NAME}/card", page_endpoint(adapter_settings.card_page)),
+        Route(f"{namespace_settings.PATH}/{{namespace}}", page_endpoint(namespace_settings.settings_page)),
+        *(Route(path, form_endpoint(work), methods=["POST"]) for path, work in _FORMS.items()),
         Route(f"{_NAME}/tree/{{revision}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/tree/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
-        Route(f"{_NAME}/commit/{{revision}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/commit/{{revision}}", page_endpoint(commit_pages.commit_page)),
+        Route(f"{_NAME}/commits", page_endpoint(commit_pages.commits_page)),
         Route(f"{_NAME}/versions", page_endpoint(adapter_pages.versions_page)),
         Route(f"{_NAME}/compare", compare.compare_page),
         Route(_VERSION, page_endpoint(adapter_pages.adapter_page)),

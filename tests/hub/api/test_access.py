@@ -66,6 +66,8 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("PUT", "deprecation", {"message": "old"}),
     ("DELETE", "deprecation", None),
     ("PUT", "versions/v1/deprecation", {"message": "old"}),
+    ("PUT", "retention", {"keep": 1}),
+    ("DELETE", "retention", None),
     ("POST", "versions", {"manifest": "{}"}),
     ("POST", "restore", None),
     ("DELETE", "", None),

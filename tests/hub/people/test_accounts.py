@@ -67,6 +67,21 @@ def test_a_role_everywhere_is_one_in_each_namespace(tmp_path: Path) -> None:
     assert found.may("admin", "any")
 
 
+def test_the_command_line_tells_who_is_the_last_admin(run: Run, tmp_path: Path) -> None:
+    with closing(HubDatabase(tmp_path)) as database:
+        accounts.add(database, "ada")
+        accounts.set_member(database, "team", "ada", "admin")
+        for words in (
+            ("member", "rm", "team", "ada"),
+            ("member", "set", "team", "ada", "--role", "read"),
+            ("user", "rm", "ada"),
+        ):
+            refused = run("hub", *words, "--registry", str(tmp_path), code=7)
+            assert "is the last admin of team" in refused.stderr
+        run("hub", "user", "rm", "ada", "--force", "--registry", str(tmp_path))
+        assert accounts.members(database, "team") == []
+
+
 def test_a_service_keeps_the_role_of_its_token(hub: Running) -> None:
     as_whom(hub, hub.make_token("ci", "write")).create_repo("any/sql")
 

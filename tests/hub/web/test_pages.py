@@ -223,6 +223,23 @@ def test_versions_are_compared_as_functions(visitor: Visitor, push: Push, hub: R
         assert visitor.get(f"/team/sql/compare?{query}").status in (400, 404)
 
 
+def test_the_list_of_a_namespace_is_sorted_as_asked(visitor: Visitor, push: Push, hub: Running) -> None:
+    for seed, name in enumerate(("team/b", "team/a", "team/c")):
+        push(name, seed)
+    visitor._ask("GET", "/team/b/resolve/main/adapter_model.safetensors", "", {})
+    visitor._ask("GET", "/api/adapterhub/v1/names/team/b/downloads", "", {})
+
+    def names(sort: str) -> list[str]:
+        links = visitor.get(f"/team?sort={sort}").html.values("a", "href")
+        return list(dict.fromkeys(link for link in links if link in ("/team/a", "/team/b", "/team/c")))
+
+    assert names("name") == ["/team/a", "/team/b", "/team/c"]
+    assert sorted(names("size")) == sorted(names("changed")) == names("name")
+    assert names("downloads")[0] == "/team/b"
+    assert "1 download" in visitor.get("/team").text
+    assert visitor.get("/team?sort=x").status == 400
+
+
 def test_a_repository_that_is_no_adapter_yet_says_so(visitor: Visitor, hub: Running) -> None:
     with hub.registry() as registry:
         Repositories(registry).change("team/new", lambda state: state)
@@ -233,7 +250,6 @@ def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_versio
     commit = commit_id(push("team/sql", 1))
     push("team/sql", 2)
     for path, url in {
-        f"commit/{commit}": "/team/sql/v1",
         "tree/v1": "/team/sql/v1",
         "tree/main": "/team/sql/v2",
         "blob/v1/README.md": f"/team/sql/resolve/{commit}/README.md",
@@ -241,6 +257,21 @@ def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_versio
         found = visitor.get(f"/team/sql/{path}")
         assert (found.status, found.headers["location"]) == (303, url)
     assert visitor.get("/team/sql/tree/no-such").status == 404
+
+
+def test_a_commit_has_what_it_changed_line_by_line(visitor: Visitor, hub: Running, push: Push) -> None:
+    first = commit_id(push("team/sql", 1, files={"README.md": "# One\n"}))
+    second = commit_id(push("team/sql", 2, files={"README.md": f"# Two\n{EVIL}\n"}))
+    found = visitor.get(f"/team/sql/commit/{second}")
+    for text in ("-# One", "+# Two", "Version v2", "not shown as text", "adapter_model.safetensors"):
+        assert text in found.text, text
+    assert f"/team/sql/commit/{first}" in found.html.values("a", "href")
+    assert [text for text in ("v2", "v1") if text in visitor.get("/team/sql/commits").text] == ["v2", "v1"]
+    assert "+# One" in visitor.get(f"/team/sql/commit/{first}").text
+    assert visitor.get("/team/sql/commit/no-such").status == 404
+    hide(hub, "team/sql")
+    for path in ("commits", f"commit/{second}"):
+        assert visitor.get(f"/team/sql/{path}").status == 404
 
 
 def test_a_repository_that_moved_leads_to_its_new_name(visitor: Visitor, push: Push, hub: Running) -> None:

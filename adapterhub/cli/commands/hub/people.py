@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +16,9 @@ from .tokens import ONCE, ROLES
 
 if TYPE_CHECKING:
     from adapterhub.hub.people.accounts import Account, Namespace
+
+
+FORCE = click.option("--force", is_flag=True, help="Go on even if the account is the last admin of a namespace or of the hub.")
 
 
 # ---- users
@@ -101,13 +104,14 @@ def _users_text(settings: Settings, accounts_: list[Account]) -> None:
     adapterhub hub user rm ada""",
 )
 @click.argument("name")
+@FORCE
 @click.pass_obj
-def rm(settings: Settings, *, name: str) -> None:
+def rm(settings: Settings, *, name: str, force: bool) -> None:
     """Remove an account: its tokens are revoked and its roles are gone. What it pushed stays."""
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "user.rm", name) as database:
-        accounts.remove(database, name)
+        accounts.remove(database, name, force=force)
     emit_removed(settings, "account", name)
 
 
@@ -181,8 +185,9 @@ def member() -> None:
 @click.argument("namespace")
 @click.argument("account")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="Role: in the namespace.")
+@FORCE
 @click.pass_obj
-def set_(settings: Settings, *, namespace: str, account: str, role: str) -> None:
+def set_(settings: Settings, *, namespace: str, account: str, role: str, force: bool) -> None:
     """Give ACCOUNT a role in NAMESPACE, in place of its present one; a running hub follows within seconds.
 
     read sees private adapters, write pushes, tags and removes, admin manages the namespace.
@@ -190,7 +195,7 @@ def set_(settings: Settings, *, namespace: str, account: str, role: str) -> None
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "member.set", namespace, f"{account} {role}") as database:
-        accounts.set_member(database, namespace, account, role)
+        accounts.set_member(database, namespace, account, role, force=force)
     document = {"namespace": namespace, "account": account, "role": role}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{account}: {role} in {namespace}"))
 
@@ -203,13 +208,14 @@ def set_(settings: Settings, *, namespace: str, account: str, role: str) -> None
 )
 @click.argument("namespace")
 @click.argument("account")
+@FORCE
 @click.pass_obj
-def member_rm(settings: Settings, *, namespace: str, account: str) -> None:
+def member_rm(settings: Settings, *, namespace: str, account: str, force: bool) -> None:
     """Take the role of ACCOUNT in NAMESPACE away."""
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "member.rm", namespace, account) as database:
-        accounts.remove_member(database, namespace, account)
+        accounts.remove_member(database, namespace, account, force=force)
     emit_removed(settings, "member", account, namespace=namespace)
 
 
@@ -262,18 +268,16 @@ def settle(
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "namespace.set", name) as database:
-        # The present settings: an option that is not given changes nothing.
-        new_settings = accounts.namespace_settings(database, name)
+        changes = accounts.NamespaceChanges()
         if readers is not None:
-            new_settings = replace(new_settings, readers=readers)
+            changes["readers"] = readers
         if max_size is not None:
-            max_bytes = None if max_size == "0" else inputs.byte_count(max_size, "--max-size")
-            new_settings = replace(new_settings, max_bytes=max_bytes)
+            changes["max_bytes"] = None if max_size == "0" else inputs.byte_count(max_size, "--max-size")
         if max_files is not None:
-            new_settings = replace(new_settings, max_files=max_files or None)
+            changes["max_files"] = max_files or None
         if adapters_only is not None:
-            new_settings = replace(new_settings, adapters_only=adapters_only)
-        accounts.set_namespace(database, new_settings)
+            changes["adapters_only"] = adapters_only
+        new_settings = accounts.change_namespace(database, name, **changes)
     output.emit(asdict(new_settings), as_json=settings.as_json, text=lambda: _namespaces_text([new_settings]))
 
 

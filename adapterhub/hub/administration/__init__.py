@@ -1,0 +1,1 @@
+"""What people manage themselves: their tokens, their namespaces, and the hub. Each function checks the client's rights."""

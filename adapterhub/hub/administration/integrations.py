@@ -1,0 +1,128 @@
+"""Webhooks and trusted publishers, as the admins of a namespace manage them.
+
+The hub sends requests to a webhook's URL and to a publisher's issuer. Only an admin of the hub can name addresses of its own
+network, and issuers that neither serve everybody nor are trusted here already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapterhub.hub import request_context, webhooks
+from adapterhub.hub.access_control import ForbiddenError, check_admin
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import accounts, publishers
+from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.people.accounts import EVERYWHERE
+from adapterhub.hub.people.publishers import Publisher
+from adapterhub.hub.webhooks import Delivery, Webhook
+from adapterhub.sqlite_file import of_one_snapshot
+from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+
+PUBLIC_ISSUERS = ("https://token.actions.githubusercontent.com", "https://gitlab.com")
+"""Issuers of ID tokens for CI jobs of everybody."""
+_MOST = 50  # webhooks, and publishers, of a namespace
+_MAX_URL, _MAX_CLAIMS, _MAX_CLAIM = 2000, 20, 500  # characters, claims, characters
+
+
+# ---- webhooks
+
+
+def list_webhooks(database: HubDatabase, identity: Identity | None, namespace: str) -> list[Webhook]:
+    """Return the webhooks of a namespace, for its admins."""
+    check_admin(identity, namespace)
+    return [webhook for webhook in webhooks.list_webhooks(database) if webhook.namespace == namespace]
+
+
+def list_deliveries(database: HubDatabase, identity: Identity | None, namespace: str) -> list[Delivery]:
+    """Return the newest events for the webhooks of a namespace, sent or waiting."""
+    check_admin(identity, namespace)
+    return webhooks.deliveries(database, namespace=namespace)
+
+
+def add_webhook(
+    database: HubDatabase, identity: Identity | None, namespace: str, url: str, *, private: bool = False
+) -> tuple[int, str]:
+    """Add a webhook; return its number, and its secret, which is shown only once.
+
+    Raises:
+        ForbiddenError: It may lead to a private address (`private`), for which only an admin of the hub can ask.
+        UsageError: The URL is none.
+        RefusedError: The namespace has too many.
+    """
+    check_admin(identity, namespace)
+    if private:
+        check_admin(identity, EVERYWHERE)
+    if len(url) > _MAX_URL:
+        raise UsageError("url", f"has more than {_MAX_URL} characters")
+    if len(list_webhooks(database, identity, namespace)) >= _MOST:
+        raise RefusedError(namespace, f"has {_MOST} webhooks", "Remove one first")
+    ident, secret = webhooks.add(database, namespace, url, private=private)
+    # The path of a webhook's URL may be a secret.
+    request_context.current().record_detail(webhook=ident, host=url.partition("://")[2].partition("/")[0].rpartition("@")[2])
+    return ident, secret
+
+
+def remove_webhook(database: HubDatabase, identity: Identity | None, namespace: str, ident: int) -> None:
+    """Remove a webhook of a namespace. NotFoundError if it has none with this number."""
+    if ident not in [webhook.id for webhook in list_webhooks(database, identity, namespace)]:
+        raise NotFoundError(str(ident), "no such webhook", "List the webhooks", code="no-such-number", kind="webhook")
+    webhooks.remove(database, ident)
+    request_context.current().record_detail(webhook=ident)
+
+
+# ---- publishers
+
+
+def list_publishers(database: HubDatabase, identity: Identity | None, namespace: str) -> list[Publisher]:
+    """Return the publishers of a namespace and of its repositories, for its admins."""
+    check_admin(identity, namespace)
+    return [item for item in publishers.list_publishers(database) if item.scope.partition("/")[0] == namespace]
+
+
+@of_one_snapshot
+def trusted_issuers(database: HubDatabase) -> list[str]:
+    """Return the issuers that every admin of a namespace can name."""
+    sql = "SELECT issuer FROM publishers UNION SELECT issuer FROM admissions UNION SELECT issuer FROM identities"
+    return sorted({*PUBLIC_ISSUERS, *(str(issuer) for (issuer,) in database.select(sql))})
+
+
+def add_publisher(
+    database: HubDatabase,
+    identity: Identity | None,
+    namespace: str,
+    *,
+    scope: str,
+    issuer: str,
+    claims: Mapping[str, str],
+) -> int:
+    """Trust jobs of an issuer for a namespace or a repository in it; they push as the account of who adds it.
+
+    Raises:
+        ForbiddenError: The repository is in another namespace, or only an admin of the hub can name the issuer.
+        UsageError: The claims identify no publisher, or something else is invalid.
+        RefusedError: The namespace has too many.
+    """
+    identity = check_admin(identity, namespace)
+    if scope.partition("/")[0] != namespace:
+        raise ForbiddenError(f"a publisher of {namespace[:100]} is trusted for it, or for repositories in it")
+    if len(claims) > _MAX_CLAIMS or any(len(key) + len(value) > _MAX_CLAIM for key, value in claims.items()):
+        raise UsageError("claims", f"are more than {_MAX_CLAIMS}, or longer than {_MAX_CLAIM} characters")
+    if issuer not in trusted_issuers(database):
+        check_admin(identity, EVERYWHERE)
+    if len(list_publishers(database, identity, namespace)) >= _MOST:
+        raise RefusedError(namespace, f"has {_MOST} publishers", "Remove one first")
+    accounts.check_account(database, identity.account)
+    ident = publishers.add(database, scope, issuer, claims, identity.account)
+    request_context.current().record_detail(
+        publisher=ident, scope=scope, issuer=issuer, claims=",".join(map("=".join, claims.items()))
+    )
+    return ident
+
+
+def remove_publisher(database: HubDatabase, identity: Identity | None, namespace: str, ident: int) -> None:
+    """Stop trusting a publisher of a namespace. NotFoundError if it has none with this number."""
+    if ident not in [item.id for item in list_publishers(database, identity, namespace)]:
+        raise NotFoundError(str(ident), "no such publisher", "List the publishers", code="no-such-number", kind="publisher")
+    publishers.remove(database, ident)
+    request_context.current().record_detail(publisher=ident)

@@ -1,0 +1,69 @@
+"""What the three kinds of forms share: the name in the path, the lock of the name, and errors in words."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import wraps
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
+from adapterhub.hub.hf.reading import name_of
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.oci.oci_errors import OciError
+from adapterhub.hub.web.posting import answer_form
+from adapterhub.hub.web.site import PageRequest, redirect_to
+from adapterhub.hub.workers import Worker
+from adapterhub.ref import parse_name
+from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
+
+FormChange = Callable[[PageRequest, Worker, str, dict[str, str]], str]
+"""The change of a name that a form with these fields asks for: returns the address to go to."""
+_SETTINGS = "/-/adapters"
+
+
+def settings_url(name: str) -> str:
+    """Return the address of the settings of an adapter."""
+    return f"{_SETTINGS}/{name}"
+
+
+@contextmanager
+def errors_in_words(name: str) -> Iterator[None]:
+    """Turn the errors of the protocols into those that pages show."""
+    try:
+        yield
+    except MovedError as moved:
+        raise RefusedError(moved.old, f"was moved to {moved.new}", "Change it there") from moved
+    except (ResponseError, OciError) as error:
+        kind = NotFoundError if error.status == 404 else RefusedError
+        raise kind(name, error.message.removeprefix(f"{name}: ")) from error
+
+
+def change_endpoint(work: FormChange, *, renames: bool = False) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a form that changes the name in its path, or with `renames` moves it to that of its field `to`."""
+
+    @wraps(work)
+    async def endpoint(request: Request) -> Response:
+        hub: Hub = request.app.state.hub
+        name = name_of(request)
+
+        def run(page_request: PageRequest, worker: Worker, fields: dict[str, str]) -> Response:
+            with errors_in_words(name):
+                return redirect_to(work(page_request, worker, name, fields))
+
+        def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
+            return hub.move_lock(name, new_name(name, fields)) if renames else hub.change_lock(name)
+
+        return await answer_form(request, run, lock=lock)
+
+    return endpoint
+
+
+def new_name(name: str, fields: dict[str, str]) -> str:
+    """Return the other name that a form moves an adapter to."""
+    text = fields.get("to", "").strip().lower()
+    if text == name:
+        raise ConflictError(name, "is its name already", "Choose another name")
+    return parse_name(text, text[:200])

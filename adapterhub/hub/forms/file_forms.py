@@ -1,0 +1,203 @@
+"""Forms that commit files to `main`: the card, as it was edited on a page, and uploaded files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapterhub.digest import Digest
+from adapterhub.hub import request_context
+from adapterhub.hub.access_control import ForbiddenError, NoTokenError
+from adapterhub.hub.api.name_changes import check_writer
+from adapterhub.hub.commits import Commit
+from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
+from adapterhub.hub.hf.reading import name_of
+from adapterhub.hub.hf.writing import Changes, commit_in_turn
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import stream_body
+from adapterhub.hub.web.adapter_settings import CARD, MAX_CARD, CardPage, UploadedPage
+from adapterhub.hub.web.posting import check_origin, check_session, read_fields
+from adapterhub.hub.web.site import PageRequest, answer_page, redirect_to, render_page
+from adapterhub.hub.workers import Worker
+from adapterhub.manifest.package_files import SIGNATURE, check_paths
+from adapterhub.registry.repository_records import MAIN
+from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
+
+from .adapter_forms import errors_in_words
+from .multipart import MultipartReader, boundary_of
+
+_MAX_FORM = 4 * MAX_CARD  # bytes of a card in a form, where a letter may take nine
+_MAX_FILES, _MAX_FIELD = 1000, 2000  # files of an upload, and bytes of one of its other fields
+_ERRORS = (AdapterhubError, ForbiddenError, NoTokenError, MovedError, ResponseError)
+
+
+async def _sender(request: Request, fields: dict[str, str] | None = None) -> Identity | Response:
+    """Return who may write to the name in the path, checked with the session's mark if there are fields; or the refusal."""
+    name = name_of(request)
+
+    def check(page_request: PageRequest, worker: Worker) -> Identity:
+        check_origin(page_request)
+        if page_request.who is None:
+            raise NoTokenError
+        if fields is not None:
+            check_session(page_request, fields)
+        with errors_in_words(name):
+            # `main` may be without a version: then the API's own check finds no adapter yet.
+            view = page_request.hub.visible(worker, page_request.who, name)
+            if view is None or view.newest:
+                check_writer(worker, page_request.hub, page_request.who, name, size=0)
+        return page_request.hub.access.check_write(page_request.who, name)
+
+    return await answer_page(request, check)
+
+
+async def _error_page(request: Request, error: Exception) -> Response:
+    """Return the page of an error."""
+
+    def fail(_page_request: PageRequest, _worker: Worker) -> NoReturn:
+        with errors_in_words(name_of(request)):
+            raise error
+
+    answer: Response = await answer_page(request, fail)
+    return answer
+
+
+# ---- the card
+
+
+async def commit_card(request: Request) -> Response:
+    """POST /-/adapters/{namespace}/{repo}/card: commit the card, if nobody has committed since it was read."""
+    sender = await _sender(request)
+    if isinstance(sender, Response):
+        return sender
+    fields = await read_fields(request, _MAX_FORM)
+    sender = await _sender(request, fields)
+    if isinstance(sender, Response):
+        return sender
+    hub, name = request.app.state.hub, name_of(request)
+    try:
+        commit = await _commit_card(hub, sender, name, fields)
+    except ResponseError as error:
+        if error.status != 412:
+            return await _error_page(request, error)
+        page = CardPage(name, fields.get("parent", ""), _text_of(fields), fields.get("title", ""), error.message)
+        return await answer_page(request, lambda page_request, _worker: render_page(page_request, page, 409))
+    except _ERRORS as error:
+        return await _error_page(request, error)
+    return redirect_to(f"/{name}/commit/{commit.id}")
+
+
+def _text_of(fields: dict[str, str]) -> str:
+    """Return the card in a form, in which browsers end lines with CR LF."""
+    return fields.get("text", "").replace("\r\n", "\n")
+
+
+async def _commit_card(hub: Hub, identity: Identity, name: str, fields: dict[str, str]) -> Commit:
+    raw = _text_of(fields).encode("utf-8", "replace")
+    if len(raw) > MAX_CARD:
+        raise UsageError("card", f"has more than {MAX_CARD >> 10} KiB")
+    if not fields.get("parent"):
+        raise UsageError("parent", "is missing", "Load the page again")
+    staged = hub.stage_files(name)
+    try:
+        file = await hub.workers.read(staged.add, raw)
+        title = fields.get("title", "").strip()[:200] or f"Update {CARD}"
+        changes = Changes(staged, title, parent=fields["parent"], files={CARD: file}, inline={CARD})
+        commit, _ = await commit_in_turn(hub, identity, f"{name}@{MAIN}", changes)
+        await hub.workers.read(staged.accept)
+    finally:
+        await asyncio.shield(hub.workers.read(staged.close))
+    request_context.current().record_detail(commit=commit.id)
+    return commit
+
+
+# ---- files
+
+
+async def upload_files(request: Request) -> Response:
+    """POST /-/adapters/{namespace}/{repo}/upload: commit files in a form, with the checks of a push."""
+    sender = await _sender(request)
+    if isinstance(sender, Response):
+        return sender
+    hub, name = request.app.state.hub, name_of(request)
+    try:
+        reader = MultipartReader(stream_body(request), boundary_of(request.headers.get("content-type", "")))
+        fields, files = await _read_parts(request, hub, name, reader)
+        # Looked up again: the role may be gone since the files began to arrive.
+        sender = await _sender(request, fields)
+        if isinstance(sender, Response):
+            return sender
+        commit, notes = await _commit_files(hub, sender, name, fields, files)
+    except _RefusalError as refusal:
+        return refusal.response
+    except _ERRORS as error:
+        return await _error_page(request, error)
+    request_context.current().record_detail(commit=commit.id)
+    kept_files = sorted(path for path in files if path == SIGNATURE or commit.files.get(path) == files[path])
+    page = UploadedPage(name, commit.id, kept_files, sorted(files.keys() - set(kept_files)), notes)
+    return await answer_page(request, lambda page_request, _worker: render_page(page_request, page))
+
+
+class _RefusalError(Exception):
+    """The sender of a form may not send files."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+async def _read_parts(
+    request: Request, hub: Hub, name: str, reader: MultipartReader
+) -> tuple[dict[str, str], dict[str, tuple[Digest, int]]]:
+    """Return the fields of a form, and its files as stored by now: path to digest and size."""
+    fields: dict[str, str] = {}
+    files: dict[str, tuple[Digest, int]] = {}
+    while part := await reader.next_part():
+        if part.filename is None:
+            raw = b""
+            async for piece in reader.data():
+                raw += piece
+                if len(raw) > _MAX_FIELD or len(fields) > 20:
+                    raise UsageError(part.name[:80], "is too long for this form")
+            fields[part.name] = raw.decode("utf-8", "replace")
+            continue
+        if not files:  # nothing is stored for a form of another site
+            refusal = await _sender(request, fields)
+            if isinstance(refusal, Response):
+                raise _RefusalError(refusal)
+        if len(files) >= _MAX_FILES:
+            raise RefusedError(name, f"more than {_MAX_FILES:,} files", "Make several commits")
+        if part.filename:  # without one, no file was chosen
+            check_paths([part.filename], name, RefusedError)
+            files[part.filename] = await _receive(hub, name, reader.data())
+    if not files:
+        raise UsageError("file", "is missing", "Choose the files")
+    return fields, files
+
+
+async def _receive(hub: Hub, name: str, data: AsyncIterator[bytes]) -> tuple[Digest, int]:
+    """Store a file of which neither digest nor size is known, and count it as uploaded."""
+    upload = await hub.uploads.begin(name)
+    try:
+        await hub.uploads.append(upload, data)
+    except BaseException:
+        await asyncio.shield(hub.uploads.cancel(upload))
+        raise
+    size = upload.size
+    return await hub.uploads.finish(upload, f"sha256:{upload.hasher.hexdigest()}"), size
+
+
+async def _commit_files(
+    hub: Hub, identity: Identity, name: str, fields: dict[str, str], files: dict[str, tuple[Digest, int]]
+) -> tuple[Commit, str]:
+    staged: Any = hub.stage_files(name)
+    try:
+        title = fields.get("title", "").strip()[:200] or f"Upload {', '.join(sorted(files))[:150]}"
+        return await commit_in_turn(hub, identity, f"{name}@{MAIN}", Changes(staged, title, files=files))
+    finally:
+        await asyncio.shield(hub.workers.read(staged.close))

@@ -1,0 +1,85 @@
+"""Forms for a name: its tags, deprecation, visibility, retention, new name, removal and restore."""
+
+from __future__ import annotations
+
+from adapterhub.hub import request_context
+from adapterhub.hub.api import name_changes
+from adapterhub.hub.hf import repositories
+from adapterhub.hub.web.posting import count_in
+from adapterhub.hub.web.site import PageRequest
+from adapterhub.hub.workers import Worker
+from adapterhub_converters.errors import UsageError
+
+from .adapter_forms import new_name, settings_url
+
+Fields = dict[str, str]
+
+
+def set_tag(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/tag: point a tag, new or not, at a version; `at` is the digest where the page showed it, empty for nowhere."""
+    tag, reference = fields.get("tag", "").strip(), fields.get("reference", "")
+    request_context.current().record_detail(tag=tag, reference=reference)
+    name_changes.set_tag(
+        worker, page_request.hub, page_request.who, name, reference=reference, tag=tag, expect=fields.get("at") or None
+    )
+    return f"{settings_url(name)}#tags"
+
+
+def remove_tag(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/remove-tag."""
+    tag = fields.get("tag", "")
+    request_context.current().record_detail(tag=tag)
+    name_changes.remove_tag(worker, page_request.hub, page_request.who, name, tag, expect=fields.get("at") or None)
+    return f"{settings_url(name)}#tags"
+
+
+def deprecate(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/deprecate: warn of a version, or of all without `reference`; with `undo`, no longer."""
+    reference, undo = fields.get("reference", ""), bool(fields.get("undo"))
+    request_context.current().record_detail(version=reference or "all", undo=undo or None)
+    message = fields.get("message", "")
+    if len(message) > 1000:
+        raise UsageError("message", "has more than 1,000 characters")
+    name_changes.deprecate(worker, page_request.hub, page_request.who, name, reference=reference, message=message, undo=undo)
+    return f"{settings_url(name)}#deprecation"
+
+
+def set_visibility(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/visibility."""
+    visibility = fields.get("visibility", "")
+    if visibility not in ("public", "private"):
+        raise UsageError("visibility", f"{visibility[:80]!r} is not one of public, private")
+    request_context.current().record_detail(visibility=visibility)
+    repositories.set_private(worker, page_request.hub, page_request.who, name, private=visibility == "private")
+    return f"{settings_url(name)}#visibility"
+
+
+def keep(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/retention: how many versions a gc leaves; empty for all."""
+    count = count_in(fields, "keep")
+    request_context.current().record_detail(keep=count or "all")
+    name_changes.set_retention(worker, page_request.hub, page_request.who, name, count)
+    return f"{settings_url(name)}#retention"
+
+
+def rename(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/rename."""
+    to = new_name(name, fields)
+    request_context.current().record_detail(to=to)
+    repositories.move_repository(worker, page_request.hub, page_request.who, name, to)
+    return settings_url(to)
+
+
+def remove(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/remove: take a name down with its versions; the name has to be written out."""
+    if fields.get("confirm", "").strip() != name:
+        raise UsageError("confirm", f"is not {name}", "Write the name to remove it")
+    force = fields.get("force") == "true"
+    name_changes.remove_name(worker, page_request.hub, page_request.who, name, force=force)
+    return settings_url(name)
+
+
+def restore(page_request: PageRequest, worker: Worker, name: str, _fields: Fields) -> str:
+    """POST …/restore: undo the removal of a name."""
+    name_changes.restore_name(worker, page_request.hub, page_request.who, name)
+    return settings_url(name)

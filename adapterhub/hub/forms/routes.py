@@ -1,0 +1,29 @@
+"""The routes of the forms about an adapter."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Route
+
+from . import file_forms, name_forms
+from .adapter_forms import change_endpoint
+
+_NAME = "/-/adapters/{namespace}/{repo}"
+_CHANGES = {
+    "tag": name_forms.set_tag,
+    "remove-tag": name_forms.remove_tag,
+    "deprecate": name_forms.deprecate,
+    "visibility": name_forms.set_visibility,
+    "retention": name_forms.keep,
+    "remove": name_forms.remove,
+    "restore": name_forms.restore,
+}
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes."""
+    return [
+        *(Route(f"{_NAME}/{action}", change_endpoint(work), methods=["POST"]) for action, work in _CHANGES.items()),
+        Route(f"{_NAME}/rename", change_endpoint(name_forms.rename, renames=True), methods=["POST"]),
+        Route(f"{_NAME}/card", file_forms.commit_card, methods=["POST"]),
+        Route(f"{_NAME}/upload", file_forms.upload_files, methods=["POST"]),
+    ]

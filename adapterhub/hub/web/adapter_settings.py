@@ -1,0 +1,134 @@
+"""The settings of an adapter, for who may write to it: tags, deprecation, visibility, retention, new name, removal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from adapterhub.hub import commits
+from adapterhub.hub.commits import View
+from adapterhub.hub.workers import Worker
+from adapterhub.index import queries
+from adapterhub.index.queries import VersionRow
+from adapterhub.maintenance import retention
+from adapterhub.ref import Ref, is_name
+from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .site import MovedError, Page, PageRequest
+
+CARD, MAX_CARD = "README.md", 256 << 10
+"""The file with the card, and bytes of one that is edited on a page."""
+
+
+@dataclass(frozen=True)
+class AdapterSettingsPage(Page):
+    """What can be changed of an adapter.
+
+    Attributes:
+        tags: Each tag but `latest`, with its version and whether it is protected.
+        deprecated: The reason by the number of a version; 0 for all.
+        keep: How many of the newest versions a gc keeps; None for all.
+        is_admin: Whether the client may set that.
+    """
+
+    name: str
+    private: bool
+    versions: Sequence[VersionRow]
+    tags: Mapping[str, tuple[VersionRow, bool]]
+    deprecated: Mapping[str, str]
+    keep: int | None
+    is_admin: bool
+    template: ClassVar[str] = "adapter_settings.html"
+
+
+@dataclass(frozen=True)
+class RemovedPage(Page):
+    """A name that was removed, and can be restored until a gc has run."""
+
+    name: str
+    template: ClassVar[str] = "removed.html"
+
+
+@dataclass(frozen=True)
+class CardPage(Page):
+    """The card of an adapter in an editor.
+
+    Attributes:
+        parent: The commit that it was read from.
+        text: What was read, or written so far.
+        wrong: Why the last attempt was refused.
+    """
+
+    name: str
+    parent: str
+    text: str
+    title: str = ""
+    wrong: str = ""
+    template: ClassVar[str] = "card.html"
+
+
+@dataclass(frozen=True)
+class UploadedPage(Page):
+    """The commit of uploaded files, those that are no files of an adapter and were left out, and notes for their author."""
+
+    name: str
+    commit: str
+    files: Sequence[str]
+    left_out: Sequence[str]
+    notes: str
+    template: ClassVar[str] = "uploaded.html"
+
+
+def settings_page(page_request: PageRequest, worker: Worker) -> Page:
+    """GET /-/adapters/{namespace}/{repo}."""
+    name = f"{page_request.part('namespace')}/{page_request.part('repo')}"
+    view = page_request.hub.visible(worker, page_request.who, name)
+    if view is None:
+        return _removed_page(page_request, worker, name)
+    if view.repository and view.repository.moved_to:
+        raise MovedError(f"/-/adapters/{view.repository.moved_to}")
+    page_request.hub.access.check_write(page_request.who, name)
+    versions = queries.versions(worker.registry.index, name=name) if view.newest else []
+    index = worker.registry.index
+    with index.snapshot():
+        protected, deprecated = queries.marks(index, "protect", name), queries.marks(index, "deprecate", name)
+    tags = {tag: (row, tag in protected) for row in versions for tag in row.tags if tag != "latest"}
+    return AdapterSettingsPage(
+        name=name,
+        private=bool(view.repository and view.repository.private),
+        versions=versions,
+        tags=dict(sorted(tags.items())),
+        deprecated=deprecated,
+        keep=retention.retention_limit(worker.registry, Ref(name)) if versions else None,
+        is_admin=page_request.who is not None and page_request.who.may("admin", name.partition("/")[0]),
+    )
+
+
+def _removed_page(page_request: PageRequest, worker: Worker, name: str) -> RemovedPage:
+    """Return the page of a name that was removed; NotFoundError for any other that the client cannot see."""
+    if not is_name(name) or not page_request.may_read(worker, name) or not worker.registry.ledger.current(name).deleted:
+        raise page_request.no_such_repository(name)
+    page_request.hub.access.check_write(page_request.who, name)
+    return RemovedPage(name)
+
+
+def card_page(page_request: PageRequest, worker: Worker) -> CardPage:
+    """GET /-/adapters/{namespace}/{repo}/card."""
+    view = page_request.repository(worker)
+    page_request.hub.access.check_write(page_request.who, view.name)
+    commit = commits.find(worker, view, commits.HEAD)
+    return CardPage(view.name, commit.id, card_text(worker, view, commit.id))
+
+
+def card_text(worker: Worker, view: View, ident: str) -> str:
+    """Return the card of a commit, empty without one. NotFoundError for one that is too large, or no text."""
+    digest, size = commits.by_id(worker, view, ident).files.get(CARD, ("", 0))
+    if not digest:
+        return ""
+    if size > MAX_CARD:
+        raise NotFoundError(f"{view.name}: {CARD}", f"has more than {MAX_CARD >> 10} KiB, which no page edits")
+    try:
+        return worker.registry.store.read_document(digest).decode()
+    except UnicodeDecodeError as error:
+        raise NotFoundError(f"{view.name}: {CARD}", "is no text in UTF-8, which no page edits") from error

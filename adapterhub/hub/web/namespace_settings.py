@@ -1,0 +1,152 @@
+"""The settings of a namespace, for its admins: members, readers, quota, deploy keys, webhooks and publishers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.administration import hub_admins, integrations, namespace_admins, own_tokens
+from adapterhub.hub.administration.namespace_admins import QuotaRequest
+from adapterhub.hub.people import accounts
+from adapterhub.hub.people.access_tokens import Token
+from adapterhub.hub.people.accounts import Member, Namespace
+from adapterhub.hub.people.audit_log import Event
+from adapterhub.hub.people.publishers import Publisher
+from adapterhub.hub.webhooks import Webhook
+from adapterhub.hub.workers import Worker
+from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .account import SecretPage, token_options, token_page
+from .posting import claims_in, count_in, gigabytes_in, number_in
+from .site import Page, PageRequest
+
+PATH = "/-/namespaces"
+_READERS = {"anyone": "anyone", "accounts": "anyone with a token", "members": "only members"}
+_MAX_ROWS = 50  # of the audit log shown
+
+
+@dataclass(frozen=True)
+class NamespaceSettingsPage(Page):
+    """Everything about a namespace that its admins manage."""
+
+    name: str
+    settings: Namespace
+    members: Sequence[Member]
+    quota_request: QuotaRequest | None
+    keys: Sequence[Token]
+    webhooks: Sequence[Webhook]
+    publishers: Sequence[Publisher]
+    issuers: Sequence[str]
+    log: Sequence[Event]
+    readers: Mapping[str, str]
+    template: ClassVar[str] = "namespace_settings.html"
+
+
+def settings_page(page_request: PageRequest, worker: Worker) -> NamespaceSettingsPage:
+    """GET /-/namespaces/{namespace}."""
+    database, identity, name = worker.database, page_request.who, page_request.part("namespace")
+    check_admin(identity, name)
+    accounts.check_namespace(name)
+    return NamespaceSettingsPage(
+        name=name,
+        settings=accounts.namespace_settings(database, name),
+        members=namespace_admins.list_members(database, identity, name),
+        quota_request=next(iter(namespace_admins.quota_requests(database, name)), None),
+        keys=own_tokens.deploy_keys(database, identity, name),
+        webhooks=integrations.list_webhooks(database, identity, name),
+        publishers=integrations.list_publishers(database, identity, name),
+        issuers=integrations.trusted_issuers(database),
+        log=hub_admins.audit_events(database, identity, name=name, limit=_MAX_ROWS),
+        readers=_READERS,
+    )
+
+
+def _namespace(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """Return the namespace that a form is about, if the client is its admin."""
+    name = fields.get("namespace", "")
+    check_admin(page_request.who, name)
+    return accounts.check_namespace(name)
+
+
+def set_member(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/member: give an account a role, or take it away."""
+    name, account, force = _namespace(page_request, fields), fields.get("account", "").strip(), fields.get("force") == "true"
+    database, identity = page_request.hub.database, page_request.who
+    if fields.get("remove"):
+        namespace_admins.remove_member(database, identity, name, account, force=force)
+    else:
+        namespace_admins.set_member(database, identity, name, account, fields.get("role", ""), force=force)
+    # Whoever has taken the own role away cannot open the settings any more.
+    return f"{PATH}/{name}"
+
+
+def set_readers(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/readers."""
+    name, artifacts = _namespace(page_request, fields), fields.get("artifacts")
+    if artifacts not in ("any", "adapters"):
+        raise UsageError("artifacts", f"{str(artifacts)[:80]!r} is not one of any, adapters")
+    database, only = page_request.hub.database, artifacts == "adapters"
+    namespace_admins.set_readers(database, page_request.who, name, readers=fields.get("readers", ""), adapters_only=only)
+    return f"{PATH}/{name}#readers"
+
+
+def ask_quota(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/ask-quota."""
+    name = _namespace(page_request, fields)
+    limits = {"max_bytes": gigabytes_in(fields, "gigabytes"), "max_files": count_in(fields, "files")}
+    reason = fields.get("reason", "")
+    namespace_admins.request_quota(page_request.hub.database, page_request.who, name, **limits, reason=reason)
+    return f"{PATH}/{name}#quota"
+
+
+def drop_quota(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/drop-quota: withdraw a request."""
+    name = _namespace(page_request, fields)
+    namespace_admins.drop_quota_request(page_request.hub.database, page_request.who, name)
+    return f"{PATH}/{name}#quota"
+
+
+def create_key(page_request: PageRequest, fields: dict[str, str]) -> SecretPage:
+    """POST /-/namespaces/key."""
+    name, options = _namespace(page_request, fields), token_options(fields)
+    secret, _ = own_tokens.create_deploy_key(page_request.hub.database, page_request.who, name, options)
+    return token_page(secret, f"{PATH}/{name}#keys")
+
+
+def revoke_key(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/revoke-key."""
+    name, ident = _namespace(page_request, fields), number_in(fields, "token")
+    own_tokens.revoke_deploy_key(page_request.hub.database, page_request.who, name, ident)
+    return f"{PATH}/{name}#keys"
+
+
+def add_webhook(page_request: PageRequest, fields: dict[str, str]) -> SecretPage:
+    """POST /-/namespaces/webhook."""
+    name, url = _namespace(page_request, fields), fields.get("url", "").strip()
+    _, secret = integrations.add_webhook(page_request.hub.database, page_request.who, name, url)
+    use = "It signs what is posted to the webhook: check X-Hub-Signature-256 with it."
+    return SecretPage("Secret of the webhook", use, secret, f"{PATH}/{name}#webhooks")
+
+
+def remove_webhook(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/remove-webhook."""
+    name, ident = _namespace(page_request, fields), number_in(fields, "webhook")
+    integrations.remove_webhook(page_request.hub.database, page_request.who, name, ident)
+    return f"{PATH}/{name}#webhooks"
+
+
+def add_publisher(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/publisher."""
+    name, scope, issuer = _namespace(page_request, fields), fields.get("scope", "").strip(), fields.get("issuer", "")
+    database, identity, claims = page_request.hub.database, page_request.who, claims_in(fields, "claims")
+    integrations.add_publisher(database, identity, name, scope=scope, issuer=issuer, claims=claims)
+    return f"{PATH}/{name}#publishers"
+
+
+def remove_publisher(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/namespaces/remove-publisher."""
+    name, ident = _namespace(page_request, fields), number_in(fields, "publisher")
+    integrations.remove_publisher(page_request.hub.database, page_request.who, name, ident)
+    return f"{PATH}/{name}#publishers"

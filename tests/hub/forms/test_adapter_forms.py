@@ -1,0 +1,267 @@
+"""Who may write to an adapter changes it on its pages, without JavaScript, and with the checks of a push."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adapterhub.hub.forms import routes
+from adapterhub.hub.forms.multipart import MultipartReader, boundary_of
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens, accounts, audit_log
+from adapterhub.ref import Ref
+from adapterhub_converters.errors import FormatError
+from tests.hub.conftest import Running
+from tests.hub.web.conftest import Answer, Visitor, hide
+from tests.hub.web.test_pages import Push
+from tests.support.adapters import write_adapter
+
+HERE = "/-/adapters/team/sql"
+FORMS = sorted(route.path for route in routes.routes())  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def database(hub: Running) -> Iterator[HubDatabase]:
+    with closing(HubDatabase(hub.folder)) as tables:
+        yield tables
+
+
+def person(visitor: Visitor, database: HubDatabase, account: str, **roles: str) -> Visitor:
+    """Somebody who is signed in, with roles in namespaces."""
+    accounts.add(database, account)
+    for namespace, role in roles.items():
+        accounts.set_member(database, namespace, account, role)
+    return visitor.signed_in(access_tokens.create(database, account, "admin", kind=access_tokens.PERSONAL))
+
+
+@pytest.fixture
+def ada(visitor: Visitor, database: HubDatabase) -> Visitor:
+    """Somebody who may write in `team`."""
+    return person(visitor, database, "ada", team="write")
+
+
+def send(visitor: Visitor, action: str, name: str = "team/sql", **fields: str) -> Answer:
+    return visitor.post(f"/-/adapters/{name}/{action}", {"csrf": visitor.csrf(), **fields})
+
+
+def upload(visitor: Visitor, csrf: str, files: dict[str, bytes], name: str = "team/sql") -> Answer:
+    """Send a form with files, as a browser does."""
+    parts = [f'--B\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n{csrf}\r\n'.encode()]
+    for path, data in files.items():
+        head = f'--B\r\nContent-Disposition: form-data; name="file"; filename="{path}"\r\nContent-Type: application/x\r\n\r\n'
+        parts += [head.encode(), data, b"\r\n"]
+    headers = {"Content-Type": "multipart/form-data; boundary=B", "Origin": visitor.hub.url}
+    return visitor._ask("POST", f"/-/adapters/{name}/upload", b"".join([*parts, b"--B--\r\n"]), headers)  # type: ignore[arg-type]
+
+
+def log(hub: Running, name: str = "team/sql") -> list[str]:
+    with hub.registry() as registry:
+        return [entry.op for entry in registry.log(Ref(name))]
+
+
+# ---- who may
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_only_who_may_write_changes_anything(
+    hub: Running, visitor: Visitor, database: HubDatabase, push: Push, path: str
+) -> None:
+    push("team/sql")
+    hide(hub, "team/sql")
+    url = path.replace("{namespace}", "team").replace("{repo}", "sql")
+    reader, stranger = person(visitor, database, "rob", team="read"), person(visitor, database, "eve")
+    fields = {
+        "tag": "x",
+        "reference": "v1",
+        "visibility": "public",
+        "to": "team/other",
+        "confirm": "team/sql",
+        "parent": "0" * 40,
+    }
+    multipart = {"Content-Type": "multipart/form-data; boundary=B"}
+    assert reader.post(url, {"csrf": reader.csrf(), **fields}).status == 403
+    assert stranger.post(url, {"csrf": stranger.csrf(), **fields}).status in (403, 404)
+    assert visitor.post(url, fields).headers["location"] == "/-/sign-in"
+    writer = person(visitor, database, "ada", team="write")
+    assert writer.post(url, {**fields, "csrf": "0" * 64}).status in (400, 403)
+    assert writer.post(url, {**fields, "csrf": writer.csrf()}, Origin="https://evil.example", **multipart).status == 403
+    assert log(hub) == ["push"]
+
+
+def test_settings_are_shown_to_who_may_write(
+    hub: Running, visitor: Visitor, ada: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql")
+    assert HERE in ada.get("/team/sql").html.values("a", "href")
+    assert HERE not in visitor.get("/team/sql").html.values("a", "href")
+    assert ada.get(HERE).status == 200
+    assert visitor.get(HERE).headers["location"].startswith("/-/sign-in")
+    reader = person(visitor, database, "rob", team="read")
+    assert (reader.get(HERE).status, reader.get(f"{HERE}/card").status) == (403, 403)
+    hide(hub, "team/sql")
+    assert person(visitor, database, "eve").get(HERE).status == 404
+
+
+# ---- names and tags
+
+
+def test_tags_are_made_moved_and_removed_where_the_page_showed_them(hub: Running, ada: Visitor, push: Push) -> None:
+    first, second = push("team/sql", 1), push("team/sql", 2)
+    assert send(ada, "tag", tag="prod", reference="v1", at="absent").headers["location"] == f"{HERE}#tags"
+    assert send(ada, "tag", tag="prod", reference="v2", at="absent").status == 400
+    assert send(ada, "tag", tag="prod", reference="v2", at=second).status == 400
+    assert send(ada, "tag", tag="prod", reference="v2", at=first).status == 303
+    assert "prod" in ada.get(HERE).text
+    for tag in ("main", "latest", "v3", "a b", ""):
+        assert send(ada, "tag", tag=tag, reference="v1").status == 400, tag
+    assert send(ada, "remove-tag", tag="prod", at=second).status == 303
+    assert log(hub) == ["untag", "tag", "tag", "push", "push"]
+
+
+def test_versions_and_names_are_deprecated_and_no_longer(hub: Running, ada: Visitor, push: Push) -> None:
+    push("team/sql")
+    assert send(ada, "deprecate", reference="v1", message="overfits").status == 303
+    assert send(ada, "deprecate", message="use team/new").status == 303
+    assert "v1 is deprecated: overfits" in ada.get(HERE).text
+    assert "All versions are deprecated: use team/new" in ada.get(HERE).text
+    assert send(ada, "deprecate", reference="v1", undo="true").status == 303
+    assert "overfits" not in ada.get(HERE).text
+
+
+def test_a_name_is_hidden_renamed_removed_and_restored(ada: Visitor, visitor: Visitor, push: Push) -> None:
+    push("team/sql")
+    assert send(ada, "visibility", visibility="private").status == 303
+    assert visitor.get("/team/sql").status == 404
+    assert send(ada, "visibility", visibility="shown").status == 400
+    assert send(ada, "rename", to="Team/new").headers["location"] == "/-/adapters/team/new"
+    assert ada.get("/team/sql").headers["location"] == "/team/new"
+    assert send(ada, "rename", "team/new", to="team/new").status == 400
+    assert send(ada, "rename", "team/new", to="other/new").status == 403
+    assert send(ada, "rename", "team/new", to="/").status == 400
+    assert send(ada, "remove", "team/new", confirm="team/old").status == 400
+    assert send(ada, "remove", "team/new", confirm="team/new").headers["location"] == "/-/adapters/team/new"
+    assert ada.get("/team/new").status == 404
+    assert "was removed" in ada.get("/-/adapters/team/new").text
+    assert visitor.get("/-/adapters/team/new").status == 404
+    assert send(ada, "restore", "team/new").status == 303
+    assert ada.get("/team/new").status == 200
+    assert visitor.get("/team/new").status == 404
+
+
+def test_retention_is_set_by_an_admin_of_the_namespace(
+    ada: Visitor, visitor: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql")
+    assert send(ada, "retention", keep="3").status == 403
+    boss = person(visitor, database, "boss", team="admin")
+    assert send(boss, "retention", keep="3").status == 303
+    assert "the 3 newest versions" in boss.get(HERE).text
+    assert send(boss, "retention", keep="").status == 303
+    assert "all versions" in boss.get(HERE).text
+    assert [send(boss, "retention", keep=text).status for text in ("0", "-1", "x", "9" * 30)] == [400] * 4
+    assert [(row.action, row.detail) for row in audit_log.events(database) if row.action == "forms.keep"][-1] == (
+        "forms.keep",
+        "keep=3",
+    )
+
+
+# ---- files
+
+
+def test_the_card_is_edited_in_a_commit_on_what_was_read(hub: Running, ada: Visitor, push: Push) -> None:
+    push("team/sql", files={"README.md": "# Old\n\nkept\n"})
+    page = ada.get(f"{HERE}/card")
+    assert "# Old" in page.text
+    parent = next(str(attrs["value"]) for tag, attrs in page.html.elements if tag == "input" and attrs.get("name") == "parent")
+    done = send(ada, "card", parent=parent, text="# New\r\n\r\nkept\r\n", title="Say more")
+    commit = ada.get(done.headers["location"])
+    assert "Say more" in commit.text
+    assert "-# Old" in commit.text
+    assert "+# New" in commit.text
+    with hub.registry() as registry:
+        assert [entry.op for entry in registry.log(Ref("team/sql"))] == ["push", "push"]
+    late = send(ada, "card", parent=parent, text="# Mine", title="x")
+    assert (late.status, "has moved to" in late.text, "# Mine" in late.text) == (409, True, True)
+    assert send(ada, "card", text="# Mine").status == 400
+    assert send(ada, "card", parent=parent, text="x" * (300 << 10)).status == 400
+    listed = ada.get("/team/sql/commits")
+    assert "Say more" in listed.text
+    assert "v2" in listed.text
+
+
+def test_uploaded_files_become_a_version_with_the_checks_of_a_push(hub: Running, ada: Visitor, tmp_path: Path) -> None:
+    with hub.registry() as registry:
+        registry.push(write_adapter(tmp_path / "first", 1), Ref("team/sql"))
+    folder = write_adapter(tmp_path / "second", 2)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = upload(ada, ada.csrf(), files)
+    assert (done.status, "team/sql:v2" in done.text) == (200, True), done.text
+    with hub.registry() as registry:
+        assert registry.row(Ref("team/sql")).number == 2
+    pickled = pickle.dumps([os.system])
+    assert upload(ada, ada.csrf(), {"notes.json": pickled}).status == 400
+    assert "Left out, as no files of an adapter: evil.bin" in upload(ada, ada.csrf(), {"evil.bin": pickled}).text
+    for path in ("../x", "a/../../x", "/etc/passwd"):
+        assert upload(ada, ada.csrf(), {path: b"x"}).status == 400, path
+    assert upload(ada, "0" * 64, files).status == 403
+    assert upload(ada, ada.csrf(), {}).status == 400
+    assert log(hub) == ["push", "push"]
+
+
+def test_a_repository_without_a_version_takes_files(hub: Running, ada: Visitor, tmp_path: Path) -> None:
+    from tests.support.hub_tenants import Tenant
+
+    Tenant(hub, "team").create("new")
+    partial = upload(ada, ada.csrf(), {"README.md": b"# Soon"}, name="team/new")
+    assert "not a whole adapter yet" in partial.text
+    assert "# Soon" in ada.get("/-/adapters/team/new/card").text
+
+
+# ---- forms with files
+
+
+async def _pieces(raw: bytes, size: int) -> AsyncIterator[bytes]:
+    for at in range(0, len(raw), size):
+        yield raw[at : at + size]
+
+
+async def _parts(raw: bytes, size: int) -> list[tuple[str, str | None, bytes]]:
+    reader, parts = MultipartReader(_pieces(raw, size), b"B"), []
+    while part := await reader.next_part():
+        data = b"".join([piece async for piece in reader.data()])
+        parts.append((part.name, part.filename, data))
+    return parts
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_form_is_the_same_however_it_arrives(size: int) -> None:
+    raw = (
+        b'--B\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n--B\r\nContent-Disposition: form-data; name="f";'
+        b' filename="x y.bin"\r\nContent-Type: b\r\n\r\n\r\n--b--\r\n--\r\n--B\r\ncontent-disposition: form-data; name="e";'
+        b' filename=""\r\n\r\n\r\n--B--\r\n'
+    )
+    expected = [("a", None, b""), ("f", "x y.bin", b"\r\n--b--\r\n--"), ("e", "", b"")]
+    assert asyncio.run(_parts(raw, size)) == expected
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"--", b"x--B--", b"--B\r\n", b"--B\r\na: b\r\n\r\ndata", b"--Bx\r\n", b"--B\r\n" + b"a" * 100_000]
+)
+def test_a_form_that_is_none_is_a_format_error(raw: bytes) -> None:
+    with pytest.raises(FormatError):
+        asyncio.run(_parts(raw, 1000))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["", "text/plain", "multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "x" * 71],
+)
+def test_a_body_without_a_boundary_is_a_format_error(kind: str) -> None:
+    with pytest.raises(FormatError):
+        boundary_of(kind)
