@@ -129,7 +129,7 @@ def serve(
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
     fields: dict[str, Any] = {
-        "most": max_adapters,
+        "max_adapters": max_adapters,
         "one_process": one_process,
         "resolves": plugin,
         "extra_words": more,

@@ -91,7 +91,7 @@ class Engine(Protocol):
     Attributes:
         name: The name in the option: `llama.cpp`, `vllm` …
         runtime: The runtime that versions are resolved for.
-        most: The largest number of versions that it may hold.
+        max_adapters: The largest number of versions that it may hold.
         slots: The number of versions with which it answers at the same time.
         paths: The paths of the API that it answers.
         blends: Whether it answers with several versions at once.
@@ -104,7 +104,7 @@ class Engine(Protocol):
 
     name: str
     runtime: str
-    most: int
+    max_adapters: int
     slots: int
     paths: frozenset[str]
     blends: bool

@@ -62,7 +62,8 @@ class EnginePool:
         # They are of one kind, so the first one speaks for all.
         first = self._members[0].engine
         self.name, self.runtime, self.paths, self.blends = first.name, first.runtime, first.paths, first.blends
-        self.most, self.slots, self.keeps, self.forbidden_fields = first.most, first.slots, first.keeps, first.forbidden_fields
+        self.max_adapters, self.slots = first.max_adapters, first.slots
+        self.keeps, self.forbidden_fields = first.keeps, first.forbidden_fields
         self.priorities, self.context, self.precision = first.priorities, 0, first.precision
 
     # ---- the engines

@@ -35,9 +35,9 @@ class Sglang(LoadingServer):
         {"lora_path", "session_id", "session_params"}
     )  # a session would continue with others' keys and values
 
-    def __init__(self, client: Client, process: Process | None, *, base: BaseSpec, most: int) -> None:
+    def __init__(self, client: Client, process: Process | None, *, base: BaseSpec, max_adapters: int) -> None:
         super().__init__(client, process)
-        self.most = self.slots = most
+        self.max_adapters = self.slots = max_adapters
         self._base = AttachedBase(client, base, "an SGLang server", is_attached=process is None)
 
     @property

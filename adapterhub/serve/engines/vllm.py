@@ -55,7 +55,7 @@ class Vllm(LoadingServer):
     forbidden_fields = frozenset(
         {"kv_transfer_params", "ec_transfer_params", "vllm_xargs"}
     )  # vllm_xargs can contain the other two
-    most = 10_000  # it evicts by itself
+    max_adapters = 10_000  # it evicts by itself
 
     def __init__(
         self,

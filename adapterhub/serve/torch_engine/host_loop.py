@@ -73,7 +73,7 @@ class Host(ThreadedHost):
         self.longest = min(loaded.longest or limits.tokens, limits.tokens)
         self.precision = str(loaded.slots.dtype).removeprefix("torch.")
         self._model, self._limits = loaded, limits
-        self._adapters = Adapters(loaded, most=limits.adapters, rank=limits.rank)
+        self._adapters = Adapters(loaded, max_bytes=limits.adapters, rank=limits.rank)
         self._slots = SlotTable(limits.slots, lambda slot, adapter: loaded.slots.fill(slot, adapter.factors, adapter.gains))
         self._schedule = Schedule(limits, self._slots, loaded.token_size)
         self._prefixes = Prefixes(limits.prefixes)

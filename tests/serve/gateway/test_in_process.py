@@ -122,7 +122,7 @@ def test_pins_leave_room_for_the_requests_of_others(settings: GatewaySettings, c
         registry.push("other", "team/sql")
 
     async def main() -> None:
-        gateway = Gateway(settings, Holder(most=2))
+        gateway = Gateway(settings, Holder(max_adapters=2))
         await gateway.start()
         assert len(gateway.versions.pinned) == 1
         await gateway.close()

@@ -42,7 +42,8 @@ class RelayedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.runtime, self.paths, self.blends = engine.name, engine.runtime, engine.paths, engine.blends
-        self.most, self.slots, self.keeps, self.priorities = engine.most, engine.slots, engine.keeps, engine.priorities
+        self.max_adapters, self.slots = engine.max_adapters, engine.slots
+        self.keeps, self.priorities = engine.keeps, engine.priorities
         self.forbidden_fields, self.context, self.precision = engine.forbidden_fields, engine.context, engine.precision
 
     async def start(self) -> None:
