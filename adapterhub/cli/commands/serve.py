@@ -131,7 +131,7 @@ def serve(
     fields: dict[str, Any] = {
         "max_adapters": max_adapters,
         "one_process": one_process,
-        "resolves": plugin,
+        "has_plugin": plugin,
         "extra_words": more,
         "timeout": timeout,
         "listed": route_file.read(routes).engines if routes else (),

@@ -56,7 +56,7 @@ class EngineOptions:
         one_process: Whether one llama-server serves all versions, instead of one each.
         nf4: Whether the reference host holds the base in NF4.
         cache: A folder for quantized bases, and for files that the user's own server keeps reading; None for none.
-        resolves: Whether the user's own vLLM has adapterhub's plugin.
+        has_plugin: Whether the user's own vLLM has adapterhub's plugin.
         context: The tokens of a conversation; 0 for the engine's choice, which for llama-server is 4,096.
         dtype: The type that torch, vLLM and SGLang compute in; empty for the base's own.
         parallel: The requests that one process of llama-server answers at once.
@@ -79,7 +79,7 @@ class EngineOptions:
     one_process: bool = False
     nf4: bool = False
     cache: Path | None = None
-    resolves: bool = False
+    has_plugin: bool = False
     context: int = 0
     dtype: str = ""
     parallel: int = 4
@@ -147,7 +147,7 @@ def open_engine(options: EngineOptions) -> Engine:
             folder = (options.cache or options.folder) / "zeros"
             max_rank = 0 if options.url else command_lines.vllm_max_rank(options.max_rank, options.extra_words)
             priorities = bool(options.url) or command_lines.vllm_has_priorities(options.extra_words)
-            fields: dict[str, Any] = {"slots": options.max_adapters, "max_rank": max_rank, "resolves": options.resolves}
+            fields: dict[str, Any] = {"slots": options.max_adapters, "max_rank": max_rank, "has_plugin": options.has_plugin}
             # One that is started here takes templates from the gateway alone, unless its user's words say so.
             fields["takes_templates"] = bool(options.url) or command_lines.VLLM_TEMPLATES in options.extra_words
             return vllm.Vllm(client, process, base=options.base, folder=folder, priorities=priorities, **fields)

@@ -33,8 +33,8 @@ class InProcess:
         max_adapters: Versions in memory.
     """
 
-    blends = True
-    keeps = priorities = False
+    can_blend = True
+    rereads_files = has_priorities = False
     paths = ENGINE_PATHS["in process"]
     forbidden_fields: frozenset[str] = frozenset()
 
@@ -144,7 +144,7 @@ def torch_host(base: Path, *, slots: int, **options: Any) -> InProcess:
 
 
 def libllama(base: Path, *, max_adapters: int, **options: Any) -> InProcess:
-    """Return llama.cpp's library for a GGUF file, with at most `most` versions; `options` are those of `open_libllama`."""
+    """Return llama.cpp's library for a GGUF file and `max_adapters` versions; `options` are those of `open_libllama`."""
     from adapterhub.serve.engines import libllama
 
     open_host = partial(libllama.open_libllama, base, waiting=WAITING, **options)

@@ -171,7 +171,7 @@ def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, i
 class Router(_LlamaCpp, Server):
     """The `Engine` with a process for each version, behind llama-server's router."""
 
-    blends = False
+    can_blend = False
 
     def __init__(self, options: LlamaServerOptions) -> None:
         self._options, self.precision = options, options.precision
@@ -357,8 +357,8 @@ class _RunningServer(Server):
 class OneProcess(_LlamaCpp):
     """The `Engine` with one process for all adapters, which is replaced when an adapter is added."""
 
-    blends = True
-    keeps = priorities = False
+    can_blend = True
+    rereads_files = has_priorities = False
     paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, options: LlamaServerOptions) -> None:
@@ -510,7 +510,7 @@ class AttachedServer(_LlamaCpp, Server):
     of the process at its end. Its caches may hold anything from requests that others send, so our requests use no cache.
     """
 
-    blends = keeps = True  # it may be restarted with the same files
+    can_blend = rereads_files = True  # it may be restarted with the same files
     paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, url: str, key: str = "", *, base: BaseSpec, patience: float | None = None) -> None:

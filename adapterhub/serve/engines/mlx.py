@@ -23,7 +23,7 @@ class Mlx(Server):
     """
 
     name = runtime = "mlx"
-    blends = False
+    can_blend = False
     paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset({"adapters", "draft_model", "num_draft_tokens"})
     max_adapters, slots = 10_000, 1  # it holds only one adapter, but needs no preparation

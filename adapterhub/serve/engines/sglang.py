@@ -29,7 +29,7 @@ class Sglang(LoadingServer):
     """The `Engine` for SGLang; `process` is None for the user's own server."""
 
     name = runtime = "sglang"
-    blends = False
+    can_blend = False
     paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset(
         {"lora_path", "session_id", "session_params"}

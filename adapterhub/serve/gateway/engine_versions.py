@@ -233,7 +233,7 @@ class EngineVersions:
         with suppress(EngineDownError):  # a restarted engine has no versions
             await self._engine.forget(served)
         # An engine that may read the folder again needs it until the gateway ends.
-        if not self._engine.keeps:
+        if not self._engine.rereads_files:
             await asyncio.to_thread(self._release, served)
         log.info("%s left the engine", model, extra={"fields": {"version": model}})
 

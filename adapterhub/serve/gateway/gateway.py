@@ -258,7 +258,7 @@ class Gateway(GatewayFront):
         request.deprecated = deprecations.header_of(version for version, _ in parts)
         request.label = "blend" if is_blend else request.version
         # Refused here, because an engine without blends would answer with the first version.
-        if is_blend and not self.engine.blends:
+        if is_blend and not self.engine.can_blend:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
             yield blend

@@ -33,8 +33,8 @@ class Holder:
     max_adapters: int = 100
     slots: int = 100
     paths: frozenset[str] = frozenset({COMPLETIONS})
-    blends: bool = True
-    keeps: bool = False
+    can_blend: bool = True
+    rereads_files: bool = False
     priorities: bool = False
     pinned: frozenset[str] = frozenset()
     forbidden_fields: frozenset[str] = frozenset()
@@ -227,7 +227,7 @@ def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPat
         await versions.forget_idle()
         assert engine.held == folders.leased == {nth_version(1).model}
         await use(versions, 2)
-        engine.keeps = True
+        engine.rereads_files = True
         await versions.forget_idle()
         assert (engine.held, folders.leased) == (
             {nth_version(1).model},
