@@ -330,7 +330,7 @@ def own_resident(told: dict[str, Any]) -> Figures:
 
     options = Namespace(**told)
     model = own_model(options, 1)
-    adapters = Adapters(model, most=1 << 40, rank=256)
+    adapters = Adapters(model, max_bytes=1 << 40, rank=256)
     with grown(options) as figures:
         for number in range(options.adapters):
             adapters.load(str(number), Path(options.plain))

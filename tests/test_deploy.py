@@ -236,6 +236,10 @@ def test_the_images_have_the_extras_that_they_need_and_start_what_is_there() -> 
         assert words[3] in COMMANDS
         if name == "hub":
             check_start(words[5:])
+        (port,) = re.findall(r"^EXPOSE (\d+)$", stages[name], re.MULTILINE)
+        assert f"http://localhost:{port}/ready" in stages[name].partition("\nHEALTHCHECK ")[2]
+        for volume in re.findall(r"^VOLUME (.+)$", stages[name], re.MULTILINE)[0].split():
+            assert volume in re.findall(r"install -d -o \w+ (.+)", stages[name])[0].split()
 
 
 def test_compose_starts_a_gateway_before_a_vllm_with_the_plugin() -> None:
@@ -250,7 +254,6 @@ def test_compose_starts_a_gateway_before_a_vllm_with_the_plugin() -> None:
     routes = route_file.read(DEPLOY / "routes.toml.example")
     assert routes.keys
     assert routes.routes
-    assert "/ready" in services["gateway"]["healthcheck"]["test"][-1]
 
 
 def test_the_unit_serves_by_keys_behind_a_proxy() -> None:

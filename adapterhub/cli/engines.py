@@ -114,7 +114,7 @@ def open_engine(
             url_key=os.environ.get(environment.ENGINE_KEY, ""),
             program=program,
             environ=os.environ,
-            rank=max_rank,
+            max_rank=max_rank,
             context=context or 0,
             dtype=dtype or "",
             nf4=nf4,

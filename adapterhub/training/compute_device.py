@@ -102,6 +102,12 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype to multiply small matrices in: float32 instead of one that the CPU has no kernels for."""
+    is_slow = device.type == "cpu" and dtype.itemsize == 2 and not multiplies_bfloat16()
+    return torch.float32 if is_slow else dtype
+
+
 def name(device: torch.device) -> str | None:
     """Return the name of a CUDA device; None for the CPU."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

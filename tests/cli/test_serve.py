@@ -94,7 +94,7 @@ def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch:
         monkeypatch.delenv(name)
     chosen: dict[str, Any] = {"urls": (), "program": "", "name": None, "max_rank": 8, "nf4": False}
     chosen |= {"context": None, "dtype": None}
-    wanted: dict[str, Any] = {"most": 1, "one_process": False, "resolves": False, "extra_words": ()}
+    wanted: dict[str, Any] = {"max_adapters": 1, "one_process": False, "has_plugin": False, "extra_words": ()}
     with engines.open_engine(str(base), Settings(), engine="torch", **chosen, **wanted) as found:
         assert found.engine.name == "torch"
         assert os.environ["GOMP_SPINCOUNT"] in ("0", "1000")

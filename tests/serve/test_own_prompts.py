@@ -48,7 +48,7 @@ def open_engine(heart: ByHeart, kind: str) -> tuple[Engine, Path]:
     base = heart.folder / kind.partition(" on ")[2]
     if base.suffix == ".gguf":
         need_module("llama_cpp_py_sync")
-        return in_process.libllama(base, most=4), base
+        return in_process.libllama(base, max_adapters=4), base
     return in_process.torch_host(base, slots=4), base
 
 

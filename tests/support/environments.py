@@ -95,6 +95,20 @@ def helm() -> Path:
     return _made("helm", ("helm==3.8.1",), make) / "helm"
 
 
+def debian_python() -> Path:
+    """A folder with the smallest Debian that has Python 3.13 and pip, whose programs are called as in Docker's images."""
+    debootstrap, packages = need_program("debootstrap"), "python3,python3-pip,ca-certificates"
+
+    def make(folder: Path) -> None:
+        _install(debootstrap, "--variant=minbase", f"--include={packages}", "trixie", folder, "http://deb.debian.org/debian")
+        (folder / "usr/bin/python").symlink_to("python3")
+        (folder / "usr/lib/python3.13/EXTERNALLY-MANAGED").unlink()
+        for unneeded in ("var/cache/apt", "var/lib/apt/lists"):
+            shutil.rmtree(folder / unneeded)
+
+    return _made("debian", ("python3.13 of trixie", packages), make)
+
+
 def installed(python: Path, project: Path, target: Path) -> Path:
     """Install a project, built by the hatchling of an environment, into a folder for its PYTHONPATH."""
     words = [*_OUR_PIP, "--python", python, "install", "--no-deps", "--no-build-isolation", "--target", target, project]

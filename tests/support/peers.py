@@ -47,6 +47,7 @@ PROGRAMS = {
     "chromium": Program("chromium", _CHROMIUM),
     "cosign": Program("cosign", ("version",)),
     "curl": Program("curl"),
+    "debootstrap": Program("debootstrap", required=False),
     "docker-compose": Program("docker-compose", ("version",)),
     "docker-registry": Program("docker-registry"),
     "dot": Program("graphviz", ("-V",), required=False),

@@ -272,6 +272,15 @@ def test_a_dtype_that_the_processor_multiplies_slowly_is_a_note(monkeypatch: pyt
     assert compute_device.dtype_notes("bfloat16", cpu) == []
 
 
+def test_small_products_of_sixteen_bits_are_in_float32_where_the_processor_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, card = torch.device("cpu"), torch.device("cuda", 0)
+    for is_fast in (False, True):
+        monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda is_fast=is_fast: is_fast)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            assert compute_device.product_dtype(dtype, cpu) == (dtype if is_fast else torch.float32)
+            assert compute_device.product_dtype(dtype, card) == dtype
+
+
 def test_dequantized_experts_compute_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     matrices = [nf4_matrix.quantize(torch.randn(64, 128, generator=generator), "w") for _ in range(3)]

@@ -129,9 +129,9 @@ def serve(
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
     fields: dict[str, Any] = {
-        "most": max_adapters,
+        "max_adapters": max_adapters,
         "one_process": one_process,
-        "resolves": plugin,
+        "has_plugin": plugin,
         "extra_words": more,
         "timeout": timeout,
         "listed": route_file.read(routes).engines if routes else (),

@@ -91,12 +91,12 @@ class Engine(Protocol):
     Attributes:
         name: The name in the option: `llama.cpp`, `vllm` …
         runtime: The runtime that versions are resolved for.
-        most: The largest number of versions that it may hold.
+        max_adapters: The largest number of versions that it may hold.
         slots: The number of versions with which it answers at the same time.
         paths: The paths of the API that it answers.
-        blends: Whether it answers with several versions at once.
-        keeps: Whether it may still read the files of a version that it was told to forget.
-        priorities: Whether it answers requests by their field `priority`, lower numbers first.
+        can_blend: Whether it answers with several versions at once.
+        rereads_files: Whether it may still read the files of a version that it was told to forget.
+        has_priorities: Whether it answers requests by their field `priority`, lower numbers first.
         forbidden_fields: Its own fields in a body that would choose an adapter, or a cache, regardless of `model`; refused.
         context: The tokens of a conversation, prompt and answer; 0 before it has started, or if it does not say.
         precision: The type of the base's weights as it computes with them, such as `float32`; empty if it does not say.
@@ -104,12 +104,12 @@ class Engine(Protocol):
 
     name: str
     runtime: str
-    most: int
+    max_adapters: int
     slots: int
     paths: frozenset[str]
-    blends: bool
-    keeps: bool
-    priorities: bool
+    can_blend: bool
+    rereads_files: bool
+    has_priorities: bool
     forbidden_fields: frozenset[str]
     context: int
     precision: str

@@ -53,16 +53,17 @@ def vllm(
     name: str,
     port: int,
     *,
-    rank: int,
-    most: int,
+    max_rank: int,
+    max_adapters: int,
     context: int = 0,
     dtype: str = "",
     extra_words: Sequence[str],
 ) -> list[str]:
-    """Return the command of vLLM's server, with a name for the base, for `most` adapters in a batch of at most `rank`."""
+    """Return the command of vLLM's server, with a name for the base, for `max_adapters` of `max_rank` in a batch."""
     server_words: tuple[object, ...] = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
     server_words += (*_option("--max-model-len", context), *_option("--dtype", dtype))
-    lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", vllm_max_rank(rank))
+    lora: tuple[object, ...] = ("--enable-lora", "--max-loras", max_adapters, "--max-cpu-loras", 4 * max_adapters)
+    lora += ("--max-lora-rank", vllm_max_rank(max_rank))
     # Without the first, it does not say how many tokens of a prompt were in its cache; without the second, it takes no template
     # for a version that was trained with one of its own.
     return _words(*program, *server_words, *lora, "--enable-prompt-tokens-details", VLLM_TEMPLATES, *extra_words)
@@ -87,18 +88,18 @@ def sglang(
     name: str,
     port: int,
     *,
-    rank: int,
-    most: int,
+    max_rank: int,
+    max_adapters: int,
     context: int = 0,
     dtype: str = "",
     extra_words: Sequence[str],
 ) -> list[str]:
-    """Return the command of SGLang's server, with a name for the base, for `most` adapters of at most `rank`."""
+    """Return the command of SGLang's server, with a name for the base, for `max_adapters` of `max_rank`."""
     server_words: tuple[object, ...] = ("--model-path", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
     server_words += (*_option("--context-length", context), *_option("--dtype", dtype))
     # Strict, because otherwise weights that match no module are skipped with a warning.
-    lora = ("--enable-lora", "--lora-strict-loading", "--max-lora-rank", rank, "--lora-target-modules", "all")
-    return _words(*program, *server_words, *lora, "--max-loaded-loras", most, *extra_words)
+    lora = ("--enable-lora", "--lora-strict-loading", "--max-lora-rank", max_rank, "--lora-target-modules", "all")
+    return _words(*program, *server_words, *lora, "--max-loaded-loras", max_adapters, *extra_words)
 
 
 def mlx(program: Sequence[str], base: Path, port: int, *, extra_words: Sequence[str]) -> list[str]:

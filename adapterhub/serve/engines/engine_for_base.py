@@ -51,12 +51,12 @@ class EngineOptions:
         url_key: The key of that server; empty for none.
         program: The path of llama-server, or of a Python that has the engine; empty for what is installed.
         environ: The environment of the engine.
-        most: The number of versions with which it answers at the same time.
-        rank: The largest rank of these versions.
+        max_adapters: The number of versions with which it answers at the same time.
+        max_rank: The largest rank of these versions.
         one_process: Whether one llama-server serves all versions, instead of one each.
         nf4: Whether the reference host holds the base in NF4.
         cache: A folder for quantized bases, and for files that the user's own server keeps reading; None for none.
-        resolves: Whether the user's own vLLM has adapterhub's plugin.
+        has_plugin: Whether the user's own vLLM has adapterhub's plugin.
         context: The tokens of a conversation; 0 for the engine's choice, which for llama-server is 4,096.
         dtype: The type that torch, vLLM and SGLang compute in; empty for the base's own.
         parallel: The requests that one process of llama-server answers at once.
@@ -74,12 +74,12 @@ class EngineOptions:
     url_key: str = field(default="", repr=False)
     program: str = ""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    most: int = 8
-    rank: int = 64
+    max_adapters: int = 8
+    max_rank: int = 64
     one_process: bool = False
     nf4: bool = False
     cache: Path | None = None
-    resolves: bool = False
+    has_plugin: bool = False
     context: int = 0
     dtype: str = ""
     parallel: int = 4
@@ -145,9 +145,9 @@ def open_engine(options: EngineOptions) -> Engine:
 
             client, process = _server(options, VLLM, partial(command_lines.vllm, **_sizes(options)))
             folder = (options.cache or options.folder) / "zeros"
-            max_rank = 0 if options.url else command_lines.vllm_max_rank(options.rank, options.extra_words)
+            max_rank = 0 if options.url else command_lines.vllm_max_rank(options.max_rank, options.extra_words)
             priorities = bool(options.url) or command_lines.vllm_has_priorities(options.extra_words)
-            fields: dict[str, Any] = {"slots": options.most, "max_rank": max_rank, "resolves": options.resolves}
+            fields: dict[str, Any] = {"slots": options.max_adapters, "max_rank": max_rank, "has_plugin": options.has_plugin}
             # One that is started here takes templates from the gateway alone, unless its user's words say so.
             fields["takes_templates"] = bool(options.url) or command_lines.VLLM_TEMPLATES in options.extra_words
             return vllm.Vllm(client, process, base=options.base, folder=folder, priorities=priorities, **fields)
@@ -155,7 +155,7 @@ def open_engine(options: EngineOptions) -> Engine:
             from . import sglang
 
             client, process = _server(options, SGLANG, partial(command_lines.sglang, **_sizes(options)))
-            return sglang.Sglang(client, process, base=options.base, most=options.most)
+            return sglang.Sglang(client, process, base=options.base, max_adapters=options.max_adapters)
         case "mlx":
             from . import mlx
 
@@ -164,7 +164,8 @@ def open_engine(options: EngineOptions) -> Engine:
         case _:
             from . import in_process
 
-            limits = {"slots": options.most, "rank": options.rank, **({"tokens": options.context} if options.context else {})}
+            context = {"tokens": options.context} if options.context else {}
+            limits = {"slots": options.max_adapters, "rank": options.max_rank, **context}
             dtype, quantize = options.dtype or None, options.nf4
             return in_process.torch_host(
                 _weights_on_disk(options), dtype=dtype, quantize=quantize, cache=options.cache, **limits
@@ -205,7 +206,7 @@ def _check_startable(options: EngineOptions, name: str) -> None:
 
 def _sizes(options: EngineOptions) -> dict[str, Any]:
     """Return the options that the command lines of vLLM and SGLang have in common."""
-    return {"rank": options.rank, "most": options.most, "context": options.context, "dtype": options.dtype}
+    return {name: getattr(options, name) for name in ("max_rank", "max_adapters", "context", "dtype")}
 
 
 def _weight_type(base: BaseSpec) -> str:
@@ -235,7 +236,7 @@ def _open_llama_cpp(options: EngineOptions) -> Engine:
             "llama-server is not installed: llama.cpp's library answers in this process, with a context for each request"
         )
         weights, precision = _weights_on_disk(options), _weight_type(options.base)
-        return in_process.libllama(weights, most=options.most, context=options.context, precision=precision)
+        return in_process.libllama(weights, max_adapters=options.max_adapters, context=options.context, precision=precision)
     [program] = _program(options, LLAMA)
     server_options = llama_server.LlamaServerOptions(
         Path(program),
@@ -244,7 +245,7 @@ def _open_llama_cpp(options: EngineOptions) -> Engine:
         options.environ,
         context=_llama_context(options),
         parallel=options.parallel,
-        most=options.most,
+        max_adapters=options.max_adapters,
         extra_words=options.extra_words,
         precision=_weight_type(options.base),
         timeout=options.timeout,

@@ -61,9 +61,10 @@ class EnginePool:
         self.right_probabilities: Mapping[str, float] = {}
         # They are of one kind, so the first one speaks for all.
         first = self._members[0].engine
-        self.name, self.runtime, self.paths, self.blends = first.name, first.runtime, first.paths, first.blends
-        self.most, self.slots, self.keeps, self.forbidden_fields = first.most, first.slots, first.keeps, first.forbidden_fields
-        self.priorities, self.context, self.precision = first.priorities, 0, first.precision
+        self.name, self.runtime, self.paths, self.can_blend = first.name, first.runtime, first.paths, first.can_blend
+        self.max_adapters, self.slots = first.max_adapters, first.slots
+        self.rereads_files, self.forbidden_fields = first.rereads_files, first.forbidden_fields
+        self.has_priorities, self.context, self.precision = first.has_priorities, 0, first.precision
 
     # ---- the engines
 

@@ -1,6 +1,9 @@
 """The connections of the client of engines, over asyncio alone: head and body of a request leave in one system call.
 
 httpcore's own goes through anyio, which stops and resumes reading around each piece; a token of a stream is one.
+
+Time limits have two halves. On a busy machine an event loop can be held up for longer than a limit, and then ends it before it
+has looked at its connections: after the first half it looks again, so that what is in time is no timeout.
 """
 
 from __future__ import annotations
@@ -9,13 +12,28 @@ import asyncio
 import select
 import ssl
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import httpcore2
 
 _JOINED = 1 << 16  # bytes of a request that are sent at once
 _MOST_RECEIVED = 1 << 20  # bytes received and not yet read, after which no more is received
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float | None) -> AsyncIterator[None]:
+    """Raise TimeoutError if the block takes longer, as `asyncio.timeout` does, in two halves; None for no limit."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        half = None if seconds is None else seconds / 2
+        timer = None if half is None else loop.call_later(half, lambda: limit.reschedule(loop.time() + half))
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 class EngineStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
@@ -73,13 +91,16 @@ class EngineStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Send what was written, and return the next bytes that arrive; empty at the end."""
         await self._send(timeout)
-        if not self._pieces and not self._has_ended:
+        halves = 2  # not by `_time_limit`, which would take as long as the rest of a read
+        while not self._pieces and not self._has_ended:
+            if not halves:
+                raise httpcore2.ReadTimeout
+            halves -= 1
             self._arrival = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(timeout):
-                    await self._arrival
-            except TimeoutError as error:
-                raise httpcore2.ReadTimeout from error
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if timeout is None else timeout / 2):
+                        await self._arrival
             finally:
                 self._arrival = None
         if not self._pieces:
@@ -110,7 +131,7 @@ class EngineStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
         self._unsent.clear()
         if not self._room.is_set():
             try:
-                async with asyncio.timeout(timeout):
+                async with _time_limit(timeout):
                     await self._room.wait()
             except TimeoutError as error:
                 raise httpcore2.WriteTimeout from error
@@ -124,7 +145,7 @@ class EngineStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
     ) -> httpcore2.AsyncNetworkStream:
         """Encrypt the connection."""
         try:
-            async with asyncio.timeout(timeout):
+            async with _time_limit(timeout):
                 transport = await asyncio.get_running_loop().start_tls(
                     self._transport, self, ssl_context, server_hostname=server_hostname
                 )
@@ -159,7 +180,7 @@ class EngineNetwork(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         """Connect to a server."""
         try:
-            async with asyncio.timeout(timeout):
+            async with _time_limit(timeout):
                 _, stream = await asyncio.get_running_loop().create_connection(EngineStream, host, port)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout from error

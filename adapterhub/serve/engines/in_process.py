@@ -30,18 +30,24 @@ class InProcess:
 
     Args:
         open_host: Loads the base.
-        most: Versions in memory.
+        max_adapters: Versions in memory.
     """
 
-    blends = True
-    keeps = priorities = False
+    can_blend = True
+    rereads_files = has_priorities = False
     paths = ENGINE_PATHS["in process"]
     forbidden_fields: frozenset[str] = frozenset()
 
     def __init__(
-        self, name: str, runtime: str, open_host: Callable[[], AbstractContextManager[AnsweringHost]], *, slots: int, most: int
+        self,
+        name: str,
+        runtime: str,
+        open_host: Callable[[], AbstractContextManager[AnsweringHost]],
+        *,
+        slots: int,
+        max_adapters: int,
     ) -> None:
-        self.name, self.runtime, self.slots, self.most = name, runtime, slots, most
+        self.name, self.runtime, self.slots, self.max_adapters = name, runtime, slots, max_adapters
         self.context, self.precision = 0, ""
         self._open = open_host
         self._stack = ExitStack()
@@ -134,15 +140,15 @@ def torch_host(base: Path, *, slots: int, **options: Any) -> InProcess:
     open_host = partial(
         torch_engine.open_host, base, slots=slots, waiting=WAITING, **options
     )  # it keeps in memory as many as fit
-    return InProcess("torch", "peft", open_host, slots=slots, most=10_000)  # it keeps in memory what fits
+    return InProcess("torch", "peft", open_host, slots=slots, max_adapters=10_000)  # it keeps in memory what fits
 
 
-def libllama(base: Path, *, most: int, **options: Any) -> InProcess:
-    """Return llama.cpp's library for a GGUF file, with at most `most` versions; `options` are those of `open_libllama`."""
+def libllama(base: Path, *, max_adapters: int, **options: Any) -> InProcess:
+    """Return llama.cpp's library for a GGUF file and `max_adapters` versions; `options` are those of `open_libllama`."""
     from adapterhub.serve.engines import libllama
 
     open_host = partial(libllama.open_libllama, base, waiting=WAITING, **options)
-    return InProcess("llama.cpp", "llama.cpp", open_host, slots=most, most=most)
+    return InProcess("llama.cpp", "llama.cpp", open_host, slots=max_adapters, max_adapters=max_adapters)
 
 
 def _canceler(completion: Completion) -> Callable[[], Any]:

@@ -77,7 +77,7 @@ class LlamaServerOptions:
         environ: Its environment.
         context: Tokens of a conversation, for each of the requests at once.
         parallel: Requests that a process of the router answers at once.
-        most: Versions at once.
+        max_adapters: Versions at once.
         extra_words: Words of its command line, as the user gave them.
         precision: The type of the base's weights.
         timeout: Seconds until an answer must begin, and between two pieces of it; None for no limit.
@@ -89,7 +89,7 @@ class LlamaServerOptions:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     context: int = 4096
     parallel: int = 4
-    most: int = 32
+    max_adapters: int = 32
     extra_words: tuple[str, ...] = ()
     precision: str = ""
     timeout: float | None = None
@@ -171,10 +171,11 @@ def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, i
 class Router(_LlamaCpp, Server):
     """The `Engine` with a process for each version, behind llama-server's router."""
 
-    blends = False
+    can_blend = False
 
     def __init__(self, options: LlamaServerOptions) -> None:
-        self._options, self.most, self.slots, self.precision = options, options.most, options.most, options.precision
+        self._options, self.precision = options, options.precision
+        self.max_adapters = self.slots = options.max_adapters
         self._sections: dict[str, PreparedVersion] = {}
         self._answered_at: dict[str, float] = {}  # when the process of a section last answered
         self._changing = asyncio.Lock()
@@ -356,8 +357,8 @@ class _RunningServer(Server):
 class OneProcess(_LlamaCpp):
     """The `Engine` with one process for all adapters, which is replaced when an adapter is added."""
 
-    blends = True
-    keeps = priorities = False
+    can_blend = True
+    rereads_files = has_priorities = False
     paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, options: LlamaServerOptions) -> None:
@@ -365,7 +366,7 @@ class OneProcess(_LlamaCpp):
             problem = "one llama-server applies all adapters to embeddings, whatever it is asked for"
             raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
         self._options, self.context, self.precision = options, options.context, options.precision
-        self.most = self.slots = min(options.most, _MOST_SLOTS)
+        self.max_adapters = self.slots = min(options.max_adapters, _MOST_SLOTS)
         self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_gguf, options.base))
         self._versions: dict[str, PreparedVersion] = {}
         self._current: _RunningServer | None = None
@@ -509,14 +510,14 @@ class AttachedServer(_LlamaCpp, Server):
     of the process at its end. Its caches may hold anything from requests that others send, so our requests use no cache.
     """
 
-    blends = keeps = True  # it may be restarted with the same files
+    can_blend = rereads_files = True  # it may be restarted with the same files
     paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, url: str, key: str = "", *, base: BaseSpec, patience: float | None = None) -> None:
         super().__init__(Client(url, key, patience=patience))
         self.client.greet = self._greet
         self._checks = BaseChecks(self.client, base)
-        self.most = self.slots = 1024
+        self.max_adapters = self.slots = 1024
 
     @property
     def probabilities(self) -> Mapping[str, float]:

@@ -23,10 +23,10 @@ class Mlx(Server):
     """
 
     name = runtime = "mlx"
-    blends = False
+    can_blend = False
     paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset({"adapters", "draft_model", "num_draft_tokens"})
-    most, slots = 10_000, 1  # it holds only one adapter, but needs no preparation
+    max_adapters, slots = 10_000, 1  # it holds only one adapter, but needs no preparation
 
     def __init__(self, client: Client, process: Process | None, *, base: str) -> None:
         super().__init__(client, process)

@@ -227,7 +227,7 @@ class Server:
     `process` is None for the user's own server, which is neither started nor stopped here.
     """
 
-    keeps = priorities = False
+    rereads_files = has_priorities = False
     context, precision = 0, ""
 
     def __init__(self, client: Client, process: Process | None = None) -> None:

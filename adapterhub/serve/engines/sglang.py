@@ -29,15 +29,15 @@ class Sglang(LoadingServer):
     """The `Engine` for SGLang; `process` is None for the user's own server."""
 
     name = runtime = "sglang"
-    blends = False
+    can_blend = False
     paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset(
         {"lora_path", "session_id", "session_params"}
     )  # a session would continue with others' keys and values
 
-    def __init__(self, client: Client, process: Process | None, *, base: BaseSpec, most: int) -> None:
+    def __init__(self, client: Client, process: Process | None, *, base: BaseSpec, max_adapters: int) -> None:
         super().__init__(client, process)
-        self.most = self.slots = most
+        self.max_adapters = self.slots = max_adapters
         self._base = AttachedBase(client, base, "an SGLang server", is_attached=process is None)
 
     @property

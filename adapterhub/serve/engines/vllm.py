@@ -44,18 +44,18 @@ class Vllm(LoadingServer):
         folder: The folder for the adapter of zeros; it must exist as long as any vLLM that was told of it.
         max_rank: The largest rank that it was started for; 0 if that is not known.
         priorities: Whether it was started with `--scheduling-policy priority`; without that, it ignores priorities.
-        resolves: Whether its plugin `adapterhub.serve.vllm_plugin` finds versions by itself, for a server without our folders.
+        has_plugin: Whether `adapterhub.serve.vllm_plugin` finds versions in it, for a server without our folders.
         takes_templates: Whether clients may send chat templates, programs that it runs without a limit.
     """
 
     name = runtime = "vllm"
-    blends = False
-    keeps = True  # other clients may use the same name
+    can_blend = False
+    rereads_files = True  # other clients may use the same name
     paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset(
         {"kv_transfer_params", "ec_transfer_params", "vllm_xargs"}
     )  # vllm_xargs can contain the other two
-    most = 10_000  # it evicts by itself
+    max_adapters = 10_000  # it evicts by itself
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class Vllm(LoadingServer):
         slots: int,
         max_rank: int = 0,
         priorities: bool = False,
-        resolves: bool = False,
+        has_plugin: bool = False,
         takes_templates: bool = True,
     ) -> None:
         super().__init__(client, process)
         self._takes_templates = takes_templates
         self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_spec, base))
-        self._resolves, self.slots, self._max_rank, self.priorities = resolves, slots, max_rank, priorities
+        self._has_plugin, self.slots, self._max_rank, self.has_priorities = has_plugin, slots, max_rank, priorities
         self._spec, self._folder = base, folder
         self._zeros: Path | None = None
         self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)
@@ -102,7 +102,7 @@ class Vllm(LoadingServer):
     async def ensure(self, served: PreparedVersion) -> None:
         """Tell it the name and the folder of the version."""
         vllm_rank.check(served.ref, served.rank, self._max_rank)
-        if self._resolves:
+        if self._has_plugin:
             self.check()
             return
         try:

@@ -57,10 +57,10 @@ class EngineVersions:
     Args:
         prepare: Prepares the folder of a version and takes a lease on it; runs in a thread.
         release: Ends the lease on a version that the engine no longer reads; runs in a thread.
-        most: The largest number of versions at once.
+        max_adapters: The largest number of versions at once.
 
     Attributes:
-        pinned: Versions, by `ResolvedVersion.model`, that are not forgotten to make room; fewer than `most`.
+        pinned: Versions, by `ResolvedVersion.model`, that are not forgotten to make room; fewer than `max_adapters`.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class EngineVersions:
         engine: Engine,
         prepare: Callable[[ResolvedVersion], PreparedVersion],
         release: Callable[[PreparedVersion], object],
-        most: int,
+        max_adapters: int,
     ) -> None:
-        self._engine, self._prepare, self._release, self.most = engine, prepare, release, most
+        self._engine, self._prepare, self._release, self.max_adapters = engine, prepare, release, max_adapters
         self.pinned: frozenset[str] = frozenset()
         self._versions: OrderedDict[str, _EngineVersion] = OrderedDict()
         self._refusals: OrderedDict[str, tuple[float, AdapterhubError]] = OrderedDict()
@@ -95,9 +95,9 @@ class EngineVersions:
         """
         distinct = {resolved.model: resolved for resolved, _ in parts}
         pinned_by_others = len(self.pinned - distinct.keys())
-        if len(distinct) + pinned_by_others > self.most:
+        if len(distinct) + pinned_by_others > self.max_adapters:
             beside = f", and {pinned_by_others} others are pinned" if pinned_by_others else ""
-            message = f"A blend of {len(distinct)} versions, but the engine holds {self.most} at most{beside}"
+            message = f"A blend of {len(distinct)} versions, but the engine holds {self.max_adapters} at most{beside}"
             raise ProblemError(400, message, param="model")
         with span("queue"):
             versions = await self._admit(distinct)
@@ -132,7 +132,7 @@ class EngineVersions:
                 async with asyncio.timeout(_LONGEST_WAIT), self._queue:
                     return await self._with_room(distinct)
             except TimeoutError as error:
-                message = f"The engine holds {self.most} versions, and all of them are in use"
+                message = f"The engine holds {self.max_adapters} versions, and all of them are in use"
                 raise ProblemError(429, message, code=BUSY, seconds=5) from error
         for version in resident.values():
             version.users += 1
@@ -212,7 +212,7 @@ class EngineVersions:
     async def _make_room(self, count: int) -> None:
         """Forget versions until `count` more fit; the least recently used one goes once its requests have ended."""
         started = time.monotonic()
-        while len(self._versions) + count > self.most:
+        while len(self._versions) + count > self.max_adapters:
             loose = {model: version for model, version in self._versions.items() if model not in self.pinned}
             idle = [model for model, version in loose.items() if not version.users and version.ready.done()]
             if idle:
@@ -233,7 +233,7 @@ class EngineVersions:
         with suppress(EngineDownError):  # a restarted engine has no versions
             await self._engine.forget(served)
         # An engine that may read the folder again needs it until the gateway ends.
-        if not self._engine.keeps:
+        if not self._engine.rereads_files:
             await asyncio.to_thread(self._release, served)
         log.info("%s left the engine", model, extra={"fields": {"version": model}})
 
@@ -245,7 +245,7 @@ class EngineVersions:
 
     async def prefetch(self, resolved: ResolvedVersion) -> None:
         """Load a version that will be asked for soon, unless that would displace one in use; log a failure."""
-        is_full = len(self._versions) >= self.most and all(version.users for version in self._versions.values())
+        is_full = len(self._versions) >= self.max_adapters and all(version.users for version in self._versions.values())
         if resolved.model in self._versions or self._queue.locked() or is_full:
             return
         try:

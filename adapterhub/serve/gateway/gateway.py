@@ -73,7 +73,7 @@ class Gateway(GatewayFront):
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         if isinstance(engine, EnginePool):
             self.metrics.registry.register(EngineMetrics(engine))
-        self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
+        self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.max_adapters)
         self._warm_routes = WarmRoutes(self._lookup, self.versions)
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
@@ -199,8 +199,10 @@ class Gateway(GatewayFront):
         if key is not None and key.budget:
             key.budget.check(*self._recorder.spent_by(key.name))
         name = key.name if key is not None else ""
-        if key is not None and key.most and self._running[name] >= key.most:
-            raise ProblemError(429, f"This key has reached its limit of requests at once: {key.most}", code=BUSY, seconds=1)
+        if key is not None and key.max_running and self._running[name] >= key.max_running:
+            raise ProblemError(
+                429, f"This key has reached its limit of requests at once: {key.max_running}", code=BUSY, seconds=1
+            )
         if self._running.total() >= self.settings.requests:
             message = f"The gateway has reached its limit of requests at once: {self.settings.requests}"
             raise ProblemError(429, message, code=BUSY, seconds=1)
@@ -256,7 +258,7 @@ class Gateway(GatewayFront):
         request.deprecated = deprecations.header_of(version for version, _ in parts)
         request.label = "blend" if is_blend else request.version
         # Refused here, because an engine without blends would answer with the first version.
-        if is_blend and not self.engine.blends:
+        if is_blend and not self.engine.can_blend:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
             yield blend

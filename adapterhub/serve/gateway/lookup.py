@@ -53,7 +53,7 @@ class ResolvedVersion:
 
     @property
     def model(self) -> str:
-        """The name of exactly this version, like `Served.model`."""
+        """The name of exactly this version, like `PreparedVersion.model`."""
         return f"{self.name}@{self.digest}"
 
 
@@ -95,10 +95,14 @@ class _LoggedVersion:
 
 
 class RegistryLookup:
-    """A `Lookup` in the registry of a workspace, opened in its own thread, and again after a failure."""
+    """A `Lookup` in the registry of a workspace, opened in its own thread, and again after a failure.
+
+    Attributes:
+        was_open: Whether the registry has been open since the start.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
-        self.is_up = True
+        self.is_up, self.was_open = True, False
         self._workspace = workspace
         self._registry: Registry | None = None
         # One thread, which owns the connection to the registry's database.
@@ -157,7 +161,13 @@ class RegistryLookup:
                 refs += [(row.name if tag == LATEST else f"{row.name}:{tag}", version) for tag in row.tags]
             return refs
 
-        return await self._call(work)
+        try:
+            return await self._call(work)
+        except NotFoundError:
+            # A gateway that began without a registry serves the base alone until there is one.
+            if self.was_open:
+                raise
+            return []
 
     def close(self) -> None:
         """Close the registry."""
@@ -173,6 +183,7 @@ class RegistryLookup:
         try:
             if self._registry is None:
                 self._registry = self._workspace.open_registry()
+                self.was_open = True
             else:
                 self._registry.refresh()
         except Exception:

@@ -26,11 +26,11 @@ def with_priority(body: Mapping[str, Any], key: Key | None, engine: Engine) -> M
     if _FIELD in body:
         message = f"`{_FIELD}` belongs to the key, not to a request; leave it out"
         raise ProblemError(400, message, code="unsupported", param=_FIELD)
-    return {**body, _FIELD: key.priority} if key.priority and engine.priorities else body
+    return {**body, _FIELD: key.priority} if key.priority and engine.has_priorities else body
 
 
 def warn_if_unused(routes: Routes, engine: Engine) -> None:
     """Log that keys have priorities which the engine does not know."""
     names = sorted(key.name for key in routes.keys.values() if key.priority)
-    if names and not engine.priorities:
+    if names and not engine.has_priorities:
         log.warning("%s has no priorities, so that those of %s have no effect", engine.name, ", ".join(names)[:200])

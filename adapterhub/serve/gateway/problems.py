@@ -82,7 +82,9 @@ def problem_of(error: Exception, model: str) -> ProblemError:
         case NotFoundError(code=code) if code != "no-registry":
             problem = not_served(model)
         case RefError():
-            problem = ProblemError(404, f"The model `{model[:200]}` does not exist: {error}", code=MISSING, param="model")
+            problem = ProblemError(
+                404, f"The model `{model[:200]}` does not exist: {error.what}. {error.hint}", code=MISSING, param="model"
+            )
         case RemoteError() | LocalIOError() | NotFoundError():  # details, such as paths, are only for the log
             problem = ProblemError(
                 503, "The registry, or the disk of the gateway, cannot be used for now", code=DOWN, seconds=5

@@ -123,7 +123,7 @@ class Key:
     Attributes:
         sha256: The digest of the key itself, in hexadecimal digits.
         windows: Counts the requests; None for no limit.
-        most: Requests at once; 0 for no limit.
+        max_running: Requests at once; 0 for no limit.
         tokens: Counts the tokens of prompts and answers; None for no limit.
         budget: The tokens of a day and of a month; None for no limit.
         priority: Lower numbers are answered first.
@@ -133,7 +133,7 @@ class Key:
     sha256: str = ""
     allowed: AllowedNames = field(default_factory=AllowedNames)
     windows: Windows | None = None
-    most: int = 0
+    max_running: int = 0
     tokens: Windows | None = None
     budget: CalendarBudget | None = None
     priority: int = 0
@@ -306,8 +306,8 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     patterns = table.get("adapters", [])
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise _invalid(f"{place}.adapters", "not a list of names")
-    most = table.get("running", 0)
-    if not json_file.is_integer(most) or not 0 <= most <= 10**6:
+    max_running = table.get("running", 0)
+    if not json_file.is_integer(max_running) or not 0 <= max_running <= 10**6:
         raise _invalid(f"{place}.running", "not a number of requests")
     if "adapters" in table and not any(pattern.strip(", ") for pattern in patterns):
         raise _invalid(f"{place}.adapters", "names nothing", "Leave it out to allow all, or remove the key")
@@ -319,7 +319,7 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     priority = table.get("priority", 0)
     if not json_file.is_integer(priority) or abs(priority) > _LARGEST_PRIORITY:
         raise _invalid(f"{place}.priority", f"not a whole number from -{_LARGEST_PRIORITY:,} to {_LARGEST_PRIORITY:,}")
-    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens, budget, priority)
+    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, max_running, tokens, budget, priority)
 
 
 def _limit(table: Mapping[str, Any], kind: str, place: str) -> Windows | None:

@@ -31,10 +31,10 @@ class WarmRoutes:
         self._seen = {ref: seen for ref, seen in self._seen.items() if ref in warm}
         versions = {ref: version for ref in warm if (version := await self._find(ref))}
         to_pin = dict.fromkeys(version.model for ref, version in versions.items() if ref in pinned)
-        room = self._versions.most - 1  # for the requests of all others
+        room = self._versions.max_adapters - 1  # for the requests of all others
         self._versions.pin(frozenset([*to_pin][:room]))
         self._tell(len(to_pin), room)
-        for ref, version in [*versions.items()][: self._versions.most]:
+        for ref, version in [*versions.items()][: self._versions.max_adapters]:
             if self._seen.get(ref) != version.model:
                 self._seen[ref] = version.model
                 await self._load(version)

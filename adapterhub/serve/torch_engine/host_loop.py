@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Figures:
+class HostState:
     """What a host is doing at this moment, and has done so far.
 
     Attributes:
@@ -40,7 +40,7 @@ class Figures:
         waiting: Requests that wait.
         adapters: Versions in memory.
         prefix_bytes: Bytes of the keys and values of prefixes; `row_bytes` are those of rows.
-        found_tokens: Tokens of all prompts so far that were found among the prefixes.
+        cached_tokens: Tokens of all prompts so far that were found among the prefixes.
         answer_tokens: Tokens of all answers so far.
     """
 
@@ -51,7 +51,7 @@ class Figures:
     adapters: int
     prefix_bytes: int
     row_bytes: int
-    found_tokens: int
+    cached_tokens: int
     answer_tokens: int
 
 
@@ -73,7 +73,7 @@ class Host(ThreadedHost):
         self.longest = min(loaded.longest or limits.tokens, limits.tokens)
         self.precision = str(loaded.slots.dtype).removeprefix("torch.")
         self._model, self._limits = loaded, limits
-        self._adapters = Adapters(loaded, most=limits.adapters, rank=limits.rank)
+        self._adapters = Adapters(loaded, max_bytes=limits.adapters, rank=limits.rank)
         self._slots = SlotTable(limits.slots, lambda slot, adapter: loaded.slots.fill(slot, adapter.factors, adapter.gains))
         self._schedule = Schedule(limits, self._slots, loaded.token_size)
         self._prefixes = Prefixes(limits.prefixes)
@@ -127,10 +127,10 @@ class Host(ThreadedHost):
             self._wake.notify()
         return row.stream
 
-    def figures(self) -> Figures:
+    def state(self) -> HostState:
         """Return what the host is doing."""
         rows = list(self._schedule.rows)
-        return Figures(
+        return HostState(
             slots=len(self._slots),
             pinned=self._slots.pinned_count,
             rows=len(rows),
@@ -138,7 +138,7 @@ class Host(ThreadedHost):
             adapters=len(self._adapters),
             prefix_bytes=self._prefixes.size,
             row_bytes=sum(row.keys_values.size for row in rows),
-            found_tokens=self._prefixes.hits,
+            cached_tokens=self._prefixes.hits,
             answer_tokens=self._answer_tokens,
         )
 

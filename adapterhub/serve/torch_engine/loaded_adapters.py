@@ -93,15 +93,15 @@ class Adapters:
     """The adapters of a model by their keys, for any thread.
 
     Args:
-        most: Bytes of the adapters that no request uses.
+        max_bytes: Bytes of the adapters that no request uses.
         rank: The largest rank.
 
     Attributes:
         pinned: The keys of versions that stay in memory.
     """
 
-    def __init__(self, model: Model, *, most: int, rank: int) -> None:
-        self._model, self._most, self._rank = model, most, rank
+    def __init__(self, model: Model, *, max_bytes: int, rank: int) -> None:
+        self._model, self._max_bytes, self._rank = model, max_bytes, rank
         self.pinned: frozenset[str] = frozenset()
         self._folders: dict[str, _Folder] = {}
         self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the most recently used at the end
@@ -185,7 +185,7 @@ class Adapters:
         unused = [adapter for adapter in candidates if not adapter.uses and adapter is not just_loaded]
         size = sum(adapter.size for adapter in unused)
         for adapter in unused:
-            if size <= self._most:
+            if size <= self._max_bytes:
                 break
             size -= adapter.size
             del self._loaded[adapter.key]

@@ -74,7 +74,8 @@ class Model:
     def __init__(self, base: Base, spec: BaseSpec, text: Text, slots: int) -> None:
         self.base, self.spec, self.text = base, spec, text
         linears = {path: module for path, module in base.model.named_modules() if isinstance(module, Frozen)}
-        self.slots = Slots(base.model, linears, slots, base.head.dtype)
+        dtype = base.head.dtype
+        self.slots = Slots(base.model, linears, slots, dtype, compute_device.product_dtype(dtype, base.device))
         self.longest = _shortest([text.max_context, _steady_positions(base.model.config.get_text_config())])
         self.exact, self.token_size = False, 0
 

@@ -17,15 +17,15 @@ from .segment_attention import BLOCK, Chunk, KeysValues, chunk_size
 
 
 class Prefixes:
-    """A cache of blocks by their keys, least recently used first, of at most `most` bytes.
+    """A cache of blocks by their keys, least recently used first, of at most `max_bytes`.
 
     Attributes:
         size: Bytes in memory.
         hits: Tokens that were found so far.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._blocks: OrderedDict[bytes, tuple[Chunk, int]] = OrderedDict()
         self.size = self.hits = 0
 
@@ -44,14 +44,14 @@ class Prefixes:
 
     def keep(self, ids: Sequence[int], parts: Parts, keys_values: KeysValues) -> None:
         """Cache the blocks of a prompt that was read."""
-        keys = list(_block_keys(ids, parts)) if self._most else []
+        keys = list(_block_keys(ids, parts)) if self._max_bytes else []
         for index, key in enumerate(keys):
             if key not in self._blocks:
                 chunk = keys_values.copy(index * BLOCK, (index + 1) * BLOCK)
                 self._blocks[key] = chunk, chunk_size(chunk)
                 self.size += self._blocks[key][1]
         self._mark_used(keys)
-        while self.size > self._most:
+        while self.size > self._max_bytes:
             _, (_, size) = self._blocks.popitem(last=False)
             self.size -= size
 

@@ -34,11 +34,11 @@ class KeysValues:
     """Keys `(kv_heads, tokens, head_dim)` and values of one request, by layer; their memory doubles when it is used up.
 
     Args:
-        most: The final number of tokens.
+        max_tokens: The final number of tokens.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
         self.layers: Chunk = {}
 
     @property
@@ -56,7 +56,7 @@ class KeysValues:
         end = start + keys.shape[1]
         buffers = self.layers.get(layer)
         if buffers is None or end > buffers[0].shape[1]:
-            room = max(end, min(max(2 * start, BLOCK), self.most))
+            room = max(end, min(max(2 * start, BLOCK), self.max_tokens))
             buffers = tuple(like.new_empty(like.shape[0], room, like.shape[2]) for like in (keys, values))
             for new, old in zip(buffers, self.layers.get(layer, ()), strict=False):
                 new[:, :start] = old[:, :start]

@@ -5,6 +5,8 @@ with every adapter are one matrix product; `m` zeroes those with other rows' ada
 So a batch in which rows use different adapters or none costs two thin matrix products more than the base, however many adapters
 there are; blends of two cost four. The tokens of one prompt use one adapter: no `m`, and only its slot.
 
+Where the processor multiplies 16-bit floats slowly, the stack and its products are in float32, rounded once they are added.
+
 Layers with the same input (q, k, v; gate, up) share the first product. Ranks are padded with zeros to a multiple of 16, so that
 a slot's numbers are added up in the same order wherever it is in the stack.
 
@@ -53,7 +55,7 @@ class _SlotPart:
     Attributes:
         slots: The first of them, and the one after the last.
         hidden: bool `(rows, slots * rank)`, True where a row does not use a slot; None if all rows use all of them.
-        weights: `(rows or 1, slots * rank)` in the dtype of the model; None if all are 1.
+        weights: `(rows or 1, slots * rank)` in the dtype of the stack; None if all are 1.
     """
 
     slots: tuple[int, int]
@@ -74,14 +76,23 @@ class Slots:
     Args:
         linears: The layers by their path, frozen.
         count: The number of slots.
+        dtype: That of the model.
+        stack_dtype: That of the stack; None for the model's.
 
     Attributes:
         shapes: `(out_features, in_features)` of every layer by its path.
         rank: The rank of all slots, with padding; 0 before the first adapter.
     """
 
-    def __init__(self, model: nn.Module, linears: Mapping[str, Frozen], count: int, dtype: torch.dtype) -> None:
-        self.count, self.rank, self.dtype = count, 0, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        linears: Mapping[str, Frozen],
+        count: int,
+        dtype: torch.dtype,
+        stack_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.count, self.rank, self.dtype, self.stack_dtype = count, 0, dtype, stack_dtype or dtype
         self.parts: list[_SlotPart] = []
         self.scaled_rows: list[tuple[int, Tensor | None]] = []  # slots with gains, and the rows of each; None for all
         self._with_gains: set[int] = set()
@@ -188,7 +199,7 @@ class Slots:
             yield _SlotPart((slots[0], slots[-1] + 1), wide == 0, None if plain else wide)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self.dtype)
+        return tensor.to(self._device, self.stack_dtype)
 
     @property
     def _device(self) -> torch.device:
@@ -215,7 +226,7 @@ class _Input:
         """Return, for an input `(…, in)`, the products `(tokens, slots * rank)` for each part of the pass and each member."""
         # By identity: the layers of one input get the same tensor object.
         if x is not self._x:
-            rows = x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1]).to(self.stack.stack_dtype)
             self._products = [part.mask(self._product(rows, part.slots)).unbind() for part in self.stack.parts]
             self._x = x
         return self._products
@@ -246,7 +257,7 @@ class _Input:
         if not self.members:
             return
         first, count, rank = self.members[0], self.stack.count, self.stack.rank
-        options = {"dtype": self.stack.dtype, "device": first.device}
+        options = {"dtype": self.stack.stack_dtype, "device": first.device}
         before, self.lora_A = self.lora_A, torch.zeros(count, len(self.members), rank, first.shape[1], **options)
         if before is not None:
             self.lora_A[:, : before.shape[1], : before.shape[2]] = before
@@ -325,7 +336,10 @@ class _SlotLinear(Frozen):
                 B = self._views.get(part.slots)
                 if B is None:
                     B = self._views[part.slots] = self.lora_B[slice(*part.slots)].flatten(0, 1)
-                flat.addmm_(products[self.place], B)
+                if B.dtype == flat.dtype:
+                    flat.addmm_(products[self.place], B)
+                else:
+                    flat.add_(products[self.place] @ B)
         return y
 
     def _scale(self, flat: Tensor) -> None:

@@ -78,11 +78,11 @@ class ThreadedHost(ABC):
                 self._wake.notify()
             self._thread.join()
 
-    def _check_room(self, waiting: int, most: int) -> None:
-        """Refuse a request if the host is closed or `most` requests are waiting; called with `_wake` held."""
+    def _check_room(self, waiting: int, max_waiting: int) -> None:
+        """Refuse a request if the host is closed or `max_waiting` requests are waiting; called with `_wake` held."""
         if self._closed:
             raise StoppedError("", "the host is closed")
-        if waiting >= most:
+        if waiting >= max_waiting:
             raise FullError("", f"{waiting} requests wait already", "Try again later")
 
 

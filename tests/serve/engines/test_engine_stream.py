@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -129,6 +132,32 @@ def test_silence_is_a_timeout_and_what_comes_later_is_still_read() -> None:
         assert await stream.read(10, timeout=5) == b"late"
 
     connect(slow, use)
+
+
+def test_a_loop_that_was_held_up_takes_what_is_in_time_for_no_timeout() -> None:
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            while piece := connection.recv(100):
+                connection.sendall(piece)
+
+    async def main(address: tuple[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+        # As by other programs on a busy machine: longer than the timeout, which begins before and ends during it.
+        loop.call_soon(time.sleep, 0.3)
+        stream = await EngineNetwork().connect_tcp(*address, timeout=0.2)
+        try:
+            await stream.write(b"question")
+            loop.call_soon(time.sleep, 0.3)
+            assert await stream.read(100, timeout=0.2) == b"question"
+        finally:
+            await stream.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=[listening])
+        thread.start()
+        asyncio.run(main(listening.getsockname()))
+        thread.join()
 
 
 def test_a_server_that_reads_nothing_ends_the_writing_in_time() -> None:

@@ -68,7 +68,7 @@ def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> Non
 
     async def main() -> None:
         async with Full("").running() as url:
-            engine = sglang.Sglang(Client(url), None, base=spec, most=2)
+            engine = sglang.Sglang(Client(url), None, base=spec, max_adapters=2)
             try:
                 await engine.ensure(SQL)
             finally:

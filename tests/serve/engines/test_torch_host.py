@@ -120,8 +120,8 @@ def test_a_request_that_is_canceled_while_it_is_asked_leaves_no_row(models: Mode
                 await asking
             answer = await engine.ask(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
             assert answer.status == 200
-            while (figures := engine._running().figures()).rows or figures.waiting:
-                assert figures.answer_tokens < 128 * 20
+            while (state := engine._running().state()).rows or state.waiting:
+                assert state.answer_tokens < 128 * 20
                 await asyncio.sleep(0.01)
         finally:
             await engine.close()

@@ -82,13 +82,13 @@ class Server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-def ask_base(server: Server, folder: Path, *, resolves: bool = False) -> list[str]:
+def ask_base(server: Server, folder: Path, *, has_plugin: bool = False) -> list[str]:
     """By which names the base was asked for, with a gateway that starts now."""
     spec = base(folder / "base") if not (folder / "base").exists() else read_base(folder / "base")
 
     async def main() -> None:
         async with server.running() as url:
-            engine = Vllm(Client(url), None, base=spec, folder=folder / "zeros", slots=4, resolves=resolves)
+            engine = Vllm(Client(url), None, base=spec, folder=folder / "zeros", slots=4, has_plugin=has_plugin)
             try:
                 await engine.start()
                 await engine.ask("/v1/completions", {"prompt": "x"}, ())
@@ -217,11 +217,11 @@ def test_a_server_that_comes_back_with_other_weights_answers_nobody(tmp_path: Pa
     assert server.asked == ["base"]
 
 
-@pytest.mark.parametrize("resolves", [False, True])
-def test_before_0_33_the_base_is_asked_for_by_zeros_that_stay_for_gateways_to_come(tmp_path: Path, resolves: bool) -> None:
+@pytest.mark.parametrize("has_plugin", [False, True])
+def test_before_0_33_the_base_is_asked_for_by_zeros_that_stay_for_gateways_to_come(tmp_path: Path, has_plugin: bool) -> None:
     server = Server("0.32.0")
     for _ in range(2):
-        names = ask_base(server, tmp_path, resolves=resolves)
+        names = ask_base(server, tmp_path, has_plugin=has_plugin)
     assert len(names) == 2
     assert {*names} == server.known.keys()
     [(name, root)] = server.known.items()
@@ -286,13 +286,13 @@ def test_later_ones_are_asked_for_the_base_itself(tmp_path: Path, version: str) 
     assert ask_base(Server(version, sees=False), tmp_path) == ["base"]
 
 
-@pytest.mark.parametrize("resolves", [False, True])
-def test_one_before_0_33_that_does_not_see_the_zeros_is_refused(tmp_path: Path, resolves: bool) -> None:
+@pytest.mark.parametrize("has_plugin", [False, True])
+def test_one_before_0_33_that_does_not_see_the_zeros_is_refused(tmp_path: Path, has_plugin: bool) -> None:
     server = Server("0.32.0", sees=False)
     zeros = r"the adapter of zeros that prevents it cannot be loaded: .*No adapter found.* Use vLLM 0\.33 or later, or one that"
     says = rf"is older than 0\.33, which answers for the base with adapters of the same batch; {zeros}"
     with pytest.raises(RefusedError, match=says):
-        ask_base(server, tmp_path, resolves=resolves)
+        ask_base(server, tmp_path, has_plugin=has_plugin)
     assert server.asked == []
 
 

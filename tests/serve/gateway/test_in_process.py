@@ -122,7 +122,7 @@ def test_pins_leave_room_for_the_requests_of_others(settings: GatewaySettings, c
         registry.push("other", "team/sql")
 
     async def main() -> None:
-        gateway = Gateway(settings, Holder(most=2))
+        gateway = Gateway(settings, Holder(max_adapters=2))
         await gateway.start()
         assert len(gateway.versions.pinned) == 1
         await gateway.close()
@@ -364,6 +364,32 @@ def test_it_is_ready_while_its_engine_answers_and_names_can_be_looked_up(setting
             assert (await client.get("/health")).status_code == 200
             registry.with_name("elsewhere").rename(registry)
             assert not await reason(client)
+
+    asyncio.run(main())
+
+
+def test_without_a_registry_it_lists_and_serves_the_base_until_there_is_one(settings: GatewaySettings) -> None:
+    app = cast(Starlette, create_app(Gateway(replace(settings, routes=None), Answering())))
+    registry = Path(str(settings.workspace.registry))
+    elsewhere = registry.rename(registry.with_name("elsewhere"))
+    registry.mkdir()
+
+    async def main() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            while await reason(client) == "the engine is starting":
+                await asyncio.sleep(0.01)
+            assert await reason(client) == "names cannot be looked up"
+            assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["base"]
+            assert (await client.post("/v1/completions", json={"model": "base", "prompt": "a"})).status_code == 200
+            assert (await client.post("/v1/completions", json={"model": "team/a0:prod", "prompt": "a"})).status_code == 503
+            registry.rmdir()
+            elsewhere.rename(registry)
+            assert not await reason(client)
+            assert len((await client.get("/v1/models")).json()["data"]) > 1
 
     asyncio.run(main())
 

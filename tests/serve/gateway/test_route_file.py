@@ -64,7 +64,7 @@ def test_a_key_is_known_by_its_digest(tmp_path: Path) -> None:
     routes = read(tmp_path, text)
     key = routes.key_of(SECRET)
     assert key is not None
-    assert (key.name, key.most) == ("research", 8)
+    assert (key.name, key.max_running) == ("research", 8)
     assert "team/x" in key.allowed
     assert "other/x" not in key.allowed
     assert routes.key_of(SHA) is None

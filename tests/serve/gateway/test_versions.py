@@ -30,11 +30,11 @@ class Holder:
 
     name: str = "holder"
     runtime: str = "peft"
-    most: int = 100
+    max_adapters: int = 100
     slots: int = 100
     paths: frozenset[str] = frozenset({COMPLETIONS})
-    blends: bool = True
-    keeps: bool = False
+    can_blend: bool = True
+    rereads_files: bool = False
     priorities: bool = False
     pinned: frozenset[str] = frozenset()
     forbidden_fields: frozenset[str] = frozenset()
@@ -88,10 +88,10 @@ class Folders:
         self.leased.discard(served.model)
 
 
-def in_loop(test: Callable[[EngineVersions, Holder, Folders], Coroutine[Any, Any, None]], most: int = 2) -> None:
+def in_loop(test: Callable[[EngineVersions, Holder, Folders], Coroutine[Any, Any, None]], max_adapters: int = 2) -> None:
     async def main() -> None:
         engine, folders = Holder(), Folders()
-        versions = EngineVersions(engine, folders, folders.release, most)
+        versions = EngineVersions(engine, folders, folders.release, max_adapters)
         try:
             await asyncio.wait_for(test(versions, engine, folders), 60)
         finally:
@@ -211,7 +211,7 @@ def test_a_version_without_room_waits_and_no_stream_of_others_starves_it(monkeyp
         stop.set()
         await asyncio.wait(running)
 
-    in_loop(test, most=1)
+    in_loop(test, max_adapters=1)
 
 
 def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPat
         await versions.forget_idle()
         assert engine.held == folders.leased == {nth_version(1).model}
         await use(versions, 2)
-        engine.keeps = True
+        engine.rereads_files = True
         await versions.forget_idle()
         assert (engine.held, folders.leased) == (
             {nth_version(1).model},

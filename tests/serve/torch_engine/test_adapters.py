@@ -174,4 +174,4 @@ def test_numbers_that_overflow_end_one_answer_and_no_other(host: Host, llama: Pe
     for stream in good:
         assert [piece.token for piece in stream] == llama.answer("a2", [5, 6], 20)
     assert tokens(host, Request([5, 6], (("a2", 0.5), ("a2", 0.5)), 5)) == llama.answer("a2", [5, 6], 5)
-    assert host.figures().pinned == 0
+    assert host.state().pinned == 0

@@ -94,9 +94,9 @@ def test_prompts_with_probabilities_change_no_neighbor_and_leave_their_beginning
     alone = [list(host.submit(request)) for request in (scored, plain)]
     assert_same(host, pieces(host, [scored, plain, scored]), [*alone, alone[0]])
     assert_same(host, [alone[0][300:]], [alone[1]])
-    before = host.figures().found_tokens
+    before = host.state().cached_tokens
     list(host.submit(plain))
-    assert host.figures().found_tokens > before
+    assert host.state().cached_tokens > before
 
 
 def test_no_tokens_without_a_prompt_to_show_are_refused(host: Host) -> None:

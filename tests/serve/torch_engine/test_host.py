@@ -63,9 +63,9 @@ def test_more_adapters_than_slots_wait_and_are_answered(host: Host, llama: Peers
     expected = [llama.answer(request.blend[0][0], request.ids, 12) for request in requests]
     answers_ = pieces(host, requests)
     assert [[piece.token for piece in answer] for answer in answers_] == expected
-    figures = host.figures()
-    assert (figures.slots, figures.pinned, figures.rows, figures.waiting) == (3, 0, 0, 0)
-    assert figures.adapters == 8
+    state = host.state()
+    assert (state.slots, state.pinned, state.rows, state.waiting) == (3, 0, 0, 0)
+    assert state.adapters == 8
 
 
 BLENDS: list[Blend] = [
@@ -135,14 +135,14 @@ def test_the_beginning_of_a_prompt_is_found_only_behind_the_same_version_and_cha
             (("a0", 1.0), ("a1", 1.0)),
             (("a1", 1.0), ("a0", 1.0)),
         ):
-            before = host.figures().found_tokens
+            before = host.state().cached_tokens
             first = list(host.submit(Request(prompt, blend, 5, logprobs=2)))
-            assert host.figures().found_tokens == before
+            assert host.state().cached_tokens == before
             assert_same(host, [list(host.submit(Request(prompt, blend, 5, logprobs=2)))], [first])
-            assert host.figures().found_tokens == before + 128
+            assert host.state().cached_tokens == before + 128
             host.submit(Request(longer, blend, 1)).cancel()
         assert tokens(host, answers("a1", longer)) == llama.answer("a1", longer, 12)
-        assert 0 < host.figures().prefix_bytes <= 6 * 3 * 64 * host._model.token_size
+        assert 0 < host.state().prefix_bytes <= 6 * 3 * 64 * host._model.token_size
 
 
 def test_a_key_that_is_loaded_again_with_other_bytes_never_gets_what_was_computed_before(llama: Peers) -> None:
@@ -158,10 +158,10 @@ def test_prefixes_stay_within_their_bytes(llama: Peers) -> None:
     with with_adapters(llama, slots=4, rows=4, prefixes=200_000) as host:
         for start in range(12):
             tokens(host, answers("a0", [start + 3, *PROMPTS[5]], 1))
-            assert host.figures().prefix_bytes <= 200_000
-        before = host.figures().found_tokens
+            assert host.state().prefix_bytes <= 200_000
+        before = host.state().cached_tokens
         tokens(host, answers("a0", [14, *PROMPTS[5]], 1))
-        assert host.figures().found_tokens == before + 128
+        assert host.state().cached_tokens == before + 128
 
 
 # ---- Requests that end early, and versions that go
@@ -179,7 +179,7 @@ def test_a_canceled_request_frees_its_row_and_slot(llama: Peers) -> None:
         for stream in (running, canceled):
             with pytest.raises(StoppedError, match="canceled"):
                 list(stream)
-        assert (host.figures().rows, host.figures().pinned, host.figures().row_bytes) == (0, 0, 0)
+        assert (host.state().rows, host.state().pinned, host.state().row_bytes) == (0, 0, 0)
 
 
 def test_a_dropped_version_answers_those_who_asked_before_and_nobody_after(llama: Peers) -> None:
@@ -190,15 +190,15 @@ def test_a_dropped_version_answers_those_who_asked_before_and_nobody_after(llama
             host.submit(answers("a0", PROMPTS[0]))
         assert [piece.token for piece in running] == llama.answer("a0", PROMPTS[0], 12)
         assert [piece.token for piece in waiting] == llama.answer("a0", PROMPTS[3], 12)
-        assert host.figures().adapters == 7
+        assert host.state().adapters == 7
 
 
 def test_versions_that_are_forgotten_to_make_room_are_read_again(llama: Peers) -> None:
     with with_adapters(llama, slots=2, rows=2, adapters=0) as host:
-        assert host.figures().adapters == 1  # the one that was just loaded
+        assert host.state().adapters == 1  # the one that was just loaded
         for name in llama.folders:
             assert tokens(host, answers(name, PROMPTS[0])) == llama.answer(name, PROMPTS[0], 12)
-            assert host.figures().adapters <= 1
+            assert host.state().adapters <= 1
 
 
 def test_a_pinned_version_stays_in_memory_and_answers(llama: Peers) -> None:
@@ -206,9 +206,9 @@ def test_a_pinned_version_stays_in_memory_and_answers(llama: Peers) -> None:
         host.pin(frozenset({"a0"}))
         for name in ("a0", "a1", "a2", "a0"):
             assert tokens(host, answers(name, PROMPTS[0])) == llama.answer(name, PROMPTS[0], 12)
-        assert host.figures().adapters == 1
+        assert host.state().adapters == 1
         host.load("a1", llama.folders["a1"])
-        assert host.figures().adapters == 2
+        assert host.state().adapters == 2
 
 
 def test_a_closed_host_tells_those_who_wait(llama: Peers) -> None:

@@ -93,16 +93,19 @@ def test_where_the_bits_of_a_product_depend_on_the_batch_the_log_says_so_and_ans
     assert f"{llama.base} in float32: answers alone and in a batch may differ by rounding" in caplog.text
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_fast", [False, True], ids=["slow in bfloat16", "fast in bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("quantize", [False, True])
 def test_sixteen_and_four_bits_are_those_of_peft_on_the_same_weights(
-    llama: Peers, dtype: str, quantize: bool, tmp_path: Path
+    llama: Peers, dtype: str, quantize: bool, is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda: is_fast)
     request = Request(PROMPT, (("a1", 1.0),), 1, logprobs=259)
     peers = replace(llama, model=with_nf4_numbers(llama.model)) if quantize else llama
     right = peers.logits("a1", PROMPT)[-1].log_softmax(-1).numpy()
     for _ in range(2):  # the second time from the cache of quantized bases
         with with_adapters(llama, slots=2, rows=2, cache=tmp_path, dtype=dtype, quantize=quantize) as host:
+            assert host.precision == dtype
             [piece] = host.submit(request)
             assert len(tokens(host, Request(PROMPT, (("a1", 0.5), ("a2", 0.5)), 5))) == 5
         error = np.array([logprob for _, logprob in sorted(piece.top)]) - right

@@ -41,8 +41,9 @@ class RelayedEngine:
     """The `Engine` of the host, which asks it."""
 
     def __init__(self, engine: Engine) -> None:
-        self.name, self.runtime, self.paths, self.blends = engine.name, engine.runtime, engine.paths, engine.blends
-        self.most, self.slots, self.keeps, self.priorities = engine.most, engine.slots, engine.keeps, engine.priorities
+        self.name, self.runtime, self.paths, self.can_blend = engine.name, engine.runtime, engine.paths, engine.can_blend
+        self.max_adapters, self.slots = engine.max_adapters, engine.slots
+        self.rereads_files, self.has_priorities = engine.rereads_files, engine.has_priorities
         self.forbidden_fields, self.context, self.precision = engine.forbidden_fields, engine.context, engine.precision
 
     async def start(self) -> None:
