@@ -120,6 +120,31 @@ def test_a_module_that_the_base_lacks_is_left_out_if_that_is_allowed(tmp_path: P
     assert ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=base, allow_drop=["model.layers.2.*"]).summary["dropped"]
 
 
+def test_what_is_dropped_by_consent_needs_no_second_for_its_errors(adapter: Path, tmp_path: Path) -> None:
+    path, norm = adapter / peft.WEIGHTS, "base_model.model.model.norm.weight"
+    save_file(load_file(path) | {norm: np.full(16, np.nan, np.float32)}, path)
+    _edit_config(adapter, modules_to_save=["norm"])
+    with pytest.raises(RefusedError, match="non-finite"):
+        ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=LLAMA)
+    report = ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=LLAMA, allow_drop=["norms"])
+    assert report.summary["dropped"] == 1
+    assert not [note for note in report.notes if "despite" in note]
+
+
+def test_a_tensor_that_is_allowed_to_drop_and_kept_is_refused_for_its_errors(adapter: Path, tmp_path: Path) -> None:
+    path, norm = adapter / peft.WEIGHTS, "base_model.model.model.norm.weight"
+    save_file(load_file(path) | {norm: np.full(16, np.nan, np.float32)}, path)
+    _edit_config(adapter, modules_to_save=["norm"])
+    with pytest.raises(RefusedError, match="non-finite") as refusal:  # the format has norms, and nothing is dropped
+        ah.convert(adapter, tmp_path / "a.safetensors", to="raw", allow_drop=["norms"])
+    assert refusal.value.code == "check-failed-to-convert"
+    assert not (tmp_path / "a.safetensors").exists()
+    _edit_tensors(adapter, _set_nan)
+    with pytest.raises(RefusedError, match="non-finite"):  # neither are pairs
+        ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=LLAMA, allow_drop=["norms"])
+    assert not (tmp_path / "a.gguf").exists()
+
+
 def test_embeddings_that_onetrainer_bundles_are_checked_stored_and_left_out_if_that_is_allowed(
     tmp_path: Path, workspace: ah.Workspace
 ) -> None:
