@@ -65,7 +65,7 @@ _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 _INFERRED = "inferred:"
 """Prefix of the source of a rule that was inferred from other code rather than read in these lines."""
 
-_NAMES = "adapterhub_converters/architectures/table.py, ARCHITECTURES"
+_NAMES = "adapterhub_converters/architectures/architecture_lookup.py, ADAPTERS"
 _KINDS = "adapterhub_converters/adapter/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
 
