@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import adapterhub as ah
 from adapterhub.checks import CODES, ERROR
 from adapterhub.registry.packaging import MENDED_BY_CONVERSION
+from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import WRITTEN, peft
 from tests.conftest import need_module
@@ -170,6 +172,21 @@ def test_kinds_of_lycoris_are_checked_stored_and_converted(tmp_path: Path, works
     assert not [problem for problem in ah.check(source).problems if problem.severity == ERROR]
     ah.push(source, "team/a", workspace=workspace)
     ah.convert(source, tmp_path / "peft", to="peft")
+
+
+def test_bytes_between_the_tensors_of_a_gguf_are_left_behind(adapter: Path, tmp_path: Path) -> None:
+    source, hidden = tmp_path / "a.gguf", b"y" * 64
+    ah.convert(adapter, source, to="gguf", base=LLAMA)
+    raw = bytearray(source.read_bytes())
+    with GGUFFile(source) as file:
+        start, last = file.header.data_start, max(file.header.tensors.values(), key=lambda info: info.offset)
+    offset = last.offset - start
+    place = raw.find(struct.pack("<Q", offset), raw.rfind(last.name.encode(), 0, start))
+    raw[place : place + 8] = struct.pack("<Q", offset + len(hidden))
+    source.write_bytes(raw[: last.offset] + hidden + raw[last.offset :])
+    assert "hidden-data" in str(ah.scan(source))
+    ah.convert(source, tmp_path / "out", to="peft", base=LLAMA)
+    assert not any(hidden in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
 def test_mended_codes_are_errors() -> None:
