@@ -143,9 +143,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session")
-def converted() -> Iterator[llama_cpp_scripts.Converter]:
-    """llama.cpp's own conversion of models; downloaded where CI requires the peers, else only used if it is there."""
+def _llama_cpp_scripts() -> Path:
+    """llama.cpp's own scripts; downloaded where CI requires the peers, else only used if they are there."""
     if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
         llama_cpp_scripts.downloaded()
     scripts = llama_cpp_scripts.found()
@@ -153,7 +152,20 @@ def converted() -> Iterator[llama_cpp_scripts.Converter]:
         missing("llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts")
     for module in ("torch", "transformers"):
         need_module(module)
-    with llama_cpp_scripts.converter(scripts) as running:
+    return scripts
+
+
+@pytest.fixture(scope="session")
+def converted() -> Iterator[llama_cpp_scripts.Converter]:
+    """llama.cpp's own conversion of models."""
+    with contextlib.closing(llama_cpp_scripts.Converter(_llama_cpp_scripts())) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def lora_converted() -> Iterator[llama_cpp_scripts.LoraConverter]:
+    """llama.cpp's own conversion of adapters."""
+    with contextlib.closing(llama_cpp_scripts.LoraConverter(_llama_cpp_scripts())) as running:
         yield running
 
 

@@ -89,6 +89,8 @@ def runtime_verdicts(
     )
     for problem in problems.get("old-experts", ()):
         features[f"experts-{problem.got}"] = problem.what
+    if "no-module" not in features:
+        features.pop("vllm-unlike-any", None)
     for code in ("not-targeted", "peft-refuses"):  # obstacles for some; the others load the tensors
         if code in problems:
             features[code] = problems[code][-1].what
@@ -186,6 +188,8 @@ def _problem_consequences(runtime: Runtime, reasons: Mapping[str, list[str]], *,
     for code, texts in reasons.items():
         feature = _FROM_PROBLEM.get(code)
         verdict = None
+        if is_readable and code in runtime.judged:
+            continue
         if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
             verdict = UNKNOWN if is_readable else REFUSED
         elif code in _FATAL and feature not in features:

@@ -90,7 +90,7 @@ FINDINGS: dict[str, str] = {
     "unknown-binary": "adapterhub does not know what the file is. Remove it if you do not know either.",
     "polyglot": "Two programs read the file as two different things, so that what was checked is not what another one runs. Do not use it.",
     "trailing-data": "Readers stop before these bytes, but a program that knows of them need not. A broken writer leaves such bytes too: fetch the file from its author again.",
-    "hidden-data": "No tensor has these bytes: they may be a second file. Write the weights again, by `adapterhub convert SRC OUT --to peft`.",
+    "hidden-data": "No tensor has these bytes: they may be a second file. Of a GGUF, `adapterhub convert SRC OUT --to peft` writes the tensors alone; a safetensors file with such bytes is refused by every reader: fetch it from its author again.",
     "remote-code": "A program that loads the adapter may run code of the author of the config. adapterhub never does. Remove the key unless you have read that code.",
     "outside-path": "Reading the adapter would open a file of yours. Do not load it with a program that follows such names.",
     "template-escape": "The template tries to leave the sandbox that templates are rendered in. No template needs that.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from . import base_sources, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.checks import Problem
+    from adapterhub.checks import Problem, Report
     from adapterhub_converters.adapter import Adapter, LossReport
     from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.formats import AdapterFormat, GgufDtype
@@ -75,7 +74,7 @@ def convert(
     with sources.open_source(source, workspace, as_stored=False) as adapter_source:
         # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
-        overridden: list[Problem] = []
+        check = _SourceCheck(to, adapter_source.location, spec, force=force, may_drop=bool(allow_drop))
         report = formats.convert(
             adapter_source.path,
             Path(target),
@@ -88,58 +87,89 @@ def convert(
             dtype=dtype,
             model=model or (base_sources.local_path(spec) if to == "ollama" else None),
             replace=replace,
-            check=partial(
-                _read_checked, to=to, location=adapter_source.location, base=spec, force=force, overridden=overridden
-            ),
+            check=check.read,
+            confirm=check.confirm,
         )
-    if overridden:
-        codes = ", ".join(dict.fromkeys(problem.code for problem in overridden))
-        count = f"{len(overridden)} error{'s' if overridden[1:] else ''}"
+    if check.overridden:
+        codes = ", ".join(dict.fromkeys(problem.code for problem in check.overridden))
+        count = f"{len(check.overridden)} error{'s' if check.overridden[1:] else ''}"
         report = dataclasses.replace(report, notes=(*report.notes, f"converted despite {count} of its check: {codes}"))
     return report
 
 
-def _read_checked(
-    source: Candidate,
-    format_name: str,
-    known_base: BaseSpec | None,
-    read: Callable[[], Adapter],
-    *,
-    to: str,
-    location: str,
-    base: BaseSpec | None,
-    force: bool,
-    overridden: list[Problem],
-) -> Adapter:
-    """Read an adapter, and refuse it for what a push would refuse, except for what a conversion mends.
+class _SourceCheck:
+    """The check of an adapter that is converted: it refuses what a push would refuse and the conversion does not mend.
 
-    Args:
-        source: The adapter.
-        format_name: Its format.
-        known_base: The base that it is read with.
-        read: Reads it.
-        to: The format that it is to be written in.
-        location: Its name in errors.
-        base: The base that it is checked on.
-        force: Accept errors, and add them to `overridden`.
+    Errors of tensors that the caller allows to drop wait until it is known which were dropped, as those need no other consent.
     """
-    from adapterhub.checks import open_check
-    from adapterhub.manifest.folder_contents import Inspection
-    from adapterhub.registry import packaging
 
-    if source.record:  # which has digests to compare, and reading closes the files
-        source.hash_open_files()
-    # A PEFT folder is checked tensor by tensor, for which its files are opened once; all other formats are read as a whole.
-    inspected = None if format_name == "peft" else Inspection(format_name, read(), is_complete=True)
-    with open_check(source, base=base, display_name=location, inspected=inspected) as (report, contents):
-        if inspected is not None:
-            adapter = inspected.complete_adapter
-        else:
-            adapter = contents.complete_adapter(known_base) if contents is not None else None
-        if adapter is None:
-            return read()  # which says what is wrong with the files
-        # A file that already has the format is copied, unless experts in it are to be stacked, which then have no source.
-        is_copied = format_name == to and (format_name != "peft" or adapter.source is not None)
-        mended = frozenset() if is_copied else packaging.MENDED_BY_CONVERSION
-        overridden += packaging.raise_or_collect_errors(report, base, force=force, try_storing=lambda _: None, mended=mended)
-        return adapter
+    def __init__(self, to: str, location: str, base: BaseSpec | None, *, force: bool, may_drop: bool) -> None:
+        """Begin.
+
+        Args:
+            to: The format that the adapter is to be written in.
+            location: The name of the adapter in errors.
+            base: The base that it is checked on.
+            force: Accept errors, which `overridden` has then.
+            may_drop: Whether tensors may be dropped.
+        """
+        self._to, self._location, self._base, self._force, self._may_drop = to, location, base, force, may_drop
+        self._waiting: Report | None = None
+        self.overridden: list[Problem] = []
+
+    def read(self, source: Candidate, format_name: str, known_base: BaseSpec | None, read: Callable[[], Adapter]) -> Adapter:
+        """Read and check an adapter.
+
+        Args:
+            source: The adapter.
+            format_name: Its format.
+            known_base: The base that it is read with.
+            read: Reads it.
+        """
+        from adapterhub.checks import open_check
+        from adapterhub.manifest.folder_contents import Inspection
+        from adapterhub.registry import packaging
+
+        if source.record:  # which has digests to compare, and reading closes the files
+            source.hash_open_files()
+        # A PEFT folder is checked tensor by tensor, for which its files are opened once; all other formats are read as a whole.
+        inspected = None if format_name == "peft" else Inspection(format_name, read(), is_complete=True)
+        with open_check(source, base=self._base, display_name=self._location, inspected=inspected) as (report, contents):
+            if inspected is not None:
+                adapter = inspected.complete_adapter
+            else:
+                adapter = contents.complete_adapter(known_base) if contents is not None else None
+            if adapter is None:
+                return read()  # which says what is wrong with the files
+            # A file that already has the format is copied, unless experts in it are to be stacked, which then have no source.
+            is_copied = format_name == self._to and (format_name != "peft" or adapter.source is not None)
+            mended = frozenset() if is_copied else packaging.MENDED_BY_CONVERSION
+            may_wait = self._may_drop and not is_copied
+            first = tuple(problem for problem in report.problems if not (may_wait and problem.name))
+            self._refuse_errors(dataclasses.replace(report, problems=first), mended)
+            waiting = (problem for problem in report.problems if may_wait and problem.name and problem.code not in mended)
+            self._waiting = dataclasses.replace(report, problems=tuple(waiting))
+            return adapter
+
+    def confirm(self, losses: LossReport) -> None:
+        """Refuse the output for errors of tensors that were not dropped."""
+        if self._waiting is not None:
+            from adapterhub_converters.adapter import Loss
+
+            dropped = {name for loss in losses.losses if loss.loss == Loss.DROPPED for name in _labels(loss.name)}
+            kept = tuple(problem for problem in self._waiting.problems if problem.name not in dropped)
+            self._refuse_errors(dataclasses.replace(self._waiting, problems=kept), frozenset())
+
+    def _refuse_errors(self, report: Report, mended: frozenset[str]) -> None:
+        from adapterhub.registry import packaging
+
+        self.overridden += packaging.raise_or_collect_errors(
+            report, self._base, force=self._force, try_storing=lambda _: None, mended=mended
+        )
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    """Return the names that a check may have for a tensor of which a conversion reports the loss."""
+    module = name.rpartition(".")[0]
+    labels = {"magnitude": f"{module}.lora_magnitude_vector", "rows": f"{module} (rows)", "lora_A": module}
+    return name, f"{name} (copy)", labels.get(name.rpartition(".")[2], name)

@@ -21,6 +21,8 @@ class VllmModel:
     Attributes:
         tables: The embedding tables and output layers that take LoRA; None if a text model decides that is not named.
         stacked_experts: Whether it reads experts in one stack (`is_3d_moe_weight`); others read them one by one.
+        packed: Names of fused layers, and the parts by which an adapter names each.
+        unwrapped: Names of fused layers that it has no form with LoRA for.
         language: Prefixes of the language model in vLLM's names; empty for a text model, like the next two.
         towers: Prefixes of vision and audio models.
         connectors: Prefixes of the modules between these and the language model.
@@ -31,6 +33,8 @@ class VllmModel:
 
     tables: tuple[str, ...] | None = ()
     stacked_experts: bool = False
+    packed: Mapping[str, list[str]] = field(default_factory=dict)
+    unwrapped: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
     connectors: tuple[str, ...] = ()
@@ -38,12 +42,22 @@ class VllmModel:
     prefixes: Mapping[str, str] = field(default_factory=dict)
     substrings: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The names that adapters have for the parts of fused layers."""
+        return frozenset(part for parts in self.packed.values() for part in parts)
+
     def is_in_tower(self, module: str) -> bool:
         """Return whether a module is in a tower or a connector, which vLLM leaves out unless it is told otherwise."""
         name = self._own_name(module)
         outside = (*self.towers, *self.connectors)
         prefix = max((prefix for prefix in (*self.language, *outside) if name.startswith(prefix)), key=len, default="")
         return prefix in outside
+
+    def is_elsewhere(self, module: str) -> bool:
+        """Return whether a module is of a component that vLLM has without the `model.` that its rules leave."""
+        components = (*self.language, *self.towers, *self.connectors)
+        return bool(components) and self._own_name(module).startswith(tuple(f"model.{prefix}" for prefix in components))
 
     def _own_name(self, module: str) -> str:
         """Return vLLM's name of a module (vllm/model_executor/models/utils.py, WeightsMapper)."""

@@ -33,17 +33,24 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A program that loads adapters: the version that its rules describe, and the format that it reads."""
+    """A program that loads adapters: the version that its rules describe, and the format that it reads.
+
+    Attributes:
+        judged: The codes of problems that its rules judge, where others do not load the adapter at all.
+    """
 
     name: str
     version: str
     format: str
     rules: tuple[Rule, ...]
+    judged: frozenset[str] = frozenset()
 
 
 _VLLM = "vllm/lora/peft_helper.py, _validate_features"
 _VLLM_MODELS = "adapterhub_converters/runtime_models.json, of vllm/model_executor/models/registry.py"
 _VLLM_MANAGER = "vllm/lora/model_manager.py, _create_lora_modules"
+_VLLM_NAMES = "vllm/lora/utils.py, parse_fine_tuned_lora_name"
+_VLLM_EXPECTED = "vllm/lora/lora_model.py, check_unexpected_modules"
 _LLAMA = "llama.cpp src/llama-adapter.cpp, llama_adapter_lora_init_impl"
 _SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
 _SGLANG_LORA = "sglang/srt/lora/lora.py, LoRAAdapter"
@@ -52,13 +59,13 @@ _SGLANG_POOL = "sglang/srt/lora/mem_pool.py, load_lora_weight_to_buffer"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
 _PEFT_EXPERTS = "peft/utils/transformers_weight_conversion.py; peft/tuners/lora/layer.py, ParamWrapper"
 _MLX = "mlx_lm/tuner/utils.py, load_adapters"
-_MLX_NAMES = "adapterhub_converters/formats/mlx/names.py, ROWS"
+_MLX_NAMES = "adapterhub_converters/formats/mlx/module_names.py, ROWS"
 _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 
 _INFERRED = "inferred:"
 """Prefix of the source of a rule that was inferred from other code rather than read in these lines."""
 
-_NAMES = "adapterhub_converters/architectures/table.py, ARCHITECTURES"
+_NAMES = "adapterhub_converters/architectures/architecture_lookup.py, ADAPTERS"
 _KINDS = "adapterhub_converters/adapter/adapter.py, plain_pairs"
 _VLLM_KINDS = f"{_INFERRED} vllm/lora/peft_helper.py, _validate_features"
 
@@ -152,6 +159,27 @@ RUNTIMES: dict[str, Runtime] = {
                     "expected target modules in …, but received {module}: no LoRA on it",
                     "vllm/lora/utils.py, get_supported_lora_modules",
                 ),
+                Rule("vllm-name", REFUSED, "{name} is unsupported LoRA weight", _VLLM_NAMES),
+                Rule("vllm-path", UNKNOWN, "{name}: it finds modules by these paths alone; name the base to know", _VLLM_NAMES),
+                Rule("vllm-dropped", IGNORED, "{module} is no module of the base, and is dropped (vllm #34186)", _VLLM_MANAGER),
+                *(
+                    Rule(feature, REFUSED, "expected target modules in …, but received {module}", _VLLM_EXPECTED)
+                    for feature in ("vllm-unexpected", "vllm-unlike-any")
+                ),
+                Rule(
+                    "vllm-half-refused",
+                    REFUSED,
+                    "{module} has one of its two matrices: vLLM needs both",
+                    "vllm/lora/layers/base_linear.py, set_lora",
+                ),
+                Rule(
+                    "vllm-half-lost",
+                    IGNORED,
+                    "{module} has one of its two matrices: vLLM leaves this part of a fused layer as it is",
+                    "vllm/lora/layers/column_parallel_linear.py, set_lora",
+                ),
+                Rule("vllm-unwrapped", IGNORED, "{module} could not be wrapped by any LoRA layer: left out", _VLLM_MANAGER),
+                Rule("vllm-elsewhere", IGNORED, "{module} has another name in vLLM, which drops it", _VLLM_MANAGER),
                 Rule(
                     "vllm-stacked",
                     REFUSED,
@@ -162,7 +190,7 @@ RUNTIMES: dict[str, Runtime] = {
                     "vllm-numbered",
                     REFUSED,
                     "expected target modules in …, but received {module}: experts of this model are one stack",
-                    "vllm/lora/lora_model.py, check_unexpected_modules",
+                    _VLLM_EXPECTED,
                 ),
                 Rule(
                     "vllm-half",
@@ -188,13 +216,8 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("norms", REFUSED, "vLLM only supports modules_to_save being either None or [classifier, score]", _VLLM),
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
                 *_condition_rules(_VLLM_KINDS),
-                Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
-                Rule(
-                    "adapter-name",
-                    REFUSED,
-                    "{name} is unsupported LoRA weight",
-                    "vllm/lora/utils.py, parse_fine_tuned_lora_name",
-                ),
+                Rule("rows", REFUSED, "… is unsupported LoRA weight", _VLLM_NAMES),
+                Rule("adapter-name", REFUSED, "{name} is unsupported LoRA weight", _VLLM_NAMES),
                 Rule(
                     "config-modules-to-save",
                     REFUSED,
@@ -213,6 +236,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("deeper", WRONG, "layers without tensors are silently left unadapted", "vllm/lora/model_manager.py"),
                 Rule("uncovered", APPLIED, _UNCOVERED, "vllm/lora/model_manager.py"),
             ),
+            frozenset({"key-prefix", "unknown-tensor", "missing-half"}),
         ),
         Runtime(
             "llama.cpp",

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adapterhub import checks
 from adapterhub_converters import runtime_models
+from adapterhub_converters.containers import safetensors_file
 from tests.conftest import Run, need_module
 from tests.support import tiny
 from tests.support.folders import adapter, base, pairs
@@ -89,6 +91,76 @@ def test_vllm_refuses_an_output_layer_where_the_model_has_no_lora_on_it(tmp_path
         "refused",
         "expected target modules in …, but received lm_head: no LoRA on it",
     )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module", "expected"),
+    [
+        (
+            "Glm4ForCausalLM",
+            "model.layers.0.mlp.gate_up_proj",
+            ("refused", "expected target modules in …, but received model.layers.0.mlp.gate_up_proj"),
+        ),
+        ("Phi3ForCausalLM", "model.layers.0.mlp.gate_up_proj", ("applied", "")),
+        (
+            "GraniteMoeSharedForCausalLM",
+            "model.layers.0.shared_mlp.input_linear",
+            ("ignored", "model.layers.0.shared_mlp.input_linear could not be wrapped by any LoRA layer: left out"),
+        ),
+        (
+            "AudioFlamingo3ForConditionalGeneration",
+            "model.language_model.layers.0.self_attn.q_proj",
+            ("ignored", "model.language_model.layers.0.self_attn.q_proj has another name in vLLM, which drops it"),
+        ),
+    ],
+)
+def test_vllm_has_fused_layers_and_components_under_its_own_names(
+    tmp_path: Path, architecture: str, module: str, expected: tuple[str, str]
+) -> None:
+    assert verdict(tmp_path, architecture, "vllm", module) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "module", "expected"),
+    [
+        ("", "model.layers.0.self_attn.q_proj", "applied"),
+        ("", "layers.0.self_attn.q_proj", "ignored"),
+        ("base_model.model.base_model.model.", "model.layers.0.self_attn.q_proj", "applied"),
+        ("", "model.layers.0.self_attn.z_proj", "refused"),
+        ("", "model.layers.0.self_attn.q_proj.more", "refused"),
+    ],
+)
+def test_vllm_finds_modules_by_their_paths_with_and_without_peft_s_prefix(
+    tmp_path: Path, prefix: str, module: str, expected: str
+) -> None:
+    folder = adapter(tmp_path / "a", pairs(1))
+    tensors = {f"{prefix}{module}.{part}": np.ones(shape, np.float32) for part, shape in PAIR.items()}
+    safetensors_file.write(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    report = checks.check(folder, base=base(tmp_path / "base", 1))
+    assert report.verdicts["vllm"].verdict == expected
+    assert "key-prefix" in {problem.code for problem in report.problems}
+    assert checks.check(folder).verdicts["vllm"].verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "alpha", "expected"),
+    [
+        ("self_attn.q_proj", "A", 4, "ignored"),
+        ("self_attn.q_proj", "B", 4, "refused"),
+        ("self_attn.q_proj", "B", 2, "ignored"),
+        ("self_attn.o_proj", "A", 2, "refused"),
+        ("self_attn.o_proj", "B", 2, "refused"),
+    ],
+)
+def test_vllm_loads_one_matrix_of_a_pair_only_for_a_part_of_a_fused_layer(
+    tmp_path: Path, module: str, missing: str, alpha: int, expected: str
+) -> None:
+    lone = f"model.layers.0.{module}"
+    shapes = {name: shape for name, shape in pairs(1).items() if not name.startswith(f"{lone}.")}
+    shapes |= {f"{lone}.{part}": shape for part, shape in PAIR.items() if f"lora_{missing}" not in part}
+    spec = dataclasses.replace(base(tmp_path / "base"), tensors={})
+    report = checks.check(adapter(tmp_path / "a", shapes, lora_alpha=alpha), base=spec)
+    assert report.verdicts["vllm"].verdict == expected
 
 
 def test_vllm_reads_numbered_experts_of_some_models_and_stacks_of_others(tmp_path: Path) -> None:

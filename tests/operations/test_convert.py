@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import adapterhub as ah
 from adapterhub.checks import CODES, ERROR
 from adapterhub.registry.packaging import MENDED_BY_CONVERSION
+from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import WRITTEN, peft
 from tests.conftest import need_module
@@ -120,6 +122,31 @@ def test_a_module_that_the_base_lacks_is_left_out_if_that_is_allowed(tmp_path: P
     assert ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=base, allow_drop=["model.layers.2.*"]).summary["dropped"]
 
 
+def test_what_is_dropped_by_consent_needs_no_second_for_its_errors(adapter: Path, tmp_path: Path) -> None:
+    path, norm = adapter / peft.WEIGHTS, "base_model.model.model.norm.weight"
+    save_file(load_file(path) | {norm: np.full(16, np.nan, np.float32)}, path)
+    _edit_config(adapter, modules_to_save=["norm"])
+    with pytest.raises(RefusedError, match="non-finite"):
+        ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=LLAMA)
+    report = ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=LLAMA, allow_drop=["norms"])
+    assert report.summary["dropped"] == 1
+    assert not [note for note in report.notes if "despite" in note]
+
+
+def test_a_tensor_that_is_allowed_to_drop_and_kept_is_refused_for_its_errors(adapter: Path, tmp_path: Path) -> None:
+    path, norm = adapter / peft.WEIGHTS, "base_model.model.model.norm.weight"
+    save_file(load_file(path) | {norm: np.full(16, np.nan, np.float32)}, path)
+    _edit_config(adapter, modules_to_save=["norm"])
+    with pytest.raises(RefusedError, match="non-finite") as refusal:  # the format has norms, and nothing is dropped
+        ah.convert(adapter, tmp_path / "a.safetensors", to="raw", allow_drop=["norms"])
+    assert refusal.value.code == "check-failed-to-convert"
+    assert not (tmp_path / "a.safetensors").exists()
+    _edit_tensors(adapter, _set_nan)
+    with pytest.raises(RefusedError, match="non-finite"):  # neither are pairs
+        ah.convert(adapter, tmp_path / "a.gguf", to="gguf", base=LLAMA, allow_drop=["norms"])
+    assert not (tmp_path / "a.gguf").exists()
+
+
 def test_embeddings_that_onetrainer_bundles_are_checked_stored_and_left_out_if_that_is_allowed(
     tmp_path: Path, workspace: ah.Workspace
 ) -> None:
@@ -145,6 +172,21 @@ def test_kinds_of_lycoris_are_checked_stored_and_converted(tmp_path: Path, works
     assert not [problem for problem in ah.check(source).problems if problem.severity == ERROR]
     ah.push(source, "team/a", workspace=workspace)
     ah.convert(source, tmp_path / "peft", to="peft")
+
+
+def test_bytes_between_the_tensors_of_a_gguf_are_left_behind(adapter: Path, tmp_path: Path) -> None:
+    source, hidden = tmp_path / "a.gguf", b"y" * 64
+    ah.convert(adapter, source, to="gguf", base=LLAMA)
+    raw = bytearray(source.read_bytes())
+    with GGUFFile(source) as file:
+        start, last = file.header.data_start, max(file.header.tensors.values(), key=lambda info: info.offset)
+    offset = last.offset - start
+    place = raw.find(struct.pack("<Q", offset), raw.rfind(last.name.encode(), 0, start))
+    raw[place : place + 8] = struct.pack("<Q", offset + len(hidden))
+    source.write_bytes(raw[: last.offset] + hidden + raw[last.offset :])
+    assert "hidden-data" in str(ah.scan(source))
+    ah.convert(source, tmp_path / "out", to="peft", base=LLAMA)
+    assert not any(hidden in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
 def test_mended_codes_are_errors() -> None:

@@ -55,6 +55,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "PSOFT": ("PsoftConfig", {"r": 4}),
 }
 
+# Kinds that no merge can be right for, and why; a refusal of another is a gap.
+RIGHTLY_REFUSED = {"PSOFT": "peft does not save the singular vectors that it changes"}
+
 
 def draw(seed: int, count: int) -> list[tuple[str, str]]:
     """Return pairs of a family and a kind, the same for the same seed."""
@@ -69,7 +72,7 @@ def draw(seed: int, count: int) -> list[tuple[str, str]]:
 
 
 def outcome(family: str, kind: str) -> tuple[str, str]:
-    """Return what came of a merge, `right`, `wrong`, `refused` or `no oracle`, and the reason."""
+    """Return what came of a merge, `right`, `wrong`, `refused`, `gap` or `no oracle`, and the reason."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         at = Path(folder)
@@ -81,7 +84,7 @@ def outcome(family: str, kind: str) -> tuple[str, str]:
             adapter = convert.read(at / "adapter", base=bases.read_hf(at / "base"))
             fuse([(adapter, 1.0)], at / "base", at / "ours")
         except AdapterhubError as error:
-            return "refused", error.what
+            return "refused" if kind in RIGHTLY_REFUSED else "gap", error.what
         ours = _parameters(model_class.from_pretrained(at / "ours"))
         for name, array in theirs.items():
             if not np.abs(ours[name] - array).max() <= 1e-5 * max(1.0, np.abs(array).max()):
@@ -119,10 +122,14 @@ def _sentence(outcomes: list[tuple[str, str]]) -> str:
 
     counts = collections.Counter(result for result, _ in outcomes)
     compared = len(outcomes) - counts["no oracle"]
-    results = f"{counts['right']} are peft's, {counts['refused']} are refused by name and {counts['wrong']} differ"
+    shares = {
+        "are peft's": "right", "are refused because peft does not save all that they depend on": "refused",
+        "are refused although they could be merged": "gap", "differ": "wrong",
+    }  # fmt: skip
+    results = [f"{counts[result]} ({counts[result] / compared:.0%}) {words}" for words, result in shares.items()]
     return (
         f"Of {compared} merges drawn from the causal families of transformers {transformers.__version__} and the kinds of peft "
-        f"{peft.__version__}, {results}."
+        f"{peft.__version__}, {', '.join(results[:-1])}, and {results[-1]}."
     )
 
 

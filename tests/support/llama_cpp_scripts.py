@@ -8,11 +8,9 @@ process of its own.
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "adapterhub-benchmarks"
@@ -76,13 +74,27 @@ for line in sys.stdin:
 """
 
 
-class Converter:
-    """A running `convert_hf_to_gguf.py` that turns model folders into GGUF files, in float32 and without a vocabulary unless
-    it is told otherwise."""
+# Runs `convert_lora_to_gguf.py` with the words of each line, and answers with a line.
+_LORA_CHILD = """
+import os, runpy, sys
+answers = os.fdopen(os.dup(1), "w")
+sys.stdout = sys.stderr
+for line in sys.stdin:
+    sys.argv = line.rstrip("\\n").split("\\t")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        print("done", file=answers, flush=True)
+    except (Exception, SystemExit) as error:
+        print(f"{type(error).__name__}: {error}".replace("\\n", " "), file=answers, flush=True)
+"""
 
-    def __init__(self, scripts: Path) -> None:
+
+class _Script:
+    """A process of llama.cpp's scripts, which answers each line of words with a line."""
+
+    def __init__(self, scripts: Path, code: str) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD],
+            [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -90,30 +102,45 @@ class Converter:
             env={"PYTHONPATH": f"{scripts}:{scripts / 'gguf-py'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         )
 
-    def __call__(self, source: Path, target: Path, *flags: str) -> Path:
-        """`target`, written from the Hugging Face folder `source`; `flags` such as `fuse_qkv`,
-        `vocabulary` and `MOSTLY_Q8_0`."""
+    def answer(self, *words: object) -> str:
+        """Return what the process says to a line of words: `done`, or an error."""
         assert self._child.stdin
         assert self._child.stdout
-        print(source, target, *flags, sep="\t", file=self._child.stdin, flush=True)
-        answer = self._child.stdout.readline().strip()
-        if answer != "done":
-            raise RuntimeError(f"llama.cpp did not convert {source}: {answer or 'it died'}")
-        return target
+        print(*words, sep="\t", file=self._child.stdin, flush=True)
+        return self._child.stdout.readline().strip() or "it died"
 
     def close(self) -> None:
         """End the process."""
         self._child.communicate()
 
 
-@contextlib.contextmanager
-def converter(scripts: Path) -> Iterator[Converter]:
-    """A converter that ends with the block."""
-    running = Converter(scripts)
-    try:
-        yield running
-    finally:
-        running.close()
+class Converter(_Script):
+    """A running `convert_hf_to_gguf.py` that turns model folders into GGUF files, in float32 and without a vocabulary unless
+    it is told otherwise."""
+
+    def __init__(self, scripts: Path) -> None:
+        super().__init__(scripts, _CHILD)
+
+    def __call__(self, source: Path, target: Path, *flags: str) -> Path:
+        """`target`, written from the Hugging Face folder `source`; `flags` such as `fuse_qkv`,
+        `vocabulary` and `MOSTLY_Q8_0`."""
+        answer = self.answer(source, target, *flags)
+        if answer != "done":
+            raise RuntimeError(f"llama.cpp did not convert {source}: {answer}")
+        return target
+
+
+class LoraConverter(_Script):
+    """A running `convert_lora_to_gguf.py`, which turns PEFT adapters into GGUF files in float32."""
+
+    def __init__(self, scripts: Path) -> None:
+        super().__init__(scripts, _LORA_CHILD)
+        self._script = scripts / "convert_lora_to_gguf.py"
+
+    def __call__(self, adapter: Path, base: Path, target: Path) -> str:
+        """Write `target`, and return the error that the script raises, empty for none."""
+        answer = self.answer(self._script, adapter, "--base", base, "--outfile", target, "--outtype", "f32")
+        return "" if answer == "done" else answer
 
 
 if __name__ == "__main__":

@@ -235,12 +235,29 @@ def _vllm_model(sources: Sources, cls: _Class) -> dict[str, Any]:
         # The class of such a text model is named by the base's config alone.
         "tables": None if "init_vllm_registered_model" in named else sorted(tables),
         "stacked_experts": bool(sources.attribute(cls, "is_3d_moe_weight")),
+        **_fused_layers(sources, cls, parts),
         **components,
         "tower_option": bool(components and sources.attribute(cls, "supports_tower_connector_lora")),
         "prefixes": _renames(mapper.get("orig_to_new_prefix")) if components else {},
         "substrings": _renames(mapper.get("orig_to_new_substr")) if components else {},
     }
     return {key: value for key, value in record.items() if value or value is None}
+
+
+def _fused_layers(sources: Sources, cls: _Class, parts: Iterable[_Class]) -> dict[str, Any]:
+    """Return the parts by which adapters name fused layers, and those layers for which vLLM has no form with LoRA."""
+    own = sources.attribute(cls, "packed_modules_mapping")
+    # A model without a mapping takes those of the models in it (vllm/model_executor/utils.py, get_packed_modules_mapping).
+    mappings = [own] if own else [sources.attribute(part, "packed_modules_mapping") for part in parts]
+    packed = {name: inner for mapping in mappings if mapping for name, inner in mapping.items() if inner}
+    mapped, fused = set(packed), set()
+    for node in (node for part in parts for node in ast.walk(part.node)):
+        match getattr(node, "targets", [None])[0], getattr(node, "value", None):
+            case ast.Subscript(value=ast.Attribute(attr="packed_modules_mapping"), slice=ast.Constant(value=name)), _:
+                mapped.add(name)
+            case ast.Attribute(attr=name), ast.Call(func=ast.Name(id="MergedColumnParallelLinear" | "QKVParallelLinear")):
+                fused.add(name)
+    return {"packed": packed, "unwrapped": sorted(fused - mapped)}
 
 
 def _renames(mapping: object) -> dict[str, str]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError
 
-from .adapters_only import ADAPTERS_ONLY
+from .adapter_only_models import ADAPTERS_ONLY
 from .architecture import Architecture, Experts, Order, layer_of, path_in_layer
-from .by_rule import BY_RULE
-from .table import ARCHITECTURES
+from .rule_named_models import BY_RULE
+from .whole_models import ARCHITECTURES
 
 __all__ = [
     "ADAPTERS",

@@ -175,6 +175,7 @@ def convert(
     model: str | None = None,
     replace: bool = False,
     check: Check | None = None,
+    confirm: Callable[[LossReport], object] | None = None,
 ) -> LossReport:
     """Write the adapter `src` in the format `to` as `dst`.
 
@@ -194,6 +195,7 @@ def convert(
         model: Ollama's name of the base; for `ollama` only.
         replace: Whether an earlier output at `dst` may be replaced.
         check: Reads the source in place of its format's reader, and may refuse it.
+        confirm: Called with the losses before the output appears; may refuse it.
 
     Returns:
         The loss of each tensor.
@@ -210,7 +212,7 @@ def convert(
         with atomic.pending_output(dst, replace=replace) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
-                unsafe_pickle=unsafe_pickle, dtype=dtype, check=check,
+                unsafe_pickle=unsafe_pickle, dtype=dtype, check=check, confirm=confirm,
             )  # fmt: skip
             # The GGUF records whether the adapter is conditional (aLoRA); Ollama would apply it to every token.
             if gguf.is_conditional(folder / name):
@@ -236,6 +238,8 @@ def convert(
         with atomic.pending_output(dst, folder=row.folder, replace=replace) as temporary:
             adapter = check(source, source_format.name, base, read_source) if check else read_source()
             report = _write(row, source_format, source, adapter, temporary, base=base, allowed=allowed, dtype=dtype)
+            if confirm:
+                confirm(report)
             return dataclasses.replace(report, notes=(*report.notes, *_copy_template(row, source, temporary)))
 
 

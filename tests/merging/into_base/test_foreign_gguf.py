@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import Run, missing, need_module
-from tests.support import llama_cpp_scripts
+from tests.conftest import Run, need_module
+from tests.support.llama_cpp_scripts import LoraConverter
 from tests.support.torch_order import assert_same_merge
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FAMILIES = {"Llama": ALL, "Mistral": ALL, "SmolLM3": ALL, "Granite": ALL, "Mixtral": ["q_proj", "k_proj"]}
 
 
-# Runs llama.cpp's script for each line of words.
-CONVERT = """
-import runpy, sys
-for line in sys.stdin:
-    sys.argv = line.rstrip("\\n").split("\\t")
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder for each family: `base`, peft's adapter `a`, the same as llama.cpp writes it, `x.gguf`, and peft's `merged`.
-
-    One process of llama.cpp's script writes them all: it imports torch for seconds.
-    """
+def places(tmp_path_factory: pytest.TempPathFactory, lora_converted: LoraConverter) -> dict[str, Path]:
+    """A folder for each family: `base`, peft's adapter `a`, the same as llama.cpp writes it, `x.gguf`, and peft's `merged`."""
     need_module("peft")
-    scripts = llama_cpp_scripts.found() or missing(
-        "llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts"
-    )
-    found = {name: adapted(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
-    script = scripts / "convert_lora_to_gguf.py"
-    words = [(script, at / "a", "--base", at / "base", "--outfile", at / "x.gguf", "--outtype", "f32") for at in found.values()]
-    paths = {"PYTHONPATH": f"{scripts}:{scripts / 'gguf-py'}", "PATH": "/usr/bin:/bin"}
-    lines = "\n".join("\t".join(map(str, line)) for line in words)
-    subprocess.run([sys.executable, "-c", CONVERT], input=lines, env=paths, check=True, capture_output=True, text=True)
-    return found
+    folders = {name: adapted(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+    for folder in folders.values():
+        assert lora_converted(folder / "a", folder / "base", folder / "x.gguf") == ""
+    return folders
 
 
 @pytest.fixture(params=FAMILIES)

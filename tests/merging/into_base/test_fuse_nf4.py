@@ -18,7 +18,7 @@ from adapterhub.merging.into_base.nf4_writer import weights_for_nf4
 from adapterhub.merging.into_base.read_base import Weight, read_folder
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.architectures.table import ARCHITECTURES
+from adapterhub_converters.architectures.whole_models import ARCHITECTURES
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError

@@ -22,7 +22,7 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused_error
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import quirks, tuners
+from . import quirks, tuner_tensors
 from .adapter_config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
 from .adapter_config import check as check_config
 from .adapter_config import meta as meta_of
@@ -174,7 +174,7 @@ def parse(
     config = json_file.parse_object(text, f"{location}/{CONFIG}")
     if tuner_of(config.get("peft_type")):
         check_config(config, f"{location}/{CONFIG}")
-        return tuners.parse(config, tensors, location)
+        return tuner_tensors.parse(config, tensors, location)
     files, tensor_ids, notes = identify_all(tensors, f"{location}/{WEIGHTS}")
     files, linear_notes = quirks.without_linear(files, base)
     if linear_notes:

@@ -1,4 +1,4 @@
-"""Architectures of which adapters alone are converted, one row each: what `by_rule` has of the others.
+"""Architectures of which adapters alone are converted, one row each: what `rule_named_models` has of the others.
 
 Their GGUF has numbers that only llama.cpp's own conversion of the model writes.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .architecture import ATTENTION, MLP, Architecture, Experts
-from .by_rule import GRANITE_EXPERTS, SHARED_EXPERT, SHARED_EXPERTS, VISION_TEXT_PATH, modules, row
+from .rule_named_models import GRANITE_EXPERTS, SHARED_EXPERT, SHARED_EXPERTS, VISION_TEXT_PATH, modules, row
 
 _FEED_FORWARD = tuple(f"feed_forward.{name}_proj" for name in ("gate", "up", "down"))
 _MAMBA = ("mamba.in_proj", "mamba.out_proj")
