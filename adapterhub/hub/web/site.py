@@ -130,7 +130,7 @@ class PageRequest:
     @property
     def is_admin(self) -> bool:
         """Whether the account may manage the hub: an admin of every namespace, as far as its token allows."""
-        return self.who is not None and self.who.may("admin", EVERYWHERE)
+        return self.who is not None and self.who.has_role("admin", EVERYWHERE)
 
     @property
     def csrf(self) -> str:
