@@ -327,6 +327,8 @@ _CONNECTING = {
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
     "adapterhub.http_server.certificate": "the certificate of a server",
+    "adapterhub.http_server.client_connections": "the type of its context",
+    "adapterhub.http_server.counted_connections": "TLS connections of clients",
     "adapterhub.serve.engines.engine_client": "engines that were started here, or that the user has named",
     "adapterhub.serve.engines.engine_stream": "the connections of that client",
 }

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _serving(
 
 def test_one_connection_too_many_is_closed_and_those_before_it_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     with _serving(_app) as (address, server):
-        monkeypatch.setattr(client_connections.Connection, "most", 3)
+        monkeypatch.setattr(client_connections.Connection.counts, "most", 3)
         clients = [socket.create_connection(address) for _ in range(5)]
         assert [_answer(client) for client in clients] == [b"HTTP/1.1 204"] * 3 + [b""] * 2
         for client in clients:
@@ -84,6 +84,41 @@ def test_one_connection_too_many_is_closed_and_those_before_it_are_answered(monk
             time.sleep(0.01)
         with socket.create_connection(address) as client:
             assert _answer(client) == b"HTTP/1.1 204"
+
+
+@pytest.mark.parametrize(("limit", "name"), [(3, "most"), (3, "most_of_network")])
+def test_connections_count_from_before_the_handshake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, name: str
+) -> None:
+    """Those that sent nothing of a handshake counted nowhere: one address could take all."""
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write_certificate(pem, days=1, secret=key)
+    with _serving(_app, pem, key) as (address, _), ExitStack() as stack:
+        monkeypatch.setattr(client_connections.Connection.counts, name, limit)
+        clients = [stack.enter_context(socket.create_connection(address, 30)) for _ in range(5)]
+        assert [_is_cut(client) for client in clients[3:]] == [True, True]
+        clients[0].close()
+        while sum(client_connections.Connection.counts.by_network.values()) == 3:
+            time.sleep(0.01)
+        assert _certificate_at(address, None)
+    assert not client_connections.Connection.counts.by_network
+
+
+def test_a_handshake_has_the_time_of_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connections, "HEAD_SECONDS", 0.1)
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write_certificate(pem, days=1, secret=key)
+    with _serving(_app, pem, key) as (address, _), socket.create_connection(address, 30) as client:
+        client.sendall(b"\x16\x03\x01")
+        assert _is_cut(client)
+
+
+def _is_cut(client: socket.socket) -> bool:
+    """Whether a server ends a connection without an answer."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 # ---- certificates

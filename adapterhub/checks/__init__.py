@@ -26,6 +26,7 @@ from .base_identity import base_name_problems, changed_files, identity_problems
 from .consistency import earlier_problems, internal_problems, value_problems
 from .contents import Contents
 from .contents_reader import read_contents, unreadable_file
+from .peft_load import LOADERS
 from .peft_verdict import Loading, load_problems, loading
 from .report import (
     CODES,
@@ -154,10 +155,16 @@ def open_check(
     limit: int | None = None,
     display_name: str = "",
     inspected: Inspection | None = None,
+    most_errors: int | None = None,
+    verdicts: bool = True,
 ) -> Iterator[tuple[Report, Contents | None]]:
     """Check an adapter as `check` does, and keep its files open until the context ends.
 
     What the caller has `inspected` as a whole with that base is not read again, nor is what a candidate has read.
+
+    Args:
+        most_errors: Nothing more is checked of an adapter with more errors in its headers and config; None for no limit.
+        verdicts: Whether the report has verdicts of runtimes.
 
     Yields:
         The report, and the contents of the adapter; None if its files are not well-formed.
@@ -170,9 +177,14 @@ def open_check(
         with gc_pause.pause_gc():
             loaded = None
             if contents is not None:
-                loaded = loading(contents, base)
-                findings.add(_problems(contents, base, loaded, headers_only=headers_only))
-            verdicts = runtime_verdicts(contents, base, findings.by_code, loaded, values=not headers_only)
+                reported: _Reported = set()
+                findings.add(_problems(contents, [internal_problems(contents)], reported))
+                if most_errors is None or findings.error_count() <= most_errors:
+                    loaded = loading(contents, base, LOADERS if verdicts else LOADERS[:1])
+                    findings.add(
+                        _problems(contents, _later_levels(contents, base, loaded, headers_only=headers_only), reported)
+                    )
+            runtimes = runtime_verdicts(contents, base, findings.by_code, loaded, values=not headers_only) if verdicts else {}
             ordered = _in_order(findings.by_code)
         on_base = base is not None and contents is not None and contents.unread is None
         levels = ["files", *["values"] * (not headers_only), *["base"] * on_base]
@@ -183,7 +195,7 @@ def open_check(
             format=contents.format if contents else None,
             base=base.source if base else None,
             problems=tuple(ordered),
-            verdicts=verdicts,
+            verdicts=runtimes,
             facts=_summary(contents) if contents else {},
             levels=tuple(levels) if contents else ("files",),
             base_facts=_base_facts(base) if base else {},
@@ -192,21 +204,24 @@ def open_check(
         yield report, contents
 
 
-def _problems(
-    contents: Contents, base: BaseSpec | None, loaded: Loading | None, *, headers_only: bool
-) -> Iterator[Problem | RepeatedProblem]:
-    """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
-    # Generators: a level that fails halfway has already yielded what it found.
-    levels: list[Iterator[Problem | RepeatedProblem]] = [
-        internal_problems(contents),
-        load_problems(contents, loaded),
-        earlier_problems(contents, base),
-    ]
+_Level = Iterator[Problem | RepeatedProblem]
+_Reported = set[tuple[str, str]]
+"""Place and message of each error that was reported as a problem, as several levels meet it."""
+
+
+def _later_levels(contents: Contents, base: BaseSpec | None, loaded: Loading | None, *, headers_only: bool) -> list[_Level]:
+    """Return the problems of each level beyond headers and config."""
+    levels: list[_Level] = [load_problems(contents, loaded), earlier_problems(contents, base)]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]
     if base is not None and contents.unread is None:
         levels += [shape_problems(contents, base), identity_problems(contents, base)]
-    reported = set[tuple[str, str]]()
+    return levels
+
+
+def _problems(contents: Contents, levels: Iterable[_Level], reported: _Reported) -> _Level:
+    """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
+    # Generators: a level that fails halfway has already yielded what it found.
     for level in levels:
         try:
             for problem in level:

@@ -95,19 +95,21 @@ def _image_model(meta: Meta) -> str:
     return f"an adapter of {model}{f', saved by {meta.program}' if meta.program else ''}"
 
 
-def _names(contents: Contents) -> Iterator[Problem]:
+def _names(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
     """Yield the names of tensors that peft would skip or that are of unknown kind."""
     file = contents.weights
     if contents.renamed:
         key, name = contents.renamed[0]
         message = f"{len(contents.renamed)} names that peft would skip; it would load this one as {name}"
         yield Problem("key-prefix", file, key, message, repairable=True)
-    for key in contents.unknown:
-        if key.startswith(PREFIX) or contents.pairs:
-            yield Problem("unknown-tensor", file, key, "a tensor of unknown kind", "Remove it")
-        else:
-            hint = "Save it with peft's save_pretrained"
-            yield Problem("key-prefix", file, key, "the name does not begin with base_model.model.", hint, repairable=True)
+    prefixed = [key for key in contents.unknown if key.startswith(PREFIX) or contents.pairs]
+    unknown = Problem("unknown-tensor", file, "", "a tensor of unknown kind", "Remove it")
+    yield RepeatedProblem("unknown-tensor", prefixed, lambda key: unknown._replace(name=key))
+    if not contents.pairs:
+        hint = "Save it with peft's save_pretrained"
+        bare = Problem("key-prefix", file, "", "the name does not begin with base_model.model.", hint, repairable=True)
+        others = [key for key in contents.unknown if not key.startswith(PREFIX)]
+        yield RepeatedProblem("key-prefix", others, lambda key: bare._replace(name=key))
 
 
 def _repeat_by_code(named: Iterable[tuple[str, Sequence[Problem]]]) -> Iterator[RepeatedProblem]:

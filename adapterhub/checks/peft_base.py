@@ -64,9 +64,11 @@ class PeftBase:
         names: dict[str, None] = {}
         for module in self.kinds:
             if module not in names:
-                ends = [index for index, character in enumerate(module) if character == "."]
-                names.update(dict.fromkeys([module[:end] for end in ends]))
-                names[module] = None
+                parents, parent = [], module.rpartition(".")[0]
+                while parent and parent not in names:  # whose own parents are there as well
+                    parents.append(parent)
+                    parent = parent.rpartition(".")[0]
+                names.update(dict.fromkeys([*reversed(parents), module]))
         return list(names)
 
     @cached_property

@@ -63,29 +63,36 @@ class PeftLoad:
     refusal: str = ""
 
 
-def peft_load(config: Mapping[str, Any], tensors: Mapping[str, Shape], base: PeftBase, loader: Loader = "peft") -> PeftLoad:
-    """Return what peft builds, loads and skips of a LoRA adapter, or why it refuses it.
+def peft_loads(
+    config: Mapping[str, Any], tensors: Mapping[str, Shape], base: PeftBase, loaders: Sequence[Loader] = LOADERS
+) -> dict[Loader, PeftLoad]:
+    """Return what peft builds of a LoRA adapter, and what each loader loads and skips, or why it is refused.
 
     Args:
         config: The adapter's config, which `formats.peft.check_config` accepts.
         tensors: Name, as in the file, and shape of each tensor.
-        loader: The program that loads the tensors into what peft builds: peft, or transformers by `load_adapter`.
+        loaders: The programs that load the tensors into what peft builds: peft, or transformers by `load_adapter`.
 
     Raises:
         FormatError, RefusedError: A pattern of the config cannot be matched.
     """
-    built: dict[str, int] = {}
     try:
         check_config(config)
         targets = Targets(config, base)
         layers = _build(targets, base)
-        built = {layer.name: layer.r for layer in layers}
-        places = _Places(targets, base, layers, loader)
-        names = _names_in_memory(tensors, base, loader)
-        places.take_saved(names)
-        return PeftLoad(built, *places.load(names))
     except RefusalError as error:
-        return PeftLoad(built, refusal=str(error))
+        return dict.fromkeys(loaders, PeftLoad(refusal=str(error)))
+    built = {layer.name: layer.r for layer in layers}
+    loads: dict[Loader, PeftLoad] = {}
+    for loader in loaders:
+        try:
+            places = _Places(targets, base, layers, loader)
+            names = _names_in_memory(tensors, base, loader)
+            places.take_saved(names)
+            loads[loader] = PeftLoad(built, *places.load(names))
+        except RefusalError as error:
+            loads[loader] = PeftLoad(built, refusal=str(error))
+    return loads
 
 
 # ---- What peft builds
@@ -113,14 +120,15 @@ def _build(targets: Targets, base: PeftBase) -> list[_Layer]:
         return []
     layers: list[_Layer] = []
     tied: list[str] = []
+    shared: _SharedTensors = {}
     for module in base.modules:
         if module in targets.tied_targets:
             tied.append(module)
         elif targets.includes(module):
-            layers.append(_module_layer(targets, base, module))
+            layers.append(_module_layer(targets, base, module, shared))
     adapted = {layer.name for layer in layers}
     parameters = list(_parameter_layers(targets, base, adapted)) if targets.parameters else []
-    layers += [*parameters, *(_module_layer(targets, base, module) for module in tied)]
+    layers += [*parameters, *(_module_layer(targets, base, module, shared) for module in tied)]
     if parameters:
         layers = _inside_wrappers(layers)
     if not layers and base.complete:
@@ -141,18 +149,29 @@ def _nothing_built(targets: Targets, base: PeftBase) -> str:
     return f"Target modules {named[:300]} {NOT_FOUND}."
 
 
-def _module_layer(targets: Targets, base: PeftBase, module: str) -> _Layer:
-    kind, weight = base.kinds.get(module, OTHER), base.parameters.get(f"{module}.weight")
-    config, r = targets.config, targets.rank(module)
+def _module_layer(targets: Targets, base: PeftBase, module: str, shared: _SharedTensors) -> _Layer:
+    """Return the LoRA of a module, whose tensors are those of any other of its kind, shape and rank."""
+    kind, weight, r = base.kinds.get(module, OTHER), base.parameters.get(f"{module}.weight"), targets.rank(module)
     if kind == OTHER:
         raise RefusalError(f"Target module {module} is not supported.")
+    if base.transposed and kind == LINEAR and weight and last_of(module) not in OUTPUTS:
+        weight = (weight[1], weight[0], *weight[2:])
+    key = kind, weight, r
+    if key not in shared:
+        shared[key] = _module_tensors(targets.config, kind, weight, r)
+    return _Layer(module, module, r, shared[key])
+
+
+_SharedTensors = dict[tuple[str, Shape, int], Mapping[str, Shape]]
+"""The tensors of the LoRA on a module, by its kind, shape and rank."""
+
+
+def _module_tensors(config: Mapping[str, Any], kind: str, weight: Shape, r: int) -> dict[str, Shape]:
     check_init(config, kind, r)
     dora, bias = bool(config.get("use_dora")), bool(config.get("lora_bias"))
     if bias and kind == EMBEDDING:
         raise RefusalError("lora_bias=True is not supported for Embedding")
     rows, columns = (weight[0], weight[1]) if weight else (None, None)
-    if base.transposed and kind == LINEAR and last_of(module) not in OUTPUTS:
-        rows, columns = columns, rows
     tensors: dict[str, Shape]
     if kind == EMBEDDING:
         tensors = {".lora_embedding_A": _shape(r, rows), ".lora_embedding_B": _shape(columns, r)}
@@ -171,7 +190,7 @@ def _module_layer(targets: Targets, base: PeftBase, module: str) -> _Layer:
         tensors[".lora_B.bias"] = _shape(rows)
     if dora:
         tensors[".lora_magnitude_vector"] = magnitude
-    return _Layer(module, module, r, tensors)
+    return tensors
 
 
 def _shape(*sizes: int | None) -> Shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from adapterhub_converters.adapter import StackedLowRank
 from adapterhub_converters.bases import BaseSpec
@@ -18,7 +18,7 @@ from .base_fit import base_for_class, is_head
 from .contents import Contents, Parts
 from .contents_reader import unreadable_file
 from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapter
-from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_load
+from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_loads
 from .report import Problem, RepeatedProblem
 
 _LONGEST = 300  # characters of a config's value that are worth repeating
@@ -41,8 +41,11 @@ class Loading:
     error: AdapterhubError | None = None
 
 
-def loading(contents: Contents, base: BaseSpec | None) -> Loading | None:
-    """Return what the two would do with an adapter; None for another format or kind, or if it is not known without the base."""
+def loading(contents: Contents, base: BaseSpec | None, loaders: Sequence[Loader] = LOADERS) -> Loading | None:
+    """Return what loaders would do with an adapter; None for another format or kind, or if it takes the base to know.
+
+    `loaders`: Those of interest, peft among them; what others do is left empty.
+    """
     config = contents.config
     if not _is_lora(contents) or config.get("use_qalora") or (base is None and is_left_to_peft(contents)):
         return None
@@ -53,8 +56,8 @@ def loading(contents: Contents, base: BaseSpec | None) -> Loading | None:
         peft.check_config(config, peft.CONFIG)
         peft_base = _base(contents, base)
         try:
-            by_peft, by_transformers = (peft_load(config, tensors, peft_base, loader) for loader in LOADERS)
-            return Loading(by_peft, by_transformers, peft_base)
+            by_loader = peft_loads(config, tensors, peft_base, loaders)
+            return Loading(by_loader["peft"], by_loader.get("transformers", PeftLoad()), peft_base)
         except AdapterhubError as error:
             return Loading(PeftLoad(), PeftLoad(), peft_base, error)
     return None

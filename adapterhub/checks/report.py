@@ -207,6 +207,10 @@ class Findings:
                 added = map(problem.make, problem.places[:room]) if isinstance(problem, RepeatedProblem) else (problem,)
                 self._by_code.setdefault(code, []).extend(added)
 
+    def error_count(self) -> int:
+        """Return the number of errors."""
+        return sum(count for code, count in self.counts.items() if CODES[code][0] == ERROR)
+
     @property
     def by_code(self) -> Mapping[str, Sequence[Problem]]:
         """The retained problems, by code."""

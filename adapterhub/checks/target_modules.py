@@ -81,8 +81,16 @@ def matches(
         return fullmatch(option, module, f"{peft.CONFIG}: {key}")
     if module in names:  # whatever `layers` says
         return True
-    inside = last_of(module) in names or any(module[at + 1 :] in names for at, char in enumerate(module) if char == ".")
-    return inside and (layers is None or layer_of(module) in layers)
+    return _ends_in(names, module) and (layers is None or layer_of(module) in layers)
+
+
+def _ends_in(names: Collection[str], module: str) -> bool:
+    """Return whether a path ends in one of `names`, behind a dot."""
+    at = len(module)
+    while (at := module.rfind(".", 0, at)) >= 0:  # from the end: most names are a single component
+        if module[at + 1 :] in names:
+            return True
+    return False
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:

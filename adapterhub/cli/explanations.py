@@ -125,7 +125,7 @@ ERRORS: dict[str, str] = {
     "certificate": "The certificate of the server is expired, is for another name, or was issued by an authority that this machine does not know. Behind a company's proxy, add its authority to the system, or name it in SSL_CERT_FILE.",
     "changed-meanwhile": "Another program changed the files, or moved the tag, while they were in use. Nothing was kept of what was read; run the command again once the other program is done.",
     "check-failed": "A push checks the adapter alone and, with --base, on its base. Codes in the message are findings of `adapterhub validate`.",
-    "check-failed-for-good": "The adapter cannot be read, so that no option stores it.",
+    "check-failed-for-good": "The adapter cannot be read, so that no option stores it; or more than 1,000 errors in its headers and config ended the check.",
     "check-failed-to-convert": "A conversion of an adapter with errors would carry or hide them. Codes in the message are findings of `adapterhub validate`.",
     "check-failed-to-convert-on-base": "The adapter has errors, alone or on the base of the conversion, which the result would carry or hide.",
     "check-failed-on-base": "The adapter does not fit the base that it should be pinned to.",

@@ -11,6 +11,10 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,8 @@ from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 from . import Prompt
 
 _F32, _NO_FLASH = 0, 0  # a ggml_type, a llama_flash_attn_type
+_TRIAL = Path(__file__).with_name("llama_cpp_trial.py")
+_TRIAL_LOG = 64 << 10  # bytes of the end of a child's log in which the reason is looked for
 _MODULES = ("llama_cpp_py_sync", "jinja2")
 _VAGUE_LINES = ("ret = ", "failed to load model")  # in lines of llama.cpp's log that follow the line with the reason
 
@@ -59,7 +65,7 @@ def open_engine(
         prompt: The prompt that the adapter was trained with.
 
     Raises:
-        FormatError: llama.cpp cannot load the base.
+        FormatError: llama.cpp cannot load the base, or aborts as it loads the base or the adapter.
         MissingExtraError: The library cannot be loaded on this machine.
         RefusedError: It cannot load the adapter, or the base does not generate text.
     """
@@ -78,6 +84,7 @@ def open_engine(
         raise RefusedError(
             str(base), "is an encoder, which computes embeddings and no text", "Name a model that generates text"
         )
+    _try_in_child(base, adapter, location=str(base) if adapter is None else location)
     # The callback is valid until this function returns, which resets it first.
     lib.llama_log_set(record_log, ffi.NULL)
     lib.llama_backend_init()
@@ -89,14 +96,30 @@ def open_engine(
         model = lib.llama_model_load_from_file(str(base).encode(), model_parameters)
         if model == ffi.NULL:
             raise FormatError(str(base), f"llama.cpp cannot load it ({_failure_reason(log)})")
-        engine = LlamaCppEngine((ffi, lib), model, metadata, log, location=str(base), threads=threads or _usable_cores())
+        engine = LlamaCppEngine((ffi, lib), model, base, metadata, log, threads=threads or _usable_cores())
         if adapter is not None:
-            engine.adapter, engine.prompt = engine.load_adapter(adapter, location), prompt
+            engine.adapter, engine.prompt = engine.load_tried_adapter(adapter, location), prompt
         yield engine
     finally:
         if model != ffi.NULL:
             lib.llama_model_free(model)
         lib.llama_log_set(ffi.NULL, ffi.NULL)
+
+
+def _try_in_child(base: Path, adapter: Path | None, *, location: str) -> None:
+    """Raise FormatError if llama.cpp ends its process as it loads a model, or an adapter on it, and computes a token.
+
+    `location`: The name in messages of what is tried.
+    """
+    # -P keeps the script's folder off the import path: a file there would shadow a library.
+    command = [sys.executable, "-P", str(_TRIAL), str(base), *([] if adapter is None else [str(adapter)])]
+    with tempfile.TemporaryFile() as log:
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
+        if status < 0:
+            log.seek(max(log.tell() - _TRIAL_LOG, 0))
+            reason = _failure_reason(log.read().decode(errors="replace").splitlines(keepends=True))
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            raise FormatError(location, f"llama.cpp ends by {name} when it loads it ({reason})")
 
 
 def _failure_reason(log: Sequence[str]) -> str:
@@ -125,13 +148,13 @@ class LlamaCppEngine:
         self,
         library: tuple[Any, Any],
         model: Any,
+        base: Path,
         metadata: Mapping[str, Any],
         log: Sequence[str],
         *,
-        location: str,
         threads: int,
     ) -> None:
-        self.location, self._threads, self._log = location, threads, log
+        self.location, self._base, self._threads, self._log = str(base), base, threads, log
         self._ffi, self._lib = library
         self._model, self.adapter = model, None
         self._vocab = self._lib.llama_model_get_vocab(model)
@@ -150,8 +173,14 @@ class LlamaCppEngine:
         """Load an adapter for `context`; `location` is its name in messages.
 
         Raises:
+            FormatError: llama.cpp aborts as it loads it.
             RefusedError: llama.cpp cannot load it on the base.
         """
+        _try_in_child(self._base, adapter, location=location)
+        return self.load_tried_adapter(adapter, location)
+
+    def load_tried_adapter(self, adapter: Path, location: str) -> Any:
+        """Load an adapter that a child has loaded before; arguments and errors are those of `load_adapter`."""
         handle = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
         if handle == self._ffi.NULL:
             raise RefusedError(location, f"llama.cpp cannot load it on {self.location} ({_failure_reason(self._log)})")

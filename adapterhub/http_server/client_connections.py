@@ -15,9 +15,9 @@ import asyncio
 import logging
 import os
 import select
+import ssl
 import sys
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -31,7 +31,7 @@ from adapterhub_converters.errors import LocalIOError, UsageError
 
 from . import binding
 from .certificate import Certificate
-from .request_bodies import client_network
+from .counted_connections import ConnectionCounts, TlsConnection, network_of
 
 _log = logging.getLogger("adapterhub.http_server")
 MAX_HEAD = 64 << 10
@@ -96,19 +96,18 @@ class Connection(HttpToolsProtocol):
     """A connection that is cut if its client sends endless headers, makes the server wait, or if there are too many.
 
     Attributes:
-        most: Connections of this process at a time.
-        most_of_network: Those of one client: an address, or a /64 with IPv6.
+        counts: The connections of this process.
     """
 
-    most = most_of_network = _MAX_FILES
-    _by_network: ClassVar[Counter[str]] = Counter()
+    counts: ClassVar = ConnectionCounts(_MAX_FILES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start watching the connection."""
         super().connection_made(transport)
-        self._network = client_network(self.client[0]) if self.client else ""
-        self._by_network[self._network] += 1
-        if len(self.connections) > self.most or self._by_network[self._network] > self.most_of_network:
+        # With TLS, it counts from before the handshake.
+        self._is_counted_here = transport.get_extra_info("sslcontext") is None
+        self._network = network_of(transport)
+        if self._is_counted_here and not self.counts.admit(self._network):
             transport.abort()
         self._overhead = 0  # bytes since the last useful one
         self._began_at = self._received_at = self._drained_at = self.loop.time()
@@ -122,9 +121,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching."""
         self._timer.cancel()
-        self._by_network[self._network] -= 1
-        if not self._by_network[self._network]:
-            del self._by_network[self._network]
+        if self._is_counted_here:
+            self.counts.release(self._network)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes | memoryview) -> None:
@@ -302,6 +300,10 @@ class _BufferedReader(asyncio.BufferedProtocol):
         self._connection.data_received(self._memory[:nbytes])
 
 
+def _tls_connection(context: ssl.SSLContext, **options: Any) -> TlsConnection:
+    return TlsConnection(Connection.counts, context, _BufferedReader(**options), seconds=HEAD_SECONDS)
+
+
 class _Server(uvicorn.Server):
     """A server that follows the changes of its certificate, and may be one of several processes on one socket."""
 
@@ -358,8 +360,9 @@ def make_server(
     """
     if (certificate is None) != (key is None):
         raise UsageError(str(certificate or key), "a certificate and its private key belong together", "Give both, or none")
-    Connection.most = max_connections()
-    Connection.most_of_network = Connection.most if behind_proxy else min(most_of_network, Connection.most // 4)
+    counts = Connection.counts
+    counts.most = max_connections()
+    counts.most_of_network = counts.most if behind_proxy else min(most_of_network, counts.most // 4)
     config = uvicorn.Config(
         app,
         http=_BufferedReader,  # type: ignore[arg-type]
@@ -383,4 +386,5 @@ def make_server(
     server.stop_end = stop_end
     if certificate and key and config.ssl:
         server.certificate = Certificate(config.ssl, (certificate, key), log)
+        config.http_protocol_class, config.ssl = partial(_tls_connection, config.ssl), None  # type: ignore[assignment]
     return server

@@ -127,7 +127,7 @@ class Access:
     def may_read(self, identity: Identity | None, name: str, repository: Repository | None) -> bool:
         """Return whether a client may see a repository; `repository` is its state, None if it only has versions."""
         namespace = name.partition("/")[0]
-        if identity is not None and identity.may("read", name):
+        if identity is not None and identity.has_role("read", name):
             return True
         readers = self.namespace_settings(namespace).readers
         if (repository and repository.private) or readers == READERS[2]:
@@ -162,7 +162,7 @@ class Access:
         request_context.current().record_change(name)
         if identity is None:
             raise NoTokenError
-        if not identity.may("write", name):
+        if not identity.has_role("write", name):
             actual = f"has the role {actual_role} there" if (actual_role := identity.role_in(name)) else "has no role there"
             raise ForbiddenError(f"this needs the role write in {namespace}: the token of {identity.account} {actual}")
         aliases.check_writable_name(name)
@@ -190,7 +190,7 @@ def check_admin(identity: Identity | None, namespace: str) -> Identity:
 
 def may_write(identity: Identity | None, name: str) -> bool:
     """Return whether a client may write to a repository."""
-    return identity is not None and identity.may("write", name.partition("/")[0])
+    return identity is not None and identity.has_role("write", name.partition("/")[0])
 
 
 def token_in(headers: Mapping[str, str]) -> str | None:

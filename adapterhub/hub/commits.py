@@ -30,6 +30,8 @@ HEAD = "HEAD"
 MayRead = Callable[[str, Repository | None], bool]
 """Returns whether a client may see a repository: called with its name, and its state or None if it has none."""
 _MAX_REMEMBERED = 2_000  # repositories kept in memory per thread, and commits of each
+MAX_TAGS = 5_000
+"""Tags of a repository that are listed at once for clients of the Hugging Face Hub, who know no pages of them."""
 _NO_NAME = "-"  # not a valid name, so no repository has it
 _ALIASES = {MAIN, HEAD, ""}
 
@@ -327,11 +329,23 @@ def branches(view: View) -> dict[str, str]:
 
 
 def tags(worker: Worker, view: View) -> dict[str, str]:
-    """Return tag to commit id, sorted: with numbers such as `v3`, without `latest`, which is `main`, and names of branches."""
+    """Return tag to commit id, sorted: with numbers such as `v3`, without `latest`, which is `main`, and names of branches.
+
+    Of a repository with more, the first MAX_TAGS tags, and as many numbers, the newest.
+    """
+    if view.newest is None:
+        return {}
+    if view.frozen:
+        return {f"v{view.newest.number}": commit_id(view.newest.digest)}
     reserved = {LATEST, *(view.repository.heads if view.repository else ())}
-    commit_ids = {}
-    for row in rows(worker, view):
-        for tag in (f"v{row.number}", *(() if view.frozen else row.tags)):
-            if tag not in reserved:
-                commit_ids[tag] = commit_id(row.digest)
-    return dict(sorted(commit_ids.items()))
+    digests = queries.digests_by_tag(worker.registry.index, view.name, MAX_TAGS)
+    return {tag: commit_id(digest) for tag, digest in sorted(digests.items()) if tag not in reserved}
+
+
+def has_tag(worker: Worker, view: View, tag: str) -> bool:
+    """Return whether a repository has a tag, or a version with such a number."""
+    try:
+        row_of(worker, view, tag)
+    except NotFoundError:
+        return False
+    return True

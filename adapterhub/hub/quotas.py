@@ -190,7 +190,7 @@ class Quotas:
                 self._database.execute(sql, new, name, size, time.time() + lifetime)
                 self._database.execute("DELETE FROM arriving WHERE id = ?", upload)
 
-    def spend(self, name: str, uploads: Iterable[str]) -> list[str]:
+    def mark_spent(self, name: str, uploads: Iterable[str]) -> list[str]:
         """Stop counting uploads of a repository whose bytes are kept, as they may be used again.
 
         Returns:

@@ -83,7 +83,7 @@ def _removed_record(worker: Worker, name: str) -> tuple[Repository, dict[Digest,
         return None
     before = store.log.entry(name, entry.seq - 1, log=HUB) if entry.seq > 1 else None
     # An entry from before the removal is not its own: the record was that empty already.
-    if before is None or before[0].op != "push" or entry.time < worker.registry.log(Ref(name))[0].time:
+    if before is None or before[0].op != "push" or entry.time < worker.registry.log_page(Ref(name), limit=1)[0][0].time:
         return None
     try:
         digest = before[0].digest

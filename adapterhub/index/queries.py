@@ -108,6 +108,18 @@ def tags(index: Index, name: str) -> dict[str, int]:
     return dict(index.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name, kinds="si"))
 
 
+@of_one_snapshot
+def digests_by_tag(index: Index, name: str, limit: int = -1) -> dict[str, Digest]:
+    """Return the tags of a name with their manifests: the first `limit`, and the numbers, `v3`, of as many newest versions.
+
+    No limit by default. No row of a version is built, of which a name may have a hundred thousand.
+    """
+    sql = "SELECT tag, digest FROM tags JOIN versions USING (name, number) WHERE name = ? ORDER BY tag LIMIT ?"
+    tagged = index.select(sql, name, limit, kinds="ss")
+    sql = "SELECT number, digest FROM versions WHERE name = ? ORDER BY number DESC LIMIT ?"
+    return {**{f"v{number}": digest for number, digest in index.select(sql, name, limit, kinds="is")}, **dict(tagged)}
+
+
 def marks(index: Index, kind: str, name: str) -> dict[str, str]:
     """Return the settings of one kind of a name: key to value.
 

@@ -82,7 +82,8 @@ def usage(registry: Registry, prefix: str | None = None, *, progress: Progress |
     """
     # `repeated` counts equal tensors in different files, so all must be listed first.
     registry.list_tensors(progress, prefix=prefix)
-    return usage_of_versions(registry, registry.list(prefix))
+    with registry.index.snapshot():
+        return usage_of_versions(registry, registry.list(prefix))
 
 
 def usage_of_versions(registry: Registry, rows: Sequence[VersionRow]) -> UsageReport:
@@ -101,6 +102,9 @@ def usage_of_versions(registry: Registry, rows: Sequence[VersionRow]) -> UsageRe
     bases = _group_rows(
         ((version_size.repo or "", version_size.fingerprint or ""), row) for row, version_size in version_sizes.items()
     )
+    with registry.index.snapshot():
+        repeated = tensor_search.repeated_bytes(registry.index, stored)
+        unlisted_files = tensor_search.unlisted_files(registry.index)
     return UsageReport(
         [usage_of(name, rows) for name, rows in names],
         [
@@ -108,8 +112,8 @@ def usage_of_versions(registry: Registry, rows: Sequence[VersionRow]) -> UsageRe
             for (repo, fingerprint), rows in bases
         ],
         usage_of("", list(version_sizes)),
-        tensor_search.repeated_bytes(registry.index, stored),
-        len(tensor_search.unlisted_files(registry.index).keys() & stored.keys()),
+        repeated,
+        len(unlisted_files.keys() & stored.keys()),
     )
 
 

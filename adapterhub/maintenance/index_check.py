@@ -66,7 +66,7 @@ class ReplayedLog:
 
 
 class Catalog:
-    """An index under examination, and an index in memory for replays."""
+    """An index under examination, and an index in memory for replays; what differs is confirmed under the write lock."""
 
     def __init__(self, index: Index, store: Store) -> None:
         self.index, self.store = index, store

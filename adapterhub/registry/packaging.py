@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.checks import ERROR, FIT, Problem, Report, open_check
+from adapterhub.checks.report import CODES
 from adapterhub.manifest import card, derive
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
@@ -25,6 +26,7 @@ from . import signature_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from adapterhub.checks.contents import Contents
     from adapterhub.manifest.derive import Draft
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.store.store import Store
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.formats.candidate import Candidate
 
 CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
 MENDED_BY_CONVERSION = frozenset({"key-prefix", "other-prefix", "no-such-module", "base-shallower"})
 """Codes of errors in names alone: a conversion gives modules the names of the base, or refuses them."""
+_MOST_ERRORS = 1_000  # in headers and config: an adapter with more is refused, and nothing further is checked of it
 _TO_CONVERT = {CODE: "check-failed-to-convert", CODE_ON_BASE: "check-failed-to-convert-on-base"}
 
 
@@ -97,7 +101,7 @@ def package(
     if already_checked:
         result = Package(folder, location, derive.draft(folder, base=base), metrics=metrics or {})
         return apply_policy(_with_signatures(result), policy)
-    with open_check(resolve_adapter(folder), base=base, display_name=location) as (report, contents):
+    with _open_gate(resolve_adapter(folder), base, location=location, force=force) as (report, contents):
 
         def draft(errors: tuple[Problem, ...]) -> Draft:
             if contents is None:
@@ -124,6 +128,14 @@ def package(
         overridden = raise_or_collect_errors(report, base, force=force, try_storing=draft)
         result = Package(folder, location, draft(overridden), overridden, metrics=metrics or {})
     return apply_policy(_with_signatures(result), policy)
+
+
+def _open_gate(
+    path: Path | Candidate, base: BaseSpec | None, *, location: str, force: bool
+) -> AbstractContextManager[tuple[Report, Contents | None]]:
+    """Check an adapter as far as it takes to refuse it; its report has no verdicts of runtimes."""
+    limit = None if force else _MOST_ERRORS  # what is forced is recorded with all of its errors
+    return open_check(path, base=base, display_name=location, limit=limit, most_errors=limit, verdicts=False)
 
 
 def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
@@ -158,7 +170,7 @@ def check_adapter(
 
     `try_storing` is as in `raise_or_collect_errors`, without an argument.
     """
-    with open_check(path, base=base, display_name=location) as (report, contents):
+    with _open_gate(path, base, location=location, force=force) as (report, contents):
         return raise_or_collect_errors(
             report, base, force=force, try_storing=None if contents is None else lambda _: try_storing()
         )
@@ -195,7 +207,7 @@ def check_received(
     errors: tuple[Problem, ...] = ()
     inspected = None
     if check:
-        with open_check(resolve_adapter(folder), display_name=location) as (report, contents):
+        with _open_gate(resolve_adapter(folder), None, location=location, force=force) as (report, contents):
             errors = raise_or_collect_errors(report, None, force=force, try_storing=lambda _: None)
             inspected = contents.inspected() if contents is not None else None
     adapter_manifest = derive.manifest_matching_weights(folder, inspected=inspected, location=location)
@@ -265,7 +277,8 @@ def raise_or_collect_errors(
         return errors
     first = errors[0]
     misfit = f"does not fit {base.source}: " if base and any(problem.code in FIT for problem in errors) else ""
-    suffix = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
+    count = sum(count for code, count in report.counted().items() if CODES[code][0] == ERROR and code not in (mended or ()))
+    suffix = f" (and {count - 1} more error{'s' if count > 2 else ''})" if count > 1 else ""
     location = f"{first.where}: " if first.where else ""
     problem_text = f"{misfit}{first.code}: {location}{first.what}{suffix}"
     if report.format is None:  # nothing can be stored of what cannot be read
@@ -274,7 +287,8 @@ def raise_or_collect_errors(
             # The code of the cause, such as a missing file, says more than that of the check.
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
-    can_force = try_storing is not None and _succeeds(partial(try_storing, errors))
+    # Of one with thousands of errors this is not tried: it takes as long as storing it.
+    can_force = try_storing is not None and count <= _MOST_ERRORS and _succeeds(partial(try_storing, errors))
     code = (CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD
     with_force = f", or {'store' if mended is None else 'convert'} it with force" if can_force else ""
     raise RefusedError(

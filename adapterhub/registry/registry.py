@@ -277,8 +277,25 @@ class Registry:
 
     def log(self, ref: Ref) -> builtins.list[Entry]:
         """Return the log of a name, deleted or not, newest entry first; for a tag or a version, only the entries about it."""
+        entries, _ = self.log_page(ref)
+        if ref.tag and not any(entry.tags for entry in entries):
+            raise never_set(ref)
+        return entries
+
+    def log_page(
+        self, ref: Ref, *, before: int = 0, limit: int | None = None, most_read: int | None = None
+    ) -> tuple[builtins.list[Entry], int]:
+        """Return a part of what `log` returns, and what to give as `before` for the next part; 0 at the end.
+
+        Args:
+            ref: The name, tag or version.
+            before: Only entries before this one; 0 for all.
+            limit: The most entries; None for all.
+            most_read: The most entries that are read, some of which may be about others.
+        """
         # A name without a log has never existed; a removed name still has one.
-        if self.ledger.current(ref.name).seq == 0:
+        last = self.ledger.current(ref.name).seq
+        if last == 0:
             self.row(ref)  # raises NotFoundError
         number = self.row(ref).number if ref.number or ref.digest or ref.range else 0
 
@@ -287,10 +304,14 @@ class Registry:
                 return entry.op == "delete" or ref.tag in entry.tags
             return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
 
-        entries = [entry for entry in self.store.log.entries(ref.name) if is_about(entry)]
-        if ref.tag and not any(entry.tags for entry in entries):
-            raise never_set(ref)
-        return entries[::-1]
+        entries: builtins.list[Entry] = []
+        first = min(last, before - 1) if before else last
+        for seq in range(first, 0, -1):
+            if len(entries) == limit or first - seq == most_read:
+                return entries, seq + 1
+            if (logged := self.store.log.entry(ref.name, seq)) and is_about(logged[0]):
+                entries.append(logged[0])
+        return entries, 0
 
     def list_tensors(self, progress: Progress | None = None, *, prefix: str | None = None) -> None:
         """Create the missing tensor lists, which `find`, disk usage and packing need; this reads the weights once.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub.generation import llama_cpp
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import (
     MetadataValue,
@@ -17,10 +18,11 @@ from adapterhub_converters.containers.gguf_file import (
     strings_value,
     u32_value,
 )
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, FormatError
 from adapterhub_converters.formats.gguf_model import to_folder
 from tests.attacks.test_hostile_servers import one_line
-from tests.conftest import Run
+from tests.conftest import Run, need_module
+from tests.support import tiny
 
 GOOD: dict[str, MetadataValue] = {
     "general.architecture": string_value("llama"),
@@ -102,3 +104,39 @@ def test_a_tensor_of_any_other_shape_is_taken_or_refused(tmp_path: Path, name: s
 def test_a_number_that_cannot_be_is_one_line(run: Run, tmp_path: Path, key: str) -> None:
     written(tmp_path / "m.gguf", {**GOOD, key: u32_value(0 if key.startswith("llama") else 4)})
     one_line(run("convert", "m.gguf", "out", "--to", "hf", code=6), key)
+
+
+@pytest.fixture
+def aborting(tmp_path: Path) -> Path:
+    """A model whose number of experts fails an assertion of llama.cpp, which ends the process."""
+    need_module("llama_cpp_py_sync")
+    metadata = {**GOOD, "llama.expert_count": u32_value(9999)}
+    gguf_file.write(tmp_path / "aborting.gguf", metadata, {"token_embd.weight": np.zeros((4, 16), np.float32)})
+    return tmp_path / "aborting.gguf"
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "serve"])
+def test_a_model_that_makes_llama_cpp_abort_ends_no_command(run: Run, aborting: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "bin").mkdir()
+    options: dict[str, list[object]] = {
+        "run": ["hello"],
+        "chat": ["--engine", "llama.cpp"],
+        "serve": ["--engine", "llama.cpp", "--port", 0],
+    }
+    result = run(command, aborting, *options[command], code=4, env={"PATH": str(tmp_path / "bin"), "LLAMA_SERVER": ""})
+    assert "aborting.gguf: llama.cpp ends by SIGABRT when it loads it (" in result.stderr
+    assert "GGML_ASSERT(hparams.n_expert <= LLAMA_MAX_EXPERTS) failed" in result.stderr
+
+
+def test_an_adapter_that_makes_llama_cpp_abort_ends_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No adapter is known that aborts: the trial of this one does."""
+    need_module("llama_cpp_py_sync")
+    base = tiny.write_gguf(tiny.model(), tmp_path / "base.gguf")
+    with llama_cpp.open_engine(None, base, location="base") as engine:
+        trial = tmp_path / "trial.py"
+        trial.write_text(
+            "import os, sys\nassert len(sys.argv) == 3\nprint('GGML_ASSERT(x) failed')\nsys.stdout.flush()\nos.abort()"
+        )
+        monkeypatch.setattr(llama_cpp, "_TRIAL", trial)
+        with pytest.raises(FormatError, match=r"^sql: llama.cpp ends by SIGABRT when it loads it \(GGML_ASSERT\(x\) failed\)"):
+            engine.load_adapter(base, "sql")

@@ -76,10 +76,10 @@ def test_a_client_cannot_take_the_connections_of_others(
         assert [health(sock) for sock in socks] == [True] * 3 + [behind_proxy] * 2
         assert health(stack.enter_context(connect(hub, "127.0.0.2")))
         socks[0].close()
-        while not behind_proxy and client_connections.Connection._by_network["127.0.0.1"] == 3:
+        while not behind_proxy and client_connections.Connection.counts.by_network["127.0.0.1"] == 3:
             time.sleep(0.01)
         assert health(stack.enter_context(connect(hub)))
-    assert not client_connections.Connection._by_network
+    assert not client_connections.Connection.counts.by_network
 
 
 def health(sock: socket.socket) -> bool:

@@ -28,6 +28,7 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.project.policy import Policy
 from adapterhub.registry.repository_records import Repositories
 from adapterhub.store import store, store_files
+from adapterhub_converters.errors import RefusedError
 from tests.attacks.test_hub_bodies import ROUTES, bodies_of
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import lines_of
@@ -210,6 +211,21 @@ def test_a_commit_that_a_policy_refuses_leaves_no_bytes(tmp_path: Path) -> None:
         (folder / "NOTES.md").write_bytes(os.urandom(200_000))
         with leaving_nothing(hub):
             assert red.upload("open", folder).status_code == 400
+
+
+def test_a_commit_without_room_for_its_document_leaves_no_blob(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files were blobs by then, which counted against the namespace until a gc."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RefusedError("red", "has no room", code="quota")
+
+    with leaving_nothing(red.hub):
+        monkeypatch.setattr(quotas.Quotas, "check_record", refuse)
+        answer = red.send("open", lines_of({"a.txt": os.urandom(100_000)}))
+        monkeypatch.undo()
+        assert (answer.status_code, "has no room" in answer.text) == (400, True)
+        with closing(HubDatabase(red.hub.folder)) as database:
+            assert database.select("SELECT digest FROM uploaded") == []
 
 
 def test_a_shard_of_repeated_chunks_writes_no_more_than_the_quota(red: Tenant) -> None:

@@ -15,10 +15,11 @@ from adapterhub import checks
 from adapterhub.checks.contents_reader import read_contents
 from adapterhub.checks.report import Findings, RepeatedProblem
 from adapterhub.manifest import derive
+from adapterhub.registry import packaging
 from adapterhub_converters import dtypes
 from adapterhub_converters.bases import BaseTensor, read_hf
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES, VERDICTS
@@ -466,3 +467,25 @@ def test_problems_beyond_a_limit_are_counted_and_never_made() -> None:
     )
     assert findings.counts == {"token-rows": 300_001}
     assert [one.name for one in findings.by_code["token-rows"]] == made == ["a", "0", "1"]
+
+
+def test_a_gate_stops_at_the_headers_of_an_adapter_with_too_many_errors(tmp_path: Path) -> None:
+    """300,000 halves without the other took 17 s of CPU to refuse, for what runtimes would do with them."""
+    halves = {f"layers.{n}.q_proj.lora_A.weight": (2, 4) for n in range(9)}
+    path = adapter(tmp_path / "a", halves, target_modules=["q_proj"], r=8)
+    with checks.open_check(path, limit=8, most_errors=8, verdicts=False) as (report, _):
+        assert (report.count("error"), len(report.problems), report.ok) == (18, 16, False)
+        assert report.counts == {"missing-half": 9, "rank-config": 9}
+        assert report.verdicts == {}
+    with checks.open_check(path, most_errors=18, verdicts=False) as (report, _):
+        assert report.counts == checks.check(path).counts
+
+
+def test_a_push_of_an_adapter_with_too_many_errors_counts_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaging, "_MOST_ERRORS", 8)
+    path = adapter(tmp_path / "a", {f"layers.{n}.q_proj.lora_A.weight": (8, 4) for n in range(9)}, r=8)
+    with pytest.raises(RefusedError, match=r"lora_A is not \(and 8 more errors\)") as caught:
+        packaging.package(path)
+    assert caught.value.code == "check-failed-for-good"
+    with pytest.raises(AdapterhubError, match="lora_B"):
+        packaging.package(path, force=True)

@@ -5,6 +5,7 @@ The queries are those that the package has, and their arguments go by name, so t
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import itertools
@@ -13,15 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 
+import adapterhub
 import adapterhub.index
 from adapterhub.index import queries
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions
 from adapterhub.index.version_search import Query
+from adapterhub.maintenance import disk_usage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import AdapterhubError
@@ -174,6 +177,48 @@ def test_what_a_registry_says_of_a_version_is_of_one_moment(method: str, registr
     bound = getattr(registry, method)
     used = {name: values[name] for name, given in inspect.signature(bound).parameters.items() if given.default is given.empty}
     meddler.check(partial(bound, **used))
+
+
+def usage_readers() -> list[Any]:
+    """The functions that tell the disk usage of a registry."""
+    functions = inspect.getmembers(disk_usage, inspect.isfunction)
+    return [pytest.param(function, id=name) for name, function in functions if _first_annotation(function) == "Registry"]
+
+
+def _first_annotation(function: Callable[..., Any]) -> object:
+    return next((parameter.annotation for parameter in inspect.signature(function).parameters.values()), None)
+
+
+@pytest.mark.parametrize("function", usage_readers())
+def test_disk_usage_is_of_one_moment(function: Callable[..., Any], registry: Registry, meddler: Meddler) -> None:
+    """It is read from the index alone: blobs of versions that are removed meanwhile stay until a gc."""
+    values = {"rows": registry.list(), "progress": None, "prefix": None}
+    _, *parameters = inspect.signature(function).parameters
+    registry.list_tensors()
+    meddler.check(partial(function, registry, **{name: values[name] for name in parameters}))
+
+
+def methods_that_ask_twice() -> list[Any]:
+    """The methods of all classes of the package that have two statements or more, as syntax trees."""
+    cases = []
+    root = Path(adapterhub.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        for cls in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]:
+            for method in cls.body:
+                calls = [node.func.attr for node in ast.walk(method) if isinstance(node, ast.Call) and _is_attribute(node.func)]
+                if isinstance(method, ast.FunctionDef) and calls.count("select") > 1:
+                    ident = f"{path.relative_to(root)}:{cls.name}.{method.name}"
+                    cases.append(pytest.param(ast.get_docstring(cls) or "", calls, id=ident))
+    return cases
+
+
+def _is_attribute(node: ast.expr) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute)
+
+
+@pytest.mark.parametrize(("class_text", "calls"), methods_that_ask_twice())
+def test_a_method_that_asks_twice_does_so_in_a_snapshot_or_transaction(class_text: str, calls: list[str]) -> None:
+    assert {"snapshot", "transaction"} & {*calls} or "under the write lock" in class_text
 
 
 def test_a_snapshot_holds_no_writer_up_and_is_no_lock(registry: Registry, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub.checks.peft_base import PeftBase, base_in_memory
-from adapterhub.checks.peft_load import SIZE_MISMATCH, Loader, PeftLoad, peft_load
+from adapterhub.checks.peft_load import SIZE_MISMATCH, Loader, PeftLoad, peft_loads
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
@@ -308,8 +308,8 @@ _TENSOR_CHANGES = (_drop_some, _drop_tables, _with_adapter_name, _other_prefix, 
 
 
 def expected(draw: Draw, base: Base, loader: Loader = "peft") -> Outcome:
-    """Return what `peft_load` says."""
-    load = peft_load(draw.config, draw.tensors, base.spec, loader)
+    """Return what `peft_loads` says."""
+    load = peft_loads(draw.config, draw.tensors, base.spec, [loader])[loader]
     return _outcome(load)
 
 
@@ -386,7 +386,7 @@ def _is_marked(tensor: Any) -> bool:
 def disagreements(
     seed: int, count: int, folder: Path, names: Iterable[str] = BASES, loader: Loader = "peft"
 ) -> list[tuple[Draw, Outcome, Outcome]]:
-    """Return the drawn adapters of which `peft_load` and the loader differ, with what either of them says."""
+    """Return the drawn adapters of which `peft_loads` and the loader differ, with what either of them says."""
     bases_by_name = bases(folder / "bases", names)
     differing = []
     for drawn in draws(seed, count, bases_by_name):

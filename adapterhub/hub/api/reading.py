@@ -17,7 +17,7 @@ from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index.version_search import Bounds, Query, parse_bounds, parse_metric
 from adapterhub.ref import Ref
-from adapterhub.registry.version_lookup import Version
+from adapterhub.registry.version_lookup import Version, never_set
 from adapterhub.remotes import content_documents, version_documents
 from adapterhub.remotes.catalog import Listing
 from adapterhub.version import __version__
@@ -27,6 +27,7 @@ from .api_requests import catalog_for, check_known, check_reader, name_of, ref_o
 
 _MAX_COUNTS = 10_000  # versions, days and protocols
 _PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
+_MAX_READ = 2_000  # entries of a log that are read for a page
 MAX_CONTENT_QUERY = 8 << 20
 """Bytes of a body with digests to search for."""
 MAX_TENSORS = 50_000
@@ -166,9 +167,10 @@ async def log(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> tuple[dict[str, Any], int]:
         check_known(worker, hub, identity, name)
         ref = ref_to(name, reference) if reference else Ref(name)
-        entries = [entry for entry in worker.registry.log(ref) if not before or entry.seq < before]
-        last = entries[_PAGE - 1].seq if len(entries) > _PAGE else 0
-        return version_documents.log_document(name, entries[:_PAGE]), last
+        entries, cursor = worker.registry.log_page(ref, before=before, limit=_PAGE, most_read=_MAX_READ)
+        if ref.tag and not before and not cursor and not any(entry.tags for entry in entries):
+            raise never_set(ref)
+        return version_documents.log_document(name, entries), cursor
 
     document, last = await hub.workers.run(work)
     return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))

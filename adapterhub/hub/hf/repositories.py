@@ -220,7 +220,7 @@ async def delete_branch(hub: Hub, request: Request) -> Response:
 def _check_free(worker: Worker, view: View, ref: str) -> None:
     if not is_tag(ref) or ref in (LATEST, commits.HEAD):
         raise UsageError(ref, "cannot be the name of a branch or a tag", "Use letters, digits and . _ -")
-    if ref in {**commits.branches(view), **commits.tags(worker, view)}:
+    if ref in commits.branches(view) or commits.has_tag(worker, view, ref):
         raise ConflictError(f"{view.name}@{ref}", "exists already")
 
 

@@ -32,7 +32,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.moves import ABSENT, now
-from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id
+from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN, BranchHead, CommitRecord, Repository, commit_id
 from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
@@ -264,18 +264,21 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
     added = {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}
-    hub.quotas.check(worker, name, added, count=True, except_uploads=[changes.staged.upload])
+    staged_upload = [changes.staged.upload]
+    hub.quotas.check(worker, name, added, count=True, except_uploads=staged_upload)
     record = CommitRecord(tree, head.id, changes.title, changes.description, identity.account if identity else "", now())
     _check_history(view, record)
     if not publishing.is_whole(worker.registry.store, tree, changes.staged.paths):
         new_files = {path: tree[path] for path in sized_changes.files if path in tree}
         publishing.check_contents(worker.registry.store, new_files, name, changes.staged.paths)
+        # Before the files are blobs, which a refusal would leave to a gc.
+        hub.quotas.check_record(worker, name, len(record.dump()) + _document_size(worker, name), except_uploads=staged_upload)
         changes.staged.adopt(added)
-        return _record_commit(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
+        new_commit = _record_commit(worker, view, branch, record, has_room=True)
+        return new_commit, "not a whole adapter yet, so that it has no version number"
     # Ask for all room before the version exists, so that a refused commit publishes nothing.
-    document = worker.repositories.document(name).entry
-    records = len(record.dump()) + (document.size if document else 0)
-    hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=[changes.staged.upload])
+    records = len(record.dump()) + _document_size(worker, name)
+    hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=staged_upload)
     version = _publish(worker, hub, view, branch, record, staged=changes.staged, signature=signature)
     record = replace(record, became=version.digest)
     new_commit = _record_commit(worker, view, branch, record, has_room=True, is_first=version.new)
@@ -283,6 +286,12 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
     notes += list(filter(None, [_attach(worker, hub, name, version.digest, signature)]))
     return new_commit, "; ".join(notes)
+
+
+def _document_size(worker: Worker, name: str) -> int:
+    """Return the bytes of the document of a repository, which a commit writes anew, with its entry in the log."""
+    entry = worker.repositories.document(name).entry
+    return ENTRY_SIZE + (entry.size if entry else 0)
 
 
 def _sent_signature(worker: Worker, staged: StagedFiles, file: tuple[Digest, int] | None) -> bytes:
@@ -314,7 +323,7 @@ def _check_history(view: View, record: CommitRecord) -> None:
 
 def _head(worker: Worker, view: View, branch: str) -> Commit:
     if branch not in commits.branches(view):
-        if not is_tag(branch) or branch == LATEST or branch in commits.tags(worker, view):
+        if not is_tag(branch) or branch == LATEST or commits.has_tag(worker, view, branch):
             raise RefusedError(f"{view.name}@{branch}", "is not a branch", "Commit to main, or create a branch first")
         raise ResponseError(404, "RevisionNotFound", f"{view.name}@{branch}: no such branch")
     return commit_at(worker, view, branch)

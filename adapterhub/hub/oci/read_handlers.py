@@ -17,8 +17,10 @@ from adapterhub.hub.downloads import OCI
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
+from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
+from adapterhub.ref import LATEST
 from adapterhub.registry.repository_records import Repository
 from adapterhub.registry.version_lookup import deprecation
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
@@ -152,9 +154,11 @@ async def tags(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> list[str]:
         view = visible_view(hub, worker, identity, name)
-        listed = {"latest"} if view.frozen else set(view.repository.tags) if view.repository else set()
-        for row in commits.rows(worker, view):
-            listed.update((f"v{row.number}", *(() if view.frozen else row.tags)))
+        if view.frozen:
+            listed = {LATEST, *commits.tags(worker, view)}
+        else:
+            listed = {*(view.repository.tags if view.repository else ())}
+            listed.update(queries.digests_by_tag(worker.registry.index, view.name))
         return sorted(tag for tag in listed if tag > query.get("last", ""))
 
     listed, headers = _page(request, await hub.workers.run(work), _page_limit(request))

@@ -58,7 +58,7 @@ class Identity:
         roles = [self.roles[name] for name in (namespace, EVERYWHERE) if name in self.roles]
         return accounts.lesser_role(self.role, max(roles, key=ROLES.index)) if roles else ""
 
-    def may(self, role: str, name: str) -> bool:
+    def has_role(self, role: str, name: str) -> bool:
         """Return whether the token has at least a role in a namespace or a repository."""
         actual_role = self.role_in(name)
         return bool(actual_role) and ROLES.index(actual_role) >= ROLES.index(role)

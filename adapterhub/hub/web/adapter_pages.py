@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.hub import commits
+from adapterhub.hub.access_control import ThrottledError
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.downloads import downloads_by_version
 from adapterhub.hub.publishing import attached_signatures
@@ -33,7 +34,7 @@ from . import drawings, facts
 from .browsing import Event, log_events
 from .drawings import Box, Graph, HeatMap
 from .facts import Facts
-from .site import MovedError, Page, PageRequest, answer_page, render_page
+from .site import MovedError, Page, PageRequest, answer_page, error_page, render_page
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
@@ -395,7 +396,9 @@ async def _respond_with_norms(
         heat = reason or page_request.site.heats.get(version.row.digest, lambda: facts.heat(worker, version.row))
         return render_page(page_request, make(page_request, version, heat), media_type=media_type)
 
-    return await page_request.site.slow.run(work)
+    future = page_request.site.start_slowly(work)
+    # No page without the picture, which could be cached.
+    return await future if future is not None else error_page(page_request, ThrottledError(60))
 
 
 # ---- lineage

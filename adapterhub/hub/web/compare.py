@@ -93,12 +93,13 @@ async def compare_page(request: Request) -> Response:
         return result
     page_request, page = result
     if not page.functions:
-        work = asyncio.ensure_future(
-            page_request.site.slow.run(lambda worker: _function_differences(page_request.site, worker, page))
-        )
+        work = page_request.site.start_slowly(lambda worker: _function_differences(page_request.site, worker, page))
+        functions: Difference | str
         try:
             # Shielded: the comparison goes on after the timeout, and the next visit finds it.
-            functions = await asyncio.wait_for(asyncio.shield(work), _PATIENCE)
+            functions = "too many comparisons wait; look again in a minute"
+            if work is not None:
+                functions = await asyncio.wait_for(asyncio.shield(work), _PATIENCE)
         except TimeoutError:
             functions = "that takes longer than a page may; look again in a minute"
         page = replace(page, functions=functions)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from importlib import resources
@@ -17,6 +19,7 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from adapterhub.http_server.request_bodies import client_network
 from adapterhub.hub import error_responses, request_context
 from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
 from adapterhub.hub.commits import View
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 SIGN_IN = "/-/sign-in"
 _MAX_CACHE_BYTES = 16 << 20  # bytes of each of the five caches
+# Comparisons and heat maps that wait at a time, and those of an account, or of a network without one.
+_MAX_SLOW, _MAX_SLOW_OF_CLIENT = 200, 16
 _FOLDER = Path(str(resources.files(__package__)))
 _POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 _HEADERS = {
@@ -70,12 +75,30 @@ class Site:
         self.counts: LRUCache[SearchResult] = LRUCache(_MAX_CACHE_BYTES)
         # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
         self.slow = Workers(hub.storage, 1)
+        self._slow_work: Counter[str] = Counter()  # by account, or by network
 
     def facts_of(self, worker: Worker, row: VersionRow) -> Facts:
         """Return what is read from the bytes of a version, and of its base if that was uploaded or is kept here."""
         base = self.hub.model_bases.local_base(worker, row)
         key = row.digest, base.fingerprint if base else None
         return self.facts.get(key, lambda: facts.read(worker, row, base))
+
+    def start_slowly(self, work: Callable[[Worker], T]) -> asyncio.Future[T] | None:
+        """Start work that reads weights, which goes on if its client leaves; None if too much of it waits."""
+        context = request_context.current()
+        client = context.account or client_network(context.address)
+        if self._slow_work.total() >= _MAX_SLOW or self._slow_work[client] >= _MAX_SLOW_OF_CLIENT:
+            return None
+        self._slow_work[client] += 1
+
+        def release(_: object) -> None:
+            self._slow_work[client] -= 1
+            if not self._slow_work[client]:
+                del self._slow_work[client]
+
+        future = asyncio.ensure_future(self.slow.run(work))
+        future.add_done_callback(release)
+        return future
 
     def close(self) -> None:
         """Wait for running work."""
@@ -130,7 +153,7 @@ class PageRequest:
     @property
     def is_admin(self) -> bool:
         """Whether the account may manage the hub: an admin of every namespace, as far as its token allows."""
-        return self.who is not None and self.who.may("admin", EVERYWHERE)
+        return self.who is not None and self.who.has_role("admin", EVERYWHERE)
 
     @property
     def csrf(self) -> str:

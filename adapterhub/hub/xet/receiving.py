@@ -56,8 +56,8 @@ def _end_epoch(hub: Hub, scope: str) -> None:
     hub.database.execute("DELETE FROM xet_epochs WHERE id = ?", scope.partition("/")[0])
 
 
-def keep_xorb(hub: Hub, scope: str, name: str, upload: Upload) -> bool:
-    """Keep a xorb that was sent to a scope, which is an epoch and a repository; return False if it was there already.
+def store_xorb(hub: Hub, scope: str, name: str, upload: Upload) -> bool:
+    """Store a xorb that was sent to a scope, which is an epoch and a repository; return False if it was there already.
 
     Raises:
         FormatError: It is malformed.
@@ -107,7 +107,7 @@ def _rebuild_file(hub: Hub, scope: str, repository: str, file: File, opened: _Xo
         _store(hub, file, opened, count)
     finally:
         hub.quotas.close(repository, [upload])
-    for removable in hub.quotas.spend(repository, xorbs):
+    for removable in hub.quotas.mark_spent(repository, xorbs):
         hub.storage.remove_temporary(removable)
 
 

@@ -84,7 +84,7 @@ async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
     # Room for the headers of the chunks and the footer, beyond the chunks themselves.
     body = stream_body(request, xet_formats.MAX_XORB + (1 << 20))
     async with hub.uploads.hold(name, body, length=body_of(request).announced_size) as upload:
-        new = await hub.workers.read(receiving.keep_xorb, hub, scope, request.path_params["hash"], upload)
+        new = await hub.workers.read(receiving.store_xorb, hub, scope, request.path_params["hash"], upload)
     return JSONResponse({"was_inserted": new})
 
 

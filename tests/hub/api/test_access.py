@@ -22,6 +22,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import Ref
 from adapterhub.registry import moves
 from adapterhub.registry.repository_records import OtherManifest, Repositories, Repository, with_manifest
+from adapterhub.store.ref_log import RefLog
 from tests.conftest import Run
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import hide
@@ -381,3 +382,25 @@ def test_a_restore_that_is_refused_leaves_no_branches(
     monkeypatch.setattr(moves, "MAX_RESTORES", 0)
     assert "restored 0 times" in writer.post(f"{API}/names/team/draft/restore").json()["what"]
     assert record_of(team, "team/draft") is None
+
+
+def test_a_page_of_a_log_reads_no_more_than_its_part(team: Running, writer: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page read the whole log, without a token."""
+    path = f"{API}/names/team/sql/log"
+    complete = writer.get(path).json()["entries"]
+    seqs, read = list[int](), RefLog.entry
+
+    def entry(logs: RefLog, name: str, seq: int, **options: Any) -> Any:
+        seqs.append(seq)
+        return read(logs, name, seq, **options)
+
+    monkeypatch.setattr(RefLog, "entry", entry)
+    monkeypatch.setattr(reading, "_MAX_READ", 1)
+    entries, pages = list[Any](), 0
+    while path:
+        seqs.clear()
+        answer = writer.get(path)
+        entries, pages = entries + answer.json()["entries"], pages + 1
+        assert len(seqs) <= 2  # one of them to follow the log
+        path = answer.headers.get("link", "").partition(">")[0].removeprefix(f"<{team.url}")
+    assert (entries, pages) == (complete, len(complete))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from adapterhub.hub import commits
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_records import commit_id
 from tests.hub.conftest import Running, run_hf
@@ -137,3 +138,15 @@ def test_an_answer_that_is_remembered_is_that_of_now_and_only_for_those_who_may_
         assert asked(path).status == 404
         assert asked(path, hub.token).status == 200
     assert asked("/api/models/team/sql", hub.token).json()["private"]
+
+
+def test_refs_of_thousands_of_versions_are_bounded_and_each_can_be_looked_up(
+    hf: Any, pushed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import errors
+
+    monkeypatch.setattr(commits, "MAX_TAGS", 1)
+    assert [ref.name for ref in hf.list_repo_refs("team/sql").tags] == ["dev", "v2"]
+    assert hf.model_info("team/sql", revision="v1").sha == commit_id(pushed[0])
+    with pytest.raises(errors.HfHubHTTPError, match="409"):
+        hf.create_branch("team/sql", branch="v1")

@@ -64,7 +64,7 @@ def test_a_role_everywhere_is_one_in_each_namespace(tmp_path: Path) -> None:
         accounts.set_member(database, "*", "root", "admin")
         found = access_tokens.identify(database, access_tokens.create(database, "root", "admin", kind=access_tokens.PERSONAL))
     assert found
-    assert found.may("admin", "any")
+    assert found.has_role("admin", "any")
 
 
 def test_the_command_line_tells_who_is_the_last_admin(run: Run, tmp_path: Path) -> None:

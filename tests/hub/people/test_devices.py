@@ -90,7 +90,7 @@ def test_a_person_approves_on_the_page_with_their_token(hub: Running) -> None:
     with database(hub) as found:
         who = access_tokens.identify(found, token)
     assert who
-    assert (who.account, who.role, who.may("write", "team")) == ("alice", "write", True)
+    assert (who.account, who.role, who.has_role("write", "team")) == ("alice", "write", True)
     assert collected(hub, login) == {"error": "expired_token"}  # once
     with database(hub) as found:
         newest, approved = audit_log.events(found, account="alice")

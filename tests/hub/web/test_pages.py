@@ -12,6 +12,7 @@ import pytest
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
+from adapterhub.hub.web import site
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_records import Repositories, Repository, commit_id
@@ -201,6 +202,17 @@ def test_the_heat_map_has_a_cell_for_every_module(visitor: Visitor, push: Push) 
     assert drawn.headers["content-type"].startswith("image/svg+xml")
     assert drawn.body.count(b"<rect") == 4 + 8  # two layers of two modules, and the scale
     assert visitor.get("/team/sql/v1/norms").text.count("Layer q v 0 ") == 1
+
+
+def test_a_client_cannot_queue_comparisons_without_end(visitor: Visitor, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of versions takes seconds of the one thread that reads weights, and goes on without its client."""
+    for seed in (1, 2):
+        push("team/sql", seed)
+    monkeypatch.setattr(site, "_MAX_SLOW_OF_CLIENT", 0)
+    assert "too many comparisons wait" in visitor.get("/team/sql/compare").text
+    assert visitor.get("/team/sql/v1/heat.svg").status == 429
+    monkeypatch.undo()
+    assert "modules changed" in visitor.get("/team/sql/compare").text
 
 
 def test_versions_are_compared_as_functions(visitor: Visitor, push: Push, hub: Running, tmp_path: Path) -> None:
