@@ -3,7 +3,7 @@
 The operator names the upstream; no client can name another. A repository that is not here is requested there by name, without a
 token. If it is an adapter, its files are received, compared with their digests, checked like those of a push, and become
 version v1 here. After a while `main` is checked again, and a new commit there becomes the next version. Nothing is ever
-removed, and a commit once fetched names the same version forever.
+removed, and a commit once fetched names the same version forever; what the upstream withdraws is withdrawn here, too.
 
 A namespace belongs either to the upstream or to this hub. If somebody has a role in it here, or it has or had a name that did
 not come from the upstream, then no name of it is revealed to the upstream, and nothing new there is taken in. The same holds
@@ -52,7 +52,7 @@ from adapterhub_converters.errors import (
 )
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import commits, mirror_origin, publishing, request_context
+from . import commits, mirror_origin, mirrored_withdrawals, publishing, request_context
 from .access_control import Access, ThrottledError
 from .namespace_owner import is_own_namespace
 from .people.access_tokens import Identity
@@ -305,6 +305,8 @@ class Mirror:
                 source.tags()
             except NotFoundError:
                 return False
+            if newest:
+                mirrored_withdrawals.learn(worker, address, self._upstream)
             commit = source.commits.get(MAIN, "")
             digest = mirror_origin.find(self._database, address.name, commit)
             if newest and digest:

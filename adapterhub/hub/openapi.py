@@ -266,6 +266,10 @@ _NAMES = "/api/adapterhub/v1/names/{namespace}/{repo}"
 _VERSION, _TAG = f"{_NAMES}/versions/{{reference}}", f"{_NAMES}/tags/{{tag}}"
 _WANTED = _object(digest=_TEXT, version=_TEXT, files=_list(_DIGEST), tensors=_list(_list({"type": ["string", "integer"]})))
 _REASON = {_JSON: _object(message={"type": "string", "maxLength": 1000})}
+_MESSAGE: _Schema = {"type": "string", "maxLength": 1000}
+_PROMOTION = {_JSON: _object("reference", reference=_TEXT, message=_MESSAGE)}
+_APPROVAL = {_JSON: _object("tag", "message", tag=_TEXT, message=_MESSAGE, bundle=_TEXT)}
+_WITHDRAWAL = {_JSON: _object("message", message=_MESSAGE, everywhere=_BOOLEAN, bundle=_TEXT, key=_TEXT)}
 _PUBLISHED = _object("manifest", manifest=_TEXT, tags=_list(_TEXT), message=_TEXT, metrics=_object())
 
 
@@ -314,6 +318,12 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"GET {_VERSION}/lineage": _reading("Tell what a version was made from, and what was made from it"),
     f"PUT {_VERSION}/deprecation": _changing("Deprecate a version", _REASON),
     f"DELETE {_VERSION}/deprecation": _changing("Withdraw the deprecation of a version"),
+    f"POST {_VERSION}/approvals": _changing("Approve a version for a tag, as the account that is logged in", _APPROVAL),
+    f"PUT {_VERSION}/withdrawal": _changing("Withdraw a version; a signed one as its signer or an admin", _WITHDRAWAL),
+    f"DELETE {_VERSION}/withdrawal": _changing("Let a withdrawn version be used again"),
+    f"GET {_TAG}/promotion": _reading("Tell which requirements of a tag a version meets", {"reference": _TEXT}),
+    f"POST {_TAG}/promotion": _changing("Point a tag at a version that meets its requirements", _PROMOTION),
+    f"POST {_TAG}/rollback": _changing("Point a tag at the version it had before", _REASON),
     f"GET {_TAG}": _reading("Tell which version a tag is at; its digest is the ETag"),
     f"PUT {_TAG}": _changing("Point a tag at a version", {_JSON: _object("reference", reference=_TEXT)}),
     f"DELETE {_TAG}": _changing("Remove a tag"),

@@ -37,7 +37,7 @@ _MAX_TAGS = 100
 _RESERVED = (MAIN, commits.HEAD)  # names of the branch that every repository has
 
 
-async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visible_view) -> tuple[Identity | None, str]:
+async def begin(hub: Hub, request: Request, check: Callable[..., object] = visible_view) -> tuple[Identity | None, str]:
     """Return who asks and the name in the path, if they may see it and write to it: before the body is read."""
     identity, name = hub.identify(request), name_of(request)
 
@@ -49,9 +49,7 @@ async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visi
     return identity, name
 
 
-async def _change(
-    hub: Hub, request: Request, move: Callable[[Worker, Identity | None, str], T], *, size: int = ENTRY_SIZE
-) -> T:
+async def change(hub: Hub, request: Request, move: Callable[[Worker, Identity | None, str], T], *, size: int = ENTRY_SIZE) -> T:
     """Make a change of a repository that the client sees and may write to.
 
     It adds `size` bytes to the log of the name; 0 for a removal, which is what makes room, and never refused.
@@ -91,7 +89,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     if hub.settings.policy is not None:
         hub.settings.policy.check_name(name)
     fields = await read_object(request, 2 * MAX_MANIFEST + _MAX_BODY)
-    raw = _text(fields, "manifest").encode(errors="replace")
+    raw = read_text(fields, "manifest").encode(errors="replace")
     tags = _checked_tags(name, fields.get("tags", []))
     metrics = fields.get("metrics")
     if not isinstance(metrics, dict | None):
@@ -99,7 +97,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     evaluation = measurement.reported_evaluation(metrics, name) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
-    expect, message = _expected_digest(request), _text(fields, "message", "")
+    expect, message = _expected_digest(request), read_text(fields, "message", "")
     push = Push(raw, digest, digest, document, tags, expect, message, is_version=True)
 
     def work(worker: Worker) -> Version:
@@ -116,7 +114,8 @@ async def publish(hub: Hub, request: Request) -> Response:
     return version_response(version, 201 if version.new else 200)
 
 
-def _text(fields: dict[str, Any], key: str, default: str | None = None) -> str:
+def read_text(fields: dict[str, Any], key: str, default: str | None = None) -> str:
+    """Return a text of a document; the default for a missing one, and UsageError without a default."""
     value = fields.get(key, default)
     if not isinstance(value, str):
         raise UsageError(key, "is not a text")
@@ -128,10 +127,11 @@ def _checked_tags(name: str, tags: object) -> tuple[str, ...]:
     if not isinstance(tags, list) or len(tags) > _MAX_TAGS or not all(isinstance(tag, str) for tag in tags):
         raise UsageError("tags", f"is not a list of at most {_MAX_TAGS} tags")
     # A number is none that a client sets, but one that it may ask for, as a copy of numbered versions does.
-    return tuple(dict.fromkeys(tag if version_selection.number(tag) else _checked_tag(name, tag) for tag in tags))
+    return tuple(dict.fromkeys(tag if version_selection.number(tag) else checked_tag(name, tag) for tag in tags))
 
 
-def _checked_tag(name: str, tag: str) -> str:
+def checked_tag(name: str, tag: str) -> str:
+    """Return a tag that a client may set by hand; UsageError or RefusedError for any other."""
     if tag in _RESERVED:
         raise RefusedError(f"{name}:{tag}", "is the branch with the newest version", "Choose another tag")
     if not is_tag(tag) or ref_to(name, tag).tag is None:
@@ -146,15 +146,15 @@ def _checked_tag(name: str, tag: str) -> str:
 
 async def put_tag(hub: Hub, request: Request) -> Response:
     """PUT …/names/{name}/tags/{tag}: point a tag at the version `reference`, if it is where `If-Match` says."""
-    _, name = await _begin(hub, request)
-    reference, tag = _text(await read_object(request, _MAX_BODY), "reference"), _checked_tag(name, tag_of(request))
+    _, name = await begin(hub, request)
+    reference, tag = read_text(await read_object(request, _MAX_BODY), "reference"), checked_tag(name, tag_of(request))
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
         version = worker.registry.tag(ref_to(name, reference), tag, expect=_expected_digest(request))
         move_branches(worker, name, version, (tag,))
         return version
 
-    return version_response(await _change(hub, request, move))
+    return version_response(await change(hub, request, move))
 
 
 async def delete_tag(hub: Hub, request: Request) -> Response:
@@ -162,37 +162,37 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
     tag = tag_of(request)
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> str:
-        ref = Ref(name, tag=_checked_tag(name, tag))
+        ref = Ref(name, tag=checked_tag(name, tag))
         worker.registry.rm(ref, expect=_expected_digest(request))
         return str(ref)
 
-    return JSONResponse({"removed": await _change(hub, request, move, size=0), "kind": "tag"})
+    return JSONResponse({"removed": await change(hub, request, move, size=0), "kind": "tag"})
 
 
 async def restore_tag(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/tags/{tag}/restore: point it where it pointed before its last move, or after the entry `seq`."""
-    await _begin(hub, request)
+    await begin(hub, request)
     seq = (await read_object(request, _MAX_BODY)).get("seq")
     if seq is not None and not json_file.is_integer(seq):
         raise UsageError("seq", "is not the number of an entry")
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
-        tag = _checked_tag(name, tag_of(request))
+        tag = checked_tag(name, tag_of(request))
         version = worker.registry.restore_tag(Ref(name, tag=tag), seq)
         move_branches(worker, name, version, (tag,))
         return version
 
-    return version_response(await _change(hub, request, move))
+    return version_response(await change(hub, request, move))
 
 
 async def protect(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/tags/{tag}/protection: forbid moving or removing a tag, or allow it again."""
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> Version:
-        ref = Ref(name, tag=_checked_tag(name, tag_of(request)))
+        ref = Ref(name, tag=checked_tag(name, tag_of(request)))
         return worker.registry.protect(ref, on=request.method == "PUT")
 
-    return version_response(await _change(hub, request, move))
+    return version_response(await change(hub, request, move))
 
 
 # ---- deprecation and removal
@@ -200,16 +200,16 @@ async def protect(hub: Hub, request: Request) -> Response:
 
 async def deprecate(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}[/versions/{reference}]/deprecation: warn of a version or a name, or withdraw that."""
-    await _begin(hub, request)
+    await begin(hub, request)
     undo = request.method == "DELETE"
-    message = "" if undo else _text(await read_object(request, _MAX_BODY), "message", "")
+    message = "" if undo else read_text(await read_object(request, _MAX_BODY), "message", "")
 
     def move(worker: Worker, _identity: Identity | None, name: str) -> dict[str, Any]:
         ref = ref_of(request, name) if "reference" in request.path_params else Ref(name)
         number = worker.registry.deprecate(ref, message, undo=undo)
         return {"name": name, "number": number or None, "deprecated": None if undo else message}
 
-    return JSONResponse(await _change(hub, request, move, size=ENTRY_SIZE + len(message)))
+    return JSONResponse(await change(hub, request, move, size=ENTRY_SIZE + len(message)))
 
 
 async def delete_name(hub: Hub, request: Request) -> Response:
@@ -221,12 +221,12 @@ async def delete_name(hub: Hub, request: Request) -> Response:
         removals.remove(worker, view, sees, expect=_expected_digest(request), force=force)
         return name
 
-    return JSONResponse({"removed": await _change(hub, request, move, size=0), "kind": "name"})
+    return JSONResponse({"removed": await change(hub, request, move, size=0), "kind": "name"})
 
 
 async def restore_name(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/restore: undo the removal of a name."""
-    identity, name = await _begin(hub, request, check_known)
+    identity, name = await begin(hub, request, check_known)
 
     def work(worker: Worker) -> dict[str, Any]:
         check_known(worker, hub, identity, name)
