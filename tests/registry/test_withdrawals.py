@@ -9,12 +9,12 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.index import queries
-from adapterhub.maintenance.fsck import fsck
+from adapterhub.maintenance.fsck import fsck, verify
 from adapterhub.maintenance.gc import gc
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations.copy import copy
 from adapterhub.ref import Ref
-from adapterhub.registry import release_moves, withdrawal_rights
+from adapterhub.registry import lineage_graph, release_moves, withdrawal_rights
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.trust import bundle, keys, release_claims, statement
@@ -106,6 +106,13 @@ def test_it_is_shown_logged_listed_and_said_again(registry: Registry) -> None:
     assert withdraw(registry, reason="again").reason == "a leaked key"
     assert registry.log(SQL) == entries
     assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
+
+
+def test_an_audit_still_reads_it(registry: Registry, make: Make) -> None:
+    registry.push(made_from(make, "child", 9, registry.resolve(v(2))), Ref.parse("team/child"))
+    digest = withdraw(registry).digest
+    assert verify(registry, v(2)) == []
+    assert [edge.child for edge in lineage_graph.trace(registry, v(2)).children(digest)] != []
 
 
 def test_it_holds_after_the_index_is_built_again_and_the_name_removed_and_restored(registry: Registry) -> None:

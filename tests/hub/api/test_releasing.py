@@ -208,6 +208,8 @@ def test_a_withdrawn_version_is_answered_410_with_the_reason_on_every_way_out(hu
         f"/team/sql/resolve/prod/{weights}",
         f"/team/sql/resolve/{first.removeprefix('sha256:')[:40]}/{weights}",
         f"{NAME}/tags/prod",
+        "/api/models/team/sql/revision/prod",
+        "/api/models/team/sql/tree/prod",
     ):
         status, answer = ask(hub, "GET", path)
         assert (status, b"a leaked key" in json.dumps(answer).encode()) == (410, True), path
