@@ -64,6 +64,7 @@ AUTHOR = "mirror"
 _log = logging.getLogger("adapterhub.hub")
 _ABSENT_TTL = 300.0  # seconds until the upstream is asked again for a missing or refused repository
 _AWAY_TTL = 30.0  # seconds until it is asked again after it did not respond
+_NO_API_TTL = 3600.0  # seconds until an upstream that is not an adapterhub is asked again whether it is one
 _MAX_REPLIES = 10_000  # replies kept in memory
 _MAX_ATTEMPTS, _WINDOW = 100, 300  # names an address may request from the upstream, in how many seconds
 _THREADS = 4  # repositories fetched at a time
@@ -147,6 +148,7 @@ class Mirror:
         self._attempts = Windows(_MAX_ATTEMPTS, _WINDOW)
         self._stranger_bytes = Windows(_MAX_FOR_STRANGERS, _DAY)
         self._asked_by_strangers: set[str] = set()
+        self._without_api_until = 0.0
 
     def close(self) -> None:
         """Stop the transfers; each resumes when its repository is next requested."""
@@ -305,8 +307,9 @@ class Mirror:
                 source.tags()
             except NotFoundError:
                 return False
-            if newest:
-                mirrored_withdrawals.learn(worker, address, self._upstream)
+            if newest and time.monotonic() >= self._without_api_until:
+                is_ours = mirrored_withdrawals.learn(worker, address, self._upstream)
+                self._without_api_until = 0.0 if is_ours else time.monotonic() + _NO_API_TTL
             commit = source.commits.get(MAIN, "")
             digest = mirror_origin.find(self._database, address.name, commit)
             if newest and digest:

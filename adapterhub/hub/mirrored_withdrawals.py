@@ -26,8 +26,11 @@ from .workers import Worker
 _MAX_REASON = 1000  # characters
 
 
-def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> None:
+def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> bool:
     """Withdraw the mirrored versions of a name that its upstream has withdrawn, and undo what it has undone.
+
+    Returns:
+        Whether the upstream runs adapterhub.
 
     Raises:
         RemoteError: The upstream does not answer.
@@ -35,17 +38,18 @@ def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> None:
     wire = hub_catalog.open_wire(address, upstream.endpoint, None, upstream.proxy, ())
     with closing(wire):
         if not hub_catalog.has_api(upstream.endpoint, wire, str(address)):
-            return
+            return False
         try:
             entries = HubCatalog(upstream.endpoint, wire, str(address)).log(Ref(address.name))
         except NotFoundError:
-            return
+            return True
     last = {
         entry.digest: (entry.op, release_statement.parse(entry.message).text)
         for entry in reversed(entries)
         if entry.op in ("withdraw", "unwithdraw")
     }
     _apply(worker, address.name, {digest: text for digest, (op, text) in last.items() if op == "withdraw"}, set(last))
+    return True
 
 
 def _apply(worker: Worker, name: str, reasons: dict[Digest, str], known: set[Digest]) -> None:
