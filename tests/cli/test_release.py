@@ -104,6 +104,14 @@ def test_everywhere_is_every_name_of_the_registry(place: Path, run: Run) -> None
     run("pull", "other/copy:v1", "-o", "out", code=6)
 
 
+def test_locks_learn_it_when_they_are_checked_updated_or_pulled(place: Path, run: Run) -> None:
+    run("lock", "team/sql:v2")
+    run("pull", "--locked")
+    run("withdraw", "team/sql:v2", "-m", "leaked")
+    for words in (["lock", "--check"], ["lock", "--update"], ["pull", "--locked"]):
+        assert "v2 was withdrawn: leaked" in run(*words, code=6).stderr
+
+
 def test_a_misspelled_requirement_is_an_error_of_every_move(place: Path, run: Run) -> None:
     (place / "adapterhub.toml").write_text("[promote.prod.require]\napprovls = 2\n")
     error = run("tag", "team/sql:v2", "prod", code=2).stderr

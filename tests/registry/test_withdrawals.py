@@ -131,6 +131,15 @@ def test_a_withdrawal_can_be_undone(registry: Registry, make: Make) -> None:
     assert registry.push(make("a2", 2), SQL).number == 2
 
 
+def test_a_withdrawal_that_was_cut_off_is_finished_by_the_same_call(registry: Registry) -> None:
+    release_moves._move_latest(registry.ledger, registry.row(v(3)), "leaked")  # the first of its two entries
+    assert (registry.resolve(SQL).number, registry.resolve(v(3)).number) == (2, 3)
+    withdrawal = withdraw(registry, 3)
+    assert (withdrawal.latest, registry.resolve(SQL).number) == (2, 2)
+    with pytest.raises(RefusedError, match="a leaked key"):
+        registry.resolve(v(3))
+
+
 def test_another_name_with_the_same_bytes_goes_on(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make("a2", 2), Ref.parse("team/copy"))
     withdraw(registry)

@@ -266,8 +266,11 @@ def test_the_commands_work_at_a_hub(hub: Running, run: Run, monkeypatch: pytest.
     assert run("promote", f"{address}/team/sql@v2", "prod").stdout.endswith("team/sql:prod is team/sql:v2\n")
     back = run("rollback", f"{address}/team/sql@prod", "-m", "wrong")
     assert back.stdout == "team/sql:prod is team/sql:v1 again, and was v2\n"
+    run("lock", f"{address}/team/sql@v2")
     assert "team/sql:v2 is withdrawn: leaked" in run("withdraw", f"{address}/team/sql@v2", "-m", "leaked").stdout
     failed = run("pull", f"{address}/team/sql@v2", "-o", "out", code=6)
     assert "was withdrawn" in failed.stderr
     assert "[withdrawn]" in failed.stderr
+    for words in (["lock", "--check"], ["pull", "--locked"]):
+        assert "[withdrawn]" in run(*words, code=6).stderr
     assert run("withdraw", f"{address}/team/sql@v2", "--undo").stdout == "team/sql:v2 can be used again\n"
