@@ -271,6 +271,11 @@ ERRORS: dict[str, str] = {
     "unsupported-architecture": "The names of the modules of this model in the other program are not known, and a guess could put a delta into the wrong place.",
     "version-number": "Version numbers count pushes: v1, v2 and so on. A push takes the next one; you cannot set a number.",
     "workers-need-fork": "Workers inherit the listening socket and the settings of the engine from the process that forks them.",
+    "requirements-unmet": "The tag has requirements, `[promote.TAG]` in adapterhub.toml, and the version does not meet all of them. Every way to move a tag asks for them: `promote`, `tag`, a push with a tag, a branch or a tag by the API of the Hugging Face Hub, an OCI push.",
+    "keys-to-approve": "In a registry of files anybody who can write could put any name into the log: only a signature shows who approved. A hub knows the account that is logged in.",
+    "signed-version": "Whoever signs a version answers for it, so that others do not take it down: only its signer, the owner of the registry or an admin of the namespace on the hub does.",
+    "reason-required": "Everybody who asks for a withdrawn version is told why; without a reason, they could not tell what to do.",
+    "withdrawn": "Somebody withdrew this version, for the reason in the message. It is not served, pulled, resolved or promoted, and its bytes cannot be pushed to the name again. `adapterhub log NAME` shows who withdrew it; `adapterhub withdraw NAME:VERSION --undo` lets it be used again.",
     "wrong-facts": "adapter.json contradicts the headers of the weights, for example in the rank: somebody edited it. Nothing pulls or copies such a version; remove it.",
 }  # fmt: skip
 

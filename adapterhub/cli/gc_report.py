@@ -34,10 +34,13 @@ def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[
         help="Remove versions except the N newest and the tagged.",
     )
     tagged = click.option("--keep-tagged", "tagged", is_flag=True, help="Remove versions without a tag.")
-    return lambda function: dry_run_option(grace(last(tagged(function))))
+    withdrawn = click.option(
+        "--withdrawn", is_flag=True, help="Remove withdrawn versions, except those that a tag still means."
+    )
+    return lambda function: dry_run_option(grace(last(tagged(withdrawn(function)))))
 
 
-def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, dry_run: bool) -> GcResult:
+def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, withdrawn: bool, dry_run: bool) -> GcResult:
     """Collect the garbage of the registry that is meant, with the values of `sweep_options`."""
     # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
     kept_count = last or (0 if tagged else None)
@@ -47,11 +50,11 @@ def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, d
             from adapterhub.hub.storage.shared_storage import open_shared
 
             with closing(open_shared(hub_settings)) as storage:
-                return collect(storage, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
+                return collect(storage, grace=grace, last=kept_count, dry_run=dry_run, withdrawn=withdrawn, progress=show)
         from adapterhub.maintenance.gc import gc
 
         with registry_choice.open_registry(settings) as registry:
-            return gc(registry, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
+            return gc(registry, grace=grace, last=kept_count, dry_run=dry_run, withdrawn=withdrawn, progress=show)
 
 
 def emit_swept(settings: Settings, swept: GcResult, served: SweepResult | None = None) -> None:

@@ -90,6 +90,12 @@ GROUPS = {
         "logout": "Log out of a registry.",
         "hub": "Serve a registry to a team.",
     },
+    "Release": {
+        "promote": "Point a tag at a version that meets its requirements.",
+        "approve": "Approve a version for a tag.",
+        "rollback": "Point a tag at the version it had before.",
+        "withdraw": "Withdraw a version from every use.",
+    },
     "Find": {
         "list": "List versions.",
         "show": "Show an adapter.",

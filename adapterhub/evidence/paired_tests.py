@@ -9,6 +9,7 @@ sample of the prompts that matter.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_converters.errors import RefusedError
@@ -84,13 +85,25 @@ def compare(report: TestReport, against: TestReport) -> PairedTests:
         raise RefusedError(
             report.file.name, "was changed while its tests were answered", "Start again", code="changed-meanwhile"
         )
-    rates, other_rates = report.rates, against.rates
-    differences = [rates[name] - other_rates[name] for name in rates]
-    count, total, squares = len(differences), math.fsum(differences), math.fsum(item * item for item in differences)
-    low, high = _interval(count, total, squares)
     passed, other_passed = ({result.case.id: result.ok for result in item.results} for item in (report, against))
     better = tuple(name for name, ok in passed.items() if ok and not other_passed[name])
     worse = tuple(name for name, ok in passed.items() if not ok and other_passed[name])
+    return _pair(report.rates, against.rates, better, worse)
+
+
+def compare_rates(rates: Mapping[str, float], other_rates: Mapping[str, float]) -> PairedTests:
+    """Compare the pass rates of two versions on the same tests, as they were recorded; there is at least one test."""
+    better = tuple(name for name, rate in rates.items() if rate > other_rates[name])
+    worse = tuple(name for name, rate in rates.items() if rate < other_rates[name])
+    return _pair(rates, other_rates, better, worse)
+
+
+def _pair(
+    rates: Mapping[str, float], other_rates: Mapping[str, float], better: tuple[str, ...], worse: tuple[str, ...]
+) -> PairedTests:
+    differences = [rates[name] - other_rates[name] for name in rates]
+    count, total, squares = len(differences), math.fsum(differences), math.fsum(item * item for item in differences)
+    low, high = _interval(count, total, squares)
     p_value = mcnemar(len(better), len(worse))
     return PairedTests(count, total / count, low, high, better, worse, p_value, squares)
 

@@ -18,7 +18,8 @@
     staged_files.py         small files of a commit, until it is accepted
     git_objects.py          the object ids git would give to files
     access_control.py       who is asking, and what they may do
-    policy_gate.py          the policy applied to what is served
+    policy_gate.py          the policy, and withdrawals, applied to what is served
+    mirrored_withdrawals.py withdrawals that a mirror learns from its upstream
     request_context.py      the request being answered
     error_responses.py      responses to failures of the hub itself
     quotas.py               how much a namespace may hold

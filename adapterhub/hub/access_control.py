@@ -180,7 +180,7 @@ def check_admin(identity: Identity | None, namespace: str) -> Identity:
         request_context.current().record_change(namespace)
     if identity is None:
         raise NoTokenError
-    if not identity.may(ROLES[-1], namespace):
+    if not identity.has_role(ROLES[-1], namespace):
         where = "every namespace" if namespace == EVERYWHERE else namespace[:100]
         role = identity.role_in(namespace)
         actual = f"has the role {role} there" if role else "has no role there"

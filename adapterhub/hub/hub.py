@@ -24,7 +24,7 @@ from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases, renames
+from . import aliases, publishing, renames
 from .access_control import Access
 from .aliases import Alias
 from .blob_response import BlobResponse
@@ -101,6 +101,7 @@ class Hub:
         self.downloads = Downloads(self.database)
         self.quotas = Quotas(self.database, self.access.namespace_settings)
         self.workers.check_record = self.quotas.check_record
+        self.workers.on_open = self._set_tag_rules
         self.uploads = Uploads(
             self.store,
             self.workers,
@@ -135,6 +136,16 @@ class Hub:
             shared = SharedFiles(bucket, self.database, upstream.max_bytes, proxy=self.settings.proxy_blobs)
         folder = self.storage.root / "upstream"
         return UpstreamModels(upstream, folder, self.workers, self.access, shared=shared, max_copies=self.settings.cache)
+
+    def _set_tag_rules(self, worker: Worker) -> None:
+        """Have a worker's registry ask for the hub's requirements on tags, and look for signatures where a hub keeps them."""
+        gate = worker.registry.gate
+        read_stored = gate.read_signatures
+        gate.rules_of_caller = lambda: self.settings.policy
+        gate.read_signatures = lambda name, digest: [
+            *read_stored(name, digest),
+            *publishing.attached_signatures(worker, name, digest),
+        ]
 
     async def maintain(self) -> None:
         """Remove expired state and finish the work of killed processes, every ten minutes, until canceled."""

@@ -3,7 +3,7 @@
 The operator names the upstream; no client can name another. A repository that is not here is requested there by name, without a
 token. If it is an adapter, its files are received, compared with their digests, checked like those of a push, and become
 version v1 here. After a while `main` is checked again, and a new commit there becomes the next version. Nothing is ever
-removed, and a commit once fetched names the same version forever.
+removed, and a commit once fetched names the same version forever; what the upstream withdraws is withdrawn here, too.
 
 A namespace belongs either to the upstream or to this hub. If somebody has a role in it here, or it has or had a name that did
 not come from the upstream, then no name of it is revealed to the upstream, and nothing new there is taken in. The same holds
@@ -52,7 +52,7 @@ from adapterhub_converters.errors import (
 )
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import commits, mirror_origin, publishing, request_context
+from . import commits, mirror_origin, mirrored_withdrawals, publishing, request_context
 from .access_control import Access, ThrottledError
 from .namespace_owner import is_own_namespace
 from .people.access_tokens import Identity
@@ -64,6 +64,7 @@ AUTHOR = "mirror"
 _log = logging.getLogger("adapterhub.hub")
 _ABSENT_TTL = 300.0  # seconds until the upstream is asked again for a missing or refused repository
 _AWAY_TTL = 30.0  # seconds until it is asked again after it did not respond
+_NO_API_TTL = 3600.0  # seconds until an upstream that is not an adapterhub is asked again whether it is one
 _MAX_REPLIES = 10_000  # replies kept in memory
 _MAX_ATTEMPTS, _WINDOW = 100, 300  # names an address may request from the upstream, in how many seconds
 _THREADS = 4  # repositories fetched at a time
@@ -149,6 +150,7 @@ class Mirror:
         self._attempts = Windows(_MAX_ATTEMPTS, _WINDOW)
         self._stranger_bytes = Windows(_MAX_FOR_STRANGERS, _DAY)
         self._asked_by_strangers: set[str] = set()
+        self._without_api_until = 0.0
 
     def close(self) -> None:
         """Stop the transfers; each resumes when its repository is next requested."""
@@ -307,6 +309,9 @@ class Mirror:
                 source.tags()
             except NotFoundError:
                 return False
+            if newest and time.monotonic() >= self._without_api_until:
+                is_ours = mirrored_withdrawals.learn(worker, address, self._upstream)
+                self._without_api_until = 0.0 if is_ours else time.monotonic() + _NO_API_TTL
             commit = source.commits.get(MAIN, "")
             digest = mirror_origin.find(self._database, address.name, commit)
             if newest and digest:

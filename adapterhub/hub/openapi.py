@@ -244,7 +244,11 @@ _VERSION, _TAG = f"{_NAMES}/versions/{{reference}}", f"{_NAMES}/tags/{{tag}}"
 _WANTED = object_of(
     digest=TEXT, version=TEXT, files=list_of(_DIGEST), tensors=list_of(list_of({"type": ["string", "integer"]}))
 )
-_REASON = {JSON: object_of(message={"type": "string", "maxLength": 1000})}
+_MESSAGE: Schema = {"type": "string", "maxLength": 1000}
+_REASON = {JSON: object_of(message=_MESSAGE)}
+_PROMOTION = {JSON: object_of("reference", reference=TEXT, message=_MESSAGE)}
+_APPROVAL = {JSON: object_of("tag", "message", tag=TEXT, message=_MESSAGE, bundle=TEXT)}
+_WITHDRAWAL = {JSON: object_of("message", message=_MESSAGE, everywhere=BOOLEAN, bundle=TEXT, key=TEXT)}
 _PUBLISHED = object_of("manifest", manifest=TEXT, tags=list_of(TEXT), message=TEXT, metrics=object_of())
 
 
@@ -298,6 +302,12 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"GET {_VERSION}/lineage": _reading("Tell what a version was made from, and what was made from it"),
     f"PUT {_VERSION}/deprecation": _changing("Deprecate a version", _REASON),
     f"DELETE {_VERSION}/deprecation": _changing("Withdraw the deprecation of a version"),
+    f"POST {_VERSION}/approvals": _changing("Approve a version for a tag, as the account that is logged in", _APPROVAL),
+    f"PUT {_VERSION}/withdrawal": _changing("Withdraw a version; a signed one as its signer or an admin", _WITHDRAWAL),
+    f"DELETE {_VERSION}/withdrawal": _changing("Let a withdrawn version be used again"),
+    f"GET {_TAG}/promotion": _reading("Tell which requirements of a tag a version meets", {"reference": TEXT}),
+    f"POST {_TAG}/promotion": _changing("Point a tag at a version that meets its requirements", _PROMOTION),
+    f"POST {_TAG}/rollback": _changing("Point a tag at the version it had before", _REASON),
     f"GET {_TAG}": _reading("Tell which version a tag is at; its digest is the ETag"),
     f"PUT {_TAG}": _changing("Point a tag at a version", {JSON: object_of("reference", reference=TEXT)}),
     f"DELETE {_TAG}": _changing("Remove a tag"),

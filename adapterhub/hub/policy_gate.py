@@ -3,7 +3,7 @@
 A version is compared when its manifest or its files are requested, and a blob through the versions that have it when it is
 requested by digest. A verdict is remembered for one state of the logs of its name: a measurement, an attached signature or
 another version may change it. Manifests that are not versions, such as images, are not compared. Clients that may write to a
-namespace get everything in it, so that they can sign or attest what is missing.
+namespace get everything in it, so that they can sign or attest what is missing; but nobody gets a version that was withdrawn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.project.policy import Policy
+from adapterhub.ref import Ref
+from adapterhub.registry import withdrawals
 from adapterhub_converters.errors import RefusedError
 
 from .access_control import may_write
@@ -44,6 +46,8 @@ class PolicyGate:
 
     def check(self, worker: Worker, identity: Identity | None, row: VersionRow | None) -> None:
         """Raise RefusedError for a version the policy does not allow. Other manifests (`row` None) are not compared."""
+        if row is not None:
+            check_not_withdrawn(worker, row)
         if self._policy is not None and row is not None and not may_write(identity, row.name):
             _raise(self._version_refusal(worker, self._policy, row))
 
@@ -51,7 +55,11 @@ class PolicyGate:
         """Raise RefusedError for a blob that a repository has only in versions the policy does not allow.
 
         Versions of other repositories that the client may read count, too: it could get the blob there.
+
+        Raises:
+            RefusedError: Also for one that this repository has only in versions that were withdrawn.
         """
+        self._check_blob_not_withdrawn(worker, view, digest)
         if self._policy is None or may_write(identity, view.name):
             return
         if refusal := self._blob_refusal(worker, self._policy, view, digest):
@@ -60,6 +68,20 @@ class PolicyGate:
                 if may_write(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
                     return
             _raise(refusal)
+
+    def _check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
+        source = view.newest.name if view.newest else view.name  # of an alias, the repository that has the version
+        if not withdrawals.reasons(worker.registry.index, source) or _is_in_other_manifest(view, digest):
+            return
+        refusal: RefusedError | None = None
+        for row in islice(_rows_with_blob(worker, view, digest), _MAX_COMPARED):
+            try:
+                check_not_withdrawn(worker, row)
+            except RefusedError as error:
+                refusal = error
+            else:
+                return
+        _raise(refusal)
 
     def _version_refusal(self, worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
         # Both logs: versions and marks are in one, attached signatures in the other.
@@ -73,13 +95,26 @@ class PolicyGate:
 
     def _compare_blob(self, worker: Worker, policy: Policy, view: View, digest: Digest) -> RefusedError | None:
         """Return the refusal of the newest version with a blob, if all are refused and no other manifest has the blob."""
-        manifests = {} if view.frozen or view.repository is None else view.repository.manifests
-        if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
+        if _is_in_other_manifest(view, digest):
             return None
         verdicts = [
             self._version_refusal(worker, policy, row) for row in islice(_rows_with_blob(worker, view, digest), _MAX_COMPARED)
         ]
         return verdicts[0] if verdicts and all(verdicts) else None
+
+
+def check_not_withdrawn(worker: Worker, row: VersionRow) -> None:
+    """Raise RefusedError for a version that was withdrawn, or a conversion of one."""
+    reasons = withdrawals.reasons(worker.registry.index, row.name)
+    if reasons:
+        version = worker.registry.row(Ref(row.name, number=row.number))  # `row` may be a conversion of it
+        withdrawals.check(worker.registry.index, row.name, row.number, version.digest)
+
+
+def _is_in_other_manifest(view: View, digest: Digest) -> bool:
+    """Return whether a blob belongs to a manifest of a repository that is no version."""
+    manifests = {} if view.frozen or view.repository is None else view.repository.manifests
+    return digest in manifests or any(digest in manifest.blobs for manifest in manifests.values())
 
 
 def _refusal(worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:

@@ -28,6 +28,7 @@ from adapterhub.http.client import Client
 from adapterhub.http.http_errors import RetryableError
 from adapterhub.http.urls import origin
 from adapterhub.index.queries import LogState
+from adapterhub.manifest import release_statement
 from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
@@ -116,12 +117,18 @@ def deliveries(database: HubDatabase, limit: int = 100, *, namespace: str = "") 
 def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the events of a log entry: name and payload."""
     about: dict[str, object] = {"name": entry.name, "time": entry.time, "author": entry.author}
-    version = {"number": entry.number, "digest": entry.digest, "message": entry.message}
+    message = release_statement.log_summary(entry.op, entry.message)
+    version = {"number": entry.number, "digest": entry.digest, "message": message}
     if entry.op == "push":
         yield "version.created", {**about, **version}
-    if entry.op in ("push", "tag"):
+    if entry.op in ("push", "tag", "rollback"):
         for tag in entry.tags:
             yield "tag.moved", {**about, **version, "tag": tag}
+    if entry.op == "approve":
+        for tag in entry.tags:
+            yield "version.approved", {**about, **version, "tag": tag}
+    if entry.op == "withdraw":
+        yield "version.withdrawn", {**about, **version}
     if entry.op == "delete":
         yield "name.removed", about
 

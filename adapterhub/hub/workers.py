@@ -89,12 +89,14 @@ class Workers:
     Attributes:
         check_record: Called before a document is written for a repository, with its bytes; RefusedError if there is no room.
         on_record: Called with a repository and its new state after each change of its document; None for a removed one.
+        on_open: Called with each worker when its registry has been opened.
     """
 
     def __init__(self, storage: Storage, count: int = 8, *, on_move: Callable[[Entry], object] | None = None) -> None:
         self._storage, self._on_move = storage, on_move
         self.check_record: Callable[[Worker, str, int], object] = lambda _worker, _name, _size: None
         self.on_record: Callable[[str, Repository | None], object] = lambda _name, _repository: None
+        self.on_open: Callable[[Worker], object] = lambda _worker: None
         self._local = threading.local()
         self._manifests: dict[Digest, Manifest] = {}
         self._configs: dict[Digest, Digest] = {}
@@ -131,6 +133,7 @@ class Workers:
             worker = self._local.worker = Worker(
                 registry, repositories, self._manifests, self._configs, self._storage.database, answers=self._answers
             )
+            self.on_open(worker)
         self._storage.refresh(worker.registry)
         worker.registry.author = request_context.current().account
         return worker

@@ -9,10 +9,10 @@ import sqlite3
 from collections.abc import Mapping
 
 from adapterhub.digest import Digest
-from adapterhub.manifest import measurement
+from adapterhub.manifest import measurement, release_statement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
-from adapterhub.store.ref_log import MAX_RESTORES, entries_in_force
+from adapterhub.store.ref_log import MAX_RESTORES, TAG_MOVES, entries_in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
@@ -186,7 +186,7 @@ class _Replay:
         elif entry.op == "drop":
             for number in entry.numbers:
                 self._forget_version(entry.name, number)
-        if entry.op in ("push", "tag", "untag", "restore"):
+        if entry.op in (*TAG_MOVES, "untag"):
             self._move_tags(entry)
         self._mark(entry)
 
@@ -199,8 +199,10 @@ class _Replay:
         for undone in entries_in_force(earlier)[1]:
             if undone.number in (0, *entry.numbers):
                 self._take_effect(undone)
-            elif undone.op in ("push", "tag", "restore"):
+            elif undone.op in TAG_MOVES:
                 self._take_effect(dataclasses.replace(undone, op="untag"))
+            elif undone.op == "withdraw":
+                self._mark(undone)  # it also forbids to push these bytes again
         self._take_effect(entry)  # its tag `latest`, whose version is gone
 
     # ---- versions
@@ -302,6 +304,7 @@ class _Replay:
             "protect": [(tag, "") for tag in entry.tags],
             "deprecate": [(number, entry.message.encode(errors="replace").decode())],
             "keep": [("", str(entry.keep))],
+            "withdraw": [(entry.digest, release_statement.parse(entry.message).text)],
         }
         for key, value in set_by.get(entry.op, ()):
             self.index.execute(_SET_MARK, entry.name, entry.op, key, value)
@@ -311,6 +314,7 @@ class _Replay:
             "unprotect": [("protect", tag) for tag in entry.tags],
             "undeprecate": [("deprecate", number)],
             "keep-all": [("keep", "")],
+            "unwithdraw": [("withdraw", entry.digest)],
         }
         for kind, key in undone.get(entry.op, ()):
             self.index.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", kind, entry.name, key)

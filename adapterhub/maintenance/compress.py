@@ -160,7 +160,7 @@ def _push_order(row: VersionRow) -> tuple[str, str, int]:
 
 def _rows(registry: Registry, name: str | None) -> list[VersionRow]:
     if name is not None and (":" in name or "@" in name):
-        version = registry.resolve(Ref.parse(name))
+        version = registry.row(Ref.parse(name))
         return [row for row in registry.list(version.name) if row.number == version.number]
     rows = registry.list(name)
     if name is not None and not rows:

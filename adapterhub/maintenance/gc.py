@@ -76,6 +76,7 @@ def gc(
     grace: float = GRACE,
     last: int | None = None,
     dry_run: bool = False,
+    withdrawn: bool = False,
     progress: Progress | None = None,
 ) -> GcResult:
     """Drop the versions that need not be kept; remove what nothing needs, and what killed processes left.
@@ -85,9 +86,10 @@ def gc(
         grace: Hours that a blob stays after it was stored or last needed.
         last: Number of newest versions to keep, besides the tagged ones, of names without a setting (`retention.keep`).
         dry_run: Change nothing.
+        withdrawn: Drop the withdrawn versions too.
         progress: Called with the number of blobs done and the number of blobs.
     """
-    dropped = retention.drop(registry, last, dry_run=dry_run)
+    dropped = retention.drop(registry, last, dry_run=dry_run, withdrawn=withdrawn)
     result = GcResult(dry_run, dropped.refs, dropped.parents)
     store = registry.store
     needs = NeededBlobs(

@@ -1,7 +1,8 @@
 """Retention of versions: which versions of a name a gc keeps, and how the others are dropped.
 
 The setting is an entry of the name's log. A version stays as long as a version that was made from it, which could not be made
-again without it.
+again without it, and the version that a tag had before, if the tag's requirements say so. A withdrawn version stays for the
+audit until it is asked for, whatever the setting, and then goes, whatever was made from it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.ref import Ref, RefError
+from adapterhub.registry import withdrawals
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.version_lookup import previous_number
+from adapterhub.store.ref_log import entries_in_force
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -58,10 +62,14 @@ class DroppedVersions:
         return [Ref(name, number=number) for name in sorted(self.numbers) for number in self.numbers[name]]
 
 
-def drop(registry: Registry, last: int | None, *, dry_run: bool) -> DroppedVersions:
-    """Drop the versions that need not be kept; `dry_run` changes nothing.
+def drop(registry: Registry, last: int | None, *, dry_run: bool, withdrawn: bool = False) -> DroppedVersions:
+    """Drop the versions that need not be kept.
 
-    `last`: Number of newest versions to keep of names without a setting; None for all.
+    Args:
+        registry: The registry.
+        last: Number of newest versions to keep of names without a setting; None for all.
+        dry_run: Change nothing.
+        withdrawn: Drop the withdrawn versions too, except those that a tag still means.
     """
     names = [name.name for name in queries.names(registry.index) if not name.deleted]
     dropped: dict[str, set[int]] = {}
@@ -69,7 +77,7 @@ def drop(registry: Registry, last: int | None, *, dry_run: bool) -> DroppedVersi
     while has_changed:  # a version can be dropped once its last child has been
         has_changed = False
         for name in names:
-            if numbers := _drop(registry, name, last, dropped, dry_run=dry_run):
+            if numbers := _drop(registry, name, last, dropped, dry_run=dry_run, withdrawn=withdrawn):
                 dropped[name] = dropped.get(name, set()).union(numbers)
                 has_changed = True
     droppable = {name: _droppable_versions(registry, name, last) for name in names}
@@ -79,12 +87,16 @@ def drop(registry: Registry, last: int | None, *, dry_run: bool) -> DroppedVersi
     return DroppedVersions({name: sorted(numbers) for name, numbers in dropped.items()}, parents)
 
 
-def _drop(registry: Registry, name: str, last: int | None, dropped: dict[str, set[int]], *, dry_run: bool) -> list[int]:
+def _drop(
+    registry: Registry, name: str, last: int | None, dropped: dict[str, set[int]], *, dry_run: bool, withdrawn: bool
+) -> list[int]:
     """Drop the versions of a name that need not be kept and have no child that stays; return their numbers."""
     numbers: list[int] = []
 
     def droppable_numbers() -> list[int]:
-        return _without_parents(registry, name, _droppable_versions(registry, name, last), dropped)
+        droppable = _without_parents(registry, name, _droppable_versions(registry, name, last), dropped)
+        taken_down = _withdrawn_versions(registry, name) - dropped.get(name, set()) if withdrawn else set()
+        return sorted(taken_down.union(droppable))
 
     def decide(state: LogState) -> Entry | None:
         numbers[:] = [] if state.deleted else droppable_numbers()
@@ -104,7 +116,29 @@ def _droppable_versions(registry: Registry, name: str, last: int | None) -> dict
     """Return the versions of a name that need not be kept for their own sake."""
     setting = _setting(registry, name)
     count = last if setting is None else setting
-    return {} if count is None else droppable_versions(queries.versions(registry.index, name=name), count)
+    if count is None:
+        return {}
+    droppable = droppable_versions(queries.versions(registry.index, name=name), count)
+    previous, withdrawn = _previous_versions(registry, name), withdrawals.reasons(registry.index, name)
+    return {number: digest for number, digest in droppable.items() if number not in previous and digest not in withdrawn}
+
+
+def _previous_versions(registry: Registry, name: str) -> set[int]:
+    """Return the versions to which a rollback would go of the tags whose requirements have them kept."""
+    tags = registry.gate.kept_tags() & queries.tags(registry.index, name).keys()
+    if not tags:
+        return set()
+    withdrawn = withdrawals.reasons(registry.index, name)
+    usable = {row.number for row in queries.versions(registry.index, name=name) if row.digest not in withdrawn}
+    entries, _ = entries_in_force(registry.store.log.entries(name))
+    return {previous_number(entries, tag, usable.__contains__) for tag in tags}
+
+
+def _withdrawn_versions(registry: Registry, name: str) -> set[int]:
+    """Return the withdrawn versions of a name that no tag means."""
+    withdrawn = withdrawals.reasons(registry.index, name)
+    rows = queries.versions(registry.index, name=name) if withdrawn else []
+    return {row.number for row in rows if row.digest in withdrawn and not row.tags}
 
 
 def droppable_versions(rows: Iterable[VersionRow], last: int) -> dict[int, Digest]:

@@ -69,6 +69,7 @@ class Registry:
         self.folder = Path(folder).expanduser()
         self._registry = Opened.init(self.folder)
         self.workspace = Workspace(self.folder) if policy is None else Workspace(self.folder, policy)
+        self._registry.gate.rules_of_caller = self.workspace.rules
 
     def __enter__(self) -> Self:
         return self

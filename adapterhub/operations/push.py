@@ -21,6 +21,7 @@ from adapterhub_converters.errors import ParameterError, RefusedError, RemoteErr
 
 from . import base_sources, signature_checks, sources
 from .policy_checks import check_policy, check_version
+from .promotion_checks import check_tags_at
 from .push_result import PushResult, push_result, stored_result, target_address
 from .signature_checks import VersionNames
 from .tag import tag
@@ -278,6 +279,7 @@ def _push_to_address(
             )
             own_signatures = package.signatures
             skipped, overridden = version_source.skipped, tuple(problem.code for problem in package.overridden)
+        check_tags_at(address, [address.reference, *tags], version_source.manifest(reference).digest, workspace)
         if as_image:
             from adapterhub.remotes.oci.adapter_image import AdapterImage
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import RefusedError, UsageError
 
+from .promotion_checks import check_tags_at
 from .push_result import PushResult, push_result, target_address
 from .workspace import Workspace
 
@@ -25,6 +26,7 @@ def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None =
     target = target_address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace)
     with workspace.connect(place) as source_remote, workspace.connect(target) as remote:
         expect_digest(remote, expect)
+        check_tags_at(target, [name], source_remote.manifest(place.reference).digest, workspace)
         copied = copying.copy_version(source_remote, place.reference, remote, name, **workspace.transfer())
         return push_result(target, copied, remote, workspace)
 

@@ -283,6 +283,7 @@ class Workspace:
                 self.tell(f"created the registry {folder}")
         # Set on the open registry, whose log entries name the author.
         registry.author = self.author
+        registry.gate.rules_of_caller = self.rules
         return registry
 
     def transfer(self) -> dict[str, Any]:

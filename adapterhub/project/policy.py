@@ -19,6 +19,8 @@ from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .tag_rules import TagRules
+
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.identity import Identity
@@ -89,6 +91,7 @@ class Policy:
         max_size: The largest number of bytes of its files, without adapter.json.
         metrics: Bounds of measurements, under the names that a search uses.
         attestations: Required attestations, by patterns and keys like those of `signers`.
+        promotions: Requirements on the versions that tags are moved to.
         also: More policies that must be met.
 
     Example:
@@ -110,6 +113,7 @@ class Policy:
     max_size: int | None = None
     metrics: tuple[Bounds, ...] = ()
     attestations: tuple[SigningRule, ...] = ()
+    promotions: tuple[TagRules, ...] = ()
     also: tuple[Policy, ...] = ()
 
     @property
@@ -143,6 +147,14 @@ class Policy:
             file_rules = [SigningRule(pattern, keys, "", policy.where) for pattern, keys in policy.signers]
             rules += [rule for rule in (*file_rules, *policy.attestations) if fnmatchcase(name, rule.pattern)]
         return sorted(rules, key=lambda rule: bool(rule.attestation))
+
+    def tag_rules(self, tag: str) -> list[TagRules]:
+        """Return the requirements of each policy on a tag."""
+        return [rules for policy in self._policies for rules in policy.promotions if rules.tag == tag]
+
+    def gated_tags(self) -> set[str]:
+        """Return the tags that have requirements."""
+        return {rules.tag for policy in self._policies for rules in policy.promotions}
 
     def base_digests(self) -> list[tuple[Digest, ...]]:
         """Return the base digests that each policy allows, for the policies that restrict them."""

@@ -1,8 +1,8 @@
 """The settings of a project and of a user, in TOML: the registry, the remotes, the policy on adapters, and how to check them.
 
 The nearest `adapterhub.toml` above the working folder, the one in a registry's folder, and config.toml in the user's config
-folder share one grammar. Of a registry's file only the policy is used, and of a user's everything else. An unknown key is an
-error that names it, because a misspelled rule would silently have no effect.
+folder share one grammar. Of a registry's file only the policy and the requirements of tags are used, and of a user's everything
+else. An unknown key is an error that names it, because a misspelled rule would silently have no effect.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from adapterhub import user_files
 from adapterhub.digest import is_hex
 from adapterhub.identity import LONGEST, Identity
 from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
+from adapterhub.ref import LATEST, is_tag
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
@@ -24,8 +25,9 @@ from adapterhub_converters.formats import FORMATS
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .policy import ATTESTATIONS, Bounds, Policy, SigningRule
+from .tag_rules import CLEAN, TagRules, parse_duration
 
-_TOP_KEYS = ("registry", "remote", "remotes", "policy", "validate")
+_TOP_KEYS = ("registry", "remote", "remotes", "policy", "promote", "validate")
 _REMOTE = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -128,6 +130,7 @@ def _policy(document: _SettingsDocument, path: Path) -> Policy:
         max_size=document.count(table, "max_size"),
         metrics=tuple(_bounds(document, metric) for metric in document.patterns(("policy", "metrics"))),
         attestations=tuple(_attestations(document, path)),
+        promotions=tuple(_tag_rules(document, tag, path) for tag in document.patterns("promote")),
     )
 
 
@@ -149,6 +152,64 @@ def _attestations(document: _SettingsDocument, path: Path) -> Iterator[SigningRu
         document.check_keys(table, ATTESTATIONS)
         for kind in kinds:
             yield SigningRule(pattern, document.signers(table, kind, path), kind, str(path))
+
+
+_REQUIREMENTS = ("eval", "attestations", "signers", "approvals", "approvers", "from_others", "scan", "age")
+
+
+def _tag_rules(document: _SettingsDocument, tag: str, path: Path) -> TagRules:
+    """Return the table `promote.TAG`."""
+    table, required = ("promote", tag), ("promote", tag, "require")
+    document.check(is_tag(tag), "promote", tag, "is not a tag")
+    document.check(tag != LATEST, "promote", tag, "is always the newest push, and has no requirements", "Choose another tag")
+    document.check_keys(table, ("from", "require", "keep_previous"))
+    document.check_keys(required, _REQUIREMENTS)
+    requirements = document.table(*required)
+    kinds = document.texts(required, "attestations")
+    are_known = set(kinds) <= set(ATTESTATIONS)
+    document.check(are_known, required, "attestations", "has an unknown kind", f"Kinds: {', '.join(ATTESTATIONS)}")
+    signers, approvers = (
+        document.signers(required, key, path) if key in requirements else () for key in ("signers", "approvers")
+    )
+    document.check(signers or not kinds, required, "attestations", "needs signers", "Name the accepted keys as signers")
+    approvals, from_others = document.count(required, "approvals") or 0, document.switch(required, "from_others")
+    document.check(approvals or not from_others, required, "from_others", "needs approvals", "Write approvals = 1 or more")
+    document.check(approvals or not approvers, required, "approvers", "needs approvals", "Write approvals = 1 or more")
+    source, scan, age = document.text(table, "from"), document.text(required, "scan"), document.text(required, "age")
+    document.check(source is None or is_tag(source), table, "from", "is not a tag")
+    document.check(source != tag, table, "from", "is the tag itself", "Name the tag that a version has before")
+    document.check(scan in (None, CLEAN), required, "scan", f"is not {CLEAN!r}")
+    seconds = parse_duration(age or "")
+    document.check(age is None or seconds, required, "age", "is not a duration", 'Write it like "30m", "1h" or "7d"')
+    return TagRules(
+        tag,
+        str(path),
+        source=source or "",
+        gates=tuple(_gates(document, required)),
+        attestations=kinds,
+        signers=signers,
+        approvals=approvals,
+        approvers=approvers,
+        from_others=from_others,
+        scan=scan or "",
+        age=seconds,
+        keep_previous=document.switch(table, "keep_previous"),
+    )
+
+
+def _gates(document: _SettingsDocument, required: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the gates of the table `eval`: the name of an evaluation with one bound, or a list of them."""
+    table = (*required, "eval")
+    for name in document.patterns(table):
+        value = document.table(*table)[name]
+        gates = [value] if isinstance(value, str) else value
+        is_valid = isinstance(gates, list) and 0 < len(gates) <= MAX_PATTERNS
+        is_valid = is_valid and all(
+            isinstance(gate, str) and 0 < len(gate) <= MAX_PATTERN and gate.isprintable() for gate in gates
+        )
+        hint = 'Write it like { tests = "pass>=0.95", eval = ["ppl<12", "ppl/base<0.9"] }'
+        document.check(is_valid, table, name, "is not a gate, or a list of them", hint)
+        yield from ((name, gate) for gate in gates)
 
 
 def _validation(document: _SettingsDocument) -> Validation:

@@ -72,6 +72,7 @@ class Ledger:
         store: The truth: blobs and logs.
         index: Derived from the logs. `write_lock` opens it again if registry.db was deleted or replaced meanwhile.
         author: The user that the log names as the author of each move; empty to name nobody.
+        check_entry: Called under the lock with an entry that is about to be committed, to refuse it by an error.
         on_commit: Callback for each committed log entry; None for no callback.
         verified_heads: Log heads already compared with the index, by version and tag.
     """
@@ -81,6 +82,7 @@ class Ledger:
         self.store = store
         self.index = index
         self.author = ""
+        self.check_entry: Callable[[Entry], object] = lambda _entry: None
         self.on_commit: Callable[[Entry], object] | None = None
         self.verified_heads: dict[tuple[object, ...], Digest] = {}
         self._verified_states: dict[str, LogState] = {}  # the last state of each name that agreed with its log
@@ -212,6 +214,7 @@ class Ledger:
                     if entry is None:
                         return
                     entry = replace(entry, author=self.author)
+                    self.check_entry(entry)
                     log_check.check_end(self.store.log, state, self.index.path, verified_state=self._verified_states.get(name))
                     self._verified_states[name] = state
                     # Read the version before its entry is in the log: a document that crashes this process would otherwise

@@ -117,7 +117,7 @@ class Lineage:
 
 def trace(registry: Registry, ref: Ref) -> Lineage:
     """Return the lineage of a version."""
-    version = registry.resolve(ref)
+    version = registry.row(ref)  # also a withdrawn one, whose children somebody has to find
     root = version.digest
     deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}

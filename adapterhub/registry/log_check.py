@@ -15,7 +15,7 @@ from pathlib import Path
 
 from adapterhub.digest import Digest
 from adapterhub.index.queries import LogState, VersionRow
-from adapterhub.store.ref_log import Entry, RefLog
+from adapterhub.store.ref_log import TAG_MOVES, Entry, RefLog
 from adapterhub_converters.errors import IntegrityError
 
 
@@ -76,7 +76,7 @@ def _check_tag(log: RefLog, state: LogState, row: VersionRow, tag: str, *, verif
             return
         if entry.op == "drop" and row.number in entry.numbers:
             break
-        if tag in entry.tags and entry.op in ("push", "tag", "untag", "restore"):
+        if tag in entry.tags and entry.op in (*TAG_MOVES, "untag"):
             if entry.op != "untag" and entry.number == row.number:
                 return
             logged_position = "is gone" if entry.op == "untag" else f"is v{entry.number}"

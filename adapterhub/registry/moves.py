@@ -16,6 +16,7 @@ from adapterhub.store.ref_log import MAX_RESTORES, Entry, entries_in_force
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, RefusedError
 
+from . import withdrawals
 from .ledger import Ledger
 from .version_lookup import (
     RestoreResult,
@@ -107,6 +108,7 @@ def push(
         nonlocal new, complete, moved
         _check_push(ledger, ref, state, expect)
         existing_rows = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
+        withdrawals.check(ledger.index, ref.name, existing_rows[0].number if existing_rows else 0, manifest.digest)
         new = not existing_rows
         # Checked under the write lock: from here on no gc can remove a blob before the entry that names it is committed.
         complete = _is_complete(ledger.store, manifest)
@@ -165,15 +167,17 @@ def _check_expect(ledger: Ledger, name: str, tag: str | None, expect: Digest | N
 # ---- tags
 
 
-def tag(ledger: Ledger, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
+def tag(ledger: Ledger, ref: Ref, tag: str, *, expect: Digest | None = None, message: str = "") -> Version:
     """Point `tag` at the version that `ref` names."""
-    parse_tag(tag, f"{ref.name}:{tag}")
-    _check_not_latest(ref.name, tag)
+    checked_tags(ref, (tag,))
+    message = checked_message(message, ref)
     row = find_row(ledger, ref)
 
     def decide(state: LogState) -> Entry | None:
         _check_expect(ledger, ref.name, tag, expect)
-        return None if tag in find_row(ledger, row.ref).tags else _tag_entry(ledger, state, row, tag)
+        if tag in find_row(ledger, row.ref).tags:
+            return None
+        return replace(_tag_entry(ledger, state, row, tag), message=message)
 
     ledger.move(ref.name, decide)
     return version_of(ledger, find_row(ledger, row.ref), tag)

@@ -39,8 +39,9 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
-from . import moves, signature_policy
+from . import moves, signature_policy, withdrawals
 from .ledger import Ledger, find
+from .tag_gate import TagGate
 from .version_lookup import RestoreResult, Version, deprecation_in, find_row, find_row_with_marks, find_version, never_set
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
     from .packaging import Package
+    from .promotion import Assessment
 
 __all__ = ["Registry", "Version", "find"]
 
@@ -71,6 +73,7 @@ class VersionDocument(TypedDict):
     Attributes:
         protected: Its tags that may not move.
         deprecated: Why it is deprecated; None if it is not.
+        withdrawn: Why it was withdrawn; None if it was not.
         time: When it was stored, ISO 8601 in UTC.
         evaluations: Its recorded measurements.
         manifest: Its adapter.json, upgraded to the current schema; empty for an artifact of another tool.
@@ -83,6 +86,7 @@ class VersionDocument(TypedDict):
     tags: builtins.list[str]
     protected: builtins.list[str]
     deprecated: str | None
+    withdrawn: str | None
     digest: Digest
     size: int
     time: str
@@ -92,10 +96,17 @@ class VersionDocument(TypedDict):
 
 
 class Registry:
-    """An open registry; a context manager. Create one with `Registry.init`, open one with `Registry.open`."""
+    """An open registry; a context manager. Create one with `Registry.init`, open one with `Registry.open`.
+
+    Attributes:
+        ledger: Its store and index.
+        gate: Decides which version a tag may be moved to.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self.gate = TagGate(ledger, lambda: self.policy)
+        ledger.check_entry = self.gate.check
 
     @classmethod
     def init(cls, root: Path, store: Store | None = None) -> Self:
@@ -191,7 +202,8 @@ class Registry:
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
-        row, (protected, reasons, evaluations) = find_row_with_marks(self.ledger, ref, "protect", "deprecate", "evaluate")
+        kinds = ("protect", "deprecate", "evaluate", "withdraw")
+        row, (protected, reasons, evaluations, withdrawn) = find_row_with_marks(self.ledger, ref, *kinds)
         # Artifacts of other tools may have no adapter.json.
         raw = self.store.read_document(row.digest)
         manifest = oci_manifest.parse(raw, str(row.ref))
@@ -203,6 +215,7 @@ class Registry:
             "tags": list(row.tags),
             "protected": sorted(set(row.tags) & set(protected)),
             "deprecated": deprecation_in(reasons, row),
+            "withdrawn": withdrawn.get(row.digest),
             "digest": row.digest,
             "size": manifest.size,
             "time": row.time,
@@ -265,7 +278,8 @@ class Registry:
     def pull_digest(self, digest: Digest, out: Path) -> bool:
         """Write the files of the version with this manifest, even if no name has it anymore; False if it is not stored."""
         if holders := self.versions_with(digest):
-            self.pull(Ref(holders[0].name, digest=digest), out)
+            usable = [row for row in holders if digest not in withdrawals.reasons(self.index, row.name)] or holders
+            self.pull(Ref(usable[0].name, digest=digest), out)
             return True
         # No name has the manifest, but its blobs may not have been collected yet.
         if self.store.size(digest) is None:
@@ -451,6 +465,27 @@ class Registry:
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
         """Point `tag` at the version that `ref` names, wherever it pointed before; `expect` is as in `push`."""
         return moves.tag(self.ledger, ref, tag, expect=expect)
+
+    def assess(self, ref: Ref, tag: str) -> Assessment:
+        """Compare a version with the requirements on a tag; nothing is moved."""
+        moves.checked_tags(ref, (tag,))
+        version = self.resolve(ref)
+        return self.gate.assess(version.name, version.number, version.digest, tag, mover=self.author)
+
+    def promote(self, ref: Ref, tag: str, message: str = "") -> tuple[Assessment, Version]:
+        """Point a tag at a version that meets its requirements, unless the tag moves in the meantime.
+
+        Raises:
+            RefusedError: A requirement is not met (code `requirements-unmet`).
+            ConflictError: Another writer moved the tag first.
+        """
+        assessment = self.assess(ref, tag)
+        assessment.check()
+        candidate = assessment.candidate
+        rows = queries.versions(self.index, name=ref.name, number=candidate.current)
+        expect = rows[0].digest if rows else moves.ABSENT
+        version_ref = Ref(candidate.name, number=candidate.number)
+        return assessment, moves.tag(self.ledger, version_ref, tag, expect=expect, message=message)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
         """Point the tag of `ref` where it pointed before its last move or removal, or after entry `seq` of the log."""

@@ -248,6 +248,7 @@ class Repositories:
             repository = edit(before or Repository(created=now()))
             if repository == before:
                 return None
+            self._check_names(name, before or Repository(), repository)
             raw, repository, new_blobs = repository.dump(before)
             whole_size, pages_written = len(raw) + repository.pages_size, sum(map(len, new_blobs.values()))
             if whole_size > MAX_DOCUMENT:
@@ -267,6 +268,20 @@ class Repositories:
             self._move(name, decide)
         self._on_change(name, repository)
         return repository
+
+    def _check_names(self, name: str, before: Repository, after: Repository) -> None:
+        """Refuse a branch, or a tag of another manifest, with the name of a tag that has requirements, unless it follows that.
+
+        A removed name is restored with its record first, as both were.
+        """
+        gate = self._registry.gate
+        for tag in gate.gated_tags():
+            head = after.heads.get(tag)
+            moved = head is not None and (tag not in before.heads or before.heads[tag].commit != head.commit)
+            retagged = tag in after.tags and after.tags[tag] != before.tags.get(tag)
+            if (moved or retagged) and not self._registry.ledger.current(name).deleted:
+                commit = head.commit if head and not retagged else ""
+                gate.check_name(name, tag, lambda digest, commit=commit: commit_id(digest) == commit)  # type: ignore[misc]
 
     def remove(self, name: str) -> None:
         """Remove a repository, but not its versions: those belong to the registry."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from adapterhub import semver
 from adapterhub.digest import Digest
@@ -16,11 +16,11 @@ from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import version_selection
-from adapterhub.store.ref_log import Entry, entries_in_force
+from adapterhub.store.ref_log import TAG_MOVES, Entry, entries_in_force
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import log_check
+from . import log_check, withdrawals
 from .ledger import Ledger
 
 
@@ -91,14 +91,37 @@ def tag_number(entries: Iterable[Entry], tag: str) -> int:
     """Return the number of the version that a tag points to after these entries, none of which removes the name; 0 for none."""
     number = 0
     for entry in entries:
-        if entry.op in ("push", "tag", "untag", "restore") and tag in entry.tags:
+        if entry.op in (*TAG_MOVES, "untag") and tag in entry.tags:
             number = 0 if entry.op == "untag" else entry.number
     return number
 
 
+def previous_number(entries: Iterable[Entry], tag: str, is_usable: Callable[[int], bool]) -> int:
+    """Return the number that a tag had before the one it has after these entries, of the last usable version; 0 for none.
+
+    A rollback undoes the moves after the version that it went back to: another one then goes further back, never forth again.
+    """
+    numbers: list[int] = []
+    for entry in entries:
+        if entry.op not in TAG_MOVES or tag not in entry.tags:
+            continue
+        if entry.op == "rollback" and entry.number in numbers:
+            while numbers[-1] != entry.number:
+                numbers.pop()
+        elif numbers[-1:] != [entry.number]:
+            numbers.append(entry.number)
+    return next((number for number in reversed(numbers[:-1]) if is_usable(number)), 0)
+
+
 def find_version(ledger: Ledger, ref: Ref) -> Version:
-    """Return the version that `ref` names now, as `find_row` finds it."""
-    row, (reasons,) = find_row_with_marks(ledger, ref, "deprecate")
+    """Return the version that `ref` names now, as `find_row` finds it, to be used.
+
+    Raises:
+        RefusedError: It was withdrawn.
+    """
+    row, (reasons, withdrawn) = find_row_with_marks(ledger, ref, "deprecate", "withdraw")
+    if row.digest in withdrawn:
+        raise withdrawals.error(str(ref), row.name, row.number, withdrawn[row.digest])
     return Version(row.name, row.number, row.digest, row.size, row.tags, ref.tag, deprecation_in(reasons, row))
 
 
@@ -235,7 +258,7 @@ def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
             # A restore brings a tag back only if its version came back; `latest` moves instead.
             number = entry.number if ref.tag in entry.tags else removed_number if removed_number in entry.numbers else 0
             moves.append((entry.seq, number))
-        elif entry.op in ("push", "tag", "untag") and ref.tag in entry.tags:
+        elif entry.op in (*TAG_MOVES, "untag") and ref.tag in entry.tags:
             moves.append((entry.seq, 0 if entry.op == "untag" else entry.number))
     if len(moves) == 1:
         raise never_set(ref)

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.content_search import Bar, ContentMatches, FileContents
     from adapterhub.registry.registry import Version, VersionDocument
+    from adapterhub.registry.release_moves import Withdrawal
     from adapterhub.registry.version_lookup import RestoreResult
+    from adapterhub.registry.withdrawal_rights import Claim
     from adapterhub.store.store import Entry, Progress
+
+    from .release_documents import PromotionReport
 
 Deprecations = Mapping[tuple[str, int], str]
 """The reason of each deprecation by name and version number; number 0 means the whole name."""
@@ -163,6 +167,35 @@ class Catalog(ABC):
     @abstractmethod
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
+
+    @abstractmethod
+    def assess(self, ref: Ref, tag: str) -> PromotionReport:
+        """Compare a version with the requirements of a tag; nothing moves."""
+
+    @abstractmethod
+    def promote(self, ref: Ref, tag: str, message: str = "") -> PromotionReport:
+        """Point a tag at a version that meets its requirements.
+
+        Raises:
+            RefusedError: It does not (code `requirements-unmet`).
+            ConflictError: The tag moved in the meantime.
+        """
+
+    @abstractmethod
+    def approve(self, ref: Ref, tag: str, text: str, bundle: bytes = b"") -> Version:
+        """Approve a version for a tag, by a signed claim or, at a hub, by the account that is logged in."""
+
+    @abstractmethod
+    def rollback(self, ref: Ref, message: str = "") -> tuple[Version, Version]:
+        """Point a tag at the version it had before; return the version it left, and the one it has now."""
+
+    @abstractmethod
+    def withdraw(self, ref: Ref, reason: str, claim: Claim | None = None, *, everywhere: bool = False) -> Sequence[Withdrawal]:
+        """Withdraw a version; `everywhere` under every name that has it and that the user may change."""
+
+    @abstractmethod
+    def undo_withdrawal(self, ref: Ref) -> Version:
+        """Let a withdrawn version be used again."""
 
     @abstractmethod
     def close(self) -> None:

@@ -11,16 +11,23 @@ from adapterhub.index import queries, tensor_search, version_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query
 from adapterhub.maintenance import disk_usage
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import content_search, lineage_graph
+from adapterhub.registry import content_search, lineage_graph, release_moves, withdrawal_rights
 from adapterhub.registry.content_search import Bar
 from adapterhub.registry.registry import Registry, Version, VersionDocument
+from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.registry.version_lookup import RestoreResult
+from adapterhub.registry.withdrawal_rights import Claim
 from adapterhub.store.store import Entry
+from adapterhub.user_files import is_mine
+from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .catalog import Catalog, ContentAnswer, ContentQuery, Deprecations, DiskUsage, Listing, SearchAnswer, SizedModel, no_bar
 from .content_documents import lineage_document
+from .release_documents import PromotionReport, report_of
 
 
 @dataclass(frozen=True)
@@ -162,3 +169,45 @@ class LocalCatalog(Catalog):
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
         return self._registry.restore(name)
+
+    # ---- releases
+
+    def assess(self, ref: Ref, tag: str) -> PromotionReport:
+        """Compare a version with the requirements of a tag."""
+        return report_of(self._registry.assess(ref, tag))
+
+    def promote(self, ref: Ref, tag: str, message: str = "") -> PromotionReport:
+        """Point a tag at a version that meets its requirements."""
+        assessment, version = self._registry.promote(ref, tag, message)
+        return report_of(assessment, moved=assessment.candidate.current != version.number)
+
+    def approve(self, ref: Ref, tag: str, text: str, bundle: bytes = b"") -> Version:
+        """Approve a version for a tag by a signed claim: without one, anybody could write any name into the log."""
+        if not bundle:
+            raise UsageError(str(ref), "an approval in a registry of files must be signed", code="keys-to-approve")
+        return release_moves.approve(self._registry.ledger, ref, tag, ReleaseStatement(text, bundle.decode()))
+
+    def rollback(self, ref: Ref, message: str = "") -> tuple[Version, Version]:
+        """Point a tag at the version it had before."""
+        return release_moves.rollback(self._registry.ledger, ref, message)
+
+    def withdraw(self, ref: Ref, reason: str, claim: Claim | None = None, *, everywhere: bool = False) -> Sequence[Withdrawal]:
+        """Withdraw a version; the owner of the registry's folder is its admin."""
+        registry, row = self._registry, self._withdrawable_row(ref, claim)
+        rows = registry.versions_with(row.digest) if everywhere else [row]
+        statement = ReleaseStatement(reason, claim.bundle.decode() if claim else "")
+        return [release_moves.withdraw(registry.ledger, item.ref, statement) for item in rows]
+
+    def undo_withdrawal(self, ref: Ref) -> Version:
+        """Let a withdrawn version be used again."""
+        return release_moves.undo_withdrawal(self._registry.ledger, self._withdrawable_row(ref, None).ref)
+
+    def _withdrawable_row(self, ref: Ref, claim: Claim | None) -> VersionRow:
+        """Return a version; RefusedError if it is signed, the folder is another user's, and the claim is not its signer's."""
+        registry = self._registry
+        row = registry.row(ref)
+        if not is_mine(registry.store.root):
+            manifest = oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref))
+            signatures = registry.gate.read_signatures(row.name, row.digest)
+            withdrawal_rights.check(row.name, row.number, manifest, signatures, claim)
+        return row

@@ -170,6 +170,7 @@ def read_shown(document: object, location: str) -> VersionDocument:
         "tags": list(fields.tags("tags")),
         "protected": list(fields.tags("protected")),
         "deprecated": fields.optional_text("deprecated"),
+        "withdrawn": fields.optional_text("withdrawn"),
         "digest": fields.digest("digest"),
         "size": fields.count("size"),
         "time": fields.text("time"),

@@ -38,6 +38,9 @@ _OPS_BY_VERSION = {
     4: {"restore"},
 }
 _OPS_BY_VERSION[5] = set().union(*_OPS_BY_VERSION.values())  # each with its author, and a push or a tag with a message
+_OPS_BY_VERSION[6] = {"approve", "rollback", "withdraw", "unwithdraw"}
+TAG_MOVES = ("push", "tag", "rollback", "restore")
+"""The operations that point the tags of an entry at its version; `untag` removes them."""
 _FIELD_SINCE_VERSION = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
 
 
@@ -49,12 +52,15 @@ class Entry:
         op: `push` (assigns `number` and moves `tags`), `tag`, `untag`, `delete` (the whole name); `protect` and `unprotect`
             (`tags`); `deprecate` and `undeprecate` (version `number`, or the whole name if that is 0); `keep` (gc keeps the
             `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`); `evaluate`
-            (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`).
+            (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`); `approve`
+            (a statement for the move of `tags` to version `number`); `rollback` (a `tag` back to an earlier version);
+            `withdraw` and `unwithdraw` (version `number`, which is to be used no more, or again).
         digest: Digest of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
         previous: Digest of the preceding entry, so that the log cannot be changed in its middle.
-        message: Why a version was pushed, tagged or deprecated; for `evaluate`, the measurement (`manifest.measurement`).
+        message: Why a version was pushed, tagged or deprecated; for `evaluate`, the measurement (`manifest.measurement`); for
+            `approve` and `withdraw`, a statement (`manifest.release_statement`).
         numbers: Versions that were dropped or restored.
         keep: Number of newest versions to keep.
         author: The user who wrote the entry, as their program names them; empty if unknown.
@@ -78,7 +84,7 @@ class Entry:
         """Return the bytes of the entry's file, in the oldest version of the format that can express it."""
         # The oldest version, so that older programs that share the registry can read as many entries as possible.
         version = min(number for number, ops in _OPS_BY_VERSION.items() if self.op in ops)
-        version = 5 if self.author or (self.message and version == 1) else version
+        version = max(version, 5) if self.author or (self.message and version == 1) else version
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 

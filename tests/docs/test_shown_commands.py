@@ -52,6 +52,7 @@ ELSEWHERE = {
     r"lock --update '": ("a form, not a command", "tests/cli/test_commands.py"),
     r"eval .*--import": ("needs results about the digest of here", "tests/operations/test_import_results.py"),
     r"eval .*--url": ("asks an endpoint", "tests/operations/test_golden_tests.py"),
+    r"(promote|approve|rollback|withdraw) |gc --withdrawn": ("steps of one page, in turn", "tests/docs/test_release_page.py"),
     r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
 }  # fmt: skip
 # Exit codes other than 0.

@@ -20,15 +20,16 @@ from adapterhub.cli.registry_choice import workspace
 )
 @sweep_options(0)
 @click.pass_obj
-def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool) -> None:
+def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool, withdrawn: bool) -> None:
     """Remove unused data: bytes of removed names and dropped versions, and leftovers of killed commands.
 
     Versions are dropped only where `adapterhub keep` or these options request it; `keep` wins. A version stays as long as
-    another was merged or converted from it. Data released or stored less than HOURS ago stays, and so does whatever a running
-    push or pull needs, so this is safe at any time. Versions that `adapterhub resolve` prepared for a runtime stay for 30 days
-    after they were last resolved, and as long as a running server holds them.
+    another was merged or converted from it. Withdrawn versions stay for the audit until --withdrawn, which ignores both rules.
+    Data released or stored less than HOURS ago stays, and so does whatever a running push or pull needs, so this is safe at
+    any time. Versions that `adapterhub resolve` prepared for a runtime stay for 30 days after they were last resolved, and as
+    long as a running server holds them.
     """
-    swept = sweep(settings, grace=grace, last=last, tagged=tagged, dry_run=dry_run)
+    swept = sweep(settings, grace=grace, last=last, tagged=tagged, withdrawn=withdrawn, dry_run=dry_run)
     # After the registry is closed: the cache of prepared versions is a folder of its own, and serving no part of a registry.
     resolving = importlib.import_module("adapterhub.serve.resolving")
     served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)

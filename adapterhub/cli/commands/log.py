@@ -85,11 +85,9 @@ def _remote_log(address: str, settings: Settings) -> tuple[str, Sequence[Entry]]
 
 def _cells(entry: Entry) -> list[str]:
     numbers = entry.numbers or ((entry.number,) if entry.number else ())
-    reason = entry.message
-    if entry.op == "evaluate":
-        from adapterhub.manifest import measurement
+    from adapterhub.manifest import release_statement
 
-        reason = measurement.summary_line(entry.message)
+    reason = release_statement.log_summary(entry.op, entry.message)
     if entry.op == "keep":
         reason = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
     return [

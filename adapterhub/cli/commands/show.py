@@ -67,6 +67,9 @@ def show(
         with opened[0] as catalog:
             document: Mapping[str, Any] = catalog.show(opened[1])
         output.warn_deprecated(document["ref"], document["deprecated"])
+        if document["withdrawn"] is not None:  # its files are opened no more
+            output.say(output.one_line(f"warning: {document['ref']} was withdrawn: {document['withdrawn']}"))
+            headers_only = True
         if inputs.is_elsewhere(source) and not headers_only:
             with inputs.open_source(source, settings, notes=False) as adapter_source:
                 norms = _norms(str(adapter_source.path), settings, demand)
@@ -111,7 +114,9 @@ def _path_document(location: str, folder: Path, *, full: bool) -> tuple[dict[str
     with progress.bytes_bar("reading") if full else nullcontext() as show:
         contents = folder_contents.read_folder(folder, hashes=hashes, on_bytes=counter(show, sum(sizes.values())))
     draft = derive.draft_contents(contents)
-    document: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
+    document: dict[str, Any] = dict.fromkeys(
+        ("ref", "name", "number", "deprecated", "withdrawn", "digest", "time", "oci_manifest")
+    )
     document |= {"path": location, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
     if not hashes:
         entries = [{"path": path, "size": size} for path, size in sorted(sizes.items()) if path != ADAPTER_JSON]

@@ -38,7 +38,7 @@ _MAX_BODY = 64 << 10  # bytes of a document with a reason or a tag
 _MAX_TAGS = 100
 
 
-async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visible_view) -> tuple[Identity | None, str]:
+async def begin(hub: Hub, request: Request, check: Callable[..., object] = visible_view) -> tuple[Identity | None, str]:
     """Return who asks and the name in the path, if they may see it and write to it: before the body is read."""
     identity, name = hub.identify(request), name_of(request)
 
@@ -50,7 +50,7 @@ async def _begin(hub: Hub, request: Request, check: Callable[..., object] = visi
     return identity, name
 
 
-async def _change(hub: Hub, request: Request, move: Callable[[Worker, Hub, Identity | None, str], T]) -> T:
+async def change(hub: Hub, request: Request, move: Callable[[Worker, Hub, Identity | None, str], T]) -> T:
     """Make a change of the repository in the path, with the checks of `name_changes`."""
     identity, name = hub.identify(request), name_of(request)
     async with hub.change_lock(name):
@@ -122,23 +122,23 @@ def _checked_tags(name: str, tags: object) -> tuple[str, ...]:
 
 async def put_tag(hub: Hub, request: Request) -> Response:
     """PUT …/names/{name}/tags/{tag}: point a tag at the version `reference`, if it is where `If-Match` says."""
-    _, name = await _begin(hub, request)
+    _, name = await begin(hub, request)
     reference, tag = text_field(await read_object(request, _MAX_BODY), "reference"), tag_of(request)
     name_changes.checked_tag(name, tag)
     set_tag = partial(name_changes.set_tag, reference=reference, tag=tag, expect=_expected_digest(request))
-    return version_response(await _change(hub, request, set_tag))
+    return version_response(await change(hub, request, set_tag))
 
 
 async def delete_tag(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}/tags/{tag}: remove a tag, if it is where `If-Match` says; its version stays."""
     remove_tag = partial(name_changes.remove_tag, tag=tag_of(request), expect=_expected_digest(request))
-    return JSONResponse({"removed": str(await _change(hub, request, remove_tag)), "kind": "tag"})
+    return JSONResponse({"removed": str(await change(hub, request, remove_tag)), "kind": "tag"})
 
 
 async def restore_tag(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/tags/{tag}/restore: point it where it pointed before its last move, or after the entry `seq`."""
     _refuse_condition(request)
-    await _begin(hub, request)
+    await begin(hub, request)
     seq = (await read_object(request, _MAX_BODY)).get("seq")
     if seq is not None and not json_file.is_integer(seq):
         raise UsageError("seq", "is not the number of an entry")
@@ -150,7 +150,7 @@ async def restore_tag(hub: Hub, request: Request) -> Response:
         move_branches(worker, name, version, (tag,))
         return version
 
-    return version_response(await _change(hub, request, move))
+    return version_response(await change(hub, request, move))
 
 
 async def protect(hub: Hub, request: Request) -> Response:
@@ -162,7 +162,7 @@ async def protect(hub: Hub, request: Request) -> Response:
         ref = Ref(name, tag=name_changes.checked_tag(name, tag_of(request)))
         return worker.registry.protect(ref, on=request.method == "PUT")
 
-    return version_response(await _change(hub, request, move))
+    return version_response(await change(hub, request, move))
 
 
 # ---- deprecation, retention and removal
@@ -171,36 +171,36 @@ async def protect(hub: Hub, request: Request) -> Response:
 async def deprecate(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}[/versions/{reference}]/deprecation: warn of a version or a name, or withdraw that."""
     _refuse_condition(request)
-    await _begin(hub, request)
+    await begin(hub, request)
     undo = request.method == "DELETE"
     message = "" if undo else text_field(await read_object(request, _MAX_BODY), "message", "")
     # A path without a reference is about the name.
     reference = path_part(request, "reference") if "reference" in request.path_params else ""
-    change = partial(name_changes.deprecate, reference=reference, message=message, undo=undo)
-    return JSONResponse(await _change(hub, request, change))
+    move = partial(name_changes.deprecate, reference=reference, message=message, undo=undo)
+    return JSONResponse(await change(hub, request, move))
 
 
 async def keep(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/retention: set a gc to drop the versions but the newest and those with tags, or keep all."""
     _refuse_condition(request)
-    await _begin(hub, request)
+    await begin(hub, request)
     count = None
     if request.method == "PUT" and (count := count_field(await read_object(request, _MAX_BODY), "keep")) is None:
         raise UsageError("keep", "is not a number of versions")
     request_context.current().record_detail(keep=count or "all")
-    await _change(hub, request, partial(name_changes.set_retention, keep=count))
+    await change(hub, request, partial(name_changes.set_retention, keep=count))
     return JSONResponse({"name": name_of(request), "keep": count})
 
 
 async def delete_name(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}: remove it with its versions, even one that others were made from with `force=true`."""
     force = request.query_params.get("force", "").lower() in ("true", "1")
-    await _change(hub, request, partial(name_changes.remove_name, expect=_expected_digest(request), force=force))
+    await change(hub, request, partial(name_changes.remove_name, expect=_expected_digest(request), force=force))
     return JSONResponse({"removed": name_of(request), "kind": "name"})
 
 
 async def restore_name(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/restore: undo the removal of a name."""
     _refuse_condition(request)
-    await _begin(hub, request, check_known)
-    return JSONResponse(await _change(hub, request, name_changes.restore_name))
+    await begin(hub, request, check_known)
+    return JSONResponse(await change(hub, request, name_changes.restore_name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import administration, changing, namespaces, own_account, reading
+from . import administration, changing, namespaces, own_account, reading, releasing
 from .api_requests import PREFIX, Handler, endpoint_of
 
 _NAME = f"{PREFIX}/names/{{namespace}}/{{repo}}"
@@ -30,6 +30,12 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_VERSION}/lineage", reading.lineage),
     ("PUT", f"{_VERSION}/deprecation", changing.deprecate),
     ("DELETE", f"{_VERSION}/deprecation", changing.deprecate),
+    ("POST", f"{_VERSION}/approvals", releasing.approve),
+    ("PUT", f"{_VERSION}/withdrawal", releasing.withdraw),
+    ("DELETE", f"{_VERSION}/withdrawal", releasing.undo_withdrawal),
+    ("GET", f"{_TAG}/promotion", releasing.assess),
+    ("POST", f"{_TAG}/promotion", releasing.promote),
+    ("POST", f"{_TAG}/rollback", releasing.rollback),
     ("GET", _TAG, reading.tag),
     ("PUT", _TAG, changing.put_tag),
     ("DELETE", _TAG, changing.delete_tag),

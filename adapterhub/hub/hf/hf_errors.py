@@ -17,6 +17,7 @@ from adapterhub.hub import error_responses
 from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.mirror import NotMirroredError
+from adapterhub.registry import withdrawals
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -127,6 +128,8 @@ def failure_response(failure: Exception) -> Response:
     status = (
         403 if isinstance(failure, ForbiddenError) else next((code for kind, code in _STATUS if isinstance(failure, kind)), 0)
     )
+    if isinstance(failure, RefusedError) and failure.code == withdrawals.CODE:
+        status = 410
     if not status:
         raise failure
     # huggingface_hub raises its own exception for each of these codes.

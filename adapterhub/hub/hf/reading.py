@@ -19,6 +19,7 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_listing
@@ -90,6 +91,14 @@ def commit_at(worker: Worker, view: View, revision: str) -> Commit:
         raise ResponseError(404, REVISION, str(error)) from error
 
 
+def usable_commit_at(worker: Worker, view: View, revision: str) -> Commit:
+    """Return the commit that a revision names, for a client that is about to use it; RefusedError if it was withdrawn."""
+    commit = commit_at(worker, view, revision)
+    if commit.row:
+        check_not_withdrawn(worker, commit.row)
+    return commit
+
+
 def files_of(hub: Hub, commit: Commit) -> list[GitFile]:
     """Return the files of a commit as git knows them."""
     return [hub.git.file(path, *file) for path, file in sorted(commit.files.items())]
@@ -142,7 +151,9 @@ async def model_info(hub: Hub, request: Request) -> Response:
         return worker.answers.get(key, partial(build, worker, view, downloads))[0]
 
     def build(worker: Worker, view: View, downloads: int) -> tuple[bytes, str]:
-        commit = commit_at(worker, view, revision)
+        # Without a revision it is about the repository, which stays even if no version of it can be used.
+        find_commit = usable_commit_at if "revision" in request.path_params else commit_at
+        commit = find_commit(worker, view, revision)
         facets = facets_of(worker, view, commit)
         document = api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), facets, blobs=blobs)
         document["downloads"] = downloads
@@ -314,7 +325,7 @@ async def tree(hub: Hub, request: Request) -> Response:
         )
 
     def build(worker: Worker, view: View) -> tuple[bytes, str]:
-        commit = commit_at(worker, view, revision)
+        commit = usable_commit_at(worker, view, revision)
         inside = {path for path in commit.files if not folder or path.startswith(f"{folder}/")}
         if folder and not inside:
             raise ResponseError(404, ENTRY, f"{folder}: no such folder", {"x-repo-commit": commit.id})
@@ -344,7 +355,7 @@ async def paths_info(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = visible_view(hub, worker, identity, name)
-        commit = commit_at(worker, view, revision)
+        commit = usable_commit_at(worker, view, revision)
         folders = set(api_documents.folders(commit.files, ""))
         listed = []
         for path in dict.fromkeys(paths):

@@ -153,12 +153,21 @@ def _check_move(worker: Worker, hub: Hub, view: View, new: str) -> None:
     if worker.registry.ledger.current(new).deleted:
         raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
     check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
+    _check_no_gated_tag(worker, view)
     if old.partition("/")[0] != new.partition("/")[0]:
         renames.check_attached(worker, view, new, hub.access.namespace_settings(new.partition("/")[0]))
         hub.quotas.check(worker, new, quotas.repository_files(worker, old), count=True)
     for row in queries.versions(worker.registry.index, name=old):
         attached = partial(publishing.attached_signatures, worker, old, row.digest)
         signature_policy.check(policy, worker.manifest(row), attached, name=new, location=f"{old}:v{row.number}")
+
+
+def _check_no_gated_tag(worker: Worker, view: View) -> None:
+    """Refuse to rename a repository one of whose tags has requirements: the evidence is in the log of the old name."""
+    names = {*queries.tags(worker.registry.index, view.name), *(view.repository.heads if view.repository else ())}
+    for tag in sorted(names & worker.registry.gate.gated_tags()):
+        problem = "has requirements, and the evidence for its version stays with the old name"
+        raise RefusedError(f"{view.name}:{tag}", problem, "Remove that tag, and promote the version under the new name")
 
 
 async def settings(hub: Hub, request: Request) -> Response:
@@ -192,6 +201,9 @@ async def create_branch(hub: Hub, request: Request) -> Response:
         hub.access.check_write(identity, name)
         _check_free(worker, view, branch)
         start = commit_at(worker, view, str(fields.get("startingPoint") or MAIN))
+        if start.row and worker.registry.gate.rules(branch):
+            # Decided as every move of the tag is; the branch then follows it.
+            worker.registry.tag(Ref(name, number=start.row.number), branch)
         worker.repositories.change(name, lambda state: with_head(state, branch, start.id, after=view.latest))
 
     await hub.workers.run(work)

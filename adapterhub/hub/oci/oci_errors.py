@@ -16,6 +16,7 @@ from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoToken
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.mirror import NotMirroredError
 from adapterhub.ref import is_name
+from adapterhub.registry import withdrawals
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -31,6 +32,7 @@ VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header of every response: older docker clients look for it."""
 DIGEST = "docker-content-digest"
 _BODY_CODES = {TOO_LARGE: "SIZE_INVALID", TOO_MANY: "TOOMANYREQUESTS"}
+_DENIED = ("protected", "requirements-unmet")
 # Status and code for errors that a handler does not map itself.
 _ERRORS: tuple[tuple[type[AdapterhubError], int, str], ...] = (
     (NotMirroredError, 404, "NAME_UNKNOWN"), (NotFoundError, 404, "MANIFEST_UNKNOWN"), (ConflictError, 409, "DENIED"),
@@ -74,8 +76,10 @@ def _failure_response(failure: Exception) -> Response:
     """Return the response for an error; raise it again if it is a bug of ours."""
     if isinstance(failure, OciError):
         return _error_response(failure.status, failure.code, failure.message, failure.headers)
-    if isinstance(failure, ForbiddenError) or (isinstance(failure, RefusedError) and failure.code == "protected"):
+    if isinstance(failure, ForbiddenError) or (isinstance(failure, RefusedError) and failure.code in _DENIED):
         return _error_response(403, "DENIED", str(failure))
+    if isinstance(failure, RefusedError) and failure.code == withdrawals.CODE:
+        return _error_response(410, "MANIFEST_UNKNOWN", str(failure))
     if isinstance(failure, AdapterhubError) and (hub_error := error_responses.error_status(failure))[0]:
         return _error_response(hub_error[0], "UNKNOWN", hub_error[1], hub_error[2])
     for kind, status, code in _ERRORS:

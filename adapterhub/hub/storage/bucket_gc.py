@@ -38,6 +38,7 @@ def collect(
     grace: float = GRACE,
     last: int | None = None,
     dry_run: bool = False,
+    withdrawn: bool = False,
     progress: Progress | None = None,
 ) -> GcResult:
     """Drop versions that need not be kept, and remove unneeded blobs and parts of uploads from the bucket.
@@ -47,6 +48,7 @@ def collect(
         grace: Hours for which a blob stays after it was stored, noted or dropped.
         last: How many of the newest versions to keep, besides tagged ones, for names without a setting.
         dry_run: Change nothing.
+        withdrawn: Drop the withdrawn versions too.
         progress: Called with blobs done and the number of blobs.
 
     Raises:
@@ -57,7 +59,7 @@ def collect(
         raise ParameterError("grace", f"{grace:g} h is too short for uploads in progress", f"Set at least {MIN_GRACE:g}")
     with storage.registry() as registry:
         _check_log(storage, registry)
-        dropped = retention.drop(registry, last, dry_run=dry_run)
+        dropped = retention.drop(registry, last, dry_run=dry_run, withdrawn=withdrawn)
         swept = GcResult(dry_run, dropped.refs, dropped.parents)
         needs = _NeededBlobs(storage, registry, grace, dropped.numbers if dry_run else {})
         _sweep(storage, needs, swept, grace, progress)

@@ -101,7 +101,7 @@ def settings_page(page_request: PageRequest, worker: Worker) -> Page:
         tags=dict(sorted(tags.items())),
         deprecated=deprecated,
         keep=retention.retention_limit(worker.registry, Ref(name)) if versions else None,
-        is_admin=page_request.who is not None and page_request.who.may("admin", name.partition("/")[0]),
+        is_admin=page_request.who is not None and page_request.who.has_role("admin", name.partition("/")[0]),
     )
 
 

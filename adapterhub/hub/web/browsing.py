@@ -11,7 +11,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import index_file, queries, version_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query, SearchResult
-from adapterhub.manifest import measurement
+from adapterhub.manifest import release_statement
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -264,7 +264,8 @@ _MOST_NAMES, _MOST_LOGS, _MOST_ENTRIES, _MOST_EVENTS = 200, 40, 8, 40
 _WORDS = {
     "push": "pushed", "tag": "tagged", "untag": "removed the tag", "delete": "removed", "restore": "restored",
     "protect": "protected", "unprotect": "unprotected", "deprecate": "deprecated", "undeprecate": "no longer deprecated",
-    "evaluate": "evaluated",
+    "evaluate": "evaluated", "approve": "approved", "rollback": "rolled back", "withdraw": "withdrawn",
+    "unwithdraw": "no longer withdrawn",
 }  # fmt: skip
 
 
@@ -307,6 +308,6 @@ def log_events(
 
 
 def _event(entry: Entry) -> Event:
-    message = measurement.summary_line(entry.message) if entry.op == "evaluate" else entry.message
+    message = release_statement.log_summary(entry.op, entry.message)
     tags = [tag for tag in entry.tags if entry.op != "push" or tag != "latest"]
     return Event(entry.name, entry.time, _WORDS[entry.op], entry.number, tags, entry.author, message)

@@ -16,16 +16,20 @@ from adapterhub.digest import Digest
 from adapterhub.http.client import PAUSES, Answer
 from adapterhub.http.http_errors import DeniedError, RetryableError
 from adapterhub.http.urls import ProxyOf
+from adapterhub.identity import Identity
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Bounds, Query
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.registry.content_search import Bar
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import VersionDocument
+from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.registry.version_lookup import RestoreResult, Version
-from adapterhub.remotes import content_documents, version_documents
-from adapterhub.remotes.answer_fields import DENIED, ERROR_KINDS
+from adapterhub.registry.withdrawal_rights import Claim
+from adapterhub.remotes import content_documents, release_documents, version_documents
+from adapterhub.remotes.answer_fields import DENIED, ERROR_KINDS, Fields
 from adapterhub.remotes.catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, no_bar
+from adapterhub.remotes.release_documents import PromotionReport
 from adapterhub.store.ref_log import Entry
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import (
@@ -278,6 +282,49 @@ class HubCatalog(Catalog):
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
         return version_documents.read_restore(self._ask("POST", f"{_name_path(name)}/restore", retry=False), self.location)
+
+    # ---- releases
+
+    def assess(self, ref: Ref, tag: str) -> PromotionReport:
+        """Compare a version with the requirements of a tag."""
+        query = {"reference": _reference(ref) or LATEST}
+        return release_documents.read_promotion(self._ask("GET", f"{_tag_path(ref.name, tag)}/promotion", query), self.location)
+
+    def promote(self, ref: Ref, tag: str, message: str = "") -> PromotionReport:
+        """Point a tag at a version that meets its requirements."""
+        body = {"reference": _reference(ref) or LATEST, "message": message}
+        answer = self._ask("POST", f"{_tag_path(ref.name, tag)}/promotion", body=body, retry=False)
+        return release_documents.read_promotion(answer, self.location)
+
+    def approve(self, ref: Ref, tag: str, text: str, bundle: bytes = b"") -> Version:
+        """Approve a version for a tag, by the account that is logged in and, with a bundle, its signature."""
+        body = {"tag": tag, "message": text, "bundle": bundle.decode()}
+        answer = self._ask("POST", f"{_version_path(ref)}/approvals", body=body, retry=False)
+        return version_documents.read_version(answer, self.location)
+
+    def rollback(self, ref: Ref, message: str = "") -> tuple[Version, Version]:
+        """Point a tag at the version it had before."""
+        path = f"{_tag_path(ref.name, _tag_of(ref))}/rollback"
+        fields = Fields(self._ask("POST", path, body={"message": message}, retry=False), self.location)
+        left, current = (
+            version_documents.read_version(fields.values.get(key), self.location, ref.tag) for key in ("left", "current")
+        )
+        return left, current
+
+    def withdraw(self, ref: Ref, reason: str, claim: Claim | None = None, *, everywhere: bool = False) -> Sequence[Withdrawal]:
+        """Withdraw a version; a signed one as its signer or as an admin of the namespace."""
+        body: dict[str, Any] = {"message": reason, "everywhere": everywhere}
+        if claim is not None:
+            if isinstance(claim.signer, Identity):
+                raise UsageError(str(ref), "a hub takes the key of a signer, and no identity", "Ask an admin of the hub")
+            body |= {"bundle": claim.bundle.decode(), "key": claim.signer.pem.decode()}
+        fields = Fields(self._ask("PUT", f"{_version_path(ref)}/withdrawal", body=body), self.location)
+        return [release_documents.read_withdrawal(item) for item in fields.objects("withdrawn")]
+
+    def undo_withdrawal(self, ref: Ref) -> Version:
+        """Let a withdrawn version be used again."""
+        answer = self._ask("DELETE", f"{_version_path(ref)}/withdrawal")
+        return version_documents.read_version(answer, self.location)
 
     # ---- requests
 

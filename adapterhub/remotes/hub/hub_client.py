@@ -24,9 +24,18 @@ from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.ref import parse_prefix
+from adapterhub.registry import withdrawals
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    RemoteError,
+    UsageError,
+)
 from adapterhub_converters.lazy_dataclass import dataclass
 
 COMMIT = 40  # hexadecimal digits
@@ -219,11 +228,13 @@ class HubWire(Client):
                 self.login_hint,
                 host=self.login_host,
             )
-        if answer.status == 409:
-            return ConflictError(location, f"exists already{self._details(answer)}", "Push again")
-        if answer.status == 412:
-            return ConflictError(location, "somebody else committed in the meantime", "Review their commit, then push again")
-        return super()._refusal(answer, location)
+        details = self._details(answer)
+        errors: dict[int, AdapterhubError] = {
+            409: ConflictError(location, f"exists already{details}", "Push again"),
+            410: withdrawals.error_elsewhere(location, details),
+            412: ConflictError(location, "somebody else committed in the meantime", "Review their commit, then push again"),
+        }
+        return errors.get(answer.status) or super()._refusal(answer, location)
 
     def _details(self, answer: Answer) -> str:
         """Return the error message of an answer: `X-Error-Message`, else `error` or the first of `errors` in its body."""

@@ -13,13 +13,13 @@ from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES
-from adapterhub.registry import version_selection
+from adapterhub.registry import version_selection, withdrawals
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import hub_files
-from .hub_client import HubAddress, HubClient, Listing
+from .hub_client import COMMIT, HubAddress, HubClient, Listing
 
 MAX_ADAPTER_JSON = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file without a digest in the listing; hubs accept some 10 MB as such
@@ -161,12 +161,19 @@ class Versions:
         """Yield the versions whose digest starts with `digest`: first those already read, then commits that may have it."""
         yield from [version for version in self._by_commit.values() if version.manifest.digest.startswith(digest)]
         for commit in dict.fromkeys(islice(self._candidate_commits(digest), _MAX_CANDIDATES)):
-            with contextlib.suppress(IntegrityError, NotFoundError, RefusedError):
+            try:
                 version = self.version_at(self._client.listing(commit))
-                if version.manifest.digest.startswith(digest):
-                    yield version
-                else:
-                    del self._by_commit[commit]  # a listing may take 64 MB
+            except (IntegrityError, NotFoundError):
+                continue
+            except RefusedError as error:
+                # On a hub of ours a commit has the first digits of the digest: then it is this version that is refused.
+                if error.code == withdrawals.CODE and commit.startswith(digest.removeprefix("sha256:")[:COMMIT]):
+                    raise
+                continue
+            if version.manifest.digest.startswith(digest):
+                yield version
+            else:
+                del self._by_commit[commit]  # a listing may take 64 MB
 
     def _candidate_commits(self, digest: Digest) -> Iterator[str]:
         """Yield commits that may be a version: those with its digest in the title, then the heads of branches and tags."""

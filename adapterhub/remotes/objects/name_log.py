@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import version_selection
+from adapterhub.store.ref_log import TAG_MOVES
 from adapterhub.store.store import REFS, Entry
 from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
@@ -69,7 +70,7 @@ class NameState:
             self.protected |= set(entry.tags)
         elif entry.op == "unprotect":
             self.protected -= set(entry.tags)
-        if entry.op in ("push", "tag"):
+        if entry.op in TAG_MOVES and entry.op != "restore":
             self.tags |= dict.fromkeys(entry.tags, entry.number)
 
     def number_of(self, digest: Digest) -> int:

@@ -15,6 +15,7 @@ from adapterhub.http.boundary import Boundary, is_loopback
 from adapterhub.http.client import PAUSES, Answer, Client
 from adapterhub.http.http_errors import DeniedError, RetryableError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
+from adapterhub.registry import withdrawals
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, RemoteError
 
@@ -66,6 +67,8 @@ class RegistryClient(Client):
         )
 
     def _refusal(self, answer: Answer, location: str) -> Exception:
+        if answer.status == 410:
+            return withdrawals.error_elsewhere(location, self._details(answer))
         error = super()._refusal(answer, location)
         # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
         if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(error, RetryableError | DeniedError):

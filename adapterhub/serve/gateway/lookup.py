@@ -20,6 +20,7 @@ from adapterhub.digest import Digest
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
@@ -83,6 +84,11 @@ class Lookup(Protocol):
 
     def close(self) -> None:
         """Close what it has opened."""
+
+
+def _is_withdrawn(error: Exception) -> bool:
+    """Return whether an error says that a version was withdrawn, which is an answer and no failure to answer."""
+    return isinstance(error, RefusedError) and error.code == withdrawals.CODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +200,10 @@ class RegistryLookup:
         except (NotFoundError, UsageError):
             self.is_up = True
             raise
-        except Exception:
+        except Exception as error:
+            if _is_withdrawn(error):  # an answer like those above
+                self.is_up = True
+                raise
             self.is_up = False
             # After an unexpected failure the connection may be unusable, so it is opened again the next time.
             self._close()
@@ -288,9 +297,11 @@ class RemoteLookup:
             self._record_state(error)
         except AdapterhubError as error:
             cached.error = error
-            if cached.version is None and (known_digest := await asyncio.to_thread(self._confirmed_digest, ref)):
+            if _is_withdrawn(error):
+                cached.version = None
+            elif cached.version is None and (known_digest := await asyncio.to_thread(self._confirmed_digest, ref)):
                 cached.version = ResolvedVersion(ref.name, known_digest)
-            self._record_state(error)
+            self._record_state(None if _is_withdrawn(error) else error)
         else:
             cached.version, cached.error = ResolvedVersion(ref.name, digest), None
             self._record_state(None)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from adapterhub.ref import RefError
+from adapterhub.registry import withdrawals
 from adapterhub.serve.engines import EngineDownError, EngineTimeoutError
 from adapterhub.serve.model_names import NOT_SERVED
 from adapterhub_converters import safe_regex
@@ -92,10 +93,11 @@ def problem_of(error: Exception, model: str) -> ProblemError:
         case IntegrityError():
             problem = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
         case AdapterhubError():
+            status = 410 if error.code == withdrawals.CODE else 400
             # Its location is a folder of the gateway; the client knows the version by its name.
             parts = (f"{model[:200]}: {error.what}", error.hint)
             problem = ProblemError(
-                400, ". ".join(part for part in parts if part), code=error.own_code or "refused", param="model"
+                status, ". ".join(part for part in parts if part), code=error.own_code or "refused", param="model"
             )
         case _:
             raise error

@@ -60,6 +60,20 @@ deprecate other/sql gone --json
 list team/sql
 show team/sql:v1 --headers-only
 deprecate team/sql:v1 --undo
+promote team/sql:v1 staging
+promote team/sql:v2 staging -m better --json
+promote team/sql:v2 staging --dry-run
+promote team/sql:v9 staging => 3
+promote team/sql:v1 latest => 6
+rollback team/sql:staging -m worse
+rollback team/sql:staging => 3
+withdraw team/sql:v1 => 2
+withdraw team/sql:v1 -m leaked
+withdraw team/sql:v1 -m leaked --json
+show team/sql:v1 --headers-only
+promote team/sql:v1 other => 6
+withdraw team/sql:v1 --undo --json
+log team/sql
 du
 du team --json
 rm other/sql
@@ -72,8 +86,8 @@ list other --json
 """
 # Their results do not depend on a registry, or are compared elsewhere: with files, a base or a model.
 ELSEWHERE = {
-    "attach", "attached", "attest", "bom", "chat", "copy", "diff", "eval", "lock", "pull", "resolve", "run", "scan", "serve",
-    "sign", "validate", "verify",
+    "approve", "attach", "attached", "attest", "bom", "chat", "copy", "diff", "eval", "lock", "pull", "resolve", "run",
+    "scan", "serve", "sign", "validate", "verify",
 }  # fmt: skip
 _VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|\d{4}-\d\d-\d\d| *(BY|alice|root) *| {2,}|-+")
 

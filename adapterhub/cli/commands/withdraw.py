@@ -1,0 +1,97 @@
+"""`adapterhub withdraw`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import catalogs, output, signing_options
+from adapterhub.cli.completions import complete_ref
+from adapterhub.cli.options import Settings, command
+from adapterhub.cli.remote_choice import remote_option, remote_words
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.ref import Ref
+    from adapterhub.registry.release_moves import Withdrawal
+    from adapterhub.remotes.catalog import Catalog
+
+
+@command(
+    "withdraw",
+    example="""
+    adapterhub withdraw team/sql:v4 -m "a customer's address in the weights"
+    adapterhub withdraw team/sql:v4 -m "leaked key" --everywhere --remote
+    adapterhub withdraw team/sql:v4 --undo""",
+)
+@click.argument("ref", shell_complete=complete_ref)
+@click.option("-m", "--message", metavar="REASON", help="Reason, which everybody who asks for the version is told.")
+@click.option("--everywhere", is_flag=True, help="Withdraw these bytes under every name that has them.")
+@click.option("--undo", is_flag=True, help="Let it be used again.")
+@signing_options.optional_signer
+@remote_option
+@click.pass_obj
+def withdraw(
+    settings: Settings,
+    *,
+    ref: str,
+    message: str | None,
+    everywhere: bool,
+    undo: bool,
+    signer: signing_options.SignerOption | None,
+    remote: str | None,
+) -> None:
+    """Withdraw one version: it is served, pulled, resolved and promoted no more, by any name of it.
+
+    Its bytes stay for the audit until `adapterhub gc --withdrawn`. `latest` moves to the newest other version; other tags that
+    meant it stay, and cannot be used until they move: `adapterhub rollback NAME:TAG`. The same bytes cannot be pushed to the
+    name again. A signed version is withdrawn by its signer (--key), by the owner of the registry, or by an admin of the hub.
+    """
+    from adapterhub.remotes.release_documents import withdrawal_document
+    from adapterhub.remotes.version_documents import version_document
+
+    if undo:
+        if message or everywhere or signer:
+            raise UsageError("--undo", "takes REF alone", "Leave the other options out", code="conflicting-options")
+        with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions") as (catalog, target):
+            version = catalog.undo_withdrawal(target)
+        undone = version_document(version)
+        del undone["new"], undone["skipped"]
+        text = f"{version.ref} can be used again"
+        output.emit(undone, as_json=settings.as_json, text=lambda: output.write(text))
+        return
+    if not (message or "").strip():
+        raise UsageError(
+            "--message", "is required: everybody who asks for the version is told", "Say why", code="reason-required"
+        )
+    with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions") as (catalog, target):
+        withdrawn = _withdraw(catalog, target, str(message), signer, everywhere=everywhere)
+    document = {"withdrawn": [withdrawal_document(item) for item in withdrawn]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _write(withdrawn, remote))
+
+
+def _withdraw(
+    catalog: Catalog, ref: Ref, reason: str, signer: signing_options.SignerOption | None, *, everywhere: bool
+) -> Sequence[Withdrawal]:
+    if signer is None:
+        return catalog.withdraw(ref, reason, everywhere=everywhere)
+    from adapterhub.registry.withdrawal_rights import Claim
+    from adapterhub.trust import release_claims
+
+    key, digest = signer.read(), catalog.show(ref)["digest"]
+    bundle = release_claims.sign(release_claims.WITHDRAWAL, ref.name, digest, key, text=reason)
+    return catalog.withdraw(ref, reason, Claim(bundle, key.public), everywhere=everywhere)
+
+
+def _write(withdrawn: Sequence[Withdrawal], remote: str | None) -> None:
+    for item in withdrawn:
+        output.write(output.one_line(f"{item.ref} is withdrawn: {item.reason}"))
+        if item.moved_latest:
+            output.write(f"{item.name} is v{item.latest}, the newest version that is left")
+        elif not item.latest:
+            output.write(f"{item.name} has no version that is left: it cannot be used until the next push")
+        for tag in item.tags:
+            command_ = f"`adapterhub rollback {item.name}:{tag}{remote_words(remote)}`"
+            output.write(f"{item.name}:{tag} cannot be used until it moves: {command_}")

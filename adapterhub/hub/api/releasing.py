@@ -1,0 +1,167 @@
+"""Handlers that promote, approve, roll back and withdraw versions, for accounts with the role `write` in the namespace.
+
+Every move of a tag is decided by the registry (`registry.tag_gate`); here is who asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.oci.manifest_handlers import move_branches
+from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.request_context import read_object
+from adapterhub.hub.workers import Worker
+from adapterhub.index.queries import VersionRow
+from adapterhub.manifest.release_statement import MAX_BUNDLE, ReleaseStatement
+from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import release_moves, withdrawal_rights
+from adapterhub.registry.release_moves import Withdrawal
+from adapterhub.registry.repository_records import ENTRY_SIZE
+from adapterhub.registry.version_lookup import Version
+from adapterhub.registry.withdrawal_rights import Claim
+from adapterhub.remotes import release_documents, version_documents
+from adapterhub_converters.errors import UsageError
+
+from .api_requests import name_of, ref_of, ref_to, tag_of, visible_view
+from .changing import begin, change
+from .name_changes import check_writer, checked_tag
+from .reading import version_response
+from .request_fields import text_field
+
+T = TypeVar("T")
+_MAX_BODY = 2 * MAX_BUNDLE
+
+
+async def _fields(hub: Hub, request: Request) -> dict[str, Any]:
+    """Return the document of a request by an account that may write to the name."""
+    await begin(hub, request)
+    return await read_object(request, _MAX_BODY)
+
+
+async def _move(hub: Hub, request: Request, move: Callable[[Worker, Identity | None, str], T], *, size: int = ENTRY_SIZE) -> T:
+    """Make a change of a name that the client may write to, with room for `size` bytes of its log."""
+
+    def work(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> T:
+        check_writer(worker, hub, identity, name, size=size)
+        return move(worker, identity, name)
+
+    return await change(hub, request, work)
+
+
+async def assess(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/tags/{tag}/promotion?reference=: which requirements of a tag a version meets; nothing moves."""
+    identity, name = hub.identify(request), name_of(request)
+    ref = ref_to(name, request.query_params.get("reference", "") or LATEST)
+
+    def work(worker: Worker) -> dict[str, Any]:
+        visible_view(worker, hub, identity, name)
+        assessment = worker.registry.assess(ref, checked_tag(name, tag_of(request)))
+        return release_documents.promotion_document(release_documents.report_of(assessment))
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+async def promote(hub: Hub, request: Request) -> Response:
+    """POST …/names/{name}/tags/{tag}/promotion: point a tag at the version `reference` if it meets all requirements."""
+    fields = await _fields(hub, request)
+    reference, message = text_field(fields, "reference"), text_field(fields, "message", "")
+
+    def move(worker: Worker, _identity: Identity | None, name: str) -> dict[str, Any]:
+        tag = checked_tag(name, tag_of(request))
+        assessment, version = worker.registry.promote(ref_to(name, reference), tag, message)
+        move_branches(worker, name, version, (tag,))
+        moved = assessment.candidate.current != version.number
+        return release_documents.promotion_document(release_documents.report_of(assessment, moved=moved))
+
+    return JSONResponse(await _move(hub, request, move, size=ENTRY_SIZE + len(message)))
+
+
+async def approve(hub: Hub, request: Request) -> Response:
+    """POST …/names/{name}/versions/{reference}/approvals: approve a version for the tag `tag`, as the account that asks."""
+    fields = await _fields(hub, request)
+    text, bundle = text_field(fields, "message"), text_field(fields, "bundle", "")
+
+    def move(worker: Worker, identity: Identity | None, name: str) -> Version:
+        account = identity.account if identity else ""
+        tag, statement = checked_tag(name, text_field(fields, "tag")), ReleaseStatement(text, bundle, account)
+        return release_moves.approve(worker.registry.ledger, ref_of(request, name), tag, statement)
+
+    return version_response(await _move(hub, request, move, size=ENTRY_SIZE + len(text) + len(bundle)))
+
+
+async def rollback(hub: Hub, request: Request) -> Response:
+    """POST …/names/{name}/tags/{tag}/rollback: point a tag at the version it had before, one step back."""
+    message = text_field(await _fields(hub, request), "message", "")
+
+    def move(worker: Worker, _identity: Identity | None, name: str) -> dict[str, Any]:
+        tag = checked_tag(name, tag_of(request))
+        versions = release_moves.rollback(worker.registry.ledger, Ref(name, tag=tag), message)
+        move_branches(worker, name, versions[1], (tag,))
+        documents = ({**version_documents.version_document(item), "moved": item.moved} for item in versions)
+        return dict(zip(("left", "current"), documents, strict=True))
+
+    return JSONResponse(await _move(hub, request, move, size=ENTRY_SIZE + len(message)))
+
+
+async def withdraw(hub: Hub, request: Request) -> Response:
+    """PUT …/names/{name}/versions/{reference}/withdrawal: withdraw a version, or with `everywhere` all with its bytes.
+
+    A signed version is withdrawn by an admin of its namespace, or by its signer: with the PEM of the key as `key`, and the
+    claim that it signed as `bundle`. `everywhere` is every name in whose namespace the account may do this.
+    """
+    fields = await _fields(hub, request)
+    text, everywhere = text_field(fields, "message"), fields.get("everywhere", False)
+    if type(everywhere) is not bool:
+        raise UsageError("everywhere", "is neither true nor false")
+    claim = await hub.workers.read(_claim, fields)
+    statement = ReleaseStatement(text, claim.bundle.decode() if claim else "")
+
+    def move(worker: Worker, identity: Identity | None, name: str) -> list[Withdrawal]:
+        registry = worker.registry
+        row = registry.row(ref_of(request, name))
+        rows = registry.versions_with(row.digest) if everywhere else [row]
+        withdrawn = []
+        for item in rows:
+            may_here = identity is not None and identity.has_role("write", item.name)
+            if item.name != name and not (may_here and hub.may_read_name(worker, identity, item.name)):
+                continue
+            _check_right(worker, identity, item, claim)
+            withdrawn.append(release_moves.withdraw(registry.ledger, item.ref, statement))
+        return withdrawn
+
+    # A withdrawal is never refused for lack of room.
+    documents = [release_documents.withdrawal_document(item) for item in await _move(hub, request, move, size=0)]
+    return JSONResponse({"withdrawn": documents})
+
+
+def _check_right(worker: Worker, identity: Identity | None, row: VersionRow, claim: Claim | None) -> None:
+    """Raise RefusedError unless an account is an admin of a version's namespace, or the version is not signed by others."""
+    if not (identity and identity.has_role("admin", row.name)):
+        signatures = worker.registry.gate.read_signatures(row.name, row.digest)
+        withdrawal_rights.check(row.name, row.number, worker.manifest(row), signatures, claim)
+
+
+def _claim(fields: dict[str, Any]) -> Claim | None:
+    """Return the signed claim in a document; None without one. Reads a key, and so runs in a thread."""
+    bundle, key = text_field(fields, "bundle", ""), text_field(fields, "key", "")
+    if not bundle or not key:
+        return None
+    from adapterhub.trust.keys import parse_public  # needs cryptography
+
+    return Claim(bundle.encode(), parse_public(key, "key"))
+
+
+async def undo_withdrawal(hub: Hub, request: Request) -> Response:
+    """DELETE …/names/{name}/versions/{reference}/withdrawal: let a version be used again; a signed one as an admin."""
+
+    def move(worker: Worker, identity: Identity | None, name: str) -> Version:
+        row = worker.registry.row(ref_of(request, name))
+        _check_right(worker, identity, row, None)
+        return release_moves.undo_withdrawal(worker.registry.ledger, row.ref)
+
+    return version_response(await _move(hub, request, move))

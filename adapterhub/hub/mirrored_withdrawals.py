@@ -1,0 +1,65 @@
+"""Withdrawals that a mirror learns from its upstream, if that runs adapterhub: by the log of the name, in which they are.
+
+A version that was mirrored under the upstream's digest is withdrawn here for the upstream's reason, and can be used again once
+the upstream takes that back.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.manifest import release_statement
+from adapterhub.manifest.release_statement import ReleaseStatement
+from adapterhub.ref import Ref
+from adapterhub.registry import release_moves, withdrawals
+from adapterhub.remotes.hub import hub_catalog
+from adapterhub.remotes.hub.hub_catalog import HubCatalog
+from adapterhub.remotes.hub.hub_client import HubAddress
+from adapterhub_converters.errors import NotFoundError
+
+from . import mirror_origin
+from .settings import Upstream
+from .workers import Worker
+
+_MAX_REASON = 1000  # characters
+
+
+def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> bool:
+    """Withdraw the mirrored versions of a name that its upstream has withdrawn, and undo what it has undone.
+
+    Returns:
+        Whether the upstream runs adapterhub.
+
+    Raises:
+        RemoteError: The upstream does not answer.
+    """
+    wire = hub_catalog.open_wire(address, upstream.endpoint, None, upstream.proxy, ())
+    with closing(wire):
+        if not hub_catalog.has_api(upstream.endpoint, wire, str(address)):
+            return False
+        try:
+            entries = HubCatalog(upstream.endpoint, wire, str(address)).log(Ref(address.name))
+        except NotFoundError:
+            return True
+    last = {
+        entry.digest: (entry.op, release_statement.parse(entry.message).text)
+        for entry in reversed(entries)
+        if entry.op in ("withdraw", "unwithdraw")
+    }
+    _apply(worker, address.name, {digest: text for digest, (op, text) in last.items() if op == "withdraw"}, set(last))
+    return True
+
+
+def _apply(worker: Worker, name: str, reasons: dict[Digest, str], known: set[Digest]) -> None:
+    """Withdraw the versions with these digests; let those in `known` without a reason be used again."""
+    here = withdrawals.reasons(worker.registry.index, name)
+    for row in queries.versions(worker.registry.index, name=name):
+        if not mirror_origin.is_mirrored(worker.database, name, row.digest):
+            continue
+        if row.digest in reasons and row.digest not in here:
+            reason = reasons[row.digest][:_MAX_REASON] or "its upstream gives no reason"
+            release_moves.withdraw(worker.registry.ledger, row.ref, ReleaseStatement(reason))
+        elif row.digest in here and row.digest in known and row.digest not in reasons:
+            release_moves.undo_withdrawal(worker.registry.ledger, row.ref)

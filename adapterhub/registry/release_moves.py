@@ -1,0 +1,159 @@
+"""Promotions, approvals, rollbacks and withdrawals: each is one entry of a name's log, decided under the write lock.
+
+`tag_gate` decides whether a tag may move, here as for every other move.
+"""
+
+from __future__ import annotations
+
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.index.queries import LogState, VersionRow
+from adapterhub.manifest.release_statement import MAX_BUNDLE, ReleaseStatement
+from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.store.ref_log import Entry, entries_in_force
+from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import withdrawals
+from .ledger import Ledger
+from .moves import check_protected, checked_message, now
+from .version_lookup import Version, find_exact_row, find_row, previous_number, version_of
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A version that was withdrawn.
+
+    Attributes:
+        reason: Why.
+        tags: The tags that meant it and mean it still: they cannot be used until they move.
+        latest: The number of the version that `latest` means now; 0 if it means the withdrawn one.
+        moved_latest: Whether `latest` meant it before.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    reason: str
+    tags: tuple[str, ...]
+    latest: int
+    moved_latest: bool = False
+
+    @property
+    def ref(self) -> Ref:
+        """The name with the version number."""
+        return Ref(self.name, number=self.number)
+
+
+def approve(ledger: Ledger, ref: Ref, tag: str, statement: ReleaseStatement) -> Version:
+    """Record that somebody approves a version for a tag; whether that counts is decided when the tag moves."""
+    row = find_row(ledger, ref)
+    _check_text(statement.text, ref)
+    if len(statement.bundle) > MAX_BUNDLE:
+        raise UsageError(str(ref), f"the signature has over {MAX_BUNDLE:,} characters", "Sign it with another key")
+    text = statement.dump()
+
+    def decide(state: LogState) -> Entry:
+        find_row(ledger, row.ref)
+        withdrawals.check(ledger.index, row.name, row.number, row.digest)
+        return _entry(row, state, "approve", (tag,), text)
+
+    ledger.move(row.name, decide)
+    return version_of(ledger, find_row(ledger, row.ref), ref.tag)
+
+
+def rollback(ledger: Ledger, ref: Ref, message: str) -> tuple[Version, Version]:
+    """Point the tag of `ref` at the version it had before, one step back; return the version it left and the one it has now.
+
+    Raises:
+        NotFoundError: It had no other version that can still be used.
+    """
+    tag = ref.tag
+    if tag is None:
+        raise RefError(str(ref), "has no tag", f"Write {ref.name}:TAG")
+    if tag == LATEST:
+        raise RefusedError(str(ref), "is always the newest push", "Choose another tag", code="latest-tag")
+    message = checked_message(message, ref)
+    left = version_of(ledger, find_exact_row(ledger, ref), tag)
+
+    def decide(state: LogState) -> Entry:
+        nonlocal left
+        left = version_of(ledger, find_exact_row(ledger, ref), tag)
+        entries, _ = entries_in_force(ledger.store.log.entries(ref.name))
+        number = previous_number(entries, tag, lambda number: _is_usable(ledger, ref.name, number))
+        if not number:
+            problem = "had no other version before that can be used"
+            raise NotFoundError(str(ref), problem, "Look at the log", code="look-at-log", ref=str(ref))
+        check_protected(ledger, ref.name, tag)
+        return _entry(find_row(ledger, Ref(ref.name, number=number)), state, "rollback", (tag,), message)
+
+    ledger.move(ref.name, decide)
+    return left, version_of(ledger, find_exact_row(ledger, ref), tag)
+
+
+def _is_usable(ledger: Ledger, name: str, number: int) -> bool:
+    rows = queries.versions(ledger.index, name=name, number=number)
+    return bool(rows) and rows[0].digest not in withdrawals.reasons(ledger.index, name)
+
+
+def withdraw(ledger: Ledger, ref: Ref, statement: ReleaseStatement) -> Withdrawal:
+    """Withdraw a version; `latest` first moves to the newest other one, and other tags stay where they are.
+
+    If the process ends in between, the same call finishes it.
+    """
+    row = find_row(ledger, ref)
+    _check_text(statement.text, ref)
+    moved = _move_latest(ledger, row, statement.text)
+
+    def decide(state: LogState) -> Entry | None:
+        find_row(ledger, row.ref)
+        is_withdrawn = row.digest in withdrawals.reasons(ledger.index, row.name)
+        return None if is_withdrawn else _entry(row, state, "withdraw", (), statement.dump())
+
+    ledger.move(row.name, decide)
+    row, tags = find_row(ledger, row.ref), queries.tags(ledger.index, row.name)
+    reason = withdrawals.reasons(ledger.index, row.name)[row.digest]
+    latest = tags.get(LATEST, 0)
+    kept_tags = tuple(sorted(tag for tag in row.tags if tag != LATEST))
+    return Withdrawal(row.name, row.number, row.digest, reason, kept_tags, latest if latest != row.number else 0, moved)
+
+
+def _move_latest(ledger: Ledger, row: VersionRow, reason: str) -> bool:
+    """Move `latest` from a version to the newest other one that can be used; return whether it meant the version."""
+    moved = False
+
+    def decide(state: LogState) -> Entry | None:
+        nonlocal moved
+        if queries.tags(ledger.index, row.name).get(LATEST) != row.number:
+            return None
+        others = [other for other in queries.versions(ledger.index, name=row.name) if other.number != row.number]
+        target = next((other for other in others if _is_usable(ledger, row.name, other.number)), None)
+        moved = target is not None
+        message = f"v{row.number} is withdrawn: {reason}"
+        return _entry(target, state, "tag", (LATEST,), message[:1000]) if target else None
+
+    ledger.move(row.name, decide)
+    return moved
+
+
+def undo_withdrawal(ledger: Ledger, ref: Ref) -> Version:
+    """Let a withdrawn version be used again."""
+    row = find_row(ledger, ref)
+
+    def decide(state: LogState) -> Entry | None:
+        find_row(ledger, row.ref)
+        is_withdrawn = row.digest in withdrawals.reasons(ledger.index, row.name)
+        return _entry(row, state, "unwithdraw", (), "") if is_withdrawn else None
+
+    ledger.move(row.name, decide)
+    return version_of(ledger, find_row(ledger, row.ref), ref.tag)
+
+
+def _check_text(text: str, ref: Ref) -> None:
+    if not checked_message(text, ref).strip():
+        raise UsageError("message", "is empty", "Say why")
+
+
+def _entry(row: VersionRow, state: LogState, op: str, tags: tuple[str, ...], message: str) -> Entry:
+    position = (row.digest, row.manifest_size, row.number, tags, state.head)
+    return Entry(row.name, state.seq + 1, op, now(), *position, message=message)

@@ -1,0 +1,120 @@
+"""The gate before every move of a tag: the decider of tags that have requirements, and no tag to a withdrawn version.
+
+`Ledger.move`, through which all entries of a name's log go, asks it under the lock: there is no other way to a tag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.store.ref_log import Entry, entries_in_force
+from adapterhub_converters.errors import RefusedError
+
+from . import signature_policy, withdrawals
+from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from adapterhub.project.policy import Policy
+    from adapterhub.project.tag_rules import TagRules
+
+    from .promotion import Assessment, VersionEvidence
+
+_MOVES = ("push", "tag", "rollback")
+
+
+class TagGate:
+    """The gate of one open registry.
+
+    Attributes:
+        rules_of_caller: Returns the policy of whoever opened the registry, such as that of a project; None for none.
+        read_signatures: Returns the signatures of a version by name and digest, wherever the registry's owner keeps them.
+    """
+
+    def __init__(self, ledger: Ledger, own_rules: Callable[[], Policy | None]) -> None:
+        self._ledger, self._own_rules = ledger, own_rules
+        self.rules_of_caller: Callable[[], Policy | None] = lambda: None
+        self.read_signatures: Callable[[str, Digest], Sequence[bytes]] = self._stored_signatures
+
+    def _stored_signatures(self, _name: str, digest: Digest) -> Sequence[bytes]:
+        return self._ledger.store.signatures.read(digest, signature_policy.LIMIT)
+
+    @cached_property
+    def evidence(self) -> VersionEvidence:
+        """What is known of versions besides the logs."""
+        from .promotion import VersionEvidence  # with the statistics, which most commands do without
+
+        # Looked up when it is called, as a hub sets it after the registry is open.
+        def read_signatures(name: str, digest: Digest) -> Sequence[bytes]:
+            return self.read_signatures(name, digest)
+
+        return VersionEvidence(self._ledger.store, read_signatures)
+
+    def _policies(self) -> list[Policy]:
+        # Each once: a project's policy may be the registry's own file.
+        policies = (self._own_rules(), self.rules_of_caller())
+        return list(dict.fromkeys(policy for policy in policies if policy is not None))
+
+    def rules(self, tag: str) -> list[TagRules]:
+        """Return the requirements on a tag: the registry's, and those of whoever opened it."""
+        return list(dict.fromkeys(rules for policy in self._policies() for rules in policy.tag_rules(tag)))
+
+    def gated_tags(self) -> set[str]:
+        """Return the tags that have requirements."""
+        return set().union(*(policy.gated_tags() for policy in self._policies()))
+
+    def kept_tags(self) -> set[str]:
+        """Return the tags whose previous version a gc keeps."""
+        return {tag for tag in self.gated_tags() if any(rules.keep_previous for rules in self.rules(tag))}
+
+    def assess(
+        self, name: str, number: int, digest: Digest, tag: str, *, mover: str, pending: Entry | None = None
+    ) -> Assessment:
+        """Compare a version with the requirements on a tag.
+
+        Args:
+            name: The name.
+            number: The number of the version.
+            digest: Its digest.
+            tag: The tag.
+            mover: The user who moves it.
+            pending: The entry with which the move would be made, if that also pushes the version.
+        """
+        from . import promotion  # with the statistics, which most commands do without
+
+        rules = self.rules(tag)
+        entries = entries_in_force(self._ledger.store.log.entries(name))[0] if rules else []
+        if pending is not None and pending.op == "push":
+            entries = [*entries, pending]
+        current = queries.tags(self._ledger.index, name).get(tag, 0)
+        candidate = promotion.Candidate(name, number, digest, tag, entries, mover, current)
+        return promotion.assess(candidate, rules, self.evidence)
+
+    def check(self, entry: Entry) -> None:
+        """Raise RefusedError for an entry that moves a tag to a version that does not meet its requirements, or is withdrawn.
+
+        A rollback goes back to a version that the tag had, and was decided about then.
+        """
+        if entry.op not in _MOVES:
+            return
+        withdrawals.check(self._ledger.index, entry.name, entry.number, entry.digest)
+        for tag in entry.tags if entry.op != "rollback" else ():
+            if self.rules(tag):
+                self.assess(entry.name, entry.number, entry.digest, tag, mover=entry.author, pending=entry).check()
+
+    def check_name(self, name: str, tag: str, is_content_of: Callable[[Digest], bool]) -> None:
+        """Check a name beside the registry's tags, such as a branch that a hub keeps, which is about to lead to some content.
+
+        `is_content_of` returns whether that is the version with a digest.
+
+        Raises:
+            RefusedError: The tag of this name has requirements, and does not mean this content.
+        """
+        number = queries.tags(self._ledger.index, name).get(tag, 0)
+        rows = queries.versions(self._ledger.index, name=name, number=number) if number else []
+        if not (rows and is_content_of(rows[0].digest)):
+            problem = "has requirements, and leads only to the version that was promoted to it"
+            raise RefusedError(f"{name}:{tag}", problem, "Promote a version", code="requirements-unmet", ref=name, tag=tag)

@@ -1,0 +1,45 @@
+"""Who may withdraw a signed version: its signer, by a signed claim, or an admin of the place where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub_converters.errors import IntegrityError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import signature_policy
+
+if TYPE_CHECKING:
+    from adapterhub.trust.keys import TrustedSigner
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A signed claim that a version is withdrawn, and the signer that it is said to be by."""
+
+    bundle: bytes
+    signer: TrustedSigner
+
+
+def check(name: str, number: int, manifest: Manifest, signatures: Sequence[bytes], claim: Claim | None) -> None:
+    """Raise RefusedError if a version is signed, and a claim is not by one of its signers; for anybody but an admin."""
+    from adapterhub.trust import bundle, release_claims, statement
+
+    files = signature_policy.signed_files(manifest)
+    own_signatures = [
+        raw
+        for raw in signatures
+        if bundle.predicate_type(raw) == statement.PREDICATE_TYPE and signature_policy.is_about(raw, manifest)
+    ]
+    if not own_signatures:
+        return
+    ref, problem = f"{name}:v{number}", "is signed, and only its signer or an admin may withdraw it"
+    if claim is None:
+        raise RefusedError(ref, problem, "Sign the withdrawal with its key", code="signed-version")
+    try:
+        bundle.find_accepted(own_signatures, [claim.signer], files, None, ref)
+        release_claims.verify(claim.bundle, release_claims.WITHDRAWAL, [claim.signer], name=name, digest=manifest.digest)
+    except IntegrityError as error:
+        raise RefusedError(ref, f"{problem}: {error.what}", error.hint, code="signed-version") from error

@@ -1,0 +1,37 @@
+"""Withdrawn versions: their bytes stay, and nobody may use them.
+
+A withdrawal is an entry of the name's log and holds for a digest, so that the same bytes cannot be pushed under the name again.
+`version_lookup.find_version`, which opens a version for use, and `tag_gate`, which lets tags move, refuse by this module.
+"""
+
+from __future__ import annotations
+
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.index.index_database import Index
+from adapterhub_converters.errors import RefusedError
+
+CODE = "withdrawn"
+"""The code of the error for a version that was withdrawn, for which servers answer 410."""
+
+
+def reasons(index: Index, name: str) -> dict[Digest, str]:
+    """Return why versions of a name were withdrawn, by their digests."""
+    return queries.marks(index, "withdraw", name)
+
+
+def error(location: str, name: str, number: int, reason: str) -> RefusedError:
+    """Return the error for a version that was withdrawn."""
+    return RefusedError(location, f"v{number} was withdrawn: {reason}", "Use another version", code=CODE, name=name)
+
+
+def error_elsewhere(location: str, details: str) -> RefusedError:
+    """Return the error for a version that a server says was withdrawn, with its own words after a colon."""
+    return RefusedError(location, f"was withdrawn{details}", "Use another version", code=CODE)
+
+
+def check(index: Index, name: str, number: int, digest: Digest) -> None:
+    """Raise RefusedError if a version of a name was withdrawn."""
+    reason = reasons(index, name).get(digest)
+    if reason is not None:
+        raise error(name, name, number, reason)

@@ -1,0 +1,45 @@
+"""The page on releases: its steps are run in turn, and print what it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from tests.conftest import ROOT, Run
+from tests.support.adapters import write_adapter
+
+PAGE = (ROOT / "docs" / "release.md").read_text()
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+# What differs from run to run.
+VARYING = ((r"sha256:[0-9a-f…]+ *", "sha256:… "), (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"), (r"DIGEST +BY", "DIGEST BY"))
+
+
+def steps() -> list[tuple[str, str]]:
+    """Commands with what they print."""
+    text = "".join(body for kind, body in BLOCK.findall(PAGE) if kind == "console")
+    return [(step.partition("\n")[0], step.partition("\n")[2]) for step in re.split(r"^\$ adapterhub ", text, flags=re.M)[1:]]
+
+
+def plain(text: str) -> str:
+    for pattern, word in VARYING:
+        text = re.sub(pattern, word, text)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def test_the_steps_of_the_page_print_what_it_shows(tmp_path: Path, run: Run) -> None:
+    for seed, name in ((1, "old"), (2, "sql")):
+        write_adapter(tmp_path / name, seed)
+    author = {"ADAPTERHUB_AUTHOR": "dan"}
+    run("init", ".", env=author)
+    for name in ("old", "sql"):
+        run("push", f"./{name}", "team/sql", "--force", env=author)
+    run("tag", "team/sql:v1", "prod", env={"ADAPTERHUB_AUTHOR": "ana"})
+    (tmp_path / "keys").mkdir()
+    for name in ("bo", "cy"):
+        run("key", "generate", f"keys/{name}")
+    (tmp_path / "adapterhub.toml").write_text(dict(BLOCK.findall(PAGE))["toml"])
+    for command, printed in steps():
+        who = next((name for name in ("bo", "cy") if f"keys/{name}.key" in command), "ana")
+        result = run(*shlex.split(command), env={"ADAPTERHUB_AUTHOR": who}, code=None)
+        assert plain(result.stdout + result.stderr) == plain(printed), command

@@ -1,0 +1,276 @@
+"""Promotions, approvals, rollbacks and withdrawals at a hub: one decider for every way to a tag, and 410 for the withdrawn."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from starlette.routing import Route
+
+from adapterhub.hub.app import api_routes
+from adapterhub.hub.web import routes as web
+from adapterhub.index import queries
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
+from adapterhub.project import settings_file
+from adapterhub.ref import Ref
+from adapterhub.trust import bundle, keys, release_claims, statement
+from tests.conftest import Run
+from tests.hub.conftest import Running, serving
+from tests.support.adapters import Make
+
+SQL = Ref.parse("team/sql")
+NAME = "/api/adapterhub/v1/names/team/sql"
+RULES = "[promote.prod.require]\napprovals = 1\nfrom_others = true\n"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, make: Make) -> Iterator[Running]:
+    """A hub whose operator has requirements on prod, with two versions by alice, the first of which is prod."""
+    policy = settings_file.parse(RULES, tmp_path / "adapterhub.toml").policy
+    with serving(tmp_path / "hub", policy=policy) as running:
+        with running.registry() as registry:
+            registry.author = "alice"
+            for seed in (1, 2):
+                registry.push(make(f"a{seed}", seed), SQL)
+            registry.tag(Ref("team/sql", number=1), "prod")
+        yield running
+
+
+def ask(hub: Running, method: str, path: str, body: Any = None, *, token: str = "", kind: str = "application/json") -> Any:
+    """Send a request; return its status, and its JSON if it has any."""
+    connection = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=30)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    headers = {"authorization": f"Bearer {token or hub.token}", "content-type": kind}
+    connection.request(method, path, data, headers)
+    response = connection.getresponse()
+    raw = response.read()
+    connection.close()
+    try:
+        return response.status, json.loads(raw)
+    except ValueError:
+        return response.status, raw
+
+
+def prod(hub: Running) -> int:
+    with hub.registry() as registry:
+        return queries.tags(registry.index, "team/sql").get("prod", 0)
+
+
+def digest(hub: Running, number: int) -> str:
+    with hub.registry() as registry:
+        return str(registry.row(Ref("team/sql", number=number)).digest)
+
+
+def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Running) -> None:
+    bob = hub.make_token("bob", "write")
+    asked = {"reference": "v2", "message": "reviewed"}
+    status, answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2")
+    (requirement,) = answer["requirements"]
+    assert (status, answer["ok"], requirement["value"]) == (200, False, "0 of 1")
+    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", asked)
+    assert (status, answer["kind"], answer["code"], prod(hub)) == (400, "refused", "requirements-unmet", 1)
+    for token in ("", bob):
+        assert ask(hub, "POST", f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "read it"}, token=token)[0] == 200
+    status, answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2", token=bob)
+    reasons = "alice pushed, signed or moves it, bob pushed, signed or moves it"
+    assert answer["requirements"][0]["value"] == f"0 of 1; not counted: {reasons}"
+    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", asked)
+    assert (status, answer["moved"], answer["current"], prod(hub)) == (200, True, 2, 2)
+    with hub.registry() as registry:
+        entry = registry.log(Ref.parse("team/sql:prod"))[0]
+    assert (entry.author, entry.message) == ("alice", "reviewed")
+    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/rollback", {"message": "wrong dates"})
+    assert (status, answer["current"]["number"], answer["left"]["number"], prod(hub)) == (200, 1, 2, 1)
+
+
+def test_who_may_only_read_releases_nothing(hub: Running) -> None:
+    eve = hub.make_token("eve", "read")
+    for method, path in (
+        ("POST", "tags/prod/promotion"),
+        ("POST", "tags/prod/rollback"),
+        ("POST", "versions/v2/approvals"),
+        ("PUT", "versions/v2/withdrawal"),
+        ("DELETE", "versions/v2/withdrawal"),
+    ):
+        assert ask(hub, method, f"{NAME}/{path}", {"message": "x"}, token=eve)[0] == 403, path
+
+
+# ---- no way around
+
+
+def writing_routes() -> Iterator[tuple[str, str]]:
+    """Method and path of every route that may set something."""
+    for route in [*api_routes(), *web.routes()]:
+        if isinstance(route, Route):
+            yield from ((method, route.path) for method in sorted(route.methods or ()) if method in ("PUT", "POST", "PATCH"))
+
+
+def test_no_route_that_writes_leads_the_tag_to_a_version_that_is_not_approved(hub: Running) -> None:
+    """Found by looking: each route is asked with names and bodies that would move the tag, its branch or its manifest."""
+    with hub.registry() as registry:
+        manifest = registry.oci_manifest(registry.resolve(Ref("team/sql", number=2))).raw
+        first_manifest = json.loads(registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).raw)
+    first, second = digest(hub, 1), digest(hub, 2)
+    parameters = {
+        "namespace": ["team"], "repo": ["sql"], "name": ["team/sql"], "tag": ["prod"], "branch": ["prod"],
+        "revision": ["v2", "prod", "main"], "reference": ["prod", "v2", second], "path": ["README.md"],
+    }  # fmt: skip
+    fields = {
+        "reference": "v2", "tag": "prod", "tags": ["prod"], "startingPoint": "v2", "message": "x", "seq": 2, "branch": "prod",
+        "manifest": manifest.decode(), "fromRepo": "team/sql", "toRepo": "team/new", "name": "sql", "organization": "team",
+    }  # fmt: skip
+    lines = [{"key": "header", "value": {"summary": "x"}}]
+    lines += [{"key": "file", "value": {"path": "README.md", "content": "eA==", "encoding": "base64"}}]
+    commit = b"\n".join(json.dumps(line).encode() for line in lines)
+    bodies = [(json.dumps(fields).encode(), "application/json"), (commit, "application/x-ndjson"), (manifest, MANIFEST_TYPE)]
+    image = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": {}, "layers": []}).encode()
+    bodies.append((image, MANIFEST_TYPE))
+    asked = 0
+    for method, template in writing_routes():
+        paths = set()
+        for choice in range(3):
+            path = template.replace(":path}", "}")
+            for key, values in parameters.items():
+                path = path.replace(f"{{{key}}}", quote(values[choice % len(values)], safe="/:"))
+            paths |= {path} if "team" in path or "repos" in path else set()
+        for path in paths:
+            if "{" in path:
+                continue  # a session or a file, which leads to no tag
+            for body, kind in bodies:
+                asked += ask(hub, method, f"{path}?tag=prod", body, kind=kind)[0] < 500
+        status, answer = ask(hub, "GET", "/api/models/team/sql/revision/prod")
+        assert status in (404, 410) or answer["sha"] == first.removeprefix("sha256:")[:40], (method, template)
+        status, answer = ask(hub, "GET", "/v2/team/sql/manifests/prod")
+        assert status in (404, 410) or answer == first_manifest, (method, template)
+    assert asked > 60
+
+
+WAYS: dict[str, Callable[[Running, bytes], Any]] = {
+    "a tag by the API": lambda hub, _: ask(hub, "PUT", f"{NAME}/tags/prod", {"reference": "v2"}),
+    "a push by the API": lambda hub, raw: ask(hub, "POST", f"{NAME}/versions", {"manifest": raw.decode(), "tags": ["prod"]}),
+    "an OCI tag": lambda hub, raw: ask(hub, "PUT", "/v2/team/sql/manifests/prod", raw, kind=MANIFEST_TYPE),
+    "OCI tags of a digest": lambda hub, raw: ask(
+        hub, "PUT", f"/v2/team/sql/manifests/{digest(hub, 2)}?tag=prod", raw, kind=MANIFEST_TYPE
+    ),
+}
+FREE_WAYS: dict[str, Callable[[Running], Any]] = {
+    "a branch of hf": lambda hub: ask(hub, "POST", "/api/models/team/sql/branch/prod", {"startingPoint": "main"}),
+    "a tag of hf": lambda hub: ask(hub, "POST", "/api/models/team/sql/tag/main", {"tag": "prod"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_known_way_is_refused_by_the_decider(way: str, hub: Running) -> None:
+    with hub.registry() as registry:
+        raw = registry.oci_manifest(registry.resolve(Ref("team/sql", number=2))).raw
+    status, answer = WAYS[way](hub, raw)
+    assert status in (400, 403)
+    assert "approvals: 0 of 1" in json.dumps(answer)
+    assert prod(hub) == 1
+
+
+@pytest.mark.parametrize("way", FREE_WAYS)
+def test_a_new_branch_or_tag_of_hf_is_decided_too_and_goes_where_the_tag_goes(way: str, hub: Running) -> None:
+    with hub.registry() as registry:
+        registry.rm(Ref.parse("team/sql:prod"))
+    status, answer = FREE_WAYS[way](hub)
+    assert (status, "approvals: 0 of 1" in json.dumps(answer), prod(hub)) == (400, True, 0)
+    bob = hub.make_token("bob", "write")
+    assert ask(hub, "POST", f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "fine"}, token=bob)[0] == 200
+    assert FREE_WAYS[way](hub)[0] == 200
+    assert prod(hub) == 2
+
+
+def test_a_name_whose_tag_has_requirements_is_not_renamed_away_from_its_evidence(hub: Running) -> None:
+    status, answer = ask(hub, "POST", "/api/repos/move", {"fromRepo": "team/sql", "toRepo": "team/new"})
+    assert (status, "the evidence for its version stays with the old name" in answer["error"]) == (400, True)
+
+
+# ---- withdrawal
+
+
+def test_a_withdrawn_version_is_answered_410_with_the_reason_on_every_way_out(hub: Running) -> None:
+    first, weights = digest(hub, 1), "adapter_model.safetensors"
+    with hub.registry() as registry:
+        layers = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).layers
+    blob = next(layer.digest for layer in layers if layer.path == weights)
+    status, answer = ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})
+    assert (status, answer["withdrawn"][0]["tags"], answer["withdrawn"][0]["latest"]) == (200, ["prod"], 2)
+    for path in (
+        "/v2/team/sql/manifests/prod",
+        f"/v2/team/sql/manifests/{first}",
+        f"/v2/team/sql/blobs/{blob}",
+        f"/team/sql/resolve/prod/{weights}",
+        f"/team/sql/resolve/{first.removeprefix('sha256:')[:40]}/{weights}",
+        f"{NAME}/tags/prod",
+        "/api/models/team/sql/revision/prod",
+        "/api/models/team/sql/tree/prod",
+    ):
+        status, answer = ask(hub, "GET", path)
+        assert (status, b"a leaked key" in json.dumps(answer).encode()) == (410, True), path
+    assert ask(hub, "GET", f"/team/sql/resolve/main/{weights}")[0] == 200
+    assert ask(hub, "GET", f"{NAME}/log")[0] == 200
+    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", {"reference": "v1"})
+    assert (status, answer["code"]) == (410, "withdrawn")
+    assert ask(hub, "DELETE", f"{NAME}/versions/v1/withdrawal")[0] == 200
+    assert ask(hub, "GET", "/v2/team/sql/manifests/prod")[0] == 200
+
+
+def test_a_signed_version_is_withdrawn_by_its_signer_or_an_admin(hub: Running, tmp_path: Path) -> None:
+    for name in ("release", "other"):
+        keys.generate(tmp_path / name)
+    private, other = (keys.read_private(tmp_path / f"{name}.key") for name in ("release", "other"))
+    with hub.registry() as registry:
+        manifest = registry.oci_manifest(registry.resolve(Ref("team/sql", number=2)))
+        files = {layer.path: layer.digest for layer in manifest.layers}
+        registry.store.signatures.add(manifest.digest, bundle.sign(statement.Statement("team/sql", files), private), 10)
+
+    def claimed(key: keys.PrivateKey) -> dict[str, str]:
+        claim = release_claims.sign(release_claims.WITHDRAWAL, "team/sql", manifest.digest, key, text="x")
+        return {"message": "x", "bundle": claim.decode(), "key": key.public.pem.decode()}
+
+    path, admin = f"{NAME}/versions/v2/withdrawal", hub.make_token("root", "admin")
+    for body in ({"message": "x"}, claimed(other)):
+        status, answer = ask(hub, "PUT", path, body)
+        assert (status, answer["code"]) == (400, "signed-version")
+    assert ask(hub, "PUT", path, claimed(private))[0] == 200
+    assert ask(hub, "DELETE", path)[1]["code"] == "signed-version"
+    assert ask(hub, "DELETE", path, token=admin)[0] == 200
+    assert ask(hub, "PUT", path, {"message": "x"}, token=admin)[0] == 200
+
+
+def test_everywhere_is_every_name_that_the_account_may_change(hub: Running, make: Make) -> None:
+    with hub.registry() as registry:
+        for name in ("team/copy", "others/copy"):
+            registry.push(make("a1", 1), Ref.parse(name))
+    status, answer = ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "x", "everywhere": True})
+    assert (status, {item["name"] for item in answer["withdrawn"]}) == (200, {"team/sql", "team/copy", "others/copy"})
+
+
+# ---- the commands
+
+
+def test_the_commands_work_at_a_hub(hub: Running, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = hub.url.replace("http://", "hub+http://")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    result = run("promote", f"{address}/team/sql@v2", "prod", code=6)
+    assert "MISSING" in result.stdout
+    ask(hub, "POST", f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "x"}, token=hub.make_token("bob", "write"))
+    assert run("approve", f"{address}/team/sql@v2", "--for", "prod", "-m", "read it").stdout.endswith("is approved for prod\n")
+    assert run("promote", f"{address}/team/sql@v2", "prod").stdout.endswith("team/sql:prod is team/sql:v2\n")
+    back = run("rollback", f"{address}/team/sql@prod", "-m", "wrong")
+    assert back.stdout == "team/sql:prod is team/sql:v1 again, and was v2\n"
+    run("lock", f"{address}/team/sql@v2")
+    assert "team/sql:v2 is withdrawn: leaked" in run("withdraw", f"{address}/team/sql@v2", "-m", "leaked").stdout
+    failed = run("pull", f"{address}/team/sql@v2", "-o", "out", code=6)
+    assert "was withdrawn" in failed.stderr
+    assert "[withdrawn]" in failed.stderr
+    for words in (["lock", "--check"], ["pull", "--locked"]):
+        assert "[withdrawn]" in run(*words, code=6).stderr
+    assert run("withdraw", f"{address}/team/sql@v2", "--undo").stdout == "team/sql:v2 can be used again\n"
