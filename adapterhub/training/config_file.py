@@ -176,14 +176,14 @@ class _ConfigParser:
         """Return the hint for an unknown key: the key that was probably meant, its right section, or all keys."""
         if self._problems.count >= self._problems.SHOWN:
             return ""
-        sections = [
-            section_name
-            for section_name, section_class in SECTIONS.items()
-            if key in {item.name for item in dataclasses.fields(section_class)}
-        ]
-        if sections:
-            return f"It belongs to [{sections[0]}]"
+        if right_section := _section_of(key):
+            return f"It belongs to [{right_section}]"
         return _name_suggestion(key, fields) or f"The keys are {', '.join(fields)}"
+
+
+def _section_of(key: str) -> str | None:
+    """Return the first section that has a key of this name."""
+    return next((name for name, fields in SECTIONS.items() if key in {item.name for item in dataclasses.fields(fields)}), None)
 
 
 def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
@@ -192,12 +192,7 @@ def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
     # The key of another trainer has a certain meaning; a similar name is only a guess.
     equivalent = _OTHER_TRAINERS_KEYS.get(name)
     if equivalent and equivalent not in names:
-        section_of_key = next(
-            section
-            for section, section_class in SECTIONS.items()
-            if equivalent in {item.name for item in dataclasses.fields(section_class)}
-        )
-        return f"Did you mean {equivalent} in [{section_of_key}]?"
+        return f"Did you mean {equivalent} in [{_section_of(equivalent)}]?"
     suggestions = [equivalent] if equivalent else difflib.get_close_matches(name, names, 1)
     return f"Did you mean {suggestions[0]}?" if suggestions else ""
 
