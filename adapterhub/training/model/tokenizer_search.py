@@ -39,7 +39,7 @@ class ExpressionTrial:
     """
 
     def __init__(self, tokenizer: Any, location: str) -> None:
-        self._where = location
+        self._location = location
         backend = getattr(tokenizer, "backend_tokenizer", None)
         components = {name: _parsed_state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
         if unknown_expression := next(_unknown_expressions(_parsed_state(getattr(backend, "decoder", None))), ""):
@@ -63,9 +63,9 @@ class ExpressionTrial:
                 problem = (
                     f"its tokenizer takes more than {seconds} s for a text, with {self._unknown_expression[:60]!r} or the like"
                 )
-                raise FormatError(self._where, problem, _HINT) from error
+                raise FormatError(self._location, problem, _HINT) from error
             except ValueError as error:
-                raise FormatError(self._where, f"its tokenizer gives up on a text ({str(error)[:200]})", _HINT) from error
+                raise FormatError(self._location, f"its tokenizer gives up on a text ({str(error)[:200]})", _HINT) from error
 
 
 def _parsed_state(component: Any) -> Any:
