@@ -25,8 +25,8 @@ from adapterhub_converters.errors import LocalIOError, NotFoundError, Problems, 
 
 from .train_config import SECTIONS, TrainConfig
 
-# The names that other trainers use: peft's and transformers' first, then those of the programs built on them.
-_OTHER_TRAINERS_KEYS = {
+# The names that other trainers use, and ours: peft's and transformers' first, then those of the programs built on them.
+OTHER_TRAINERS_KEYS = {
     "batch_size": "rows", "bf16": "dtype", "cutoff_len": "sequence", "dataset": "train", "eval_steps": "evaluate_every",
     "exclude_modules": "exclude", "fp16": "dtype", "gradient_checkpointing": "checkpointing", "init_lora_weights": "init",
     "layers_to_transform": "layers", "load_in_4bit": "quantize", "lora_alpha": "alpha", "lora_dropout": "dropout",
@@ -81,7 +81,7 @@ class _ConfigParser:
     """A parser of one TOML document, with the problems found so far."""
 
     def __init__(self, text: str, folder: Path, location: str, changes: Sequence[str]) -> None:
-        self._text, self._folder, self._where = text, folder, location
+        self._text, self._folder, self._location = text, folder, location
         self._problems: Problems[UsageError] = Problems()
         self._reported: set[tuple[str, str]] = set()
         self._document = toml_file.parse(text, location)
@@ -97,7 +97,7 @@ class _ConfigParser:
                     "", name, "unknown section", _name_suggestion(name, SECTIONS) or f"The sections are {', '.join(SECTIONS)}"
                 )
         sections = {name: self._section(name, section_class) for name, section_class in SECTIONS.items()}
-        config = TrainConfig(**sections, folder=self._folder, location=self._where)
+        config = TrainConfig(**sections, folder=self._folder, location=self._location)
         _check(config, self.report_problem)
         self._problems.check()
         return config
@@ -118,7 +118,7 @@ class _ConfigParser:
         # A key that is missing gets the line of its section.
         line = toml_file.line_of(self._text, section, key) or (toml_file.line_of(self._text, "", section) if section else None)
         label = f"[{section}] {key[:80]}" if section else f"[{key[:80]}]"
-        return f"{self._where}:{line}: {label}" if line else f"{self._where}: {label}"
+        return f"{self._location}:{line}: {label}" if line else f"{self._location}: {label}"
 
     def _apply_override(self, change: str) -> None:
         name, equals, value_text = change.partition("=")
@@ -176,39 +176,30 @@ class _ConfigParser:
         """Return the hint for an unknown key: the key that was probably meant, its right section, or all keys."""
         if self._problems.count >= self._problems.SHOWN:
             return ""
-        sections = [
-            section_name
-            for section_name, section_class in SECTIONS.items()
-            if key in {item.name for item in dataclasses.fields(section_class)}
-        ]
-        if sections:
-            return f"It belongs to [{sections[0]}]"
+        if right_section := _section_of(key):
+            return f"It belongs to [{right_section}]"
         return _name_suggestion(key, fields) or f"The keys are {', '.join(fields)}"
+
+
+def _section_of(key: str) -> str | None:
+    """Return the first section that has a key of this name."""
+    return next((name for name, fields in SECTIONS.items() if key in {item.name for item in dataclasses.fields(fields)}), None)
 
 
 def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
     """Return a question with the name that was probably meant; empty if none is close."""
     name = name[:80].lower()
     # The key of another trainer has a certain meaning; a similar name is only a guess.
-    equivalent = _OTHER_TRAINERS_KEYS.get(name)
+    equivalent = OTHER_TRAINERS_KEYS.get(name)
     if equivalent and equivalent not in names:
-        section_of_key = next(
-            section
-            for section, section_class in SECTIONS.items()
-            if equivalent in {item.name for item in dataclasses.fields(section_class)}
-        )
-        return f"Did you mean {equivalent} in [{section_of_key}]?"
+        return f"Did you mean {equivalent} in [{_section_of(equivalent)}]?"
     suggestions = [equivalent] if equivalent else difflib.get_close_matches(name, names, 1)
     return f"Did you mean {suggestions[0]}?" if suggestions else ""
 
 
 def _value(value: Any, expected_type: Any) -> Any:
     """Return a value as the type of its key; raise ValueError if it has another type."""
-    options = (
-        typing.get_args(expected_type)
-        if typing.get_origin(expected_type) in (types.UnionType, typing.Union)
-        else (expected_type,)
-    )
+    options = _options(expected_type)
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
@@ -228,7 +219,27 @@ def _value(value: Any, expected_type: Any) -> Any:
             return float(value)
         elif option is not type(None) and type(value) is option:
             return value
-    raise ValueError(f"{value!r:.80} has the wrong type")
+    raise ValueError(f"{value!r:.80} is not {_type_name(expected_type)}")
+
+
+def _options(expected_type: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(expected_type) in (types.UnionType, typing.Union)
+    return typing.get_args(expected_type) if is_union else (expected_type,)
+
+
+def _type_name(expected_type: Any, *, plural: bool = False) -> str:
+    """Return what a value of the type is in a TOML file, in words."""
+    names = []
+    for option in _options(expected_type):
+        if typing.get_origin(option) is tuple:
+            names.append(f"a list of {_type_name(typing.get_args(option)[0], plural=True)}")
+        elif option is bool:
+            names.append("true or false")
+        elif option is not types.NoneType:
+            name = {int: "whole number", float: "number", str: "text"}.get(option, "table")
+            keys = ", ".join(typing.get_type_hints(option)) if dataclasses.is_dataclass(option) else ""
+            names.append((f"{name}s" if plural else f"a {name}") + (f" of {keys}" if keys else ""))
+    return " or ".join(names)
 
 
 def _table(values: dict[str, Any], expected_type: Any) -> Any:

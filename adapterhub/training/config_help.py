@@ -18,6 +18,7 @@ from typing import Any
 from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .config_file import OTHER_TRAINERS_KEYS
 from .train_config import SECTIONS
 
 # An INI file, whose values may continue in indented lines.
@@ -181,12 +182,10 @@ def explain(query: str | None = None) -> list[KeyExplanation]:
     matches = matches or [item for item in keys if name in (item.key, f"{item.section}.{item.key}")]
     if not matches:
         names = [*SECTIONS, *(item.key for item in keys)]
-        suggestions = difflib.get_close_matches(name, names, 1)
-        problem = "is not a key or section of a config"
-        details = {"meant": suggestions[0]} if suggestions else {}
-        raise UsageError(
-            query[:60], problem, f"Did you mean {suggestions[0]}?" if suggestions else "", code="config-key", **details
-        )
+        meant = OTHER_TRAINERS_KEYS.get(name.lower()) or next(iter(difflib.get_close_matches(name, names, 1)), None)
+        details = {"meant": meant} if meant else {}
+        hint = f"Did you mean {meant}?" if meant else ""
+        raise UsageError(query[:60], "is not a key or section of a config", hint, code="config-key", **details)
     return matches
 
 

@@ -28,20 +28,17 @@ class LimitExceededError(Exception):
 class Process:
     """A process for one template or tokenizer, usable from any thread; each request and each answer is one line of JSON.
 
+    It starts at the first request, and again at the next one if it has ended.
+
     Args:
         kind: The kind of `source`.
         source: The text of the template, or of a tokenizer.json.
     """
 
     def __init__(self, kind: Literal["template", "tokenizer"], source: str) -> None:
-        # -P keeps the script's folder off the import path: a file there would shadow a library.
-        command, pipe = [sys.executable, "-P", str(_PROCESS), str(MEMORY)], subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-        # The process ends together with this object: neither templates nor tokenizers are ever closed.
-        weakref.finalize(self, _end_process, process)
-        self._process = process
-        self._requests, self._answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-        self._first_request = kind, source
+        self._kind, self._source = kind, source
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def ask(self, value: Any, seconds: int) -> Any:
@@ -67,26 +64,45 @@ class Process:
         """
         # Requests and answers are matched by their order, so threads take turns.
         with self._lock:
-            kind, source = self._first_request
-            self._first_request = kind, ""  # the source is sent with the first request only
+            source = "" if self._process else self._source  # the source is sent with the first request only
             answers: list[Any] = []
             try:
-                self._requests.write(json.dumps([seconds, all_seconds, kind, source, values], default=str).encode() + b"\n")
-                self._requests.flush()
+                process = self._process = self._process or self._start()
+                requests, lines = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+                if self._is_closed:  # before the start, which `close` did not see
+                    process.kill()
+                request = json.dumps([seconds, all_seconds, self._kind, source, values], default=str)
+                requests.write(request.encode() + b"\n")
+                requests.flush()
+                while len(answers) < len(values) and (line := lines.readline()).endswith(b"\n"):
+                    answer, failure = json.loads(line)
+                    answers.append(ValueError(failure) if failure else answer)
             except BrokenPipeError:
-                return [LimitExceededError()]
-            for _ in values:
-                line = self._answers.readline()
-                # The process ended before it answered: it exceeded a limit.
-                if not line.endswith(b"\n"):
-                    return [*answers, LimitExceededError()]
-                answer, failure = json.loads(line)
-                answers.append(ValueError(failure) if failure else answer)
-            return answers
+                pass  # it has ended
+            finally:
+                # It exceeded a limit, or Ctrl-C left answers in the pipe that the next request would take for its own.
+                if len(answers) < len(values):
+                    self._end()
+            return answers if len(answers) == len(values) else [*answers, LimitExceededError()]
 
-    def kill(self) -> None:
-        """End the process; a thread that waits for its answers gets a LimitExceededError."""
-        self._process.kill()
+    def close(self) -> None:
+        """End the process for good; who waits for its answers, or asks again, gets a LimitExceededError."""
+        self._is_closed = True
+        if process := self._process:
+            process.kill()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # -P keeps the script's folder off the import path: a file there would shadow a library.
+        command, pipe = [sys.executable, "-P", str(_PROCESS), str(MEMORY)], subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        # The process ends together with this object: neither templates nor tokenizers are ever closed.
+        self._finalizer = weakref.finalize(self, _end_process, process)
+        return process
+
+    def _end(self) -> None:
+        if self._process:
+            self._finalizer()
+            self._process = None
 
 
 def _end_process(process: subprocess.Popen[bytes]) -> None:

@@ -232,8 +232,8 @@ def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bo
     allocated = memory.plan(config, spec, card=card).runtime if card is not None else compute_device.allocated_memory(device)
     is_fast = card is None and machine.multiplies_bfloat16_fast()
     resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card, is_fast=is_fast)
-    if not force:
-        budget.check(resolved, spec, free=free, allocated=allocated, card=card)
+    if not force and (misfit := budget.misfit(resolved, spec, free=free, allocated=allocated, card=card)):
+        raise misfit
     return resolved
 
 

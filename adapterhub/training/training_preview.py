@@ -19,11 +19,18 @@ class Preview:
         matmul: Floating-point operations per second of a matrix product on this machine, measured now; None without torch,
             and for another machine.
         seconds: The time of the steps' arithmetic at that rate: a lower bound, without loading and evaluations.
+        dtype_notes: Notes on the dtype, which this machine may lack or multiply slowly.
     """
 
     data: Survey
     matmul: float | None = None
     seconds: float | None = None
+    dtype_notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All notes for the user, one line each."""
+        return *self.dtype_notes, *self.data.notes
 
 
 def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> Preview:
@@ -36,10 +43,10 @@ def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> P
         spec, (_, tokenizer) = files.spec, files.config_and_tokenizer()
     chat_template.apply(tokenizer, chat_template.configured(config, tokenizer))
     data_survey = survey(config, tokenizer)
-    rate = _matmul_rate(config) if on_this_machine else None
-    return Preview(
-        data_survey, rate, _operations(config, spec, data_survey.count) / rate if data_survey.count and rate else None
-    )
+    if not on_this_machine or data_survey.count is None:
+        return Preview(data_survey)
+    rate, dtype_notes = _matmul_rate(config)
+    return Preview(data_survey, rate, _operations(config, spec, data_survey.count) / rate, tuple(dtype_notes))
 
 
 def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
@@ -51,7 +58,8 @@ def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
     return memory.flops(config, spec, tokens=tokens, label_tokens=label_tokens, trained=trained, context=count.context)
 
 
-def _matmul_rate(config: TrainConfig) -> float:
+def _matmul_rate(config: TrainConfig) -> tuple[float, list[str]]:
+    """Return the rate of a matrix product in the dtype that this machine would compute in, and notes on that dtype."""
     import torch
 
     from . import compute_device
@@ -59,5 +67,5 @@ def _matmul_rate(config: TrainConfig) -> float:
 
     with compute_device.threads(config.train.threads):
         device = compute_device.select(config.base.device)
-        dtype, _ = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
-        return matmul_rate(getattr(torch, dtype), device)
+        dtype, notes = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
+        return matmul_rate(getattr(torch, dtype), device), notes + compute_device.dtype_notes(dtype, device)

@@ -169,6 +169,14 @@ def test_no_row_is_without_a_label(pack_rows: bool, tmp_path: Path, tokenizer: o
     )
 
 
+def test_an_example_without_an_answer_is_not_said_to_lack_its_end(tmp_path: Path, tokenizer: object) -> None:
+    question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    file = write(tmp_path / "a.jsonl", {"messages": [question, answer]}, {"messages": [question]})
+    left_out, *others = load(file, tokenizer).notes
+    assert left_out == "1 of 2 examples are left out: they have no token to train on"
+    assert not any("stop token" in note for note in others)
+
+
 def test_an_array_of_objects_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object) -> None:
     records = [{"text": "x"}, {"prompt": "a", "completion": "b"}]
     lines = write(tmp_path / "a.jsonl", *records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapterhub.training import process_limits
-from adapterhub.training.data import encoding, template_renderers
+from adapterhub.training.data import chat_template, encoding, template_renderers
 from adapterhub.training.data.document_files import Document
 from adapterhub_converters.errors import FormatError
 
@@ -39,15 +40,10 @@ def limited_processes() -> list[str]:
 
 
 def count_starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A list to which every process that starts adds its kind."""
+    """A list to which every process that starts adds itself."""
     starts = list[object]()
-
-    class Counted(process_limits.Process):
-        def __init__(self, kind: Any, source: str) -> None:
-            starts.append(kind)
-            super().__init__(kind, source)
-
-    monkeypatch.setattr(template_renderers.process_limits, "Process", Counted)
+    start = process_limits.Process._start
+    monkeypatch.setattr(process_limits.Process, "_start", lambda process: starts.append(process) or start(process))
     return starts
 
 
@@ -89,19 +85,43 @@ def test_a_template_that_does_not_end_costs_only_its_conversation(picky: Any, mo
 
 def test_a_batch_of_conversations_that_do_not_end_costs_the_time_of_a_few(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_renderers.chat_template, "SECONDS", 0)
+    chat_template.process.cache_clear()
     starts = count_starts(monkeypatch)
     documents = [conversation(number, "forever") for number in range(64)]
     with pytest.raises(FormatError) as caught:
         list(encoding.encode_documents(documents, picky, loss="completion"))
     assert [line[:9] for line in caught.value.problems] == ["a.jsonl:0", "a.jsonl:1"]
-    assert starts == ["template"] * 2
+    assert len(starts) == 2
 
 
-def test_a_process_renders_many_batches(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_that_rendered_before_renders_a_few_documents(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [{"role": "user", "content": "Why?"}]
+    chat_template.render(picky, turns, location="")
     starts = count_starts(monkeypatch)
     documents = [conversation(number) for number in range(5 * 64)]
-    assert len(list(encoding.encode_documents(documents, picky, loss="completion"))) == len(documents)
-    assert starts == ["template"]
+    for _ in ("training", "held out"):
+        assert len(list(encoding.encode_documents(documents, picky, loss="completion"))) == len(documents)
+    assert not starts
+
+
+def test_the_answers_that_an_interrupt_left_are_no_answers_to_later_requests(picky: Any) -> None:
+    process = process_limits.Process("template", PICKY)
+
+    def request(content: str) -> list[Any]:
+        return [{"messages": [{"role": "user", "content": content}]}, None]
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            process.ask_all([request("a"), request("forever"), request("b")], 10, 10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert process.ask(request("c"), 10) == "[user]c;"
 
 
 def test_an_interrupt_ends_renders_that_do_not_end(picky: Any) -> None:

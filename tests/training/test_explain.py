@@ -47,6 +47,8 @@ def test_a_section_has_all_of_its_keys_and_an_unknown_one_is_refused() -> None:
     with pytest.raises(UsageError, match="Did you mean learning_rate?") as caught:
         config_help.explain("learnig_rate")
     assert caught.value.code == "config-key"
+    with pytest.raises(UsageError, match="Did you mean learning_rate?"):
+        config_help.explain("lr")  # the name that other trainers have
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)

@@ -281,6 +281,17 @@ def test_small_products_of_sixteen_bits_are_in_float32_where_the_processor_is_sl
             assert compute_device.product_dtype(dtype, card) == dtype
 
 
+def test_a_dry_run_has_the_note_on_a_slow_dtype_as_well(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training.read_config(settings(tmp_path, tiny_base, steps=3))
+    config = replace(config, base=replace(config.base, dtype="bfloat16"))
+    monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda: False)
+    slow = "this processor multiplies bfloat16 4 to 15 times slower"
+    assert any(note.startswith(slow) for note in training.preview(config).notes)
+    assert not any(note.startswith(slow) for note in training.preview(config, on_this_machine=False).notes)
+
+
 def test_dequantized_experts_compute_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     matrices = [nf4_matrix.quantize(torch.randn(64, 128, generator=generator), "w") for _ in range(3)]

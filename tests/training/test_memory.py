@@ -14,7 +14,6 @@ import pytest
 from adapterhub import training
 from adapterhub.training.cost import budget, memory, model_sizes
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
 from tests.support.byte_tokenizer import write_tokenizer
 from tests.training.conftest import load_base
@@ -145,20 +144,21 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_
     config = config_of(tmp_path, tiny_base)
     spec = read_base(tiny_base)
     total = memory.plan(config, spec).total
-    budget.check(config, spec, free=total)
-    budget.check(config, spec, free=total - 1, allocated=1)
-    budget.check(config, spec, free=None)
-    with pytest.raises(RefusedError, match=r"Set micro_rows = 1$"):
-        budget.check(config, spec, free=total - 1)
+
+    def remedy(free: int | None, **more: int) -> str | None:
+        error = budget.misfit(config, spec, free=free, **more)
+        return None if error is None else error.hint
+
+    assert remedy(total) is remedy(total - 1, allocated=1) is remedy(None) is None
+    assert remedy(total - 1) == "Set micro_rows = 1"
     smallest = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, sequence=128),
         train=dataclasses.replace(config.train, micro_rows=1, checkpointing=True),
     )
-    with pytest.raises(RefusedError, match="Set micro_rows = 1, checkpointing = true, sequence = 128"):
-        budget.check(config, spec, free=memory.plan(smallest, spec).total)
-    with pytest.raises(RefusedError, match="use a smaller base"):
-        budget.check(config, spec, free=memory.plan(smallest, spec).total - 1)
+    fits = memory.plan(smallest, spec).total
+    assert remedy(fits) == "Set micro_rows = 1, checkpointing = true, sequence = 128"
+    assert "use a smaller base" in str(remedy(fits - 1))
 
 
 def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path, tiny_base: Path) -> None:

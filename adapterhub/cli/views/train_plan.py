@@ -90,7 +90,7 @@ def _data_document(plan: Preview) -> dict[str, Any]:
         "encoding_seconds": plan.data.count and plan.data.encoding_seconds,
         "seconds_at_least": plan.seconds,
         "matmul": plan.matmul,
-        "notes": list(plan.data.notes),
+        "notes": list(plan.notes),
     }
 
 
@@ -111,7 +111,7 @@ def _write_data(plan: Preview, config: TrainConfig) -> None:
         rate = f"{plan.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine"
         pairs["time"] = f"at least {_duration(plan.seconds)}, the steps' arithmetic at the {rate}"
     output.write_pairs(pairs)
-    for note in plan.data.notes:
+    for note in plan.notes:
         output.write(f"note: {note}")
 
 

@@ -84,22 +84,17 @@ def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, 
 
 def alternatives(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> list[Alternative]:
     """Return plans with one setting changed at a time: micro-rows, row length, checkpointing, quantization."""
-    return [Alternative(text, plan(changed, spec, card=card)) for text, changed in _alternative_configs(config)]
-
-
-def _alternative_configs(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     micro = config.train.micro_rows or config.train.rows
     sizes = {size for size in (micro // 2, 1) if 0 < size < micro and config.train.rows % size == 0}
-    for size in sorted(sizes, reverse=True):
-        yield f"micro_rows = {size}", _with(config, "train", micro_rows=size)
-    for sequence in (config.data.sequence // 2, config.data.sequence * 2):
-        if sequence > 1:
-            # Both directions: longer rows show what more memory would buy.
-            yield f"sequence = {sequence}", _with(config, "data", sequence=sequence)
-    on = config.train.checkpointing is not True
-    yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
-    quantization = "none" if config.base.quantize == "nf4" else "nf4"
-    yield f'quantize = "{quantization}"', _with(config, "base", quantize=quantization)
+    # Both directions: longer rows show what more memory would buy.
+    sequences = [sequence for sequence in (config.data.sequence // 2, config.data.sequence * 2) if sequence > 1]
+    changes: list[SettingChange] = [
+        *(("train", "micro_rows", size) for size in sorted(sizes, reverse=True)),
+        *(("data", "sequence", sequence) for sequence in sequences),
+        ("train", "checkpointing", config.train.checkpointing is not True),
+        ("base", "quantize", "none" if config.base.quantize == "nf4" else "nf4"),
+    ]
+    return [Alternative(_text([change]), plan(_with_changes(config, [change]), spec, card=card)) for change in changes]
 
 
 def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
@@ -121,7 +116,7 @@ def resolve_auto(
     The base is dequantized if the training then takes at most half of the memory: for a few percent, others keep theirs.
 
     Args:
-        free: As for `check`, like `allocated` and `card`.
+        free: As for `misfit`, like `allocated` and `card`.
         is_fast: Whether the processor multiplies so fast that dequantizing is a part of a step worth its memory.
     """
 
@@ -140,29 +135,21 @@ def resolve_auto(
     return config
 
 
-def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None) -> None:
-    """Refuse a training run that does not fit into memory.
-
-    Args:
-        free: The free bytes; None if unknown, which passes.
-        allocated: The bytes of the training that this process already holds.
-        card: The memory in bytes of the CUDA device to plan for; None for a CPU.
-
-    Raises:
-        RefusedError: With the code `training-memory`, and the smallest change that makes it fit in its field `change`.
-    """
-    if error := misfit(config, spec, free=free, allocated=allocated, card=card):
-        raise error
-
-
 def misfit(
     config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None
 ) -> RefusedError | None:
-    """Return the error that `check` raises; None if the training fits."""
+    """Return the error of a training run that does not fit into memory; None if it fits.
+
+    It has the code `training-memory`, and the smallest change that makes the run fit in its field `change`.
+
+    Args:
+        free: The free bytes; None if unknown, which counts as enough.
+        allocated: The bytes of the training that this process already holds.
+        card: The memory in bytes of the CUDA device to plan for; None for a CPU.
+    """
     needed = plan(config, spec, card=card).total
-    if free is None or needed <= free + allocated:
+    if free is None or needed <= (available := free + allocated):
         return None
-    available = free + allocated
     fitting_settings = next(
         (text for text, changed in _remedies(config) if plan(changed, spec, card=card).total <= available), None
     )
@@ -171,7 +158,7 @@ def misfit(
         if fitting_settings
         else "No setting of rows, sequence or quantization makes it fit: use a smaller base"
     )
-    problem = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + allocated)} are free"
+    problem = f"training needs about {_gigabytes(needed)}, but {_gigabytes(available)} are free"
     return RefusedError(config.location, problem, remedy, code="training-memory", change=remedy)
 
 
@@ -193,7 +180,12 @@ def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         if sequence >= _MIN_SEQUENCE
     ]
     for combination in (*single_changes, *cumulative_changes, *shorter_rows):
-        yield ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in combination), _with_changes(config, combination)
+        yield _text(combination), _with_changes(config, combination)
+
+
+def _text(changes: Sequence[SettingChange]) -> str:
+    """Return changes as they are written in a config."""
+    return ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in changes)
 
 
 def _with_changes(config: TrainConfig, changes: Sequence[SettingChange]) -> TrainConfig:

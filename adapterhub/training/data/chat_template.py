@@ -139,8 +139,6 @@ def render_variables(template: str, variables: Mapping[str, Any], *, location: s
     try:
         return str(process(template).ask([variables, None], SECONDS))
     except process_limits.LimitExceededError as error:
-        # The process has ended; the next conversation starts another.
-        process.cache_clear()
         raise limit_error(location) from error
     except ValueError as error:
         raise _refusal(error, location) from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -13,9 +15,12 @@ from adapterhub_converters.errors import FormatError
 
 # Limits of what a file decompresses to, as a multiple of its bytes and as a size that is always allowed.
 _MAX_RATIO, _ALWAYS_ALLOWED = 64, 256 << 20
-_GZIP = 16 + zlib.MAX_WBITS  # zlib's number for a gzip header
 # Bytes given to a decompressor at once. zstd writes up to 128 KiB for four bytes, so that a piece may become 128 MiB.
 _PIECE = 4096
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),  # zlib's number for a gzip header
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
 
 
 def data_suffix(path: Path) -> str:
@@ -29,12 +34,11 @@ def decompress(raw: bytes, path: Path) -> bytes:
     Raises:
         FormatError: They are damaged, or decompress to more than `max_size`.
     """
-    decompressor = _DECOMPRESSORS.get(path.suffix)
-    if decompressor is None:
+    if path.suffix not in _DECOMPRESSORS:
         return raw
     pieces, size = list[bytes](), 0
     try:
-        for piece in decompressor(raw):
+        for piece in _pieces(raw, _DECOMPRESSORS[path.suffix]):
             size += len(piece)
             if size > max_size(len(raw)):
                 raise too_large_error(path, len(raw))
@@ -54,15 +58,7 @@ def too_large_error(path: Path, size: int) -> FormatError:
     return FormatError(str(path), f"its {size:,} bytes unpack to more than {max_size(size):,}")
 
 
-def _gzip_pieces(raw: bytes) -> Iterator[bytes]:
-    return _pieces(raw, lambda: zlib.decompressobj(_GZIP))
-
-
-def _zstd_pieces(raw: bytes) -> Iterator[bytes]:
-    return _pieces(raw, lambda: zstandard.ZstdDecompressor().decompressobj())
-
-
-def _pieces(raw: bytes, new_decompressor: Callable[[], zlib._Decompress | zstandard.ZstdDecompressionObj]) -> Iterator[bytes]:
+def _pieces(raw: bytes, new_decompressor: Callable[[], Any]) -> Iterator[bytes]:
     """Yield the contents of the members or frames that follow each other in `raw`; EOFError if the last one is cut off."""
     file, decompressor, compressed = io.BytesIO(raw), new_decompressor(), b""
     while compressed := compressed or file.read(_PIECE):
@@ -72,6 +68,3 @@ def _pieces(raw: bytes, new_decompressor: Callable[[], zlib._Decompress | zstand
         compressed = decompressor.unused_data if decompressor.eof else b""
     if not decompressor.eof:
         raise EOFError("its end is missing")
-
-
-_DECOMPRESSORS: dict[str, Callable[[bytes], Iterator[bytes]]] = {".gz": _gzip_pieces, ".zst": _zstd_pieces}

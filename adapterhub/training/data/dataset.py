@@ -309,8 +309,9 @@ def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -
         yield f"{empty} of {answers} answers are learned with an empty thought, because their prompt does not end with it"
     if prompted := int(lines["prompted_thoughts"].sum()):
         yield f"the prompt of {prompted} of {answers} answers ends with an empty thought, which is context"
-    endless = count - int(lines["stopped"].sum())
-    if endless == count and stop_tokens(tokenizer):
+    # Examples without an answer have no end to learn; other notes count them.
+    stopped = lines["stopped"][lines["trained"] > 0]
+    if stop_tokens(tokenizer) and not stopped.any():
         yield f"the stop token {tokenizer.eos_token!r} is never trained on: the model will not learn to end its answers"
-    elif endless and stop_tokens(tokenizer):
-        yield f"{endless} of {count} examples do not end with a stop token that is trained on"
+    elif stop_tokens(tokenizer) and (endless := int((~stopped).sum())):
+        yield f"{endless} of {len(stopped)} examples do not end with a stop token that is trained on"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from adapterhub.training.process_limits import LimitExceededError
 from adapterhub_converters.errors import FormatError, Problems
 
-from . import chat_template, record_shapes
+from . import chat_template, record_shapes, template_renderers
 from .conversation import Conversation
 from .document_files import Document
 from .example import Example
 from .examples import Source, encode_sources, requests, source_of
-from .template_renderers import Renderers
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 64, 1 << 18
 _MANY = 512  # documents: fewer are not worth the start of further processes
@@ -61,7 +60,8 @@ def encode_documents(
 def _encoded(
     documents: Sequence[Document], tokenizer: Any, loss: str, on_batch: Callable[[int], None] | None
 ) -> Iterator[tuple[Document, list[Example | FormatError]]]:
-    def finish(batch: Sequence[_Sources], answers: list[Any]) -> Iterator[tuple[Document, list[Example | FormatError]]]:
+    batches = _batches(documents, tokenizer, loss)
+    for batch, answers in _answered(batches, loss, many=len(documents) >= _MANY):
         sources = [source for _, document_sources in batch for source in document_sources]
         examples = iter(encode_sources(sources, answers, tokenizer, loss=loss))
         for document, document_sources in batch:
@@ -69,21 +69,13 @@ def _encoded(
         if on_batch:
             on_batch(len(batch))
 
-    with Renderers(1 if len(documents) < _MANY else None) as renderers:
-        for batch in _batches(documents, tokenizer, loss):
-            sources = [source for _, document_sources in batch for source in document_sources]
-            for finished, answers in renderers.submit(batch, requests(sources, loss)):
-                yield from finish(finished, answers)
-        for finished, answers in renderers.rest():
-            yield from finish(finished, answers)
+
+_Batch = list[tuple[Document, list[Source | FormatError]]]
+"""Documents with their sources: one for most, two for a pair, or the error of one that is no conversation."""
 
 
-_Sources = tuple[Document, list[Source | FormatError]]
-
-
-def _batches(documents: Sequence[Document], tokenizer: Any, loss: str) -> Iterator[list[_Sources]]:
-    """Yield documents with their sources: one for most, two for a pair, or the error of one that is no conversation."""
-    batch: list[_Sources] = []
+def _batches(documents: Sequence[Document], tokenizer: Any, loss: str) -> Iterator[_Batch]:
+    batch: _Batch = []
     characters = 0
     for document in documents:
         batch.append((document, _sources(document, tokenizer, loss)))
@@ -93,6 +85,18 @@ def _batches(documents: Sequence[Document], tokenizer: Any, loss: str) -> Iterat
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def _answered(batches: Iterable[_Batch], loss: str, *, many: bool) -> Iterator[tuple[_Batch, list[Any]]]:
+    """Yield each batch with the answers of its chat template, while the next ones are rendered if there are many."""
+    with_requests = ((batch, requests([source for _, sources in batch for source in sources], loss)) for batch in batches)
+    if not many:
+        yield from ((batch, template_renderers.ask(batch_requests)) for batch, batch_requests in with_requests)
+        return
+    with template_renderers.Renderers() as renderers:
+        for batch, batch_requests in with_requests:
+            yield from renderers.submit(batch, batch_requests)
+        yield from renderers.rest()
 
 
 def _size(source: Source | FormatError) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import queue
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -26,25 +26,21 @@ class _Processes:
 
     def __init__(self) -> None:
         self._by_template: dict[str, process_limits.Process] = {}
-        self.has_ended = False
+        self._has_ended = False
 
     def get(self, template: str) -> process_limits.Process:
-        """Return the process of a template, which is started if it is missing."""
+        """Return the process of a template."""
         if template not in self._by_template:
             self._by_template[template] = process_limits.Process("template", template)
-            if self.has_ended:  # meanwhile, so that `end` may not have seen it
-                self._by_template[template].kill()
+            if self._has_ended:  # meanwhile, so that `end` may not have seen it
+                self._by_template[template].close()
         return self._by_template[template]
-
-    def forget(self, template: str) -> None:
-        """Forget a process that has ended."""
-        self._by_template.pop(template)
 
     def end(self) -> None:
         """End all of them, from another thread too."""
-        self.has_ended = True
+        self._has_ended = True
         for process in list(self._by_template.values()):
-            process.kill()
+            process.close()
 
 
 class Renderers:
@@ -54,7 +50,7 @@ class Renderers:
         count: The number of processes for each template; None is one for each core.
     """
 
-    def __init__(self, count: int | None) -> None:
+    def __init__(self, count: int | None = None) -> None:
         self.count = min(count or _cores(), _MAX_PROCESSES)
         self._threads = ThreadPoolExecutor(self.count)
         # A thread takes a set of processes for each batch, so that no two threads wait for the same process.
@@ -91,39 +87,35 @@ class Renderers:
     def _ask(self, batch: Sequence[Request | None]) -> list[Any]:
         processes = self._idle.get()
         try:
-            return ask(batch, processes)
+            return ask(batch, processes.get)
         finally:
             self._idle.put(processes)
 
 
-def ask(batch: Sequence[Request | None], processes: _Processes | None = None) -> list[Any]:
+def ask(
+    batch: Sequence[Request | None], process_of: Callable[[str], process_limits.Process] = chat_template.process
+) -> list[Any]:
     """Return the answer for each request, or the error that `process_limits.Process.ask` would raise; None for None.
 
     Args:
-        processes: The processes to use; None for those of `chat_template`.
+        process_of: Returns the process of a template.
     """
     answers: list[Any] = [None] * len(batch)
     for template in {request[0]: None for request in batch if request}:
         numbers = [number for number, request in enumerate(batch) if request and request[0] == template]
         values = [request[1] for request in batch if request and request[0] == template]
-        for number, answer in zip(numbers, _ask_all(template, values, processes), strict=True):
+        for number, answer in zip(numbers, _ask_all(process_of(template), values), strict=True):
             answers[number] = answer
     return answers
 
 
-def _ask_all(template: str, values: Sequence[Any], processes: _Processes | None) -> list[Any]:
+def _ask_all(process: process_limits.Process, values: Sequence[Any]) -> list[Any]:
     answers: list[Any] = []
     allowed = chat_template.MAX_ENDED  # also the seconds for all values, in those for one: rendering 64 takes one
-    while len(answers) < len(values):
-        if not allowed or (processes is not None and processes.has_ended):
-            return [*answers, *(process_limits.LimitExceededError() for _ in values[len(answers) :])]
-        process = chat_template.process(template) if processes is None else processes.get(template)
+    while len(answers) < len(values) and allowed:
         answers += process.ask_all(values[len(answers) :], chat_template.SECONDS, allowed * chat_template.SECONDS)
-        # The process has ended; the next conversation starts another.
-        if isinstance(answers[-1], process_limits.LimitExceededError):
-            allowed -= 1
-            chat_template.process.cache_clear() if processes is None else processes.forget(template)
-    return answers
+        allowed -= isinstance(answers[-1], process_limits.LimitExceededError)
+    return [*answers, *(process_limits.LimitExceededError() for _ in values[len(answers) :])]
 
 
 def _cores() -> int:

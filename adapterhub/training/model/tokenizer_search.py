@@ -39,14 +39,13 @@ class ExpressionTrial:
     """
 
     def __init__(self, tokenizer: Any, location: str) -> None:
-        self._where = location
-        self._process: process_limits.Process | None = None
+        self._location = location
         backend = getattr(tokenizer, "backend_tokenizer", None)
         components = {name: _parsed_state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
         if unknown_expression := next(_unknown_expressions(_parsed_state(getattr(backend, "decoder", None))), ""):
             raise RefusedError(location, f"its decoder searches with an unknown expression, {unknown_expression[:60]!r}", _HINT)
         self._unknown_expression = next(_unknown_expressions(components), "")
-        self._source = json.dumps(_EMPTY_TOKENIZER | components)
+        self._process = process_limits.Process("tokenizer", json.dumps(_EMPTY_TOKENIZER | components))
 
     def check(self, texts: Any) -> None:
         """Try the unknown expressions, if there are any, on one text or several.
@@ -57,19 +56,16 @@ class ExpressionTrial:
         if not self._unknown_expression:
             return
         for text in _texts(texts):
-            # Started at the first text, and kept for the next ones.
-            process = self._process = self._process or process_limits.Process("tokenizer", self._source)
             seconds = _SECONDS + len(text) // _CHARACTERS_PER_SECOND
             try:
-                process.ask(text, seconds)
+                self._process.ask(text, seconds)
             except process_limits.LimitExceededError as error:
-                self._process = None
                 problem = (
                     f"its tokenizer takes more than {seconds} s for a text, with {self._unknown_expression[:60]!r} or the like"
                 )
-                raise FormatError(self._where, problem, _HINT) from error
+                raise FormatError(self._location, problem, _HINT) from error
             except ValueError as error:
-                raise FormatError(self._where, f"its tokenizer gives up on a text ({str(error)[:200]})", _HINT) from error
+                raise FormatError(self._location, f"its tokenizer gives up on a text ({str(error)[:200]})", _HINT) from error
 
 
 def _parsed_state(component: Any) -> Any:

@@ -53,7 +53,7 @@ def config_and_tokenizer(folder: Path, document: dict[str, Any], *, location: st
     expression_trial = tokenizer_search.ExpressionTrial(tokenizer, location)
     # A subclass of the tokenizer's own class with the same name, so that everything else stays as it was.
     tokenizer.__class__ = type(
-        tokenizer_class.__name__, (_SafeTokenizer, tokenizer_class), {"where": location, "search": expression_trial}
+        tokenizer_class.__name__, (_SafeTokenizer, tokenizer_class), {"location": location, "search": expression_trial}
     )
     tokenizer.stop_tokens = stop_tokens(folder)
     return config, tokenizer
@@ -69,17 +69,17 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 class _SafeTokenizer:
     """A mix-in for tokenizers that neither hang nor panic: any error of tokenizers (Rust) about a text becomes one line."""
 
-    where: str
+    location: str
     search: tokenizer_search.ExpressionTrial
     stop_tokens: frozenset[int]
 
     def __call__(self, text: Any, **options: Any) -> Any:
         self.search.check(text)
-        with _tokenizer_errors(self.where):
+        with _tokenizer_errors(self.location):
             return super().__call__(text, **options)  # type: ignore[misc]
 
     def decode(self, *args: Any, **options: Any) -> Any:
-        with _tokenizer_errors(self.where):
+        with _tokenizer_errors(self.location):
             return super().decode(*args, **options)  # type: ignore[misc]
 
 
