@@ -8,7 +8,7 @@ from __future__ import annotations
 
 FINDINGS: dict[str, str] = {
     # Are the files well-formed?
-    "no-adapter": "There is no adapter at the path, the ref or the address, or its format is not known. Check the spelling; `adapterhub list` shows the refs of the registry, `adapterhub formats` the formats.",
+    "no-adapter": "There is no adapter at the path, the ref or the address, or its format is not known. Check the spelling; `adapterhub list` shows the refs of the registry, `adapterhub convert --list` the formats.",
     "malformed": "A header is cut short, has impossible lengths, or names a key twice. Most often a download or an upload was interrupted, or Git LFS left a pointer in place of the file (`git lfs pull`). Fetch the file again. In a document, a part has the wrong form; the message names it.",
     "missing-file": "Weights without their config, or the other way around. Only adapter_config.json records the adapter's alpha: restore the file, or make one with `adapterhub fix SRC --alpha N`.",
     "pickle": "A .bin or .pt file is a program that its reader runs. Save the adapter again as safetensors; `adapterhub convert --unsafe-pickle` reads one that you trust, in a process of its own.",

@@ -27,16 +27,25 @@ if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub_converters.formats import GgufDtype
 
-# Words that people type, to the command that they mean.
+# Words that people type, from git, docker, hf and npm too, to the command that they mean, with its options.
 SYNONYMS = {
     "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
     "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
     "put": "push", "quantize": "convert", "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore",
     "upload": "push", "version": "--version", "ask": "run", "talk": "chat", "clean": "gc", "clone": "pull", "evaluate": "eval",
-    "fetch": "pull", "finetune": "train", "fuse": "merge", "generate": "run", "install": "pull", "mv": "copy", "prune": "gc",
-    "publish": "push", "rename": "copy", "save": "push", "status": "info", "sync": "pull", "test": "validate",
-    "uninstall": "rm", "whoami": "info",
+    "fetch": "pull", "finetune": "train", "fuse": "merge", "generate": "run", "install": "pull", "prune": "gc",
+    "publish": "push", "save": "push", "status": "info", "sync": "pull", "test": "validate",
+    "uninstall": "rm", "whoami": "info", "models": "list", "attached": "attach --list", "find": "search --file",
+    "formats": "convert --list", "materialize": "rebuild", "unpack": "pack --undo", "checkout": "pull", "commit": "push",
+    "branch": "tag", "revert": "restore", "stash": "push", "blame": "lineage", "reflog": "log", "grep": "search",
+    "images": "list", "image": "list", "ps": "list", "rmi": "rm", "start": "serve", "up": "serve", "build": "train",
+    "logs": "log", "load": "pull", "exec": "run", "tags": "tag", "auth": "login", "cache": "du", "repo": "list",
+    "repos": "list", "scan-cache": "du", "i": "pull", "ci": "pull --locked", "update": "lock --update",
+    "upgrade": "lock --update", "outdated": "lock --check", "view": "show", "dist-tag": "tag", "unpublish": "rm",
+    "mv": "copy", "rename": "copy", "shrinkwrap": "lock", "sbom": "bom", "licenses": "bom",
 }  # fmt: skip
+# The same for a word in a group of commands.
+GROUP_SYNONYMS = {"hub": {"restore": "load-backup", "audit": "log", "serve": "start", "run": "start", "up": "start"}}
 
 
 @dataclass
@@ -128,10 +137,11 @@ def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> 
         return
     import difflib
 
-    commands = {name: name for name in names} | {
-        word: target for word, target in SYNONYMS.items() if target in (*names, "--version")
-    }
-    close = difflib.get_close_matches(typed.lower(), commands, 1)
+    commands = {name: name for name in names}
+    targets = [*names, *(() if context.parent else ["--version"])]
+    commands |= {word: target for word, target in SYNONYMS.items() if target.split()[0] in targets}
+    commands |= GROUP_SYNONYMS.get(str(context.info_name), {}) if context.parent else {}
+    close = difflib.get_close_matches(typed.lower(), commands, 1, cutoff=0.7)
     hint = f"Did you mean `{context.command_path} {commands[close[0]]}`?" if close else f"See `{context.command_path} --help`"
     raise UsageError(typed[:80], "no such command", hint)
 

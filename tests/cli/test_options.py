@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from adapterhub.cli.main import COMMANDS, GROUPS, app
-from adapterhub.cli.options import SYNONYMS, SwappedOption
+from adapterhub.cli.main import COMMANDS, FIRST_SCREEN, GROUPS, app
+from adapterhub.cli.options import GROUP_SYNONYMS, SYNONYMS, SwappedOption
 from tests.conftest import Run
 
 FILTERS = "search"  # its options are filters, each named for the field it compares
@@ -72,14 +72,34 @@ def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: 
     assert f"Did you mean `adapterhub {meant}`?" in run(*shlex.split(words), code=2).stderr
 
 
-def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_group(run: Run) -> None:
+def listed(help_text: str) -> list[tuple[str, str]]:
+    """The commands that a help lists, each under the title of its group."""
+    rows, title = [], ""
+    for line in help_text.splitlines():
+        if line[:-1] in GROUPS:
+            title = line[:-1]
+        elif title and line.startswith("  "):
+            rows.append((title, line.split()[0]))
+    return rows
+
+
+def test_the_first_screen_has_at_most_28_commands_and_fits_80_columns_and_50_rows(run: Run) -> None:
     lines = run("--help").stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line[:-1] for line in lines if line[:-1] in GROUPS] == list(GROUPS)
+    assert len(lines) <= 50 - 1  # the prompt has a row as well
+    shown = listed("\n".join(lines))
+    assert {name for _, name in shown} == FIRST_SCREEN
+    assert len(FIRST_SCREEN) <= 28
+    assert all(name in GROUPS[title] for title, name in shown)
+    assert run().stdout == run("--help").stdout == run("help").stdout
+
+
+@pytest.mark.parametrize("words", ["help --all", "--help --all"])
+def test_help_all_lists_every_command_in_its_group(run: Run, words: str) -> None:
+    text = run(*words.split()).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert listed(text) == [(title, name) for title, group in GROUPS.items() for name in group]
     assert {name for group in GROUPS.values() for name in group} == set(COMMANDS)
-    for group in GROUPS.values():
-        for name, text in group.items():
-            assert f"  {name:<12}  {text}" in lines
 
 
 def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
@@ -103,6 +123,19 @@ def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
         (["rename"], "copy"),
         (["remote", "remove", "team"], "remote rm"),
         (["base", "ls"], "base list"),
+        (["attached"], "attach --list"),
+        (["unpack"], "pack --undo"),
+        (["materialize"], "rebuild"),
+        (["find"], "search --file"),
+        (["formats"], "convert --list"),
+        (["hub", "restore"], "hub load-backup"),
+        (["hub", "audit"], "hub log"),
+        (["hub", "serve"], "hub start"),
+        (["checkout"], "pull"),
+        (["revert"], "restore"),
+        (["images"], "list"),
+        (["start"], "serve"),
+        (["dist-tag"], "tag"),
     ],
 )
 def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], meant: str) -> None:
@@ -111,9 +144,19 @@ def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], me
     assert error.count("\n") == 1
 
 
-def test_synonyms_are_of_commands_and_not_commands_themselves() -> None:
-    assert set(SYNONYMS.values()) <= {*COMMANDS, "--version"}
-    assert not set(SYNONYMS) & set(COMMANDS)
+def test_synonyms_lead_to_commands_and_options_that_exist_and_are_not_commands_themselves() -> None:
+    paths = dict(commands(app))
+    groups = {f"{group} {word}": f"{group} {meant}" for group, words in GROUP_SYNONYMS.items() for word, meant in words.items()}
+    for word, meant in (SYNONYMS | groups).items():
+        assert word not in paths
+        name, _, option = meant.partition(" --")
+        assert name in paths or meant == "--version"
+        assert not option or f"--{option}" in {spelled for parameter in paths[name].params for spelled in parameter.opts}
+
+
+@pytest.mark.parametrize("words", [["frobnicate"], ["hub", "version"], ["rot13", "team/sql"]])
+def test_a_word_near_no_command_leads_to_the_list_of_commands(run: Run, words: list[str]) -> None:
+    assert "no such command. See `adapterhub" in run(*words, code=2).stderr
 
 
 def test_an_option_with_a_typo_names_the_right_one(run: Run, started: Run) -> None:
@@ -127,7 +170,7 @@ def test_help_and_json_may_come_before_the_command(run: Run) -> None:
     assert run("help", "base", "add").stdout == run("base", "add", "--help").stdout
     assert run("help").stdout == run("--help").stdout
     assert "frobnicate: no such command" in run("help", "frobnicate", code=2).stderr
-    assert json.loads(run("--json", "formats").stdout) == json.loads(run("formats", "--json").stdout)
+    assert json.loads(run("--json", "convert", "--list").stdout) == json.loads(run("convert", "--list", "--json").stdout)
 
 
 @pytest.mark.parametrize("group", [name for name, command in commands(app) if isinstance(command, click.Group)])

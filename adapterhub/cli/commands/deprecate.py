@@ -20,7 +20,7 @@ from adapterhub_converters.errors import UsageError
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("message", required=False, default="")
 @click.option("-m", "--message", "reason", metavar="TEXT", default="", help="Record a reason, as MESSAGE does.")
-@click.option("--undo", is_flag=True, help="Withdraw the warning.")
+@click.option("--undo", is_flag=True, help="Undo it: withdraw the warning.")
 @remote_option
 @click.pass_obj
 def deprecate(settings: Settings, *, ref: str, message: str, reason: str, undo: bool, remote: str | None) -> None:
