@@ -163,11 +163,12 @@ class SwappedOption(click.Option):
         if value is None:
             return
         option, first = self.opts[0], next(param for param in context.command.params if isinstance(param, click.Argument))
-        argument = str(context.params[str(first.name)])
+        sources = context.params[str(first.name)]
+        argument = str(sources[0] if isinstance(sources, tuple) and sources else sources or "BASE")
         right = [*words]
         at = next(number for number, word in enumerate(right) if word.partition("=")[0] == option)
         del right[at : at + (1 if "=" in right[at] else 2)]
-        at = right.index(argument)
+        at = right.index(argument) if argument in right else len(right)
         right[at : at + 1] = self._in_order(argument, value)
         hint = f"Did you mean `{context.command_path} {shlex.join(right)}`?"
         raise UsageError(option, f"is no option of `{context.command_path}`", hint)

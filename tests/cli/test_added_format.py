@@ -86,7 +86,7 @@ CALLS = {
     "fix source": ["fix", ADAPTER],
     "diff a": ["diff", ADAPTER, "b"],
     "diff b": ["diff", "b", ADAPTER],
-    "verify-merge adapters": ["verify-merge", "--base", "base", "--adapter", ADAPTER, "--merged", "merged"],
+    "verify-merge adapters": ["verify-merge", "merged", "--base", "base", "--adapter", ADAPTER],
     "push source": ["push", ADAPTER, "team/new", "--base", "base"],
     "copy source": ["copy", ADAPTER, "team/new"],
     "bom source": ["bom", ADAPTER],

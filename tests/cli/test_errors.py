@@ -113,7 +113,11 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ("extract a b -o x", 2, "extract: requires either --rank or --energy. Add --rank 32, for example  [invalid-usage]"),
+        (
+            "extract a --base b -o x",
+            2,
+            "extract: requires either --rank or --energy. Add --rank 32, for example  [invalid-usage]",
+        ),
         (
             "search sql --file a",
             2,

@@ -64,8 +64,8 @@ def test_every_option_has_a_help_that_is_a_sentence() -> None:
         ("run base --adapter ./sql", "run ./sql --base base"),
         ("run base 'a b' --adapter=team/sql --seed 1", "run team/sql --base base 'a b' --seed 1"),
         ("chat --compare team/b base.gguf --adapter team/sql:v2", "chat --compare team/b team/sql:v2 --base base.gguf"),
-        ("serve team/sql:v2 --base base.gguf -- -ngl 9", "serve base.gguf --adapters team/sql -- -ngl 9"),
-        ("serve team/sql --base=./base --port 0", "serve ./base --adapters team/sql --port 0"),
+        ("serve base.gguf --adapters team/sql --port 0", "serve team/sql --base base.gguf --port 0"),
+        ("serve ./base --adapters='team/*'", "serve 'team/*' --base ./base"),
     ],
 )
 def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: Run, words: str, meant: str) -> None:

@@ -66,7 +66,7 @@ COMMANDS: dict[str, list[str]] = {
     "copy from a registry": ["copy", "oci://{host}/{name}/bad:v1", "team/in"],
     "copy from a bundle": ["copy", "layout://bundle.tar:v1", "team/in"],
     "merge": ["merge", "./bad", "./bad", "-o", "team/in:merged"],
-    "extract": ["extract", "base", "tuned", "--rank", "2", "-o", "team/in:extracted"],
+    "extract": ["extract", "tuned", "--base", "base", "--rank", "2", "-o", "team/in:extracted"],
     "pull, converted and cached": ["pull", "team/forced", "--to", "mlx", "-o", "out/there"],
 }
 
