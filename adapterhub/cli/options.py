@@ -57,6 +57,13 @@ class Settings:
     debug: bool = False
 
 
+def _store_in_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def store(context: click.Context, _option: click.Parameter, value: Any) -> None:
+        context.meta[key] = value
+
+    return store
+
+
 class Command(click.Command):
     """A command with an example in its help and the options that all commands share, wherever they are written."""
 
@@ -74,6 +81,9 @@ class Command(click.Command):
                 expose_value=False,
                 callback=set_shared,
                 help="Registry to use: a folder, or the registry.db in it.",
+            ),
+            click.Option(
+                ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_store_in_meta(QUIET), help="Show no progress."
             ),
             click.Option(
                 ["--debug"], is_flag=True, expose_value=False, callback=set_shared, hidden=True, help="Show tracebacks."
@@ -378,21 +388,12 @@ def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
     jobs, rate, default_jobs = click.IntRange(1, 32), _Rate(), {"default": 4, "show_default": True}
     for name, key, help_text, attributes in (
         ("--events", EVENTS, "Report progress as JSON lines on stderr.", {"is_flag": True}),
-        ("--quiet", QUIET, "Show no progress.", {"is_flag": True}),
         ("--limit-rate", RATE, "Limit the transfer rate, in bytes per second, like 10M.", {"metavar": "RATE", "type": rate}),
         ("--jobs", JOBS, "Number of files to transfer in parallel.", {"metavar": "N", "type": jobs, **default_jobs}),
     ):
-        names = ["-q", name] if name == "--quiet" else [name]
-        option = click.option(*names, expose_value=False, callback=_store_in_meta(key), help=help_text, **attributes)
+        option = click.option(name, expose_value=False, callback=_store_in_meta(key), help=help_text, **attributes)
         function = option(function)
     return function
-
-
-def _store_in_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def store(context: click.Context, _option: click.Parameter, value: Any) -> None:
-        context.meta[key] = value
-
-    return store
 
 
 # ---- conversions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 from collections import defaultdict
@@ -47,6 +48,49 @@ def test_an_option_has_one_meaning_in_all_commands(name: str) -> None:
     helps = {option.help or "" for option in found}
     before_colon, two_words = {text.partition(":")[0] for text in helps}, {tuple(text.split()[:2]) for text in helps}
     assert 1 in (len(before_colon), len(two_words)), helps
+
+
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something itself."""
+    return {name: command for name, command in commands(app) if not isinstance(command, click.Group)}
+
+
+def flags(command: click.Command) -> set[str]:
+    return {flag for parameter in command.params if isinstance(parameter, click.Option) for flag in parameter.opts}
+
+
+@pytest.mark.parametrize("name", leaves())
+def test_every_command_can_answer_in_json_and_without_progress(name: str) -> None:
+    assert {"--json", "-q", "--quiet", "--registry"} <= flags(leaves()[name])
+
+
+def test_a_base_is_an_option_wherever_a_source_meets_it() -> None:
+    for name, command in leaves().items():
+        words = {
+            str(parameter.metavar or parameter.name) for parameter in command.params if isinstance(parameter, click.Argument)
+        }
+        assert name.startswith("base ") or "BASE" not in {word.upper() for word in words}, name
+    with_base = {"chat", "convert", "eval", "extract", "merge", "run", "serve", "validate", "verify-merge"}
+    assert {name for name, command in leaves().items() if flags(command) & {"--base", "--into"}} >= with_base
+
+
+def test_what_asks_can_be_told_yes_and_what_writes_or_sends_much_can_be_tried_dry() -> None:
+    for name, command in leaves().items():
+        asks = "output.confirm(" in inspect.getsource(inspect.unwrap(command.callback or (lambda: None)))
+        assert ("--yes" in flags(command)) == asks, name
+    dry = {"describe", "fix", "gc", "hub gc", "merge", "pack", "pull", "push", "train"}
+    assert {name for name, command in leaves().items() if "--dry-run" in flags(command)} >= dry
+
+
+def test_p_is_the_prompt_and_no_short_option_means_two_things() -> None:
+    meanings = defaultdict(set)
+    for command in leaves().values():
+        for parameter in command.params:
+            for flag in parameter.opts:
+                if len(flag) == 2 and flag[0] == "-":
+                    meanings[flag].add(tuple(sorted(parameter.opts)))
+    assert meanings["-p"] == {("--prompt", "-p")}
+    assert {flag: names for flag, names in meanings.items() if len(names) > 1} == {}
 
 
 def test_every_option_has_a_help_that_is_a_sentence() -> None:

@@ -150,7 +150,6 @@ class ObjectRepository(OpenRemote):
 
     def has_blob(self, blob: Descriptor) -> bool:
         """Return whether the object of a blob exists with its size."""
-        self._prepare_once()
         return self._is_stored(blob)
 
     def _is_stored(self, blob: Descriptor) -> bool:
