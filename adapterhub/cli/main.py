@@ -19,7 +19,7 @@ import click
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
-from . import errors, output
+from . import errors, options, output
 from .options import Settings, refuse_unknown, set_shared
 
 
@@ -294,9 +294,11 @@ def _report(error: AdapterhubError, arguments: list[str]) -> None:
 
 def _usage_error(error: click.UsageError) -> UsageError:
     """Return click's error in one sentence, with what was meant or where to look as its hint."""
-    if isinstance(error, click.NoSuchOption) and error.possibilities:
-        return UsageError("", error.message.rstrip("."), f"Did you mean {' or '.join(map(repr, error.possibilities))}?")
     command = error.ctx.command_path if error.ctx else PROGRAM
+    if isinstance(error, click.NoSuchOption):
+        near = options.near_options(error.option_name, error.ctx.command if error.ctx else app)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"See `{command} --help`"
+        return UsageError("", error.message.rstrip("."), hint)
     message, separator, suggestion = error.format_message().rstrip(".").partition(". Did you mean ")
     return UsageError("", message, f"Did you mean {suggestion}" if separator else f"See `{command} --help`")
 

@@ -156,6 +156,26 @@ def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> 
     raise UsageError(typed[:80], "no such command", hint)
 
 
+# Options of other programs to those of ours.
+_OPTION_SYNONYMS = {
+    "--format": "--to", "--out": "--output", "--outfile": "--output", "--output-dir": "--output", "--outtype": "--dtype",
+    "--lora": "--adapter", "--base-model": "--base", "--base-model-id": "--base", "--overwrite": "--replace",
+    "--plan": "--dry-run", "--lora-modules": "--adapter", "--silent": "--quiet", "--max-new-tokens": "--max-tokens",
+}  # fmt: skip
+
+
+def near_options(typed: str, command: click.Command) -> list[str]:
+    """Return the options of a command that a misspelled or foreign option may mean, the nearest first."""
+    import difflib
+
+    flags = {flag for parameter in command.params if not getattr(parameter, "hidden", False) for flag in parameter.opts}
+    if typed in _OPTION_SYNONYMS and _OPTION_SYNONYMS[typed] in flags:
+        return [_OPTION_SYNONYMS[typed]]
+    words = {flag: flag for flag in flags if flag.startswith("--")}
+    words |= {word: flag for word, flag in _OPTION_SYNONYMS.items() if flag in flags and word not in flags}
+    return list(dict.fromkeys(words[word] for word in difflib.get_close_matches(typed, words, cutoff=0.7)))[:2]
+
+
 class SwappedOption(click.Option):
     """A hidden option of a command line in the wrong order: refused, with the one that was probably meant.
 

@@ -205,8 +205,10 @@ def test_a_word_near_no_command_leads_to_the_list_of_commands(run: Run, words: l
 
 def test_an_option_with_a_typo_names_the_right_one(run: Run, started: Run) -> None:
     assert run("list", "--jsn", code=2).stderr == "error: No such option '--jsn'. Did you mean '--json'?  [invalid-usage]\n"
-    several = started("train", "x.toml", "--plan", code=2).stderr  # which fails before it imports torch
-    assert several == "error: No such option '--plan'. Did you mean '--explain' or '--replace'?  [invalid-usage]\n"
+    foreign = started("train", "x.toml", "--plan", code=2).stderr  # which fails before it imports torch
+    assert foreign == "error: No such option '--plan'. Did you mean '--dry-run'?  [invalid-usage]\n"
+    assert "Did you mean '--to'?" in run("convert", "a", "b", "--fromat", "gguf", code=2).stderr
+    assert "No such option '--xyzzy'. See `adapterhub convert --help`" in run("convert", "a", "b", "--xyzzy", code=2).stderr
 
 
 def test_help_and_json_may_come_before_the_command(run: Run) -> None:

@@ -86,6 +86,10 @@ def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, a
     listing = catalog.list(prefix)
     rows, deprecations = listing.rows, listing.deprecations
     if prefix and not rows:
+        if "://" in prefix:
+            from adapterhub.ref import Ref
+
+            Ref.parse(prefix)  # raises the error that says how to write it
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
     for (name, number), message in sorted(deprecations.items()):
         if any(row.name == name and number in (0, row.number) for row in rows):
