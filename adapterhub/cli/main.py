@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 PROGRAM = "adapterhub"
+_COMPLETE = f"_{PROGRAM.upper()}_COMPLETE"  # set by the script of a shell that asks for words
 EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
 # Module to the extras of pyproject.toml that bring it. An extra with the command's name is named in the error, else the first
 # one.
@@ -141,6 +142,10 @@ class _Program(click.Group):
         name = cmd_name.replace("-", "_")
         # `list` is a built-in function of Python, so the command's function is `list_`.
         command_ = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
+        if isinstance(command_, click.Command) and _COMPLETE in os.environ:
+            from .completions import complete_by_metavar  # late: no other run needs it
+
+            complete_by_metavar(command_, cmd_name)
         return command_ if isinstance(command_, click.Command) else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -257,7 +262,7 @@ def _discard(stream: TextIO) -> None:
 
 def _invoke(arguments: list[str]) -> int:
     # click completes words in `main`, not in `make_context`.
-    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+    if _COMPLETE in os.environ:
         app.main(arguments, prog_name=PROGRAM)
     try:
         with app.make_context(PROGRAM, list(arguments)) as context:

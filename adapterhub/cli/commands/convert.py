@@ -8,7 +8,6 @@ from typing import Literal
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     MODEL_DTYPES,
     Settings,
@@ -43,7 +42,7 @@ _FORMATS = (*formats.names(), *formats.MODELS)
     adapterhub convert ./Qwen3-0.6B qwen3.gguf --dtype q8_0
     adapterhub convert --list""",
 )
-@click.argument("source", metavar="SRC", required=False, shell_complete=complete_ref)
+@click.argument("source", metavar="SRC", required=False)
 @click.argument("target", metavar="DST", required=False)
 @to_option(_FORMATS)
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")

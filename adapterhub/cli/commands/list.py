@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, output, remote_choice, remotes
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option
@@ -44,7 +43,7 @@ _REMOTE_COLUMNS = (
     adapterhub list team --remote
     adapterhub list oci://registry.example/team/sql""",
 )
-@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
+@click.argument("prefix", metavar="[PREFIX]", required=False)
 @click.option("--tree", "as_tree", is_flag=True, help="Group by namespace and name, with the parents of each version.")
 @remote_option
 @click.pass_obj

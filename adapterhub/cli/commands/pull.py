@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, inputs, locks, output, signing_options
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -50,7 +49,7 @@ _NETWORK = ("http://", "https://", "hf://")
     adapterhub pull oci://registry.example/team/sql:v2 -o ./sql
     adapterhub pull --locked -o ./adapters""",
 )
-@click.argument("ref", required=False, shell_complete=complete_ref)
+@click.argument("ref", required=False)
 @output_option("folder or file to write. [default: ./NAME, with the suffix of a file]")
 @base_option("needed by --to where adapter.json does not record enough.")
 @remote_option

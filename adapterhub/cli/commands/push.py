@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
 )
 @click.argument("source", metavar="SRC")
-@click.argument("ref", required=False, shell_complete=complete_ref)
+@click.argument("ref", required=False)
 @base_option("pin it as the model the adapter was trained on; an adapter that does not fit is refused.")
 @expect_option
 @force_option("push even if `adapterhub validate` reports errors.")

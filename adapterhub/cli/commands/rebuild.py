@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import errors, inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option, replace_option
 from adapterhub.cli.registry_choice import open_registry, workspace
 from adapterhub.cli.views import recipes as view
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql
     adapterhub rebuild qwen3-sql -o ./qwen3-sql""",
 )
-@click.argument("source", metavar="[REF|NAME|FILE]", required=False, shell_complete=complete_ref)
+@click.argument("source", metavar="[REF|NAME|FILE]", required=False)
 @output_option("folder or .gguf. [default: the recipe's name; for an adapter, temporary]")
 @replace_option
 @base_option("the one it was made with. [default: the path in a model's recipe]")

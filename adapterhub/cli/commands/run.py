@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
 from adapterhub.cli.registry_choice import workspace
@@ -29,7 +28,7 @@ _LONGEST = 1 << 20  # the most bytes of a prompt
     adapterhub run ./sql --base smollm2.gguf --prompt-file question.txt --temperature 0.7 --seed 1
     adapterhub run smollm2.gguf "List all customers in Berlin" --max-tokens 64""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @click.argument("prompt", metavar="[PROMPT]", required=False)
 @base_option(
     "its folder with the weights, a GGUF file, a name in the Hub's cache, or hf://org/model. [default: the one SRC records]"

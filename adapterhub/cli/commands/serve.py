@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from adapterhub.cli import engines, environment, inputs, output, registry_choice, remote_choice
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Command, Settings, SwappedOption, base_option, usage_file_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters.errors import UsageError
@@ -65,7 +64,7 @@ def _checked_pattern(source: str) -> str:
     adapterhub serve 'team/*' --base smollm2.gguf --remote hub
     adapterhub serve --base ./Qwen3-0.6B --engine vllm --engine-url http://127.0.0.1:8001""",
 )
-@click.argument("sources", metavar="[SRC]... [-- ENGINE OPTIONS]", nargs=-1, shell_complete=complete_ref)
+@click.argument("sources", metavar="[SRC]... [-- ENGINE OPTIONS]", nargs=-1)
 @base_option("its folder, a GGUF file, or hf://org/model. [default: SRC, or the one it records]")
 @engines.engine_options
 @remote_choice.served_remote_option
