@@ -240,6 +240,13 @@ def test_color_and_long_lines_break_between_words() -> None:
     assert output._wrap_line("", 8) == [""]
 
 
+def test_the_word_error_is_red_on_a_terminal_with_colors_only(world: World) -> None:
+    _, _, err = world.terminal(["show", "team/sql:nosuch"], TERM="xterm")
+    assert err.startswith("\x1b[31merror:\x1b[0m team/sql:nosuch: ")
+    assert world.piped(["show", "team/sql:nosuch"]).stderr.startswith("error: team/sql:nosuch: ")
+    assert "\x1b" not in world.terminal(["show", "team/sql:nosuch"], TERM="xterm", NO_COLOR="1")[2]
+
+
 def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(world: World) -> None:
     code, _, err = world.terminal(["show", "team/sql:nosuch"], TERM="xterm", NO_COLOR="1")
     lines = err.replace("\r\n", "\n").splitlines()
