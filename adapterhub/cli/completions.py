@@ -79,7 +79,7 @@ def _from_registry(context: click.Context, read: Callable[[Registry], Sequence[_
 
 
 def _files(typed: str) -> list[CompletionItem]:
-    """Have the shell complete paths; before other words, because click's script for bash drops those that came earlier."""
+    """Return the item by which a shell completes paths. It comes first: click's script for bash drops the words before it."""
     return [CompletionItem(typed, type="file")]
 
 
