@@ -28,8 +28,9 @@ def sql(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", ["team/sql", "team/sql:prod", "layout://there:v1"])
+@pytest.mark.parametrize("target", ["team/sql", "team/sql:prod", "layout://there:v1", "FILE/bucket/team/sql"])
 def test_a_push_does_what_its_dry_run_shows(run: Run, sql: Path, tmp_path: Path, target: str) -> None:
+    target = target.replace("FILE", f"file://{tmp_path}")
     before = state(tmp_path)
     plan = document(run, "push", "sql", target, "--dry-run")
     assert state(tmp_path) == before
