@@ -89,6 +89,12 @@ def intended_address(text: str) -> str:
     return f"oci://{remainder}" if not scheme and path and is_host and (port.isdigit() or (not port and "/" in path)) else ""
 
 
+def _oci_form(url: str) -> str:
+    """Return the address in an OCI registry that the URL of a page may mean."""
+    scheme, _, remainder = url.partition("://")
+    return f"oci://{remainder}" if scheme.lower() == "https" else f"oci+http://{remainder}"
+
+
 def _address_error(text: str) -> RefError:
     """Return the error for an address where a ref of the local registry is needed, without a password in it."""
     scheme, separator, remainder = text.partition("://")
@@ -98,6 +104,10 @@ def _address_error(text: str) -> RefError:
         return RefError(f"{scheme}://…@{host}", "credentials in an address end up in logs", "Remove them")
     if intended := intended_address(text):
         return RefError(text, "not a ref and not an address", f"Write {intended}")
+    if scheme.lower() in ("http", "https") and separator:
+        return RefError(
+            text, "not a ref and not an address", f"Write hub+{text} for a hub, or {_oci_form(text)} for a registry"
+        )
     return RefError(text, "an address, and this works on the local registry", code="local-only", address=text)
 
 
@@ -108,7 +118,9 @@ def parse_name(name: str, location: str) -> str:
         raise RefError(location, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
     for component in components:
         if not _is_component(component):
-            hint = f"Write {name.lower()}" if name != name.lower() else "Use a-z and 0-9, with single . _ - between them"
+            lowered = name.lower()
+            is_fix = lowered != name and all(map(_is_component, lowered.split("/")))
+            hint = f"Write {lowered}" if is_fix else "Use a-z and 0-9, with single . _ - between them"
             raise RefError(location, f"{component[:80]!r} cannot be part of a name", hint)
     return name
 

@@ -259,7 +259,7 @@ def test_compose_starts_a_gateway_before_a_vllm_with_the_plugin() -> None:
 def test_the_unit_serves_by_keys_behind_a_proxy() -> None:
     service = unit("adapterhub-serve.service")["Service"]
     words = shlex.split(service["ExecStart"])
-    assert words[words.index("serve") + 1] == "${BASE}"
+    assert words[words.index("serve") + 1 :][:2] == ["--base", "${BASE}"]
     check_serve([word for word in words[words.index("serve") + 1 :] if word != "$OPTIONS"])
     assert words[2] == f"/var/lib/{service['StateDirectory']}"
     assert service["Environment"] == f"XDG_CACHE_HOME=/var/cache/{service['CacheDirectory']}"
@@ -276,7 +276,7 @@ def test_the_chart_of_a_gateway_leads_to_its_vllm() -> None:
     assert found["base"] == f"hf://{engine['args'][0]}"
     variables = {variable["name"]: variable["value"] for variable in engine["env"]}
     check_vllm(engine["args"], variables)
-    assert (variables[environment.REMOTE], variables[vllm_settings.ALLOW]) == (found["remote"], *found["adapters"])
+    assert (variables[environment.REMOTE], variables[vllm_settings.ALLOW]) == (found["remote"], *found["sources"])
     for deployment, its_service in ((gateway, service), (vllm, vllm_service)):
         pod = deployment["spec"]["template"]
         selector = its_service["spec"]["selector"]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.ref import Ref, RefError, intended_address, is_name, is_tag, parse_tag
+from adapterhub.remotes.remote_address import is_address
 
 components = st.from_regex(r"[d-k0-9]{2,9}([._-][a-z0-9]{1,9}){0,3}", fullmatch=True)
 names = st.builds("{}/{}".format, components, components)
@@ -169,3 +170,28 @@ def test_an_error_repeats_80_characters_of_a_long_text() -> None:
         assert max(map(len, re.findall(r"\^?x+|-+|v9+", caught.value.what))) == 80
     with pytest.raises(RefError, match=rf"'\^{'x' * 79}' is a range of versions"):
         parse_tag(f"^{'x' * 200}", "team/sql")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "http://127.0.0.1:8090/team/sql",
+            "Write hub+http://127.0.0.1:8090/team/sql for a hub, or oci+http://127.0.0.1:8090/team/sql",
+        ),
+        ("https://hub.example/team/sql", "Write hub+https://hub.example/team/sql for a hub, or oci://hub.example/team/sql"),
+    ],
+)
+def test_the_url_of_a_page_leads_to_the_addresses_that_it_may_mean(text: str, hint: str) -> None:
+    with pytest.raises(RefError) as caught:
+        Ref.parse(text)
+    assert caught.value.hint.startswith(hint)
+    for address in (word for word in caught.value.hint.split() if "://" in word):
+        assert is_address(address)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("Team/SQL", "Write team/sql"), ("Ada Lovelace/x", "Use a-z and 0-9, with")])
+def test_a_name_is_only_proposed_if_it_is_one(name: str, hint: str) -> None:
+    with pytest.raises(RefError) as caught:
+        Ref.parse(name)
+    assert caught.value.hint.startswith(hint)

@@ -32,7 +32,7 @@ OPTIONS = {
 HINTS: dict[str, str] = {
     "adapter-lost": "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it anyway",
     "adapter-lost-in-nf4": "Merge into 16 bits (--dequantize in place of --requantize), or into the full-precision model; --force writes it anyway",
-    "add-base": "Add it again: `adapterhub base add NAME … --force`",
+    "add-base": "Add it again: `adapterhub base add NAME BASE --force`",
     "address-with-remote": "Leave out --remote, or write a ref",
     "alpha-or-rslora-required": "Pass --alpha N, and --rslora if it was trained with it",
     "alpha-recorded": "Leave out --alpha and --rslora",
@@ -43,9 +43,9 @@ HINTS: dict[str, str] = {
     "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
     "bundled-embeddings": "`adapterhub convert --allow-drop embeddings` leaves them out",
-    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push SRC REF --force` stores it all the same",
     "check-failed-for-good": "`adapterhub validate {adapter}` shows all of them",
-    "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push --force` stores it all the same",
+    "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push SRC REF --force` stores it all the same",
     "check-failed-to-convert": "`adapterhub validate {adapter}` shows all of them; --force converts it all the same",
     "check-failed-to-convert-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; --force converts it all the same",
     "check-registry": "Run `adapterhub fsck`",
@@ -69,7 +69,7 @@ HINTS: dict[str, str] = {
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
     "linked-store": "Remove it, or name the folder that has the store with --registry",
     "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
-    "no-gguf-architecture": "`adapterhub merge ADAPTER --into BASE` works for every architecture; `adapterhub formats` lists those of GGUF",
+    "no-gguf-architecture": "`adapterhub merge ADAPTER --into BASE` works for every architecture; `adapterhub convert --list` lists those of GGUF",
     "no-device-login": "Pass a token with --token-stdin",
     "login-required": "Log in with `adapterhub login {host}`",
     "misplaced": "Run `adapterhub fsck`",
@@ -83,7 +83,7 @@ HINTS: dict[str, str] = {
     "no-such-adapter": "Run `adapterhub list`",
     "no-such-base": "`adapterhub base list` shows the names of bases",
     "no-such-number": "`adapterhub hub {kind} list` shows the numbers; --registry names another hub",
-    "no-such-recipe": "Run `adapterhub materialize --list`",
+    "no-such-recipe": "Run `adapterhub rebuild --list`",
     "no-such-tag": "Run `adapterhub list {repository}` for its tags",
     "no-usage": "`adapterhub serve` records it beside its registry: name that with --registry, or the file with --usage-file",
     "no-such-version": "Run `adapterhub list {name}`",
@@ -103,7 +103,7 @@ HINTS: dict[str, str] = {
     "recipe-adapter-moved": "Pass the right one with --adapter",
     "recipe-base-elsewhere": "Pass its path with --base",
     "recipe-base-required": "Pass it as --base",
-    "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --remove {name}`",
+    "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub rebuild --remove {name}`",
     "ref-as-remote": "Use A-Z a-z 0-9 _ -; a ref comes before --remote",
     "removed": "`adapterhub restore {name}` brings it back, unless gc has removed its data",
     "removed-name": "`adapterhub restore {name}` first, or choose another name",
@@ -112,12 +112,13 @@ HINTS: dict[str, str] = {
     "signed-version": "Pass --key with the key that signed it, or ask an admin",
     "reason-required": "Pass -m REASON",
     "withdrawn": "Use another version: `adapterhub list {name}`",
-    "repair": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same files again",
-    "repair-missing": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again",
+    "repair": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or delete that file and push the same files again",
+    "repair-missing": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or push the same files again",
     "rows-not-whole-blocks": "Choose --dtype f16",
     "several-models": "Convert one model at a time: --allow-drop '{drop}'",
     "source-damaged": "Nothing was stored; if it comes from the local registry, run `adapterhub fsck`",
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
+    "signature-missing": "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM TO --signatures`",
     "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --set t=T instead",
@@ -143,7 +144,15 @@ _HINTS_WITHOUT_OPTION = {
 
 def hint_of(finding: Finding) -> str:
     """Return the hint of a finding, with the command that helps."""
-    return HINTS.get(finding.remedy, finding.hint)
+    return _filled(HINTS.get(finding.remedy, ""), finding.fields) or finding.hint
+
+
+def _filled(template: str, fields: Mapping[str, object]) -> str:
+    """Return a hint with its fields; empty if one is missing, as from another machine, which did not send it."""
+    try:
+        return template.format_map(_with_flags(fields))
+    except KeyError:
+        return ""
 
 
 # Options of `formats.lossy.ReducedAdapter`.
@@ -188,11 +197,8 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     # A similar name is the better hint.
     if error.code not in HINTS or "meant" in error.fields:
         return error.hint or _hint_for_folder(error)
-    try:
-        elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
-        return elsewhere.get(error.code, HINTS[error.code]).format_map(_with_flags(error.fields))
-    except KeyError:  # of another machine, which did not send its fields
-        return error.hint
+    elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
+    return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields) or error.hint
 
 
 def _hint_for_folder(error: AdapterhubError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 FINDINGS: dict[str, str] = {
     # Are the files well-formed?
-    "no-adapter": "There is no adapter at the path, the ref or the address, or its format is not known. Check the spelling; `adapterhub list` shows the refs of the registry, `adapterhub formats` the formats.",
+    "no-adapter": "There is no adapter at the path, the ref or the address, or its format is not known. Check the spelling; `adapterhub list` shows the refs of the registry, `adapterhub convert --list` the formats.",
     "malformed": "A header is cut short, has impossible lengths, or names a key twice. Most often a download or an upload was interrupted, or Git LFS left a pointer in place of the file (`git lfs pull`). Fetch the file again. In a document, a part has the wrong form; the message names it.",
     "missing-file": "Weights without their config, or the other way around. Only adapter_config.json records the adapter's alpha: restore the file, or make one with `adapterhub fix SRC --alpha N`.",
     "pickle": "A .bin or .pt file is a program that its reader runs. Save the adapter again as safetensors; `adapterhub convert --unsafe-pickle` reads one that you trust, in a process of its own.",
@@ -216,7 +216,7 @@ ERRORS: dict[str, str] = {
     "not-loaded": "The blend was not loaded, or was unloaded. Load it again.",
     "not-locked": "`pull --locked` writes what is in adapters.lock and nothing else.",
     "not-mirrored": "The hub mirrors adapters only, and the upstream has something else under that name.",
-    "not-served": "The server does not serve that name. `adapterhub serve --allow` and its route file name the ones that it serves.",
+    "not-served": "The server does not serve that name. `adapterhub serve SRC` and its route file name the ones that it serves.",
     "nothing-to-attest": "An attestation states that the adapter fits a base, what it was merged from, or how it was trained. Choose one of these.",
     "offline": "HF_HUB_OFFLINE is set, or a command was asked to stay offline, so that nothing is fetched from a Hub. Unset it, or name a model or an adapter on this machine.",
     "other-base": "The recipe records the digest of every file of its base, and this is another model.",
@@ -247,7 +247,8 @@ ERRORS: dict[str, str] = {
     "repair-missing": "A blob is gone. A copy can come from another registry or from the adapter's folder.",
     "rows-not-whole-blocks": "The type packs numbers of a row in blocks of 32, and the adapter's rank is no multiple of it.",
     "several-models": "The adapter acts on several models of a pipeline, such as a UNet and a text encoder, and PEFT has one model in a folder.",
-    "signature": "The signature is missing, was made by another key or identity, or is for other files. The message tells which. Do not use the files.",
+    "signature": "The signature was made by another key or identity, or is for other files. The message tells which. Do not use the files.",
+    "signature-missing": "No signature of these files is here. One that is at another place comes along with `adapterhub copy --signatures`.",
     "signature-name": "The signature is valid, for another name: somebody may offer you a different adapter than the one you asked for.",
     "source-damaged": "A file changed, or lost bytes, while it was sent. The target stored nothing.",
     "store-of-registry": "The folder belongs to a registry, whose logs and index a plain write would bypass.",

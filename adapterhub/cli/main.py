@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import pairwise
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -19,7 +19,7 @@ import click
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
-from . import errors, output
+from . import errors, options, output
 from .options import Settings, refuse_unknown, set_shared
 
 
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 PROGRAM = "adapterhub"
+_COMPLETE = f"_{PROGRAM.upper()}_COMPLETE"  # set by the script of a shell that asks for words
 EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
 # Module to the extras of pyproject.toml that bring it. An extra with the command's name is named in the error, else the first
 # one.
@@ -61,8 +62,7 @@ GROUPS = {
         "extract": "Extract an adapter from a full fine-tune.",
         "convert": "Convert an adapter to another format.",
         "describe": "Write or renew adapter.json in a folder.",
-        "materialize": "Rebuild a merged model from its recipe.",
-        "rebuild": "Rebuild a merged or converted adapter, and compare.",
+        "rebuild": "Rebuild a merged model or an adapter from its record.",
     },
     "Check": {
         "validate": "Check adapters for problems.",
@@ -70,7 +70,6 @@ GROUPS = {
         "diff": "Compare two adapters.",
         "scan": "Look for code and misleading content in an adapter.",
         "verify-merge": "Prove that a merged model contains its adapters.",
-        "formats": "List the formats that can be read and written.",
         "explain": "Explain a code of a check or an error.",
     },
     "Share": {
@@ -82,8 +81,7 @@ GROUPS = {
         "sign": "Sign an adapter.",
         "attest": "Sign claims about a version that anyone can recompute.",
         "bom": "Write a bill of materials of an adapter.",
-        "attach": "Attach files to a version in an OCI registry.",
-        "attached": "List the attachments of a version.",
+        "attach": "Attach files to a version in an OCI registry, or list them.",
         "lock": "Lock the versions that a project uses.",
         "remote": "Manage other registries by name.",
         "login": "Log in to a registry.",
@@ -99,8 +97,7 @@ GROUPS = {
     "Find": {
         "list": "List versions.",
         "show": "Show an adapter.",
-        "search": "Search adapters by words and manifest fields.",
-        "find": "Find the version that contains a file or its tensors.",
+        "search": "Search adapters by words, fields or contents.",
         "lineage": "Show the parents and the children of an adapter.",
         "log": "Show the history of a name.",
     },
@@ -118,20 +115,28 @@ GROUPS = {
         "audit": "Verify the logs, and sign checkpoints of them.",
         "fsck": "Check a whole registry, and repair it.",
         "pack": "Compress stored versions.",
-        "unpack": "Decompress packed versions.",
         "du": "Show disk usage.",
         "completion": "Print a completion script for a shell.",
     },
 }
+FIRST_SCREEN = frozenset({
+    "run", "chat", "serve", "train", "eval", "merge", "convert", "validate", "fix", "diff", "explain", "push", "pull", "copy",
+    "login", "sign", "lock", "hub", "promote", "list", "show", "search", "log", "tag", "rm", "gc", "verify", "info",
+})  # fmt: skip
+"""Commands that the program's help lists; `adapterhub help --all` lists every one."""
 _RESUMABLE = {"push", "pull", "copy"}
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
+_ALL = f"{__name__}.all"
 
 
 class _Program(click.Group):
     """The group of all commands, whose modules are imported when they are needed."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does; `help COMMAND` is `COMMAND --help`."""
+        """Parse as click does; `help COMMAND` is `COMMAND --help`, and `help --all` is the help with every command."""
+        if args[:1] and args[0] in ("help", *ctx.help_option_names) and args[1:] == ["--all"]:
+            ctx.meta[_ALL] = True
+            args = ["--help"]
         return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -143,22 +148,45 @@ class _Program(click.Group):
         name = cmd_name.replace("-", "_")
         # `list` is a built-in function of Python, so the command's function is `list_`.
         command_ = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
+        if isinstance(command_, click.Command) and _COMPLETE in os.environ:
+            from .completions import complete_by_metavar  # late: no other run needs it
+
+            complete_by_metavar(command_, cmd_name)
         return command_ if isinstance(command_, click.Command) else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         refuse_unknown(ctx, args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands of the first screen, or with `help --all` the options and every command."""
+        if ctx.meta.get(_ALL):
+            super().format_help(ctx, formatter)
+            return
+        self.format_usage(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text(str(self.help).partition("\n")[0])
+        self._write_groups(formatter, FIRST_SCREEN)
+        formatter.write_paragraph()
+        formatter.write_text(
+            "To begin: `adapterhub validate ./my-adapter` checks one, `adapterhub push ./my-adapter team/name` stores it. "
+            f"`adapterhub COMMAND --help` shows options and examples, `adapterhub help --all` all {len(COMMANDS)} commands."
+        )
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        name_width = max(map(len, COMMANDS))
-        for title, group in GROUPS.items():
-            with formatter.section(title):
-                formatter.write_dl([(name.ljust(name_width), summary) for name, summary in group.items()])
+        self._write_groups(formatter, frozenset(COMMANDS))
         formatter.write_paragraph()
         formatter.write_text(
             "`adapterhub COMMAND --help` shows options and examples. To begin: `adapterhub validate ./my-adapter` checks one, "
             "`adapterhub push ./my-adapter team/name` stores it, and `adapterhub info` shows where."
         )
+
+    @staticmethod
+    def _write_groups(formatter: click.HelpFormatter, names: Set[str]) -> None:
+        name_width = max(map(len, names))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(name_width), summary) for name, summary in group.items() if name in names])
 
 
 def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
@@ -240,7 +268,7 @@ def _discard(stream: TextIO) -> None:
 
 def _invoke(arguments: list[str]) -> int:
     # click completes words in `main`, not in `make_context`.
-    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+    if _COMPLETE in os.environ:
         app.main(arguments, prog_name=PROGRAM)
     try:
         with app.make_context(PROGRAM, list(arguments)) as context:
@@ -277,9 +305,11 @@ def _report(error: AdapterhubError, arguments: list[str]) -> None:
 
 def _usage_error(error: click.UsageError) -> UsageError:
     """Return click's error in one sentence, with what was meant or where to look as its hint."""
-    if isinstance(error, click.NoSuchOption) and error.possibilities:
-        return UsageError("", error.message.rstrip("."), f"Did you mean {' or '.join(map(repr, error.possibilities))}?")
     command = error.ctx.command_path if error.ctx else PROGRAM
+    if isinstance(error, click.NoSuchOption):
+        near = options.near_options(error.option_name, error.ctx.command if error.ctx else app)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"See `{command} --help`"
+        return UsageError("", error.message.rstrip("."), hint)
     message, separator, suggestion = error.format_message().rstrip(".").partition(". Did you mean ")
     return UsageError("", message, f"Did you mean {suggestion}" if separator else f"See `{command} --help`")
 

@@ -73,11 +73,11 @@ def run(
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
-        from adapterhub.operations import materialize
+        from adapterhub.operations import model_recipes
 
         settings_workspace = workspace(settings)
         digests = not into["no_digest"]
-        recipe = materialize.write_recipe(
+        recipe = model_recipes.write_recipe(
             merge, options, base, places[1], settings_workspace, source=places[0], digests=digests, replace=replace
         )
         for address in filter(sources.is_address, (adapter.ref or "" for adapter in recipe.recipe.adapters)):

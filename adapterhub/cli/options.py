@@ -28,16 +28,26 @@ if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub_converters.formats import GgufDtype
 
-# Words that people type, to the command that they mean.
+# Words that people type, from git, docker, hf and npm too, to the command that they mean, with its options.
 SYNONYMS = {
     "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
     "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
     "put": "push", "quantize": "convert", "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore",
     "upload": "push", "version": "--version", "ask": "run", "talk": "chat", "clean": "gc", "clone": "pull", "evaluate": "eval",
-    "fetch": "pull", "finetune": "train", "fuse": "merge", "generate": "run", "install": "pull", "mv": "copy", "prune": "gc",
-    "publish": "push", "rename": "copy", "save": "push", "status": "info", "sync": "pull", "test": "validate",
-    "uninstall": "rm", "whoami": "info",
+    "fetch": "pull", "finetune": "train", "fuse": "merge", "generate": "run", "install": "pull", "prune": "gc",
+    "publish": "push", "save": "push", "status": "info", "sync": "pull", "test": "validate",
+    "uninstall": "rm", "whoami": "info", "models": "list", "attached": "attach --list", "find": "search --file",
+    "formats": "convert --list", "materialize": "rebuild", "unpack": "pack --undo", "checkout": "pull", "commit": "push",
+    "branch": "tag", "revert": "rollback", "stash": "push", "blame": "lineage", "reflog": "log", "grep": "search",
+    "images": "list", "image": "list", "ps": "list", "rmi": "rm", "start": "serve", "up": "serve", "build": "train",
+    "logs": "log", "load": "pull", "exec": "run", "tags": "tag", "auth": "login", "cache": "du", "repo": "list",
+    "repos": "list", "scan-cache": "du", "i": "pull", "ci": "pull --locked", "update": "lock --update",
+    "upgrade": "lock --update", "outdated": "lock --check", "view": "show", "dist-tag": "tag", "unpublish": "withdraw",
+    "yank": "withdraw",
+    "mv": "copy", "rename": "copy", "shrinkwrap": "lock", "sbom": "bom", "licenses": "bom",
 }  # fmt: skip
+# The same for a word in a group of commands.
+GROUP_SYNONYMS = {"hub": {"restore": "load-backup", "audit": "log", "serve": "start", "run": "start", "up": "start"}}
 
 
 @dataclass
@@ -47,6 +57,13 @@ class Settings:
     registry: str | None = None
     as_json: bool = False
     debug: bool = False
+
+
+def _store_in_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def store(context: click.Context, _option: click.Parameter, value: Any) -> None:
+        context.meta[key] = value
+
+    return store
 
 
 class Command(click.Command):
@@ -66,6 +83,9 @@ class Command(click.Command):
                 expose_value=False,
                 callback=set_shared,
                 help="Registry to use: a folder, or the registry.db in it.",
+            ),
+            click.Option(
+                ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_store_in_meta(QUIET), help="Show no progress."
             ),
             click.Option(
                 ["--debug"], is_flag=True, expose_value=False, callback=set_shared, hidden=True, help="Show tracebacks."
@@ -129,12 +149,33 @@ def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> 
         return
     import difflib
 
-    commands = {name: name for name in names} | {
-        word: target for word, target in SYNONYMS.items() if target in (*names, "--version")
-    }
-    close = difflib.get_close_matches(typed.lower(), commands, 1)
+    commands = {name: name for name in names}
+    targets = [*names, *(() if context.parent else ["--version"])]
+    commands |= {word: target for word, target in SYNONYMS.items() if target.split()[0] in targets}
+    commands |= GROUP_SYNONYMS.get(str(context.info_name), {}) if context.parent else {}
+    close = difflib.get_close_matches(typed.lower(), commands, 1, cutoff=0.7)
     hint = f"Did you mean `{context.command_path} {commands[close[0]]}`?" if close else f"See `{context.command_path} --help`"
     raise UsageError(typed[:80], "no such command", hint)
+
+
+# Options of other programs to those of ours.
+_OPTION_SYNONYMS = {
+    "--format": "--to", "--out": "--output", "--outfile": "--output", "--output-dir": "--output", "--outtype": "--dtype",
+    "--lora": "--adapter", "--base-model": "--base", "--base-model-id": "--base", "--overwrite": "--replace",
+    "--plan": "--dry-run", "--lora-modules": "--adapter", "--silent": "--quiet", "--max-new-tokens": "--max-tokens",
+}  # fmt: skip
+
+
+def near_options(typed: str, command: click.Command) -> list[str]:
+    """Return the options of a command that a misspelled or foreign option may mean, the nearest first."""
+    import difflib
+
+    flags = {flag for parameter in command.params if not getattr(parameter, "hidden", False) for flag in parameter.opts}
+    if typed in _OPTION_SYNONYMS and _OPTION_SYNONYMS[typed] in flags:
+        return [_OPTION_SYNONYMS[typed]]
+    words = {flag: flag for flag in flags if flag.startswith("--")}
+    words |= {word: flag for word, flag in _OPTION_SYNONYMS.items() if flag in flags and word not in flags}
+    return list(dict.fromkeys(words[word] for word in difflib.get_close_matches(typed, words, cutoff=0.7)))[:2]
 
 
 class SwappedOption(click.Option):
@@ -154,11 +195,12 @@ class SwappedOption(click.Option):
         if value is None:
             return
         option, first = self.opts[0], next(param for param in context.command.params if isinstance(param, click.Argument))
-        argument = str(context.params[str(first.name)])
+        sources = context.params[str(first.name)]
+        argument = str(sources[0] if isinstance(sources, tuple) and sources else sources or "BASE")
         right = [*words]
         at = next(number for number, word in enumerate(right) if word.partition("=")[0] == option)
         del right[at : at + (1 if "=" in right[at] else 2)]
-        at = right.index(argument)
+        at = right.index(argument) if argument in right else len(right)
         right[at : at + 1] = self._in_order(argument, value)
         hint = f"Did you mean `{context.command_path} {shlex.join(right)}`?"
         raise UsageError(option, f"is no option of `{context.command_path}`", hint)
@@ -369,21 +411,12 @@ def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
     jobs, rate, default_jobs = click.IntRange(1, 32), _Rate(), {"default": 4, "show_default": True}
     for name, key, help_text, attributes in (
         ("--events", EVENTS, "Report progress as JSON lines on stderr.", {"is_flag": True}),
-        ("--quiet", QUIET, "Show no progress.", {"is_flag": True}),
         ("--limit-rate", RATE, "Limit the transfer rate, in bytes per second, like 10M.", {"metavar": "RATE", "type": rate}),
         ("--jobs", JOBS, "Number of files to transfer in parallel.", {"metavar": "N", "type": jobs, **default_jobs}),
     ):
-        names = ["-q", name] if name == "--quiet" else [name]
-        option = click.option(*names, expose_value=False, callback=_store_in_meta(key), help=help_text, **attributes)
+        option = click.option(name, expose_value=False, callback=_store_in_meta(key), help=help_text, **attributes)
         function = option(function)
     return function
-
-
-def _store_in_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def store(context: click.Context, _option: click.Parameter, value: Any) -> None:
-        context.meta[key] = value
-
-    return store
 
 
 # ---- conversions

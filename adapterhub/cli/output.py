@@ -185,15 +185,22 @@ def write_document(text: str) -> None:
     print(text)
 
 
+# First words of a line on stderr that are in a color on a terminal.
+_LABELS = {"error:": "31", "warning:": "33"}
+
+
 def say(text: str, *, aside: str = "", whole: bool = False) -> None:
     """Print one line about the work to stderr, broken as by `write` unless it is to be copied whole.
 
-    An aside at its end is dim on a terminal with colors.
+    On a terminal with colors, an aside at its end is dim, and `error:` at its beginning red.
     """
     if aside:
         aside = f"  \x1b[2m{_line(aside)}\x1b[0m" if has_color(sys.stderr) else f"  {_line(aside)}"
     line = _line(text) + aside
     pieces = _wrap_line(line, shutil.get_terminal_size().columns) if sys.stderr.isatty() and not whole else [line]
+    label = next((label for label in _LABELS if pieces[0].startswith(label)), "")
+    if label and has_color(sys.stderr):
+        pieces[0] = f"\x1b[{_LABELS[label]}m{label}\x1b[0m{pieces[0].removeprefix(label)}"
     print("\n".join(pieces), file=sys.stderr)
 
 

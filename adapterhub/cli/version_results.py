@@ -12,6 +12,7 @@ from . import output
 if TYPE_CHECKING:
     from adapterhub.operations.pull import PullResult
     from adapterhub.operations.push_result import PushResult
+    from adapterhub.operations.transfer_plans import TransferPlan
 
 
 class RenderedResult(NamedTuple):
@@ -53,6 +54,33 @@ def render_push(result: PushResult) -> RenderedResult:
     number = f" (v{result.number})" if result.number and result.tag != f"v{result.number}" else ""
     line = f"{result.ref}{number}  {output.size(result.size)}  {output.digest(result.digest)}"
     return RenderedResult(document, _change_prefix(result) + line)
+
+
+def show_plan(plan: TransferPlan, verb: str, *, as_json: bool) -> None:
+    """Print what a push or a pull would move: its files, and the bytes that the target lacks."""
+    if plan.overridden:
+        output.say(f"would be stored despite {output.plural(len(plan.overridden), 'error')}, the first {plan.overridden[0]}")
+    if plan.skipped:
+        output.say(output.one_line(f"left out: {shorten_names(plan.skipped)}"))
+    document = {
+        "target": plan.target,
+        "digest": plan.digest,
+        "size": plan.size,
+        "missing": plan.missing,
+        "files": [{"path": path, "size": size} for path, size in plan.files],
+        "new": plan.new,
+        "skipped": list(plan.skipped),
+        "dry_run": True,
+    }
+
+    def text() -> None:
+        columns = (output.Column("FILE"), output.Column("SIZE", right=True))
+        output.write_table(columns, [[path, output.size(size)] for path, size in plan.files])
+        name = f"{plan.target}  {output.size(plan.size)}  {output.digest(plan.digest)}"
+        moved = f"{output.plural(len(plan.files), 'file')} would be {verb}, {output.size(plan.missing)} of them missing there"
+        output.write(output.one_line(f"{name}: {moved}" if plan.new else f"{name}: already there, nothing would be {verb}"))
+
+    output.emit(document, as_json=as_json, text=text)
 
 
 def _change_prefix(result: PushResult) -> str:

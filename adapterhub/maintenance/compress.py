@@ -3,7 +3,7 @@
 A blob is packed if that saves enough, either alone or as a delta to a near parent: the same file in an earlier version of the
 name, in an earlier push of the same shape to the namespace, or any earlier file with most of its tensors. The plain file is
 removed once the pack has been flushed, read back and found to have the digest. A killed writer leaves the blob plain, packed,
-or both, which the next `pack` or `unpack` tidies up.
+or both, which the next `pack` or `pack --undo` tidies up.
 """
 
 from __future__ import annotations
@@ -94,17 +94,25 @@ def pack(
         return [packer.pack(row, layer) for row, layer in _unique_blobs(registry, rows, progress)]
 
 
-def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress | None = None) -> list[PackingOutcome]:
-    """Unpack the blobs of the versions of `names`, or of all versions."""
+def unpack(
+    registry: Registry, names: Sequence[str] = (), *, dry_run: bool = False, progress: Progress | None = None
+) -> list[PackingOutcome]:
+    """Unpack the blobs of the versions of `names`, or of all versions; with `dry_run`, only return those that are packed."""
     with _leased_rows(registry, names) as rows:
         blobs = _unique_blobs(registry, rows, progress)
-        return [_outcome(row, layer, layer.size, "", "unpacked") for row, layer in blobs if _unpack(registry, layer)]
+        return [
+            _outcome(row, layer, layer.size, "", "unpacked")
+            for row, layer in blobs
+            if _unpack(registry, layer, dry_run=dry_run)
+        ]
 
 
-def _unpack(registry: Registry, layer: Descriptor) -> bool:
-    """Unpack a blob and return whether it was packed."""
+def _unpack(registry: Registry, layer: Descriptor, *, dry_run: bool) -> bool:
+    """Unpack a blob, unless this is a `dry_run`, and return whether it was packed."""
     if registry.store.packs.head(layer.digest) is None:
         return False
+    if dry_run:
+        return True
     try:
         registry.store.make_plain(layer.digest, layer.size)
     except NotFoundError:  # another process unpacked it in the meantime

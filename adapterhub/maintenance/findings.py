@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import field
 from typing import Literal
 
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -18,6 +20,7 @@ class Finding:
         what: The problem.
         hint: How to fix it.
         remedy: Stable name of the hint, like the `code` of an error; empty where none is needed.
+        fields: The values that the hint names, like the `fields` of an error.
     """
 
     code: str
@@ -26,6 +29,7 @@ class Finding:
     what: str
     hint: str = ""
     remedy: str = ""
+    fields: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f". {self.hint}" if self.hint else "")

@@ -182,7 +182,7 @@ def open_rebuilt(path: Path) -> tuple[Registry, Findings]:
 
 def broken_log_findings(errors: list[AdapterhubError]) -> Findings:
     """Convert the errors of a rebuild into findings."""
-    return [Finding("broken-log", "error", error.where, error.what, error.hint, error.code) for error in errors]
+    return [Finding("broken-log", "error", error.where, error.what, error.hint, error.code, error.fields) for error in errors]
 
 
 # ---- blobs

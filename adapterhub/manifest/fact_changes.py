@@ -27,11 +27,16 @@ class FactChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A file that only one of two versions has, or that has other bytes; None where it is absent."""
+    """A file that only one of two versions has, or that has other bytes; None where it is absent.
+
+    Attributes:
+        lines: The lines of a text that differ, with `-` or `+` before them; empty if they were not compared.
+    """
 
     path: str
     old: FileEntry | None
     new: FileEntry | None
+    lines: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:

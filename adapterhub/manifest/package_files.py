@@ -32,7 +32,8 @@ from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundErro
 from adapterhub_converters.lazy_dataclass import dataclass
 
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
-DOCS = {".md", ".jsonl", ".png", ".svg"}
+# The configs of axolotl, LLaMA-Factory and trl are YAML: they tell how an adapter was trained, and no runtime reads them.
+DOCS = {".md", ".jsonl", ".png", ".svg", ".yaml", ".yml"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")  # codespell:ignore
 MAX_FILES = 10_000
 _MAX_DEPTH = 32  # parts of a path: each of its folders is compared with all others, and may be 1 kB of text

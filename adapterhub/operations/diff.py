@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function, is_weights
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, FileEntry
+    from adapterhub.manifest.fact_changes import FileChange
     from adapterhub.manifest.folder_contents import Inspection
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub_converters.bases import BaseSpec
@@ -96,9 +99,63 @@ def diff(
         difference,
         names=(before.location, after.location),
         digests=(before.digest, after.digest),
-        files=fact_changes.files(before.files, after.files),
+        files=_with_lines(fact_changes.files(before.files, after.files), before, after, workspace),
         facts=fact_changes.facts(before.manifest, after.manifest),
     )
+
+
+_TEXTS = (".md", ".txt", ".toml", ".yaml", ".yml", ".jinja")
+_LONGEST_TEXT = 256 << 10  # bytes
+
+
+def _with_lines(
+    changes: Sequence[FileChange], before: _ComparedVersion, after: _ComparedVersion, workspace: Workspace
+) -> tuple[FileChange, ...]:
+    """Return the changes of files, those of short texts that both versions have with the lines that differ."""
+    from adapterhub.analysis.text_lines import changed_lines
+
+    pairs = {change.path: (change.old, change.new) for change in changes if change.old and change.new}
+    texts = {
+        path: (old, new)
+        for path, (old, new) in pairs.items()
+        if path.lower().endswith(_TEXTS) and max(old.size, new.size) <= _LONGEST_TEXT
+    }
+    old_texts = _texts(before, [old for old, _ in texts.values()], workspace)
+    new_texts = _texts(after, [new for _, new in texts.values()], workspace)
+    lines = {path: changed_lines(old_texts[path], new_texts[path]) for path in texts}
+    return tuple(dataclasses.replace(change, lines=lines.get(change.path, ())) for change in changes)
+
+
+def _texts(version: _ComparedVersion, entries: Sequence[FileEntry], workspace: Workspace) -> dict[str, str]:
+    """Return the texts of some files of a version, by their paths."""
+    if not entries:
+        return {}
+    with ExitStack() as stack:
+        read: Callable[[FileEntry], bytes]
+        if sources.is_address(version.name):
+            from adapterhub.manifest.oci_manifest import Descriptor
+            from adapterhub.remotes.download import read_blob
+            from adapterhub.remotes.remote_address import parse
+
+            remote = stack.enter_context(workspace.connect(parse(str(version.name))))
+
+            def read(entry: FileEntry) -> bytes:
+                return read_blob(remote, Descriptor("", entry.digest, entry.size, entry.path), version.location)
+        elif sources.ref_of(version.name, workspace) is not None:
+            registry = stack.enter_context(workspace.open_registry())
+
+            def read(entry: FileEntry) -> bytes:
+                return registry.store.read_document(entry.digest)
+        else:
+            from adapterhub_converters.containers.open_file import read_bytes
+
+            adapter_source = stack.enter_context(sources.open_source(version.name, workspace))
+            folder = stack.enter_context(sources.as_folder(adapter_source))
+
+            def read(entry: FileEntry) -> bytes:
+                return read_bytes(folder / entry.path)
+
+        return {entry.path: read(entry).decode("utf-8", "replace") for entry in entries}
 
 
 def _read_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:

@@ -416,7 +416,9 @@ class RebuildResult:
     differences: tuple[RebuildDifference, ...]
 
 
-def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None) -> RebuildResult:
+def rebuild(
+    ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None, replace: bool = False
+) -> RebuildResult:
     """Make a merged or converted adapter again from its recipe and its parents, and compare it with the stored one.
 
     Args:
@@ -424,19 +426,23 @@ def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base:
         workspace: The registry.
         out: A new folder for the adapter; None to keep nothing.
         base: The model it was converted with, if any.
+        replace: Replace an earlier output at `out`.
     """
     from adapterhub.ref import Ref
     from adapterhub.registry import adapter_recipe
+    from adapterhub_converters.containers import atomic
 
     with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         stored = Path(temporary) / "stored"
         version = registry.pull(Ref.parse(ref), stored)
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
-        rebuilt = Path(out) if out else Path(temporary) / "made"
-        with sources.relabel_errors(stored, str(version.ref)):
-            adapter_recipe.rebuild_adapter(stored, parents, rebuilt, base=base)
-        return RebuildResult(version, tuple(adapter_recipe.differences(stored, rebuilt)))
+        target = Path(out) if out else Path(temporary) / "rebuilt"
+        with atomic.pending_output(target, replace=replace, durable=out is not None) as rebuilt:
+            with sources.relabel_errors(stored, str(version.ref)):
+                adapter_recipe.rebuild_adapter(stored, parents, rebuilt, base=base)
+            differences = adapter_recipe.differences(stored, rebuilt)
+        return RebuildResult(version, tuple(differences))
 
 
 def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[ParentAdapter]:

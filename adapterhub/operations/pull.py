@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.registry import Version
+    from adapterhub.remotes.parallel_transfer import PinnedSource
+    from adapterhub.remotes.protocol import OpenRemote
+    from adapterhub.remotes.remote_address import RemoteAddress
+    from adapterhub.trust.bundle import SignedStatement
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,16 +163,8 @@ def _pull_from_address(
     replace: bool,
     demand: Demand,
 ) -> PullResult:
-    from adapterhub.remotes.parallel_transfer import PinnedSource
-    from adapterhub.remotes.remote_address import parse
-
-    address = parse(source)
-    target = Path(out) if out else Path(address.title)
-    workspace.check_name(name or address.repository)
-    with workspace.connect(address) as remote:
-        # The remote says once what the tag means, so that what was checked is what is downloaded.
-        settled = PinnedSource(remote)
-        signed = check_policy(settled, address.reference, VersionNames.of_address(address, name=name), workspace, demand)
+    with _settled_source(source, workspace, name=name, demand=demand) as (address, remote, settled, signed):
+        target = Path(out) if out else Path(address.title)
         manifest, is_new = sources.download_version(
             settled, address.reference, target, address.host, workspace, replace=replace
         )
@@ -174,3 +173,54 @@ def _pull_from_address(
         signature_checks.write(target, signed.raw)
     files = tuple(layer.path for layer in manifest.layers)
     return PullResult(str(address), manifest.digest, manifest.size, target, files, is_new, manifest=manifest, commit=commit)
+
+
+@contextmanager
+def _settled_source(
+    source: str, workspace: Workspace, *, name: str | None, demand: Demand
+) -> Iterator[tuple[RemoteAddress, OpenRemote, PinnedSource, SignedStatement | None]]:
+    """Yield an address, its remote, the same with tags that stay, and the signature of a version that the policy allows."""
+    from adapterhub.remotes.parallel_transfer import PinnedSource
+    from adapterhub.remotes.remote_address import parse
+
+    address = parse(source)
+    workspace.check_name(name or address.repository)
+    with workspace.connect(address) as remote:
+        # The remote says once what the tag means, so that what was checked is what is downloaded.
+        settled = PinnedSource(remote)
+        names = VersionNames.of_address(address, name=name)
+        yield address, remote, settled, check_policy(settled, address.reference, names, workspace, demand)
+
+
+@dataclass(frozen=True)
+class IncomingVersion:
+    """A version that may be pulled: the title of its folder, its manifest, and whether a digest can be pulled again."""
+
+    title: str
+    manifest: Manifest
+    is_elsewhere: Callable[[Digest], bool]
+
+
+@contextmanager
+def incoming_version(
+    source: str, workspace: Workspace, *, name: str | None = None, demand: Demand = NO_DEMAND
+) -> Iterator[IncomingVersion]:
+    """Look up and check a version as `pull` does, whose arguments these are, and write nothing."""
+    if sources.is_address(source):
+        from adapterhub.remotes.oci.adapter_image import UnpackedSource
+
+        with _settled_source(source, workspace, name=name, demand=demand) as (address, remote, settled, _):
+            manifest = UnpackedSource(settled).manifest(address.reference)
+            workspace.tell_notes(remote)
+            yield IncomingVersion(address.title, manifest, partial(sources.is_elsewhere, settled, workspace))
+        return
+    from adapterhub.ref import Ref
+
+    ref = Ref.parse(source)
+    workspace.check_name(ref.name)
+    with workspace.open_registry() as registry:
+        version = registry.resolve(ref)
+        check_version(registry, version, VersionNames.of_version(version, source), workspace, demand)
+        workspace.warn_if_deprecated(version.ref, version.deprecated)
+        title = ref.name.rpartition("/")[2]
+        yield IncomingVersion(title, registry.oci_manifest(version), lambda digest: bool(registry.versions_with(digest)))

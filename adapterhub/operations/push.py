@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, signature_checks, sources
 from .policy_checks import check_policy, check_version
@@ -46,7 +47,7 @@ def check_target(target: str, workspace: Workspace) -> None:
     if sources.is_address(target):
         target_address(target, workspace)
     else:
-        _pushable_ref(target, workspace)
+        pushable_ref(target, workspace)
 
 
 def push(
@@ -120,7 +121,7 @@ def push(
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
     if private:
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
-    ref = _pushable_ref(target, workspace)
+    ref = pushable_ref(target, workspace)
     with (
         sources.open_source(source, workspace) as opened_source,
         open_package(
@@ -156,7 +157,7 @@ def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
         return registry.publish(package, ref)
 
 
-def _pushable_ref(target: str, workspace: Workspace) -> Ref:
+def pushable_ref(target: str, workspace: Workspace) -> Ref:
     """Parse a ref that can be pushed to."""
     from adapterhub.ref import Ref
     from adapterhub.registry.moves import check_pushable
@@ -231,17 +232,10 @@ def _push_to_address(
     tags: Sequence[str],
 ) -> PushResult:
     """Push an adapter to an address, as it is stored, as a new version, or as a container image."""
-    from adapterhub.ref import LATEST
     from adapterhub.remotes import version_copy as copying
-    from adapterhub.remotes.adapter_folders import MIN_SENT_AHEAD, AdapterFolder
     from adapterhub.remotes.remote_address import expect_digest
 
     address = target_address(target, workspace, name)
-    as_image = conversion is not None and conversion.to == "image"
-    conversion = None if as_image else conversion
-    skipped: tuple[str, ...] = ()
-    early_upload: _EarlyUpload | None = None
-    own_signatures: tuple[bytes, ...] = ()
     with ExitStack() as stack:
         remote = stack.enter_context(workspace.connect(address))
         # Compare-and-swap: the write fails if the tag has moved since the caller looked.
@@ -253,39 +247,22 @@ def _push_to_address(
         if metrics:
             remote.record_metrics(metrics)
         is_tagged = remote.tag_too(tags)
-        if base is None and conversion is None and (checked_version := _checked_version(source, workspace, stack, force=force)):
-            version_source, reference, overridden = checked_version
-        else:
-            opened_source = stack.enter_context(sources.open_source(source, workspace))
-            # Such a remote takes files before their digest is known, so large ones are hashed while they are sent.
-            large = MIN_SENT_AHEAD if remote.as_unnamed_target() and not as_image else sys.maxsize
-            package = stack.enter_context(
-                open_package(
-                    opened_source,
-                    workspace,
-                    name=address.title,
-                    base=base,
-                    conversion=conversion,
-                    force=force,
-                    hash_below=large,
-                    selection=selection,
-                )
-            )
-            # Not for an image, whose layers are not the files of the folder.
-            early_upload = None if as_image else _EarlyUpload(remote, address.host, workspace)
-            version_source, reference = (
-                AdapterFolder(package.folder, opened_source.location, early_upload, package.draft),
-                LATEST,
-            )
-            own_signatures = package.signatures
-            skipped, overridden = version_source.skipped, tuple(problem.code for problem in package.overridden)
-        check_tags_at(address, [address.reference, *tags], version_source.manifest(reference).digest, workspace)
-        if as_image:
-            from adapterhub.remotes.oci.adapter_image import AdapterImage
-
-            version_source, reference = AdapterImage(version_source, reference), LATEST
-        names = replace(VersionNames.of_address(address, os.fspath(source), name), origin="")
-        signature_checks.require(version_source, reference, names, workspace, supplied=own_signatures)
+        # Such a remote takes files before their digest is known, so large ones are hashed while they are sent.
+        early_upload = EarlyUpload(remote, address.host, workspace)
+        outgoing = outgoing_version(
+            stack,
+            source,
+            workspace,
+            address=address,
+            name=name,
+            base=base,
+            conversion=conversion,
+            force=force,
+            selection=selection,
+            tags=tags,
+            early_upload=early_upload if remote.as_unnamed_target() else None,
+        )
+        version_source, reference, own_signatures = outgoing.source, outgoing.reference, outgoing.signatures
         manifest, attached = version_source.manifest(reference), 0
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
@@ -296,7 +273,7 @@ def _push_to_address(
                 version_source, reference, remote, address.reference, progress, **workspace.transfer()
             )
         attached = attached or signature_checks.carry(version_source, remote, manifest, own_signatures)
-        if own_signatures and not attached and not as_image:
+        if own_signatures and not attached and not outgoing.is_image:
             workspace.tell(
                 _STALE_SIGNATURE
                 if remote.as_referring_target()
@@ -304,14 +281,91 @@ def _push_to_address(
             )
     result = replace(
         push_result(address, copied, remote, workspace),
-        sent=copied.sent + (early_upload.sent if early_upload else 0),
-        skipped=skipped,
-        overridden=overridden,
+        sent=copied.sent + early_upload.sent,
+        skipped=outgoing.skipped,
+        overridden=outgoing.overridden,
     )
     # Another place takes one tag per copy, so that further tags are set afterwards.
     for extra_tag in () if is_tagged else tags:
         result = replace(result, moved=tag(result.ref, extra_tag, workspace).moved or result.moved)
     return result
+
+
+@dataclass(frozen=True)
+class OutgoingVersion:
+    """What a push to an address sends: a checked version of `source`, with `reference` as its name there.
+
+    Attributes:
+        signatures: The signatures that came with a folder, unverified.
+        skipped: Names in the folder that are left out.
+        overridden: Codes of the errors of its check that `force` accepted.
+        is_image: Whether it is a container image.
+    """
+
+    source: Source
+    reference: str
+    signatures: tuple[bytes, ...] = ()
+    skipped: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+    is_image: bool = False
+
+
+def outgoing_version(
+    stack: ExitStack,
+    source: StrPath,
+    workspace: Workspace,
+    *,
+    address: RemoteAddress,
+    name: str | None,
+    base: BaseSpec | None,
+    conversion: Conversion | None,
+    force: bool,
+    selection: Selection | None,
+    tags: Sequence[str] = (),
+    early_upload: EarlyUpload | None = None,
+) -> OutgoingVersion:
+    """Open and check what a push to `address` sends; `stack` closes it. The arguments are those of `push`.
+
+    Args:
+        stack: Closes what is opened.
+        early_upload: Sends large files while they are hashed; None to hash every file first, and to send nothing.
+    """
+    from adapterhub.ref import LATEST
+    from adapterhub.remotes.adapter_folders import MIN_SENT_AHEAD, AdapterFolder
+
+    as_image = conversion is not None and conversion.to == "image"
+    conversion = None if as_image else conversion
+    if base is None and conversion is None and (checked_version := _checked_version(source, workspace, stack, force=force)):
+        version_source, reference, overridden = checked_version
+        outgoing = OutgoingVersion(version_source, reference, overridden=overridden)
+    else:
+        opened_source = stack.enter_context(sources.open_source(source, workspace))
+        # Not for an image, whose layers are not the files of the folder.
+        early_upload = None if as_image else early_upload
+        package = stack.enter_context(
+            open_package(
+                opened_source,
+                workspace,
+                name=address.title,
+                base=base,
+                conversion=conversion,
+                force=force,
+                hash_below=MIN_SENT_AHEAD if early_upload else sys.maxsize,
+                selection=selection,
+            )
+        )
+        folder = AdapterFolder(package.folder, opened_source.location, early_upload, package.draft)
+        overridden = tuple(problem.code for problem in package.overridden)
+        outgoing = OutgoingVersion(folder, LATEST, package.signatures, folder.skipped, overridden)
+    check_tags_at(address, [address.reference, *tags], outgoing.source.manifest(outgoing.reference).digest, workspace)
+    if as_image:
+        from adapterhub.remotes.oci.adapter_image import AdapterImage
+
+        image = AdapterImage(outgoing.source, outgoing.reference)
+        outgoing = replace(outgoing, source=image, reference=LATEST, is_image=True)
+    names = replace(VersionNames.of_address(address, os.fspath(source), name), origin="")
+    signature_checks.require(outgoing.source, outgoing.reference, names, workspace, supplied=outgoing.signatures)
+    return outgoing
 
 
 def _checked_version(
@@ -361,7 +415,7 @@ def _fetch_checked(
         yield DownloadedSource(settled, folder, manifest), tuple(problem.code for problem in errors)
 
 
-class _EarlyUpload:
+class EarlyUpload:
     """An early upload of large files, sent while they are hashed.
 
     It is used with a remote that takes blobs before their digest is known and surely has none of them.

@@ -178,7 +178,7 @@ def _error_finding(error: IntegrityError) -> Finding:
     from adapterhub.maintenance.findings import Finding
 
     code = "signature" if error.code.startswith("signature") else "unreadable"
-    return Finding(code, "error", error.where, error.what, error.hint, error.code)
+    return Finding(code, "error", error.where, error.what, error.hint, error.code, error.fields)
 
 
 def _byte_findings(source: StrPath, workspace: Workspace) -> Findings:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ def download_version(
     def replacing(present: ExistingFolder) -> None:
         if not replace:
             # A version that exists in the registry or on the remote can be pulled again, so nothing is lost.
-            present.check_lost(lambda digest: _is_stored(digest, workspace) or adapter_folders.has_version(remote, digest))
+            present.check_lost(partial(is_elsewhere, remote, workspace))
         workspace.tell(f"replaces {present}")
 
     with workspace.bar(f"pulling from {host}") as progress:
@@ -168,6 +169,13 @@ def download_version(
     if manifest.adapter_json is None:
         workspace.tell("there was no adapter.json: it was derived from the files")
     return manifest, not unchanged
+
+
+def is_elsewhere(remote: Remote, workspace: Workspace, digest: Digest) -> bool:
+    """Return whether the registry or a remote has a version, by its digest."""
+    from adapterhub.remotes import adapter_folders
+
+    return _is_stored(digest, workspace) or adapter_folders.has_version(remote, digest)
 
 
 def _is_stored(digest: Digest, workspace: Workspace) -> bool:

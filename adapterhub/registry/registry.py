@@ -400,14 +400,7 @@ class Registry:
             message: Why it is pushed, for the log.
             tags: More tags that move to the version.
         """
-        from . import packaging  # needs numpy
-
-        # Fail before any byte is stored; `moves.push` checks the same again under the lock.
-        moves.check_push(self.ledger, ref, expect)
-        # The registry's own policy applies in addition to the project's, which the package has met already.
-        if self.policy is not None:
-            self.policy.check_name(ref.name)
-            package = packaging.apply_policy(package, self.policy)
+        package = self.check_publish(package, ref, expect)
         tags_to_move = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
         message = moves.checked_message(message, ref)
         # A gc may remove blobs between storing them and moving the ref; `moves.push` then returns None and they are stored
@@ -425,6 +418,18 @@ class Registry:
         raise IntegrityError(
             str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running", code="changed-meanwhile"
         )
+
+    def check_publish(self, package: Package, ref: Ref, expect: Digest | None) -> Package:
+        """Raise the error that `publish` would end with before it stores a byte; return the package with the joined policy."""
+        from . import packaging  # needs numpy
+
+        # `moves.push` checks the same again under the lock.
+        moves.check_push(self.ledger, ref, expect)
+        # The registry's own policy applies in addition to the project's, which the package has met already.
+        if self.policy is not None:
+            self.policy.check_name(ref.name)
+            package = packaging.apply_policy(package, self.policy)
+        return package
 
     def push_manifest(
         self,

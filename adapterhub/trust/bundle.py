@@ -129,7 +129,7 @@ def find_accepted(
     if len(reasons) == 1:
         raise next(iter(reasons.values()))
     if not reasons:
-        raise IntegrityError(location, "is not signed", "Ask its owner to sign it", code="signature")
+        raise IntegrityError(location, "is not signed", "Ask its owner to sign it", code="signature-missing")
     problem = f"none of its {len(signatures)} signatures is accepted: {'; '.join(list(reasons)[:_MOST_REASONS])}"
     raise IntegrityError(location, problem, _NOT_ACCEPTED_HINT, code="signature")
 

@@ -89,11 +89,11 @@ def adapter_command(style: str, target: Path, base: BaseSpec | None) -> str | No
     name = target.name.removesuffix(".gguf")
     match style:
         case "gguf":
-            return llama_server(str(base.source) if base and base.kind == "gguf" else "", str(target))
+            return llama_server(_gguf_file(base), str(target))
         case "ollama":
             return ollama(name, str(target))
         case "mlx":
-            return mlx(_folder(base), str(target))
+            return mlx(_folder(base, _recorded_base(target / "adapter_config.json", "model")), str(target))
         case "peft":
             rank, recorded = _rank_and_base(target / "adapter_config.json")
             return vllm(name, str(target), _folder(base, recorded), rank=rank)
@@ -112,6 +112,23 @@ def _folder(base: BaseSpec | None, recorded: str | None = None) -> str:
     return (base.repo if base else None) or recorded or ""
 
 
+def _gguf_file(base: BaseSpec | None) -> str:
+    """Return the base as a GGUF file: its path, or the name that a GGUF of it would have; empty if unknown."""
+    if base is None or base.kind == "gguf":
+        return str(base.source) if base else ""
+    name = base.repo or (str(base.folder) if base.folder is not None else "")
+    return f"{Path(name).name}.gguf" if Path(name).name else ""
+
+
+def _recorded_base(path: Path, key: str) -> str | None:
+    """Return the base that a config names by a key."""
+    try:
+        base = json_file.read_object(path).get(key)
+    except AdapterhubError:
+        return None
+    return base if isinstance(base, str) and base else None
+
+
 def _rank_and_base(path: Path) -> tuple[int, str | None]:
     """Return the largest rank that an adapter_config.json has, and the base that it names."""
     try:
@@ -120,5 +137,4 @@ def _rank_and_base(path: Path) -> tuple[int, str | None]:
         return 0, None
     pattern = config.get("rank_pattern")
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-    base = config.get("base_model_name_or_path")
-    return max((rank for rank in ranks if isinstance(rank, int)), default=0), base if isinstance(base, str) and base else None
+    return max((rank for rank in ranks if isinstance(rank, int)), default=0), _recorded_base(path, "base_model_name_or_path")

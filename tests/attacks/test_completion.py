@@ -29,7 +29,8 @@ def complete(run: Run, tmp_path: Path) -> Callable[[str], list[str]]:
         }
         result = run(cwd=tmp_path / "clone", env=env)
         assert result.stderr == ""
-        return [row.partition(",")[2] for row in result.stdout.splitlines() if row]
+        # `file,` has the shell complete paths itself: what follows is what was typed.
+        return [row.partition(",")[2] for row in result.stdout.splitlines() if row and row != "file,"]
 
     return call
 

@@ -14,7 +14,7 @@ from adapterhub.manifest.package_files import check_paths
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.formats import peft
-from tests.cli.test_materialize import Q, write_base
+from tests.cli.test_rebuild import Q, write_base
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Make = Callable[..., Path]
@@ -70,7 +70,7 @@ def test_deep_folders_in_the_cache_of_a_registry_end_no_command_as_a_bug(
         cached.rename(deep / "d")
 
 
-@pytest.mark.parametrize("recipe", [False, True], ids=["merge", "materialize"])
+@pytest.mark.parametrize("recipe", [False, True], ids=["merge", "rebuild"])
 def test_deep_folders_in_a_base_are_not_copied(run: Run, tmp_path: Path, deep: Path, recipe: bool) -> None:
     write_base(tmp_path / "base")
     factors = LowRank(np.ones((4, 64), np.float32), np.ones((64, 4), np.float32), alpha=4)
@@ -80,7 +80,7 @@ def test_deep_folders_in_a_base_are_not_copied(run: Run, tmp_path: Path, deep: P
     try:
         run("merge", "./a", "--into", "base", *(["--recipe-only", "-o", "a.json"] if recipe else ["-o", "out"]))
         if recipe:
-            run("materialize", "a.json", "--adapter", "a", "-o", "out")
+            run("rebuild", "a.json", "--adapter", "a", "-o", "out")
     finally:
         (tmp_path / "base/d").rename(deep / "d")
     assert (tmp_path / "out/config.json").is_file()

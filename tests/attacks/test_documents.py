@@ -87,7 +87,7 @@ JSON = {
     "tokenizer.json": (_there("base/tokenizer.json"), "merge a --into base -o out.gguf"),
     "generation_config.json": (_there("base/generation_config.json"), "merge a --into base -o out.gguf"),
     "adapters.lock": (_there("adapters.lock"), "pull --locked"),
-    "recipe": (_there("recipe.json"), "materialize recipe.json --base base -o out"),
+    "recipe": (_there("recipe.json"), "rebuild recipe.json --base base -o out"),
     "index.json": (_there("layout/index.json"), "list layout://layout"),
     "oci-layout": (_there("layout/oci-layout"), "list layout://layout"),
     "manifest": (_manifest, "pull layout://layout:v1 -o out"),

@@ -147,7 +147,7 @@ def test_attachments_take_only_so_much_memory(run: Run, make: Make, web: Web) ->
         return {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
 
     asked = endless_pages(web, f"/v2/team/sql/referrers/{digest_of(raw)}", body, INDEX_TYPE)
-    one_line(run("attached", address(web), code=5), "more than 64 MB")
+    one_line(run("attach", address(web), "--list", code=5), "more than 64 MB")
     assert len(asked) < 20
 
 
@@ -210,7 +210,7 @@ def test_a_file_of_an_attachment_cannot_have_the_name_of_an_incomplete_one(
     page = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}).encode()
     path = f"/v2/team/sql/referrers/{digest_of(raw)}"
     web.rules[path] = lambda to: to.send(200, page, **{"Content-Type": INDEX_TYPE})
-    run("attached", address(web), "-o", tmp_path / "scan")
+    run("attach", address(web), "--list", "-o", tmp_path / "scan")
     assert {one.name: one.read_bytes() for one in (tmp_path / "scan").iterdir()} == attached
 
 

@@ -1,4 +1,4 @@
-"""Recipes of strangers: what `rebuild` and `materialize` do for a document of a few kilobytes."""
+"""Recipes of strangers: what `rebuild` do for a document of a few kilobytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapterhub.operations import merge
 from adapterhub.operations.workspace import Workspace
 from adapterhub.registry.registry import Registry
 from tests.attacks.test_hostile_servers import one_line
-from tests.cli.test_materialize import write_base
+from tests.cli.test_rebuild import write_base
 from tests.conftest import Run
 from tests.support.adapters import Make
 
@@ -71,5 +71,5 @@ def test_a_recipe_that_names_what_is_not_there_is_one_line(
     for key, value in change.items():
         made[key] = {**made[key], **value} if isinstance(value, dict) else value
     (tmp_path / "h.json").write_text(json.dumps(made))
-    one_line(run("materialize", "h.json", "-o", "out", cwd=tmp_path, code=code), said)
+    one_line(run("rebuild", "h.json", "-o", "out", cwd=tmp_path, code=code), said)
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from tests.attacks.test_credentials import docker, helper
 from tests.attacks.test_hostile_servers import one_line
-from tests.cli.test_materialize import Q, write_base
+from tests.cli.test_rebuild import Q, write_base
 from tests.conftest import ROOT, Run
 from tests.support.adapters import Make
 from tests.support.web_server import Web
@@ -188,9 +188,9 @@ def test_a_recipe_of_somebody_else_s_has_its_adapter_fetched_from_nowhere(run: R
     run("push", "./a", address)
     run("merge", address, "--into", "base", "--recipe-only", "-o", "a.json")
     stranger = {"XDG_CONFIG_HOME": str(tmp_path / "other"), "XDG_DATA_HOME": str(tmp_path / "other")}
-    result = run("materialize", "a.json", "-o", "out", env=stranger, code=6)
+    result = run("rebuild", "a.json", "-o", "out", env=stranger, code=6)
     one_line(result, f"the recipe: names http://{host}, which you have not used before")
-    assert "byte for byte" in run("materialize", "a.json", "-o", "out").stdout
+    assert "byte for byte" in run("rebuild", "a.json", "-o", "out").stdout
 
 
 @pytest.mark.parametrize("source", ["javascript:1", "x", "", "http://x/y", "\\\\host\\share", "ada:secret@host/x"])

@@ -71,7 +71,15 @@ def test_gc_removes_nothing_behind_a_folder_of_the_store_that_is_a_link(
 
 @pytest.mark.parametrize(
     "words",
-    [("push", "ADAPTER", "team/sql"), ("list",), ("fsck",), ("fsck", "--rebuild-index"), ("pack",), ("unpack",), ("init",)],
+    [
+        ("push", "ADAPTER", "team/sql"),
+        ("list",),
+        ("fsck",),
+        ("fsck", "--rebuild-index"),
+        ("pack",),
+        ("pack", "--undo"),
+        ("init",),
+    ],
 )
 def test_every_command_refuses_a_store_with_a_link_in_it(
     run: Run, make: Make, clone: Path, victim: Path, words: tuple[str, ...]

@@ -96,7 +96,7 @@ def test_no_command_shows_a_name_raw_that_it_knows(clean: Callable[..., str], ho
         clean("tag", "team/b", "x", *options)
         clean("lineage", "team/both", *options)
         clean("search", "a", *options)
-        clean("find", path, *options)
+        clean("search", "--file", path, *options)
         clean("verify", "team/b", *options)
         clean("fsck", *options)
         clean("du", *options)

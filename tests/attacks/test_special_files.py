@@ -40,19 +40,19 @@ def registry(tmp_path: Path, make: Make, run: Run) -> Path:
 @pytest.mark.parametrize(
     "name", ["adapter_config.json", "adapter_model.safetensors", "adapter.json", "README.md", "adapter.toml"]
 )
-@pytest.mark.parametrize("command", ["validate", "push", "find", "verify", "convert"])
+@pytest.mark.parametrize("command", ["validate", "push", "search --file", "verify", "convert"])
 def test_no_command_waits_for_a_pipe_in_an_adapter(run: Run, make: Make, registry: Path, command: str, name: str) -> None:
     adapter = make("piped")
     pipe(adapter / name)
     more = {"push": ("team/new",), "convert": (registry / "out", "--to", "mlx")}.get(command, ())
-    result = run(command, adapter, *more, cwd=registry, code=None)
+    result = run(*command.split(), adapter, *more, cwd=registry, code=None)
     assert result.returncode in (0, 1, 3, 4, 6)
     if command == "push":
         assert result.returncode == 6
 
 
 @pytest.mark.parametrize(
-    "words", [("validate", "PIPE"), ("convert", "PIPE", "out", "--to", "peft"), ("find", "PIPE"), ("train", "PIPE")]
+    "words", [("validate", "PIPE"), ("convert", "PIPE", "out", "--to", "peft"), ("search", "--file", "PIPE"), ("train", "PIPE")]
 )
 def test_no_command_waits_for_a_pipe_that_is_named(started: Run, registry: Path, words: tuple[str, ...]) -> None:
     path = pipe(registry / "x-lora.safetensors")

@@ -69,10 +69,9 @@ ADAPTER = "ADAPTER"
 # What a training measures of the machine, and the one line that only the file has.
 VARYING = re.compile(r"(memory|speed|arithmetic|step) |loading|.*a format of another package")
 # Metavars of what may be an adapter on this disk.
-TAKES_ADAPTER = {"SRC", "SRC...", "A", "B", "FROM", "FILE…"}
+TAKES_ADAPTER = {"SRC", "SRC...", "A", "B", "FROM"}
 # Parameters with such a metavar that take something else.
 TAKES_OTHER = {
-    ("attach", "files"): "files of any kind, for a version elsewhere",
     ("chat", "source"): "a ref",
     ("fsck", "source"): "a registry, or the folder of a version",
     ("pull", "bundled"): "a bundle",
@@ -82,17 +81,17 @@ CALLS = {
     "eval source": ["eval", ADAPTER, "--data", "text.jsonl", "--base", "base"],
     "train start": ["train", "train.toml", "--from", ADAPTER, "-o", "out"],
     "merge source": ["merge", ADAPTER, "b", "--method", "ties", "-o", "out"],
-    "materialize adapters": ["materialize", "merged.json", "--base", "base", "--adapter", ADAPTER, "-o", "out"],
+    "rebuild adapters": ["rebuild", "merged.json", "--base", "base", "--adapter", ADAPTER, "-o", "out"],
     "convert source": ["convert", ADAPTER, "out", "--to", "mlx", "--base", "base"],
     "fix source": ["fix", ADAPTER],
     "diff a": ["diff", ADAPTER, "b"],
     "diff b": ["diff", "b", ADAPTER],
-    "verify-merge adapters": ["verify-merge", "--base", "base", "--adapter", ADAPTER, "--merged", "merged"],
+    "verify-merge adapters": ["verify-merge", "merged", "--base", "base", "--adapter", ADAPTER],
     "push source": ["push", ADAPTER, "team/new", "--base", "base"],
     "copy source": ["copy", ADAPTER, "team/new"],
     "bom source": ["bom", ADAPTER],
     "show source": ["show", ADAPTER],
-    "find files": ["find", ADAPTER],
+    "search files": ["search", "--file", ADAPTER],
 }
 # Commands that are about files as they are: their words, the exit code, and what they say.
 FILE_CALLS = {
@@ -111,7 +110,8 @@ def adapter_parameters(group: click.Group, path: str = "") -> Iterator[str]:
         if isinstance(command, click.Group):
             yield from adapter_parameters(command, f"{path}{name} ")
         for parameter in command.params if command else ():
-            if parameter.metavar in TAKES_ADAPTER and (path + name, parameter.name) not in TAKES_OTHER:
+            takes = (path + name, parameter.name)
+            if takes == ("search", "files") or (parameter.metavar in TAKES_ADAPTER and takes not in TAKES_OTHER):
                 yield f"{path}{name} {parameter.name}"
 
 
@@ -246,7 +246,7 @@ def test_a_merge_of_such_files_is_rebuilt_from_what_was_pushed(world: Path, call
 
 
 def test_the_formats_are_listed_with_what_it_can_do(world: Path, call: Call) -> None:
-    row = json.loads(call(world, "formats", "--json").stdout)["formats"][-1]
+    row = json.loads(call(world, "convert", "--list", "--json").stdout)["formats"][-1]
     back = row.pop("back")
     assert row == {"name": "zipped", "files": ["NAME.zlora"], "reads": True, "writes": True, "base": False}
     assert set(back.values()) == {"bytes"}

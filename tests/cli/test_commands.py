@@ -52,7 +52,7 @@ def test_the_life_of_an_adapter(run: Run, sql: Path, tmp_path: Path) -> None:
 
 LIGHT = [
     ["init"], ["push", "sql", "team/b"], ["pull", "team/a", "-o", "new"], ["list"], ["list", "--tree"], ["search", "a"],
-    ["find", "sql"], ["show", "team/a"], ["show", "sql"],
+    ["search", "--file", "sql"], ["show", "team/a"], ["show", "sql"],
     ["validate", "sql", "--base", "base"], ["convert", "sql", "out", "--to", "mlx", "--base", "base"],
     ["base", "add", "tiny", "base"], ["base", "list"], ["base", "show", "base/config.json"],
     ["tag", "team/a", "x"], ["verify", "team/a"], ["fsck"], ["rm", "team/a"], ["completion", "bash"],

@@ -113,8 +113,16 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ("extract a b -o x", 2, "extract: requires either --rank or --energy. Add --rank 32, for example  [invalid-usage]"),
-        ("find", 2, "find: needs a FILE or --sha256. Name one  [invalid-usage]"),
+        (
+            "extract a --base b -o x",
+            2,
+            "extract: requires either --rank or --energy. Add --rank 32, for example  [invalid-usage]",
+        ),
+        (
+            "search sql --file a",
+            2,
+            "WORDS: is not for --file and --sha256, which compare contents with every version",
+        ),
         ("verify a --base b", 2, "--base, --data and --parent-key: require --recompute. Pass --recompute too"),
         ("verify a --recompute", 2, "--recompute: requires --attestations. Pass --attestations too  [conflicting-options]"),
         ("explain rank-confgi", 3, "rank-confgi: no such code. Did you mean rank-config?  [not-found]"),

@@ -117,7 +117,7 @@ def test_a_terminal_of_80_columns_is_enough(place: Path, run: Any, terminal: Any
     assert "LEAST KEPT" in merged
     assert "--onto as-trained by up to " in " ".join(merged.split())
     run("merge", "./a", "--into", "base", "-o", "half", "--weights", "0.5", cwd=place)
-    proof = terminal("verify-merge", "--base", "base", "--adapter", "./a", "--merged", "half", cwd=place, first=_BARS)
+    proof = terminal("verify-merge", "half", "--base", "base", "--adapter", "./a", cwd=place, first=_BARS)
     assert "STRENGTH  WHY" in proof
     assert "% unexplained" in proof
     assert "\x1b[2K" in merged, "a bar that was shown and removed"
@@ -135,7 +135,7 @@ def test_the_training_recorded_in_adapter_json_is_used(place: Path, run: Any) ->
     )
     change = document["touched"][f"{Q}.weight"]
     assert change["error_as_trained"] < 0.01 < 0.05 < change["error_original"]
-    proof = ("verify-merge", "--base", "base", "--adapter", "./b", "--merged", "out")
+    proof = ("verify-merge", "out", "--base", "base", "--adapter", "./b")
     assert "1 exact" in run(*proof, "--onto", "as-trained", cwd=place).stdout
     assert "other" in run(*proof, cwd=place, code=1).stdout
 

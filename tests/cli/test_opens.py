@@ -22,7 +22,7 @@ COMMANDS = [
     "validate A",
     "show A",
     "scan A",
-    "find A",
+    "search --file A",
     "bom A",
     "push A team/a",
     "diff A B",
@@ -86,7 +86,7 @@ def test_no_command_opens_a_file_of_an_adapter_more_than_twice(
         shutil.copytree(tmp_path / "source", source)
         paths = {letter.upper(): source / f"{letter}{_suffix(name)}" for letter in "ab"} | {"OUT": tmp_path / f"out-{number}"}
         words = ["--registry", tmp_path / "registry", *(paths.get(word, word) for word in command.split())]
-        counts = opens(run, tmp_path, source, *words, code=3 if command == "find A" else 0)
+        counts = opens(run, tmp_path, source, *words, code=3 if command == "search --file A" else 0)
         assert counts, command
         if max(counts.values()) > 2:
             crowded[command] = counts

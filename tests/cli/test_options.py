@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 from collections import defaultdict
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from adapterhub.cli.main import COMMANDS, GROUPS, app
-from adapterhub.cli.options import SYNONYMS, SwappedOption
+from adapterhub.cli.main import COMMANDS, FIRST_SCREEN, GROUPS, app
+from adapterhub.cli.options import GROUP_SYNONYMS, SYNONYMS, SwappedOption
 from tests.conftest import Run
 
 FILTERS = "search"  # its options are filters, each named for the field it compares
@@ -49,6 +50,49 @@ def test_an_option_has_one_meaning_in_all_commands(name: str) -> None:
     assert 1 in (len(before_colon), len(two_words)), helps
 
 
+def leaves() -> dict[str, click.Command]:
+    """Every command that does something itself."""
+    return {name: command for name, command in commands(app) if not isinstance(command, click.Group)}
+
+
+def flags(command: click.Command) -> set[str]:
+    return {flag for parameter in command.params if isinstance(parameter, click.Option) for flag in parameter.opts}
+
+
+@pytest.mark.parametrize("name", leaves())
+def test_every_command_can_answer_in_json_and_without_progress(name: str) -> None:
+    assert {"--json", "-q", "--quiet", "--registry"} <= flags(leaves()[name])
+
+
+def test_a_base_is_an_option_wherever_a_source_meets_it() -> None:
+    for name, command in leaves().items():
+        words = {
+            str(parameter.metavar or parameter.name) for parameter in command.params if isinstance(parameter, click.Argument)
+        }
+        assert name.startswith("base ") or "BASE" not in {word.upper() for word in words}, name
+    with_base = {"chat", "convert", "eval", "extract", "merge", "run", "serve", "validate", "verify-merge"}
+    assert {name for name, command in leaves().items() if flags(command) & {"--base", "--into"}} >= with_base
+
+
+def test_what_asks_can_be_told_yes_and_what_writes_or_sends_much_can_be_tried_dry() -> None:
+    for name, command in leaves().items():
+        asks = "output.confirm(" in inspect.getsource(inspect.unwrap(command.callback or (lambda: None)))
+        assert ("--yes" in flags(command)) == asks, name
+    dry = {"describe", "fix", "gc", "hub gc", "merge", "pack", "pull", "push", "train"}
+    assert {name for name, command in leaves().items() if "--dry-run" in flags(command)} >= dry
+
+
+def test_p_is_the_prompt_and_no_short_option_means_two_things() -> None:
+    meanings = defaultdict(set)
+    for command in leaves().values():
+        for parameter in command.params:
+            for flag in parameter.opts:
+                if len(flag) == 2 and flag[0] == "-":
+                    meanings[flag].add(tuple(sorted(parameter.opts)))
+    assert meanings["-p"] == {("--prompt", "-p")}
+    assert {flag: names for flag, names in meanings.items() if len(names) > 1} == {}
+
+
 def test_every_option_has_a_help_that_is_a_sentence() -> None:
     for name, where in options().items():
         for command, option in where.items():
@@ -64,22 +108,42 @@ def test_every_option_has_a_help_that_is_a_sentence() -> None:
         ("run base --adapter ./sql", "run ./sql --base base"),
         ("run base 'a b' --adapter=team/sql --seed 1", "run team/sql --base base 'a b' --seed 1"),
         ("chat --compare team/b base.gguf --adapter team/sql:v2", "chat --compare team/b team/sql:v2 --base base.gguf"),
-        ("serve team/sql:v2 --base base.gguf -- -ngl 9", "serve base.gguf --adapters team/sql -- -ngl 9"),
-        ("serve team/sql --base=./base --port 0", "serve ./base --adapters team/sql --port 0"),
+        ("serve base.gguf --adapters team/sql --port 0", "serve team/sql --base base.gguf --port 0"),
+        ("serve ./base --adapters='team/*'", "serve 'team/*' --base ./base"),
     ],
 )
 def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: Run, words: str, meant: str) -> None:
     assert f"Did you mean `adapterhub {meant}`?" in run(*shlex.split(words), code=2).stderr
 
 
-def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_group(run: Run) -> None:
+def listed(help_text: str) -> list[tuple[str, str]]:
+    """The commands that a help lists, each under the title of its group."""
+    rows, title = [], ""
+    for line in help_text.splitlines():
+        if line[:-1] in GROUPS:
+            title = line[:-1]
+        elif title and line.startswith("  "):
+            rows.append((title, line.split()[0]))
+    return rows
+
+
+def test_the_first_screen_has_at_most_28_commands_and_fits_80_columns_and_50_rows(run: Run) -> None:
     lines = run("--help").stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line[:-1] for line in lines if line[:-1] in GROUPS] == list(GROUPS)
+    assert len(lines) <= 50 - 1  # the prompt has a row as well
+    shown = listed("\n".join(lines))
+    assert {name for _, name in shown} == FIRST_SCREEN
+    assert len(FIRST_SCREEN) <= 28
+    assert all(name in GROUPS[title] for title, name in shown)
+    assert run().stdout == run("--help").stdout == run("help").stdout
+
+
+@pytest.mark.parametrize("words", ["help --all", "--help --all"])
+def test_help_all_lists_every_command_in_its_group(run: Run, words: str) -> None:
+    text = run(*words.split()).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert listed(text) == [(title, name) for title, group in GROUPS.items() for name in group]
     assert {name for group in GROUPS.values() for name in group} == set(COMMANDS)
-    for group in GROUPS.values():
-        for name, text in group.items():
-            assert f"  {name:<12}  {text}" in lines
 
 
 def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
@@ -103,6 +167,19 @@ def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
         (["rename"], "copy"),
         (["remote", "remove", "team"], "remote rm"),
         (["base", "ls"], "base list"),
+        (["attached"], "attach --list"),
+        (["unpack"], "pack --undo"),
+        (["materialize"], "rebuild"),
+        (["find"], "search --file"),
+        (["formats"], "convert --list"),
+        (["hub", "restore"], "hub load-backup"),
+        (["hub", "audit"], "hub log"),
+        (["hub", "serve"], "hub start"),
+        (["checkout"], "pull"),
+        (["revert"], "rollback"),
+        (["images"], "list"),
+        (["start"], "serve"),
+        (["dist-tag"], "tag"),
     ],
 )
 def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], meant: str) -> None:
@@ -111,15 +188,27 @@ def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], me
     assert error.count("\n") == 1
 
 
-def test_synonyms_are_of_commands_and_not_commands_themselves() -> None:
-    assert set(SYNONYMS.values()) <= {*COMMANDS, "--version"}
-    assert not set(SYNONYMS) & set(COMMANDS)
+def test_synonyms_lead_to_commands_and_options_that_exist_and_are_not_commands_themselves() -> None:
+    paths = dict(commands(app))
+    groups = {f"{group} {word}": f"{group} {meant}" for group, words in GROUP_SYNONYMS.items() for word, meant in words.items()}
+    for word, meant in (SYNONYMS | groups).items():
+        assert word not in paths
+        name, _, option = meant.partition(" --")
+        assert name in paths or meant == "--version"
+        assert not option or f"--{option}" in {spelled for parameter in paths[name].params for spelled in parameter.opts}
+
+
+@pytest.mark.parametrize("words", [["frobnicate"], ["hub", "version"], ["rot13", "team/sql"]])
+def test_a_word_near_no_command_leads_to_the_list_of_commands(run: Run, words: list[str]) -> None:
+    assert "no such command. See `adapterhub" in run(*words, code=2).stderr
 
 
 def test_an_option_with_a_typo_names_the_right_one(run: Run, started: Run) -> None:
     assert run("list", "--jsn", code=2).stderr == "error: No such option '--jsn'. Did you mean '--json'?  [invalid-usage]\n"
-    several = started("train", "x.toml", "--plan", code=2).stderr  # which fails before it imports torch
-    assert several == "error: No such option '--plan'. Did you mean '--explain' or '--replace'?  [invalid-usage]\n"
+    foreign = started("train", "x.toml", "--plan", code=2).stderr  # which fails before it imports torch
+    assert foreign == "error: No such option '--plan'. Did you mean '--dry-run'?  [invalid-usage]\n"
+    assert "Did you mean '--to'?" in run("convert", "a", "b", "--fromat", "gguf", code=2).stderr
+    assert "No such option '--xyzzy'. See `adapterhub convert --help`" in run("convert", "a", "b", "--xyzzy", code=2).stderr
 
 
 def test_help_and_json_may_come_before_the_command(run: Run) -> None:
@@ -127,7 +216,7 @@ def test_help_and_json_may_come_before_the_command(run: Run) -> None:
     assert run("help", "base", "add").stdout == run("base", "add", "--help").stdout
     assert run("help").stdout == run("--help").stdout
     assert "frobnicate: no such command" in run("help", "frobnicate", code=2).stderr
-    assert json.loads(run("--json", "formats").stdout) == json.loads(run("formats", "--json").stdout)
+    assert json.loads(run("--json", "convert", "--list").stdout) == json.loads(run("convert", "--list", "--json").stdout)
 
 
 @pytest.mark.parametrize("group", [name for name, command in commands(app) if isinstance(command, click.Group)])

@@ -211,7 +211,7 @@ OUTPUTS = {
     "merge": ("merge a {name} -o out", "out"),
     "merge into a base": ("merge ./{name} --into base -o out", "out"),
     "recipe": ("merge team/{name} --into base --recipe-only -o out.json", "out.json"),
-    "extract": ("extract base tuned --rank 1 -o out", "out"),
+    "extract": ("extract tuned --base base --rank 1 -o out", "out"),
     "bundle to a file": ("bundle team/{name} -o out.tar", "out.tar"),
     "bundle to a folder": ("bundle team/{name} -o out", "out"),
     "pull as another format": ("pull team/{name} --to mlx --base base -o out", "out"),

@@ -46,7 +46,7 @@ def test_a_folder_of_a_trainer_is_pushed_with_one_note(run: Run, make: Make, tmp
     result = run("push", "sql", "team/sql")
     (note,) = [line for line in result.stderr.splitlines() if "left out" in line]
     assert note.startswith("left out: .gitattributes, checkpoint-10/, ")
-    assert note.endswith(" and 3 more")
+    assert note.endswith(" and 2 more")
     run("pull", "team/sql", "-o", "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*PACKAGED, "adapter.json"}
 

@@ -29,7 +29,7 @@ def base(tmp_path: Path) -> Path:
         (("--key", "key.pem"), 2, "key.pem: a certificate and its private key belong together"),
         (("--certificate", "no.pem", "--key", "no.pem"), 8, "no.pem: No such file"),
         (("--certificate", "text.pem", "--key", "text.pem"), 8, "text.pem: "),
-        (("--adapters", ""), 2, "patterns of names: none was given"),
+        (("",), 2, "patterns of names: none was given"),
         (("--route", "none.toml"), 3, "none.toml: no such file"),
         ((), 8, "vllm: does not answer"),
         (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),
@@ -46,7 +46,7 @@ def base(tmp_path: Path) -> Path:
 def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:
     (tmp_path / "text.pem").write_text("not a certificate\n")
     usual = () if "--engine-url" in options else ("--engine-url", NOBODY)
-    done = run("serve", base, "--engine", "vllm", *usual, "--port", 0, *options, code=code, cwd=tmp_path)
+    done = run("serve", "--base", base, "--engine", "vllm", *usual, "--port", 0, *options, code=code, cwd=tmp_path)
     assert words in done.stderr
     assert "bug" not in done.stderr
 
@@ -74,10 +74,22 @@ def test_engines_of_the_route_file_are_used_without_a_url(
 def test_a_base_does_not_answer_for_an_adapter_of_its_name(run: Run, base: Path, tmp_path: Path) -> None:
     folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)))
     run("push", tmp_path / "adapter", "team/sql", "--registry", tmp_path / "registry")
-    words = ("serve", base, "--registry", tmp_path / "registry", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0)
+    words = (
+        "serve",
+        "--base",
+        base,
+        "--registry",
+        tmp_path / "registry",
+        "--engine",
+        "vllm",
+        "--engine-url",
+        NOBODY,
+        "--port",
+        0,
+    )
     done = run(*words, "--base-name", "team/sql", code=6)
     assert "team/sql: is the name of the base and of an adapter. Pass another one as --base-name" in done.stderr
-    for others in (("--base-name", "team/other"), ("--base-name", "team/sql", "--adapters", "other/*")):
+    for others in (("--base-name", "team/other"), ("--base-name", "team/sql", "other/*")):
         assert "does not answer" in run(*words, *others, code=8).stderr
 
 
@@ -104,6 +116,31 @@ def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: P
     folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)))
     error = run("serve", tmp_path / "adapter", code=3).stderr
     assert "adapter: is an adapter, not a base model. Name the folder or the .gguf file of the base" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--base: is missing, and so is a SRC that records one. Pass --base BASE"),
+        (["team/*"], "team/*: is a pattern of names, which records no base. Pass --base BASE"),
+        (["base", "team/*"], "Did you mean `adapterhub serve 'team/*' --base base`?"),
+        (["./base", "--base", "base"], "./base: is not a name in the registry. Push it first"),
+        (["team/sql:v2", "--base", "base"], "names a version, and each request chooses its own as `model`. Write team/sql"),
+        (["team/sql@sha256:0a", "--base", "base"], "each request chooses its own as `model`. Write team/sql"),
+    ],
+)
+def test_names_that_cannot_be_served_are_told_apart(run: Run, base: Path, words: list[str], told: str) -> None:
+    error = run("serve", *words, code=2, cwd=base.parent).stderr
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_an_adapter_is_served_on_the_base_that_it_records(run: Run, tmp_path: Path) -> None:
+    folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)), base_model_name_or_path="acme/tiny")
+    run("push", tmp_path / "adapter", "team/sql", "--registry", tmp_path / "registry")
+    words = ("serve", "team/sql", "--registry", tmp_path / "registry", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0)
+    error = run(*words, code=None, env={"HF_ENDPOINT": NOBODY}).stderr
+    assert error.startswith("base: acme/tiny, which the adapter records\nerror: acme/tiny")
 
 
 def test_a_mistyped_engine_names_the_one_that_was_meant(run: Run) -> None:

@@ -39,17 +39,15 @@ INVOCATIONS = {
     "train": "--init new.toml",
     "eval": "--help",
     "merge": "sql other --method ties -o both",
-    "extract": "base merged --rank 2 -o extracted",
+    "extract": "merged --base base --rank 2 -o extracted",
     "convert": "sql sql.gguf --to gguf --base base --dtype f16",
     "describe": "sql --license Apache-2.0",
-    "materialize": "recipe.json -o materialized",
-    "rebuild": "team/both",
+    "rebuild": "recipe.json -o rebuilt",
     "validate": "sql other --base base",
     "scan": "sql",
     "fix": "broken",
     "diff": "sql other",
-    "verify-merge": "--base base --adapter team/sql --merged merged",
-    "formats": "",
+    "verify-merge": "merged --base base --adapter team/sql",
     "explain": "rank-config",
     "push": "other team/new:prod",
     "pull": "team/sql -o pulled",
@@ -62,7 +60,6 @@ INVOCATIONS = {
     "audit checkpoint": "--help",
     "bom": "team/sql -o sql.cdx.json",
     "attach": "layout://layout:team/sql:v1 note.txt --type application/x-note",
-    "attached": "layout://layout:team/sql:v1",
     "lock": "team/sql:prod",
     "remote add": "there layout://layout",
     "remote default": "here",
@@ -79,9 +76,9 @@ INVOCATIONS = {
     "hub admission list": "",
     "hub admission rm": "--help",
     "hub approve": "--help",
-    "hub audit": "--verify",
+    "hub log": "--verify",
     "hub backup": "hub.tar",
-    "hub restore": "--help",
+    "hub load-backup": "--help",
     "hub doctor": "",
     "hub publisher add": "team --issuer https://ci.example --claim sub=x",
     "hub publisher list": "",
@@ -103,7 +100,6 @@ INVOCATIONS = {
     "list": "",
     "show": "team/sql",
     "search": "sql",
-    "find": "sql",
     "lineage": "team/both",
     "log": "team/sql",
     "info": "",
@@ -121,7 +117,6 @@ INVOCATIONS = {
     "verify": "team/sql",
     "fsck": "",
     "pack": "",
-    "unpack": "",
     "du": "",
     "usage": "--usage-file usage.db --since 1970-01-01",
     "completion": "bash",
@@ -243,6 +238,13 @@ def test_color_and_long_lines_break_between_words() -> None:
     assert output._wrap_line("an odd ` is a word", 10) == ["an odd `", "  is a", "  word"]
     assert output._wrap_line("  ", 8) == ["  "]
     assert output._wrap_line("", 8) == [""]
+
+
+def test_the_word_error_is_red_on_a_terminal_with_colors_only(world: World) -> None:
+    _, _, err = world.terminal(["show", "team/sql:nosuch"], TERM="xterm")
+    assert err.startswith("\x1b[31merror:\x1b[0m team/sql:nosuch: ")
+    assert world.piped(["show", "team/sql:nosuch"]).stderr.startswith("error: team/sql:nosuch: ")
+    assert "\x1b" not in world.terminal(["show", "team/sql:nosuch"], TERM="xterm", NO_COLOR="1")[2]
 
 
 def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(world: World) -> None:

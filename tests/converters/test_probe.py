@@ -1,4 +1,4 @@
-"""`adapterhub formats`: what it says is what conversions do, and what docs/formats.md says."""
+"""`adapterhub convert --list`: what it says is what conversions do, and what docs/formats.md says."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_the_table_that_is_kept_is_the_measured_one(rows: list[Row]) -> None:
 
 
 def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
-    document = json.loads(run("formats", "--json").stdout)["formats"]
+    document = json.loads(run("convert", "--list", "--json").stdout)["formats"]
     assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
-    families = json.loads(run("formats", "--json").stdout)["image_models"]
+    families = json.loads(run("convert", "--list", "--json").stdout)["image_models"]
     assert {"SDXL", "FLUX.1", "Qwen-Image", "Wan", "Krea 2"} <= set(families)
-    found = json.loads(run("formats", "--json").stdout)
+    found = json.loads(run("convert", "--list", "--json").stdout)
     assert {"method": "xlora", "merges": False} in found["tuners"]
     assert {"method": "ia3", "merges": True} in found["tuners"]
     assert {"llama", "qwen3_moe"} <= set(found["mlx_full"])
-    text = run("formats").stdout
+    text = run("convert", "--list").stdout
     assert all(name in " ".join(text.split()) for name in (*(row["method"] for row in found["tuners"]), *found["mlx_full"]))
     assert all(family in " ".join(text.split()) for family in families)
     assert all(name in text for name in (*(row.name for row in rows), "hf", "image"))

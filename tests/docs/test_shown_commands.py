@@ -64,9 +64,9 @@ BEFORE = {
     r"pull .*--locked|lock --": ["lock team/sql:prod"],
     r"pull .*--from adapters\.tar|.*layout://adapters\.tar": ["bundle team/sql:v2 team/chat:prod -o adapters.tar"],
     r".*layout://sql\.tar(?!:v2$)|(pull|copy) layout://sql\.tar": ["push ./sql layout://sql.tar:v2"],
-    r"materialize .* --adapter ": ["merge ./sql --into ./Qwen3-0.6B --recipe-only -o qwen3-sql.json"],
-    r"materialize qwen3-sql\.json(?!.* --adapter)": [f"{_RECIPE} -o qwen3-sql.json"],
-    r"materialize qwen3-sql ": [f"{_RECIPE} -o qwen3-sql"],
+    r"rebuild .* --adapter ": ["merge ./sql --into ./Qwen3-0.6B --recipe-only -o qwen3-sql.json"],
+    r"rebuild qwen3-sql\.json(?!.* --adapter)": [f"{_RECIPE} -o qwen3-sql.json"],
+    r"rebuild qwen3-sql ": [f"{_RECIPE} -o qwen3-sql"],
     r"verify-merge .*qwen3-sql": ["merge team/sql:v2 --into ./Qwen3-0.6B -o ./qwen3-sql"],
     r"verify-merge .*merged\.gguf": ["merge ./a ./b --weights 0.7,0.3 --into ./base -o ./merged.gguf"],
     r"extract .*qwen3-finetuned": ["merge ./sql --into ./Qwen3-0.6B -o ./qwen3-finetuned"],
@@ -78,7 +78,7 @@ BEFORE = {
     r"attest team/both:v1 --merge": ["sign team/sql:v2 --key team.key", "sign team/french:v1 --key team.key"],
     r"audit verify .*--checkpoint": ["audit checkpoint -o 2026-11-26.json --key audit.key"],
     r"diff \./sql \./sql\.gguf": ["convert ./french sql.gguf --base ./Qwen3-0.6B"],
-    r"attached ": ["attach oci://HOST/team/sql:v2 scan.json --type application/vnd.example.scan+json"],
+    r"attach .*--list": ["attach oci://HOST/team/sql:v2 scan.json --type application/vnd.example.scan+json"],
     r"pull \S+images/": ["push team/sql:v2 oci://HOST/images/sql:v2 --to image"],
     r"(pull|list) hf://": ["push ./sql hf://org/sql"],
     r"copy hf://": ["push ./sql hf://somebody/sql"],
@@ -90,10 +90,10 @@ BEFORE = {
     r"verify \./sql": ["describe ./sql"],
     r"fsck .*backup/": ["--registry backup/adapters init"],
     r"deprecate .*--undo": ["deprecate team/sql x"],
-    r"unpack": ["pack"],
+    r"pack --undo": ["pack"],
     r"tag .*--restore": ["tag team/sql:v1 prod"],
     r"base (rm|show) qwen3|validate \S+ --base qwen3": ["base add qwen3 ./Qwen3-0.6B"],
-    r"hub (member|user (rm|link)|audit|webhook|namespace|publisher|backup|restore)": [
+    r"hub (member|user (rm|link)|log|webhook|namespace|publisher|backup|load-backup)": [
         "hub namespace set team", "hub user add ada",
     ],
     r"hub member rm": ["hub member set team ada --role write"],
@@ -101,7 +101,7 @@ BEFORE = {
     r"hub publisher (rm|add .*--as)": ["hub user add trainer", _PUBLISHER],
     r"hub webhook rm": ["hub webhook add team https://ci.example/hook"],
     r"hub token revoke": ["hub token create a --role read", "hub token create b --role read", "hub token create c --role read"],
-    r"hub restore": ["hub backup hub-2026-11-26.tar"],
+    r"hub load-backup": ["hub backup hub-2026-11-26.tar"],
     r"fsck --rebuild-index --registry": ["--registry ~/adapters init"],
 }  # fmt: skip
 # What a command writes, and the world has: it is removed first.
@@ -115,8 +115,8 @@ WRITES = {
 }
 # Commands that write nothing: they run in the world itself.
 READS = re.compile(
-    r"(list|show \S+$|search|find|lineage|log|info|formats|explain|diff|du|scan|completion|base (list|show hf)|train --explain"
-    r"|verify team|validate (?!.*(output|qwen3$))|audit verify$|fsck$"
+    r"(list|show \S+$|search|lineage|log|info|convert --list|explain|diff|du|scan|completion"
+    r"|base (list|show hf)|train --explain|verify team|validate (?!.*(output|qwen3$))|audit verify$|fsck$"
     r"|hub (token|user|webhook|namespace|publisher|admission) list)( |$)"
 )
 # Words of a page, and what is there in the world.

@@ -72,10 +72,19 @@ def test_a_page_links_to_files_that_exist_without_the_site(name: str) -> None:
     assert [link for link in links if not (DOCS / name).parent.joinpath(link).is_file()] == []
 
 
+# A row of a table that answers a question with a command.
+_ANSWER = re.compile(r"^\| [^`|]+ \| `(adapterhub [^`]*)` \|$", re.MULTILINE)
+
+
+def test_the_page_of_questions_has_at_least_fifty_answers() -> None:
+    assert len(set(_ANSWER.findall(pages.page("howto.md")))) >= 50
+
+
 def shown(name: str) -> list[list[str]]:
-    """The words of each `adapterhub` of a page, up to a pipe, a redirection or a comment."""
+    """The words of each `adapterhub` of a page, up to a pipe, a redirection or a comment; and of answers in tables."""
     found = []
-    for block in re.findall(r"^```(?:console|bash|sh)[^\n]*\n(.*?)^```$", pages.page(name), re.MULTILINE | re.DOTALL):
+    blocks = re.findall(r"^```(?:console|bash|sh)[^\n]*\n(.*?)^```$", pages.page(name), re.MULTILINE | re.DOTALL)
+    for block in (*blocks, *_ANSWER.findall(pages.page(name))):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             if line.removeprefix("$ ").startswith("adapterhub "):
                 typed = line.removeprefix("$ ").partition("  ")[0].replace("…", "x")  # after two spaces comes a remark

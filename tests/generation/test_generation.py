@@ -299,11 +299,11 @@ def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, flo
     peft_adapter(float_base, tmp_path / "sql")
     (tmp_path / "question.txt").write_text("hello\n")
     shared = ("--base", float_base, "--max-tokens", 4, "--json")
-    by_file = json.loads(run("run", "sql", "-p", "question.txt", *shared).stdout)
+    by_file = json.loads(run("run", "sql", "--prompt-file", "question.txt", *shared).stdout)
     by_argument = json.loads(run("run", "sql", "hello", *shared, "--no-base").stdout)
     assert (by_file["prompt"], by_file["text"]) == (by_argument["prompt"], by_argument["text"])
     assert by_argument["base_text"] is None
-    assert "is an argument already" in run("run", "sql", "hello", "-p", "question.txt", *shared, code=2).stderr
+    assert "is an argument already" in run("run", "sql", "hello", "--prompt-file", "question.txt", *shared, code=2).stderr
     error = "error: --system: a raw prompt has no system message. Put it into the prompt  [invalid-parameter]\n"
     assert run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr == error
 

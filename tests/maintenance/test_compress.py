@@ -416,8 +416,8 @@ def test_the_commands_report_what_they_did(registry: Registry, trained: Trained,
     document = json.loads(run("du", "team", "--json", *at).stdout)
     assert document["total"]["stored"] < document["total"]["files"]
     assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte matches")
-    assert "2 files unpacked" in run("unpack", *at).stdout
-    for command in (("pack", "team/x"), ("unpack", "team/x:v1"), ("du", "team/x")):
+    assert "2 files unpacked" in run("pack", "--undo", *at).stdout
+    for command in (("pack", "team/x"), ("pack", "--undo", "team/x:v1"), ("du", "team/x")):
         assert run(*command, *at, code=3).stderr.startswith("error: team/x")
 
 

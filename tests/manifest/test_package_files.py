@@ -13,16 +13,20 @@ from tests.support.adapters import Make
 # What a Trainer leaves next to an adapter, and what people put there.
 LEFT_OUT = (
     ".gitattributes", "checkpoint-10/", "notes.ipynb", "optimizer.pt", "rng_state.pth", "scheduler.pt", "train.py",
-    "training_args.bin", "config.yaml",
+    "training_args.bin",
 )  # fmt: skip
-PACKAGED = ("README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "trainer_state.json", "LICENSE")
+# The last is the config of axolotl, LLaMA-Factory or trl.
+PACKAGED = (
+    *("README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "trainer_state.json", "LICENSE"),
+    "config.yaml",
+)
 
 
 def fill(folder: Path) -> Path:
     """Write the files of a finished training."""
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10/optimizer.pt").write_bytes(b"\x80\x02pickled")
-    for name in (*LEFT_OUT, "tokenizer.json", "trainer_state.json", "LICENSE"):
+    for name in (*LEFT_OUT, "tokenizer.json", "trainer_state.json", "LICENSE", "config.yaml"):
         if not name.endswith("/"):
             (folder / name).write_text("{}")
     return folder
@@ -59,8 +63,11 @@ def test_a_pickle_without_weights_is_refused(make: Make) -> None:
     [
         (Selection(exclude=("trainer_state.json",)), {"trainer_state.json"}),
         (Selection(exclude=("*.json",)), {"adapter_config.json", "tokenizer.json", "trainer_state.json"}),
-        (Selection(include=("*.md",)), {"tokenizer.json", "trainer_state.json", "LICENSE"}),
-        (Selection(include=("*.json",), exclude=("t*",)), {"README.md", "tokenizer.json", "trainer_state.json", "LICENSE"}),
+        (Selection(include=("*.md",)), {"tokenizer.json", "trainer_state.json", "LICENSE", "config.yaml"}),
+        (
+            Selection(include=("*.json",), exclude=("t*",)),
+            {"README.md", "tokenizer.json", "trainer_state.json", "LICENSE", "config.yaml"},
+        ),
     ],
 )
 def test_patterns_choose_among_the_files_that_can_be_packaged(make: Make, selection: Selection, gone: set[str]) -> None:

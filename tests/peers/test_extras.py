@@ -21,7 +21,7 @@ ALSO = {"hub": "serve"}  # it brings the packages of another as well
 # A command, and the extra that it needs.
 COMMANDS = {
     "hub start --port 0": "hub",
-    "serve base --adapters team/* --engine vllm --engine-url http://127.0.0.1:9": "serve",
+    "serve team/* --base base --engine vllm --engine-url http://127.0.0.1:9": "serve",
     "key generate signing": "sign",
     "eval sql --data new.jsonl --base base": "train",
     "show sql --plot sql.png": "plot",

@@ -66,7 +66,7 @@ COMMANDS: dict[str, list[str]] = {
     "copy from a registry": ["copy", "oci://{host}/{name}/bad:v1", "team/in"],
     "copy from a bundle": ["copy", "layout://bundle.tar:v1", "team/in"],
     "merge": ["merge", "./bad", "./bad", "-o", "team/in:merged"],
-    "extract": ["extract", "base", "tuned", "--rank", "2", "-o", "team/in:extracted"],
+    "extract": ["extract", "tuned", "--base", "base", "--rank", "2", "-o", "team/in:extracted"],
     "pull, converted and cached": ["pull", "team/forced", "--to", "mlx", "-o", "out/there"],
 }
 
@@ -170,14 +170,14 @@ def test_what_is_forced_in_is_refused_with_the_words_of_the_check(place: Path, r
     assert "`adapterhub validate ./bad` shows all of them" in result.stderr
 
 
-def test_materialize_takes_no_adapter_from_an_address_that_the_policy_forbids(place: Path, run: Run) -> None:
+def test_rebuild_takes_no_adapter_from_an_address_that_the_policy_forbids(place: Path, run: Run) -> None:
     write_base(place / "base")
     put_elsewhere(write_adapter(place / "bad"), place / "elsewhere")
     run("merge", "oci:elsewhere:v1", "--into", "base", "--recipe-only", "-o", "recipe.json")
     (place / TOML).write_text("[policy]\nmax_rank = 1\n")
-    assert "rank 2 is over 1" in run("materialize", "recipe.json", "-o", "out/model", code=6).stderr
+    assert "rank 2 is over 1" in run("rebuild", "recipe.json", "-o", "out/model", code=6).stderr
     (place / TOML).write_text("[policy]\nmax_rank = 2\n")
-    run("materialize", "recipe.json", "-o", "out/model")
+    run("rebuild", "recipe.json", "-o", "out/model")
 
 
 def write_base(folder: Path, value: float = 1.0) -> None:

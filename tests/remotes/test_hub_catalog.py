@@ -262,7 +262,7 @@ def test_another_hub_an_older_hub_and_one_with_another_api_are_told_apart(run: R
         assert "[local-only]" in run("lineage", address.repository, code=2).stderr
         assert "[local-only]" in run("deprecate", address.repository, code=2).stderr
         run("remote", "add", "other", address.login, "--default")
-        for words in (["search", "sql"], ["du"], ["find", "--sha256", "a" * 64]):
+        for words in (["search", "sql"], ["du"], ["search", "--sha256", "a" * 64]):
             assert f"{address.login}: has no " in (line := run(*words, "--remote", code=2).stderr)
             assert "[hub-only]" in line
     for about in (None, {"program": "adapterhub", "api": [2]}, {"program": "adapterhub", "api": "1"}):

@@ -79,27 +79,27 @@ def said(run: Run, *words: object) -> Any:
 
 
 def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, run: Run, tmp_path: Path) -> None:
-    assert said(run, "attached", address)["attached"] == []
+    assert said(run, "attach", address, "--list")["attached"] == []
     (tmp_path / "notes.md").write_text("fine\n")
     first = said(run, "attach", address, scan, "notes.md", "--type", SCAN)
     assert said(run, "attach", address, "notes.md", scan, "--type", SCAN)["digest"] == first["digest"]  # in any order
     (tmp_path / "model.sig").write_bytes(bytes(range(256)))
     second = said(run, "attach", address, "model.sig", "--type", SIGNATURE)
-    found = said(run, "attached", address)
+    found = said(run, "attach", address, "--list")
     assert [(each["type"], each["digest"]) for each in found["attached"]] == [
         (SCAN, first["digest"]),
         (SIGNATURE, second["digest"]),
     ]
     assert found["subject"] == oci_manifest.build(tmp_path / "adapter").digest
-    assert SIGNATURE in run("attached", address).stdout
-    assert len(said(run, "attached", address, "--type", SCAN)["attached"]) == 1
-    assert said(run, "attached", address, "--type", SCAN, "-o", "out")["files"] == ["notes.md", "scan.json"]
+    assert SIGNATURE in run("attach", address, "--list").stdout
+    assert len(said(run, "attach", address, "--list", "--type", SCAN)["attached"]) == 1
+    assert said(run, "attach", address, "--list", "--type", SCAN, "-o", "out")["files"] == ["notes.md", "scan.json"]
     assert (tmp_path / "out/scan.json").read_bytes() == scan.read_bytes()
-    run("attached", address, "--type", SIGNATURE, "-o", "sig")
+    run("attach", address, "--list", "--type", SIGNATURE, "-o", "sig")
     assert (tmp_path / "sig/model.sig").read_bytes() == bytes(range(256))
-    assert "has 2 attachments" in run("attached", address, "-o", "both", code=2).stderr
-    error = run("attached", address, "--type", "a/b", "-o", "none", code=3).stderr
-    assert f"has no attachment of type a/b. `adapterhub attached {address}` lists those of other types  [not-found]" in error
+    assert "has 2 attachments" in run("attach", address, "--list", "-o", "both", code=2).stderr
+    error = run("attach", address, "--list", "--type", "a/b", "-o", "none", code=3).stderr
+    assert f"has no attachment of type a/b. `adapterhub attach {address} --list` lists those of other types" in error
     digest = said(run, "pull", address, "-o", "again")["digest"]
     assert digest == found["subject"]  # the version is what it was
 
@@ -110,13 +110,13 @@ def test_a_copy_takes_along_what_is_attached_and_what_is_attached_to_that(addres
     second = said(run, "attach", there, scan, "--type", SIGNATURE)
     for target in ("oci:copied:v1", "oci-archive:copied.tar:v1"):
         assert "2 attachments copied" in run("copy", address, target, "--referrers").stderr
-        assert [each["digest"] for each in said(run, "attached", target)["attached"]] == [first["digest"]]
+        assert [each["digest"] for each in said(run, "attach", target, "--list")["attached"]] == [first["digest"]]
         about = target.rpartition(":")[0] + f"@{first['digest']}"
-        assert [each["digest"] for each in said(run, "attached", about)["attached"]] == [second["digest"]]
+        assert [each["digest"] for each in said(run, "attach", about, "--list")["attached"]] == [second["digest"]]
     assert "2 attachments copied" in run("copy", "oci:copied:v1", address, "--referrers").stderr
-    assert len(said(run, "attached", address)["attached"]) == 1
+    assert len(said(run, "attach", address, "--list")["attached"]) == 1
     run("copy", address, "oci:plain:v1")
-    assert said(run, "attached", "oci:plain:v1")["attached"] == []
+    assert said(run, "attach", "oci:plain:v1", "--list")["attached"] == []
 
 
 def test_words_that_cannot_be_meant(make: Make, scan: Path, run: Run) -> None:
@@ -127,7 +127,7 @@ def test_words_that_cannot_be_meant(make: Make, scan: Path, run: Run) -> None:
     run("attach", "oci:x:v9", scan, "--type", SCAN, code=3)
     run("attach", "oci:x:v1", "nothing.json", "--type", SCAN, code=3)
     run("attach", "oci:x:v1", scan, scan, "--type", SCAN, code=6)
-    assert said(run, "attached", "oci:x:v1")["attached"] == []
+    assert said(run, "attach", "oci:x:v1", "--list")["attached"] == []
 
 
 @pytest.mark.peer
@@ -144,9 +144,9 @@ def test_oras_discovers_what_we_attached_and_we_what_oras_did(address: str, scan
         return  # oras reads tars and doesn't write them
     (tmp_path / "hi.txt").write_text("hi")
     call(oras, "attach", *flags, "--artifact-type", SIGNATURE, place, "hi.txt", cwd=tmp_path)
-    found = said(run, "attached", address)["attached"]
+    found = said(run, "attach", address, "--list")["attached"]
     assert [each["type"] for each in found] == [SCAN, SIGNATURE]
-    run("attached", address, "--type", SIGNATURE, "-o", "out")
+    run("attach", address, "--list", "--type", SIGNATURE, "-o", "out")
     assert (tmp_path / "out/hi.txt").read_text() == "hi"
     theirs = next(each["digest"] for each in found if each["type"] == SIGNATURE)
     call(oras, "attach", *flags, "--artifact-type", "a/b", f"{place.rpartition(':')[0]}@{theirs}", "hi.txt", cwd=tmp_path)
@@ -223,7 +223,7 @@ def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, sca
     run("attach", "oci:x:v1", scan, "--type", SCAN)
     blob = tmp_path / "x/blobs/sha256" / hashlib.sha256(scan.read_bytes()).hexdigest()
     blob.write_bytes(b"x" * blob.stat().st_size)
-    run("attached", "oci:x:v1", "-o", "out", code=4)
+    run("attach", "oci:x:v1", "--list", "-o", "out", code=4)
     assert not (tmp_path / "out").exists()
     with LayoutFolder(tmp_path / "x") as source, LayoutArchive(tmp_path / "y.tar") as target, pytest.raises(IntegrityError):
         referrers.copy_referrers(source, oci_manifest.build(tmp_path / "adapter").digest, target)

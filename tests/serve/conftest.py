@@ -44,6 +44,6 @@ def registry(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gateway(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway in front of llama-server's router."""
-    options = ("--program", llama_server.program(), "--adapters", "team/*")
+    options = ("--program", llama_server.program(), "team/*")
     with serving.gateway(models.gguf, registry, tmp_path_factory.mktemp("gateway"), *options) as gateway_process:
         yield gateway_process

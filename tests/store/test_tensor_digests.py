@@ -213,16 +213,16 @@ def test_what_has_no_version_any_more_is_not_found(registry: Registry, make: Mak
 
 
 def test_the_command(run: Run, registry: Registry, make: Make) -> None:
-    find = partial(run, "find", cwd=registry.root)
+    find = partial(run, "search", cwd=registry.root)
     registry.push(make("a"), Ref.parse("team/sql:prod"))
     whole = rewritten(make("b"), {"format": "np"}) / peft.WEIGHTS
     part = rewritten(make("c"), {}, q_proj=np.zeros((2, 2), np.float32)) / peft.WEIGHTS
-    done = find(whole)
+    done = find("--file", whole)
     assert done.stdout.splitlines()[1].split() == ["team/sql:v1", "latest,", "prod", peft.WEIGHTS, "8", "of", "8"]
     assert done.stderr == f"{whole}: no version contains it as a whole\n"
-    done = find(part, make("a") / peft.WEIGHTS, code=3)
+    done = find("--file", part, "--file", make("a") / peft.WEIGHTS, code=3)
     assert ("4 of 8" in done.stdout, " all" in done.stdout) == (True, True)
-    found = json.loads(find(part.parent, "--json", code=3).stdout)["found"][0]
+    found = json.loads(find("--file", part.parent, "--json", code=3).stdout)["found"][0]
     assert found["holders"] == []
     assert (found["tensors"]["count"], found["tensors"]["holders"][0]["count"]) == (8, 4)
     one = read(whole)[0]
@@ -231,7 +231,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     )
     assert json.loads(find("--sha256", one.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == one.name
     nothing = make("z", 9) / peft.WEIGHTS
-    assert find(nothing, code=3).stderr == f"error: {nothing}: no version contains it  [not-found]\n"
+    assert find("--file", nothing, code=3).stderr == f"error: {nothing}: no version contains it  [not-found]\n"
 
 
 # ---- how much is there more than once
@@ -363,8 +363,8 @@ def test_find_lists_the_tensors_of_a_store_that_has_no_lists(run: Run, registry:
     registry.push(make("c", 1), Ref.parse("team/damaged"))
     os.truncate(registry.store.blob_path(weights(registry, "team/damaged")), 100)
     looked_for = rewritten(make("b"), {"format": "np"}) / peft.WEIGHTS
-    assert "8 of 8" in run("find", looked_for, cwd=registry.root).stdout
+    assert "8 of 8" in run("search", "--file", looked_for, cwd=registry.root).stdout
     nothing = make("z", 9) / peft.WEIGHTS
-    assert run("find", nothing, cwd=registry.root, code=3).stderr.startswith(
+    assert run("search", "--file", nothing, cwd=registry.root, code=3).stderr.startswith(
         "not searched: the tensors of 1 file, missing or damaged"
     )

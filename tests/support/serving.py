@@ -217,7 +217,20 @@ def gateway(
         env: More variables.
     """
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "adapterhub", "serve", base, "--registry", registry, "--json", "--port", 0, *options]
+    words = [
+        sys.executable,
+        "-m",
+        "adapterhub",
+        "serve",
+        "--base",
+        base,
+        "--registry",
+        registry,
+        "--json",
+        "--port",
+        0,
+        *options,
+    ]
     environ = {key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")}
     environ |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas")))}
     environ |= {

@@ -111,7 +111,7 @@ def storm(
 ) -> Iterator[Storm]:
     registry = folder / "registry"
     Registry(registry).close()
-    with serving.gateway(base, registry, folder / "gateway", "--adapters", "team/*", *options, env=env) as gateway:
+    with serving.gateway(base, registry, folder / "gateway", "team/*", *options, env=env) as gateway:
         storm_ = Storm(gateway, registry, models, more, PROMPTS[:prompts])
         storm_.prepare()
         yield storm_

@@ -152,7 +152,7 @@ def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:
     run("attest", "team/sql", "--training", *KEY)
     run("push", "team/sql", "layout://x:team/sql:v1")
     run("verify", "layout://x:team/sql:v1", "--attestations", *PUBLIC, "--recompute")
-    run("attached", "layout://x:team/sql:v1", "-o", "attached")
+    run("attach", "layout://x:team/sql:v1", "--list", "-o", "attached")
     assert (place / "attached" / "attestation.sigstore.json").exists()  # and no model.sig
     run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
     run("copy", "layout://x:team/sql:v1", "prod/sql", "--signatures")

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output, signing_options
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.registry_choice import workspace
 
@@ -19,7 +18,7 @@ from adapterhub.cli.registry_choice import workspace
     adapterhub attest team/both:v1 --merge --parent-key team.pub --key ci.key
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref")
 @signing_options.required_signer
 @click.option("--fits", metavar="BASE", help="Attest that it fits this base model, with the verdict of each runtime.")
 @click.option(

@@ -7,28 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from adapterhub.cli import errors, inputs, output
-from adapterhub.cli.completions import completions
 from adapterhub.cli.options import Group, Settings, force_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import open_registry
-from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
     from adapterhub.bases.registered_bases import BaseDocument, RegisteredBase
     from adapterhub_converters.bases import BaseSpec
-
-
-def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    from adapterhub.bases import registered_bases
-
-    try:
-        with open_registry(context.find_object(Settings) or Settings()) as registry:
-            return completions(registered_bases.names(registry), typed)
-    except AdapterhubError:
-        return []
 
 
 @click.group(
@@ -141,7 +128,7 @@ def _list_text(bases: list[RegisteredBase]) -> None:
     adapterhub base show qwen3
     adapterhub base show hf://Qwen/Qwen3-0.6B --json""",
 )
-@click.argument("source", metavar="BASE", shell_complete=_complete)
+@click.argument("source", metavar="BASE")
 @click.pass_obj
 def show(settings: Settings, source: str) -> None:
     """Show a base model: by name, or in a folder, a file or at a URL. --json has every tensor."""
@@ -189,7 +176,7 @@ def _show_text(document: Mapping[str, Any], spec: BaseSpec) -> None:
     example="""
     adapterhub base rm qwen3""",
 )
-@click.argument("name", shell_complete=_complete)
+@click.argument("name")
 @click.pass_obj
 def rm(settings: Settings, name: str) -> None:
     """Remove a named base. Adapters that pin it do not change; the name may be used again."""

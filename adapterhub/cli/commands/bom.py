@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, base_option, command, output_option, replace_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import remote_option, source_at_remote
@@ -20,7 +19,7 @@ from adapterhub.cli.remote_choice import remote_option, source_at_remote
     adapterhub bom team/sql:v2 --base ./Qwen3-0.6B --html -o sql.html
     adapterhub bom ./sql --base-license apache-2.0""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @output_option("file. [default: stdout]")
 @click.option("--html", is_flag=True, help="Write one page of HTML instead of CycloneDX.")
 @base_option("its model card has the license.")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output, remotes
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, output_option, replace_option
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.registry_choice import open_registry, workspace
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     adapterhub bundle team/merged:v1 --with-parents -o adapters.tar
     adapterhub pull team/sql:v2 --from adapters.tar --offline""",
 )
-@click.argument("refs", metavar="REF…", nargs=-1, required=True, shell_complete=complete_ref)
+@click.argument("refs", metavar="REF…", nargs=-1, required=True)
 @output_option("a .tar, or else a folder.", required=True)
 @replace_option
 @click.option("--with-parents", is_flag=True, help="Include the parents that are in the registry, and theirs.")

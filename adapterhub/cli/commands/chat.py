@@ -50,7 +50,7 @@ _WORDS = [word.split()[0] for word in _HELP if not word.startswith("//")]
     adapterhub chat team/sql < questions.txt
     adapterhub chat smollm2.gguf""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @base_option("as for `adapterhub serve`. [default: the one SRC records]")
 @click.option(
     "--compare", metavar="NAME", shell_complete=complete_ref, help="Another ref, or the base's name, that answers as well."

@@ -25,6 +25,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views import fuse_report, losses
+from adapterhub.cli.views.format_table import show_formats
 from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import AdapterFormat, ModelDtype
@@ -38,10 +39,11 @@ _FORMATS = (*formats.names(), *formats.MODELS)
     adapterhub convert ./sql sql.gguf --base ./Qwen3-0.6B
     adapterhub convert team/sql:v2 ./sql-mlx --to mlx
     adapterhub convert base.gguf ./base --to hf
-    adapterhub convert ./Qwen3-0.6B qwen3.gguf --dtype q8_0""",
+    adapterhub convert ./Qwen3-0.6B qwen3.gguf --dtype q8_0
+    adapterhub convert --list""",
 )
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("source", metavar="SRC", required=False)
+@click.argument("target", metavar="DST", required=False)
 @to_option(_FORMATS)
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
 @loss_options_with(MODEL_DTYPES)
@@ -54,12 +56,13 @@ _FORMATS = (*formats.names(), *formats.MODELS)
 @force_option("convert even if `adapterhub validate` reports errors.")
 @replace_option
 @click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
+@click.option("--list", "listed", is_flag=True, help="List the formats, and which round trips are exact.")
 @click.pass_obj
 def convert(
     settings: Settings,
     *,
-    source: str,
-    target: str,
+    source: str | None,
+    target: str | None,
     style: AdapterFormat | Literal["hf"] | None,
     base: str | None,
     dtype: ModelDtype,
@@ -74,6 +77,7 @@ def convert(
     force: bool,
     replace: bool,
     verbose: bool,
+    listed: bool,
 ) -> None:
     """Convert an adapter to another format, and report the loss of every tensor.
 
@@ -85,7 +89,19 @@ def convert(
     magnitudes, copies, embeddings, or names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base
     model into a Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF, which --dtype may quantize: to
     one type such as q4_k, or to a mixture such as q4_k_m, both as llama-quantize does.
+
+    --list shows which formats are read and written, and which need a base. In its second table, a file of the row's format is
+    converted to the column's format and back: = gives the same file byte for byte, ~ the same function in other numbers, - is
+    not possible.
     """
+    if listed:
+        if source:
+            raise UsageError("--list", "converts nothing", "Leave out SRC and DST", code="conflicting-options")
+        show_formats(as_json=settings.as_json)
+        return
+    if source is None or target is None:
+        hint = "See `adapterhub convert --help`"
+        raise UsageError("convert", f"Missing argument '{'DST' if source else 'SRC'}'", hint)
     from adapterhub_converters import bases
 
     style = style or _format_of_name(target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import attachments, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, transfer_options
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.version_results import render_pull, render_push
@@ -20,8 +19,8 @@ from adapterhub.operations.pull import PullResult
     adapterhub copy oci://registry.example/team/sql:v2 team/sql
     adapterhub copy oci://registry.example/team/sql:v2 ./sql""",
 )
-@click.argument("source", metavar="FROM", shell_complete=complete_ref)
-@click.argument("target", metavar="TO", shell_complete=complete_ref)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
 @click.option("--referrers", is_flag=True, help="Copy attachments too, between registries and image layouts.")
 @click.option("--signatures", is_flag=True, help="Copy signatures too, from an address to a ref.")
 @transfer_options

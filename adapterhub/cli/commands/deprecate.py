@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import UsageError
@@ -17,10 +16,10 @@ from adapterhub_converters.errors import UsageError
     adapterhub deprecate team/sql:v2 "overfits; use v3"
     adapterhub deprecate team/sql --undo""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref")
 @click.argument("message", required=False, default="")
 @click.option("-m", "--message", "reason", metavar="TEXT", default="", help="Record a reason, as MESSAGE does.")
-@click.option("--undo", is_flag=True, help="Withdraw the warning.")
+@click.option("--undo", is_flag=True, help="Undo it: withdraw the warning.")
 @remote_option
 @click.pass_obj
 def deprecate(settings: Settings, *, ref: str, message: str, reason: str, undo: bool, remote: str | None) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.checks import Verdict
 
 _SHOWN = 12  # the most rows of a table
+_LONGEST_LINE = 200  # characters of a changed line of a text
 _CELL, _KEY = 24, 48  # characters of a value and of its key
 # Key of PEFT's config to the fact of adapter.json that follows from it.
 _FACTS = {
@@ -70,7 +71,13 @@ def _document(difference: Difference) -> dict[str, Any]:
         "identical": difference.identical,
         "change": difference.change,
         "files": [
-            {"path": file.path, "status": file.status, "a": file.old and asdict(file.old), "b": file.new and asdict(file.new)}
+            {
+                "path": file.path,
+                "status": file.status,
+                "a": file.old and asdict(file.old),
+                "b": file.new and asdict(file.new),
+                **({"lines": list(file.lines)} if file.lines else {}),
+            }
             for file in difference.files
         ],
         "facts": [{"key": fact.key, "a": fact.old, "b": fact.new} for fact in difference.facts],
@@ -156,6 +163,15 @@ def _file_lines(difference: Difference) -> Iterator[str]:
     columns = (Column("FILE"), Column("CHANGE"), Column("A", right=True), Column("B", right=True))
     if rows:
         yield from _cut(output.table(columns, rows, screen=output.width()), len(rows))
+    for file in difference.files:
+        if file.lines:
+            yield ""
+            yield output.one_line(f"{file.path}:")
+            for line in file.lines[:_SHOWN]:
+                text = output.one_line(f"  {line[0]} {line[1:_LONGEST_LINE]}")
+                yield output.color(text, "red" if line[0] == "-" else "green")
+            if len(file.lines) > _SHOWN:
+                yield f"  {output.remainder_line(len(file.lines) - _SHOWN, 'lines')}"
 
 
 def _fact_lines(difference: Difference) -> Iterator[str]:

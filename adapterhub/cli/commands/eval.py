@@ -9,7 +9,6 @@ import click
 
 from adapterhub.cli import gates as gate_options
 from adapterhub.cli import golden_tests, imported_results, output, signed_results, signing_options
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, base_option, command, dtype_option, sampling_options
 from adapterhub.cli.output import Column
@@ -45,7 +44,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     adapterhub eval team/sql:v2 --import results.json --gate 'exact_match>0.7' --key ci.key
     adapterhub eval team/sql:v2 --tests golden.yaml --url http://127.0.0.1:8000/v1 --samples 5 --temperature 0.7""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @click.option("--data", "files", metavar="FILE", multiple=True, help="Data: held out, as in [data] heldout.")
 @click.option("--tests", metavar="FILE", help="Golden tests, in JSONL or YAML: prompts, and what must hold of the answers.")
 @click.option(

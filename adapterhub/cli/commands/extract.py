@@ -10,6 +10,7 @@ import click
 from adapterhub.cli import inputs, output
 from adapterhub.cli.options import (
     Settings,
+    base_option,
     command,
     dtype_option,
     energy_option,
@@ -32,11 +33,11 @@ _SHOWN = 12  # the most rows of a table
 @command(
     "extract",
     example="""
-    adapterhub extract ./Qwen3-0.6B ./qwen3-finetuned --rank 32 -o ./adapter
-    adapterhub extract ./base ./tuned --energy 0.9 --max-rank 128 --rest -o ./adapter""",
+    adapterhub extract ./qwen3-finetuned --base ./Qwen3-0.6B --rank 32 -o ./adapter
+    adapterhub extract ./tuned --base ./base --energy 0.9 --max-rank 128 --rest -o ./adapter""",
 )
-@click.argument("base", metavar="BASE")
 @click.argument("tuned", metavar="FINETUNED")
+@base_option("the Hugging Face folder that was tuned.", required=True)
 @output_option("folder for the adapter, or a ref to push it to.", required=True)
 @replace_option
 @rank_option("every module.")
@@ -48,8 +49,8 @@ _SHOWN = 12  # the most rows of a table
 def extract(
     settings: Settings,
     *,
-    base: str,
     tuned: str,
+    base: str,
     out: str,
     replace: bool,
     rank: int | None,
@@ -60,7 +61,7 @@ def extract(
 ) -> None:
     """Extract an adapter from a full fine-tune: for every weight, the nearest low-rank matrix to its change.
 
-    BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is
+    FINETUNED and BASE are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is
     computed from the adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
     """
     from adapterhub.merging.into_base.extraction import ExtractionOptions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.registry_choice import open_registry
 from adapterhub_converters.errors import UsageError
@@ -18,7 +17,7 @@ from adapterhub_converters.errors import UsageError
     adapterhub keep team/sql --tagged
     adapterhub keep team/sql --all""",
 )
-@click.argument("name", shell_complete=complete_ref)
+@click.argument("name")
 @click.option("--last", metavar="N", type=click.IntRange(min=1), help="Keep the N newest versions and those with a tag.")
 @click.option("--tagged", is_flag=True, help="Keep versions with a tag.")
 @click.option("--all", "everything", is_flag=True, help="Keep every version (the default).")

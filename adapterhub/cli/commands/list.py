@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, output, remote_choice, remotes
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option
@@ -44,7 +43,7 @@ _REMOTE_COLUMNS = (
     adapterhub list team --remote
     adapterhub list oci://registry.example/team/sql""",
 )
-@click.argument("prefix", metavar="[PREFIX]", required=False, shell_complete=complete_ref)
+@click.argument("prefix", metavar="[PREFIX]", required=False)
 @click.option("--tree", "as_tree", is_flag=True, help="Group by namespace and name, with the parents of each version.")
 @remote_option
 @click.pass_obj
@@ -86,6 +85,10 @@ def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, a
     listing = catalog.list(prefix)
     rows, deprecations = listing.rows, listing.deprecations
     if prefix and not rows:
+        if "://" in prefix:
+            from adapterhub.ref import Ref
+
+            Ref.parse(prefix)  # raises the error that says how to write it
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
     for (name, number), message in sorted(deprecations.items()):
         if any(row.name == name and number in (0, row.number) for row in rows):

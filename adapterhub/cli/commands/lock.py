@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import completions, environment, locks, output, remote_choice
+from adapterhub.cli import environment, locks, output, remote_choice
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import workspace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     adapterhub lock --check
     adapterhub lock --update team/sql""",
 )
-@click.argument("refs", metavar="[REF…]", nargs=-1, shell_complete=completions.complete_ref)
+@click.argument("refs", metavar="[REF…]", nargs=-1)
 @remote_choice.remote_option
 @click.option("--check", is_flag=True, help="Report tags that have moved since (exit 1).")
 @click.option("--update", is_flag=True, help="Lock again the names in REF…, or all.")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import workspace
@@ -36,7 +35,7 @@ _LOG = (
     adapterhub log team/sql
     adapterhub log team/sql:prod --json""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref")
 @remote_option
 @click.pass_obj
 def log(settings: Settings, ref: str, *, remote: str | None) -> None:

@@ -59,7 +59,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--recipe-only",
         is_flag=True,
-        help="With --into: write only a recipe of a few kilobytes for `adapterhub materialize`. OUT is a .json file, or a "
+        help="With --into: write only a recipe of a few kilobytes for `adapterhub rebuild`. OUT is a .json file, or a "
         "word to name it in the registry. The merge runs once, in a temporary folder, to record the digests of its files.",
     ),
     click.option("--no-digest", is_flag=True, help="With --recipe-only: do not run the merge; nothing to compare later."),

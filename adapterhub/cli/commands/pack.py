@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     "pack",
     example="""
     adapterhub pack --dry-run
-    adapterhub pack team/sql""",
+    adapterhub pack team/sql
+    adapterhub pack --undo team/sql:v2""",
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @dry_run_option
@@ -33,19 +34,32 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compression level (zstd) of text; higher levels do not help tensors.",
 )
+@click.option("--undo", is_flag=True, help="Undo it: decompress packed versions, every byte verified.")
 @click.pass_obj
-def pack(settings: Settings, names: Sequence[str], *, dry_run: bool, level: int) -> None:
+def pack(settings: Settings, names: Sequence[str], *, dry_run: bool, level: int, undo: bool) -> None:
     """Compress stored versions without loss: digests do not change, and every command reads packed files as before.
 
-    NAME is a name, a namespace or a ref; without one, everything. skopeo and oras cannot read packed files in the store: unpack
-    those versions first.
+    NAME is a name, a namespace or a ref; without one, everything. skopeo and oras cannot read packed files in the store: --undo
+    decompresses them first.
     """
     from adapterhub.maintenance import compress
 
+    if undo:
+        _unpack(settings, names, dry_run=dry_run)
+        return
     with open_registry(settings) as registry, bytes_bar("packing") as progress:
         changes = compress.pack(registry, names, level=level, dry_run=dry_run, progress=progress)
     verb = "would be packed" if dry_run else "packed"
     view.show(settings, changes, lambda: _packed_line(changes, verb), dry_run=dry_run)
+
+
+def _unpack(settings: Settings, names: Sequence[str], *, dry_run: bool) -> None:
+    from adapterhub.maintenance import compress
+
+    with open_registry(settings) as registry, bytes_bar("unpacking") as progress:
+        changes = compress.unpack(registry, names, dry_run=dry_run, progress=progress)
+    verb, size = "would be unpacked" if dry_run else "unpacked", output.size(sum(change.size for change in changes))
+    view.show(settings, changes, lambda: f"{output.plural(len(changes), 'file')} {verb}, {size}", dry_run=dry_run)
 
 
 def _packed_line(changes: Sequence[PackingOutcome], verb: str) -> str:

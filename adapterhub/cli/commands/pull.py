@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, inputs, locks, output, signing_options
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     Settings,
     base_option,
     command,
     conversion_options,
+    dry_run_option,
     model_option,
     output_option,
     replace_option,
@@ -21,10 +21,11 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import hint_default_remote, ref_at_remote, remote_option
-from adapterhub.cli.version_results import render_conversion, render_pull
+from adapterhub.cli.version_results import render_conversion, render_pull, show_plan
 from adapterhub.identity import Identity
 from adapterhub.operations import lock as lock_operation
 from adapterhub.operations import pull as pull_operation
+from adapterhub.operations import transfer_plans
 from adapterhub.operations.signature_checks import Demand
 from adapterhub_converters.errors import UsageError
 
@@ -41,13 +42,14 @@ _NETWORK = ("http://", "https://", "hf://")
     example="""
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
+    adapterhub pull team/sql:v2 --dry-run
     adapterhub pull team/sql:v2 --to gguf
     adapterhub pull team/sql:v2 --remote
     adapterhub pull team/sql:v2 --from adapters.tar --offline
     adapterhub pull oci://registry.example/team/sql:v2 -o ./sql
     adapterhub pull --locked -o ./adapters""",
 )
-@click.argument("ref", required=False, shell_complete=complete_ref)
+@click.argument("ref", required=False)
 @output_option("folder or file to write. [default: ./NAME, with the suffix of a file]")
 @base_option("needed by --to where adapter.json does not record enough.")
 @remote_option
@@ -60,6 +62,7 @@ _NETWORK = ("http://", "https://", "hf://")
 @signing_options.signed_as
 @click.option("--remember", is_flag=True, help="Require its signer for the whole namespace from now on.")
 @replace_option
+@dry_run_option
 @conversion_options("ollama")
 @model_option
 @transfer_options
@@ -80,6 +83,7 @@ def pull(
     signed_as: str | None,
     remember: bool,
     replace: bool,
+    dry_run: bool,
     conversion: Conversion | None,
     model: str | None,
 ) -> None:
@@ -99,7 +103,8 @@ def pull(
         raise UsageError("--model", "is for --to ollama", "Leave it out", code="conflicting-options")
     if locked:
         signing = (require_signature, keys, signed_as, remember)
-        other_options = (lock, remote is not None, base is not None, conversion is not None, bundled, offline, *signing)
+        elsewhere = (remote is not None, bundled, offline)
+        other_options = (lock, base is not None, conversion is not None, dry_run, *elsewhere, *signing)
         _pull_locked(settings, ref, out, is_alone=not any(other_options), replace=replace)
         return
     if ref is None:
@@ -111,6 +116,15 @@ def pull(
         # The address of the version in the bundle takes the place of the ref: what follows is one path.
         address = _bundle_address(address, bundled)
     _check_conversion(address, conversion, base=base, model=model, lock=lock)
+    remote_name = ref.partition("@")[0].partition(":")[0] if remote is not None else None
+    demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember and not dry_run)
+    if dry_run:
+        if conversion is not None:
+            raise UsageError("--dry-run", "shows the files of a version", "Leave out --to", code="conflicting-options")
+        with hint_default_remote(address):
+            plan = transfer_plans.plan_pull(address, out, workspace(settings), name=remote_name, replace=replace, demand=demand)
+        show_plan(plan, "pulled", as_json=settings.as_json)
+        return
     with hint_default_remote(address):
         result = pull_operation.pull(
             address,
@@ -118,9 +132,9 @@ def pull(
             to=conversion,
             base=inputs.read_base(base, settings) if base else None,
             model=model,
-            name=ref.partition("@")[0].partition(":")[0] if remote is not None else None,
+            name=remote_name,
             replace=replace,
-            demand=Demand(keys if require_signature or keys or remember else None, signed_as or "", remember),
+            demand=demand,
             workspace=workspace(settings),
         )
     if lock and result.version is not None:

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import (
     Settings,
     base_option,
     command,
     conversion_options,
+    dry_run_option,
     expect_option,
     force_option,
     transfer_options,
 )
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import ref_at_remote, remote_option
-from adapterhub.cli.version_results import render_push
+from adapterhub.cli.version_results import render_push, show_plan
 from adapterhub.manifest.package_files import Selection
 from adapterhub.operations import push as push_operation
+from adapterhub.operations import transfer_plans
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
     adapterhub push ./sql team/sql -m "twice the data" --metric exact_match=0.71
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
+    adapterhub push ./sql team/sql --dry-run
     adapterhub push team/sql --remote
     adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
 )
 @click.argument("source", metavar="SRC")
-@click.argument("ref", required=False, shell_complete=complete_ref)
+@click.argument("ref", required=False)
 @base_option("pin it as the model the adapter was trained on; an adapter that does not fit is refused.")
 @expect_option
 @force_option("push even if `adapterhub validate` reports errors.")
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     "--metric", "metrics", metavar="NAME=VALUE", multiple=True, help="Record a result of another program; repeatable."
 )
 @click.option("--private", is_flag=True, help="Create the Hub repository as private.")
+@dry_run_option
 @remote_option
 @conversion_options("image")
 @transfer_options
@@ -69,6 +72,7 @@ def push(
     tags: tuple[str, ...],
     metrics: tuple[str, ...],
     private: bool,
+    dry_run: bool,
     remote: str | None,
     conversion: Conversion | None,
 ) -> None:
@@ -82,6 +86,20 @@ def push(
     pushes a container image.
     """
     ref = ref or _ref_of_source(source, settings, remote)
+    if dry_run:
+        plan = transfer_plans.plan_push(
+            source,
+            ref_at_remote(ref, remote),
+            workspace(settings),
+            base=inputs.read_base(base, settings) if base else None,
+            conversion=conversion,
+            expect=expect,
+            force=force,
+            name=None if remote is None else ref.partition(":")[0],
+            selection=Selection(include, exclude) if include or exclude else None,
+        )
+        show_plan(plan, "pushed", as_json=settings.as_json)
+        return
     result = push_operation.push(
         source,
         ref_at_remote(ref, remote),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings, base_option, command, output_option
-from adapterhub.cli.registry_choice import workspace
-from adapterhub.operations import merge
+from adapterhub.cli import errors, inputs, output
+from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option, replace_option
+from adapterhub.cli.registry_choice import open_registry, workspace
+from adapterhub.cli.views import recipes as view
+from adapterhub_converters.errors import AdapterhubError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import RebuildDifference
@@ -20,33 +22,75 @@ if TYPE_CHECKING:
     "rebuild",
     example="""
     adapterhub rebuild team/both:v1
-    adapterhub rebuild team/sql-gguf --base ./Qwen3-0.6B""",
+    adapterhub rebuild team/sql-gguf --base ./Qwen3-0.6B
+    adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql.json
+    adapterhub rebuild qwen3-sql.json -o ./qwen3-sql
+    adapterhub rebuild qwen3-sql.json --base /models/Qwen3-0.6B --adapter ./sql
+    adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql
+    adapterhub rebuild qwen3-sql -o ./qwen3-sql""",
 )
-@click.argument("ref")
-@base_option("the one it was converted with, if any.")
-@output_option("folder for the rebuilt adapter. [default: temporary]")
+@click.argument("source", metavar="[REF|NAME|FILE]", required=False)
+@output_option("folder or .gguf. [default: the recipe's name; for an adapter, temporary]")
+@replace_option
+@base_option("the one it was made with. [default: the path in a model's recipe]")
+@adapter_option("one that a model's recipe names, and the registry lacks")
+@click.option("--list", "listed", is_flag=True, help="List the recipes of models in the registry.")
+@click.option("--remove", is_flag=True, help="Remove the recipe NAME from the registry.")
 @click.pass_obj
-def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) -> int:
-    """Rebuild a merged or converted adapter from its recipe and its parents, and compare.
+def rebuild(
+    settings: Settings,
+    *,
+    source: str | None,
+    out: str | None,
+    replace: bool,
+    base: str | None,
+    adapters: tuple[str, ...],
+    listed: bool,
+    remove: bool,
+) -> int:
+    """Rebuild a merged or converted adapter, or a merged model, from its record, and compare.
 
-    The parents must be in the registry. Exits 0 when every byte matches, else 1: then it lists the tensors that differ and by
-    how many units in the last place at most, as another kind of CPU can cause.
+    REF is an adapter, whose parents must be in the registry. NAME or FILE is the recipe of a merged model, as `adapterhub merge
+    --into --recipe-only` wrote it; write merge:NAME where a file of that name exists too. Its adapters come from the registry,
+    by digest, or from the addresses in it. Exits 0 when every byte matches, else 1: then it lists what differs and by how many
+    units in the last place at most, as another kind of CPU can cause. Another base or adapter is refused, and nothing is
+    written.
     """
+    if listed:
+        return _list(settings)
+    if source is None:
+        raise UsageError("REF", "is missing, and so is a recipe", "`adapterhub rebuild --list` shows the recipes of models")
+    if remove:
+        _remove(settings, source)
+        return 0
+    if not _is_ref(source):
+        return _rebuild_model(settings, source, out, base=base, adapters=adapters, replace=replace)
+    if adapters:
+        problem = f"is for the recipe of a model, and {source} is an adapter, whose parents are in the registry"
+        raise UsageError("--adapter", problem, "Leave it out", code="conflicting-options")
+    return _rebuild_adapter(settings, source, out, base=base, replace=replace)
+
+
+def _is_ref(text: str) -> bool:
+    """Return whether a text names an adapter: names of recipes have no slash, and their files exist or end with .json."""
+    return "/" in text and not text.endswith(".json") and not Path(text).is_file()
+
+
+def _rebuild_adapter(settings: Settings, ref: str, out: str | None, *, base: str | None, replace: bool) -> int:
+    from adapterhub.operations import merge
+
     spec = inputs.read_base(base, settings) if base else None
-    result = merge.rebuild(ref, workspace(settings), out=out, base=spec)
+    result = merge.rebuild(ref, workspace(settings), out=out, base=spec, replace=replace)
     name, differences = str(result.version.ref), result.differences
-    output.emit(
-        {
-            "ref": name,
-            "digest": result.version.digest,
-            "same": not differences,
-            "differences": [
-                {"name": difference.name, "what": difference.what, "ulps": difference.ulps} for difference in differences
-            ],
-        },
-        as_json=settings.as_json,
-        text=lambda: output.write_lines(_verdict(name, differences)),
-    )
+    document = {
+        "ref": name,
+        "digest": result.version.digest,
+        "same": not differences,
+        "differences": [
+            {"name": difference.name, "what": difference.what, "ulps": difference.ulps} for difference in differences
+        ],
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(_verdict(name, differences)))
     return 1 if differences else 0
 
 
@@ -62,3 +106,52 @@ def _verdict(ref: str, differences: Sequence[RebuildDifference]) -> Iterator[str
         yield f"  {difference.name}: {difference.what}{count}"
     if len(differences) > 10:
         yield f"  {output.remainder_line(len(differences) - 10)}"
+
+
+def _rebuild_model(
+    settings: Settings, source: str, out: str | None, *, base: str | None, adapters: tuple[str, ...], replace: bool
+) -> int:
+    from adapterhub.operations import model_recipes
+
+    model = model_recipes.rebuild_model(source, out, workspace(settings), base=base, adapters=adapters, replace=replace)
+    text = "\n".join(view.rebuilt_lines(model))
+    output.emit(view.rebuilt_document(model), as_json=settings.as_json, text=lambda: output.write(text))
+    return 1 if model.differences else 0
+
+
+def _remove(settings: Settings, source: str) -> None:
+    from adapterhub.registry import recipe_store
+
+    name = source.removeprefix(recipe_store.NAME_PREFIX)
+    with open_registry(settings) as registry:
+        recipe_store.remove(registry, name)
+    document = {"removed": name, "kind": "merge"}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {name}; its adapters stay"))
+
+
+def _list(settings: Settings) -> int:
+    """List the recipes in the registry; report an unreadable one and go on to the others."""
+    from adapterhub.registry import recipe_store
+
+    recipes, damaged = [], []
+    with open_registry(settings) as registry:
+        for name in recipe_store.names(registry):
+            try:
+                recipes.append(recipe_store.get(registry, name))
+            except AdapterhubError as error:
+                damaged.append((name, error))
+    for name, error_ in damaged:
+        errors.say(error_, about=f"{name}: ")
+    document = {
+        "merges": [view.stored_document(stored) for stored in recipes],
+        "damaged": [{"name": name, "where": error_.where, "what": error_.what} for name, error_ in damaged],
+    }
+
+    def text() -> None:
+        if not recipes and not damaged:
+            output.say("no recipes yet; store one with `adapterhub merge … --into BASE --recipe-only -o NAME`")
+        elif recipes:
+            view.write_list(recipes)
+
+    output.emit(document, as_json=settings.as_json, text=text)
+    return 1 if damaged else 0

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Choice, Settings, base_option, command
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import hint_default_remote, ref_at_remote, remote_option
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     adapterhub resolve team/sql@sha256:5fcb0a55 --for sglang --json
     adapterhub resolve oci://registry.example/team/sql:v2 --for llama.cpp --base hf://Qwen/Qwen3-0.6B""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref")
 @click.option("--for", "runtime", type=Choice(tuple(RUNTIMES)), required=True, help="Runtime that serves it.")
 @base_option("the one that it is served on; whatever does not fit it is refused.")
 @remote_option

@@ -7,7 +7,6 @@ import sys
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import ref_at_remote, remote_option, remote_words
@@ -21,7 +20,7 @@ from adapterhub_converters.errors import UsageError
     adapterhub rm team/sql:prod
     adapterhub rm team/sql -y""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref")
 @yes_option
 @expect_option
 @force_option("remove a name even if other adapters in the registry were made from it.")

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
 from adapterhub.cli.registry_choice import workspace
@@ -25,15 +24,17 @@ _LONGEST = 1 << 20  # the most bytes of a prompt
     adapterhub run ./sql --base ./Qwen3-0.6B "List all customers in Berlin"
     adapterhub run team/sql:prod "List all customers in Berlin"
     adapterhub run team/sql:prod --base hf://Qwen/Qwen3-0.6B "List all customers" --no-base
+    adapterhub run ./sql -p "List all customers in Berlin"
     adapterhub run ./sql --base smollm2.gguf --prompt-file question.txt --temperature 0.7 --seed 1
     adapterhub run smollm2.gguf "List all customers in Berlin" --max-tokens 64""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @click.argument("prompt", metavar="[PROMPT]", required=False)
 @base_option(
     "its folder with the weights, a GGUF file, a name in the Hub's cache, or hf://org/model. [default: the one SRC records]"
 )
-@click.option("-p", "--prompt-file", "file", metavar="FILE", help="Read the prompt from FILE; - for stdin.")
+@click.option("-p", "--prompt", "option", metavar="TEXT", help="Prompt to answer, as PROMPT.")
+@click.option("--prompt-file", "file", metavar="FILE", help="Read the prompt from FILE; - for stdin.")
 @answer_options(hottest=100)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--no-base", is_flag=True, help="Do not show the answer of the base alone.")
@@ -46,6 +47,7 @@ def run(
     source: str,
     prompt: str | None,
     base: str | None,
+    option: str | None,
     file: str | None,
     no_base: bool,
     **generation_options: Any,
@@ -60,7 +62,9 @@ def run(
     from adapterhub.operations import generate
 
     prepare_torch()
-    text = _prompt(prompt, file)
+    if prompt is not None and option is not None:
+        raise UsageError("--prompt", "the prompt is an argument already", "Leave one of them out")
+    text = _prompt(option if prompt is None else prompt, file)
     adapter: str | None = source
     if base is None and inputs.is_local_base(source, settings):
         adapter, base = None, source

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, headers_only_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import remote_option, source_at_remote
@@ -17,7 +16,7 @@ from adapterhub.cli.remote_choice import remote_option, source_at_remote
     adapterhub scan hf://org/adapter@main
     adapterhub scan team/sql:v2 --sarif > scan.sarif""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @click.option("--sarif", is_flag=True, help="Print the problems as SARIF 2.1.0, for code scanning.")
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @headers_only_option("leave out the numbers of the weights.")

@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from adapterhub.cli import engines, environment, output, registry_choice, remote_choice
-from adapterhub.cli.options import Settings, SwappedOption, command, usage_file_option
+from adapterhub.cli import engines, environment, inputs, output, registry_choice, remote_choice
+from adapterhub.cli.options import Command, Settings, SwappedOption, base_option, usage_file_option
 from adapterhub.cli.registry_choice import workspace
+from adapterhub_converters.errors import UsageError
+
+_ENGINE_WORDS = f"{__name__}.engine-words"
 
 
-def _name_of(source: str) -> str:
-    """Return the name in a ref, without its tag or digest: what a pattern of `--adapters` is compared with."""
-    return source.partition("@")[0].partition(":")[0]
+class _ServeCommand(Command):
+    """A command whose words after `--` are options of the engine."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as other commands do, up to `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        ctx.meta[_ENGINE_WORDS] = tuple(args[end + 1 :])
+        return super().parse_args(ctx, args[:end])
 
 
-@command(
+def _names_and_base(sources: tuple[str, ...], base: str | None, settings: Settings) -> tuple[tuple[str, ...], str]:
+    """Return the patterns of names to serve, none for all, and the base: SRC alone may be a base, or record one."""
+    if base is None:
+        if not sources:
+            raise UsageError("--base", "is missing, and so is a SRC that records one", "Pass --base BASE")
+        if set("*?[") & set(sources[0]) and not Path(sources[0]).exists():
+            raise UsageError(sources[0], "is a pattern of names, which records no base", "Pass --base BASE")
+        base, model = inputs.base_and_model(sources[0], settings)
+        if not model:
+            if len(sources) > 1:
+                hint = f"Did you mean `adapterhub serve {shlex.join(sources[1:])} --base {shlex.quote(base)}`?"
+                raise UsageError(base, "is a base, or nothing that is known, and names follow it", hint)
+            return (), base
+    return tuple(map(_checked_pattern, sources)), base
+
+
+def _checked_pattern(source: str) -> str:
+    """Return a name or a pattern of names; refuse a path, an address, and a version: each request chooses that."""
+    if "://" in source or source.startswith((".", "/", "~")) or (source and "/" not in source and Path(source).exists()):
+        raise UsageError(source, "is not a name in the registry", "Push it first, or try it with `adapterhub run`")
+    name = source.partition("@")[0].partition(":")[0]
+    if name != source:
+        problem = "names a version, and each request chooses its own as `model`"
+        raise UsageError(source, problem, f"Write {name}")
+    return source
+
+
+@click.command(
     "serve",
+    cls=_ServeCommand,
     example="""
-    adapterhub serve smollm2.gguf --adapters 'team/*'
-    adapterhub serve ./Qwen3-0.6B --engine vllm --adapters 'team/*' --route routes.toml -- --dtype float32
-    adapterhub serve smollm2.gguf --adapters 'team/*' --remote hub
-    adapterhub serve ./Qwen3-0.6B --engine vllm --engine-url http://127.0.0.1:8001""",
+    adapterhub serve 'team/*' --base smollm2.gguf
+    adapterhub serve team/sql
+    adapterhub serve 'team/*' --base ./Qwen3-0.6B --engine vllm --route routes.toml -- --dtype float32
+    adapterhub serve 'team/*' --base smollm2.gguf --remote hub
+    adapterhub serve --base ./Qwen3-0.6B --engine vllm --engine-url http://127.0.0.1:8001""",
 )
-@click.argument("base")
-@click.argument("more", metavar="[-- ENGINE OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("sources", metavar="[SRC]... [-- ENGINE OPTIONS]", nargs=-1)
+@base_option("its folder, a GGUF file, or hf://org/model. [default: SRC, or the one it records]")
 @engines.engine_options
-@click.option("--adapters", metavar="PATTERN", multiple=True, help="Names to serve, like team/*; repeatable. [default: all]")
 @remote_choice.served_remote_option
 @click.option(
     "--poll",
@@ -86,15 +123,14 @@ def _name_of(source: str) -> str:
 )
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
-@click.option("--base", "swapped", cls=SwappedOption, in_order=lambda source, base: (base, "--adapters", _name_of(source)))
-@click.pass_obj
+@click.option("--adapters", "swapped", cls=SwappedOption, in_order=lambda base, names: (names, "--base", base))
+@click.pass_context
 def serve(
-    settings: Settings,
+    context: click.Context,
     /,
     *,
-    base: str,
-    more: tuple[str, ...],
-    adapters: tuple[str, ...],
+    sources: tuple[str, ...],
+    base: str | None,
     remote: str | None,
     poll: float | None,
     routes: Path | None,
@@ -113,7 +149,10 @@ def serve(
     key: Path | None,
     **engine_settings: Any,
 ) -> None:
-    """Serve a base model with every adapter of the registry, over OpenAI's API.
+    """Serve a base model with adapters of the registry, over OpenAI's API.
+
+    SRC is a name in the registry, or a pattern of names like 'team/*'; without one, every name is served. A base alone may take
+    its place.
 
     `model` is a REF (NAME, NAME:TAG or NAME@sha256:…), a name of the route file, or the base's own. A tag is looked up for each
     request, at a remote every few seconds; while the remote is down, the last answer is used. The version that answered is in
@@ -127,12 +166,14 @@ def serve(
     from adapterhub.serve.model_names import AllowedNames
     from adapterhub.serve.usage import usage_database
 
+    settings = context.ensure_object(Settings)
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
+    names, base = _names_and_base(sources, base, settings)
     fields: dict[str, Any] = {
         "max_adapters": max_adapters,
         "one_process": one_process,
         "has_plugin": plugin,
-        "extra_words": more,
+        "extra_words": context.meta[_ENGINE_WORDS],
         "timeout": timeout,
         "listed": route_file.read(routes).engines if routes else (),
     }
@@ -145,7 +186,7 @@ def serve(
             workspace=replace(workspace(settings), policy=Workspace().policy),  # reads the policy file each time
             remote=remote_.url if remote_ else "",
             remote_name=remote_.name if remote_ else "",
-            allowed=AllowedNames.from_patterns(adapters),
+            allowed=AllowedNames.from_patterns(names),
             routes=routes,
             tracing=tracing,
             usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import catalogs, inputs, output, progress
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option, source_at_remote
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     adapterhub show team/sql:v2
     adapterhub show ./sql --plot sql.png""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @base_option("show norms relative to its weights (a Hugging Face folder).")
 @plot_option("the norms, by layer and module")
 @headers_only_option("fast, but without norms.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output, signing_options
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.manifest.package_files import SIGNATURE
@@ -19,7 +18,7 @@ from adapterhub.manifest.package_files import SIGNATURE
     adapterhub sign oci://registry.example/team/sql:v2 --key team.key
     adapterhub sign team/sql:v2 --keyless""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @signing_options.required_signer
 @click.option(
     "--name",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output, remotes
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, expect_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import ref_at_remote, remote_option
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     adapterhub tag team/sql:prod --protect
     adapterhub tag team/sql:prod --restore""",
 )
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref")
 @click.argument("tag_name", metavar="[TAG]", required=False)
 @expect_option
 @click.option("--protect/--unprotect", "protect", default=None, help="Forbid moving or removing the tag, or allow it again.")

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import signing_options
-from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views import finding_report as view
@@ -24,7 +23,7 @@ from adapterhub_converters.errors import UsageError
     adapterhub verify team/sql:v2 --identity release@example.com --issuer https://accounts.example.com
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
-@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("source", metavar="SRC")
 @signing_options.accepted_signers
 @signing_options.signed_as
 @click.option("--attestations", is_flag=True, help="Verify what the keys attest about a version, rather than a signature.")

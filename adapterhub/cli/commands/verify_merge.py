@@ -26,23 +26,23 @@ _SHOWN = 12  # the most rows of a table
 @command(
     "verify-merge",
     example="""
-    adapterhub verify-merge --base ./Qwen3-0.6B --adapter team/sql:v2 --merged ./qwen3-sql
-    adapterhub verify-merge --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3 --merged ./merged.gguf""",
+    adapterhub verify-merge ./qwen3-sql --base ./Qwen3-0.6B --adapter team/sql:v2
+    adapterhub verify-merge ./merged.gguf --base ./base --adapter ./a --adapter ./b --weights 0.7,0.3""",
 )
+@click.argument("merged", metavar="MODEL")
 @base_option("the Hugging Face folder that was merged into.", required=True)
 @adapter_option("a folder, file or ref that was merged", required=True)
-@click.option("--merged", metavar="MODEL", required=True, help="Merged model: a Hugging Face folder or a .gguf, by any tool.")
 @weights_option
 @onto_option
 @click.pass_obj
 def verify_merge(
-    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: BaseWeights | None
+    settings: Settings, *, merged: str, base: str, adapters: tuple[str, ...], weights: str | None, onto: BaseWeights | None
 ) -> int:
     """Prove, tensor by tensor, that a merged model is its base plus its adapters, at full strength.
 
-    Every tensor is compared with the result the merge should have: exactly, up to the rounding of its dtype, or, in a
-    quantized model, by the strength of the adapter in it. Exits 0 when all are right, 1 when one is not or could not be
-    compared.
+    MODEL is a Hugging Face folder or a .gguf file, by any tool. Every tensor is compared with the result the merge should
+    have: exactly, up to the rounding of its dtype, or, in a quantized model, by the strength of the adapter in it. Exits 0
+    when all are right, 1 when one is not or could not be compared.
     """
     factors = weights_of(weights, len(adapters))
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)

@@ -1,4 +1,4 @@
-"""The report of `pack` and `unpack`."""
+"""The report of `pack` and `pack --undo`."""
 
 from __future__ import annotations
 

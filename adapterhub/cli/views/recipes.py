@@ -9,7 +9,7 @@ from adapterhub.cli import output
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.operations.materialize import MaterializedModel, WrittenRecipe
+    from adapterhub.operations.model_recipes import RebuiltModel, WrittenRecipe
     from adapterhub.registry.adapter_recipe import RebuildDifference
     from adapterhub.registry.merge_recipe import MergeRecipe
     from adapterhub.registry.recipe_store import StoredRecipe
@@ -29,7 +29,7 @@ def show_written(result: WrittenRecipe, model_size: int, *, as_json: bool) -> No
     for adapter in result.recipe.adapters:
         if adapter.ref is None and result.out.endswith(".json"):
             problem = f"adapter {output.digest(adapter.digest)} is a folder, which the recipe cannot contain"
-            output.say(f"note: {problem}. Push it, or pass it to `materialize --adapter`")
+            output.say(f"note: {problem}. Push it, or pass it to `rebuild --adapter`")
     fields = result.recipe.to_dict()
     files = fields["output"]["files"]
     document = {
@@ -61,7 +61,7 @@ def _row(stored: StoredRecipe) -> list[str]:
     return [stored.name, str(stored.recipe.base), ", ".join(adapters), output.size(size) if size else "-", stored.time[:10]]
 
 
-def materialized_document(model: MaterializedModel) -> dict[str, Any]:
+def rebuilt_document(model: RebuiltModel) -> dict[str, Any]:
     """Return a model that was made from its recipe as JSON; the keys are stable."""
     return {
         "output": str(model.path),
@@ -74,7 +74,7 @@ def materialized_document(model: MaterializedModel) -> dict[str, Any]:
     }
 
 
-def materialized_lines(model: MaterializedModel) -> Iterator[str]:
+def rebuilt_lines(model: RebuiltModel) -> Iterator[str]:
     """Yield the comparison of a model with its recipe."""
     out, recipe = model.path, model.recipe
     if recipe.files is None:
@@ -86,7 +86,7 @@ def materialized_lines(model: MaterializedModel) -> Iterator[str]:
     yield from _difference_lines(model, recipe, len(recipe.files))
 
 
-def _difference_lines(model: MaterializedModel, recipe: MergeRecipe, count: int) -> Iterator[str]:
+def _difference_lines(model: RebuiltModel, recipe: MergeRecipe, count: int) -> Iterator[str]:
     differences: Sequence[RebuildDifference] = model.differences
     ulps = [difference.ulps for difference in differences if difference.ulps is not None]
     largest = f", by {output.plural(max(ulps), 'unit')} in the last place at most" if ulps else ""

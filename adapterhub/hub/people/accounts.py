@@ -80,7 +80,10 @@ def check_namespace(name: str) -> str:
     """Return a valid name of a namespace or an account. RefError for any other text."""
     if "/" in name:
         raise RefError(name[:80], "is not a namespace", "Write it without a slash, like team")
-    parse_name(f"{name}/x", name)
+    try:
+        parse_name(f"{name}/x", name)
+    except RefError as error:
+        raise RefError(name, error.what, error.hint.removesuffix("/x")) from error
     return name
 
 

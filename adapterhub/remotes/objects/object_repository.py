@@ -149,9 +149,11 @@ class ObjectRepository(OpenRemote):
     # ---- writing
 
     def has_blob(self, blob: Descriptor) -> bool:
-        """Return whether the object of a blob exists with its size."""
-        self._prepare_once()
-        return self._is_stored(blob)
+        """Return whether the object of a blob exists with its size; False where a push would first create the place."""
+        try:
+            return self._is_stored(blob)
+        except NotFoundError:
+            return False
 
     def _is_stored(self, blob: Descriptor) -> bool:
         is_stored = (blob.digest, blob.size) in self._stored or self._bucket.size(_blob_key(blob.digest)) == blob.size

@@ -39,10 +39,10 @@ log team/sql:never => 3
 lineage team/sql
 lineage team/sql:beta --json
 lineage team/sql --dot
-find two/adapter_model.safetensors
-find one
-find three/adapter_model.safetensors => 3
-find --sha256 0000000000 => 3
+search --file two/adapter_model.safetensors
+search --file one
+search --file three/adapter_model.safetensors => 3
+search --sha256 0000000000 => 3
 tag team/sql:v1 prod
 tag team/sql:v2 prod --expect absent => 7
 tag team/sql:v2 prod --expect sha256:0000 => 7
@@ -86,8 +86,8 @@ list other --json
 """
 # Their results do not depend on a registry, or are compared elsewhere: with files, a base or a model.
 ELSEWHERE = {
-    "approve", "attach", "attached", "attest", "bom", "chat", "copy", "diff", "eval", "lock", "pull", "resolve", "run",
-    "scan", "serve", "sign", "validate", "verify",
+    "approve", "attach", "attest", "bom", "chat", "copy", "diff", "eval", "lock", "pull", "resolve", "run", "scan", "serve",
+    "sign", "validate", "verify",
 }  # fmt: skip
 _VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|\d{4}-\d\d-\d\d| *(BY|alice|root) *| {2,}|-+")
 

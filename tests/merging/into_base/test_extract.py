@@ -211,7 +211,7 @@ def test_a_change_from_zero_is_null_in_the_document(tmp_path: Path, run: Run) ->
     none = {**tensors_of(base), f"{Q}.bias": np.zeros(16, np.float32)}
     safetensors_file.write(base / "model.safetensors", none, {"format": "pt"})
     tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16), f"{Q}.bias": noise(16)})
-    text = run("extract", base, tmp_path / "tuned", "--rank", "2", "-o", tmp_path / "out", "--json").stdout
+    text = run("extract", tmp_path / "tuned", "--base", base, "--rank", "2", "-o", tmp_path / "out", "--json").stdout
     assert "Infinity" not in text
     assert json.loads(text)["weights"][f"{Q}.bias"]["change"] is None
     assert json.loads(text)["weights"][QW]["change"] > 0

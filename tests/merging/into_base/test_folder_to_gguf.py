@@ -869,7 +869,7 @@ def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, llama: Any) 
     assert not (tmp_path / "x.gguf").exists()
     assert {**planned, "output": "x.gguf"} == json.loads(run(*asked).stdout)
     assert (len(planned["touched"]), planned["tensors"]) == (15, 21)
-    proven = run("verify-merge", "--base", folder, "--adapter", tmp_path / "adapter", "--merged", "x.gguf")
+    proven = run("verify-merge", "x.gguf", "--base", folder, "--adapter", tmp_path / "adapter")
     assert "21 tensors: 15 exact, 6 untouched" in proven.stdout
 
 

@@ -351,7 +351,7 @@ def test_the_command_its_plan_and_its_recipe(run: Run, tmp_path: Path) -> None:
     assert run(*asked, "-o", "out").returncode == 0
     assert plan["size"] == sum(array.nbytes for array in tensors_of(tmp_path / "out").values())
     run(*asked, "--recipe-only", "-o", "out.json")
-    run("materialize", "out.json", "--adapter", "a", "-o", "again")
+    run("rebuild", "out.json", "--adapter", "a", "-o", "again")
     for path in (tmp_path / "out").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
     document = json.loads((tmp_path / "out.json").read_text())

@@ -102,7 +102,7 @@ def test_the_commands_take_the_database_unless_a_folder_with_a_registry_is_named
     result = run("audit", "verify", *words, env=env, code=1)
     assert "error[changed] audit row 2: does not follow from the one before it" in result.stdout
     assert "postgres@" not in result.stdout
-    assert "audit row 2 does not follow" in run("hub", "audit", "--verify", "--registry", "one", env=env, code=4).stderr
+    assert "audit row 2 does not follow" in run("hub", "log", "--verify", "--registry", "one", env=env, code=4).stderr
 
 
 def test_a_database_without_a_hub_is_left_without_one(postgres: Postgres) -> None:

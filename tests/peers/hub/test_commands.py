@@ -34,7 +34,7 @@ search team
 show team/sql
 log team/sql:v1
 lineage team/sql
-find two/adapter_model.safetensors
+search --file two/adapter_model.safetensors
 tag team/sql:v1 prod
 deprecate team/sql:v1 old
 du
@@ -54,7 +54,7 @@ base list
 resolve other/sql:v1 --for peft
 merge team/sql:v1 team/sql:v2 -o team/merged
 rebuild team/merged
-materialize --list
+rebuild --list
 keep team/sql --last 1
 gc --dry-run --grace 2
 fsck
@@ -74,7 +74,7 @@ REFUSED = {
     "sign": "a hub in a bucket keeps signatures that its clients attach",
 }
 WITHOUT_A_REGISTRY = {
-    "attach", "attached", "attest", "completion", "explain", "extract", "fix", "formats", "info", "init", "key", "login",
+    "attach", "attest", "completion", "explain", "extract", "fix", "info", "init", "key", "login",
     "logout", "remote", "usage", "verify-merge",
 }  # fmt: skip
 WITH_A_MODEL = {"chat", "eval", "run", "serve", "train"}  # look adapters up as `pull` and `show` do
@@ -82,7 +82,7 @@ _VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|urn:uuid:[0-9a-f-]+|
 
 
 def test_every_command_is_tried_at_a_shared_hub() -> None:
-    tried = {line.split()[0] for line in STEPS.strip().splitlines()} | REFUSED.keys() | {"unpack"}
+    tried = {line.split()[0] for line in STEPS.strip().splitlines()} | REFUSED.keys()
     assert tried | WITHOUT_A_REGISTRY | WITH_A_MODEL == set(COMMANDS)
 
 
@@ -131,7 +131,7 @@ def test_what_only_a_folder_can_do_is_refused(run: Run, inputs: Path, shared: di
     run("push", "one", "team/sql", cwd=inputs, env=shared)
     for words in (("pack",), ("sign", "team/sql", "--key", "ada.key")):
         assert REFUSED[words[0]] in run(*words, cwd=inputs, env=shared, code=6).stderr
-    assert "0 files" in run("unpack", cwd=inputs, env=shared).stdout
+    assert "0 files" in run("pack", "--undo", cwd=inputs, env=shared).stdout
 
 
 def test_a_damaged_and_a_missing_blob_of_the_bucket_are_found_and_repaired(
@@ -156,13 +156,13 @@ def test_a_backup_goes_from_a_shared_hub_to_a_folder_and_back(
     token = run("hub", "token", "create", "ada", "--role", "read", cwd=inputs, env=shared).stdout
     run("hub", "backup", tmp_path / "hub.tar", env=shared)
     again = shared | {"ADAPTERHUB_DATABASE": postgres.database(), "ADAPTERHUB_BLOBS": f"s3://{moto.bucket()}/hub"}
-    run("hub", "restore", tmp_path / "hub.tar", env=again)
-    run("hub", "restore", tmp_path / "hub.tar", "--registry", tmp_path / "folder")
+    run("hub", "load-backup", tmp_path / "hub.tar", env=again)
+    run("hub", "load-backup", tmp_path / "hub.tar", "--registry", tmp_path / "folder")
     for words, environment in (((), again), (("--registry", tmp_path / "folder"), {})):
         assert "team/sql:v1" in run("list", *words, env=environment).stdout
         assert "ada" in run("hub", "token", "list", *words, env=environment).stdout
         assert "clean" in run("fsck", *words, env=environment).stdout
-    assert "has a hub already" in run("hub", "restore", tmp_path / "hub.tar", env=again, code=6).stderr
+    assert "has a hub already" in run("hub", "load-backup", tmp_path / "hub.tar", env=again, code=6).stderr
     assert token
 
 

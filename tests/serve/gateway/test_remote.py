@@ -27,7 +27,7 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
         config = tmp_path / "gateway/config/adapterhub/config.toml"
         config.parent.mkdir(parents=True)
         config.write_text(f'[remotes.hub]\nurl = "{url}"\n')
-        options = ("--program", llama_server.program(), "--adapters", "team/*", "--remote", "hub", "--poll", 0.2)
+        options = ("--program", llama_server.program(), "team/*", "--remote", "hub", "--poll", 0.2)
         with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
             first = gateway.complete("team/sql:prod", P)
             assert (first.text, first.version) == (models.answer(P, 0), f"team/sql@{digests[0]}")

@@ -8,7 +8,7 @@ from adapterhub.cli.options import Group
 
 from .admissions import admission
 from .moving import gc, migrate, recover
-from .operations import audit, backup, doctor, restore
+from .operations import backup, doctor, load_backup, log
 from .people import approve, member, namespace, user
 from .publishers import publisher
 from .serving import start
@@ -31,6 +31,6 @@ def hub() -> None:
     """
 
 
-_SERVING = (start, approve, audit, backup, restore, doctor, migrate, recover, gc)
+_SERVING = (start, approve, log, backup, load_backup, doctor, migrate, recover, gc)
 for _command in (*_SERVING, user, member, namespace, admission, token, webhook, publisher):
     hub.add_command(_command)

@@ -1,4 +1,4 @@
-"""`adapterhub hub audit`, `backup`, `restore` and `doctor`: for the operator of a hub."""
+"""`adapterhub hub log`, `backup`, `load-backup` and `doctor`: for the operator of a hub."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    "audit",
+    "log",
     cls=Command,
     short_help="Show who changed what.",
     example="""
-    adapterhub hub audit
-    adapterhub hub audit team/sql --verify""",
+    adapterhub hub log
+    adapterhub hub log team/sql --verify""",
 )
 @click.argument("name", required=False, default="")
 @click.option("--account", metavar="NAME", default="", help="Only what this account did.")
 @click.option("--limit", metavar="N", type=click.IntRange(0), default=50, show_default=True, help="Show at most N.")
 @click.option("--verify", is_flag=True, help="Check first that no row was changed, removed or inserted.")
 @click.pass_obj
-def audit(settings: Settings, *, name: str, account: str, limit: int, verify: bool) -> None:
+def log(settings: Settings, *, name: str, account: str, limit: int, verify: bool) -> None:
     """Show who changed what at the hub and who was refused, of NAME or of a namespace only if it is given.
 
     Each row has a hash over itself and the one before it. Rows that were cut off at the end leave no trace in the chain: sign
     checkpoints with `adapterhub audit`. Exits 4 when --verify finds a row that does not fit.
     """
-    from adapterhub.hub.people import audit_log as log
+    from adapterhub.hub.people import audit_log
 
     with closing(hub_database(settings)) as database:
-        if verify and (broken := log.verify_chain(database)[1]) is not None:
+        if verify and (broken := audit_log.verify_chain(database)[1]) is not None:
             raise IntegrityError(database.location, f"{broken.where} {broken.what}", "Compare it with a backup")
-        events = log.events(database, name=name, account=account, limit=limit)
+        events = audit_log.events(database, name=name, account=account, limit=limit)
     document = {"verified": verify, "events": [asdict(event) for event in events]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _audit_text(events))
+    output.emit(document, as_json=settings.as_json, text=lambda: _log_text(events))
 
 
 _EVENTS = (
@@ -62,7 +62,7 @@ _EVENTS = (
 )
 
 
-def _audit_text(events: list[Event]) -> None:
+def _log_text(events: list[Event]) -> None:
     if not events:
         output.say("nothing was recorded")
         return
@@ -107,15 +107,15 @@ def backup(settings: Settings, *, file: Path) -> None:
 
 
 @click.command(
-    "restore",
+    "load-backup",
     cls=Command,
     short_help="Restore a hub from a backup.",
     example="""
-    adapterhub hub restore hub-2026-11-26.tar --registry /srv/hub""",
+    adapterhub hub load-backup hub-2026-11-26.tar --registry /srv/hub""",
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_obj
-def restore(settings: Settings, *, file: Path) -> None:
+def load_backup(settings: Settings, *, file: Path) -> None:
     """Restore the registry that --registry names, and its hub.db, from a backup. The folder must be new or empty.
 
     With $ADAPTERHUB_DATABASE and $ADAPTERHUB_BLOBS it is restored there; the database must be empty.

@@ -156,7 +156,7 @@ def _is_recipe_name(name: str, workspace: Workspace) -> bool:
 
 
 @dataclass(frozen=True)
-class MaterializedModel:
+class RebuiltModel:
     """A merged model that was made from its recipe.
 
     Attributes:
@@ -175,7 +175,7 @@ class MaterializedModel:
         return self.recipe.files is not None
 
 
-def materialize(
+def rebuild_model(
     source: str,
     out: StrPath | None,
     workspace: Workspace,
@@ -183,7 +183,7 @@ def materialize(
     base: StrPath | None = None,
     adapters: Sequence[StrPath] = (),
     replace: bool = False,
-) -> MaterializedModel:
+) -> RebuiltModel:
     """Make a merged model from its recipe, and compare it with the digests in the recipe.
 
     Adapters come from the registry, by digest, or from the addresses in the recipe.
@@ -222,7 +222,7 @@ def materialize(
             differences = merge_recipe.differences(recipe, model_files) if recipe.files is not None else []
             if differences:
                 merge_recipe.check_weights(recipe, folder)  # raises if the base is another one; the model is then discarded
-    return MaterializedModel(target, recipe, tuple(differences))
+    return RebuiltModel(target, recipe, tuple(differences))
 
 
 def _base(recipe: MergeRecipe, explicit_path: StrPath | None, workspace: Workspace) -> Path:

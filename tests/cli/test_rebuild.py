@@ -1,4 +1,4 @@
-"""`merge --into --recipe-only` and `materialize`: a model kept as what it is made of comes out again byte for byte."""
+"""`merge --into --recipe-only` and `rebuild`: a model kept as what it is made of comes out again byte for byte."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_recipe_is_small_and_makes_the_merge_byte_for_byte_elsewhere(place: Pa
     assert sorted(path.name for path in place.iterdir() if "xdg" not in path.name) == ["a", "a.json", "base", "merged"]
     assert document["size"] == (place / "a.json").stat().st_size < 10_000
     (place / "base").rename(place / "moved")
-    done = json.loads(run("materialize", "a.json", "--base", "moved", "-o", "out", "--json", cwd=place).stdout)
+    done = json.loads(run("rebuild", "a.json", "--base", "moved", "-o", "out", "--json", cwd=place).stdout)
     assert done["same"]
     assert contents(place / "out") == contents(place / "merged")
 
@@ -84,7 +84,7 @@ def test_so_does_one_of_a_gguf(place: Path, run: Any, options: list[str]) -> Non
     run("merge", "team/a", "--into", "base.gguf", *options, "-o", out, cwd=place)
     run("merge", "team/a", "--into", "base.gguf", *options, "--recipe-only", "-o", "a.json", cwd=place)
     (place / out).rename(place / f"first-{out}")
-    text = run("materialize", "a.json", "-o", out, cwd=place).stdout
+    text = run("rebuild", "a.json", "-o", out, cwd=place).stdout
     assert "byte for byte" in text
     assert contents(place / out) == contents(place / f"first-{out}")
 
@@ -92,30 +92,30 @@ def test_so_does_one_of_a_gguf(place: Path, run: Any, options: list[str]) -> Non
 def test_an_adapter_that_no_name_is_left_for_is_found_by_its_digest(place: Path, run: Any) -> None:
     run(*KEEP, cwd=place)
     run("rm", "team/a", cwd=place)
-    assert "byte for byte" in run("materialize", "a.json", "-o", "out", cwd=place).stdout
+    assert "byte for byte" in run("rebuild", "a.json", "-o", "out", cwd=place).stdout
 
 
 def test_a_folder_that_is_in_no_registry_is_reported_and_has_to_be_named(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
     stderr = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "a.json", cwd=place).stderr
-    assert "materialize --adapter" in stderr
-    missing = run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
+    assert "rebuild --adapter" in stderr
+    missing = run("rebuild", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert "is not in the registry" in missing
     assert missing.endswith("[recipe-adapter-missing]\n")
-    assert "byte for byte" in run("materialize", "a.json", "--adapter", "./a", "-o", "out", cwd=place).stdout
-    assert "is not an adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
+    assert "byte for byte" in run("rebuild", "a.json", "--adapter", "./a", "-o", "out", cwd=place).stdout
+    assert "is not an adapter of the recipe" in run("rebuild", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
 
 
 def test_an_adapter_whose_address_leads_to_another_one_now_is_refused(place: Path, run: Any) -> None:
     address = f"layout://{place}/images:sql"
     run("push", "./a", address, cwd=place)
     run("merge", address, "--into", "base", "--recipe-only", "-o", "a.json", cwd=place)
-    assert "byte for byte" in run("materialize", "a.json", "-o", "out", cwd=place).stdout
+    assert "byte for byte" in run("rebuild", "a.json", "-o", "out", cwd=place).stdout
     (place / "a" / "README.md").write_text("# Another version\n")
     run("push", "./a", address, cwd=place)
     run("rm", "team/a", cwd=place)
     run("gc", "--grace", "0", cwd=place)
-    error = run("materialize", "a.json", "-o", "second", cwd=place, code=3).stderr
+    error = run("rebuild", "a.json", "-o", "second", cwd=place, code=3).stderr
     assert f"error: {address}: is another adapter now: sha256:" in error
     assert ". Pass the right one with --adapter  [recipe-adapter-moved]\n" in error
     assert not (place / "second").exists()
@@ -124,13 +124,13 @@ def test_an_adapter_whose_address_leads_to_another_one_now_is_refused(place: Pat
 def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -> None:
     run(*KEEP, cwd=place)
     write_base(place / "other", seed=3)  # of the same names, shapes and sizes
-    assert "has other numbers" in run("materialize", "a.json", "--base", "other", "-o", "out", cwd=place, code=6).stderr
+    assert "has other numbers" in run("rebuild", "a.json", "--base", "other", "-o", "out", cwd=place, code=6).stderr
     write_base(place / "third")
     safetensors_file.write(place / "third" / "model.safetensors", {f"{Q}.weight": np.ones((64, 64), dtypes.BF16)})
-    assert "not the base model of the recipe" in run("materialize", "a.json", "--base", "third", cwd=place, code=6).stderr
+    assert "not the base model of the recipe" in run("rebuild", "a.json", "--base", "third", cwd=place, code=6).stderr
     (place / "base").rename(place / "moved")
     gone = "error: base: the recipe has its base at base, and nothing is there. Pass its path with --base"
-    assert run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr == f"{gone}  [recipe-base-elsewhere]\n"
+    assert run("rebuild", "a.json", "-o", "out", cwd=place, code=3).stderr == f"{gone}  [recipe-base-elsewhere]\n"
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 
@@ -144,7 +144,7 @@ def test_a_different_result_is_kept_and_reported_in_units_in_the_last_place(plac
     moved = bits.view(dtypes.BF16).astype("<f4")
     file |= {"digest": "sha256:" + 64 * "0", "sample": base64.b64encode(moved.tobytes()).decode()}
     (place / "a.json").write_text(json.dumps(recipe))
-    document = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
+    document = json.loads(run("rebuild", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
     assert [(difference["name"], difference["ulps"]) for difference in document["differences"]] == [("model.safetensors", 2)]
     assert document["differences"][0]["what"] == "bytes differ; 3 of the 512 numbers in the recipe differ"
     assert (place / "out" / "model.safetensors").exists()
@@ -152,7 +152,7 @@ def test_a_different_result_is_kept_and_reported_in_units_in_the_last_place(plac
 
 def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place: Path, run: Any) -> None:
     run(*KEEP, "--no-digest", cwd=place)
-    result = run("materialize", "a.json", "-o", "out", cwd=place)
+    result = run("rebuild", "a.json", "-o", "out", cwd=place)
     assert "has no digests" in result.stdout
     assert "byte for byte" not in result.stdout
     assert "only names, shapes and sizes of the base were compared" in result.stderr
@@ -162,14 +162,14 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
     ("args", "code", "says"),
     [
         (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "team/b"], 2, "or one word for a name in the registry"),
-        (["materialize", "nothing"], 3, "no merge recipe of this name"),
-        (["materialize", "nothing", "--remove"], 3, "[no-such-recipe]"),
-        (["materialize"], 2, "--list"),
+        (["rebuild", "nothing"], 3, "no merge recipe of this name"),
+        (["rebuild", "nothing", "--remove"], 3, "[no-such-recipe]"),
+        (["rebuild"], 2, "--list"),
         (["merge", "team/a", "--into", "base", "--no-digest", "-o", "out"], 2, "Add --recipe-only"),
         (["merge", "team/a", "--recipe-only", "-o", "a.json"], 2, "is for a merge into a base"),
-        (["materialize", "nowhere.json"], 3, "no such file"),
-        (["materialize", "base/config.json"], 4, "not a merge recipe"),
-        (["materialize", "base/model.safetensors"], 4, "not"),
+        (["rebuild", "nowhere.json"], 3, "no such file"),
+        (["rebuild", "base/config.json"], 4, "not a merge recipe"),
+        (["rebuild", "base/model.safetensors"], 4, "not"),
     ],
 )
 def test_refused_in_one_line(place: Path, run: Any, args: list[str], code: int, says: str) -> None:
@@ -183,7 +183,7 @@ def test_a_name_of_an_output_in_a_recipe_leads_nowhere(place: Path, run: Any) ->
     recipe = json.loads((place / "a.json").read_text())
     recipe["output"]["files"].append({"path": "../../etc/passwd", "size": 1, "digest": "sha256:" + 64 * "0"})
     (place / "a.json").write_text(json.dumps(recipe))
-    document = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
+    document = json.loads(run("rebuild", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
     assert document["differences"] == [{"name": "../../etc/passwd", "what": "missing", "ulps": None}]
     shutil.rmtree(place / "out")
 
@@ -201,20 +201,18 @@ def test_a_recipe_under_a_name_outlives_the_name_of_its_adapter(named: Path, run
     run("gc", "--grace", "0", cwd=named)
     run("fsck", "--rebuild-index", cwd=named)
     assert json.loads(run("fsck", "--json", cwd=named).stdout)["findings"] == []
-    assert "byte for byte" in run("materialize", "sql", cwd=named).stdout
+    assert "byte for byte" in run("rebuild", "sql", cwd=named).stdout
     assert contents(named / "sql") == contents(named / "merged")
-    assert "both a file and a recipe" in run("materialize", "sql", "-o", "out", cwd=named, code=2).stderr
-    assert "byte for byte" in run("materialize", "merge:sql", "-o", "out", cwd=named).stdout
-    run("materialize", "merge:sql", "--remove", cwd=named)
+    assert "both a file and a recipe" in run("rebuild", "sql", "-o", "out", cwd=named, code=2).stderr
+    assert "byte for byte" in run("rebuild", "merge:sql", "-o", "out", cwd=named).stdout
+    run("rebuild", "merge:sql", "--remove", cwd=named)
     swept = json.loads(run("gc", "--grace", "0", "--json", cwd=named).stdout)
     assert swept["blobs"] >= 4  # the recipe, and the adapter's manifest, config and files
-    assert run("materialize", "--list", "--json", cwd=named).stdout.strip() == json.dumps(
-        {"merges": [], "damaged": []}, indent=2
-    )
+    assert run("rebuild", "--list", "--json", cwd=named).stdout.strip() == json.dumps({"merges": [], "damaged": []}, indent=2)
 
 
 def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any) -> None:
-    listed = run("materialize", "--list", cwd=named).stdout
+    listed = run("rebuild", "--list", cwd=named).stdout
     assert "sql " in listed
     assert "1 × team/a:v1" in listed
     assert "models in recipes:\n   sql  1 × team/a:v1 in base" in run("lineage", "team/a", cwd=named).stdout
@@ -225,9 +223,9 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
 def test_a_name_means_one_model(named: Path, run: Any) -> None:
     other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
     assert run(*other, cwd=named, code=7).stderr.endswith("[recipe-name-taken]\n")
-    run("materialize", "sql", "--remove", cwd=named)
+    run("rebuild", "sql", "--remove", cwd=named)
     run(*other, cwd=named)
-    assert json.loads(run("materialize", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
+    assert json.loads(run("rebuild", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
 
 
 def test_an_adapter_that_gc_could_not_keep_is_refused(place: Path, run: Any) -> None:

@@ -1,4 +1,4 @@
-"""`adapterhub formats`."""
+"""The formats that can be read and written: `adapterhub convert --list`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from adapterhub.cli import output
-from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
@@ -23,19 +20,10 @@ _OTHER_FORMATS = {
 _MARKS = {"bytes": "=", "function": "~", "no": "-"}
 
 
-@command(
-    "formats",
-    example="""
-    adapterhub formats
-    adapterhub formats --json""",
-)
-@click.pass_obj
-def formats(settings: Settings) -> None:
-    """List the formats that can be read and written, which of them need a base, and which round trips are exact.
+def show_formats(*, as_json: bool) -> None:
+    """Print the formats that can be read and written, which of them need a base, and which round trips are exact.
 
-    In the second table, a file of the row's format is converted to the column's format and back: = gives the same file byte for
-    byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter. A
-    format that another package adds is measured when it is listed.
+    Both tables were measured with a tiny adapter. A format that another package adds is measured here.
     """
     from adapterhub_converters import formats as table
     from adapterhub_converters.adapter import TUNERS
@@ -80,7 +68,7 @@ def formats(settings: Settings) -> None:
         "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
         "models that mlx-lm tuned as a whole (full), merged into a base": sorted(full_tuning.SAME_PARAMETERS),
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(rows, other_formats, lines))
+    output.emit(document, as_json=as_json, text=lambda: _text(rows, other_formats, lines))
 
 
 def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str, list[str]]) -> None:

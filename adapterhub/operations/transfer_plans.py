@@ -1,0 +1,182 @@
+"""What a push or a pull would do, without doing it: the same sources, checks and digests, up to the first byte written.
+
+`operations.push` and `operations.pull` are the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import pull, push, sources
+from .push_result import target_address
+from .signature_checks import NO_DEMAND, Demand
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+    from adapterhub.manifest.package_files import Selection
+    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.remotes.protocol import Source
+    from adapterhub_converters.bases import BaseSpec
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """A version as a push would store it, or as a pull would write it.
+
+    Attributes:
+        target: The ref, the address, or the folder.
+        digest: The digest of its manifest.
+        size: Bytes of its files.
+        missing: Bytes that the target lacks.
+        files: Path and size of each file.
+        new: False if the target has this version already.
+        skipped: Names in a pushed folder that are left out.
+        overridden: Codes of the errors of its check that `force` accepts.
+    """
+
+    target: str
+    digest: Digest
+    size: int
+    missing: int
+    files: tuple[tuple[str, int], ...]
+    new: bool
+    skipped: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+
+
+def plan_push(
+    source: StrPath,
+    target: str,
+    workspace: Workspace,
+    *,
+    base: BaseSpec | None = None,
+    conversion: Conversion | None = None,
+    expect: Digest | None = None,
+    force: bool = False,
+    name: str | None = None,
+    selection: Selection | None = None,
+) -> TransferPlan:
+    """Check an adapter as `push` does, and return what the target would get; the arguments are those of `push`.
+
+    Raises:
+        RefusedError: The check finds errors, or the policy of the project does not allow the adapter.
+        ConflictError: The target is not at `expect`.
+    """
+    if sources.is_address(target):
+        from adapterhub.remotes.remote_address import expect_digest
+
+        address = target_address(target, workspace, name)
+        with ExitStack() as stack:
+            remote = stack.enter_context(workspace.connect(address))
+            expect_digest(remote, expect)
+            outgoing = push.outgoing_version(
+                stack,
+                source,
+                workspace,
+                address=address,
+                name=name,
+                base=base,
+                conversion=conversion,
+                force=force,
+                selection=selection,
+            )
+            manifest = outgoing.source.manifest(outgoing.reference)
+            workspace.tell_notes(remote)
+            skipped, overridden = outgoing.skipped, outgoing.overridden
+            return _plan(str(address), manifest, remote, remote.has_blob, skipped=skipped, overridden=overridden)
+    return _plan_registry_push(
+        source, target, workspace, base=base, conversion=conversion, expect=expect, force=force, selection=selection
+    )
+
+
+def _plan_registry_push(
+    source: StrPath,
+    target: str,
+    workspace: Workspace,
+    *,
+    base: BaseSpec | None,
+    conversion: Conversion | None,
+    expect: Digest | None,
+    force: bool,
+    selection: Selection | None,
+) -> TransferPlan:
+    from adapterhub.ref import LATEST
+    from adapterhub.remotes.adapter_folders import AdapterFolder
+    from adapterhub.remotes.local_name import LocalName
+
+    ref = push.pushable_ref(target, workspace)
+    with (
+        ExitStack() as stack,
+        sources.open_source(source, workspace) as opened,
+        push.open_package(
+            opened, workspace, base=base, conversion=conversion, force=force, name=ref.name, selection=selection
+        ) as package,
+    ):
+        folder = AdapterFolder(package.folder, opened.location, draft=package.draft)
+        manifest, codes = folder.manifest(LATEST), tuple(problem.code for problem in package.overridden)
+        try:
+            registry = stack.enter_context(workspace.open_registry())
+        except NotFoundError:  # a push would create it
+            return _plan(str(ref), manifest, None, lambda _: False, skipped=folder.skipped, overridden=codes)
+        registry.check_publish(package, ref, expect)
+        local = LocalName(registry, ref.name, workspace.rules())
+
+        def is_stored(blob: Descriptor) -> bool:
+            return registry.store.size(blob.digest) == blob.size
+
+        return _plan(str(ref), manifest, local, is_stored, skipped=folder.skipped, overridden=codes)
+
+
+def _plan(
+    where: str,
+    manifest: Manifest,
+    versions: Source | None,
+    has_blob: Callable[[Descriptor], bool],
+    *,
+    skipped: tuple[str, ...] = (),
+    overridden: tuple[str, ...] = (),
+) -> TransferPlan:
+    """Return the plan for a target that has these versions, none if it is not there yet, and these blobs."""
+    from adapterhub.remotes.adapter_folders import has_version
+    from adapterhub.remotes.version_copy import distinct_blobs
+
+    is_new = versions is None or not has_version(versions, manifest.digest)
+    missing = sum(blob.size for blob in distinct_blobs(manifest) if not has_blob(blob)) if is_new else 0
+    files = tuple((layer.path, layer.size) for layer in manifest.layers)
+    return TransferPlan(where, manifest.digest, manifest.size, missing, files, is_new, skipped, overridden)
+
+
+def plan_pull(
+    source: str,
+    out: StrPath | None,
+    workspace: Workspace,
+    *,
+    name: str | None = None,
+    replace: bool = False,
+    demand: Demand = NO_DEMAND,
+) -> TransferPlan:
+    """Look a version up and check it as `pull` does, and return what would be written; the arguments are those of `pull`.
+
+    Raises:
+        RefusedError: A policy or `demand` refuses the version.
+        ConflictError: The folder has changes of your own, and `replace` is off.
+    """
+    from adapterhub.manifest import existing_folder
+
+    with pull.incoming_version(source, workspace, name=name, demand=demand) as incoming:
+        target = Path(out) if out else Path(incoming.title)
+        manifest = incoming.manifest
+        existing = existing_folder.inspect_folder(target)
+        is_new = existing is None or not existing.holds(manifest)
+        if existing is not None and is_new and not replace:
+            existing.check_lost(incoming.is_elsewhere)
+        files = tuple((layer.path, layer.size) for layer in manifest.layers)
+        return TransferPlan(str(target), manifest.digest, manifest.size, manifest.size if is_new else 0, files, is_new)
