@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adapterhub.registry.signature_policy import store_signatures
 from adapterhub_converters.errors import UsageError
 
-from . import signature_checks, sources
+from . import signature_checks, source_names, sources
 from .policy_checks import check_policy
 from .pull import PullResult, pull
 from .push import open_package, push
@@ -31,7 +32,7 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
     from adapterhub.ref import Ref
 
     text = os.fspath(target)
-    if sources.is_address(target):
+    if source_names.is_address(target):
         return push(source, text, workspace=workspace)
     try:
         ref = None if not isinstance(target, str) or text.startswith((".", os.sep)) else Ref.parse(text)
@@ -41,7 +42,7 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
         workspace.check_name(ref.name)
         with workspace.open_registry(create=True) as registry:
             return stored_result(_into_registry(registry, source, ref, workspace, with_signatures=with_signatures))
-    if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
+    if not source_names.is_address(source) and source_names.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
     return pull(os.fspath(source), target, workspace=workspace)
 
@@ -55,7 +56,7 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
     if registry.policy is not None:
         registry.policy.check_name(ref.name)
     workspace = workspace.within(registry)
-    if sources.is_address(source):
+    if source_names.is_address(source):
         place = parse(os.fspath(source))
         with workspace.connect(place) as remote:
             # Without an adapter.json there is no version to copy: the files are packaged below, as those of a folder are.
@@ -74,13 +75,13 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
                         ref.name,
                     )
                 return version
-    elif (source_ref := sources.ref_of(source, workspace)) is not None:
+    elif (source_ref := source_names.ref_of(source, workspace)) is not None:
         with registry.lease_version(source_ref) as version:
             local = LocalName(registry, version.name)
             check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
             return _copy_version(registry, local, version.digest, ref, workspace)
     with (
-        sources.open_source(source, workspace) as opened_source,
+        sources.open_source(source, replace(workspace, policy=None)) as opened_source,  # the policy is about the new name
         open_package(opened_source, workspace, name=ref.name) as package,
     ):
         return registry.publish(package, ref)

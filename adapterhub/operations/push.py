@@ -20,7 +20,7 @@ from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, signature_checks, sources
+from . import base_sources, signature_checks, source_names, sources
 from .policy_checks import check_policy, check_version
 from .promotion_checks import check_tags_at
 from .push_result import PushResult, push_result, stored_result, target_address
@@ -44,7 +44,7 @@ _STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was
 
 def check_target(target: str, workspace: Workspace) -> None:
     """Refuse a ref or an address that cannot be pushed to, or that the policy forbids, before any work is done."""
-    if sources.is_address(target):
+    if source_names.is_address(target):
         target_address(target, workspace)
     else:
         pushable_ref(target, workspace)
@@ -101,7 +101,7 @@ def push(
     from adapterhub.manifest import measurement
 
     measured = measurement.reported_evaluation(metrics, target) if metrics else None
-    if sources.is_address(target):
+    if source_names.is_address(target):
         return _push_to_address(
             source,
             target,
@@ -123,7 +123,7 @@ def push(
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
     ref = pushable_ref(target, workspace)
     with (
-        sources.open_source(source, workspace) as opened_source,
+        sources.open_source(source, replace(workspace, policy=None)) as opened_source,  # the policy is about the new name
         open_package(
             opened_source,
             workspace,
@@ -339,7 +339,7 @@ def outgoing_version(
         version_source, reference, overridden = checked_version
         outgoing = OutgoingVersion(version_source, reference, overridden=overridden)
     else:
-        opened_source = stack.enter_context(sources.open_source(source, workspace))
+        opened_source = stack.enter_context(sources.open_source(source, replace(workspace, policy=None)))
         # Not for an image, whose layers are not the files of the folder.
         early_upload = None if as_image else early_upload
         package = stack.enter_context(
@@ -375,14 +375,14 @@ def _checked_version(
     from adapterhub.remotes.local_name import LocalName
     from adapterhub.remotes.remote_address import parse
 
-    if sources.is_address(source):
+    if source_names.is_address(source):
         place = parse(os.fspath(source))
         remote = stack.enter_context(workspace.connect(place))
         checked_source, overridden = stack.enter_context(
             _fetch_checked(remote, place, os.fspath(source), workspace, force=force)
         )
         return checked_source, place.reference, overridden
-    ref = sources.ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is None:
         return None
     registry = stack.enter_context(workspace.open_registry())

@@ -25,7 +25,7 @@ from adapterhub.trust import attestation, bundle
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import sources
+from . import source_names
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Signable:
 @contextmanager
 def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
     """Open what a folder, a ref or an address names, with its signatures, until the context ends."""
-    if sources.is_address(source):
+    if source_names.is_address(source):
         from adapterhub.remotes.remote_address import name_of, parse
 
         place = parse(os.fspath(source))
@@ -88,7 +88,7 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 lambda: _cosign_tags(remote, manifest.digest),
             )
         return
-    path, ref = sources.resolve(source, workspace)
+    path, ref = source_names.resolve(source, workspace)
     if ref is None:
         yield _folder(Path(source) if path is None else path)
         return
