@@ -262,22 +262,23 @@ def _push_to_address(
             tags=tags,
             early_upload=early_upload if remote.as_unnamed_target() else None,
         )
-        version_source, reference, own_signatures = outgoing.source, outgoing.reference, outgoing.signatures
+        version_source, reference = outgoing.source, outgoing.reference
         manifest, attached = version_source.manifest(reference), 0
+        signatures = [*outgoing.signatures, *signature_checks.carried_signatures(version_source, manifest, workspace)]
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
         with suppress(RemoteError, RefusedError):
-            attached = signature_checks.carry(version_source, remote, manifest, own_signatures)
+            attached = signature_checks.carry(remote, manifest, signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
             copied = copying.copy_version(
                 version_source, reference, remote, address.reference, progress, **workspace.transfer()
             )
-        attached = attached or signature_checks.carry(version_source, remote, manifest, own_signatures)
-        if own_signatures and not attached and not outgoing.is_image:
+        attached = attached or signature_checks.carry(remote, manifest, signatures)
+        if signatures and not attached and not outgoing.is_image:
             workspace.tell(
                 _STALE_SIGNATURE
                 if remote.as_referring_target()
-                else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
+                else f"{remote.kind} has no attachments, so the signatures stay behind"
             )
     result = replace(
         push_result(address, copied, remote, workspace),
