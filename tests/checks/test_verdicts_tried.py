@@ -214,5 +214,5 @@ def test_the_crash_that_a_conversion_prevents(made: Callable[[str], Made], tmp_p
     )
     command = [sys.executable, "-c", code, str(tmp_path / "base.gguf"), str(tmp_path / "a.gguf")]
     result = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
-    assert result.returncode < 0, result.stderr[-500:]
+    assert "llama.cpp ends by SIGABRT" in result.stderr  # a child, which loads it first
     assert "GGML_ASSERT" in result.stderr

@@ -203,7 +203,7 @@ def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Mod
     chat.type("/adaptr team/a1\r")
     at = chat.says("> ", since=chat.says("Did you mean /adapter?", since=at))
     chat.type("/adapter \x16\x1b[2J\r")  # after ^V, a character that would have been a key
-    at = chat.says("> ", since=chat.says("error: \\x1b[2J: ", since=at))
+    at = chat.says("> ", since=chat.says(" \\x1b[2J: ", since=at))
     chat.type("/adapter team/a1\r")
     at = chat.says("> ", since=chat.says("team/a1@sha256:", since=at))
     chat.type("/compare\r")

@@ -47,13 +47,13 @@ def test_its_document_has_all_that_a_program_needs(run: Run, digest: str, tmp_pa
     assert Path(document["path"]).is_relative_to(tmp_path / "xdg-cache/adapterhub/served")
 
 
-def test_a_misfit_is_exit_6_with_the_code_of_a_check(run: Run, digest: str, tmp_path: Path) -> None:
+def test_a_misfit_is_exit_6_in_the_words_of_the_runtime(run: Run, digest: str, tmp_path: Path) -> None:
     adapter(tmp_path / "odd", {**QV, **pairs(1, module="model.layers.{}.other.x_proj")})
     run("push", "odd", "team/odd")
     result = run("resolve", "team/odd", "--for", "vllm", "--base", "base", "--json", code=6)
     error = json.loads(result.stdout)["error"]
-    assert (error["where"], error["code"]) == ("team/odd:v1", "no-such-module")
-    assert "such as model.layers.0.other.x_proj" in error["what"]
+    assert (error["where"], error["code"]) == ("team/odd:v1", "runtime")
+    assert error["what"] == "vllm: refused: expected target modules in …, but received model.layers.0.other.x_proj"
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ _COLUMNS = (Column(""), Column("REQUIREMENT"), Column("NEEDED"), Column("VALUE",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("tag")
-@click.option("--dry-run", is_flag=True, help="Move nothing: show every requirement, its value and its evidence.")
-@click.option("-m", "--message", metavar="TEXT", default="", help="Reason for the move, for the log.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
+@click.option("-m", "--message", metavar="TEXT", default="", help="Record a reason, for the log.")
 @remote_option
 @click.pass_obj
 def promote(settings: Settings, *, ref: str, tag: str, dry_run: bool, message: str, remote: str | None) -> int:
