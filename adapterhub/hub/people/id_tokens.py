@@ -117,11 +117,11 @@ def client_of(issuer: str, proxy: ProxyOf, secrets: Callable[[], Sequence[str]] 
 
 
 def fetch_document(client: Client, issuer: str, url: object, method: str = "GET", **options: Any) -> dict[str, Any]:
-    """Return a JSON object at an address named by the issuer; `options` are passed to `Client.ask`."""
+    """Return a JSON object at an address named by the issuer; `options` are passed to `Client.request`."""
     if not isinstance(url, str) or origin(url, issuer)[0] != origin(issuer, issuer)[0]:
         raise FormatError(issuer, "its configuration has no valid HTTPS address")
-    answer = client.ask(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **options)
-    return json_file.parse_object(answer.body, issuer)
+    response = client.request(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **options)
+    return json_file.parse_object(response.body, issuer)
 
 
 def _fetch_configuration(issuer: str, proxy: ProxyOf) -> IssuerConfiguration:

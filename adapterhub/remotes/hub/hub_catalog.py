@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 from adapterhub.bases.hub_address import MAIN, SCHEME
 from adapterhub.digest import Digest
-from adapterhub.http.client import PAUSES, Answer
+from adapterhub.http.client import PAUSES, Response
 from adapterhub.http.http_errors import DeniedError, RetryableError
 from adapterhub.http.urls import ProxyOf
 from adapterhub.identity import Identity
@@ -58,9 +58,9 @@ class _ApiWire(HubWire):
 
     address_prefix = ""
 
-    def _refusal(self, answer: Answer, location: str) -> Exception:
+    def _refusal(self, response: Response, location: str) -> Exception:
         with suppress(FormatError):
-            document = json_file.parse_object(answer.body, location)
+            document = json_file.parse_object(response.body, location)
             if document.get("kind") == DENIED:
                 return DeniedError(location, self.clean(str(document.get("what", ""))) or "the hub denies it")
             if (error_class := ERROR_KINDS.get(str(document.get("kind")))) is not None:
@@ -74,7 +74,7 @@ class _ApiWire(HubWire):
                 error.fields |= {key: self._address_of(text) for key, text in texts.items()}
                 error.fields["registry"] = self.address_prefix.rstrip("/")
                 return error
-        return super()._refusal(answer, location)
+        return super()._refusal(response, location)
 
     def _address_of(self, text: str) -> str:
         """Return the address of a ref on the hub; any other text unchanged."""
@@ -103,9 +103,9 @@ def check_release(endpoint: str, wire: HubWire, location: str) -> None:
 
 def _document_at(url: str, wire: HubWire, location: str, limit: int = _MAX_SMALL) -> dict[str, Any] | None:
     """Return the JSON object at a URL; None from a server that has none there."""
-    answer = wire.ask("GET", url, location, good=(200, *_NO_API), limit=limit, redirects=False)
+    response = wire.request("GET", url, location, good=(200, *_NO_API), limit=limit, redirects=False)
     with suppress(FormatError):
-        return json_file.parse_object(answer.body, location) if answer.status == 200 else None
+        return json_file.parse_object(response.body, location) if response.status == 200 else None
     return None
 
 
@@ -170,7 +170,7 @@ class HubCatalog(Catalog):
 
     def versions_with(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions with this manifest."""
-        return version_documents.read_listing(self._ask("GET", "versions", {"digest": digest}), self.location).rows
+        return version_documents.read_listing(self._request_document("GET", "versions", {"digest": digest}), self.location).rows
 
     def search(self, query: Query, *, facets: bool) -> SearchAnswer:
         """Return the versions that match, best first."""
@@ -178,8 +178,8 @@ class HubCatalog(Catalog):
         pairs += [("rank" if column == "r" else column, _bounds_text(bounds)) for column, bounds in query.bounds]
         pairs += [("metric", f"{name}{_bounds_text((bound,))}") for name, bounds in query.metrics for bound in bounds]
         pairs += [("all_versions", str(query.all_versions)), ("facets", str(facets)), ("limit", str(query.limit))]
-        answer = self._ask("GET", "search", [(key, value) for key, value in pairs if value])
-        return version_documents.read_search(answer, self.location)
+        document = self._request_document("GET", "search", [(key, value) for key, value in pairs if value])
+        return version_documents.read_search(document, self.location)
 
     def log(self, ref: Ref) -> Sequence[Entry]:
         """Return the log of a name, newest entry first."""
@@ -189,28 +189,28 @@ class HubCatalog(Catalog):
 
     def lineage(self, ref: Ref) -> dict[str, Any]:
         """Return what a version was made from, and what was made from it."""
-        return content_documents.read_lineage(self._ask("GET", f"{_version_path(ref)}/lineage"), self.location)
+        return content_documents.read_lineage(self._request_document("GET", f"{_version_path(ref)}/lineage"), self.location)
 
     def find(self, content_queries: Sequence[ContentQuery], bar: Bar = no_bar) -> ContentAnswer:
         """Return the versions that contain files, folders or digests; only digests are sent."""
         matches, unlisted = [], 0
         deprecations: dict[tuple[str, int], str] = {}
         for query in content_queries:
-            answer = self._ask("POST", "find", body=content_documents.content_query_document(query))
-            content_matches, reasons = content_documents.read_content_answer(answer, self.location, query.name)
+            document = self._request_document("POST", "find", body=content_documents.content_query_document(query))
+            content_matches, reasons = content_documents.read_content_answer(document, self.location, query.name)
             matches.append(content_matches)
             deprecations |= reasons
-            unlisted = content_documents.read_unlisted(answer, self.location)
+            unlisted = content_documents.read_unlisted(document, self.location)
         return ContentAnswer(matches, deprecations, unlisted)
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return everything that is known of a version."""
-        return version_documents.read_shown(self._ask("GET", _version_path(ref)), self.location)
+        return version_documents.read_shown(self._request_document("GET", _version_path(ref)), self.location)
 
     def usage(self, prefix: str | None = None, bar: Bar = no_bar) -> DiskUsage:
         """Return the disk usage of the versions of a name or namespace, or of all."""
-        answer = self._ask("GET", "usage", {"prefix": prefix} if prefix else {})
-        return content_documents.read_usage(answer, self.location)
+        document = self._request_document("GET", "usage", {"prefix": prefix} if prefix else {})
+        return content_documents.read_usage(document, self.location)
 
     # ---- changing
 
@@ -236,8 +236,8 @@ class HubCatalog(Catalog):
         """
         body = {"manifest": manifest.raw.decode(), "tags": list(tags), "message": message, "metrics": dict(metrics)}
         path, retry = f"{_name_path(name)}/versions", expect is None
-        answer = self._ask("POST", path, body=body, headers=_conditions(expect), retry=retry)
-        return version_documents.read_version(answer, self.location)
+        document = self._request_document("POST", path, body=body, headers=_conditions(expect), retry=retry)
+        return version_documents.read_version(document, self.location)
 
     def check_writable(self, name: str) -> None:
         """Raise the error with which the hub refuses a push to a name, if it does.
@@ -246,30 +246,32 @@ class HubCatalog(Catalog):
             DeniedError: The user may not write there.
         """
         with suppress(UsageError):  # the manifest is missing: it has looked at the role before
-            self._ask("POST", f"{_name_path(name)}/versions", body={})
+            self._request_document("POST", f"{_name_path(name)}/versions", body={})
 
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
         """Point a tag at a version."""
         path, body, retry = _tag_path(ref.name, tag), {"reference": _reference(ref) or LATEST}, expect is None
-        answer = self._ask("PUT", path, body=body, headers=_conditions(expect), retry=retry)
-        return version_documents.read_version(answer, self.location, tag)
+        document = self._request_document("PUT", path, body=body, headers=_conditions(expect), retry=retry)
+        return version_documents.read_version(document, self.location, tag)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
         """Point a tag where it pointed before."""
-        answer = self._ask("POST", f"{_tag_path(ref.name, _tag_of(ref))}/restore", body={"seq": seq}, retry=False)
-        return version_documents.read_version(answer, self.location, ref.tag)
+        document = self._request_document(
+            "POST", f"{_tag_path(ref.name, _tag_of(ref))}/restore", body={"seq": seq}, retry=False
+        )
+        return version_documents.read_version(document, self.location, ref.tag)
 
     def protect(self, ref: Ref, *, on: bool = True) -> Version:
         """Keep a tag from being moved or removed, or lift that protection."""
-        answer = self._ask("PUT" if on else "DELETE", f"{_tag_path(ref.name, _tag_of(ref))}/protection")
-        return version_documents.read_version(answer, self.location, ref.tag)
+        document = self._request_document("PUT" if on else "DELETE", f"{_tag_path(ref.name, _tag_of(ref))}/protection")
+        return version_documents.read_version(document, self.location, ref.tag)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
         """Mark a version, or all of a bare name, as deprecated."""
         path = _name_path(ref.name) if ref == Ref(ref.name) else _version_path(ref)
         body = None if undo else {"message": message}
         return version_documents.read_number(
-            self._ask("DELETE" if undo else "PUT", f"{path}/deprecation", body=body), self.location
+            self._request_document("DELETE" if undo else "PUT", f"{path}/deprecation", body=body), self.location
         )
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
@@ -277,35 +279,39 @@ class HubCatalog(Catalog):
         if ref.number or ref.digest:
             raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
         path = _tag_path(ref.name, _tag_of(ref)) if ref != Ref(ref.name) else _name_path(ref.name)
-        self._ask("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
+        self._request_document("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
-        return version_documents.read_restore(self._ask("POST", f"{_name_path(name)}/restore", retry=False), self.location)
+        return version_documents.read_restore(
+            self._request_document("POST", f"{_name_path(name)}/restore", retry=False), self.location
+        )
 
     # ---- releases
 
     def assess(self, ref: Ref, tag: str) -> PromotionReport:
         """Compare a version with the requirements of a tag."""
         query = {"reference": _reference(ref) or LATEST}
-        return release_documents.read_promotion(self._ask("GET", f"{_tag_path(ref.name, tag)}/promotion", query), self.location)
+        return release_documents.read_promotion(
+            self._request_document("GET", f"{_tag_path(ref.name, tag)}/promotion", query), self.location
+        )
 
     def promote(self, ref: Ref, tag: str, message: str = "") -> PromotionReport:
         """Point a tag at a version that meets its requirements."""
         body = {"reference": _reference(ref) or LATEST, "message": message}
-        answer = self._ask("POST", f"{_tag_path(ref.name, tag)}/promotion", body=body, retry=False)
-        return release_documents.read_promotion(answer, self.location)
+        document = self._request_document("POST", f"{_tag_path(ref.name, tag)}/promotion", body=body, retry=False)
+        return release_documents.read_promotion(document, self.location)
 
     def approve(self, ref: Ref, tag: str, text: str, bundle: bytes = b"") -> Version:
         """Approve a version for a tag, by the account that is logged in and, with a bundle, its signature."""
         body = {"tag": tag, "message": text, "bundle": bundle.decode()}
-        answer = self._ask("POST", f"{_version_path(ref)}/approvals", body=body, retry=False)
-        return version_documents.read_version(answer, self.location)
+        document = self._request_document("POST", f"{_version_path(ref)}/approvals", body=body, retry=False)
+        return version_documents.read_version(document, self.location)
 
     def rollback(self, ref: Ref, message: str = "") -> tuple[Version, Version]:
         """Point a tag at the version it had before."""
         path = f"{_tag_path(ref.name, _tag_of(ref))}/rollback"
-        fields = Fields(self._ask("POST", path, body={"message": message}, retry=False), self.location)
+        fields = Fields(self._request_document("POST", path, body={"message": message}, retry=False), self.location)
         left, current = (
             version_documents.read_version(fields.values.get(key), self.location, ref.tag) for key in ("left", "current")
         )
@@ -318,17 +324,17 @@ class HubCatalog(Catalog):
             if isinstance(claim.signer, Identity):
                 raise UsageError(str(ref), "a hub takes the key of a signer, and no identity", "Ask an admin of the hub")
             body |= {"bundle": claim.bundle.decode(), "key": claim.signer.pem.decode()}
-        fields = Fields(self._ask("PUT", f"{_version_path(ref)}/withdrawal", body=body), self.location)
+        fields = Fields(self._request_document("PUT", f"{_version_path(ref)}/withdrawal", body=body), self.location)
         return [release_documents.read_withdrawal(item) for item in fields.objects("withdrawn")]
 
     def undo_withdrawal(self, ref: Ref) -> Version:
         """Let a withdrawn version be used again."""
-        answer = self._ask("DELETE", f"{_version_path(ref)}/withdrawal")
-        return version_documents.read_version(answer, self.location)
+        document = self._request_document("DELETE", f"{_version_path(ref)}/withdrawal")
+        return version_documents.read_version(document, self.location)
 
     # ---- requests
 
-    def _ask(
+    def _request_document(
         self,
         method: str,
         path: str,
@@ -344,16 +350,16 @@ class HubCatalog(Catalog):
         would its condition, which is no longer met, tell a change of its own from one by somebody else.
         """
         try:
-            answer = self._request(method, self._url(path, query), body, headers, retry=retry)
+            response = self._send(method, self._url(path, query), body, headers, retry=retry)
         except RetryableError as error:
             problem = f"no answer came ({error.reason}); the change may have been made"
             raise RemoteError(self.location, problem, "Look, then try again") from error
-        return json_file.parse_object(answer.body, self.location)
+        return json_file.parse_object(response.body, self.location)
 
-    def _request(
+    def _send(
         self, method: str, url: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None, *, retry: bool
-    ) -> Answer:
-        return self.wire.ask(
+    ) -> Response:
+        return self.wire.request(
             method,
             url,
             self.location,
@@ -365,8 +371,8 @@ class HubCatalog(Catalog):
         )
 
     def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        for answer in self.wire.pages(self._url(path, query), self.location, limit=_MAX_ANSWER):
-            yield json_file.parse_object(answer.body, self.location)
+        for response in self.wire.pages(self._url(path, query), self.location, limit=_MAX_ANSWER):
+            yield json_file.parse_object(response.body, self.location)
 
     def _url(self, path: str, query: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:
         url = f"{self.endpoint}{_API}/v{_VERSION}/{path}"
