@@ -126,7 +126,7 @@ def test_a_statement_of_another_form_is_refused_though_the_key_is_trusted(secret
     change, expected = FORMS[form]
     document = json.loads(GOOD.dump())
     change(document)
-    raw = bundle.seal(json.dumps(document).encode(), secret, "x")
+    raw = bundle.sign_payload(json.dumps(document).encode(), secret, "x")
     with pytest.raises(FormatError) as error:
         attestation.verify(raw, [secret.public], "x")
     assert expected in error.value.what
