@@ -102,8 +102,8 @@ def test_an_attestation_signs_no_files(secret: keys.PrivateKey) -> None:
 
 
 FORMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "older": (
-        lambda s: s.update(_type="https://in-toto.io/Statement/v0.1"),
+    "later": (
+        lambda s: s.update(_type="https://in-toto.io/Statement/v2"),
         "does not attest a statement of the type https://in-toto.io/Statement/v1",
     ),
     "no type": (
