@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from adapterhub.project.tag_rules import UNMET
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .workspace import Workspace
@@ -33,4 +34,4 @@ def check_tags_at(address: RemoteAddress, tags: Iterable[str | None], digest: Di
         if tag not in promoted_tags:
             problem = f"the project has requirements on it, and no version of these bytes is {tag} in the registry here"
             hint = "Promote it there first"
-            raise RefusedError(f"{address.repository}:{tag}", problem, hint, code="requirements-unmet")
+            raise RefusedError(f"{address.repository}:{tag}", problem, hint, code=UNMET)

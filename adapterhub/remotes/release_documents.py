@@ -12,7 +12,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from .answer_fields import Fields
 
 if TYPE_CHECKING:
-    from adapterhub.registry.promotion import Assessment, Requirement
+    from adapterhub.registry.tag_requirements import Assessment, Requirement
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def promotion_document(report: PromotionReport) -> dict[str, Any]:
 
 def read_promotion(document: object, location: str) -> PromotionReport:
     """Read the document of a promotion."""
-    from adapterhub.registry.promotion import Requirement  # with the statistics, which other commands do without
+    from adapterhub.registry.tag_requirements import Requirement  # with the statistics, which other commands do without
 
     fields = Fields(document, location)
     requirements = [

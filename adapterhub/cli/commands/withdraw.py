@@ -77,12 +77,12 @@ def _withdraw(
 ) -> Sequence[Withdrawal]:
     if signer is None:
         return catalog.withdraw(ref, reason, everywhere=everywhere)
-    from adapterhub.registry.withdrawal_rights import Claim
+    from adapterhub.registry.withdrawal_rights import WithdrawalClaim
     from adapterhub.trust import release_claims
 
     key, digest = signer.read(), catalog.show(ref)["digest"]
     bundle = release_claims.sign(release_claims.WITHDRAWAL, ref.name, digest, key, text=reason)
-    return catalog.withdraw(ref, reason, Claim(bundle, key.public), everywhere=everywhere)
+    return catalog.withdraw(ref, reason, WithdrawalClaim(bundle, key.public), everywhere=everywhere)
 
 
 def _write(withdrawn: Sequence[Withdrawal], remote: str | None) -> None:

@@ -21,7 +21,7 @@ from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import VersionDocument
 from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.registry.version_lookup import RestoreResult, Version
-from adapterhub.registry.withdrawal_rights import Claim
+from adapterhub.registry.withdrawal_rights import WithdrawalClaim
 from adapterhub.remotes import content_documents, release_documents, version_documents
 from adapterhub.remotes.answer_fields import Fields
 from adapterhub.remotes.catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, no_bar
@@ -235,7 +235,9 @@ class HubCatalog(Catalog):
         )
         return left, current
 
-    def withdraw(self, ref: Ref, reason: str, claim: Claim | None = None, *, everywhere: bool = False) -> Sequence[Withdrawal]:
+    def withdraw(
+        self, ref: Ref, reason: str, claim: WithdrawalClaim | None = None, *, everywhere: bool = False
+    ) -> Sequence[Withdrawal]:
         """Withdraw a version; a signed one as its signer or as an admin of the namespace."""
         body: dict[str, Any] = {"message": reason, "everywhere": everywhere}
         if claim is not None:
