@@ -198,7 +198,7 @@ class LocalCatalog(Catalog):
         registry, row = self._registry, self._withdrawable_row(ref, claim)
         rows = registry.versions_with(row.digest) if everywhere else [row]
         statement = ReleaseStatement(reason, claim.bundle.decode() if claim else "")
-        return [release_moves.withdraw(registry.ledger, item.ref, statement) for item in rows]
+        return [release_moves.withdraw(registry.ledger, version.ref, statement) for version in rows]
 
     def undo_withdrawal(self, ref: Ref) -> Version:
         """Let a withdrawn version be used again."""

@@ -58,14 +58,14 @@ def promotion_document(report: PromotionReport) -> dict[str, Any]:
         "moved": report.moved,
         "requirements": [
             {
-                "rule": item.rule,
-                "needed": item.needed,
-                "value": item.value,
-                "ok": item.is_met,
-                "evidence": item.evidence or None,
-                "file": item.file,
+                "rule": requirement.rule,
+                "needed": requirement.needed,
+                "value": requirement.value,
+                "ok": requirement.is_met,
+                "evidence": requirement.evidence or None,
+                "file": requirement.file,
             }
-            for item in report.requirements
+            for requirement in report.requirements
         ],
     }
 
@@ -77,14 +77,14 @@ def read_promotion(document: object, location: str) -> PromotionReport:
     fields = Fields(document, location)
     requirements = [
         Requirement(
-            item.text("rule"),
-            item.text("needed"),
-            item.text("value"),
-            item.value("ok", bool),
-            item.optional_text("evidence") or "",
-            item.text("file"),
+            entry.text("rule"),
+            entry.text("needed"),
+            entry.text("value"),
+            entry.value("ok", bool),
+            entry.optional_text("evidence") or "",
+            entry.text("file"),
         )
-        for item in fields.objects("requirements")
+        for entry in fields.objects("requirements")
     ]
     return PromotionReport(
         fields.name("name"),

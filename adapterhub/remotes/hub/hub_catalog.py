@@ -245,7 +245,7 @@ class HubCatalog(Catalog):
                 raise UsageError(str(ref), "a hub takes the key of a signer, and no identity", "Ask an admin of the hub")
             body |= {"bundle": claim.bundle.decode(), "key": claim.signer.pem.decode()}
         fields = Fields(self.api.request("PUT", f"{_version_path(ref)}/withdrawal", body=body), self.location)
-        return [release_documents.read_withdrawal(item) for item in fields.objects("withdrawn")]
+        return [release_documents.read_withdrawal(entry) for entry in fields.objects("withdrawn")]
 
     def undo_withdrawal(self, ref: Ref) -> Version:
         """Let a withdrawn version be used again."""
