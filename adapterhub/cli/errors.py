@@ -118,7 +118,7 @@ HINTS: dict[str, str] = {
     "several-models": "Convert one model at a time: --allow-drop '{drop}'",
     "source-damaged": "Nothing was stored; if it comes from the local registry, run `adapterhub fsck`",
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
-    "signature-missing": "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM TO --signatures`",
+    "signature-missing": "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM TO`",
     "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --set t=T instead",

@@ -248,7 +248,7 @@ ERRORS: dict[str, str] = {
     "rows-not-whole-blocks": "The type packs numbers of a row in blocks of 32, and the adapter's rank is no multiple of it.",
     "several-models": "The adapter acts on several models of a pipeline, such as a UNet and a text encoder, and PEFT has one model in a folder.",
     "signature": "The signature was made by another key or identity, or is for other files. The message tells which. Do not use the files.",
-    "signature-missing": "No signature of these files is here. One that is at another place comes along with `adapterhub copy --signatures`.",
+    "signature-missing": "No signature of these files is here. One that is at another place comes along with `adapterhub copy`.",
     "signature-name": "The signature is valid, for another name: somebody may offer you a different adapter than the one you asked for.",
     "source-damaged": "A file changed, or lost bytes, while it was sent. The target stored nothing.",
     "store-of-registry": "The folder belongs to a registry, whose logs and index a plain write would bypass.",

@@ -7,17 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.operations import base_sources, sources
-from adapterhub.operations.sources import (
-    Source,
-    as_folder,
-    existing_path,
-    link_or_copy,
-    local_base_path,
-    parent,
-    relabel_errors,
-    stored_form,
-)
+from adapterhub.operations import base_sources, source_names, sources
+from adapterhub.operations.source_names import existing_path, local_base_path
+from adapterhub.operations.sources import Source, as_folder, link_or_copy, parent, relabel_errors, stored_form
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 
@@ -50,7 +42,7 @@ __all__ = [
     "weights",
 ]  # fmt: skip
 
-is_elsewhere = sources.is_address
+is_elsewhere = source_names.is_address
 _SIZE = safe_regex.Pattern(r"(?i)(\d{1,15}(?:\.\d{1,15})?) ?(?:([KMGT])(i?))?B?")
 
 
@@ -63,12 +55,17 @@ def byte_count(text: str, option: str) -> int:
     return count
 
 
-def open_source(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
-    """Open what a SRC means, and print its notes, such as that a version is deprecated, unless `notes` is off."""
+def open_source(
+    text: str, settings: Settings, *, notes: bool = True, for_report: bool = False
+) -> AbstractContextManager[Source]:
+    """Open what a SRC means, and print its notes, such as that a version is deprecated, unless `notes` is off.
+
+    `for_report` is that of `sources.open_source`.
+    """
     settings_workspace = workspace(settings)
-    return sources.open_source(
-        text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None)
-    )
+    if not notes:
+        settings_workspace = dataclasses.replace(settings_workspace, tell=lambda _: None)
+    return sources.open_source(text, settings_workspace, for_report=for_report)
 
 
 def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:
@@ -77,13 +74,13 @@ def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:
 
 
 def ref_of(text: str, settings: Settings) -> Ref | None:
-    """Return the ref that a SRC is; None for a path or an address (`sources.ref_of`)."""
-    return sources.ref_of(text, workspace(settings))
+    """Return the ref that a SRC is; None for a path or an address (`source_names.ref_of`)."""
+    return source_names.ref_of(text, workspace(settings))
 
 
 def resolve(text: str, settings: Settings) -> tuple[Path | None, Ref | None]:
-    """Return the path or the ref that a SRC is (`sources.resolve`)."""
-    return sources.resolve(text, workspace(settings))
+    """Return the path or the ref that a SRC is (`source_names.resolve`)."""
+    return source_names.resolve(text, workspace(settings))
 
 
 def weights(text: str, settings: Settings) -> Path:
@@ -138,9 +135,9 @@ def base_and_model(text: str, settings: Settings) -> tuple[str, str]:
         first = str(model_names.parse(text)[0].ref)
     except UsageError:
         return text, ""  # the error for a missing base says what there may be
-    if not set(text) & set(":@*+") and not sources.is_stored(first, settings_workspace):
+    if not set(text) & set(":@*+") and not source_names.is_stored(first, settings_workspace):
         return text, ""
-    with open_source(first, settings) as source:
+    with open_source(first, settings, for_report=True) as source:
         base = base_sources.recorded_base(source)
     output.say(output.one_line(f"base: {base}, which the adapter records"))
     return base, text

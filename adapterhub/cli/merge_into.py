@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.operations import merge as merge_operation
-from adapterhub.operations import sources
+from adapterhub.operations import source_names
 from adapterhub_converters.errors import UsageError
 
 from . import environment, inputs, output
@@ -80,7 +80,7 @@ def run(
         recipe = model_recipes.write_recipe(
             merge, options, base, places[1], settings_workspace, source=places[0], digests=digests, replace=replace
         )
-        for address in filter(sources.is_address, (adapter.ref or "" for adapter in recipe.recipe.adapters)):
+        for address in filter(source_names.is_address, (adapter.ref or "" for adapter in recipe.recipe.adapters)):
             environment.remember_host(address)
         recipes.show_written(recipe, merge.report.size, as_json=settings.as_json)
         return

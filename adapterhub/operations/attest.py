@@ -31,7 +31,7 @@ from adapterhub_converters.errors import (
 )
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, signature_checks, sources
+from . import base_sources, signature_checks, source_names, sources
 from . import merge as merge_operation
 from .workspace import StrPath, Workspace, as_list
 
@@ -256,7 +256,10 @@ def _attestation(
         predicate = _merge(version, signers, workspace)
     else:
         # By digest: a tag could move between the predicate and the signature.
-        with sources.open_source(version.pinned, workspace) as source, sources.relabel_errors(source.folder, version.location):
+        with (
+            sources.open_source(version.pinned, workspace, for_report=True) as source,
+            sources.relabel_errors(source.folder, version.location),
+        ):
             predicate = _fits(source, inputs, workspace) if kind == FITS else _training(source, inputs.builder)
     return Attestation(TYPES[kind], version.name, version.digest, predicate)
 
@@ -290,7 +293,7 @@ def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[
 
 def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Workspace) -> dict[str, Any]:
     """Return the recipe and the parents with their signers. Raise RefusedError if a rebuild gives other bytes."""
-    if sources.is_address(version.pinned):
+    if source_names.is_address(version.pinned):
         raise RefusedError(
             version.location, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, sources
+from . import base_sources, source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def convert_model(
         >>> ah.convert_model("./bare", "bare.gguf", to="gguf").files
         ('bare.gguf',)
     """
-    path, out = sources.existing_path(os.fspath(source)), Path(target)
+    path, out = source_names.existing_path(os.fspath(source)), Path(target)
     sources.check_apart(out, path)
     if to == "hf":
         from adapterhub_converters.formats.gguf_model import to_folder

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Union
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
-from . import sources
-from .sources import ADDRESSES
+from . import source_names, sources
+from .source_names import ADDRESSES
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def is_base(text: str, workspace: Workspace) -> bool:
     if text.lower().startswith(ADDRESSES) or registered_base_name(text, workspace) is not None:
         return True
     if Path(text).exists():
-        return sources.resolve(text, workspace)[0] is not None
+        return source_names.resolve(text, workspace)[0] is not None
     if _cached_base(text, workspace) is None:
         return False
-    if sources.is_stored(text, workspace):
+    if source_names.is_stored(text, workspace):
         hint = f"Write hf://{text} for the model, {text}:latest for the adapter"
         raise UsageError(text, "both a model in the cache of the Hub and an adapter in the registry", hint, code="ambiguous")
     return True
@@ -55,7 +55,7 @@ def is_base(text: str, workspace: Workspace) -> bool:
 
 def local_path(base: BaseSpec | None) -> str | None:
     """Return the absolute path of a base on this machine, which Ollama takes as its name; None for any other base."""
-    return sources.local_base_path(base.source) if base else None
+    return source_names.local_base_path(base.source) if base else None
 
 
 def weights(base: StrPath, workspace: Workspace) -> Path:
@@ -71,7 +71,7 @@ def weights(base: StrPath, workspace: Workspace) -> Path:
     if not path.exists() and isinstance(base, str) and not text.lower().startswith(ADDRESSES):
         path = _named_weights(text, workspace)
     else:
-        path = sources.existing_path(text)
+        path = source_names.existing_path(text)
     # A file in a Hugging Face folder means the folder; a GGUF file is a model by itself.
     return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
 

@@ -47,7 +47,7 @@ def bom(
     from adapterhub.manifest import card, derive, folder_contents, oci_manifest
     from adapterhub.trust.bill import bill
 
-    with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+    with sources.open_source(source, workspace, for_report=True) as adapter_source, sources.as_folder(adapter_source) as folder:
         contents = folder_contents.read_folder(folder)
         manifest, raw = derive.draft_contents(contents).finalize(contents.files)
         digest = adapter_source.digest or oci_manifest.complete(contents.files, manifest, raw).digest

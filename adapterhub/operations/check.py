@@ -48,7 +48,7 @@ def check(
     from adapterhub.checks import check as check_adapter
 
     workspace = workspace or Workspace()
-    with sources.open_source(source, workspace, as_stored=False) as adapter_source:
+    with sources.open_source(source, workspace, as_stored=False, for_report=True) as adapter_source:
         return check_adapter(
             adapter_source.path,
             base=base_sources.base_spec(base, workspace),

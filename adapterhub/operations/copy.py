@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adapterhub.registry.signature_policy import store_signatures
 from adapterhub_converters.errors import UsageError
 
-from . import signature_checks, sources
+from . import signature_checks, source_names, sources
 from .outgoing_version import open_package
 from .policy_checks import check_policy
 from .pull import PullResult, pull
@@ -23,16 +24,15 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Source
 
 
-def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False) -> PushResult | PullResult:
-    """Copy an adapter under the same digest to a ref of the registry, an address, or a folder.
+def copy(source: StrPath, target: StrPath, workspace: Workspace) -> PushResult | PullResult:
+    """Copy an adapter with its signatures under the same digest to a ref of the registry, an address, or a folder.
 
-    A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`. From an address to the registry,
-    the signatures come along if the policy requires any, or on request; from the registry to an address they always do.
+    A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`.
     """
     from adapterhub.ref import Ref
 
     text = os.fspath(target)
-    if sources.is_address(target):
+    if source_names.is_address(target):
         return push(source, text, workspace=workspace)
     try:
         ref = None if not isinstance(target, str) or text.startswith((".", os.sep)) else Ref.parse(text)
@@ -41,13 +41,13 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
     if ref is not None:
         workspace.check_name(ref.name)
         with workspace.open_registry(create=True) as registry:
-            return stored_result(_into_registry(registry, source, ref, workspace, with_signatures=with_signatures))
-    if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
+            return stored_result(_into_registry(registry, source, ref, workspace))
+    if not source_names.is_address(source) and source_names.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
     return pull(os.fspath(source), target, workspace=workspace)
 
 
-def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace, *, with_signatures: bool) -> Version:
+def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace) -> Version:
     """Store the source's manifest as a version of `ref`, or a new version if the source has no adapter.json."""
     from adapterhub.remotes.local_name import LocalName
     from adapterhub.remotes.remote_address import parse
@@ -56,7 +56,7 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
     if registry.policy is not None:
         registry.policy.check_name(ref.name)
     workspace = workspace.within(registry)
-    if sources.is_address(source):
+    if source_names.is_address(source):
         place = parse(os.fspath(source))
         with workspace.connect(place) as remote:
             # Without an adapter.json there is no version to copy: the files are packaged below, as those of a folder are.
@@ -66,22 +66,16 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
                 check_policy(remote, manifest.digest, names, workspace)
                 version = _copy_version(registry, remote, manifest.digest, ref, workspace)
                 # Stored with the version, so that the policy can verify them here as well.
-                if with_signatures or signature_checks.needs_signature(names, workspace):
-                    store_signatures(
-                        registry.store,
-                        manifest,
-                        signature_checks.stored_signatures(remote, manifest.digest),
-                        workspace.rules(),
-                        ref.name,
-                    )
+                signatures = signature_checks.carried_signatures(remote, manifest, workspace)
+                store_signatures(registry.store, manifest, signatures, workspace.rules(), ref.name)
                 return version
-    elif (source_ref := sources.ref_of(source, workspace)) is not None:
+    elif (source_ref := source_names.ref_of(source, workspace)) is not None:
         with registry.lease_version(source_ref) as version:
             local = LocalName(registry, version.name)
             check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
             return _copy_version(registry, local, version.digest, ref, workspace)
     with (
-        sources.open_source(source, workspace) as opened_source,
+        sources.open_source(source, replace(workspace, policy=None)) as opened_source,  # the policy is about the new name
         open_package(opened_source, workspace, name=ref.name) as package,
     ):
         return registry.publish(package, ref)

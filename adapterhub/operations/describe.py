@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_converters.errors import RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, sources
+from . import base_sources, source_names
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def describe_folder(
 
     path = Path(folder)
     if not path.is_dir():
-        sources.existing_path(str(path))
+        source_names.existing_path(str(path))
         raise UsageError(str(path), "is a file, and adapter.json describes a folder", "Put it in a folder of its own")
     contents = folder_contents.read_folder(path)
     draft = describing.draft_contents(contents, base=base)

@@ -11,7 +11,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_functio
 from adapterhub_converters.errors import IntegrityError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, sources
+from . import base_sources, source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def diff(
         difference = functions.Difference()
     else:
         with (
-            sources.open_source(before.name, workspace) as first,
-            sources.open_source(after.name, workspace) as second,
+            sources.open_source(before.name, workspace, for_report=True) as first,
+            sources.open_source(after.name, workspace, for_report=True) as second,
             workspace.steps("comparing") as advance,
         ):
             inspected = before.inspected, after.inspected
@@ -132,7 +132,7 @@ def _texts(version: _ComparedVersion, entries: Sequence[FileEntry], workspace: W
         return {}
     with ExitStack() as stack:
         read: Callable[[FileEntry], bytes]
-        if sources.is_address(version.name):
+        if source_names.is_address(version.name):
             from adapterhub.manifest.oci_manifest import Descriptor
             from adapterhub.remotes.download import read_blob
             from adapterhub.remotes.remote_address import parse
@@ -141,7 +141,7 @@ def _texts(version: _ComparedVersion, entries: Sequence[FileEntry], workspace: W
 
             def read(entry: FileEntry) -> bytes:
                 return read_blob(remote, Descriptor("", entry.digest, entry.size, entry.path), version.location)
-        elif sources.ref_of(version.name, workspace) is not None:
+        elif source_names.ref_of(version.name, workspace) is not None:
             registry = stack.enter_context(workspace.open_registry())
 
             def read(entry: FileEntry) -> bytes:
@@ -149,7 +149,7 @@ def _texts(version: _ComparedVersion, entries: Sequence[FileEntry], workspace: W
         else:
             from adapterhub_converters.containers.open_file import read_bytes
 
-            adapter_source = stack.enter_context(sources.open_source(version.name, workspace))
+            adapter_source = stack.enter_context(sources.open_source(version.name, workspace, for_report=True))
             folder = stack.enter_context(sources.as_folder(adapter_source))
 
             def read(entry: FileEntry) -> bytes:
@@ -161,7 +161,9 @@ def _texts(version: _ComparedVersion, entries: Sequence[FileEntry], workspace: W
 def _read_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
     from adapterhub.manifest.document import FileEntry
 
-    stored = _remote_version(str(source), workspace) if sources.is_address(source) else _registry_version(source, workspace)
+    stored = (
+        _remote_version(str(source), workspace) if source_names.is_address(source) else _registry_version(source, workspace)
+    )
     if stored is None:
         return _unpushed_version(source, workspace, base)
     name, oci_document, manifest = stored
@@ -177,7 +179,7 @@ _StoredVersion = tuple[str, "Manifest", "AdapterManifest"]
 
 def _registry_version(source: StrPath, workspace: Workspace) -> _StoredVersion | None:
     """Return a version of the registry; None for a path, and for a version without adapter.json."""
-    ref = sources.ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is None:
         return None
     with workspace.open_registry() as registry:
@@ -206,7 +208,7 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
     from adapterhub_converters.formats import convert
     from adapterhub_converters.formats.candidate import Candidate
 
-    with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+    with sources.open_source(source, workspace, for_report=True) as adapter_source, sources.as_folder(adapter_source) as folder:
         inspected = None
         if base is not None:
             candidate = Candidate(adapter_source.path)

@@ -15,7 +15,7 @@ from adapterhub.ref import Ref
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import generate, sources
+from . import generate, source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def run_tests(
     measured_by = {**subject.facts, **settings, "max_tokens": sampling.max_tokens}
     tested = TestedVersion(report, measured_by, subject.ref, subject.digest)
     # Only a version of the registry has a log for the results.
-    if record is None or tested.ref is None or sources.is_address(tested.ref):
+    if record is None or tested.ref is None or source_names.is_address(tested.ref):
         return tested
     from adapterhub.registry import measurement_log
 
@@ -144,7 +144,7 @@ def run_tests(
 
 def check_version(source: StrPath, workspace: Workspace) -> None:
     """Raise NotFoundError for a ref of the registry that is no version: before any answer is computed, which takes minutes."""
-    ref = sources.ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is not None:
         with workspace.open_registry() as registry:
             registry.resolve(ref)
@@ -183,7 +183,7 @@ def _open_endpoint(
 ) -> Iterator[_Subject]:
     if source is None:
         raise UsageError(options.url, "does not say by a digest that the base answered", "Name a model on this machine")
-    ref = sources.ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is None:
         raise UsageError(str(source), "is not a version of the registry, whose digest the endpoint could name", "Push it first")
     with workspace.open_registry() as registry:

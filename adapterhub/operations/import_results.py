@@ -18,7 +18,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageErr
 from adapterhub_converters.formats import peft
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import sources
+from . import source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def import_results(
         UsageError: `source` is not a version of the registry, or two tasks have one name.
     """
     workspace = workspace or Workspace()
-    ref = sources.ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is None:
         raise UsageError(str(source), "is not a version of the registry, which a result could be about", "Push it first")
     with workspace.open_registry() as registry:
@@ -149,7 +149,7 @@ def _folder_digest(path: str, workspace: Workspace) -> str:
     if not Path(path).is_dir():
         return ""
     try:
-        with sources.open_source(Path(path), workspace) as adapter:
+        with sources.open_source(Path(path), workspace, for_report=True) as adapter:
             return sources.parent(adapter).digest
     except AdapterhubError:
         return ""

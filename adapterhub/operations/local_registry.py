@@ -12,7 +12,7 @@ from adapterhub.ref import Ref
 from adapterhub_converters import display
 from adapterhub_converters.errors import ParameterError
 
-from . import sources
+from . import source_names
 from .base_sources import Base
 from .pull import PullResult, pull
 from .push import push
@@ -107,7 +107,7 @@ class Registry:
         Raises:
             ParameterError: `ref` is an address. This class is one registry; a push to an address would bypass it.
         """
-        if sources.is_address(ref):
+        if source_names.is_address(ref):
             raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
         return push(
             source,
@@ -206,7 +206,7 @@ class Registry:
         from adapterhub.registry import content_search
 
         return content_search.by_content(
-            self._registry, str(source), sources.existing_path(os.fspath(source)), self.workspace.bar
+            self._registry, str(source), source_names.existing_path(os.fspath(source)), self.workspace.bar
         )
 
     def deprecate(self, ref: str, message: str = "", *, undo: bool = False) -> int:

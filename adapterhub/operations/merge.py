@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, push, sources
+from . import base_sources, policy_checks, push, source_names, sources
 from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def merge_destination(out: StrPath) -> Path | Ref:
     text, path = os.fspath(out), Path(out)
     if not isinstance(out, str):
         return path
-    if sources.is_address(out):
+    if source_names.is_address(out):
         raise UsageError(text, "is an address, and a merge is stored locally", "Merge into a ref like team/both, and copy that")
     try:
         ref = Ref.parse(text)
@@ -434,6 +434,8 @@ def rebuild(
 
     with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         stored = Path(temporary) / "stored"
+        if out is not None:  # without one, it is a report
+            policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
         version = registry.pull(Ref.parse(ref), stored)
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))

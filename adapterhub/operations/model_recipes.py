@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, sources
-from .policy_checks import check_address
+from . import base_sources, policy_checks, source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -262,6 +261,7 @@ def _adapters(
 @contextmanager
 def _fetch_adapter(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of an adapter from the registry, else from the address in the recipe."""
+    from adapterhub.ref import Ref
     from adapterhub_converters.adapter_files import resolve_adapter
 
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -269,10 +269,13 @@ def _fetch_adapter(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
         is_stored = False
         try:
             with workspace.open_registry() as registry:
+                for row in registry.versions_with(adapter.digest)[:1]:
+                    version = registry.resolve(Ref(row.name, digest=row.digest))
+                    policy_checks.check_use(registry, version, adapter.ref or str(version.ref), workspace)
                 is_stored = registry.pull_digest(adapter.digest, folder)
         except NotFoundError:  # no registry
             pass
-        if not is_stored and adapter.ref and sources.is_address(adapter.ref):
+        if not is_stored and adapter.ref and source_names.is_address(adapter.ref):
             with _from_address(adapter.ref, adapter.digest, workspace) as path:
                 yield path
             return
@@ -287,9 +290,8 @@ def _fetch_adapter(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
 @contextmanager
 def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of the adapter at an address, if it still has that digest and the policy allows it."""
-    # The recipe is a document of somebody else, so the policy decides about the addresses in it.
-    check_address(workspace.admitted_address(ref, Path("the recipe")), workspace)
-    with sources.open_source(ref, workspace) as adapter_source:
+    # The recipe is a document of somebody else, so its owner must be trusted with the address.
+    with sources.open_source(workspace.admitted_address(ref, Path("the recipe")), workspace) as adapter_source:
         if adapter_source.digest != digest:
             problem = f"is another adapter now: {adapter_source.digest or 'one without a digest'}, not {digest}"
             raise NotFoundError(ref, problem, "Name the right one", code="recipe-adapter-moved")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import signature_checks, sources
+from . import signature_checks, source_names, sources
 from .policy_checks import check_policy, check_version
 from .promotion_checks import check_tags_at
 from .signature_checks import VersionNames
@@ -147,7 +147,7 @@ def outgoing_version(
         version_source, reference, overridden = checked_version
         outgoing = OutgoingVersion(version_source, reference, overridden=overridden)
     else:
-        opened_source = stack.enter_context(sources.open_source(source, workspace))
+        opened_source = stack.enter_context(sources.open_source(source, replace(workspace, policy=None)))
         # Not for an image, whose layers are not the files of the folder.
         early_upload = None if as_image else early_upload
         package = stack.enter_context(
@@ -180,14 +180,14 @@ def _checked_version(
     from adapterhub.remotes.local_name import LocalName
     from adapterhub.remotes.remote_address import parse
 
-    if sources.is_address(source):
+    if source_names.is_address(source):
         place = parse(os.fspath(source))
         remote = stack.enter_context(workspace.connect(place))
         checked_source, overridden = stack.enter_context(
             _fetch_checked(remote, place, os.fspath(source), workspace, force=force)
         )
         return checked_source, place.reference, overridden
-    ref = sources.ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is None:
         return None
     registry = stack.enter_context(workspace.open_registry())

@@ -79,13 +79,7 @@ def check_version(
     return signature_checks.require(local, version.digest, names, workspace, demand)
 
 
-def check_address(source: str, workspace: Workspace) -> None:
-    """Check the version at an address against the policy, as a pull does, without fetching its files."""
-    from adapterhub.remotes.remote_address import parse
-
-    if (policy := workspace.rules()) is None:
-        return
-    address = parse(source)
-    policy.check_name(address.repository)
-    with workspace.connect(address) as remote:
-        check_policy(remote, address.reference, VersionNames.of_address(address, source), workspace)
+def check_use(registry: Registry, version: Version, location: str, workspace: Workspace) -> None:
+    """Check a version of the registry, and its name, before it is used for anything; errors call it `location`."""
+    workspace.check_name(version.name)
+    check_version(registry, version, VersionNames.of_version(version, location), workspace)

@@ -25,13 +25,17 @@ def check_tags_at(address: RemoteAddress, tags: Iterable[str | None], digest: Di
     gated_tags = sorted(rules.gated_tags().intersection(tag for tag in tags if tag)) if rules else []
     if not gated_tags:
         return
+    from adapterhub.remotes.remote_address import name_of
+
     try:
         with workspace.open_registry() as registry:
-            promoted_tags = {tag for row in registry.versions_with(digest) for tag in row.tags}
+            rows = registry.versions_with(digest)
     except NotFoundError:  # no registry
-        promoted_tags = set()
+        rows = []
+    promoted_tags = {tag for row in rows for tag in row.tags}
+    ref = str(rows[0].ref) if rows else name_of(address)
     for tag in gated_tags:
         if tag not in promoted_tags:
             problem = f"the project has requirements on it, and no version of these bytes is {tag} in the registry here"
-            hint = "Promote it there first"
-            raise RefusedError(f"{address.repository}:{tag}", problem, hint, code=UNMET)
+            location, hint = f"{address.repository}:{tag}", "Promote it there first"
+            raise RefusedError(location, problem, hint, code=UNMET, ref=ref, tag=tag)

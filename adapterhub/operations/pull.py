@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import ParameterError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, signature_checks, sources
+from . import base_sources, signature_checks, source_names, sources
 from .policy_checks import check_policy, check_version
 from .signature_checks import NO_DEMAND, Demand, VersionNames
 from .workspace import Progress, StrPath, Workspace
@@ -98,7 +98,7 @@ def pull(
     spec, conversion = base_sources.base_spec(base, workspace), sources.as_conversion(to)
     if conversion is not None and conversion.to == "ollama":
         model = model or base_sources.local_path(spec)
-    if sources.is_address(source):
+    if source_names.is_address(source):
         if conversion is not None:
             raise ParameterError(
                 "conversion", "only versions in the registry are converted", code="convert-there", address=source
@@ -206,7 +206,7 @@ def incoming_version(
     source: str, workspace: Workspace, *, name: str | None = None, demand: Demand = NO_DEMAND
 ) -> Iterator[IncomingVersion]:
     """Look up and check a version as `pull` does, whose arguments these are, and write nothing."""
-    if sources.is_address(source):
+    if source_names.is_address(source):
         from adapterhub.remotes.oci.adapter_image import UnpackedSource
 
         with _settled_source(source, workspace, name=name, demand=demand) as (address, remote, settled, _):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
 
-from . import base_sources, signature_checks, sources
+from . import base_sources, signature_checks, source_names, sources
 from .outgoing_version import EarlyUpload, PackageOptions, open_package, outgoing_version
 from .push_result import PushResult, push_result, stored_result, target_address
 from .tag import tag
@@ -33,7 +33,7 @@ _STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was
 
 def check_target(target: str, workspace: Workspace) -> None:
     """Refuse a ref or an address that cannot be pushed to, or that the policy forbids, before any work is done."""
-    if sources.is_address(target):
+    if source_names.is_address(target):
         target_address(target, workspace)
     else:
         pushable_ref(target, workspace)
@@ -86,12 +86,12 @@ def push(
         'v1'
     """
     workspace = (workspace or Workspace()).with_progress(progress)
-    spec, conversion = base_sources.base_spec(base, workspace), sources.as_conversion(to)
-    options = PackageOptions(spec, conversion, force, selection)
+    conversion = sources.as_conversion(to)
+    options = PackageOptions(base_sources.base_spec(base, workspace), conversion, force, selection)
     from adapterhub.manifest import measurement
 
     measured = measurement.reported_evaluation(metrics, target) if metrics else None
-    if sources.is_address(target):
+    if source_names.is_address(target):
         return _push_to_address(
             source,
             target,
@@ -110,7 +110,7 @@ def push(
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
     ref = pushable_ref(target, workspace)
     with (
-        sources.open_source(source, workspace) as opened_source,
+        sources.open_source(source, replace(workspace, policy=None)) as opened_source,  # the policy is about the new name
         open_package(
             opened_source,
             workspace,
@@ -193,22 +193,23 @@ def _push_to_address(
             tags=tags,
             early_upload=early_upload if remote.as_unnamed_target() else None,
         )
-        version_source, reference, own_signatures = outgoing.source, outgoing.reference, outgoing.signatures
+        version_source, reference = outgoing.source, outgoing.reference
         manifest, attached = version_source.manifest(reference), 0
+        signatures = [*outgoing.signatures, *signature_checks.carried_signatures(version_source, manifest, workspace)]
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
         with suppress(RemoteError, RefusedError):
-            attached = signature_checks.carry(version_source, remote, manifest, own_signatures)
+            attached = signature_checks.carry(remote, manifest, signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
             copied = copying.copy_version(
                 version_source, reference, remote, address.reference, progress, **workspace.transfer()
             )
-        attached = attached or signature_checks.carry(version_source, remote, manifest, own_signatures)
-        if own_signatures and not attached and not outgoing.is_image:
+        attached = attached or signature_checks.carry(remote, manifest, signatures)
+        if signatures and not attached and not outgoing.is_image:
             workspace.tell(
                 _STALE_SIGNATURE
                 if remote.as_referring_target()
-                else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
+                else f"{remote.kind} has no attachments, so the signatures stay behind"
             )
     result = replace(
         push_result(address, copied, remote, workspace),

@@ -15,7 +15,7 @@ from adapterhub_converters import display
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import sources
+from . import source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ def scan(
 def _open_files(source: StrPath, workspace: Workspace) -> Iterator[tuple[Path, str, str]]:
     """Yield the folder or file, its name for messages, and its name in the registry (empty for a path)."""
     # A path is scanned as it is, whatever it contains; only a ref or an address must be an adapter to be read.
-    path = None if sources.is_address(source) else sources.resolve(source, workspace)[0]
+    path = None if source_names.is_address(source) else source_names.resolve(source, workspace)[0]
     if path is not None:
         yield path, str(source), ""
         return
-    with sources.open_source(source, workspace) as adapter_source:
+    with sources.open_source(source, workspace, for_report=True) as adapter_source:
         yield adapter_source.folder, adapter_source.location, (adapter_source.ref or "").partition(":")[0].partition("@")[0]
 
 

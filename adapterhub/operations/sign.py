@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import IntegrityError, ParameterError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import attest, signature_checks, sources
+from . import attest, signature_checks, source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -184,10 +184,10 @@ def _error_finding(error: IntegrityError) -> Finding:
 def _byte_findings(source: StrPath, workspace: Workspace) -> Findings:
     from adapterhub.maintenance import fsck
 
-    if sources.is_address(source):
-        with sources.open_source(source, workspace) as adapter_source:  # the download compares every digest
+    if source_names.is_address(source):
+        with sources.open_source(source, workspace, for_report=True) as adapter_source:  # the download compares every digest
             return fsck.verify_folder(adapter_source.folder)
-    path, ref = sources.resolve(source, workspace)
+    path, ref = source_names.resolve(source, workspace)
     with workspace.bar("verifying") as progress:
         if ref is None:
             return fsck.verify_folder(Path(source) if path is None else path, progress)

@@ -22,10 +22,10 @@ from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_about, signed_files
 from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
 from adapterhub.trust import attestation, bundle
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import sources
+from . import source_names
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Signable:
 @contextmanager
 def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
     """Open what a folder, a ref or an address names, with its signatures, until the context ends."""
-    if sources.is_address(source):
+    if source_names.is_address(source):
         from adapterhub.remotes.remote_address import name_of, parse
 
         place = parse(os.fspath(source))
@@ -88,7 +88,7 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 lambda: _cosign_tags(remote, manifest.digest),
             )
         return
-    path, ref = sources.resolve(source, workspace)
+    path, ref = source_names.resolve(source, workspace)
     if ref is None:
         yield _folder(Path(source) if path is None else path)
         return
@@ -343,14 +343,17 @@ def _cosign_tags(remote: OpenRemote, digest: Digest) -> list[str]:
     return referrers.cosign_tags(referring, digest) if referring else []
 
 
-def carry(source: Source, remote: OpenRemote, manifest: Manifest, supplied: Sequence[bytes]) -> int:
-    """Attach the signatures of a version that was copied to an address, if it stores attachments; return their number.
+def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace) -> list[bytes]:
+    """Return the signatures at a place that are about a version, to go along with it; a note says if they cannot be read."""
+    try:
+        return [raw for raw in stored_signatures(source, manifest.digest) if is_about(raw, manifest)]
+    except RemoteError as error:
+        workspace.tell(f"{error.where}: its signatures stay behind: {error.what}")
+        return []
 
-    These are the `supplied` ones and those of the registry; attachments at another address are copied on request only.
-    """
-    from adapterhub.remotes.local_name import LocalName
 
-    signatures = [*supplied, *(stored_signatures(source, manifest.digest) if isinstance(source, LocalName) else ())]
+def carry(remote: OpenRemote, manifest: Manifest, signatures: Sequence[bytes]) -> int:
+    """Attach signatures to a version that was copied to an address, if it stores attachments; return their number."""
     # A place without attachments still gets the version; the caller decides whether that needs a note.
     if not signatures or remote.as_referring_target() is None:
         return 0

@@ -1,7 +1,7 @@
-"""The adapter that a text names: a path, a ref of the registry, or an address; never a guess between two.
+"""Opening the adapter that a text names (`source_names`), for use or for a report on it; `base_sources` does so for a BASE.
 
-Every command and function that takes a SRC uses this module; `base_sources` is the same for a BASE. `ref` parses refs, and
-`registry.version_selection` picks a version for one. Bytes from a registry or an address are verified on the way.
+A version that is used meets the policy first, whatever it is used for: this is the one place that opens versions. Bytes from a
+registry or an address are verified on the way.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 from adapterhub_converters.formats import added_format
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from . import policy_checks, source_names
+from .signature_checks import VersionNames
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.existing_folder import ExistingFolder
     from adapterhub.manifest.oci_manifest import Manifest
-    from adapterhub.ref import Ref
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat, ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
-
-ADDRESSES = ("https://", "http://", "hf://")
-"""Prefixes of the address of a base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +54,59 @@ class Source:
 
 
 @contextmanager
-def open_source(source: StrPath, workspace: Workspace, *, as_stored: bool = True) -> Iterator[Source]:
+def open_source(source: StrPath, workspace: Workspace, *, as_stored: bool = True, for_report: bool = False) -> Iterator[Source]:
     """Yield the adapter that `source` names; copies from a registry are removed when the context ends.
 
     Args:
         source: A path, a ref or an address.
-        workspace: The registry, and the credentials for an address.
+        workspace: The registry, the policy, and the credentials for an address.
         as_stored: Yield the `stored_form` of a path.
+        for_report: Only report on it: a version that the policy refuses is opened too.
 
     Raises:
         NotFoundError: It is neither a path nor a ref of the registry.
         UsageError: It is both.
+        RefusedError: The policy does not allow the version, or requires signatures that it lacks.
     """
     from adapterhub_converters.adapter_files import folder_for, resolve_adapter
 
     text = os.fspath(source)
-    if is_address(source):
+    if source_names.is_address(source):
+        from adapterhub.remotes.parallel_transfer import PinnedSource
         from adapterhub.remotes.remote_address import parse
 
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             address = parse(text)
             folder = Path(temporary) / address.title
+            if not for_report:
+                workspace.check_name(address.repository)
             with workspace.connect(address) as remote:
-                digest = download_version(remote, address.reference, folder, address.host, workspace)[0].digest
+                settled = PinnedSource(remote)
+                if not for_report:
+                    policy_checks.check_policy(settled, address.reference, VersionNames.of_address(address, text), workspace)
+                digest = download_version(settled, address.reference, folder, address.host, workspace)[0].digest
             with relabel_errors(folder, text):
                 yield Source(resolve_adapter(folder), folder, text, text, digest)
         return
-    path, ref = resolve(source, workspace)
+    path, ref = source_names.resolve(source, workspace)
     if ref is None:
-        path = folder_for(existing_path(text) if path is None else path)
+        path = folder_for(source_names.existing_path(text) if path is None else path)
         with stored_form(path, text) if as_stored else nullcontext((path, None)) as (path, original_format):
             folder = path if path.is_dir() else path.parent
             yield Source(resolve_adapter(path), folder, text, original_format=original_format)
         return
-    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+    from adapterhub.ref import Ref
+
+    with (
+        workspace.open_registry() as registry,
+        registry.lease_version(ref) as version,
+        tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary,
+    ):
         folder = Path(temporary) / ref.name.rpartition("/")[2]
+        if not for_report:
+            policy_checks.check_use(registry, version, text, workspace)
         with workspace.bar("reading") as progress:
-            version = registry.pull(ref, folder, progress)
+            registry.pull(Ref(version.name, digest=version.digest), folder, progress)  # a tag may move
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         with relabel_errors(folder, str(version.ref)):
             yield Source(resolve_adapter(folder), folder, str(version.ref), str(version.ref), version.digest)
@@ -122,9 +136,9 @@ def open_in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of an adapter whose headers are to be read: the blobs of a version are linked, not copied or verified."""
     from adapterhub_converters.adapter_files import resolve_adapter
 
-    ref = ref_of(source, workspace)
+    ref = source_names.ref_of(source, workspace)
     if ref is None:
-        with open_source(source, workspace, as_stored=False) as adapter_source:
+        with open_source(source, workspace, as_stored=False, for_report=True) as adapter_source:
             yield adapter_source.path
         return
     from adapterhub.store.export import linked_folder
@@ -254,79 +268,6 @@ def link_or_copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def is_address(source: StrPath) -> bool:
-    """Return whether `source` is an address, such as `oci://…`; a `Path` never is."""
-    if not isinstance(source, str):
-        return False
-    from adapterhub.remotes.remote_address import is_address
-
-    return is_address(source)
-
-
-def ref_of(source: StrPath, workspace: Workspace) -> Ref | None:
-    """Return the ref that `source` is; None for a path or an address. Raises as `resolve` does."""
-    return None if is_address(source) else resolve(source, workspace)[1]
-
-
-def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | None]:
-    """Return the path or the ref that `source` is.
-
-    Raises:
-        UsageError: It is both, or an address.
-        NotFoundError: It is neither.
-    """
-    from adapterhub.ref import Ref, intended_address
-
-    text, path = os.fspath(source), Path(source)
-    if is_address(source):
-        raise UsageError(text, "an address, and this works on local adapters only", "Pull it, or copy it to the registry")
-    # A broken link counts as a path: it is what the user named, and the error should say that it leads nowhere.
-    exists = path.exists() or path.is_symlink()
-    try:
-        ref = Ref.parse(text)
-    except UsageError as error:
-        if exists:
-            return path, None
-        if ":" in text or "@" in text:
-            raise
-        hint = error.hint if intended_address(text) else "A ref is like team/sql:v2"
-        raise NotFoundError(text, "no such file or folder, and not a ref either", hint, code="no-such-file") from error
-    if not isinstance(source, str) or (exists and not _ref_exists(ref, workspace)):
-        return path, None
-    if not exists:
-        return None, ref
-    explicit_ref = f"{text}:latest" if str(ref) == ref.name else text
-    hint = f"Write ./{text} for the path, {explicit_ref} for the adapter"
-    raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
-
-
-def is_stored(text: str, workspace: Workspace) -> bool:
-    """Return whether the registry has the version that a ref names."""
-    from adapterhub.ref import Ref
-
-    return _ref_exists(Ref.parse(text), workspace)
-
-
-def _ref_exists(ref: Ref, workspace: Workspace) -> bool:
-    try:
-        with workspace.open_registry() as registry:
-            registry.resolve(ref)
-    except AdapterhubError:
-        return False
-    return True
-
-
-def existing_path(text: str) -> Path:
-    """Return the path that `text` names. Raise NotFoundError if nothing is there, and UsageError for an address."""
-    if text.lower().startswith(ADDRESSES):
-        problem = "is not on this disk, and the weights are needed, not only headers"
-        raise UsageError(text.partition("?")[0], problem, "Download it, and name the folder or file")
-    path = Path(text)
-    if not path.exists():
-        raise NotFoundError(text, "no such file or folder", code="no-such-file")
-    return path
-
-
 def as_conversion(to: ConversionFormat | Conversion | None) -> Conversion | None:
     """Return the conversion to a format, with its default options; a `Conversion` as it is."""
     if not isinstance(to, str):
@@ -334,8 +275,3 @@ def as_conversion(to: ConversionFormat | Conversion | None) -> Conversion | None
     from adapterhub.registry.adapter_recipe import Conversion
 
     return Conversion(to)
-
-
-def local_base_path(base: StrPath | None) -> str | None:
-    """Return the absolute path of a base on this machine; None for any other base."""
-    return str(Path(base).resolve()) if base and Path(base).exists() else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
 
-from . import base_sources, sources
+from . import base_sources, source_names, sources
 from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def evaluate(
         initial = InitialAdapter(*sources.initial_adapter(adapter_source))
         result = measured(initial, model, files, options, progress=progress, cache=cache)
     # Only a version of the registry has a log for the result.
-    if record is None or result.ref is None or sources.is_address(result.ref):
+    if record is None or result.ref is None or source_names.is_address(result.ref):
         return result
     from adapterhub.ref import Ref
     from adapterhub.registry import measurement_log

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import pull, push, sources
+from . import pull, push, source_names, sources
 from .outgoing_version import PackageOptions, open_package, outgoing_version
 from .push_result import target_address
 from .signature_checks import NO_DEMAND, Demand
@@ -72,7 +72,7 @@ def plan_push(
         ConflictError: The target is not at `expect`.
     """
     options = PackageOptions(base, conversion, force, selection)
-    if sources.is_address(target):
+    if source_names.is_address(target):
         from adapterhub.remotes.remote_address import expect_digest
 
         address = target_address(target, workspace, name)

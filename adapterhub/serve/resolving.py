@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub.digest import sha256_bytes
 from adapterhub.http.http_errors import DeniedError
-from adapterhub.operations import base_sources, policy_checks, pull, sources
+from adapterhub.operations import base_sources, policy_checks, pull, source_names, sources
 from adapterhub.operations.signature_checks import VersionNames, needs_signature
 from adapterhub.operations.workspace import StrPath, Workspace, user_folder
 from adapterhub.ref import Ref, RefError
@@ -113,7 +113,7 @@ def served_folder(workspace: Workspace) -> ServedFolder:
 
 def _resolve_version(text: str, workspace: Workspace) -> _ResolvedVersion:
     """Resolve a ref or an address to a version."""
-    if sources.is_address(text):
+    if source_names.is_address(text):
         return _version_at_address(text, workspace)
     try:
         ref = Ref.parse(text)

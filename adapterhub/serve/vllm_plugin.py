@@ -28,7 +28,7 @@ from dataclasses import field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.operations import base_sources, sources
+from adapterhub.operations import base_sources, source_names
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref, RefError
 from adapterhub.remotes import remote_address
@@ -237,7 +237,7 @@ class _Environment:
             workspace, lease = self._opened = self._opened or self._open()
             spec = self._base(self._settings.base or base, workspace)
         try:
-            if sources.is_address(address):
+            if source_names.is_address(address):
                 resolving.check_name(ref, remote_address.parse(address), workspace)
             served = resolving.resolve(address, runtime="vllm", base=spec, workspace=workspace)
         except NotFoundError as error:

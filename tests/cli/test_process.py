@@ -171,7 +171,8 @@ def test_a_signal_ends_it_with_a_word_at_most(tmp_path: Path, number: int, code:
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "import time, adapterhub.operations.sources as s\ns.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
+        "import time, adapterhub.operations.source_names as names\n"
+        "names.resolve = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
     )
     path = os.pathsep.join([str(hook), PATH])
     process = subprocess.Popen(

@@ -155,7 +155,7 @@ def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:
     run("attach", "layout://x:team/sql:v1", "--list", "-o", "attached")
     assert (place / "attached" / "attestation.sigstore.json").exists()  # and no model.sig
     run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
-    run("copy", "layout://x:team/sql:v1", "prod/sql", "--signatures")
+    run("copy", "layout://x:team/sql:v1", "prod/sql")
     result = run("verify", "prod/sql", "--attestations", *PUBLIC, "--json")
     assert {one["kind"] for one in json.loads(result.stdout)["attestations"]} == {"fits", "training"}
     assert "is not signed" in run("verify", "prod/sql", "--key", "ci.pub", code=1).stdout  # it attests, and signs no files

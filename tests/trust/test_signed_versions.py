@@ -51,13 +51,17 @@ def test_the_signature_in_a_folder_becomes_that_of_the_version(
     run("verify", "team/again", "--key", team[1], "--signed-as", "sql")
 
 
-def test_a_copy_from_an_address_brings_signatures_on_request(run: Run, make: Make, team: tuple[Path, Path]) -> None:
+def test_signatures_go_along_with_a_copy_and_what_stays_behind_is_said(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
+) -> None:
     run("push", described(run, make("sql")), "layout://x:team/sql:v1")
     run("sign", "layout://x:team/sql:v1", "--key", team[0])
-    run("copy", "layout://x:team/sql:v1", "team/sql")
-    run("verify", "team/sql", "--key", team[1], code=1)
-    run("copy", "layout://x:team/sql:v1", "team/sql", "--signatures")
-    run("verify", "team/sql", "--key", team[1])
+    for source, target in (("layout://x:team/sql:v1", "team/sql"), ("layout://x:team/sql:v1", "layout://z:team/sql:v1")):
+        run("copy", source, target)
+        run("verify", target, "--key", team[1])
+    (tmp_path / "bucket").mkdir()
+    result = run("copy", "team/sql", f"file://{tmp_path}/bucket/team/sql")
+    assert "has no attachments, so the signatures stay behind" in result.stderr
 
 
 def test_a_signature_of_other_files_is_left_out_and_named(run: Run, make: Make, team: tuple[Path, Path]) -> None:

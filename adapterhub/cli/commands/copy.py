@@ -21,19 +21,18 @@ from adapterhub.operations.pull import PullResult
 )
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.option("--referrers", is_flag=True, help="Copy attachments too, between registries and image layouts.")
-@click.option("--signatures", is_flag=True, help="Copy signatures too, from an address to a ref.")
+@click.option("--referrers", is_flag=True, help="Copy other attachments too, between registries and image layouts.")
 @transfer_options
 @click.pass_obj
-def copy(settings: Settings, source: str, target: str, *, referrers: bool, signatures: bool) -> None:
+def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
     """Copy a version under the same digest, between any two places.
 
     FROM and TO are each a ref in this registry, a folder, or an address: oci://HOST/NAME[:TAG|@DIGEST] or
     hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. Blobs that TO already has are not sent again.
-    Signatures in this registry are copied with their version to an address that stores attachments.
+    Signatures are copied too, to a place that stores them.
     """
     if referrers:  # attachments come first, so that a tag never leads to a version without them
         output.say(f"{output.plural(attachments.copy_attachments(source, target), 'attachment')} copied")
-    result = copy_operation.copy(source, target, workspace(settings), with_signatures=signatures)
+    result = copy_operation.copy(source, target, workspace(settings))
     document, text = render_pull(result) if isinstance(result, PullResult) else render_push(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

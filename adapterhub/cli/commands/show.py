@@ -70,12 +70,12 @@ def show(
             output.say(output.one_line(f"warning: {document['ref']} was withdrawn: {document['withdrawn']}"))
             headers_only = True
         if inputs.is_elsewhere(source) and not headers_only:
-            with inputs.open_source(source, settings, notes=False) as adapter_source:
+            with inputs.open_source(source, settings, notes=False, for_report=True) as adapter_source:
                 norms = _norms(str(adapter_source.path), settings, demand)
         elif not headers_only:
             norms = _norms(source, settings, demand)
     else:
-        with inputs.open_source(source, settings) as adapter_source:
+        with inputs.open_source(source, settings, for_report=True) as adapter_source:
             with inputs.as_folder(adapter_source) as folder:
                 document, inspected = _path_document(source, folder, full=full)
             norms = None if headers_only else _norms(str(adapter_source.path), settings, demand, inspected)
@@ -220,7 +220,7 @@ def _norms(source: str, settings: Settings, demand: _NormDemand, inspected: Insp
             return f"left out, about {seconds:.0f} seconds of work; --full computes them"
         bar = progress.count_bar("computing norms") if demand else nullcontext()
         with (
-            inputs.open_source(source, settings, notes=False) as adapter_source,
+            inputs.open_source(source, settings, notes=False, for_report=True) as adapter_source,
             bar as show,
         ):  # the notes were shown with the document
             complete = inspected.complete_adapter if inspected and spec is None else None

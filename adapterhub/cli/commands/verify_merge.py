@@ -47,7 +47,7 @@ def verify_merge(
     factors = weights_of(weights, len(adapters))
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
     with ExitStack() as stack:
-        sources = [stack.enter_context(inputs.open_source(text, settings)) for text in adapters]
+        sources = [stack.enter_context(inputs.open_source(text, settings, for_report=True)) for text in adapters]
         proofs = merge.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
     output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
     return 0 if proofs.good else 1
