@@ -47,7 +47,7 @@ def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
 
 
 def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
-    return client.ask("GET", client.base + path, "x", good=(200,), limit=limit).body
+    return client.request("GET", client.base + path, "x", good=(200,), limit=limit).body
 
 
 def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
@@ -178,7 +178,7 @@ def test_a_body_is_sent_piece_by_piece_under_its_length(web: Web) -> None:
     try:
         web.rules["/x"] = put
         for body in (Pieces(DATA, b"", DATA), DATA, b""):
-            client(web).ask("PUT", f"{web.url}/x", "x", good=(201,), body=body)
+            client(web).request("PUT", f"{web.url}/x", "x", good=(201,), body=body)
     finally:
         del Handler.do_PUT  # type: ignore[attr-defined]
     assert got == [DATA + DATA, DATA, b""]
@@ -195,7 +195,7 @@ def test_a_refusal_in_the_middle_of_sending_is_understood() -> None:
                 pass
 
     with raw(answer) as (url, _), pytest.raises(RemoteError, match="HTTP 413"):
-        Client(url, pauses=()).ask("PUT", url, "x", good=(201,), body=Pieces(*[bytes(1 << 20)] * 20))
+        Client(url, pauses=()).request("PUT", url, "x", good=(201,), body=Pieces(*[bytes(1 << 20)] * 20))
 
 
 # ---- time
@@ -289,13 +289,13 @@ def test_redirects_and_their_bodies_have_one_time_together(web: Web) -> None:
 def test_incomplete_headers_are_not_accepted() -> None:
     for half in (b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"):
         with raw(half) as (url, _), pytest.raises(RemoteError, match="too early"):
-            Client(url, pauses=()).ask("GET", url, "x", good=(200,))
+            Client(url, pauses=()).request("GET", url, "x", good=(200,))
 
 
 def test_informational_answers_are_passed_over() -> None:
     answer = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 4 + b"HTTP/1.1 100 Continue\r\n\r\n" * 4
     with raw(answer + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as (url, _):
-        assert Client(url, pauses=()).ask("GET", url, "x", good=(200,)).body == b"ok"
+        assert Client(url, pauses=()).request("GET", url, "x", good=(200,)).body == b"ok"
 
 
 def test_trailers_and_extensions_of_chunks_are_passed_over() -> None:
@@ -369,7 +369,7 @@ def test_an_error_that_stays_is_not_tried_again(web: Web, status: int) -> None:
 def test_without_retry_the_caller_decides(web: Web) -> None:
     web.rules["/x"] = lambda to: to.send(503, **{"Retry-After": "7"})
     with pytest.raises(RetryableError) as caught:
-        client(web, (0.0,)).ask("GET", f"{web.url}/x", "x", good=(200,), retry=False)
+        client(web, (0.0,)).request("GET", f"{web.url}/x", "x", good=(200,), retry=False)
     assert (caught.value.reason, caught.value.pause) == ("HTTP 503", 7.0)
 
 
@@ -429,7 +429,7 @@ def test_a_connection_is_reused_by_the_next_request(web: Web, other: Web) -> Non
     for _ in range(3):
         assert get(asking, "/x") == streamed(asking, "/x") == DATA
         assert get(asking, "/there") == b"y"
-        assert asking.ask("HEAD", f"{web.url}/x", "x", good=(200,)).number("content-length") == len(DATA)
+        assert asking.request("HEAD", f"{web.url}/x", "x", good=(200,)).number("content-length") == len(DATA)
         with pytest.raises(NotFoundError):
             get(asking, "/no")
     assert (len(connections), len(elsewhere)) == (1, 1)
@@ -460,19 +460,19 @@ def test_a_kept_connection_that_the_server_has_closed_is_no_failure(method: str)
 
     with raw(once, kept) as (url, seen):
         asking = Client(url, pauses=())
-        asking.ask("GET", url, "x", good=(200,))
+        asking.request("GET", url, "x", good=(200,))
         if method == "PATCH":
             with pytest.raises(RemoteError, match="closed|reset"):
-                asking.ask(method, url, "x", good=(200,), body=b"abc")
+                asking.request(method, url, "x", good=(200,), body=b"abc")
         else:
-            assert asking.ask(method, url, "x", good=(200,)).status == 200
+            assert asking.request(method, url, "x", good=(200,)).status == 200
         assert again.is_set()
         assert len(seen) == (1 if method == "PATCH" else 2)
 
 
 def test_a_server_that_closes_at_once_is_a_failure() -> None:
     with raw(b"", b"") as (url, seen), pytest.raises(RetriesExhaustedError, match=r"closed|reset"):
-        Client(url, pauses=(0.0,)).ask("GET", url, "x", good=(200,))
+        Client(url, pauses=(0.0,)).request("GET", url, "x", good=(200,))
     assert len(seen) == 2
 
 
@@ -530,10 +530,10 @@ def test_redirects_are_followed_unless_the_caller_objects_or_something_is_sent(w
     web.rules["/x"] = lambda to: to.send(307, Location="y")
     Handler.do_POST = Handler.do_GET  # type: ignore[attr-defined]
     asking = client(web)
-    assert asking.ask("GET", f"{web.url}/x", "x", good=(200,)).url == f"{web.url}/y"
+    assert asking.request("GET", f"{web.url}/x", "x", good=(200,)).url == f"{web.url}/y"
     for method, redirects in (("GET", False), ("POST", True)):
         with pytest.raises(RemoteError, match="HTTP 307"):
-            asking.ask(method, f"{web.url}/x", "x", good=(200,), redirects=redirects)
+            asking.request(method, f"{web.url}/x", "x", good=(200,), redirects=redirects)
     del Handler.do_POST  # type: ignore[attr-defined]
 
 
@@ -552,7 +552,7 @@ def test_credentials_go_to_the_server_s_origin_alone(web: Web, other: Web) -> No
     assert get(asking, "/home") == streamed(asking, "/home") == b"y"
     assert said(web) == [f"Bearer {SECRET}"] * 4
     assert said(other) == [None, None]
-    asking.ask("GET", f"{other.url}/y", "x", good=(200,))
+    asking.request("GET", f"{other.url}/y", "x", good=(200,))
     assert said(other) == [None] * 3
 
 

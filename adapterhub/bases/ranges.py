@@ -15,7 +15,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from adapterhub.http.client import PAUSES, Answer, Body, Client
+from adapterhub.http.client import PAUSES, Body, Client, Response
 from adapterhub.http.http_errors import RetryableError
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
@@ -72,7 +72,7 @@ class RangeClient(Client):
         authorization_by_scope = {"": f"Bearer {token}"} if token else {}
         return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, authorizations=authorization_by_scope, at_hub=True)
 
-    def get(self, url: str, location: str, *, n: int, start: int | None = None) -> Answer:
+    def get(self, url: str, location: str, *, n: int, start: int | None = None) -> Response:
         """Return the `n` bytes from `start`, or without a `start` the complete file if it has no more than `n` bytes.
 
         A server without ranges answers 200: then the body has everything up to `start + n`.
@@ -85,12 +85,12 @@ class RangeClient(Client):
         """
         headers = {} if start is None else {"Range": f"bytes={start}-{start + n - 1}"}
 
-        def request() -> Answer:
+        def request() -> Response:
             with self.stream(url, location, headers=headers, good=(200, 206, 416), retry=False) as body_stream:
                 if start is None and body_stream.status != 200:
                     raise RemoteError(location, f"HTTP {body_stream.status} for a request of the whole file")
-                answer = Answer(body_stream.status, body_stream.headers, b"", body_stream.url)
-                count = _bytes_to_read(body_stream, answer, n, start, location)
+                response = Response(body_stream.status, body_stream.headers, b"", body_stream.url)
+                count = _bytes_to_read(body_stream, response, n, start, location)
                 try:
                     body = body_stream.read(count, self.timeout) if count else b""
                 finally:
@@ -99,18 +99,18 @@ class RangeClient(Client):
                         self.fetched += body_stream.bytes_read
                 if start is None and len(body) > n:
                     raise TooLargeError(location, f"more than the {n} bytes of a small file")
-                return dataclasses.replace(answer, body=body)
+                return dataclasses.replace(response, body=body)
 
         return self.with_retries(request, location)
 
-    def _refusal(self, answer: Answer, location: str) -> Exception:
-        error = super()._refusal(answer, location)
+    def _refusal(self, response: Response, location: str) -> Exception:
+        error = super()._refusal(response, location)
         if isinstance(error, RetryableError):
             return error
         status, code, at_hub = (
-            answer.status,
-            answer.headers.get("x-error-code", ""),
-            self.at_hub and self._is_own_origin(answer.url, location),
+            response.status,
+            response.headers.get("x-error-code", ""),
+            self.at_hub and self._is_own_origin(response.url, location),
         )
         anonymous = at_hub and not self.authorizations
         hint = "Set HF_TOKEN to a token that may read it" if at_hub else ""
@@ -135,13 +135,13 @@ def gated_error(location: str, problem: str, *, anonymous: bool) -> RemoteError:
     )
 
 
-def _bytes_to_read(body_stream: Body, answer: Answer, n: int, start: int | None, location: str) -> int:
+def _bytes_to_read(body_stream: Body, response: Response, n: int, start: int | None, location: str) -> int:
     """Return the number of bytes of a body to read."""
-    length = answer.number("content-length")
+    length = response.number("content-length")
     if body_stream.status == 416:
         return 0
     if start is None:
-        if length is None and answer.headers.get("transfer-encoding", "").lower() != "chunked":
+        if length is None and response.headers.get("transfer-encoding", "").lower() != "chunked":
             raise RemoteError(location, "the server does not send the length of the file", _DOWNLOAD_HINT)
         if length is not None and length > n:
             raise TooLargeError(location, f"{length} bytes, more than the {n} of a small file")
@@ -307,41 +307,42 @@ class WebFile:
         self._prefix = bytearray(self._fetch(0, min(max(end, 2 * prefix_length), self.size)))
 
     def _fetch(self, start: int, n: int) -> bytes:
-        answer = self._client.get(self._url, self._where, start=start, n=n)
-        if answer.status == 416 and start == 0 and answer.headers.get("content-range") == "bytes */0":
-            self._check_unchanged(0, answer)
+        response = self._client.get(self._url, self._where, start=start, n=n)
+        if response.status == 416 and start == 0 and response.headers.get("content-range") == "bytes */0":
+            self._check_unchanged(0, response)
             return b""
-        if answer.status == 206:
-            return self._checked_part(answer, start, n)
-        size = answer.number("content-length")
-        if answer.status != 200 or size is None:
+        if response.status == 206:
+            return self._checked_part(response, start, n)
+        size = response.number("content-length")
+        if response.status != 200 or size is None:
             missing_length = "the server does not send the length of the file"
-            problem = "HTTP 416 (range not satisfiable) for bytes inside the file" if answer.status == 416 else missing_length
+            problem = "HTTP 416 (range not satisfiable) for bytes inside the file" if response.status == 416 else missing_length
             raise RemoteError(self._where, problem, _DOWNLOAD_HINT)
-        self._check_unchanged(size, answer)
+        self._check_unchanged(size, response)
         self._ranges = False
-        if len(answer.body) < min(size, start + n):
-            raise RemoteError(self._where, f"{len(answer.body)} bytes received instead of {min(size, start + n)}", "Try again")
+        if len(response.body) < min(size, start + n):
+            problem = f"{len(response.body)} bytes received instead of {min(size, start + n)}"
+            raise RemoteError(self._where, problem, "Try again")
         # `read_at` and `_extend` expect the bytes that begin at `start`.
-        return answer.body[start : start + n]
+        return response.body[start : start + n]
 
-    def _checked_part(self, answer: Answer, start: int, n: int) -> bytes:
-        text = answer.headers.get("content-range", "")
+    def _checked_part(self, response: Response, start: int, n: int) -> bytes:
+        text = response.headers.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(text)
         if not match:
             raise RemoteError(self._where, f"a part of a file with an invalid Content-Range ({text[:60]!r})")
         first, last, size = map(int, match.groups())
-        self._check_unchanged(size, answer)
+        self._check_unchanged(size, response)
         if (first, last) != (start, min(start + n, size) - 1):
             raise RemoteError(self._where, f"bytes {first} to {last} of {size} received, {start} to {start + n - 1} requested")
-        length = answer.number("content-length")
-        if length not in (None, last - first + 1) or len(answer.body) != last - first + 1:
-            received = len(answer.body) if length is None else length
+        length = response.number("content-length")
+        if length not in (None, last - first + 1) or len(response.body) != last - first + 1:
+            received = len(response.body) if length is None else length
             raise RemoteError(self._where, f"{received} bytes received for bytes {first} to {last}")
-        return answer.body
+        return response.body
 
-    def _check_unchanged(self, size: int, answer: Answer) -> None:
-        etag = answer.headers.get("etag")
+    def _check_unchanged(self, size: int, response: Response) -> None:
+        etag = response.headers.get("etag")
         if self._size is None:
             self._size, self._etag = size, etag
         elif (size, etag) != (self._size, self._etag):

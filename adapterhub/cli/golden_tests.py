@@ -53,7 +53,7 @@ def run(
     """
     from adapterhub.manifest.measurement import check_name
     from adapterhub.operations import golden_tests
-    from adapterhub.registry.gates import TEST_GATES
+    from adapterhub.registry.metric_gates import TEST_GATES
 
     # Checked before the answers, which can take minutes.
     claims, metric_gates = compared_tests.split_gates(gate_texts, against)

@@ -61,7 +61,7 @@ class Endpoint:
         }
         url, body = f"{self._url}/chat/completions", json.dumps(request).encode()
         # The client retries after a lost connection: asking twice for an answer does no harm.
-        reply = self._client.ask(
+        reply = self._client.request(
             "POST", url, self._url, good=(200,), headers=self._headers, body=body, limit=_MAX_ANSWER, redirects=False
         )
         document = json_file.parse_object(reply.body, self._url)

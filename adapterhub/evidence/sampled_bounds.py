@@ -15,7 +15,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 _Z = 1.959964  # of 95 %
 _MOST_NEEDED = 100_000  # samples
-_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
 }  # fmt: skip
 # A share, and the metrics that may have the number of its samples.
@@ -75,7 +75,7 @@ def verdict(measured: SampledValue, bounds: Sequence[tuple[str, float]]) -> tupl
 
 def _reason(measured: SampledValue, sign: str, bound: float) -> str:
     """Return why a bound does not hold, or cannot be told to; empty if it holds."""
-    compare = _COMPARE[sign]
+    compare = COMPARISONS[sign]
     if not compare(measured.value, bound):
         return measured.text
     is_exact = not measured.count or sign == "=" or (not measured.error and bound in (0, 1))

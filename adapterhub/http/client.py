@@ -59,7 +59,7 @@ class RequestBody(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A complete response: status, headers by lower-case name, body, and the URL it came from after redirects."""
 
     status: int
@@ -179,7 +179,7 @@ class Client:
         self._authorizing = threading.Lock()
         self._stopped = threading.Event()
 
-    def ask(
+    def request(
         self,
         method: str,
         url: str,
@@ -192,7 +192,7 @@ class Client:
         limit: int = SMALL_BODY,
         retry: bool = True,
         redirects: bool = True,
-    ) -> Answer:
+    ) -> Response:
         """Return the response to one request, with a status in `good` and a body of at most `limit` bytes.
 
         Raises:
@@ -203,7 +203,7 @@ class Client:
             RetryableError: Without `retry`, for failures that a retry may not have.
         """
 
-        def once() -> Answer:
+        def once() -> Response:
             with self._response(
                 method, url, location, scope=scope, headers=headers, body=body, redirects=redirects
             ) as response:
@@ -213,22 +213,24 @@ class Client:
                 data = response.read(limit + 1, self.timeout)
                 if len(data) > limit:
                     raise FormatError(location, f"the answer is larger than the limit of {limit} bytes")
-                return Answer(response.status, response.headers, data, response.url)
+                return Response(response.status, response.headers, data, response.url)
 
         return self.with_retries(once, location) if retry else once()
 
-    def pages(self, url: str, location: str, *, limit: int, good: Sequence[int] = (200,), scope: str = "") -> Iterator[Answer]:
+    def pages(
+        self, url: str, location: str, *, limit: int, good: Sequence[int] = (200,), scope: str = ""
+    ) -> Iterator[Response]:
         """Yield the pages of a list, each linked by the previous one (`Link`).
 
         Raises:
-            RemoteError: The list does not end; other errors as in `ask`.
+            RemoteError: The list does not end; other errors as in `request`.
         """
         began, size, page = time.monotonic(), 0, url
         for _ in range(MAX_PAGES):
-            answer = self.ask("GET", page, location, good=good, scope=scope, limit=limit)
-            size += len(answer.body)
-            yield answer
-            following = next_page(answer.headers.get("link", ""), answer.url, location)
+            response = self.request("GET", page, location, good=good, scope=scope, limit=limit)
+            size += len(response.body)
+            yield response
+            following = next_page(response.headers.get("link", ""), response.url, location)
             if following is None:
                 return
             if size > _MAX_LIST_BYTES:
@@ -249,7 +251,7 @@ class Client:
         good: Sequence[int] = (200, 206),
         retry: bool = True,
     ) -> Iterator[Body]:
-        """Yield the response to a GET, with a status in `good` and an unread body of any length; errors as in `ask`."""
+        """Yield the response to a GET, with a status in `good` and an unread body of any length; errors as in `request`."""
         with ExitStack() as stack:
 
             def open_once() -> Body:
@@ -379,12 +381,12 @@ class Client:
         proxy = proxy_to(scheme, host, self.proxy, location)
         while True:
             try:
-                response = self._connections.send(method, url, headers=all_headers, body=body, proxy=proxy, within=within)
-                answer = Body(response, url, location)
-                answer.headers |= {
-                    key: self.unless_secret(answer.headers[key]) for key in _QUOTED_HEADERS & answer.headers.keys()
+                raw = self._connections.send(method, url, headers=all_headers, body=body, proxy=proxy, within=within)
+                response = Body(raw, url, location)
+                response.headers |= {
+                    key: self.unless_secret(response.headers[key]) for key in _QUOTED_HEADERS & response.headers.keys()
                 }
-                return answer
+                return response
             except FAILURES as error:
                 # A server may close an idle connection at any time: send again. Not a PATCH, of which a part may have arrived.
                 stale = any(isinstance(cause, StaleError) for cause in causes_of(error))
@@ -394,23 +396,23 @@ class Client:
     def _status_error(self, response: Body, location: str) -> Exception:
         """Return the error for a response with an unexpected status."""
         data = response.read(SMALL_BODY, self.timeout)
-        return self._refusal(Answer(response.status, response.headers, data, response.url), location)
+        return self._refusal(Response(response.status, response.headers, data, response.url), location)
 
-    def _refusal(self, answer: Answer, location: str) -> Exception:
+    def _refusal(self, response: Response, location: str) -> Exception:
         """Return the error for a status; subclasses add the errors of their servers."""
-        details = self._details(answer)
-        if answer.status in _RETRY_STATUSES:
-            return RetryableError(f"HTTP {answer.status}{details}", retry_after_seconds(answer.headers.get("retry-after")))
-        if answer.status in (401, 403):
-            reason = "login required" if answer.status == 401 else "forbidden"
-            if not self._is_own_origin(answer.url, location):
-                return DeniedError(location, f"HTTP {answer.status}: {reason}")
-            return DeniedError(location, f"HTTP {answer.status}: {reason}", self.login_hint, host=self.login_host)
-        if answer.status in (404, 410):
-            return NotFoundError(location, f"not found{details or f' (HTTP {answer.status})'}")
-        return RemoteError(location, f"HTTP {answer.status}{details}")
+        details = self._details(response)
+        if response.status in _RETRY_STATUSES:
+            return RetryableError(f"HTTP {response.status}{details}", retry_after_seconds(response.headers.get("retry-after")))
+        if response.status in (401, 403):
+            reason = "login required" if response.status == 401 else "forbidden"
+            if not self._is_own_origin(response.url, location):
+                return DeniedError(location, f"HTTP {response.status}: {reason}")
+            return DeniedError(location, f"HTTP {response.status}: {reason}", self.login_hint, host=self.login_host)
+        if response.status in (404, 410):
+            return NotFoundError(location, f"not found{details or f' (HTTP {response.status})'}")
+        return RemoteError(location, f"HTTP {response.status}{details}")
 
-    def _details(self, _answer: Answer) -> str:
+    def _details(self, _response: Response) -> str:
         """Return the server's own message about a refusal, as `: message`; empty if it has none."""
         return ""
 

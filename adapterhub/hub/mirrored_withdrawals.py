@@ -14,7 +14,8 @@ from adapterhub.manifest import release_statement
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry import release_moves, withdrawals
-from adapterhub.remotes.hub import hub_catalog
+from adapterhub.remotes.hub import hub_api
+from adapterhub.remotes.hub.hub_api import HubApi
 from adapterhub.remotes.hub.hub_catalog import HubCatalog
 from adapterhub.remotes.hub.hub_client import HubAddress
 from adapterhub_converters.errors import NotFoundError
@@ -35,12 +36,12 @@ def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> bool:
     Raises:
         RemoteError: The upstream does not answer.
     """
-    wire = hub_catalog.open_wire(address, upstream.endpoint, None, upstream.proxy, ())
+    wire = hub_api.open_wire(address, upstream.endpoint, None, upstream.proxy, ())
     with closing(wire):
-        if not hub_catalog.has_api(upstream.endpoint, wire, str(address)):
+        if not hub_api.has_api(upstream.endpoint, wire, str(address)):
             return False
         try:
-            entries = HubCatalog(upstream.endpoint, wire, str(address)).log(Ref(address.name))
+            entries = HubCatalog(HubApi(upstream.endpoint, wire, str(address))).log(Ref(address.name))
         except NotFoundError:
             return True
     last = {
@@ -52,14 +53,14 @@ def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> bool:
     return True
 
 
-def _apply(worker: Worker, name: str, reasons: dict[Digest, str], known: set[Digest]) -> None:
-    """Withdraw the versions with these digests; let those in `known` without a reason be used again."""
-    here = withdrawals.reasons(worker.registry.index, name)
+def _apply(worker: Worker, name: str, reasons: dict[Digest, str], decided: set[Digest]) -> None:
+    """Withdraw the versions with a reason; let the others of those that the upstream `decided` about be used again."""
+    local_reasons = withdrawals.reasons(worker.registry.index, name)
     for row in queries.versions(worker.registry.index, name=name):
         if not mirror_origin.is_mirrored(worker.database, name, row.digest):
             continue
-        if row.digest in reasons and row.digest not in here:
+        if row.digest in reasons and row.digest not in local_reasons:
             reason = reasons[row.digest][:_MAX_REASON] or "its upstream gives no reason"
             release_moves.withdraw(worker.registry.ledger, row.ref, ReleaseStatement(reason))
-        elif row.digest in here and row.digest in known and row.digest not in reasons:
+        elif row.digest in local_reasons and row.digest in decided and row.digest not in reasons:
             release_moves.undo_withdrawal(worker.registry.ledger, row.ref)

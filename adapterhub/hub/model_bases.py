@@ -156,9 +156,10 @@ class ModelBases:
 
     def _may_be_base(self, namespace: str, name: str, repository: Repository | None) -> bool:
         """Return whether a model may be the base of an adapter in a namespace, whoever reads that."""
-        own = name.partition("/")[0]
-        is_public = not (repository and repository.private) and self._access.namespace_settings(own).readers != READERS[2]
-        return own == namespace or is_public
+        models_namespace = name.partition("/")[0]
+        readers = self._access.namespace_settings(models_namespace).readers
+        is_public = not (repository and repository.private) and readers != READERS[2]
+        return models_namespace == namespace or is_public
 
     def _read(self, name: str, commit: Commit) -> BaseSpec | None:
         """Return the description of a commit of a whole model; None if it is no whole model."""

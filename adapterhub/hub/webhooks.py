@@ -275,7 +275,7 @@ def _post_event(url: str, secret: str, ident: str, event: str, text: str, *, pri
     try:
         with closing(Client(url if private else "", pauses=(), timeout=_TIMEOUT, boundary=boundary)) as client:
             location, good = f"{scheme}://{host}", range(200, 300)
-            client.ask("POST", url, location, good=good, headers=headers, body=body, retry=False, redirects=False)
+            client.request("POST", url, location, good=good, headers=headers, body=body, retry=False, redirects=False)
     except RetryableError as error:
         return error.reason
     except AdapterhubError as error:

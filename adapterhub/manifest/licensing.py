@@ -1,6 +1,6 @@
-"""The combined license of a work made of several parts, as one SPDX expression, with the reasons.
+"""Licenses as SPDX expressions: that of a work made of several parts, with the reasons, and whether a list permits one.
 
-Nothing is decided here. Using an adapter needs the permissions of everything that it was made from, so their licenses are
+Using an adapter needs the permissions of everything that it was made from, so their licenses are
 joined by AND (spdx.org, "License Expressions"). A license that was not recorded is listed as missing, not guessed.
 """
 

@@ -10,9 +10,10 @@ from adapterhub.registry.signature_policy import store_signatures
 from adapterhub_converters.errors import UsageError
 
 from . import signature_checks, source_names, sources
+from .outgoing_version import open_package
 from .policy_checks import check_policy
 from .pull import PullResult, pull
-from .push import open_package, push
+from .push import push
 from .push_result import PushResult, stored_result
 from .signature_checks import VersionNames
 from .workspace import StrPath, Workspace

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from adapterhub.project.tag_rules import UNMET
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .workspace import Workspace
@@ -37,4 +38,4 @@ def check_tags_at(address: RemoteAddress, tags: Iterable[str | None], digest: Di
         if tag not in promoted_tags:
             problem = f"the project has requirements on it, and no version of these bytes is {tag} in the registry here"
             location, hint = f"{address.repository}:{tag}", "Promote it there first"
-            raise RefusedError(location, problem, hint, code="requirements-unmet", ref=ref, tag=tag)
+            raise RefusedError(location, problem, hint, code=UNMET, ref=ref, tag=tag)

@@ -14,6 +14,7 @@ from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import pull, push, source_names, sources
+from .outgoing_version import PackageOptions, open_package, outgoing_version
 from .push_result import target_address
 from .signature_checks import NO_DEMAND, Demand
 from .workspace import StrPath, Workspace
@@ -70,6 +71,7 @@ def plan_push(
         RefusedError: The check finds errors, or the policy of the project does not allow the adapter.
         ConflictError: The target is not at `expect`.
     """
+    options = PackageOptions(base, conversion, force, selection)
     if source_names.is_address(target):
         from adapterhub.remotes.remote_address import expect_digest
 
@@ -77,36 +79,16 @@ def plan_push(
         with ExitStack() as stack:
             remote = stack.enter_context(workspace.connect(address))
             expect_digest(remote, expect)
-            outgoing = push.outgoing_version(
-                stack,
-                source,
-                workspace,
-                address=address,
-                name=name,
-                base=base,
-                conversion=conversion,
-                force=force,
-                selection=selection,
-            )
+            outgoing = outgoing_version(stack, source, workspace, options, address=address, name=name)
             manifest = outgoing.source.manifest(outgoing.reference)
             workspace.tell_notes(remote)
             skipped, overridden = outgoing.skipped, outgoing.overridden
             return _plan(str(address), manifest, remote, remote.has_blob, skipped=skipped, overridden=overridden)
-    return _plan_registry_push(
-        source, target, workspace, base=base, conversion=conversion, expect=expect, force=force, selection=selection
-    )
+    return _plan_registry_push(source, target, workspace, options, expect)
 
 
 def _plan_registry_push(
-    source: StrPath,
-    target: str,
-    workspace: Workspace,
-    *,
-    base: BaseSpec | None,
-    conversion: Conversion | None,
-    expect: Digest | None,
-    force: bool,
-    selection: Selection | None,
+    source: StrPath, target: str, workspace: Workspace, options: PackageOptions, expect: Digest | None
 ) -> TransferPlan:
     from adapterhub.ref import LATEST
     from adapterhub.remotes.adapter_folders import AdapterFolder
@@ -116,9 +98,7 @@ def _plan_registry_push(
     with (
         ExitStack() as stack,
         sources.open_source(source, workspace) as opened,
-        push.open_package(
-            opened, workspace, base=base, conversion=conversion, force=force, name=ref.name, selection=selection
-        ) as package,
+        open_package(opened, workspace, options, name=ref.name) as package,
     ):
         folder = AdapterFolder(package.folder, opened.location, draft=package.draft)
         manifest, codes = folder.manifest(LATEST), tuple(problem.code for problem in package.overridden)

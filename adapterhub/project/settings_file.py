@@ -11,20 +11,18 @@ import os.path
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from adapterhub import user_files
 from adapterhub.digest import is_hex
-from adapterhub.identity import LONGEST, Identity
 from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub.ref import LATEST, is_tag
 from adapterhub_converters import safe_regex
-from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import FORMATS
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .policy import ATTESTATIONS, Bounds, Policy, SigningRule
+from .settings_document import SettingsDocument
 from .tag_rules import CLEAN, TagRules, parse_duration
 
 _TOP_KEYS = ("registry", "remote", "remotes", "policy", "promote", "validate")
@@ -76,7 +74,8 @@ def read(path: Path, *, follow: bool = True) -> SettingsFile:
 
 def parse(text: str, path: Path) -> SettingsFile:
     """Parse `text`, the contents of the file `path`."""
-    document = _SettingsDocument(text, path)
+    document = SettingsDocument(text, path)
+    document.check_keys("", _TOP_KEYS)
     remotes = document.table("remotes")
     for name, entry in remotes.items():
         document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is not a valid remote")
@@ -107,7 +106,7 @@ _POLICY_RULES = (
 )  # fmt: skip
 
 
-def _policy(document: _SettingsDocument, path: Path) -> Policy:
+def _policy(document: SettingsDocument, path: Path) -> Policy:
     """Return the policy in the table `policy`."""
     table, signers = "policy", ("policy", "signers")
     document.check_keys(table, _POLICY_RULES)
@@ -134,7 +133,7 @@ def _policy(document: _SettingsDocument, path: Path) -> Policy:
     )
 
 
-def _bounds(document: _SettingsDocument, metric: str) -> Bounds:
+def _bounds(document: SettingsDocument, metric: str) -> Bounds:
     """Return the bounds of a metric, such as `{ min = 0.7 }`."""
     limits, table = document.table("policy", "metrics", metric), ("policy", "metrics", metric)
     document.check_keys(table, ("min", "max"))
@@ -143,7 +142,7 @@ def _bounds(document: _SettingsDocument, metric: str) -> Bounds:
     return Bounds(metric, *(float(limits[key]) if key in limits else None for key in ("min", "max")))
 
 
-def _attestations(document: _SettingsDocument, path: Path) -> Iterator[SigningRule]:
+def _attestations(document: SettingsDocument, path: Path) -> Iterator[SigningRule]:
     """Yield the rules about attestations: for each pattern of names, kinds of attestations with the paths of keys."""
     for pattern in document.patterns(("policy", "attestations")):
         table = ("policy", "attestations", pattern)
@@ -157,7 +156,7 @@ def _attestations(document: _SettingsDocument, path: Path) -> Iterator[SigningRu
 _REQUIREMENTS = ("eval", "attestations", "signers", "approvals", "approvers", "from_others", "scan", "age")
 
 
-def _tag_rules(document: _SettingsDocument, tag: str, path: Path) -> TagRules:
+def _tag_rules(document: SettingsDocument, tag: str, path: Path) -> TagRules:
     """Return the table `promote.TAG`."""
     table, required = ("promote", tag), ("promote", tag, "require")
     document.check(is_tag(tag), "promote", tag, "is not a tag")
@@ -197,7 +196,7 @@ def _tag_rules(document: _SettingsDocument, tag: str, path: Path) -> TagRules:
     )
 
 
-def _gates(document: _SettingsDocument, required: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _gates(document: SettingsDocument, required: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield the gates of the table `eval`: the name of an evaluation with one bound, or a list of them."""
     table = (*required, "eval")
     for name in document.patterns(table):
@@ -212,7 +211,7 @@ def _gates(document: _SettingsDocument, required: tuple[str, ...]) -> Iterator[t
         yield from ((name, gate) for gate in gates)
 
 
-def _validation(document: _SettingsDocument) -> Validation:
+def _validation(document: SettingsDocument) -> Validation:
     """Return the table `validate`."""
     document.check_keys("validate", ("base", "runtimes", "ignore", "max_rank", "strict"))
     return Validation(
@@ -222,197 +221,3 @@ def _validation(document: _SettingsDocument) -> Validation:
         document.count("validate", "max_rank"),
         document.switch("validate", "strict"),
     )
-
-
-Table = str | tuple[str, ...]
-"""The name of a table, or its parts if one of them may contain a dot."""
-
-
-class _SettingsDocument:
-    """A TOML document whose errors name the line."""
-
-    def __init__(self, text: str, path: Path) -> None:
-        self._text, self._path = text, path
-        self.document = toml_file.parse(text, str(path))
-        self.check_keys("", _TOP_KEYS)
-
-    def table(self, *name: str) -> dict[str, Any]:
-        """Return a table, or an empty one if it is missing."""
-        table = self.document
-        for depth, part in enumerate(name):
-            table = table.get(part, {})
-            self.check(isinstance(table, dict), name[:depth], part, "is not a table")
-        return table
-
-    def check_keys(self, table: Table, keys: tuple[str, ...]) -> None:
-        """Check that a table has no other keys than these."""
-        for key in self.table(*_parts(table)):
-            self.check(key in keys, table, key, "is unknown", f"Known keys: {', '.join(keys)}")
-
-    def patterns(self, table: Table) -> list[str]:
-        """Return the keys of a table that are names or patterns of names, of bounded length and number."""
-        *above, name = _parts(table)
-        patterns = list(self.table(*above, name))
-        self.check(len(patterns) <= MAX_PATTERNS, tuple(above), name, f"has more than {MAX_PATTERNS} patterns")
-        for pattern in patterns:
-            self.check(0 < len(pattern) <= MAX_PATTERN, table, pattern, "is not a pattern of names")
-        return patterns
-
-    def text(self, table: Table, key: str, *, required: bool = False) -> str | None:
-        """Return a string of one line; None if it is missing."""
-        value = self.table(*_parts(table)).get(key)
-        # One printable line, because these values appear in errors and tables.
-        is_valid = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
-        self.check(is_valid, table, key, "is missing" if value is None else "is not a string of one line")
-        return value
-
-    def texts(self, table: Table, key: str) -> tuple[str, ...]:
-        """Return a list of strings; empty if it is missing."""
-        rules = self.table(*_parts(table))
-        value = rules.get(key, [])
-        is_valid = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-        self.check(is_valid and (value or key not in rules), table, key, "is not a list of strings")
-        is_short = len(value) <= MAX_PATTERNS and all(len(item) <= MAX_PATTERN for item in value)
-        limits = f"is not a list of at most {MAX_PATTERNS} strings of at most {MAX_PATTERN} characters"
-        self.check(is_short, table, key, limits)
-        return tuple(value)
-
-    def signers(self, table: Table, key: str, file: Path) -> tuple[Path | Identity, ...]:
-        """Return a list of keys and identities.
-
-        A key is a path relative to the folder of `file`, which is made absolute; an identity is a table.
-        """
-        rules = self.table(*_parts(table))
-        value = rules.get(key)
-        is_valid = isinstance(value, list) and 0 < len(value) <= MAX_PATTERNS and all(map(_is_signer, value))
-        hint = 'Write it like ["keys/team.pub", { identity = "name@example.com", issuer = "https://accounts.example.com" }]'
-        self.check(is_valid, table, key, f"is not a list of at most {MAX_PATTERNS} paths of keys, and identities", hint)
-        folder = file.absolute().parent
-        signers: list[Path | Identity] = []
-        for entry in value or ():
-            if isinstance(entry, str):
-                signers.append(folder / os.path.expanduser(entry))
-            else:
-                config = entry.get("trust_config")
-                path = folder / os.path.expanduser(config) if config else None
-                signers.append(Identity(entry["identity"], entry["issuer"], path))
-        return tuple(signers)
-
-    def count(self, table: Table, key: str) -> int | None:
-        """Return a positive integer; None if it is missing."""
-        value = self.table(*_parts(table)).get(key)
-        self.check(value is None or (type(value) is int and value > 0), table, key, "is not a whole number above 0")
-        return value
-
-    def switch(self, table: Table, key: str) -> bool:
-        """Return a boolean; False if it is missing."""
-        value = self.table(*_parts(table)).get(key, False)
-        self.check(type(value) is bool, table, key, "is neither true nor false")
-        return bool(value)
-
-    def check(self, is_valid: object, table: Table, key: str, problem: str, hint: str = "") -> None:
-        """Raise UsageError, with the line of the key, unless `is_valid`."""
-        if not is_valid:
-            inside = ".".join(_parts(table))
-            line = toml_file.line_of(self._text, inside, key)
-            name = f"{inside}.{key}" if inside else key
-            raise UsageError(
-                f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {problem}", hint, code="invalid-config"
-            )
-
-
-def _is_signer(value: object) -> bool:
-    """Return whether a value is a path, or an identity with its issuer."""
-    if not isinstance(value, dict):
-        return isinstance(value, str) and bool(value) and len(value) <= MAX_PATTERN and value.isprintable()
-    has_known_keys = {"identity", "issuer"} <= value.keys() <= {"identity", "issuer", "trust_config"}
-    return has_known_keys and all(
-        isinstance(member, str) and 0 < len(member) <= LONGEST and member.isprintable() for member in value.values()
-    )
-
-
-def _parts(table: Table) -> tuple[str, ...]:
-    """Return the parts of a table's name; the empty name is the top level."""
-    return table if isinstance(table, tuple) else (table,) if table else ()
-
-
-# --- changes that leave the remaining text alone
-
-
-def with_remote(text: str, name: str, url: str) -> str:
-    """Return the TOML with one more remote at its end, or with another URL of an existing remote."""
-    if name in toml_file.parse(text, "").get("remotes", {}):
-        text = without_remote(text, name)
-    block = f"[remotes.{name}]\nurl = {_toml_string(url)}\n"
-    return f"{text.rstrip()}\n\n{block}" if text.strip() else block
-
-
-def without_remote(text: str, name: str) -> str:
-    """Return the TOML without one of its remotes."""
-    lines = text.splitlines(keepends=True)
-    start = toml_file.line_of(text, "remotes", name)
-    remaining = lines[: start - 1] if start else lines
-    if start:
-        end = next((i for i in range(start, len(lines)) if toml_file.is_header(lines[i])), len(lines))
-        while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
-            end -= 1  # comments above the next table belong to it
-        remaining = lines[: start - 1] + lines[end:]
-        if end == len(lines):  # nothing follows the remote
-            remaining[start - 1 :] = []
-            while remaining and not remaining[-1].strip():
-                remaining.pop()
-    return "".join(remaining)
-
-
-def with_default(text: str, name: str | None) -> str:
-    """Return the TOML with another default remote, or without one, in its old place or above the first table."""
-    lines, line_number = text.splitlines(keepends=True), toml_file.line_of(text, "", "remote")
-    new = [f"remote = {_toml_string(name)}\n"] if name else []
-    if line_number:
-        return "".join([*lines[: line_number - 1], *new, *lines[line_number:]])
-    if not new:
-        return text
-    # A key below a table's header would belong to that table.
-    first = next((i for i, line in enumerate(lines) if toml_file.is_header(line)), len(lines))
-    if lines[first:]:
-        new.append("\n")
-    elif lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
-    return "".join([*lines[:first], *new, *lines[first:]])
-
-
-def with_changes(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | None) -> str:
-    """Return the TOML with these remotes and this default, and everything else unchanged.
-
-    Raises:
-        UsageError: The file is written in a way that cannot be edited automatically.
-    """
-    old = parse(text, path)
-    new = text
-    for name in old.remotes.keys() - remotes.keys():
-        new = without_remote(new, name)
-    for name, url in remotes.items():
-        if old.remotes.get(name) != url:
-            new = with_remote(new, name, url)
-    if old.remote != remote:
-        new = with_default(new, remote)
-    # Removing a table at the start leaves an empty line that was not there before.
-    if not text.startswith("\n"):
-        new = new.lstrip("\n")
-    tables = {name: {"url": url} for name, url in remotes.items()}
-    expected = {**toml_file.parse(text, str(path)), "remotes": tables, "remote": remote}
-    try:
-        result = toml_file.parse(new, str(path))
-    except UsageError:
-        result = {}
-    # Compared as parsed, so that no spelling of TOML that the line edits misjudge is ever written.
-    if {**result, "remotes": result.get("remotes", {}), "remote": result.get("remote")} != expected:
-        raise UsageError(str(path), "is written in a way that cannot be edited automatically", "Edit it by hand")
-    return new
-
-
-def _toml_string(text: str) -> str:
-    """Return a text as a TOML string."""
-    import json
-
-    return json.dumps(text, ensure_ascii=False)  # for printable text, a JSON string is a basic string of TOML as well

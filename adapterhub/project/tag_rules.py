@@ -1,6 +1,6 @@
 """Requirements on the version that a tag may be moved to: the tables `[promote.TAG]` of a settings file.
 
-Only their form is known here; `adapterhub/registry/promotion.py` decides whether a version meets them.
+Only their form is known here; `adapterhub/registry/tag_requirements.py` decides whether a version meets them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = safe_regex.Pattern(r"[1-9][0-9]{0,8}[smhd]")
+UNMET = "requirements-unmet"
+"""The code of the error for a version that does not meet the requirements of a tag."""
 CLEAN = "clean"
 """The only scan that can be required: one that finds no error and no warning."""
 

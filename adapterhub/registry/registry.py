@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
     from .packaging import Package
-    from .promotion import Assessment
+    from .tag_requirements import Assessment
 
 __all__ = ["Registry", "Version", "find"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
+from adapterhub.project.tag_rules import UNMET
 from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import RefusedError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.project.tag_rules import TagRules
 
-    from .promotion import Assessment, VersionEvidence
+    from .tag_requirements import Assessment, VersionEvidence
 
 _MOVES = ("push", "tag", "rollback")
 
@@ -29,13 +30,17 @@ _MOVES = ("push", "tag", "rollback")
 class TagGate:
     """The gate of one open registry.
 
+    Args:
+        ledger: Its logs and index.
+        registry_rules: Returns the policy in the registry's own folder; None for none.
+
     Attributes:
         rules_of_caller: Returns the policy of whoever opened the registry, such as that of a project; None for none.
         read_signatures: Returns the signatures of a version by name and digest, wherever the registry's owner keeps them.
     """
 
-    def __init__(self, ledger: Ledger, own_rules: Callable[[], Policy | None]) -> None:
-        self._ledger, self._own_rules = ledger, own_rules
+    def __init__(self, ledger: Ledger, registry_rules: Callable[[], Policy | None]) -> None:
+        self._ledger, self._registry_rules = ledger, registry_rules
         self.rules_of_caller: Callable[[], Policy | None] = lambda: None
         self.read_signatures: Callable[[str, Digest], Sequence[bytes]] = self._stored_signatures
 
@@ -45,7 +50,7 @@ class TagGate:
     @cached_property
     def evidence(self) -> VersionEvidence:
         """What is known of versions besides the logs."""
-        from .promotion import VersionEvidence  # with the statistics, which most commands do without
+        from .tag_requirements import VersionEvidence  # with the statistics, which most commands do without
 
         # Looked up when it is called, as a hub sets it after the registry is open.
         def read_signatures(name: str, digest: Digest) -> Sequence[bytes]:
@@ -55,7 +60,7 @@ class TagGate:
 
     def _policies(self) -> list[Policy]:
         # Each once: a project's policy may be the registry's own file.
-        policies = (self._own_rules(), self.rules_of_caller())
+        policies = (self._registry_rules(), self.rules_of_caller())
         return list(dict.fromkeys(policy for policy in policies if policy is not None))
 
     def rules(self, tag: str) -> list[TagRules]:
@@ -83,15 +88,15 @@ class TagGate:
             mover: The user who moves it.
             pending: The entry with which the move would be made, if that also pushes the version.
         """
-        from . import promotion  # with the statistics, which most commands do without
+        from . import tag_requirements  # with the statistics, which most commands do without
 
         rules = self.rules(tag)
         entries = entries_in_force(self._ledger.store.log.entries(name))[0] if rules else []
         if pending is not None and pending.op == "push":
             entries = [*entries, pending]
         current = queries.tags(self._ledger.index, name).get(tag, 0)
-        candidate = promotion.Candidate(name, number, digest, tag, entries, mover, current)
-        return promotion.assess(candidate, rules, self.evidence)
+        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current)
+        return tag_requirements.assess(candidate, rules, self.evidence)
 
     def check(self, entry: Entry) -> None:
         """Raise RefusedError for an entry that moves a tag to a version that does not meet its requirements, or is withdrawn.
@@ -117,4 +122,4 @@ class TagGate:
         rows = queries.versions(self._ledger.index, name=name, number=number) if number else []
         if not (rows and is_content_of(rows[0].digest)):
             problem = "has requirements, and leads only to the version that was promoted to it"
-            raise RefusedError(f"{name}:{tag}", problem, "Promote a version", code="requirements-unmet", ref=name, tag=tag)
+            raise RefusedError(f"{name}:{tag}", problem, "Promote a version", code=UNMET, ref=name, tag=tag)

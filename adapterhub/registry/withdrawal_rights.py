@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Claim:
+class WithdrawalClaim:
     """A signed claim that a version is withdrawn, and the signer that it is said to be by."""
 
     bundle: bytes
     signer: TrustedSigner
 
 
-def check(name: str, number: int, manifest: Manifest, signatures: Sequence[bytes], claim: Claim | None) -> None:
+def check(name: str, number: int, manifest: Manifest, signatures: Sequence[bytes], claim: WithdrawalClaim | None) -> None:
     """Raise RefusedError if a version is signed, and a claim is not by one of its signers; for anybody but an admin."""
     from adapterhub.trust import bundle, release_claims, statement
 

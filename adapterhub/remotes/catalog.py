@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Version, VersionDocument
     from adapterhub.registry.release_moves import Withdrawal
     from adapterhub.registry.version_lookup import RestoreResult
-    from adapterhub.registry.withdrawal_rights import Claim
+    from adapterhub.registry.withdrawal_rights import WithdrawalClaim
     from adapterhub.store.store import Entry, Progress
 
     from .release_documents import PromotionReport
@@ -190,7 +190,9 @@ class Catalog(ABC):
         """Point a tag at the version it had before; return the version it left, and the one it has now."""
 
     @abstractmethod
-    def withdraw(self, ref: Ref, reason: str, claim: Claim | None = None, *, everywhere: bool = False) -> Sequence[Withdrawal]:
+    def withdraw(
+        self, ref: Ref, reason: str, claim: WithdrawalClaim | None = None, *, everywhere: bool = False
+    ) -> Sequence[Withdrawal]:
         """Withdraw a version; `everywhere` under every name that has it and that the user may change."""
 
     @abstractmethod

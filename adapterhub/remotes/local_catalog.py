@@ -19,7 +19,7 @@ from adapterhub.registry.content_search import Bar
 from adapterhub.registry.registry import Registry, Version, VersionDocument
 from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.registry.version_lookup import RestoreResult
-from adapterhub.registry.withdrawal_rights import Claim
+from adapterhub.registry.withdrawal_rights import WithdrawalClaim
 from adapterhub.store.store import Entry
 from adapterhub.user_files import is_mine
 from adapterhub_converters.errors import UsageError
@@ -191,18 +191,20 @@ class LocalCatalog(Catalog):
         """Point a tag at the version it had before."""
         return release_moves.rollback(self._registry.ledger, ref, message)
 
-    def withdraw(self, ref: Ref, reason: str, claim: Claim | None = None, *, everywhere: bool = False) -> Sequence[Withdrawal]:
+    def withdraw(
+        self, ref: Ref, reason: str, claim: WithdrawalClaim | None = None, *, everywhere: bool = False
+    ) -> Sequence[Withdrawal]:
         """Withdraw a version; the owner of the registry's folder is its admin."""
         registry, row = self._registry, self._withdrawable_row(ref, claim)
         rows = registry.versions_with(row.digest) if everywhere else [row]
         statement = ReleaseStatement(reason, claim.bundle.decode() if claim else "")
-        return [release_moves.withdraw(registry.ledger, item.ref, statement) for item in rows]
+        return [release_moves.withdraw(registry.ledger, version.ref, statement) for version in rows]
 
     def undo_withdrawal(self, ref: Ref) -> Version:
         """Let a withdrawn version be used again."""
         return release_moves.undo_withdrawal(self._registry.ledger, self._withdrawable_row(ref, None).ref)
 
-    def _withdrawable_row(self, ref: Ref, claim: Claim | None) -> VersionRow:
+    def _withdrawable_row(self, ref: Ref, claim: WithdrawalClaim | None) -> VersionRow:
         """Return a version; RefusedError if it is signed, the folder is another user's, and the claim is not its signer's."""
         registry = self._registry
         row = registry.row(ref)

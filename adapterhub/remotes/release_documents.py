@@ -12,7 +12,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from .answer_fields import Fields
 
 if TYPE_CHECKING:
-    from adapterhub.registry.promotion import Assessment, Requirement
+    from adapterhub.registry.tag_requirements import Assessment, Requirement
 
 
 @dataclass(frozen=True)
@@ -58,33 +58,33 @@ def promotion_document(report: PromotionReport) -> dict[str, Any]:
         "moved": report.moved,
         "requirements": [
             {
-                "rule": item.rule,
-                "needed": item.needed,
-                "value": item.value,
-                "ok": item.is_met,
-                "evidence": item.evidence or None,
-                "file": item.file,
+                "rule": requirement.rule,
+                "needed": requirement.needed,
+                "value": requirement.value,
+                "ok": requirement.is_met,
+                "evidence": requirement.evidence or None,
+                "file": requirement.file,
             }
-            for item in report.requirements
+            for requirement in report.requirements
         ],
     }
 
 
 def read_promotion(document: object, location: str) -> PromotionReport:
     """Read the document of a promotion."""
-    from adapterhub.registry.promotion import Requirement  # with the statistics, which other commands do without
+    from adapterhub.registry.tag_requirements import Requirement  # with the statistics, which other commands do without
 
     fields = Fields(document, location)
     requirements = [
         Requirement(
-            item.text("rule"),
-            item.text("needed"),
-            item.text("value"),
-            item.value("ok", bool),
-            item.optional_text("evidence") or "",
-            item.text("file"),
+            entry.text("rule"),
+            entry.text("needed"),
+            entry.text("value"),
+            entry.value("ok", bool),
+            entry.optional_text("evidence") or "",
+            entry.text("file"),
         )
-        for item in fields.objects("requirements")
+        for entry in fields.objects("requirements")
     ]
     return PromotionReport(
         fields.name("name"),

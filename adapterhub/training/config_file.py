@@ -149,7 +149,7 @@ class _ConfigParser:
         if not isinstance(values, Mapping):
             self.report_problem("", name, "is not a table")
             values = {}
-        fields = {item.name: item for item in dataclasses.fields(section_class)}
+        fields = {field.name: field for field in dataclasses.fields(section_class)}
         key_types = typing.get_type_hints(section_class)
         valid: dict[str, Any] = {}
         for key, value in values.items():
@@ -165,9 +165,9 @@ class _ConfigParser:
                 valid[key] = _value(value, key_types[key])
             except ValueError as error:
                 self.report_problem(name, key, str(error))
-        for key, item in fields.items():
+        for key, field in fields.items():
             # Keys without any default are required.
-            if key not in valid and item.default is item.default_factory is dataclasses.MISSING:
+            if key not in valid and field.default is field.default_factory is dataclasses.MISSING:
                 self.report_problem(name, key, "is missing")
                 valid[key] = "" if key_types[key] is str else ("",)  # so that the other keys can be checked
         return section_class(**valid)
@@ -183,7 +183,9 @@ class _ConfigParser:
 
 def _section_of(key: str) -> str | None:
     """Return the first section that has a key of this name."""
-    return next((name for name, fields in SECTIONS.items() if key in {item.name for item in dataclasses.fields(fields)}), None)
+    return next(
+        (name for name, fields in SECTIONS.items() if key in {field.name for field in dataclasses.fields(fields)}), None
+    )
 
 
 def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:

@@ -174,14 +174,14 @@ def explain(query: str | None = None) -> list[KeyExplanation]:
     Raises:
         UsageError: With the code `config-key`, if nothing has that name.
     """
-    keys = list(_all())
+    keys = list(_explained_keys())
     if query is None:
         return keys
     name = query.replace("[", "").replace("]", ".").replace(" ", "").strip(".")
-    matches = [item for item in keys if name == item.section]
-    matches = matches or [item for item in keys if name in (item.key, f"{item.section}.{item.key}")]
+    matches = [entry for entry in keys if name == entry.section]
+    matches = matches or [entry for entry in keys if name in (entry.key, f"{entry.section}.{entry.key}")]
     if not matches:
-        names = [*SECTIONS, *(item.key for item in keys)]
+        names = [*SECTIONS, *(entry.key for entry in keys)]
         meant = OTHER_TRAINERS_KEYS.get(name.lower()) or next(iter(difflib.get_close_matches(name, names, 1)), None)
         details = {"meant": meant} if meant else {}
         hint = f"Did you mean {meant}?" if meant else ""
@@ -189,21 +189,21 @@ def explain(query: str | None = None) -> list[KeyExplanation]:
     return matches
 
 
-def _all() -> Iterator[KeyExplanation]:
+def _explained_keys() -> Iterator[KeyExplanation]:
     explanations = configparser.ConfigParser(delimiters=":", interpolation=None)
     explanations.read_string(_EXPLANATIONS)
     for section, section_class in SECTIONS.items():
-        for item in dataclasses.fields(section_class):
-            value = _default(item)
+        for field in dataclasses.fields(section_class):
+            value = _default(field)
             needed = value is dataclasses.MISSING
             default = "" if needed or value is None else _toml(value)
             yield KeyExplanation(
-                section, item.name, default, needed, explanations.get(section, item.name, fallback="").replace("\n", " ")
+                section, field.name, default, needed, explanations.get(section, field.name, fallback="").replace("\n", " ")
             )
 
 
-def _default(item: dataclasses.Field[Any]) -> Any:
-    return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def _toml(value: Any) -> str:
@@ -217,16 +217,16 @@ def template() -> str:
         "# Keys that are commented out have their defaults.",
     ]
     section = ""
-    for item in _all():
-        if item.section != section:
-            section = item.section
+    for entry in _explained_keys():
+        if entry.section != section:
+            section = entry.section
             lines += ["", f"[{section}]"]
         lines += [
-            f"# {line}" for line in textwrap.wrap(item.explanation, _WIDE, break_long_words=False, break_on_hyphens=False)
+            f"# {line}" for line in textwrap.wrap(entry.explanation, _WIDE, break_long_words=False, break_on_hyphens=False)
         ]
-        sample = _SAMPLES.get(f"{section}.{item.key}")
-        value = _toml(sample) if sample is not None else item.default
-        lines.append(f"{item.key} = {value}" if item.needed else f"#{item.key} = {value}")
+        sample = _SAMPLES.get(f"{section}.{entry.key}")
+        value = _toml(sample) if sample is not None else entry.default
+        lines.append(f"{entry.key} = {value}" if entry.needed else f"#{entry.key} = {value}")
     return "\n".join(lines) + "\n"
 
 

@@ -73,7 +73,7 @@ class Attestation:
 
     def sign(self, key: Signer) -> bytes:
         """Return a bundle with the signed statement."""
-        return bundle.seal(self.dump(), key, self.name)
+        return bundle.sign_payload(self.dump(), key, self.name)
 
     def check(self, kind: str, digest: Digest, location: str) -> None:
         """Raise IntegrityError unless the statement is of this kind and about this manifest."""
@@ -129,8 +129,8 @@ def parse(raw: bytes, location: str) -> Attestation:
 
 
 def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> VerifiedAttestation:
-    """Return what a bundle attests, if one of `signers` signed it; raises the errors of `bundle.unseal`."""
-    payload, signer = bundle.unseal(raw, signers, location)
+    """Return what a bundle attests, if one of `signers` signed it; raises the errors of `bundle.verify_payload`."""
+    payload, signer = bundle.verify_payload(raw, signers, location)
     return VerifiedAttestation(parse(payload, location), signer)
 
 

@@ -43,17 +43,17 @@ class SignedStatement:
     raw: bytes
 
 
-def seal(payload: bytes, key: Signer, location: str) -> bytes:
+def sign_payload(payload: bytes, key: Signer, location: str) -> bytes:
     """Return a bundle with a signed in-toto statement; RefusedError if it would be too large to be read."""
     from .keyless import KeylessSigner  # needs cryptography
 
-    raw = key.seal(payload, location) if isinstance(key, KeylessSigner) else _seal_with_key(payload, key)
+    raw = key.sign_payload(payload, location) if isinstance(key, KeylessSigner) else _sign_with_key(payload, key)
     if len(raw) > MAX_BUNDLE:
         raise RefusedError(location, f"a signature of over {MAX_BUNDLE} bytes", "Sign fewer files")
     return raw
 
 
-def _seal_with_key(payload: bytes, key: KeySigner) -> bytes:
+def _sign_with_key(payload: bytes, key: KeySigner) -> bytes:
     """Return a bundle signed by a key."""
     # model_signing leaves keyid empty, and names the key in the hint.
     envelope = {
@@ -66,7 +66,7 @@ def _seal_with_key(payload: bytes, key: KeySigner) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def unseal(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple[bytes, TrustedSigner]:
+def verify_payload(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple[bytes, TrustedSigner]:
     """Return the statement in a bundle, unparsed, and the one of `signers` that signed it.
 
     Raises:
@@ -94,12 +94,12 @@ def unseal(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple
 
 def sign(signed: Statement, key: Signer) -> bytes:
     """Return a bundle with the signature of an adapter's files."""
-    return seal(signed.dump(), key, signed.name)
+    return sign_payload(signed.dump(), key, signed.name)
 
 
 def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> SignedStatement:
-    """Return the files that a bundle signs, if one of `signers` signed it; raises the errors of `unseal`."""
-    payload, signer = unseal(raw, signers, location)
+    """Return the files that a bundle signs, if one of `signers` signed it; raises the errors of `verify_payload`."""
+    payload, signer = verify_payload(raw, signers, location)
     return SignedStatement(statement.parse(payload, location), signer, raw)
 
 

@@ -239,7 +239,7 @@ class KeylessSigner:
     def __repr__(self) -> str:
         return f"<KeylessSigner {self.public.title}>"
 
-    def seal(self, payload: bytes, location: str) -> bytes:
+    def sign_payload(self, payload: bytes, location: str) -> bytes:
         """Return a bundle with a signed in-toto statement, which Sigstore's log has published by then.
 
         Raises:

@@ -50,7 +50,7 @@ class Checkpoint:
             "predicateType": PREDICATE_TYPE,
             "predicate": {"time": self.time},
         }
-        signed = json_file.parse_object(bundle.seal(json_file.canonical_bytes(statement), key, location), location)
+        signed = json_file.parse_object(bundle.sign_payload(json_file.canonical_bytes(statement), key, location), location)
         return json_file.canonical_bytes({**unsigned, _BUNDLE: signed}) + b"\n"
 
     def _document(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def read(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple[C
     if _BUNDLE not in document:
         raise FormatError(location, "not a checkpoint: it has no signature", _HINT)
     # Without its signature, the document is what the statement's subject covers.
-    payload, signer = bundle.unseal(json_file.canonical_bytes(document.pop(_BUNDLE)), signers, location)
+    payload, signer = bundle.verify_payload(json_file.canonical_bytes(document.pop(_BUNDLE)), signers, location)
     statement = json_file.parse_object(payload, location)
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise FormatError(location, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}", _HINT)

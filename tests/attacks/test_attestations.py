@@ -102,8 +102,8 @@ def test_an_attestation_signs_no_files(secret: keys.PrivateKey) -> None:
 
 
 FORMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "older": (
-        lambda s: s.update(_type="https://in-toto.io/Statement/v0.1"),
+    "later": (
+        lambda s: s.update(_type="https://in-toto.io/Statement/v2"),
         "does not attest a statement of the type https://in-toto.io/Statement/v1",
     ),
     "no type": (
@@ -126,7 +126,7 @@ def test_a_statement_of_another_form_is_refused_though_the_key_is_trusted(secret
     change, expected = FORMS[form]
     document = json.loads(GOOD.dump())
     change(document)
-    raw = bundle.seal(json.dumps(document).encode(), secret, "x")
+    raw = bundle.sign_payload(json.dumps(document).encode(), secret, "x")
     with pytest.raises(FormatError) as error:
         attestation.verify(raw, [secret.public], "x")
     assert expected in error.value.what

@@ -166,19 +166,19 @@ _REBINDING = """
     ):
         asking, before = client.Client(f"http://{home}:{PORT}", pauses=()), len(seen)
         try:
-            asking.ask("GET", f"http://{home}:{PORT}/x", "x", good=(200,))
+            asking.request("GET", f"http://{home}:{PORT}/x", "x", good=(200,))
         except RemoteError as error:
             assert not allowed and "the server leads to" in str(error), (home, TARGET, error)
         else:
             assert allowed, (home, TARGET)
         assert len(seen) - before == 1 + allowed
     asking = client.Client(f"http://public.example:{PORT}", pauses=())
-    asking.ask("GET", f"http://public.example:{PORT}/y", "x", good=(200,))
+    asking.request("GET", f"http://public.example:{PORT}/y", "x", good=(200,))
     asking.close()
     text = open("/etc/hosts").read()
     open("/etc/hosts", "w").write(text.replace("8.8.8.8 public.example", "127.0.0.1 public.example"))
     try:
-        asking.ask("GET", f"http://public.example:{PORT}/y", "x", good=(200,))
+        asking.request("GET", f"http://public.example:{PORT}/y", "x", good=(200,))
     except RemoteError as error:
         assert "was a public address and is now 127.0.0.1" in str(error), error
     else:

@@ -14,6 +14,7 @@ from adapterhub.cli import configured_command, environment
 from adapterhub.cli.commands.hub.serving import start
 from adapterhub.cli.main import app
 from adapterhub.cli.options import Settings
+from adapterhub.cli.progress import QUIET
 from adapterhub_converters.errors import AdapterhubError, UsageError
 from tests.conftest import Run
 
@@ -45,7 +46,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *words: str, **env: str) -> tuple[di
         monkeypatch.setenv(name, value)
     settings = Settings()
     context = start.make_context("start", list(words), obj=settings)
-    return context.params, settings
+    return {**context.params, "quiet": context.meta.get(QUIET)}, settings
 
 
 def written(folder: Path, **values: Any) -> str:

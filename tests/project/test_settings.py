@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapterhub import user_files
 from adapterhub.cli.commands.init import _TEMPLATE
-from adapterhub.project import settings_file
+from adapterhub.project import remote_edits, settings_file
 from adapterhub.project.settings_file import Policy
 from adapterhub_converters.errors import LocalIOError, UsageError
 
@@ -93,15 +93,15 @@ def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path) -> None:
 def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     old = settings_file.parse(WHOLE, path)
-    same = settings_file.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
+    same = remote_edits.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
     assert same == WHOLE
-    more = settings_file.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
+    more = remote_edits.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
     assert more == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
-    less = settings_file.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
+    less = remote_edits.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
     assert "# read by everybody\n[remotes.free]" in less
     assert "team]" not in less
     assert (
-        settings_file.with_changes("", path, remotes={"a": "oci://x"}, remote="a")
+        remote_edits.with_changes("", path, remotes={"a": "oci://x"}, remote="a")
         == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
     )
 
@@ -117,7 +117,7 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
     for name, url, default in steps:
         remotes = {**remotes, name: url} if url else {key: value for key, value in remotes.items() if key != name}
         remote = name if default and url else remote if remote in remotes else None
-        text = settings_file.with_changes(text, path, remotes=remotes, remote=remote)
+        text = remote_edits.with_changes(text, path, remotes=remotes, remote=remote)
         document = tomllib.loads(text)
         assert {key: value["url"] for key, value in document.get("remotes", {}).items()} == remotes
         assert document.get("remote") == remote
@@ -129,7 +129,7 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
 )
 def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="Edit it by hand"):
-        settings_file.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
+        remote_edits.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
-from adapterhub.registry import gates, measurement_log
+from adapterhub.registry import measurement_log, metric_gates
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
@@ -120,9 +120,9 @@ def test_an_older_adapterhub_names_such_an_entry() -> None:
 def test_gates() -> None:
     expected = {"ppl<12": True, "ppl<9.5": False, "ppl/base<0.8": True, "loss >= 2.25": True, "tokens=640": True}
     for text, passes in expected.items():
-        assert gates.parse_gate(text, "--gate").passes(METRICS) is passes, text
+        assert metric_gates.parse_gate(text, "--gate").passes(METRICS) is passes, text
     with pytest.raises(UsageError, match="'bleu' is not measured. Choose one of ppl, perplexity, loss"):
-        gates.parse_gate("bleu>0.8", "--gate")
+        metric_gates.parse_gate("bleu>0.8", "--gate")
     with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")
 

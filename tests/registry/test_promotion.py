@@ -19,8 +19,8 @@ from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log, release_moves
 from adapterhub.registry.packaging import package
-from adapterhub.registry.promotion import Requirement
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.tag_requirements import Requirement
 from adapterhub.remotes.local_catalog import LocalCatalog
 from adapterhub.store.ref_log import TAG_MOVES
 from adapterhub.trust import attestation, bundle, keys, release_claims, statement

@@ -197,10 +197,10 @@ def test_a_signed_version_needs_its_signer(registry: Registry, tmp_path: Path) -
     files = {layer.path: layer.digest for layer in manifest.layers}
     signature = bundle.sign(statement.Statement("team/sql", files), signers["release"])
 
-    def claim(name: str, about: str = "") -> withdrawal_rights.Claim:
+    def claim(name: str, about: str = "") -> withdrawal_rights.WithdrawalClaim:
         digest = about or manifest.digest
         raw = release_claims.sign(release_claims.WITHDRAWAL, "team/sql", digest, signers[name], text="x")
-        return withdrawal_rights.Claim(raw, signers[name].public)
+        return withdrawal_rights.WithdrawalClaim(raw, signers[name].public)
 
     other_version = registry.resolve(v(1)).digest
     for refused in (None, claim("other"), claim("release", other_version)):

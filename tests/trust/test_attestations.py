@@ -139,7 +139,7 @@ def test_a_bundle_as_cosign_writes_it_is_verified_with_the_same_keys(tmp_path: P
     key = keys.read_private(tmp_path / "ci.key")
     claim = Attestation("https://example.com/scan", "team/sql", "sha256:" + "a" * 64, {"clean": True})
     statement = {**json.loads(claim.dump()), "_type": "https://in-toto.io/Statement/v0.1"}
-    signed = json.loads(bundle.seal(json.dumps(statement).encode(), key, "x"))
+    signed = json.loads(bundle.sign_payload(json.dumps(statement).encode(), key, "x"))
     material = {"publicKey": {"hint": key.public.hints[1]}, **({} if log is None else {"tlogEntries": log})}
     raw = json.dumps({**signed, "verificationMaterial": material}).encode()
     assert attestation.verify(raw, [key.public], "x").attestation == claim

@@ -95,7 +95,7 @@ def list_(settings: Settings) -> int:
     for name, error in damaged.items():
         errors.say(error, about=f"base {name}: ")
     document = {
-        "bases": [_document(item) for item in bases],
+        "bases": [_document(registered_base) for registered_base in bases],
         "damaged": [{"name": name, "where": error.where, "what": error.what} for name, error in damaged.items()],
     }
     output.emit(document, as_json=settings.as_json, text=lambda: _list_text(bases) if bases or not damaged else None)
@@ -108,15 +108,15 @@ def _list_text(bases: list[RegisteredBase]) -> None:
         return
     cells = [
         [
-            item.name,
-            item.spec.repo or "-",
-            item.spec.architecture or "-",
-            _number_type(item.spec),
-            str(len(item.spec.tensors)),
-            output.digest(item.spec.fingerprint or ""),
-            item.time[:10],
+            registered_base.name,
+            registered_base.spec.repo or "-",
+            registered_base.spec.architecture or "-",
+            _number_type(registered_base.spec),
+            str(len(registered_base.spec.tensors)),
+            output.digest(registered_base.spec.fingerprint or ""),
+            registered_base.time[:10],
         ]
-        for item in bases
+        for registered_base in bases
     ]
     output.write_table(_LIST, cells)
 

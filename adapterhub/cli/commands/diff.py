@@ -216,7 +216,7 @@ def _value_texts(before: Any, after: Any) -> tuple[str, str]:
 
 
 def _without(items: list[Any], excluded: list[Any]) -> list[Any]:
-    """Return the items that are not in `others`. It takes linear time, because the lists come from somebody else."""
+    """Return the items that are not in `excluded`, in linear time, because the lists come from somebody else."""
     excluded_texts = set(map(_canonical_text, excluded))
     return [item for item in items if _canonical_text(item) not in excluded_texts]
 

@@ -160,7 +160,7 @@ def _evaluate_data(
 ) -> int:
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.operations import train
-    from adapterhub.registry.gates import DATA_GATES
+    from adapterhub.registry.metric_gates import DATA_GATES
 
     if base is None:
         raise UsageError("--base", "is required for --data", "Name the model that the adapter is for", code="base-required")

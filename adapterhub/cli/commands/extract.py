@@ -117,7 +117,7 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
         output.write(
             output.one_line(
                 f"  left out: {output.plural(len(left_out), 'tensor')} "
-                f"({', '.join(sorted({item.reason for item in left_out}))}), "
+                f"({', '.join(sorted({weight.reason for weight in left_out}))}), "
                 f"largest {largest.name}: {_change_text(largest)} of its norm; --rest stores them whole"
             )
         )

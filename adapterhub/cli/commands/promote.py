@@ -52,8 +52,14 @@ def promote(settings: Settings, *, ref: str, tag: str, dry_run: bool, message: s
 
 def _write(report: PromotionReport, *, is_asked: bool) -> None:
     rows = [
-        ["ok" if item.is_met else "MISSING", item.rule, item.needed, output.one_line(item.value), item.evidence or "-"]
-        for item in report.requirements
+        [
+            "ok" if requirement.is_met else "MISSING",
+            requirement.rule,
+            requirement.needed,
+            output.one_line(requirement.value),
+            requirement.evidence or "-",
+        ]
+        for requirement in report.requirements
     ]
     if rows:
         output.write_table(_COLUMNS, rows)

@@ -42,7 +42,7 @@ _NETWORK = ("http://", "https://", "hf://")
     example="""
     adapterhub pull team/sql:v2
     adapterhub pull team/sql:prod -o ./sql-prod
-    adapterhub pull team/sql:v2 --dry-run
+    adapterhub pull team/sql:v2 -o ./sql-v2 --dry-run
     adapterhub pull team/sql:v2 --to gguf
     adapterhub pull team/sql:v2 --remote
     adapterhub pull team/sql:v2 --from adapters.tar --offline

@@ -215,11 +215,11 @@ def _file(project: bool) -> Path:
 def _change(path: Path, update: Any) -> bool:
     """Replace the remotes in a file; return False if nothing changed."""
     from adapterhub import user_files
-    from adapterhub.project import settings_file as project
+    from adapterhub.project import remote_edits, settings_file
 
     def new(text: str) -> str | None:
-        remotes, default = update(project.parse(text, path))
-        new_text = project.with_changes(text, path, remotes=remotes, remote=default)
+        remotes, default = update(settings_file.parse(text, path))
+        new_text = remote_edits.with_changes(text, path, remotes=remotes, remote=default)
         return new_text if new_text != text else None
 
     return user_files.change(path, new, follow=path == environment.user_file())

@@ -114,12 +114,12 @@ def _search_contents(settings: Settings, files: Sequence[str], digests: Sequence
                 queries.append(ContentQuery(text, content_search.read_contents(path, bytes_bar)))
         answer = catalog.find(queries, bytes_bar)
     results, unlisted = answer.matches, answer.unlisted
-    missing = [item for item in results if not item.is_whole]
+    missing = [result for result in results if not result.is_whole]
     # "Not found" would be too strong a claim if some tensors could not be searched.
     if unlisted and missing:
         count = output.plural(unlisted, "file")
         output.say(f"not searched: the tensors of {count}, missing or damaged; `adapterhub fsck` shows which")
-    if not any(item.holders or item.shares for item in results):
+    if not any(result.holders or result.shares for result in results):
         raise NotFoundError(
             results[0].source, "no version contains it" if len(results) == 1 else "no version contains it or the others"
         )

@@ -67,9 +67,9 @@ def withdraw(
             "--message", "is required: everybody who asks for the version is told", "Say why", code="reason-required"
         )
     with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions") as (catalog, target):
-        withdrawn = _withdraw(catalog, target, str(message), signer, everywhere=everywhere)
-    document = {"withdrawn": [withdrawal_document(item) for item in withdrawn]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _write(withdrawn, remote))
+        withdrawals = _withdraw(catalog, target, str(message), signer, everywhere=everywhere)
+    document = {"withdrawn": [withdrawal_document(withdrawal) for withdrawal in withdrawals]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _write(withdrawals, remote))
 
 
 def _withdraw(
@@ -77,21 +77,21 @@ def _withdraw(
 ) -> Sequence[Withdrawal]:
     if signer is None:
         return catalog.withdraw(ref, reason, everywhere=everywhere)
-    from adapterhub.registry.withdrawal_rights import Claim
+    from adapterhub.registry.withdrawal_rights import WithdrawalClaim
     from adapterhub.trust import release_claims
 
     key, digest = signer.read(), catalog.show(ref)["digest"]
     bundle = release_claims.sign(release_claims.WITHDRAWAL, ref.name, digest, key, text=reason)
-    return catalog.withdraw(ref, reason, Claim(bundle, key.public), everywhere=everywhere)
+    return catalog.withdraw(ref, reason, WithdrawalClaim(bundle, key.public), everywhere=everywhere)
 
 
-def _write(withdrawn: Sequence[Withdrawal], remote: str | None) -> None:
-    for item in withdrawn:
-        output.write(output.one_line(f"{item.ref} is withdrawn: {item.reason}"))
-        if item.moved_latest:
-            output.write(f"{item.name} is v{item.latest}, the newest version that is left")
-        elif not item.latest:
-            output.write(f"{item.name} has no version that is left: it cannot be used until the next push")
-        for tag in item.tags:
-            command_ = f"`adapterhub rollback {item.name}:{tag}{remote_words(remote)}`"
-            output.write(f"{item.name}:{tag} cannot be used until it moves: {command_}")
+def _write(withdrawals: Sequence[Withdrawal], remote: str | None) -> None:
+    for withdrawal in withdrawals:
+        output.write(output.one_line(f"{withdrawal.ref} is withdrawn: {withdrawal.reason}"))
+        if withdrawal.moved_latest:
+            output.write(f"{withdrawal.name} is v{withdrawal.latest}, the newest version that is left")
+        elif not withdrawal.latest:
+            output.write(f"{withdrawal.name} has no version that is left: it cannot be used until the next push")
+        for tag in withdrawal.tags:
+            command_ = f"`adapterhub rollback {withdrawal.name}:{tag}{remote_words(remote)}`"
+            output.write(f"{withdrawal.name}:{tag} cannot be used until it moves: {command_}")

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 def write_matches(results: Sequence[ContentMatches]) -> None:
     """Print a row for each version that contains a file or some of its tensors."""
     columns = [Column("REF"), Column("TAGS", drop=2), Column("FILE", drop=1)]
-    if any(item.shares for item in results):
+    if any(result.shares for result in results):
         columns.append(Column("TENSORS"))
     several = len(results) > 1
     if several:
         columns.insert(0, Column("SOURCE"))
     cells = []
-    for item in results:
-        for row, place, share in _holder_rows(item):
-            cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", place, share])
+    for result in results:
+        for row, place, share in _holder_rows(result):
+            cells.append([*([result.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", place, share])
     output.write_table(columns, [row[: len(columns)] for row in cells])
-    for item in results:
-        if not item.holders:
-            suffix = " as a whole" if item.shares else ""
-            output.say(output.one_line(f"{item.source}: no version contains it{suffix}"))
+    for result in results:
+        if not result.holders:
+            suffix = " as a whole" if result.shares else ""
+            output.say(output.one_line(f"{result.source}: no version contains it{suffix}"))
 
 
 def _holder_rows(result: ContentMatches) -> list[tuple[Any, str, str]]:

@@ -42,8 +42,12 @@ def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: 
         "dequantized": forecast.config.dequantized,
         "full_fine_tuning": forecast.full_fine_tuning,
         "what_if": [
-            {"settings": item.settings, "memory": memory_document(item.plan), "fits": forecast.fits(item.plan)}
-            for item in forecast.alternatives
+            {
+                "settings": alternative.settings,
+                "memory": memory_document(alternative.plan),
+                "fits": forecast.fits(alternative.plan),
+            }
+            for alternative in forecast.alternatives
         ],
     }
 
@@ -164,11 +168,16 @@ def table(plan: MemoryPlan) -> list[str]:
 
 def _what_if(forecast: Forecast) -> list[str]:
     rows = []
-    for item in forecast.alternatives:
-        change = item.plan.total - forecast.memory.total
-        verdict = "does not fit" if forecast.fits(item.plan) is False else ""
+    for alternative in forecast.alternatives:
+        change = alternative.plan.total - forecast.memory.total
+        verdict = "does not fit" if forecast.fits(alternative.plan) is False else ""
         rows.append(
-            [item.settings, output.size(item.plan.total), f"{'-' if change < 0 else '+'}{output.size(abs(change))}", verdict]
+            [
+                alternative.settings,
+                output.size(alternative.plan.total),
+                f"{'-' if change < 0 else '+'}{output.size(abs(change))}",
+                verdict,
+            ]
         )
     columns = (Column("WITH"), Column("PEAK", right=True), Column("CHANGE", right=True), Column("", drop=1))
     return output.table(columns, rows, screen=output.width())

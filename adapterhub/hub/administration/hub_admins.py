@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import check_admin
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log
+from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log, id_tokens
 from adapterhub.hub.people.access_tokens import Identity, Limits, Token
 from adapterhub.hub.people.accounts import EVERYWHERE, ROLES, Account
 from adapterhub.hub.people.admissions import Admission
 from adapterhub.hub.people.audit_log import Event
-from adapterhub_converters.errors import UsageError
 
 _MAX_ROWS = 1000  # of the audit log in one answer
-_MAX_CLAIMS, _MAX_CLAIM = 20, 500  # claims of a rule, and characters of one
 
 
 # ---- accounts
@@ -99,13 +97,12 @@ def add_admission(
 ) -> int:
     """Admit people with certain claims, such as a group, and give them a role; errors as for `admissions.add`."""
     check_admin(identity, EVERYWHERE)
-    if len(claims) > _MAX_CLAIMS or any(len(key) + len(value) > _MAX_CLAIM for key, value in claims.items()):
-        raise UsageError("claims", f"are more than {_MAX_CLAIMS}, or longer than {_MAX_CLAIM} characters")
+    id_tokens.check_claims(claims)
     ident = admissions.add(database, issuer, claims, namespace=namespace, role=role)
     request_context.current().record_detail(
         admission=ident,
         issuer=issuer,
-        claims=",".join(map("=".join, claims.items())),
+        claims=id_tokens.claims_text(claims),
         namespace=namespace,
         role=role or "none",
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from adapterhub.hub import request_context, webhooks
 from adapterhub.hub.access_control import ForbiddenError, check_admin
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts, publishers
+from adapterhub.hub.people import accounts, id_tokens, publishers
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.people.publishers import Publisher
@@ -21,8 +21,8 @@ from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
 PUBLIC_ISSUERS = ("https://token.actions.githubusercontent.com", "https://gitlab.com")
 """Issuers of ID tokens for CI jobs of everybody."""
-_MOST = 50  # webhooks, and publishers, of a namespace
-_MAX_URL, _MAX_CLAIMS, _MAX_CLAIM = 2000, 20, 500  # characters, claims, characters
+_MAX_PER_NAMESPACE = 50  # webhooks, and publishers
+_MAX_URL = 2000  # characters
 
 
 # ---- webhooks
@@ -55,8 +55,8 @@ def add_webhook(
         check_admin(identity, EVERYWHERE)
     if len(url) > _MAX_URL:
         raise UsageError("url", f"has more than {_MAX_URL} characters")
-    if len(list_webhooks(database, identity, namespace)) >= _MOST:
-        raise RefusedError(namespace, f"has {_MOST} webhooks", "Remove one first")
+    if len(list_webhooks(database, identity, namespace)) >= _MAX_PER_NAMESPACE:
+        raise RefusedError(namespace, f"has {_MAX_PER_NAMESPACE} webhooks", "Remove one first")
     ident, secret = webhooks.add(database, namespace, url, private=private)
     # The path of a webhook's URL may be a secret.
     request_context.current().record_detail(webhook=ident, host=url.partition("://")[2].partition("/")[0].rpartition("@")[2])
@@ -77,7 +77,7 @@ def remove_webhook(database: HubDatabase, identity: Identity | None, namespace: 
 def list_publishers(database: HubDatabase, identity: Identity | None, namespace: str) -> list[Publisher]:
     """Return the publishers of a namespace and of its repositories, for its admins."""
     check_admin(identity, namespace)
-    return [item for item in publishers.list_publishers(database) if item.scope.partition("/")[0] == namespace]
+    return [publisher for publisher in publishers.list_publishers(database) if publisher.scope.partition("/")[0] == namespace]
 
 
 @of_one_snapshot
@@ -106,23 +106,20 @@ def add_publisher(
     identity = check_admin(identity, namespace)
     if scope.partition("/")[0] != namespace:
         raise ForbiddenError(f"a publisher of {namespace[:100]} is trusted for it, or for repositories in it")
-    if len(claims) > _MAX_CLAIMS or any(len(key) + len(value) > _MAX_CLAIM for key, value in claims.items()):
-        raise UsageError("claims", f"are more than {_MAX_CLAIMS}, or longer than {_MAX_CLAIM} characters")
+    id_tokens.check_claims(claims)
     if issuer not in trusted_issuers(database):
         check_admin(identity, EVERYWHERE)
-    if len(list_publishers(database, identity, namespace)) >= _MOST:
-        raise RefusedError(namespace, f"has {_MOST} publishers", "Remove one first")
+    if len(list_publishers(database, identity, namespace)) >= _MAX_PER_NAMESPACE:
+        raise RefusedError(namespace, f"has {_MAX_PER_NAMESPACE} publishers", "Remove one first")
     accounts.check_account(database, identity.account)
     ident = publishers.add(database, scope, issuer, claims, identity.account)
-    request_context.current().record_detail(
-        publisher=ident, scope=scope, issuer=issuer, claims=",".join(map("=".join, claims.items()))
-    )
+    request_context.current().record_detail(publisher=ident, scope=scope, issuer=issuer, claims=id_tokens.claims_text(claims))
     return ident
 
 
 def remove_publisher(database: HubDatabase, identity: Identity | None, namespace: str, ident: int) -> None:
     """Stop trusting a publisher of a namespace. NotFoundError if it has none with this number."""
-    if ident not in [item.id for item in list_publishers(database, identity, namespace)]:
+    if ident not in [publisher.id for publisher in list_publishers(database, identity, namespace)]:
         raise NotFoundError(str(ident), "no such publisher", "List the publishers", code="no-such-number", kind="publisher")
     publishers.remove(database, ident)
     request_context.current().record_detail(publisher=ident)

@@ -44,7 +44,7 @@ class TokenOptions:
 
 
 @of_one_snapshot
-def own_tokens(database: HubDatabase, identity: Identity | None) -> list[Token]:
+def list_tokens(database: HubDatabase, identity: Identity | None) -> list[Token]:
     """Return the tokens that a client may see and revoke: all of its account; with a limited token, that and those it made."""
     if identity is None:
         raise NoTokenError
@@ -79,9 +79,9 @@ def create_token(database: HubDatabase, identity: Identity | None, options: Toke
 
 
 def revoke_token(database: HubDatabase, identity: Identity | None, ident: int) -> None:
-    """Revoke one of the tokens that `own_tokens` lists; NotFoundError for any other."""
+    """Revoke one of the tokens that `list_tokens` returns; NotFoundError for any other."""
     with database.transaction():
-        if ident not in [token.id for token in own_tokens(database, identity)]:
+        if ident not in [token.id for token in list_tokens(database, identity)]:
             raise _no_token(ident)
         access_tokens.revoke(database, ident)
     request_context.current().record_change(identity.account if identity else "")
@@ -152,11 +152,11 @@ def _issue(
         parent = access_tokens.parent_of(database, identity)
         lifetime = options.days * 86400 if options.days is not None else None
         if parent is not None and identity.expires is not None:
-            left = identity.expires - time.time()
-            if lifetime is not None and lifetime > left:
-                problem = f"this token ends in {left / 86400:.1f} days, and so do those that it makes"
+            remaining = identity.expires - time.time()
+            if lifetime is not None and lifetime > remaining:
+                problem = f"this token ends in {remaining / 86400:.1f} days, and so do those that it makes"
                 raise UsageError("days", problem, "Ask for fewer days, or sign in")
-            lifetime = min(lifetime or left, left)
+            lifetime = min(lifetime or remaining, remaining)
         if len(access_tokens.list_tokens(database, account=identity.account)) >= MAX_TOKENS:
             raise RefusedError(identity.account, f"has {MAX_TOKENS} tokens", "Revoke those that are not used")
         limits = Limits(namespaces=namespaces, kind=kind, lifetime=lifetime, parent=parent, name=options.name.strip())

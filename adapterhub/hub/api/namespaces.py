@@ -205,8 +205,8 @@ async def publishers(hub: Hub, request: Request) -> Response:
     namespace = _namespace(request)
 
     def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        items = [asdict(item) for item in integrations.list_publishers(database, identity, namespace)]
-        return {"publishers": items, "issuers": integrations.trusted_issuers(database)}
+        publishers = [asdict(publisher) for publisher in integrations.list_publishers(database, identity, namespace)]
+        return {"publishers": publishers, "issuers": integrations.trusted_issuers(database)}
 
     return await answer_read(hub, request, read)
 

@@ -39,7 +39,7 @@ async def tokens(hub: Hub, request: Request) -> Response:
     """GET …/account/tokens."""
 
     def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        return {"tokens": [asdict(token) for token in own_tokens.own_tokens(database, identity)]}
+        return {"tokens": [asdict(token) for token in own_tokens.list_tokens(database, identity)]}
 
     return await answer_read(hub, request, read)
 

@@ -23,7 +23,7 @@ from adapterhub.registry import release_moves, withdrawal_rights
 from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
-from adapterhub.registry.withdrawal_rights import Claim
+from adapterhub.registry.withdrawal_rights import WithdrawalClaim
 from adapterhub.remotes import release_documents, version_documents
 from adapterhub_converters.errors import UsageError
 
@@ -102,7 +102,7 @@ async def rollback(hub: Hub, request: Request) -> Response:
         tag = checked_tag(name, tag_of(request))
         versions = release_moves.rollback(worker.registry.ledger, Ref(name, tag=tag), message)
         move_branches(worker, name, versions[1], (tag,))
-        documents = ({**version_documents.version_document(item), "moved": item.moved} for item in versions)
+        documents = ({**version_documents.version_document(version), "moved": version.moved} for version in versions)
         return dict(zip(("left", "current"), documents, strict=True))
 
     return JSONResponse(await _move(hub, request, move, size=ENTRY_SIZE + len(message)))
@@ -125,35 +125,36 @@ async def withdraw(hub: Hub, request: Request) -> Response:
         registry = worker.registry
         row = registry.row(ref_of(request, name))
         rows = registry.versions_with(row.digest) if everywhere else [row]
-        withdrawn = []
-        for item in rows:
-            may_here = identity is not None and identity.has_role("write", item.name)
-            if item.name != name and not (may_here and hub.may_read_name(worker, identity, item.name)):
+        withdrawals = []
+        for version in rows:
+            is_writer = identity is not None and identity.has_role("write", version.name)
+            if version.name != name and not (is_writer and hub.may_read_name(worker, identity, version.name)):
                 continue
-            _check_right(worker, identity, item, claim)
-            withdrawn.append(release_moves.withdraw(registry.ledger, item.ref, statement))
-        return withdrawn
+            _check_right(worker, identity, version, claim)
+            withdrawals.append(release_moves.withdraw(registry.ledger, version.ref, statement))
+        return withdrawals
 
     # A withdrawal is never refused for lack of room.
-    documents = [release_documents.withdrawal_document(item) for item in await _move(hub, request, move, size=0)]
+    withdrawals = await _move(hub, request, move, size=0)
+    documents = [release_documents.withdrawal_document(withdrawal) for withdrawal in withdrawals]
     return JSONResponse({"withdrawn": documents})
 
 
-def _check_right(worker: Worker, identity: Identity | None, row: VersionRow, claim: Claim | None) -> None:
+def _check_right(worker: Worker, identity: Identity | None, row: VersionRow, claim: WithdrawalClaim | None) -> None:
     """Raise RefusedError unless an account is an admin of a version's namespace, or the version is not signed by others."""
     if not (identity and identity.has_role("admin", row.name)):
         signatures = worker.registry.gate.read_signatures(row.name, row.digest)
         withdrawal_rights.check(row.name, row.number, worker.manifest(row), signatures, claim)
 
 
-def _claim(fields: dict[str, Any]) -> Claim | None:
+def _claim(fields: dict[str, Any]) -> WithdrawalClaim | None:
     """Return the signed claim in a document; None without one. Reads a key, and so runs in a thread."""
     bundle, key = text_field(fields, "bundle", ""), text_field(fields, "key", "")
     if not bundle or not key:
         return None
     from adapterhub.trust.keys import parse_public  # needs cryptography
 
-    return Claim(bundle.encode(), parse_public(key, "key"))
+    return WithdrawalClaim(bundle.encode(), parse_public(key, "key"))
 
 
 async def undo_withdrawal(hub: Hub, request: Request) -> Response:

@@ -20,11 +20,12 @@ from adapterhub.http.boundary import is_loopback
 from adapterhub.http.client import Client
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 _LOCATION = "id token"
 _MAX_TOKEN = 16 << 10  # characters
+_MAX_CLAIMS, _MAX_CLAIM = 20, 500  # claims of a rule, and characters of one
 _MAX_DOCUMENT = 1 << 20  # bytes
 _LEEWAY = 60  # seconds that clocks may differ
 _MAX_VALIDITY = 86400  # the longest validity of a token that is accepted, in seconds
@@ -117,11 +118,11 @@ def client_of(issuer: str, proxy: ProxyOf, secrets: Callable[[], Sequence[str]] 
 
 
 def fetch_document(client: Client, issuer: str, url: object, method: str = "GET", **options: Any) -> dict[str, Any]:
-    """Return a JSON object at an address named by the issuer; `options` are passed to `Client.ask`."""
+    """Return a JSON object at an address named by the issuer; `options` are passed to `Client.request`."""
     if not isinstance(url, str) or origin(url, issuer)[0] != origin(issuer, issuer)[0]:
         raise FormatError(issuer, "its configuration has no valid HTTPS address")
-    answer = client.ask(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **options)
-    return json_file.parse_object(answer.body, issuer)
+    response = client.request(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **options)
+    return json_file.parse_object(response.body, issuer)
 
 
 def _fetch_configuration(issuer: str, proxy: ProxyOf) -> IssuerConfiguration:
@@ -142,6 +143,17 @@ def check_issuer(issuer: str) -> None:
     scheme, host, _ = origin(issuer, issuer, is_user_input=True)
     if scheme != "https" and not is_loopback(host):
         raise RefusedError(issuer, "its keys are not served over HTTPS", "Use https")
+
+
+def check_claims(claims: Mapping[str, str]) -> None:
+    """Raise UsageError if a rule would compare more or longer claims than any provider has."""
+    if len(claims) > _MAX_CLAIMS or any(len(key) + len(value) > _MAX_CLAIM for key, value in claims.items()):
+        raise UsageError("claims", f"are more than {_MAX_CLAIMS}, or longer than {_MAX_CLAIM} characters")
+
+
+def claims_text(claims: Mapping[str, str]) -> str:
+    """Return the claims of a rule in a line, for the audit log."""
+    return ",".join(map("=".join, claims.items()))
 
 
 def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: float, nonce: str | None = None) -> IdToken:

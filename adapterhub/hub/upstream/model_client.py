@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from adapterhub.bases.hub_address import Hub
 from adapterhub.bases.ranges import MAX_SKIPPED, RangeClient
-from adapterhub.http.client import Answer, Body
+from adapterhub.http.client import Body, Response
 from adapterhub.hub.settings import ModelUpstream
 from adapterhub.remotes.download import skip_bytes
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RemoteError
@@ -47,17 +47,17 @@ class ModelClient(RangeClient):
         assert isinstance(client, cls)  # noqa: S101 - `for_hub` makes what it is called on
         return client
 
-    def _refusal(self, answer: Answer, location: str) -> Exception:
+    def _refusal(self, response: Response, location: str) -> Exception:
         """Return the error for a status.
 
         The Hugging Face Hub says 401 about a model that does not exist, to whoever has no token.
         """
-        code, is_own = answer.headers.get("x-error-code", ""), self._is_own_origin(answer.url, location)
-        if is_own and (code == "RepoNotFound" or (answer.status == 401 and not self.authorizations and code != "GatedRepo")):
+        code, is_own = response.headers.get("x-error-code", ""), self._is_own_origin(response.url, location)
+        if is_own and (code == "RepoNotFound" or (response.status == 401 and not self.authorizations and code != "GatedRepo")):
             return NoModelError(location, "the upstream has no such model")
-        if is_own and answer.status == 404 and code == "RevisionNotFound":
+        if is_own and response.status == 404 and code == "RevisionNotFound":
             return NoRevisionError(location, "the model has no such revision")
-        return super()._refusal(answer, location)
+        return super()._refusal(response, location)
 
 
 def info_url(upstream: ModelUpstream, name: str, revision: str) -> str:

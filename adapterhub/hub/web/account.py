@@ -43,7 +43,7 @@ def account_page(page_request: PageRequest, worker: Worker) -> AccountPage:
     """GET /-/account."""
     if page_request.who is None:
         raise NoTokenError
-    return AccountPage(page_request.who.roles or {}, own_tokens.own_tokens(worker.database, page_request.who))
+    return AccountPage(page_request.who.roles or {}, own_tokens.list_tokens(worker.database, page_request.who))
 
 
 def create_token(page_request: PageRequest, fields: dict[str, str]) -> Page:

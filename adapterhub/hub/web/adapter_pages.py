@@ -87,11 +87,7 @@ def version_of(page_request: PageRequest, worker: Worker) -> Version:
         NotFoundError: There is no such version.
         MovedError: The repository has another name now.
     """
-    view = page_request.repository(worker)
-    if view.repository and (new_name := view.repository.moved_to):
-        if page_request.hub.visible(worker, page_request.who, new_name) is None:
-            raise page_request.no_such_repository(view.name)
-        raise MovedError(f"/{new_name}")
+    view = page_request.current_repository(worker)
     if view.newest is None:
         raise NotFoundError(view.name, "has no version yet")
     if "number" not in page_request.request.path_params:

@@ -14,14 +14,11 @@ from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .site import MovedError, Page, PageRequest
+from .site import Page, PageRequest
 
 _PER_PAGE = 50
-_MAX_TEXT, _MAX_LINES, _MAX_LINE = (
-    128 << 10,
-    1000,
-    400,
-)  # bytes and lines of a file that is compared, characters of a line shown
+_MAX_TEXT, _MAX_LINES = 128 << 10, 1000  # bytes and lines of a file that is compared
+_MAX_LINE = 400  # characters of a line that is shown
 _MAX_COMPARED = 10  # files of a commit
 _File = tuple[Digest, int]
 
@@ -60,7 +57,7 @@ class CommitPage(Page):
 
 def commits_page(page_request: PageRequest, worker: Worker) -> CommitsPage:
     """GET …/commits, with ?from=ID for those from a commit on."""
-    view = _view(page_request, worker, "/commits")
+    view = page_request.current_repository(worker, "/commits")
     listed = list(islice(commits.history(worker, view, page_request.query("from") or commits.HEAD), _PER_PAGE + 1))
     following = f"/{view.name}/commits?from={listed[-1].id}" if len(listed) > _PER_PAGE else ""
     return CommitsPage(view.name, listed[:_PER_PAGE], following)
@@ -68,7 +65,7 @@ def commits_page(page_request: PageRequest, worker: Worker) -> CommitsPage:
 
 def commit_page(page_request: PageRequest, worker: Worker) -> CommitPage:
     """GET …/commit/{revision}."""
-    view = _view(page_request, worker, "")
+    view = page_request.current_repository(worker)
     commit = commits.find(worker, view, page_request.part("revision"))
     earlier = next(islice(commits.history(worker, view, commit.id), 1, 2), None)
     parent = commits.by_id(worker, view, earlier.id) if earlier else EMPTY
@@ -78,16 +75,6 @@ def commit_page(page_request: PageRequest, worker: Worker) -> CommitPage:
         for path in paths[:_MAX_COMPARED]
     ]
     return CommitPage(view.name, commit, earlier.id if earlier else "", compared, len(paths) - len(compared))
-
-
-def _view(page_request: PageRequest, worker: Worker, path: str) -> View:
-    """Return the repository of the path; MovedError to its new name."""
-    view = page_request.repository(worker)
-    if view.repository and (new_name := view.repository.moved_to):
-        if page_request.hub.visible(worker, page_request.who, new_name) is None:
-            raise page_request.no_such_repository(view.name)
-        raise MovedError(f"/{new_name}{path}")
-    return view
 
 
 def _difference(

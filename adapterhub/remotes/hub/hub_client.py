@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, HubPath
 from adapterhub.digest import Digest, is_hex
-from adapterhub.http.client import PAUSES, Answer, Body, Client
+from adapterhub.http.client import PAUSES, Body, Client, Response
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.ref import parse_prefix
@@ -210,38 +210,38 @@ class HubWire(Client):
         line = "".join(char if char.isprintable() else " " for char in text[:200]).rstrip(". ")
         return line if self.unless_secret(text) else ""
 
-    def _refusal(self, answer: Answer, location: str) -> Exception:
-        code = answer.headers.get("x-error-code", "")
+    def _refusal(self, response: Response, location: str) -> Exception:
+        code = response.headers.get("x-error-code", "")
         anonymous = not self.authorizations
         # A hub answers 401 or 403 for repositories that do not exist, so that nobody can probe for private ones.
-        if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and answer.status in (401, 403, 404):
+        if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and response.status in (401, 403, 404):
             kind = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
             hint = f"A private one needs a login. {self.login_hint}".rstrip() if anonymous else ""
             return NotFoundError(location, f"no such {kind} on the hub", hint)
         if code == "GatedRepo":
             hint = f"Request access on its page{f'. {self.login_hint}' if anonymous and self.login_hint else ''}"
-            return DeniedError(location, f"HTTP {answer.status}: a gated repository", hint)
-        if answer.status == 401 and not anonymous:
+            return DeniedError(location, f"HTTP {response.status}: a gated repository", hint)
+        if response.status == 401 and not anonymous:
             return DeniedError(
                 location,
                 "HTTP 401: the token was refused, or there is no such repository",
                 self.login_hint,
                 host=self.login_host,
             )
-        details = self._details(answer)
+        details = self._details(response)
         errors: dict[int, AdapterhubError] = {
             409: ConflictError(location, f"exists already{details}", "Push again"),
             410: withdrawals.error_elsewhere(location, details),
             412: ConflictError(location, "somebody else committed in the meantime", "Review their commit, then push again"),
         }
-        return errors.get(answer.status) or super()._refusal(answer, location)
+        return errors.get(response.status) or super()._refusal(response, location)
 
-    def _details(self, answer: Answer) -> str:
+    def _details(self, response: Response) -> str:
         """Return the error message of an answer: `X-Error-Message`, else `error` or the first of `errors` in its body."""
-        text = answer.headers.get("x-error-message", "")
+        text = response.headers.get("x-error-message", "")
         if not text:
             try:
-                document = json_file.parse_object(answer.body, "")
+                document = json_file.parse_object(response.body, "")
                 text = str(document.get("error") or document["errors"][0]["message"])
             except (FormatError, LookupError, TypeError):
                 return ""
@@ -290,9 +290,9 @@ class HubClient:
         """Yield each commit reachable from a revision with its title, newest first."""
         url = f"{self.url}/commits/{quote(revision, safe='')}"
         # A hub could link its pages in a circle: stop after 20.
-        for answer in islice(self.wire.pages(url, self.location, limit=MAX_ANSWER), _MAX_PAGES):
+        for response in islice(self.wire.pages(url, self.location, limit=MAX_ANSWER), _MAX_PAGES):
             try:
-                page = json_file.parse(answer.body, self.location)
+                page = json_file.parse(response.body, self.location)
                 yield from ((str(entry["id"]), str(entry["title"])) for entry in page if is_hex(str(entry["id"]), COMMIT))
             except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.location, "the hub's answer is not a list of commits") from error
@@ -309,17 +309,17 @@ class HubClient:
     def read_small_file(self, commit: str, path: str, limit: int) -> bytes:
         """Return the content of a file of at most `limit` bytes."""
         label = f"{self.location}: {path}"
-        answer = self.wire.ask("GET", self._file_url(commit, path), label, good=(200,), limit=limit)
-        _check_commit(answer.headers, commit, label)
-        return answer.body
+        response = self.wire.request("GET", self._file_url(commit, path), label, good=(200,), limit=limit)
+        _check_commit(response.headers, commit, label)
+        return response.body
 
     def _file_url(self, commit: str, path: str) -> str:
         return f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(path)}"
 
     def _get_object(self, url: str, location: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
-        answer = self.wire.ask("GET", url, location, good=(200,), limit=limit)
+        response = self.wire.request("GET", url, location, good=(200,), limit=limit)
         try:
-            return json_file.parse_object(answer.body, location)
+            return json_file.parse_object(response.body, location)
         except FormatError as error:
             raise self._not_a_hub(location) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from adapterhub.bases.hub_address import Hub
-from adapterhub.http.client import Answer
+from adapterhub.http.client import Response
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
@@ -60,10 +60,10 @@ class HubLogin:
         """
         # Refuse a hub without TLS now rather than after somebody has approved the login: it could not be sent the token.
         Hub(self.endpoint, _CLIENT).checked_token()
-        answer = self._post("/oauth/device", {"client_id": _CLIENT}, good=(200, 400, 404, 405))
-        if answer.status != 200:
+        response = self._post("/oauth/device", {"client_id": _CLIENT}, good=(200, 400, 404, 405))
+        if response.status != 200:
             raise RemoteError(self.endpoint, "this hub has no logins by a code", code="no-device-login")
-        answer_fields = self._parse(answer)
+        answer_fields = self._parse(response)
         page = str(answer_fields.get("verification_uri_complete") or answer_fields.get("verification_uri") or "")
         code, device = str(answer_fields.get("user_code") or ""), str(answer_fields.get("device_code") or "")
         # A page elsewhere could ask for a password in the hub's name.
@@ -105,11 +105,11 @@ class HubLogin:
         Hub(self.endpoint, token).checked_token()
         with closing(HubWire.open(self.endpoint, self._checked_token(token), proxy=self.proxy)) as wire:
             try:
-                answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
+                response = wire.request("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
             except DeniedError as error:
                 hint = "Check that it is complete, and neither expired nor revoked"
                 raise DeniedError(self.endpoint, "the hub refuses the token", hint) from error
-        name = str(self._parse(answer).get("name") or "")
+        name = str(self._parse(response).get("name") or "")
         if not name.isprintable() or ":" in name:
             raise FormatError(self.endpoint, "the hub does not report whose token it is")
         return name[:200]
@@ -120,10 +120,10 @@ class HubLogin:
             raise FormatError(self.endpoint, "the hub's token has characters that no token has")
         return token
 
-    def _post(self, path: str, fields: dict[str, str], good: tuple[int, ...] = (200, 400)) -> Answer:
+    def _post(self, path: str, fields: dict[str, str], good: tuple[int, ...] = (200, 400)) -> Response:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         with closing(HubWire.open(self.endpoint, None, proxy=self.proxy)) as wire:
-            return wire.ask(
+            return wire.request(
                 "POST",
                 self.endpoint + path,
                 self.endpoint,
@@ -134,8 +134,8 @@ class HubLogin:
                 redirects=False,
             )
 
-    def _parse(self, answer: Answer) -> dict[str, Any]:
-        return json_file.parse_object(answer.body, self.endpoint)
+    def _parse(self, response: Response) -> dict[str, Any]:
+        return json_file.parse_object(response.body, self.endpoint)
 
 
 def _positive_number(value: object, default: float) -> float:

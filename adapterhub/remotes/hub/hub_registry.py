@@ -23,7 +23,8 @@ from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.protocol import PutResult, Source, check_complete
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .hub_catalog import HubCatalog, has_api, open_wire
+from .hub_api import HubApi, has_api, open_wire
+from .hub_catalog import HubCatalog
 from .hub_client import HubAddress, HubClient
 
 
@@ -74,7 +75,7 @@ class HubRegistry:
         credentials = Credentials(user="adapterhub", password=token, source="the hub's login") if token else None
         oci = _Repository(place, client.location, pauses=client.pauses, proxy=client.proxy, credentials=credentials)
         wire = open_wire(address, client.endpoint, token, client.proxy, client.pauses)
-        return cls(oci, HubCatalog(client.endpoint, wire, client.location), name)
+        return cls(oci, HubCatalog(HubApi(client.endpoint, wire, client.location)), name)
 
     def close(self) -> None:
         """Close the connections."""
@@ -84,7 +85,7 @@ class HubRegistry:
     def stop(self, *, on: bool) -> None:
         """Make waiting threads fail at once, until called again with `on` False."""
         self.oci.stop(on=on)
-        self.catalog.wire.stop(on=on)
+        self.catalog.api.wire.stop(on=on)
 
     def has_blob(self, blob: Descriptor) -> bool:
         """Return whether the hub has a blob in this repository."""

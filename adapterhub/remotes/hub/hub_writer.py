@@ -105,8 +105,8 @@ class HubWriter:
         url, headers = f"{self._client.url}/preupload/{quote(revision, safe='')}", {"Content-Type": "application/json"}
         for start in range(0, len(samples), _MAX_SAMPLES):
             body = json.dumps({"files": samples[start : start + _MAX_SAMPLES]}).encode()
-            answer = self._wire.ask("POST", url, self._label, good=(200,), headers=headers, body=body, limit=MAX_ANSWER)
-            entries = json_file.parse_object(answer.body, self._label).get("files")
+            response = self._wire.request("POST", url, self._label, good=(200,), headers=headers, body=body, limit=MAX_ANSWER)
+            entries = json_file.parse_object(response.body, self._label).get("files")
             for entry in entries if isinstance(entries, list) else []:
                 if isinstance(entry, dict) and entry.get("uploadMode") == "lfs":
                     large.add(str(entry.get("path")))
@@ -322,7 +322,7 @@ def _send_over_wire(request: Any, wire: HubWire, location: str, file: _OutgoingF
         location = f"{location}: README.md"
     headers = {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
     body = file.next_piece(int(request.headers["content-length"])) if file and request.method == "PUT" else request.content
-    answer = wire.ask(
+    response = wire.request(
         request.method,
         url,
         location,
@@ -332,5 +332,5 @@ def _send_over_wire(request: Any, wire: HubWire, location: str, file: _OutgoingF
         limit=MAX_ANSWER,
         redirects=False,
     )
-    headers_kept = {name: answer.headers[name] for name in ("content-type", "etag") if name in answer.headers}
-    return _HTTPX.Response(answer.status, headers=headers_kept, content=answer.body, request=request)
+    headers_kept = {name: response.headers[name] for name in ("content-type", "etag") if name in response.headers}
+    return _HTTPX.Response(response.status, headers=headers_kept, content=response.body, request=request)

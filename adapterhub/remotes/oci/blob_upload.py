@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from adapterhub.digest import CHUNK, Digest
-from adapterhub.http.client import Answer
+from adapterhub.http.client import Response
 from adapterhub.http.http_errors import DeniedError, RetriesExhaustedError, RetryableError
 from adapterhub.http.urls import resolve_link
 from adapterhub.manifest.oci_manifest import Descriptor
@@ -63,10 +63,10 @@ class Uploader:
         """Return whether the repository has a blob, by a HEAD."""
         url = self._address.blob_url(blob.digest)
         try:
-            answer = self._client.ask("HEAD", url, location, good=(200,), scope=self._address.scope(write=True))
+            response = self._client.request("HEAD", url, location, good=(200,), scope=self._address.scope(write=True))
         except NotFoundError:
             return False
-        size = answer.number("content-length")
+        size = response.number("content-length")
         return size is None or size == blob.size
 
     def put_blob(self, blob: Descriptor, source: Source, location: str, *, mount: OciAddress | None = None) -> int:
@@ -132,17 +132,17 @@ class Uploader:
 
     def _start_upload(
         self, location: str, blob: Descriptor | None = None, mount: OciAddress | None = None
-    ) -> tuple[bool, Answer]:
+    ) -> tuple[bool, Response]:
         """Start an upload; return whether the blob was mounted instead, and the answer."""
         query, scope = "", self._address.scope(write=True)
         if blob and mount:
             query = "?" + urlencode({"mount": blob.digest, "from": mount.name})
             scope += f" {mount.scope()}"
         url = f"{self._address.repository_url}/blobs/uploads/{query}"
-        answer = self._client.ask("POST", url, location, good=(201, 202), scope=scope)
-        return answer.status == 201 and bool(query), answer
+        response = self._client.request("POST", url, location, good=(201, 202), scope=scope)
+        return response.status == 201 and bool(query), response
 
-    def _send_blob(self, sending: OutgoingBlob, session: Answer, note: UploadNote, location: str) -> None:
+    def _send_blob(self, sending: OutgoingBlob, session: Response, note: UploadNote, location: str) -> None:
         """Send a complete blob; one without a digest gets that of its bytes."""
         blob = sending.blob
         url = resolve_link(session.url, session.headers.get("location"), location)
@@ -192,11 +192,11 @@ class Uploader:
             body = sending.piece(start + sent, size - sent)
             try:
                 scope = self._address.scope(write=True)
-                answer = self._client.ask(
+                response = self._client.request(
                     "PATCH", url, location, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
                 )
-                if answer.status == 202:
-                    return resolve_link(answer.url, answer.headers.get("location"), location)
+                if response.status == 202:
+                    return resolve_link(response.url, response.headers.get("location"), location)
                 raise RetryableError("the registry refuses the next piece of the upload (HTTP 416)")
             except RetryableError as error:
                 if failures == len(self._pauses):
@@ -214,16 +214,16 @@ class Uploader:
     def _upload_status(self, url: str, label: str) -> tuple[str, int]:
         """Return the URL to continue an upload at, and how many bytes the registry has."""
         try:
-            answer = self._client.ask("GET", url, label, good=(204,), scope=self._address.scope(write=True))
+            response = self._client.request("GET", url, label, good=(204,), scope=self._address.scope(write=True))
         except NotFoundError as error:
             # docker-registry 2.8 keeps the offset in the address: after a lost answer, the upload can only start over.
             raise RetryableError("the registry has discarded this upload") from error
-        reported = _RANGE.fullmatch(answer.headers.get("range", "0-0"))
+        reported = _RANGE.fullmatch(response.headers.get("range", "0-0"))
         if not reported:
             raise RemoteError(label, "the registry does not report how far an upload has come", "Try again")
-        location = answer.headers.get("location")
+        location = response.headers.get("location")
         # `0-0` means no bytes as well as one byte; pieces are larger than that.
-        return resolve_link(answer.url, location, label) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
+        return resolve_link(response.url, location, label) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
 
     def _finish_upload(self, blob: Descriptor, url: str, data: bytes, location: str) -> None:
         """Finish an upload; if the answer gets lost, check whether the blob is stored.
@@ -235,7 +235,7 @@ class Uploader:
         scope = self._address.scope(write=True)
         for attempt in range(len(self._pauses) + 1):
             try:
-                answer = self._client.ask(
+                response = self._client.request(
                     "PUT", final, location, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
                 )
             except (RetryableError, NotFoundError) as error:
@@ -246,7 +246,7 @@ class Uploader:
                     raise retryable from error
                 self._client.pause(retryable, attempt, location)
             else:
-                check_digest(answer, blob.digest, location)
+                check_digest(response, blob.digest, location)
                 return
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
-from adapterhub.http.client import PAUSES, Answer
+from adapterhub.http.client import PAUSES, Response
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
@@ -159,10 +159,10 @@ class OciRepository(OpenRemote):
         url, headers = self.address.manifest_url(reference), {"Accept": _ACCEPTED}
         label = self._label_at(reference)
         try:
-            answer = self._client.ask("HEAD", url, label, good=(200,), scope=self.address.scope(), headers=headers)
+            response = self._client.request("HEAD", url, label, good=(200,), scope=self.address.scope(), headers=headers)
         except NotFoundError:
             return None
-        stored = answer.headers.get(DIGEST_HEADER)
+        stored = response.headers.get(DIGEST_HEADER)
         return parse_digest(stored, label) if stored else sha256_bytes(self.read_document(reference))
 
     def read_document(self, reference: str) -> bytes:
@@ -171,17 +171,17 @@ class OciRepository(OpenRemote):
         url = self.address.manifest_url(reference)
         headers = {"Accept": _ACCEPTED}
         try:
-            answer = self._client.ask(
+            response = self._client.request(
                 "GET", url, label, good=(200,), scope=self.address.scope(), headers=headers, limit=MAX_MANIFEST
             )
         except NotFoundError as error:
             raise self._missing_error(reference) from error
-        digest = sha256_bytes(answer.body)
+        digest = sha256_bytes(response.body)
         # For a tag, the registry's header is the only digest to compare with.
-        expected_digest = reference if ":" in reference else answer.headers.get(DIGEST_HEADER)
+        expected_digest = reference if ":" in reference else response.headers.get(DIGEST_HEADER)
         if expected_digest is not None and expected_digest != digest:
             raise IntegrityError(label, f"received the manifest {digest}, not {expected_digest[:80]}", "Ask its owner")
-        return answer.body
+        return response.body
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -202,11 +202,11 @@ class OciRepository(OpenRemote):
         entries: list[dict[str, Any]] = []
         url = f"{self.address.repository_url}/referrers/{digest}"
         try:
-            for answer in self._client.pages(url, self.location, scope=self.address.scope(), limit=MAX_MANIFEST):
-                if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
+            for response in self._client.pages(url, self.location, scope=self.address.scope(), limit=MAX_MANIFEST):
+                if not response.headers.get("content-type", "").startswith(INDEX_TYPE):
                     # A server that answers any URL with some page has no referrers API either.
                     return None
-                entries += layout_index.parse(answer.body, f"{self.location}: referrers")
+                entries += layout_index.parse(response.body, f"{self.location}: referrers")
                 if len(entries) > _MAX_REFERRERS:
                     break
         except NotFoundError:
@@ -216,11 +216,11 @@ class OciRepository(OpenRemote):
     def tags(self) -> list[str]:
         """Return all tags, sorted, without those made of a digest, which are for attachments (`referrers`) and signatures."""
         tags: set[str] = set()
-        for answer in self._client.pages(
+        for response in self._client.pages(
             f"{self.address.repository_url}/tags/list", self.location, scope=self.address.scope(), limit=MAX_MANIFEST
         ):
             try:
-                page = json_file.parse_object(answer.body, self.location)["tags"] or []
+                page = json_file.parse_object(response.body, self.location)["tags"] or []
                 page_tags = {tag for tag in page if isinstance(tag, str) and is_tag(tag)}
             except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.location, "the registry's answer is not a list of tags") from error
@@ -236,10 +236,10 @@ class OciRepository(OpenRemote):
         """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
         try:
             # The digest may be a blob's or a manifest's: try the blob first.
-            answer = self._client.ask(
+            response = self._client.request(
                 "HEAD", self.address.blob_url(digest), self.location, good=(200,), scope=self.address.scope()
             )
-            size = answer.number("content-length") or 0
+            size = response.number("content-length") or 0
             return ResumingReader(self, Descriptor("", digest, size), pauses=self._pauses)
         except NotFoundError:
             with contextlib.suppress(NotFoundError):
@@ -305,8 +305,8 @@ class OciRepository(OpenRemote):
             raise self._missing_error(tag)
         url = self.address.manifest_url(tag)
         scope = f"repository:{self.address.name}:pull,push,delete"
-        answer = self._client.ask("DELETE", url, self._label_at(tag), good=(202, *_CANNOT_UNTAG), scope=scope)
-        if answer.status in _CANNOT_UNTAG:
+        response = self._client.request("DELETE", url, self._label_at(tag), good=(202, *_CANNOT_UNTAG), scope=scope)
+        if response.status in _CANNOT_UNTAG:
             raise RefusedError(self._label_at(tag), "this registry cannot remove a tag and keep the version", "Move it instead")
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
@@ -314,9 +314,9 @@ class OciRepository(OpenRemote):
         media_type = json_file.parse_object(raw, self.location).get("mediaType", MANIFEST_TYPE)
         return "oci-subject" in self._put_document(raw, digest, name or digest, str(media_type)).headers
 
-    def _put_document(self, raw: bytes, digest: Digest, reference: str, media_type: str) -> Answer:
+    def _put_document(self, raw: bytes, digest: Digest, reference: str, media_type: str) -> Response:
         label = self._label_at(reference)
-        answer = self._client.ask(
+        response = self._client.request(
             "PUT",
             self.address.manifest_url(reference),
             label,
@@ -325,8 +325,8 @@ class OciRepository(OpenRemote):
             headers={"Content-Type": media_type},
             body=raw,
         )
-        check_digest(answer, digest, label)
-        return answer
+        check_digest(response, digest, label)
+        return response
 
     def _label_at(self, reference: str) -> str:
         return f"{self.location}{'@' if ':' in reference else ':'}{reference}"

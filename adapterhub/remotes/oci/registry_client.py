@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
 from adapterhub.http.boundary import Boundary, is_loopback
-from adapterhub.http.client import PAUSES, Answer, Client
+from adapterhub.http.client import PAUSES, Client, Response
 from adapterhub.http.http_errors import DeniedError, RetryableError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.registry import withdrawals
@@ -26,9 +26,9 @@ from .oci_address import OciAddress
 DIGEST_HEADER = "docker-content-digest"
 
 
-def check_digest(answer: Answer, digest: str, location: str) -> None:
+def check_digest(response: Response, digest: str, location: str) -> None:
     """Raise an IntegrityError if a registry answers that it stored another digest than `digest`."""
-    stored_digest = answer.headers.get(DIGEST_HEADER, digest)
+    stored_digest = response.headers.get(DIGEST_HEADER, digest)
     if stored_digest != digest:
         raise IntegrityError(location, f"the registry stored {stored_digest[:80]}, not {digest}", "Try again")
 
@@ -66,20 +66,20 @@ class RegistryClient(Client):
             boundary=login.boundary,
         )
 
-    def _refusal(self, answer: Answer, location: str) -> Exception:
-        if answer.status == 410:
-            return withdrawals.error_elsewhere(location, self._details(answer))
-        error = super()._refusal(answer, location)
+    def _refusal(self, response: Response, location: str) -> Exception:
+        if response.status == 410:
+            return withdrawals.error_elsewhere(location, self._details(response))
+        error = super()._refusal(response, location)
         # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
-        if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(error, RetryableError | DeniedError):
-            problem = f"the registry received other bytes (HTTP {answer.status})"
+        if self._details(response).startswith(": DIGEST_INVALID") and not isinstance(error, RetryableError | DeniedError):
+            problem = f"the registry received other bytes (HTTP {response.status})"
             return IntegrityError(location, problem, "Nothing was stored; try again")
         return error
 
-    def _details(self, answer: Answer) -> str:
+    def _details(self, response: Response) -> str:
         """Return the first error of an answer, after a colon; empty if there is none or it repeats a secret."""
         try:
-            error = json_file.parse(answer.body, location="")["errors"][0]
+            error = json_file.parse(response.body, location="")["errors"][0]
             code, message = str(error["code"])[:40], str(error.get("message") or "")[:200]
         # An error may come from a proxy, in HTML.
         except (FormatError, KeyError, TypeError, IndexError, AttributeError):
@@ -159,9 +159,9 @@ class Authenticator:
             raise RemoteError(self.location, "it asks for the password over plain HTTP", code="no-tls")
         parameters = [("service", challenge["service"])] if challenge.get("service") else []
         parameters += [("scope", part) for part in (scope.split() or [challenge.get("scope", "")]) if part]
-        answer = self._request_token(realm, parameters, credentials)
+        response = self._request_token(realm, parameters, credentials)
         try:
-            document = json_file.parse_object(answer.body, self.location)
+            document = json_file.parse_object(response.body, self.location)
             token = document.get("token") or document.get("access_token")
         except FormatError:
             token = None
@@ -170,7 +170,7 @@ class Authenticator:
         self.secrets += (token,)
         return token
 
-    def _request_token(self, realm: str, parameters: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+    def _request_token(self, realm: str, parameters: list[tuple[str, str]], credentials: Credentials | None) -> Response:
         """Ask the token service: with a form for an identity token, else with a GET, as docker does."""
         client = RegistryClient(realm, secrets=lambda: self.secrets, proxy=self._proxy, boundary=self.boundary)
         try:
@@ -185,7 +185,7 @@ class Authenticator:
                 scopes = " ".join(value for key, value in form if key == "scope")
                 form = [pair for pair in form if pair[0] != "scope"] + ([("scope", scopes)] if scopes else [])
                 headers_of_form = {"Content-Type": "application/x-www-form-urlencoded"}
-                return client.ask(
+                return client.request(
                     "POST",
                     realm,
                     self.location,
@@ -196,10 +196,10 @@ class Authenticator:
                 )
             url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(parameters)
             if not credentials:
-                return client.ask("GET", url, self.location, good=(200,), limit=_MAX_ANSWER)
+                return client.request("GET", url, self.location, good=(200,), limit=_MAX_ANSWER)
             # Like a POST, a request with a password is not redirected: 3xx is not a good status.
             headers = {"Authorization": credentials.basic()}
-            return client.ask("GET", url, self.location, good=(200,), headers=headers, limit=_MAX_ANSWER, redirects=False)
+            return client.request("GET", url, self.location, good=(200,), headers=headers, limit=_MAX_ANSWER, redirects=False)
         except DeniedError as error:
             problem = "the username and password were refused" if credentials else "login required"
             raise self._denied_error(f"{error.what.partition(':')[0]}: {problem}") from error

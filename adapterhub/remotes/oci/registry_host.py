@@ -78,7 +78,7 @@ class RegistryHost:
             RemoteError: It does not answer, or refuses them.
         """
         try:
-            self._client.ask("GET", f"{self.address.registry_url}/v2/", self.location, good=(200,))
+            self._client.request("GET", f"{self.address.registry_url}/v2/", self.location, good=(200,))
         except NotFoundError as error:
             raise RemoteError(self.location, "not an OCI registry (it has no /v2/)") from error
         # Say which login was refused: it may be one that the user has forgotten.
@@ -116,14 +116,14 @@ class RegistryHost:
         """List the tags of the name, which need not exist."""
         with contextlib.suppress(NotFoundError):
             url = f"{self.address.registry_url}/v2/{self.address.name}/tags/list"
-            self._client.ask("GET", url, self.location, good=(200,), scope=self._scope("pull"), limit=_MAX_PAGE)
+            self._client.request("GET", url, self.location, good=(200,), scope=self._scope("pull"), limit=_MAX_PAGE)
 
     def _try_write(self) -> None:
         """Put an invalid manifest, which a registry that grants writing refuses as invalid."""
         scope = self._scope("pull,push")
         url = f"{self.address.registry_url}/v2/{self.address.name}/manifests/sha256:{'0' * 64}"
         kind = {"Content-Type": MANIFEST_TYPE}
-        self._client.ask("PUT", url, self.location, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
+        self._client.request("PUT", url, self.location, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
 
     def names(self) -> list[str]:
         """Return all repositories, sorted.
@@ -133,11 +133,11 @@ class RegistryHost:
         """
         names: set[str] = set()
         url, scope = f"{self.address.registry_url}/v2/_catalog?n=1000", "registry:catalog:*"
-        for answer in self._client.pages(url, self.location, good=(200, *_NO_CATALOG), scope=scope, limit=_MAX_PAGE):
-            if answer.status in _NO_CATALOG:
+        for response in self._client.pages(url, self.location, good=(200, *_NO_CATALOG), scope=scope, limit=_MAX_PAGE):
+            if response.status in _NO_CATALOG:
                 raise RemoteError(self.location, "this registry does not list its names", "Name one: namespace/name")
             try:
-                page = json_file.parse_object(answer.body, self.location)["repositories"] or []
+                page = json_file.parse_object(response.body, self.location)["repositories"] or []
                 page_names = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
             except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.location, "the registry's answer is not a list of names") from error

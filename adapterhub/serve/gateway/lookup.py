@@ -139,8 +139,8 @@ class RegistryLookup:
             # Without this, `row` would compare a misspelled name with all others for a hint that the client must not see.
             if (seq := registry.ledger.current(ref.name).seq) == 0:
                 raise NotFoundError(str(ref), "no such adapter")
-            found = registry.resolve(ref)
-            version = ResolvedVersion(found.name, found.digest, found.deprecated)
+            local_version = registry.resolve(ref)
+            version = ResolvedVersion(local_version.name, local_version.digest, local_version.deprecated)
             return _LoggedVersion(version, registry.store.log, seq)
 
         recent = self._recent.get(ref)

@@ -1,5 +1,5 @@
 """The fixtures of the pages."""
 
-from tests.hub.web.conftest import push, visitor
+from tests.hub.web.conftest import database, push, visitor
 
-__all__ = ["push", "visitor"]
+__all__ = ["database", "push", "visitor"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,30 +13,16 @@ import pytest
 from adapterhub.hub.forms import routes
 from adapterhub.hub.forms.multipart import MultipartReader, boundary_of
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, audit_log
+from adapterhub.hub.people import audit_log
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import FormatError
 from tests.hub.conftest import Running
-from tests.hub.web.conftest import Answer, Visitor, hide
+from tests.hub.web.conftest import Answer, Visitor, hide, person
 from tests.hub.web.test_pages import Push
 from tests.support.adapters import write_adapter
 
 HERE = "/-/adapters/team/sql"
 FORMS = sorted(route.path for route in routes.routes())  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def database(hub: Running) -> Iterator[HubDatabase]:
-    with closing(HubDatabase(hub.folder)) as tables:
-        yield tables
-
-
-def person(visitor: Visitor, database: HubDatabase, account: str, **roles: str) -> Visitor:
-    """Somebody who is signed in, with roles in namespaces."""
-    accounts.add(database, account)
-    for namespace, role in roles.items():
-        accounts.set_member(database, namespace, account, role)
-    return visitor.signed_in(access_tokens.create(database, account, "admin", kind=access_tokens.PERSONAL))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,8 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running
@@ -151,3 +154,17 @@ def hide(hub: Running, name: str) -> None:
     """Make a repository private."""
     with hub.registry() as registry:
         Repositories(registry).change(name, lambda state: replace(state, private=True))
+
+
+@pytest.fixture
+def database(hub: Running) -> Iterator[HubDatabase]:
+    with closing(HubDatabase(hub.folder)) as tables:
+        yield tables
+
+
+def person(visitor: Visitor, database: HubDatabase, account: str, **roles: str) -> Visitor:
+    """Somebody who is signed in, with roles in namespaces."""
+    accounts.add(database, account)
+    for namespace, role in roles.items():
+        accounts.set_member(database, "*" if namespace == "everywhere" else namespace, account, role)
+    return visitor.signed_in(access_tokens.create(database, account, "admin", kind=access_tokens.PERSONAL))

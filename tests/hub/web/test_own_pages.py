@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
@@ -13,27 +11,13 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import access_tokens, accounts, audit_log
 from adapterhub.hub.web import routes
 from tests.hub.conftest import Running
-from tests.hub.web.conftest import Answer, Visitor
+from tests.hub.web.conftest import Answer, Visitor, person
 
 FORMS = sorted(
     route.path  # type: ignore[attr-defined]
     for route in routes.routes()
     if "POST" in route.methods and route.path.startswith(("/-/admin/", "/-/account/", "/-/namespaces/"))  # type: ignore[attr-defined]
 )
-
-
-@pytest.fixture
-def database(hub: Running) -> Iterator[HubDatabase]:
-    with closing(HubDatabase(hub.folder)) as tables:
-        yield tables
-
-
-def person(visitor: Visitor, database: HubDatabase, account: str, **roles: str) -> Visitor:
-    """Somebody who is signed in, with roles in namespaces."""
-    accounts.add(database, account)
-    for namespace, role in roles.items():
-        accounts.set_member(database, "*" if namespace == "everywhere" else namespace, account, role)
-    return visitor.signed_in(access_tokens.create(database, account, "admin", kind=access_tokens.PERSONAL))
 
 
 def send(visitor: Visitor, path: str, **fields: str) -> Answer:

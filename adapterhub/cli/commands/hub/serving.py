@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from adapterhub.cli import environment, output, registry_choice
 from adapterhub.cli.configured_command import ConfiguredCommand
 from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.hub.settings import ModelUpstream, Provider
 
 
 @click.command(
@@ -157,31 +161,14 @@ def start(
     from adapterhub.http_server import logs
     from adapterhub.hub import server
     from adapterhub.hub.mirror import upstream as other_hub
-    from adapterhub.hub.settings import ModelUpstream, Provider
 
-    # A provider knows the hub by its client id, so neither works alone.
-    if bool(oidc_issuer) != bool(oidc_client):
-        raise UsageError(
-            "--oidc-issuer", "needs --oidc-client, and the other way around", "Give both, or none", code="conflicting-options"
-        )
-    provider = None
-    if oidc_issuer and oidc_client:
-        secret = environment.oidc_secret(oidc_secret)
-        provider = Provider(oidc_issuer, oidc_client, secret, oidc_scope, environment.proxy)
+    provider = _provider(oidc_issuer, oidc_client, oidc_secret, oidc_scope)
     logs.log_to_stderr("adapterhub.hub", as_json=settings.as_json)
     size = int(mirror_max_size * 1e9)
     upstream_mirror = other_hub(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
     models = None
     if upstream:
-        models = ModelUpstream(
-            other_hub(upstream, upstream_age, environment.hub).endpoint,
-            upstream_mode,
-            frozenset(name.lower() for name in upstream_allow),
-            token=environment.upstream_token(),
-            age=upstream_age,
-            max_bytes=int(upstream_cache * 1e9),
-            proxy=environment.proxy,
-        )
+        models = _model_upstream(upstream, upstream_mode, upstream_allow, age=upstream_age, max_bytes=int(upstream_cache * 1e9))
     hub_settings = registry_choice.hub_settings(
         settings,
         database=database,
@@ -210,6 +197,36 @@ def start(
         output.flush()
 
     server.serve(hub_settings, ready=ready)
+
+
+def _provider(issuer: str | None, client: str | None, secret: Path | None, scope: str) -> Provider | None:
+    """Return the provider at which people sign in; None without one."""
+    from adapterhub.hub.settings import Provider
+
+    # A provider knows the hub by its client id, so neither works alone.
+    if bool(issuer) != bool(client):
+        raise UsageError(
+            "--oidc-issuer", "needs --oidc-client, and the other way around", "Give both, or none", code="conflicting-options"
+        )
+    if not (issuer and client):
+        return None
+    return Provider(issuer, client, environment.oidc_secret(secret), scope, environment.proxy)
+
+
+def _model_upstream(address: str, mode: str, names: tuple[str, ...], *, age: float, max_bytes: int) -> ModelUpstream:
+    """Return the hub that has the base models which are not here."""
+    from adapterhub.hub.mirror import upstream
+    from adapterhub.hub.settings import ModelUpstream
+
+    return ModelUpstream(
+        upstream(address, age, environment.hub).endpoint,
+        mode,
+        frozenset(name.lower() for name in names),
+        token=environment.upstream_token(),
+        age=age,
+        max_bytes=max_bytes,
+        proxy=environment.proxy,
+    )
 
 
 def _limit(text: str) -> tuple[str, tuple[int, int]]:

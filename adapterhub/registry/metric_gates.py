@@ -1,10 +1,10 @@
-"""Gates: bounds of the metrics of an evaluation, as `eval --gate` and the requirements of a tag write them."""
+"""Bounds of the metrics of an evaluation, as `eval --gate` and the requirements of a tag write them."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from adapterhub.evidence.sampled_bounds import COMPARISONS
 from adapterhub.index.version_search import Bounds, parse_metric
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -20,9 +20,6 @@ TEST_GATES: Mapping[str, str] = {"pass": "pass_rate", "pass_rate": "pass_rate", 
 """The names that a gate on golden tests may bound, and their metrics."""
 _PAIR_METRICS = ("accuracy", "margin", "pairs")
 _MAX_NAMES = 20  # in an error
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Gate:
             names = metrics if self.names is None else [name for name, metric in self.names.items() if metric in metrics]
             hint = f"{'Evaluate pairs, or bound' if is_of_pairs else 'Bound'} one of {', '.join([*names][:_MAX_NAMES])}"
             raise UsageError(self.text, problem, hint, code="metric-not-measured")
-        return all(_COMPARE[bound.operator](metrics[self.metric], bound.value) for bound in self.bounds)
+        return all(COMPARISONS[bound.operator](metrics[self.metric], bound.value) for bound in self.bounds)
 
 
 def parse_gate(text: str, location: str, names: Mapping[str, str] | None = DATA_GATES) -> Gate:

@@ -1,4 +1,4 @@
-"""The decider: whether a version meets the requirements of a tag, each with its value and the place of its evidence.
+"""Decide whether a version meets the requirements of a tag (`project.tag_rules`), each with its value and its evidence.
 
 All evidence is in the log of the name, with the version's signatures, or follows from its bytes. What cannot be read is not
 met. `tag_gate` asks for every move of a tag, whoever makes it.
@@ -18,18 +18,16 @@ from adapterhub.evidence import paired_tests, sampled_bounds
 from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.project.tag_rules import TagRules
+from adapterhub.project.tag_rules import UNMET, TagRules
 from adapterhub.store.export import export
 from adapterhub.store.ref_log import TAG_MOVES, Entry
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import approvals, gates, signature_policy
+from . import approvals, metric_gates, signature_policy
 
-CODE = "requirements-unmet"
-"""The code of the error for a version that does not meet the requirements of a tag."""
-_METRICS = {**gates.DATA_GATES, **gates.TEST_GATES}
+_METRICS = {**metric_gates.DATA_GATES, **metric_gates.TEST_GATES}
 _NO_TESTS: tuple[Evaluation | None, str] = (None, "")
 
 
@@ -127,7 +125,7 @@ class VersionEvidence:
             with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
                 export(self._store, self.manifest(digest).layers, Path(temporary), None)
                 report = scan(Path(temporary), display_name=digest[:19], limit=1)
-            problem = next((item for item in report.problems if item.severity in ("error", "warning")), None)
+            problem = next((problem for problem in report.problems if problem.severity in ("error", "warning")), None)
             self._findings[digest] = "" if problem is None else f"{problem.code}: {problem.file or problem.what}"
         return self._findings[digest]
 
@@ -149,12 +147,14 @@ class Assessment:
         if missing := [requirement.problem for requirement in self.missing]:
             name, tag, ref = self.candidate.name, self.candidate.tag, f"{self.candidate.name}:v{self.candidate.number}"
             problem = f"v{self.candidate.number} does not meet its requirements: {'; '.join(missing)}"
-            raise RefusedError(f"{name}:{tag}", problem, "Look at each of them", missing, code=CODE, ref=ref, tag=tag)
+            raise RefusedError(f"{name}:{tag}", problem, "Look at each of them", missing, code=UNMET, ref=ref, tag=tag)
 
 
 def assess(candidate: Candidate, rules: Sequence[TagRules], evidence: VersionEvidence) -> Assessment:
     """Compare a version with the requirements on a tag of every file that has some."""
-    return Assessment(candidate, tuple(item for table in rules for item in _requirements(candidate, table, evidence)))
+    return Assessment(
+        candidate, tuple(requirement for table in rules for requirement in _requirements(candidate, table, evidence))
+    )
 
 
 def _requirements(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) -> Iterator[Requirement]:
@@ -162,8 +162,8 @@ def _requirements(candidate: Candidate, rules: TagRules, evidence: VersionEviden
         try:
             is_met, value, place = decide()
         except (AdapterhubError, ImportError) as error:
-            what = error.what if isinstance(error, AdapterhubError) else str(error)
-            is_met, value, place = False, f"cannot be read: {what}", ""
+            reason = error.what if isinstance(error, AdapterhubError) else str(error)
+            is_met, value, place = False, f"cannot be read: {reason}", ""
         return Requirement(rule, needed, value, is_met, place, rules.file)
 
     if rules.source:
@@ -197,7 +197,7 @@ def _was_tagged(candidate: Candidate, source: str) -> tuple[bool, str, str]:
 def _gate(candidate: Candidate, name: str, text: str, rules: TagRules) -> tuple[bool, str, str]:
     measured, place = candidate.evaluation(name, candidate.number)
     claim = paired_tests.parse_claim(text)
-    gate = None if claim else gates.parse_gate(text, rules.where(f"require.eval.{name}"), None)
+    gate = None if claim else metric_gates.parse_gate(text, rules.where(f"require.eval.{name}"), None)
     if measured is None:
         return False, "was not measured", ""
     if claim is not None:
@@ -218,7 +218,7 @@ def _compare(candidate: Candidate, measured: Evaluation, claim: paired_tests.Cla
     reference, reference_place = candidate.evaluation(measured.name, candidate.current)
     if reference is None:
         return False, f"v{candidate.current}, which it means now, was not measured", place
-    data, reference_data = ([item.get("digest") for item in evaluation.data] for evaluation in (measured, reference))
+    data, reference_data = ([file.get("digest") for file in evaluation.data] for evaluation in (measured, reference))
     if not measured.cases or measured.cases.keys() != reference.cases.keys() or data != reference_data:
         return False, f"v{candidate.current} was measured on other tests", f"{place}, {reference_place}"
     is_met, value = claim.verdict(paired_tests.compare_rates(measured.cases, reference.cases))
@@ -231,10 +231,10 @@ def _attested(candidate: Candidate, kind: str, rules: TagRules, evidence: Versio
 
     keys, location = read_trusted(rules.signers), f"{candidate.name}:v{candidate.number}"
     try:
-        found = attestation.find_accepted(evidence.signatures(candidate), kind, keys, candidate.digest, location)
+        attested = attestation.find_accepted(evidence.signatures(candidate), kind, keys, candidate.digest, location)
     except AdapterhubError as error:
         return False, error.what, ""
-    return True, f"by {found.signer.title}", "a signature of the version"
+    return True, f"by {attested.signer.title}", "a signature of the version"
 
 
 def _signed(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) -> tuple[bool, str, str]:
