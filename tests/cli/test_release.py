@@ -94,6 +94,8 @@ def test_a_withdrawal_says_what_happens_to_tags(place: Path, run: Run, tmp_path:
     shown = run("show", "team/sql:v1")
     assert "warning: team/sql:v1 was withdrawn: leaked" in shown.stderr
     assert "[withdrawn]" in run("push", "./a1", "team/sql", code=6).stderr
+    assert "prod, (withdrawn)" in run("list").stdout
+    assert [row["withdrawn"] for row in json.loads(run("list", "--json").stdout)["adapters"]] == ["too", "leaked"]
     assert "withdraw" in run("log", "team/sql").stdout
 
 
