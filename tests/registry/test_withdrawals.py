@@ -131,6 +131,18 @@ def test_a_withdrawal_can_be_undone(registry: Registry, make: Make) -> None:
     assert registry.push(make("a2", 2), SQL).number == 2
 
 
+def test_latest_is_the_newest_version_again_once_its_withdrawal_is_undone(registry: Registry) -> None:
+    for number in (3, 2):
+        withdraw(registry, number)
+    for number, latest in ((2, 2), (3, 3)):
+        release_moves.undo_withdrawal(registry.ledger, v(number))
+        assert registry.resolve(SQL).number == latest
+    entries = len(registry.log(SQL))
+    withdraw(registry, 2)
+    release_moves.undo_withdrawal(registry.ledger, v(2))
+    assert (registry.resolve(SQL).number, len(registry.log(SQL))) == (3, entries + 2)
+
+
 def test_a_withdrawal_that_was_cut_off_is_finished_by_the_same_call(registry: Registry) -> None:
     release_moves._move_latest(registry.ledger, registry.row(v(3)), "leaked")  # the first of its two entries
     assert (registry.resolve(SQL).number, registry.resolve(v(3)).number) == (2, 3)
