@@ -93,5 +93,8 @@ def _write(withdrawn: Sequence[Withdrawal], remote: str | None) -> None:
         elif not item.latest:
             output.write(f"{item.name} has no version that is left: it cannot be used until the next push")
         for tag in item.tags:
-            command_ = f"`adapterhub rollback {item.name}:{tag}{remote_words(remote)}`"
-            output.write(f"{item.name}:{tag} cannot be used until it moves: {command_}")
+            moves = f"`adapterhub rollback {item.name}:{tag}{remote_words(remote)}`"
+            if item.latest:
+                tag_command = f"`adapterhub tag {item.name}:v{item.latest} {tag}{remote_words(remote)}`"
+                moves += f", or {tag_command} if it meant no other version before"
+            output.write(f"{item.name}:{tag} cannot be used until it moves: {moves}")
