@@ -58,6 +58,8 @@ def test_an_approval_is_signed_and_a_dry_run_then_moves_nothing(place: Path, run
     assert json.loads(run("show", "team/sql:prod", "--json").stdout)["number"] == 1
     assert run("promote", "team/sql:staging", "prod").stdout.endswith("team/sql:prod is team/sql:v2\n")
     assert run("promote", "team/sql:v2", "prod").stdout.endswith("team/sql:prod is team/sql:v2 already\n")
+    printed = run("promote", "team/sql:v2", "prd").stdout  # a misspelled tag, or a folder outside the project
+    assert printed == "team/sql:prd is team/sql:v2; no requirements of this tag are in force here\n"
     document = json.loads(run("rollback", "team/sql:prod", "-m", "no", "--json").stdout)
     assert (document["number"], document["left"]["number"], document["message"]) == (1, 2, "no")
 

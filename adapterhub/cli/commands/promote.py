@@ -65,4 +65,5 @@ def _write(report: PromotionReport, *, is_asked: bool) -> None:
         met = f"meets {output.plural(len(rows), 'requirement')}" if rows else "has no requirements to meet"
         output.write(f"{ref} {met}: `adapterhub promote {ref} {report.tag}` moves {tag}")
     else:
-        output.write(f"{tag} is {ref}{'' if report.moved else ' already'}")
+        condition = "" if rows else "; no requirements of this tag are in force here"
+        output.write(f"{tag} is {ref}{'' if report.moved else ' already'}{condition}")
