@@ -230,3 +230,9 @@ def test_a_mistyped_choice_names_the_one_that_was_meant(run: Run) -> None:
     error = run("convert", "sql", "x", "--to", "guff", code=2).stderr
     assert error.endswith("Did you mean gguf?  [invalid-usage]\n")
     assert error.count("\n") == 1
+
+
+def test_no_line_about_a_command_is_cut_in_the_help_of_its_group() -> None:
+    groups = [command for _, command in commands(app) if isinstance(command, click.Group)]
+    helps = [group.get_help(click.Context(group, terminal_width=80)) for group in groups]
+    assert [line for text in helps for line in text.partition("Commands:")[2].splitlines() if line.endswith("...")] == []
