@@ -1,38 +1,49 @@
-"""The templates use only what the objects that they are given have: Jinja finds a wrong name no earlier than on a page."""
+"""Templates name attributes that pages, requests and identities have: a misspelled one would fail only when it is shown."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
 
+import jinja2.nodes
 import pytest
-from jinja2 import nodes
 
+import adapterhub.hub.web
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.web import site
+from adapterhub.hub.web.site import Page, PageRequest
 
-PACKAGE = Path(site.__file__).parents[2]
-TEMPLATES = sorted(path.name for path in (Path(site.__file__).parent / "templates").iterdir())
-BUILTIN = {name for kind in (str, list, dict, tuple) for name in dir(kind)}
-
-
-@pytest.fixture(scope="module")
-def defined_names() -> set[str]:
-    """The names of all methods, properties and fields of the package."""
-    pattern = re.compile(r"^[ ]+(?:def (\w+)\(|(\w+): )", re.MULTILINE)
-    return {name for path in PACKAGE.rglob("*.py") for pair in pattern.findall(path.read_text()) for name in pair}
+for module in pkgutil.iter_modules(adapterhub.hub.web.__path__):
+    importlib.import_module(f"{adapterhub.hub.web.__name__}.{module.name}")
 
 
-def attributes(template: str) -> set[str]:
+def page_classes(base: type[Page] = Page) -> Iterator[type[Page]]:
+    for page_class in base.__subclasses__():
+        yield page_class
+        yield from page_classes(page_class)
+
+
+PAGES = {page_class.template: page_class for page_class in page_classes() if "template" in vars(page_class)}
+
+
+def attributes(of: Any) -> set[str]:
+    return {*dir(of), *(field.name for field in dataclasses.fields(of))}
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_every_attribute_that_a_template_names_exists(name: str) -> None:
     environment = site.templates()
     assert environment.loader is not None
-    tree = environment.parse(environment.loader.get_source(environment, template)[0])
-    return {node.attr for node in tree.find_all(nodes.Getattr) if not _is_loop_or_macro(node.node)}
-
-
-def _is_loop_or_macro(node: nodes.Node) -> bool:
-    return isinstance(node, nodes.Name) and node.name in ("loop", "macros", "self")
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_reads_only_attributes_that_exist(template: str, defined_names: set[str]) -> None:
-    assert attributes(template) - BUILTIN - defined_names == set()
+    known = {"page": attributes(PAGES[name]), "asked": attributes(PageRequest), "who": attributes(Identity)}
+    unknown = []
+    for template in {name, "layout.html"} if name.endswith(".html") else {name}:
+        source, _, _ = environment.loader.get_source(environment, template)
+        for node in environment.parse(source).find_all(jinja2.nodes.Getattr):
+            owner = getattr(node.node, "attr", None) or getattr(node.node, "name", None)
+            is_page_of_another = template != name and owner == "page"
+            if owner in known and not is_page_of_another and node.attr not in known[owner]:
+                unknown.append(f"{template}:{node.lineno}: {owner}.{node.attr}")
+    assert unknown == []
