@@ -18,7 +18,7 @@ from adapterhub.cli.remote_choice import remote_option
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--for", "tag", metavar="TAG", required=True, help="Tag that the version is approved for.")
-@click.option("-m", "--message", metavar="TEXT", required=True, help="What was looked at, for the log.")
+@click.option("-m", "--message", metavar="TEXT", required=True, help="Record a reason, for the log: what was looked at.")
 @signing_options.optional_signer
 @remote_option
 @click.pass_obj

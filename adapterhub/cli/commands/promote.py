@@ -8,7 +8,7 @@ import click
 
 from adapterhub.cli import catalogs, output
 from adapterhub.cli.completions import complete_ref
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import RefusedError
@@ -28,8 +28,8 @@ _COLUMNS = (Column(""), Column("REQUIREMENT"), Column("NEEDED"), Column("VALUE",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("tag")
-@click.option("--dry-run", is_flag=True, help="Move nothing: show every requirement, its value and its evidence.")
-@click.option("-m", "--message", metavar="TEXT", default="", help="Reason for the move, for the log.")
+@dry_run_option
+@click.option("-m", "--message", metavar="TEXT", default="", help="Record a reason, for the log.")
 @remote_option
 @click.pass_obj
 def promote(settings: Settings, *, ref: str, tag: str, dry_run: bool, message: str, remote: str | None) -> int:

@@ -17,7 +17,7 @@ from adapterhub.cli.remote_choice import remote_option
     adapterhub rollback team/sql:prod --remote""",
 )
 @click.argument("ref", metavar="NAME:TAG", shell_complete=complete_ref)
-@click.option("-m", "--message", metavar="TEXT", default="", help="Reason, for the log.")
+@click.option("-m", "--message", metavar="TEXT", default="", help="Record a reason, for the log.")
 @remote_option
 @click.pass_obj
 def rollback(settings: Settings, *, ref: str, message: str, remote: str | None) -> None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     adapterhub withdraw team/sql:v4 --undo""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@click.option("-m", "--message", metavar="REASON", help="Reason, which everybody who asks for the version is told.")
+@click.option("-m", "--message", metavar="TEXT", help="Record a reason, which everybody who asks for the version is told.")
 @click.option("--everywhere", is_flag=True, help="Withdraw these bytes under every name that has them.")
-@click.option("--undo", is_flag=True, help="Let it be used again.")
+@click.option("--undo", is_flag=True, help="Undo it: let the version be used again.")
 @signing_options.optional_signer
 @remote_option
 @click.pass_obj

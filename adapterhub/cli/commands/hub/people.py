@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from adapterhub.hub.people.accounts import Account, Namespace
 
 
-FORCE = click.option("--force", is_flag=True, help="Go on even if the account is the last admin of a namespace or of the hub.")
+FORCE = click.option(
+    "--force",
+    is_flag=True,
+    help="Override a refusal: go on even if the account is the last admin of a namespace or of the hub.",
+)
 
 
 # ---- users
