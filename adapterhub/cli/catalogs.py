@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import NotFoundError, UsageError
 
 from . import remotes
 from .options import Settings
@@ -94,3 +95,11 @@ def open_hub_below(prefix: str | None, url: str) -> tuple[Catalog, str | None] |
 
     opened = open_hub(unused_address(url))
     return None if opened is None else (opened[0], prefix_below(url, prefix))
+
+
+def no_such_prefix(catalog: Catalog, prefix: str) -> NotFoundError:
+    """Return the error for a name or a namespace that a catalog does not have, with the one that was probably meant."""
+    names = {row.name for row in catalog.list(None).rows}
+    close = difflib.get_close_matches(prefix, sorted(names | {name.partition("/")[0] for name in names}), 1)
+    hint = f"Did you mean {close[0]}?" if close else "Run `adapterhub list`"
+    return NotFoundError(prefix, "no adapter of this name or namespace", hint)

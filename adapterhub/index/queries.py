@@ -20,9 +20,9 @@ from .index_database import Index, broken_index_error
 
 UNINDEXED = "unindexed"
 """Kind of mark for a version that is not indexed because its documents could not be read; its value is the reason."""
-# Kinds of the columns of `names`, and of a version with its parents and tags.
+# Kinds of the columns of `names`, and of a version with its parents, its tags and why it was withdrawn.
 _NAME = "sisii"
-_ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in version_extract.COLUMNS.values()) + "sS"
+_ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in version_extract.COLUMNS.values()) + "sSS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class VersionRow:
         size: Bytes of its files.
         r: The largest rank of any module; `least_r` is the smallest.
         parents: Refs of the adapters it was made from; digests where no ref was recorded.
+        withdrawn: Why it was withdrawn; None if it was not.
     """
 
     name: str
@@ -65,6 +66,7 @@ class VersionRow:
     description: str | None
     parents: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    withdrawn: str | None = None
 
     @property
     def ref(self) -> Ref:
@@ -318,12 +320,13 @@ def select(index: Index, condition: str, *values: object) -> list[VersionRow]:
     """Return the versions that meet an SQL condition, sorted by name, newest first. Only for use in this package."""
     columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *version_extract.COLUMNS, "parents"))
     tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
-    sql = f"SELECT {columns}, {tags} FROM versions WHERE {condition} ORDER BY name, number DESC"  # noqa: S608 - fixed text
+    reason = "(SELECT value FROM marks m WHERE m.kind = 'withdraw' AND m.name = versions.name AND m.key = versions.digest)"
+    sql = f"SELECT {columns}, {tags}, {reason} FROM versions WHERE {condition} ORDER BY name, number DESC"  # noqa: S608 - fixed text
     result = []
-    for *fields, parents, joined in index.select(sql, *values, kinds=_ROW):
+    for *fields, parents, joined, withdrawn in index.select(sql, *values, kinds=_ROW):
         # Most versions have no parents, and no tag contains a comma.
         made_from = _parents(index, parents) if parents != "[]" else ()
-        fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
+        fields += [made_from, tuple(sorted(joined.split(","))) if joined else (), withdrawn]
         result.append(VersionRow(*fields))
     return result
 

@@ -79,7 +79,8 @@ class ApprovalCount:
         others, rejected = [], list(self.rejected)
         for person in self.people:
             if person.keys & set(keys) or (person.accounts | person.authors) & set(authors):
-                rejected.append(f"{person.titles[0]} pushed, signed or moves it")
+                by = ", ".join(sorted((person.accounts | person.authors) & set(authors) - {person.titles[0]}))
+                rejected.append(f"{person.titles[0]}{f' (by {by})' if by else ''} pushed, signed or moves it")
             else:
                 others.append(person)
         return ApprovalCount(tuple(others), tuple(rejected))

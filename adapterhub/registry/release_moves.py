@@ -19,6 +19,9 @@ from .ledger import Ledger
 from .moves import check_protected, checked_message, now
 from .version_lookup import Version, find_exact_row, find_row, previous_number, version_of
 
+_WITHDRAWN, _USABLE_AGAIN = " is withdrawn: ", " can be used again"
+"""What the messages say of the entries by which a withdrawal, or its end, moved `latest`; before it is the version."""
+
 
 @dataclass(frozen=True)
 class Withdrawal:
@@ -129,7 +132,7 @@ def _move_latest(ledger: Ledger, row: VersionRow, reason: str) -> bool:
         others = [other for other in queries.versions(ledger.index, name=row.name) if other.number != row.number]
         target = next((other for other in others if _is_usable(ledger, row.name, other.number)), None)
         moved = target is not None
-        message = f"v{row.number} is withdrawn: {reason}"
+        message = f"v{row.number}{_WITHDRAWN}{reason}"
         return _entry(target, state, "tag", (LATEST,), message[:1000]) if target else None
 
     ledger.move(row.name, decide)
@@ -137,7 +140,7 @@ def _move_latest(ledger: Ledger, row: VersionRow, reason: str) -> bool:
 
 
 def undo_withdrawal(ledger: Ledger, ref: Ref) -> Version:
-    """Let a withdrawn version be used again."""
+    """Let a withdrawn version be used again; `latest` moves to the newest version if a withdrawal was what moved it last."""
     row = find_row(ledger, ref)
 
     def decide(state: LogState) -> Entry | None:
@@ -146,7 +149,26 @@ def undo_withdrawal(ledger: Ledger, ref: Ref) -> Version:
         return _entry(row, state, "unwithdraw", (), "") if is_withdrawn else None
 
     ledger.move(row.name, decide)
+    _return_latest(ledger, row)
     return version_of(ledger, find_row(ledger, row.ref), ref.tag)
+
+
+def _return_latest(ledger: Ledger, row: VersionRow) -> None:
+    """Move `latest` to a version that is the newest that can be used, if a withdrawal was what moved it last."""
+
+    def decide(state: LogState) -> Entry | None:
+        entries, _ = entries_in_force(ledger.store.log.entries(row.name))
+        last = next((entry for entry in reversed(entries) if LATEST in entry.tags), None)
+        if last is None or last.op != "tag" or last.number >= row.number:
+            return None
+        if _WITHDRAWN not in last.message and _USABLE_AGAIN not in last.message:
+            return None
+        versions = queries.versions(ledger.index, name=row.name)
+        newest = next((version for version in versions if _is_usable(ledger, row.name, version.number)), None)
+        is_newest = newest is not None and newest.number == row.number
+        return _entry(row, state, "tag", (LATEST,), f"v{row.number}{_USABLE_AGAIN}") if is_newest else None
+
+    ledger.move(row.name, decide)
 
 
 def _check_text(text: str, ref: Ref) -> None:

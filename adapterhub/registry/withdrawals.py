@@ -11,6 +11,7 @@ from adapterhub.index import queries
 from adapterhub.index.index_database import Index
 from adapterhub_converters.errors import RefusedError
 
+_HINT = "Use another version"
 CODE = "withdrawn"
 """The code of the error for a version that was withdrawn, for which servers answer 410."""
 
@@ -22,12 +23,12 @@ def reasons(index: Index, name: str) -> dict[Digest, str]:
 
 def error(location: str, name: str, number: int, reason: str) -> RefusedError:
     """Return the error for a version that was withdrawn."""
-    return RefusedError(location, f"v{number} was withdrawn: {reason}", "Use another version", code=CODE, name=name)
+    return RefusedError(location, f"v{number} was withdrawn: {reason}", _HINT, code=CODE, name=name)
 
 
 def error_elsewhere(location: str, details: str) -> RefusedError:
     """Return the error for a version that a server says was withdrawn, with its own words after a colon."""
-    return RefusedError(location, f"was withdrawn{details}", "Use another version", code=CODE)
+    return RefusedError(location, f"was withdrawn{details.removesuffix(f'. {_HINT}')}", _HINT, code=CODE)
 
 
 def check(index: Index, name: str, number: int, digest: Digest) -> None:

@@ -36,6 +36,7 @@ def row_document(row: VersionRow, deprecations: Deprecations) -> dict[str, Any]:
         "number": row.number,
         "tags": list(row.tags),
         "deprecated": reason_of(row, deprecations),
+        "withdrawn": row.withdrawn,
         "digest": row.digest,
         "size": row.size,
         "time": row.time,
@@ -75,6 +76,7 @@ def _row(fields: Fields) -> VersionRow:
         fields.optional_text("description"),
         fields.texts("parents"),
         fields.tags("tags"),
+        fields.optional_text("withdrawn"),
     )
 
 

@@ -121,3 +121,13 @@ def test_a_long_tree_is_cut_to_the_screen_but_not_its_tags(screen: int) -> None:
     assert len(whole) == 2 + 30 + 1
     assert whole[-1].startswith("      from team/sql:v1, team/sql:v2, ")
     assert whole[-1].count("team/sql") == 12
+
+
+@pytest.mark.parametrize("command", ["list", "du"])
+@pytest.mark.parametrize(
+    ("prefix", "hint"), [("team/slq", "Did you mean team/sql?"), ("taem", "Did you mean team?"), ("x", "Run")]
+)
+def test_a_misspelled_prefix_is_answered_with_the_one_that_was_meant(
+    run: Run, registry: Path, command: str, prefix: str, hint: str
+) -> None:
+    assert f"{prefix}: no adapter of this name or namespace. {hint}" in run(command, prefix, code=3).stderr

@@ -16,6 +16,7 @@ from adapterhub.cli.options import GROUP_SYNONYMS, SYNONYMS, SwappedOption
 from tests.conftest import Run
 
 FILTERS = "search"  # its options are filters, each named for the field it compares
+WITH_TWO_MEANINGS = {"--for"}  # the runtime of a check or a preparation, and the tag of an approval
 
 
 def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -39,8 +40,7 @@ def options() -> dict[str, dict[str, click.Option]]:
     return found
 
 
-# `approve REF --for TAG` is said as people say it; elsewhere --for is a runtime.
-@pytest.mark.parametrize("name", sorted(name for name, where in options().items() if len(where) > 1 and name != "--for"))
+@pytest.mark.parametrize("name", sorted({name for name, where in options().items() if len(where) > 1} - WITH_TWO_MEANINGS))
 def test_an_option_has_one_meaning_in_all_commands(name: str) -> None:
     found = options()[name].values()
     assert len({option.metavar for option in found}) == 1
@@ -231,3 +231,9 @@ def test_a_mistyped_choice_names_the_one_that_was_meant(run: Run) -> None:
     error = run("convert", "sql", "x", "--to", "guff", code=2).stderr
     assert error.endswith("Did you mean gguf?  [invalid-usage]\n")
     assert error.count("\n") == 1
+
+
+def test_no_line_about_a_command_is_cut_in_the_help_of_its_group() -> None:
+    groups = [command for _, command in commands(app) if isinstance(command, click.Group)]
+    helps = [group.get_help(click.Context(group, terminal_width=80)) for group in groups]
+    assert [line for text in helps for line in text.partition("Commands:")[2].splitlines() if line.endswith("...")] == []

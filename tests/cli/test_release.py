@@ -58,6 +58,8 @@ def test_an_approval_is_signed_and_a_dry_run_then_moves_nothing(place: Path, run
     assert json.loads(run("show", "team/sql:prod", "--json").stdout)["number"] == 1
     assert run("promote", "team/sql:staging", "prod").stdout.endswith("team/sql:prod is team/sql:v2\n")
     assert run("promote", "team/sql:v2", "prod").stdout.endswith("team/sql:prod is team/sql:v2 already\n")
+    printed = run("promote", "team/sql:v2", "prd").stdout  # a misspelled tag, or a folder outside the project
+    assert printed == "team/sql:prd is team/sql:v2; no requirements of this tag are in force here\n"
     document = json.loads(run("rollback", "team/sql:prod", "-m", "no", "--json").stdout)
     assert (document["number"], document["left"]["number"], document["message"]) == (1, 2, "no")
 
@@ -87,13 +89,16 @@ def test_a_withdrawal_says_what_happens_to_tags(place: Path, run: Run, tmp_path:
     printed = run("withdraw", "team/sql:v1", "-m", "leaked").stdout
     assert printed == (
         "team/sql:v1 is withdrawn: leaked\n"
-        "team/sql:prod cannot be used until it moves: `adapterhub rollback team/sql:prod`\n"
+        "team/sql:prod cannot be used until it moves: `adapterhub rollback team/sql:prod`,"
+        " or `adapterhub tag team/sql:v2 prod` if it meant no other version before\n"
     )  # fmt: skip
     (withdrawn,) = json.loads(run("withdraw", "team/sql:v2", "-m", "too", "--json").stdout)["withdrawn"]
     assert (withdrawn["reason"], withdrawn["latest"], withdrawn["tags"]) == ("too", None, [])
     shown = run("show", "team/sql:v1")
     assert "warning: team/sql:v1 was withdrawn: leaked" in shown.stderr
     assert "[withdrawn]" in run("push", "./a1", "team/sql", code=6).stderr
+    assert "prod, (withdrawn)" in run("list").stdout
+    assert [row["withdrawn"] for row in json.loads(run("list", "--json").stdout)["adapters"]] == ["too", "leaked"]
     assert "withdraw" in run("log", "team/sql").stdout
 
 

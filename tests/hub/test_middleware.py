@@ -123,7 +123,8 @@ def test_refusals_are_recorded_without_the_token(hub: Running, hf: Any) -> None:
 def test_a_changed_row_breaks_the_chain(run: Run, tmp_path: Path, change: str) -> None:
     for name in ("ada", "bob", "eve"):
         run("hub", "user", "add", name, "--registry", tmp_path / "hub")
-    run("hub", "log", "--verify", "--registry", tmp_path / "hub")
+    verified = run("hub", "log", "--verify", "--registry", tmp_path / "hub").stderr
+    assert verified == "verified: each row up to 3 follows from the one before\n"
     with closing(HubDatabase(tmp_path / "hub")) as database:
         database.execute(change)
     assert "audit row" in run("hub", "log", "--verify", "--registry", tmp_path / "hub", code=4).stderr

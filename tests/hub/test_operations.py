@@ -263,7 +263,7 @@ def test_doctor_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
     token = run("hub", "token", "create", "root", "--role", "admin", "--registry", folder).stdout
     assert token
     fine = run("hub", "doctor", "--registry", folder)
-    assert "never expire" in fine.stdout
+    assert "1 token of a service may do everything and never expires" in fine.stdout
     os.chmod(folder / "hub.db", 0o644)
     with closing(HubDatabase(folder)) as database:
         database.execute("UPDATE audit SET account = 'eve'")

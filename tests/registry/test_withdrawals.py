@@ -14,7 +14,7 @@ from adapterhub.maintenance.gc import gc
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations.copy import copy
 from adapterhub.ref import Ref
-from adapterhub.registry import lineage_graph, release_moves, withdrawal_rights
+from adapterhub.registry import lineage_graph, release_moves, withdrawal_rights, withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.release_moves import Withdrawal
 from adapterhub.trust import bundle, keys, release_claims, statement
@@ -131,6 +131,18 @@ def test_a_withdrawal_can_be_undone(registry: Registry, make: Make) -> None:
     assert registry.push(make("a2", 2), SQL).number == 2
 
 
+def test_latest_is_the_newest_version_again_once_its_withdrawal_is_undone(registry: Registry) -> None:
+    for number in (3, 2):
+        withdraw(registry, number)
+    for number, latest in ((2, 2), (3, 3)):
+        release_moves.undo_withdrawal(registry.ledger, v(number))
+        assert registry.resolve(SQL).number == latest
+    entries = len(registry.log(SQL))
+    withdraw(registry, 2)
+    release_moves.undo_withdrawal(registry.ledger, v(2))
+    assert (registry.resolve(SQL).number, len(registry.log(SQL))) == (3, entries + 2)
+
+
 def test_a_withdrawal_that_was_cut_off_is_finished_by_the_same_call(registry: Registry) -> None:
     release_moves._move_latest(registry.ledger, registry.row(v(3)), "leaked")  # the first of its two entries
     assert (registry.resolve(SQL).number, registry.resolve(v(3)).number) == (2, 3)
@@ -138,6 +150,11 @@ def test_a_withdrawal_that_was_cut_off_is_finished_by_the_same_call(registry: Re
     assert (withdrawal.latest, registry.resolve(SQL).number) == (2, 2)
     with pytest.raises(RefusedError, match="a leaked key"):
         registry.resolve(v(3))
+
+
+def test_the_words_of_a_server_are_followed_by_the_hint_once() -> None:
+    error = withdrawals.error_elsewhere("hub", ": team/sql: v2 was withdrawn: leaked. Use another version")
+    assert str(error) == "hub: was withdrawn: team/sql: v2 was withdrawn: leaked. Use another version"
 
 
 def test_another_name_with_the_same_bytes_goes_on(registry: Registry, make: Make, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def audit() -> None:
 
 @audit.command(
     "verify",
+    short_help="Verify that no entry was changed.",
     example="""
     adapterhub audit verify
     adapterhub audit verify --registry ./copy --checkpoint 2026-11-26.json --key audit.pub""",

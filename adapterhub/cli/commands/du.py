@@ -13,7 +13,7 @@ from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.remote_choice import remote_option
-from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.disk_usage import BaseUsage, Usage, UsageReport
@@ -53,9 +53,9 @@ def du(settings: Settings, prefix: str | None, base: Sequence[str], remote: str 
     models = [_model_of_option(text, settings) for text in base]
     with catalogs.catalog_below(settings, prefix, remote, "record of disk usage") as (catalog, prefix_there):
         usage = catalog.usage(prefix_there, bytes_bar)
-    report = usage.report
-    if prefix and not report.names:
-        raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+        report = usage.report
+        if prefix_there and not report.names:
+            raise catalogs.no_such_prefix(catalog, prefix_there)
     for model in models:
         if not any(model.fits(base) for base in report.bases):
             output.say(output.one_line(f"{model.location}: no version here was trained on it"))

@@ -33,6 +33,14 @@ _TEMPLATE = """\
 # [policy.metrics]
 # eval_perplexity = { max = 12 }
 
+# [promote.prod]                  # what a version needs before prod moves to it
+# from = "staging"                # a tag that it has had
+
+# [promote.prod.require]
+# approvals = 2                   # people, by the keys of `approvers` or their accounts of a hub
+# approvers = ["keys/bo.pub", "keys/cy.pub"]
+# scan = "clean"
+
 # [validate]                      # defaults of `adapterhub validate`
 # base = "models/Qwen3-0.6B"      # relative to this file; or an address, or a name
 # runtimes = ["vllm"]             # that must apply each adapter

@@ -33,6 +33,7 @@ def key() -> None:
 
 @key.command(
     "generate",
+    short_help="Write a new pair of keys.",
     example="""
     adapterhub key generate ./team
     adapterhub key generate ./ci --curve p384 --passphrase""",

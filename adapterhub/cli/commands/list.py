@@ -14,7 +14,7 @@ from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option
 from adapterhub.cli.views import tree
 from adapterhub.cli.views.version_rows import write_rows
-from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
@@ -89,7 +89,7 @@ def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, a
             from adapterhub.ref import Ref
 
             Ref.parse(prefix)  # raises the error that says how to write it
-        raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
+        raise catalogs.no_such_prefix(catalog, prefix)
     for (name, number), message in sorted(deprecations.items()):
         if any(row.name == name and number in (0, row.number) for row in rows):
             output.warn_deprecated(f"{name}:v{number}" if number else name, message)

@@ -8,7 +8,7 @@ import click
 
 from adapterhub.cli import catalogs, output
 from adapterhub.cli.completions import complete_ref
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import RefusedError
@@ -28,7 +28,7 @@ _COLUMNS = (Column(""), Column("REQUIREMENT"), Column("NEEDED"), Column("VALUE",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("tag")
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
+@dry_run_option
 @click.option("-m", "--message", metavar="TEXT", default="", help="Record a reason, for the log.")
 @remote_option
 @click.pass_obj
@@ -71,4 +71,5 @@ def _write(report: PromotionReport, *, is_asked: bool) -> None:
         met = f"meets {output.plural(len(rows), 'requirement')}" if rows else "has no requirements to meet"
         output.write(f"{ref} {met}: `adapterhub promote {ref} {report.tag}` moves {tag}")
     else:
-        output.write(f"{tag} is {ref}{'' if report.moved else ' already'}")
+        condition = "" if rows else "; no requirements of this tag are in force here"
+        output.write(f"{tag} is {ref}{'' if report.moved else ' already'}{condition}")

@@ -93,5 +93,8 @@ def _write(withdrawals: Sequence[Withdrawal], remote: str | None) -> None:
         elif not withdrawal.latest:
             output.write(f"{withdrawal.name} has no version that is left: it cannot be used until the next push")
         for tag in withdrawal.tags:
-            command_ = f"`adapterhub rollback {withdrawal.name}:{tag}{remote_words(remote)}`"
-            output.write(f"{withdrawal.name}:{tag} cannot be used until it moves: {command_}")
+            moves = f"`adapterhub rollback {withdrawal.name}:{tag}{remote_words(remote)}`"
+            if withdrawal.latest:
+                tag_command = f"`adapterhub tag {withdrawal.name}:v{withdrawal.latest} {tag}{remote_words(remote)}`"
+                moves += f", or {tag_command} if it meant no other version before"
+            output.write(f"{withdrawal.name}:{tag} cannot be used until it moves: {moves}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -85,14 +85,22 @@ def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str,
         for line in output.wrap(f"{title}: {', '.join(items)}", output.width(), indent=2):
             output.write(line)
     output.write()
-    written = [row for row in rows if row.writes]
-    targets = [row.name for row in written if any(row.name in other_row.back for other_row in written)]
-    titles = ["FROM \\ AND BACK", *targets]
-    marks = [[row.name, *(_MARKS[row.back[name]] if name in row.back else "" for name in targets)] for row in written]
-    for line in output.table([output.Column(title) for title in titles], marks):
-        output.write(line)
-    output.write()
-    output.write("=  the same file, byte for byte    ~  the same function, in other numbers    -  not possible")
+    _write_round_trips([row for row in rows if row.writes])
+    output.write_pairs({"=": "the same file, byte for byte", "~": "the same function, in other numbers", "-": "not possible"})
+
+
+def _write_round_trips(rows: Sequence[Row]) -> None:
+    """Print which round trips are exact, in as many blocks of columns as the terminal needs."""
+    title, screen = "FROM \\ AND BACK", output.width()
+    targets = [row.name for row in rows if any(row.name in other_row.back for other_row in rows)]
+    while targets:
+        block = list(targets)
+        while screen is not None and len(block) > 1 and len("  ".join([title, *block])) > screen:
+            block.pop()
+        marks = [[row.name, *(_MARKS[row.back[name]] if name in row.back else "" for name in block)] for row in rows]
+        output.write_lines(output.table([output.Column(text) for text in (title, *block)], marks))
+        output.write()
+        targets = targets[len(block) :]
 
 
 def _word(*, yes: bool) -> str:

@@ -61,7 +61,7 @@ def _versions(rows: Sequence[VersionRow], refs: Mapping[str, Sequence[str]], scr
     number_width = max(len(str(row.number)) for row in visible) + 1
     for row in visible:
         facts = [
-            ", ".join(row.tags),
+            ", ".join([*row.tags, *(["(withdrawn)"] if row.withdrawn is not None else [])]),
             (row.base or "").rpartition("/")[2],
             row.method if row.method != "lora" else "",
             f"r {row.rank}" if row.rank else "",

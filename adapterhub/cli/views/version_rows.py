@@ -32,7 +32,8 @@ def write_rows(rows: Sequence[VersionRow], last: Column, cell: Callable[[Version
 
 
 def _cells(row: VersionRow, reason: str | None) -> list[str]:
-    marks = [*row.tags, *(["(deprecated)"] if reason is not None else [])]
+    states = {"(withdrawn)": row.withdrawn, "(deprecated)": reason}
+    marks = [*row.tags, *(state for state, why in states.items() if why is not None)]
     return [
         str(row.ref),
         ", ".join(marks) or "-",

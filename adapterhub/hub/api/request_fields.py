@@ -11,10 +11,10 @@ _MAX_VALUES = 100
 
 
 def text_field(fields: dict[str, Any], key: str, default: str | None = None) -> str:
-    """Return a text; `default` if it is missing."""
+    """Return a text; `default` if it is missing, and without one UsageError."""
     value = fields.get(key, default)
     if not isinstance(value, str):
-        raise UsageError(key, "is not a text")
+        raise UsageError(key, "is not a text" if key in fields else "is missing")
     return value
 
 

@@ -160,7 +160,8 @@ def _accounts(database: HubDatabase) -> Check:
     if not database.select("SELECT 1 FROM tokens WHERE revoked IS NULL LIMIT 1"):
         return Check("accounts", WARNING, "there is no token: nobody can push")
     if lasting:
-        return Check("accounts", WARNING, f"{lasting} tokens of services may do everything and never expire")
+        tokens = "1 token of a service" if lasting == 1 else f"{lasting} tokens of services"
+        return Check("accounts", WARNING, f"{tokens} may do everything and never expire{'s' if lasting == 1 else ''}")
     return Check("accounts")
 
 

@@ -14,7 +14,9 @@ from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.web import site
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
+from adapterhub.registry import release_moves
 from adapterhub.registry.repository_records import Repositories, Repository, commit_id
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
@@ -427,3 +429,11 @@ def test_how_to_use_an_adapter_comes_before_its_card(visitor: Visitor, push: Pus
     page = visitor.get("/team/sql").text
     places = [page.index(heading) for heading in ("Use it", "Will it run?", "Model card", "A card")]
     assert places == sorted(places)
+
+
+def test_a_withdrawn_version_is_marked_on_its_page_and_in_searches(hub: Running, visitor: Visitor, push: Push) -> None:
+    push("team/sql", 1)
+    with hub.registry() as registry:
+        release_moves.withdraw(registry.ledger, Ref("team/sql", number=1), ReleaseStatement("a leaked key"))
+    assert "Withdrawn. Its files are given to nobody: a leaked key" in visitor.get("/team/sql/v1").text
+    assert "withdrawn" in visitor.get("/").text

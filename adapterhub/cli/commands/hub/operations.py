@@ -45,8 +45,11 @@ def log(settings: Settings, *, name: str, account: str, limit: int, verify: bool
     from adapterhub.hub.people import audit_log
 
     with closing(hub_database(settings)) as database:
-        if verify and (broken := audit_log.verify_chain(database)[1]) is not None:
-            raise IntegrityError(database.location, f"{broken.where} {broken.what}", "Compare it with a backup")
+        if verify:
+            newest, broken = audit_log.verify_chain(database)
+            if broken is not None:
+                raise IntegrityError(database.location, f"{broken.where} {broken.what}", "Compare it with a backup")
+            output.say(f"verified: each row up to {newest[0]} follows from the one before" if newest else "verified: no rows")
         events = audit_log.events(database, name=name, account=account, limit=limit)
     document = {"verified": verify, "events": [asdict(event) for event in events]}
     output.emit(document, as_json=settings.as_json, text=lambda: _log_text(events))

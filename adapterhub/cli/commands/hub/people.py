@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output, registry_choice
-from adapterhub.cli.options import Command, Group, Settings
+from adapterhub.cli.options import Command, Group, Settings, force_option
 from adapterhub.cli.output import Column
 
 from .tables import changed_database, emit_once, emit_removed, read_hub
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.hub.people.accounts import Account, Namespace
 
 
-FORCE = click.option(
-    "--force",
-    is_flag=True,
-    help="Override a refusal: go on even if it is the last admin of a namespace or the hub.",
-)
+FORCE = force_option("go on even if the account is the last admin of a namespace or of the hub.")
 
 
 # ---- users
