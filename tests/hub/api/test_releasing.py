@@ -221,6 +221,27 @@ def test_a_withdrawn_version_is_answered_410_with_the_reason_on_every_way_out(hu
     assert ask(hub, "GET", "/v2/team/sql/manifests/prod")[0] == 200
 
 
+def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_withdrawn_or_hidden(hub: Running) -> None:
+    with hub.registry() as registry:
+        files = {
+            number: next(
+                layer
+                for layer in registry.oci_manifest(registry.resolve(Ref("team/sql", number=number))).layers
+                if layer.path == "adapter_model.safetensors"
+            )
+            for number in (1, 2)
+        }
+    objects = [{"oid": file.digest.removeprefix("sha256:"), "size": file.size} for file in files.values()]
+    eve = hub.make_token("eve", "read", namespaces=["others"])
+    answer = ask(hub, "POST", "/team/sql.git/info/lfs/objects/batch", {"operation": "download", "objects": objects}, token=eve)
+    first, second = (item["actions"]["download"]["href"].removeprefix(hub.url) for item in answer[1]["objects"])
+    assert [ask(hub, "GET", address)[0] for address in (first, second)] == [200, 200]
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})[0] == 200
+    assert [ask(hub, "GET", address)[0] for address in (first, second)] == [410, 200]
+    assert ask(hub, "PUT", "/api/models/team/sql/settings", {"private": True})[0] == 200
+    assert [ask(hub, "GET", address)[0] for address in (first, second)] == [404, 404]
+
+
 def test_a_signed_version_is_withdrawn_by_its_signer_or_an_admin(hub: Running, tmp_path: Path) -> None:
     for name in ("release", "other"):
         keys.generate(tmp_path / name)
