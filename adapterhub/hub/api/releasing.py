@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.manifest_handlers import move_branches
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
@@ -25,7 +26,7 @@ from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
 from adapterhub.registry.withdrawal_rights import Claim
 from adapterhub.remotes import release_documents, version_documents
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import RefusedError, UsageError
 
 from .api_requests import name_of, ref_of, ref_to, tag_of, visible_view
 from .changing import begin, change
@@ -82,12 +83,19 @@ async def promote(hub: Hub, request: Request) -> Response:
 
 
 async def approve(hub: Hub, request: Request) -> Response:
-    """POST …/names/{name}/versions/{reference}/approvals: approve a version for the tag `tag`, as the account that asks."""
+    """POST …/names/{name}/versions/{reference}/approvals: approve a version for the tag `tag`, as the account that asks.
+
+    A program with a deploy key, or as a trusted publisher, is not that account, and only brings an approval that is signed.
+    """
     fields = await _fields(hub, request)
     text, bundle = text_field(fields, "message"), text_field(fields, "bundle", "")
 
     def move(worker: Worker, identity: Identity | None, name: str) -> Version:
-        account = identity.account if identity else ""
+        is_program = identity is not None and access_tokens.is_of_program(worker.database, identity.token)
+        if is_program and not bundle:
+            problem = "is approved by people, and this is a token of a program"
+            raise RefusedError(name, problem, "Use a token of your account, or sign the approval")
+        account = identity.account if identity and not is_program else ""
         tag, statement = checked_tag(name, text_field(fields, "tag")), ReleaseStatement(text, bundle, account)
         return release_moves.approve(worker.registry.ledger, ref_of(request, name), tag, statement)
 

@@ -13,6 +13,7 @@ import pytest
 from starlette.routing import Route
 
 from adapterhub.hub.app import api_routes
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.web import routes as web
 from adapterhub.index import queries
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
@@ -86,6 +87,24 @@ def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Runnin
     assert (entry.author, entry.message) == ("alice", "reviewed")
     status, answer = ask(hub, "POST", f"{NAME}/tags/prod/rollback", {"message": "wrong dates"})
     assert (status, answer["current"]["number"], answer["left"]["number"], prod(hub)) == (200, 1, 2, 1)
+
+
+@pytest.mark.parametrize("kind", [access_tokens.DEPLOY, access_tokens.EXCHANGE])
+def test_a_program_with_a_token_of_an_account_is_not_a_person_who_approves(kind: str, hub: Running, tmp_path: Path) -> None:
+    token = hub.make_token("bob", "write", kind=kind, namespaces=["team"], lifetime=3600)
+    status, answer = ask(hub, "POST", "/api/adapterhub/v1/account/tokens", {"name": "more", "role": "write"}, token=token)
+    assert status == 201
+    path, body = f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "read it"}
+    for program in (token, answer["token"]):
+        status, refusal = ask(hub, "POST", path, body, token=program)
+        assert (status, "this is a token of a program" in refusal["error"]) == (400, True)
+    keys.generate(tmp_path / "cy")
+    key = keys.read_private(tmp_path / "cy.key")
+    claim = release_claims.sign(release_claims.APPROVAL, "team/sql", digest(hub, 2), key, text="read it", tag="prod")
+    assert ask(hub, "POST", path, {**body, "bundle": claim.decode()}, token=token)[0] == 200
+    answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2")[1]
+    assert answer["requirements"][0]["value"].startswith("0 of 1")  # the key is no approver here
+    assert "bob" not in answer["requirements"][0]["value"]
 
 
 def test_who_may_only_read_releases_nothing(hub: Running) -> None:
