@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from adapterhub.registry import withdrawals
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .workspace import Workspace
@@ -26,7 +27,12 @@ def check_tags_at(address: RemoteAddress, tags: Iterable[str | None], digest: Di
         return
     try:
         with workspace.open_registry() as registry:
-            promoted_tags = {tag for row in registry.versions_with(digest) for tag in row.tags}
+            promoted_tags = {
+                tag
+                for row in registry.versions_with(digest)
+                if digest not in withdrawals.reasons(registry.index, row.name)
+                for tag in row.tags
+            }
     except NotFoundError:  # no registry
         promoted_tags = set()
     for tag in gated_tags:
