@@ -57,6 +57,9 @@ async def _move(hub: Hub, request: Request, move: Callable[[Worker, Identity | N
 async def assess(hub: Hub, request: Request) -> Response:
     """GET …/names/{name}/tags/{tag}/promotion?reference=: which requirements of a tag a version meets; nothing moves."""
     identity, name = hub.identify(request), name_of(request)
+    # A scan reads all files, so a network gets only so many without a token.
+    if identity is None:
+        hub.access.count_attempt(hub.access.conversions)
     ref = ref_to(name, request.query_params.get("reference", "") or LATEST)
 
     def work(worker: Worker) -> dict[str, Any]:

@@ -119,6 +119,19 @@ def test_who_may_only_read_releases_nothing(hub: Running) -> None:
         assert ask(hub, method, f"{NAME}/{path}", {"message": "x"}, token=eve)[0] == 403, path
 
 
+def test_a_network_without_a_token_compares_only_so_many_versions(hub: Running) -> None:
+    connection = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=30)
+    statuses = []
+    for _ in range(22):
+        connection.request("GET", f"{NAME}/tags/prod/promotion?reference=v2")
+        response = connection.getresponse()
+        response.read()
+        statuses.append(response.status)
+    connection.close()
+    assert statuses == [200] * 20 + [429] * 2
+    assert ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2")[0] == 200
+
+
 # ---- no way around
 
 
