@@ -135,15 +135,10 @@ async def withdraw(hub: Hub, request: Request) -> Response:
     def move(worker: Worker, identity: Identity | None, name: str) -> list[Withdrawal]:
         registry = worker.registry
         row = registry.row(ref_of(request, name))
-        rows = registry.versions_with(row.digest) if everywhere else [row]
-        withdrawn = []
-        for item in rows:
-            may_here = identity is not None and identity.has_role("write", item.name)
-            if item.name != name and not (may_here and hub.may_read_name(worker, identity, item.name)):
-                continue
-            _check_right(worker, identity, item, claim)
-            withdrawn.append(release_moves.withdraw(registry.ledger, item.ref, statement))
-        return withdrawn
+        _check_right(worker, identity, row, claim)
+        copies = [item for item in registry.versions_with(row.digest) if item != row] if everywhere else []
+        rows = [row, *(item for item in copies if _may_withdraw(worker, hub, identity, item, claim))]
+        return [release_moves.withdraw(registry.ledger, item.ref, statement) for item in rows]
 
     # A withdrawal is never refused for lack of room.
     documents = [release_documents.withdrawal_document(item) for item in await _move(hub, request, move, size=0)]
@@ -155,6 +150,17 @@ def _check_right(worker: Worker, identity: Identity | None, row: VersionRow, cla
     if not (identity and identity.has_role("admin", row.name)):
         signatures = worker.registry.gate.read_signatures(row.name, row.digest)
         withdrawal_rights.check(row.name, row.number, worker.manifest(row), signatures, claim)
+
+
+def _may_withdraw(worker: Worker, hub: Hub, identity: Identity | None, row: VersionRow, claim: Claim | None) -> bool:
+    """Return whether an account sees a version of another name, and may withdraw it."""
+    if identity is None or not identity.has_role("write", row.name) or not hub.may_read_name(worker, identity, row.name):
+        return False
+    try:
+        _check_right(worker, identity, row, claim)
+    except RefusedError:
+        return False
+    return True
 
 
 def _claim(fields: dict[str, Any]) -> Claim | None:
