@@ -261,6 +261,18 @@ def test_a_withdrawn_version_is_answered_410_with_the_reason_on_every_way_out(hu
     assert ask(hub, "GET", "/v2/team/sql/manifests/prod")[0] == 200
 
 
+def test_a_manifest_that_is_no_version_lets_out_no_file_that_was_withdrawn(hub: Running) -> None:
+    with hub.registry() as registry:
+        layers = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).layers
+    weights = next(layer for layer in layers if layer.path == "adapter_model.safetensors")
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})[0] == 200
+    blob = {"mediaType": "application/octet-stream", "digest": weights.digest, "size": weights.size}
+    image = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": blob, "layers": [blob]}
+    status, _ = ask(hub, "PUT", "/v2/team/sql/manifests/image", json.dumps(image).encode(), kind=MANIFEST_TYPE)
+    assert status == 201
+    assert ask(hub, "GET", f"/v2/team/sql/blobs/{weights.digest}")[0] == 410
+
+
 def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_withdrawn_or_hidden(hub: Running) -> None:
     with hub.registry() as registry:
         files = {
