@@ -1,7 +1,7 @@
 """Withdrawals that a mirror learns from its upstream, if that runs adapterhub: by the log of the name, in which they are.
 
 A version that was mirrored under the upstream's digest is withdrawn here for the upstream's reason, and can be used again once
-the upstream takes that back.
+the upstream takes that back, unless it was withdrawn here for a reason of our own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from contextlib import closing
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import release_statement
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -62,5 +63,12 @@ def _apply(worker: Worker, name: str, reasons: dict[Digest, str], decided: set[D
         if row.digest in reasons and row.digest not in local_reasons:
             reason = reasons[row.digest][:_MAX_REASON] or "its upstream gives no reason"
             release_moves.withdraw(worker.registry.ledger, row.ref, ReleaseStatement(reason))
-        elif row.digest in local_reasons and row.digest in decided and row.digest not in reasons:
+        elif row.digest in local_reasons and row.digest in decided and row.digest not in reasons and _was_learned(worker, row):
             release_moves.undo_withdrawal(worker.registry.ledger, row.ref)
+
+
+def _was_learned(worker: Worker, row: VersionRow) -> bool:
+    """Return whether a version was withdrawn for its upstream: what somebody here withdrew is theirs to take back."""
+    entries = worker.registry.store.log.entries(row.name)
+    authors = [entry.author for entry in entries if entry.op == "withdraw" and entry.digest == row.digest]
+    return authors[-1:] == [worker.registry.author]

@@ -19,7 +19,7 @@ from adapterhub.maintenance import retention
 from adapterhub.manifest import measurement
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log
+from adapterhub.registry import measurement_log, release_moves, withdrawals
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.repository_records import Repository, needed_blobs
@@ -79,16 +79,33 @@ def finish(worker: Worker, old: str, new: str) -> None:
 
 
 def _push_versions(worker: Worker, old: str, new: str) -> None:
-    """Push the versions of a name under a new one that has none, with their numbers, messages and marks."""
+    """Push the versions of a name under a new one that has none, with their numbers, authors, messages, marks, withdrawals."""
     registry = worker.registry
-    pushed, _ = entries_in_force(registry.store.log.entries(old))
-    messages = {entry.number: entry.message for entry in pushed if entry.op == "push"}
+    mover, entries = registry.author, list(registry.store.log.entries(old))
+    pushes = {entry.number: entry for entry in entries_in_force(entries)[0] if entry.op == "push"}
+    _undo_withdrawals(registry, new)
     with registry.store.lease("move"):
         for row in reversed(queries.versions(registry.index, name=old)):
-            message = messages.get(row.number, "")
+            push = pushes.get(row.number)
+            # By whoever pushed it there: the approvals that count are not theirs, whoever renames.
+            registry.author, message = (push.author, push.message) if push else (mover, "")
             # Oldest first: version numbers only grow.
             registry.push_manifest(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
+    registry.author = mover
     _set_marks(registry, old, new)
+    reasons = withdrawals.reasons(registry.index, old)
+    for entry in {entry.digest: entry for entry in entries if entry.op == "withdraw" and entry.digest in reasons}.values():
+        registry.author = entry.author
+        release_moves.copy_withdrawal(registry.ledger, entry, new)
+    registry.author = mover
+
+
+def _undo_withdrawals(registry: Registry, new: str) -> None:
+    """Undo the withdrawals that an interrupted move has copied: no version that is withdrawn could be pushed."""
+    reasons = withdrawals.reasons(registry.index, new)
+    for row in queries.versions(registry.index, name=new):
+        if row.digest in reasons:
+            release_moves.undo_withdrawal(registry.ledger, row.ref)
 
 
 def _set_marks(registry: Registry, old: str, new: str) -> None:

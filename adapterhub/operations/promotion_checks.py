@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adapterhub.project.tag_rules import UNMET
+from adapterhub.registry import withdrawals
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .workspace import Workspace
@@ -30,6 +31,7 @@ def check_tags_at(address: RemoteAddress, tags: Iterable[str | None], digest: Di
     try:
         with workspace.open_registry() as registry:
             rows = registry.versions_with(digest)
+            rows = [row for row in rows if digest not in withdrawals.reasons(registry.index, row.name)]
     except NotFoundError:  # no registry
         rows = []
     promoted_tags = {tag for row in rows for tag in row.tags}

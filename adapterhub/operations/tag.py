@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
 
 
-def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> PushResult:
+def tag(address: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> PushResult:
     """Point a tag at the version at an address, in the same place; `expect` as in `push`."""
     from adapterhub.ref import LATEST, parse_tag
     from adapterhub.remotes import version_copy as copying
+    from adapterhub.remotes.parallel_transfer import PinnedSource
     from adapterhub.remotes.remote_address import expect_digest, parse
 
-    place = parse(source)
+    place = parse(address)
     if name == LATEST:
         raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag", code="latest-tag")
-    target = target_address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace)
+    target = target_address(f"{place.repository}{place.mark}{parse_tag(name, address)}", workspace)
     with workspace.connect(place) as source_remote, workspace.connect(target) as remote:
         expect_digest(remote, expect)
-        check_tags_at(target, [name], source_remote.manifest(place.reference).digest, workspace)
-        copied = copying.copy_version(source_remote, place.reference, remote, name, **workspace.transfer())
+        # What is checked must be what the tag is set to, even if the reference moves in between.
+        source = PinnedSource(source_remote)
+        check_tags_at(target, [name], source.manifest(place.reference).digest, workspace)
+        copied = copying.copy_version(source, place.reference, remote, name, **workspace.transfer())
         return push_result(target, copied, remote, workspace)
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
@@ -137,6 +139,16 @@ def _move_latest(ledger: Ledger, row: VersionRow, reason: str) -> bool:
 
     ledger.move(row.name, decide)
     return moved
+
+
+def copy_withdrawal(ledger: Ledger, entry: Entry, name: str) -> None:
+    """Withdraw under another name what an entry withdraws, though a gc may have removed the version: its bytes stay barred."""
+
+    def decide(state: LogState) -> Entry | None:
+        is_withdrawn = entry.digest in withdrawals.reasons(ledger.index, name)
+        return None if is_withdrawn else replace(entry, name=name, seq=state.seq + 1, previous=state.head)
+
+    ledger.move(name, decide)
 
 
 def undo_withdrawal(ledger: Ledger, ref: Ref) -> Version:

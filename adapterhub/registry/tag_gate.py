@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.project.tag_rules import UNMET
-from adapterhub.store.ref_log import Entry, entries_in_force
+from adapterhub.store.ref_log import TAG_MOVES, Entry, entries_in_force
 from adapterhub_converters.errors import RefusedError
 
 from . import signature_policy, withdrawals
@@ -92,10 +92,12 @@ class TagGate:
 
         rules = self.rules(tag)
         entries = entries_in_force(self._ledger.store.log.entries(name))[0] if rules else []
+        current = queries.tags(self._ledger.index, name).get(tag, 0)
+        moves = (entry.number for entry in reversed(entries) if entry.op in TAG_MOVES and tag in entry.tags)
+        reference = current or next(moves, 0)
         if pending is not None and pending.op == "push":
             entries = [*entries, pending]
-        current = queries.tags(self._ledger.index, name).get(tag, 0)
-        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current)
+        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current, reference)
         return tag_requirements.assess(candidate, rules, self.evidence)
 
     def check(self, entry: Entry) -> None:

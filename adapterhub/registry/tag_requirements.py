@@ -66,6 +66,7 @@ class Candidate:
         entries: The log of its name, as far as it is in force, with such a push.
         mover: The user who moves the tag; empty if unknown.
         current: The number that the tag has now; 0 for none.
+        reference: The number that it has, or had last if it was removed; 0 for none.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Candidate:
     entries: Sequence[Entry]
     mover: str
     current: int = 0
+    reference: int = 0
 
     @property
     def push(self) -> Entry | None:
@@ -212,15 +214,21 @@ def _gate(candidate: Candidate, name: str, text: str, rules: TagRules) -> tuple[
 
 
 def _compare(candidate: Candidate, measured: Evaluation, claim: paired_tests.Claim, place: str) -> tuple[bool, str, str]:
-    """Compare the recorded tests of a version with those of the version that the tag means now, test by test."""
-    if not candidate.current:
+    """Compare the recorded tests of a version with those of the version that the tag means, test by test.
+
+    A tag that was removed is compared with what it meant last: otherwise, removing it would be a way around.
+    """
+    number, tense = candidate.reference, "means now" if candidate.current else "meant last"
+    if not number:
         return True, f"{candidate.tag} means no version yet", place
-    reference, reference_place = candidate.evaluation(measured.name, candidate.current)
+    if number == candidate.number:
+        return True, f"is what {candidate.tag} {tense}", place
+    reference, reference_place = candidate.evaluation(measured.name, number)
     if reference is None:
-        return False, f"v{candidate.current}, which it means now, was not measured", place
+        return False, f"v{number}, which it {tense}, was not measured", place
     data, reference_data = ([file.get("digest") for file in evaluation.data] for evaluation in (measured, reference))
     if not measured.cases or measured.cases.keys() != reference.cases.keys() or data != reference_data:
-        return False, f"v{candidate.current} was measured on other tests", f"{place}, {reference_place}"
+        return False, f"v{number} was measured on other tests", f"{place}, {reference_place}"
     is_met, value = claim.verdict(paired_tests.compare_rates(measured.cases, reference.cases))
     return is_met, value, f"{place}, {reference_place}"
 

@@ -21,6 +21,7 @@ from adapterhub.operations import base_sources, policy_checks, pull, source_name
 from adapterhub.operations.signature_checks import VersionNames, needs_signature
 from adapterhub.operations.workspace import StrPath, Workspace, user_folder
 from adapterhub.ref import Ref, RefError
+from adapterhub.registry import withdrawals
 from adapterhub.version import __version__
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import (
@@ -182,14 +183,16 @@ def digest_at(
 
     Raises:
         NotFoundError: There is no such version under this name.
+        RefusedError: It was withdrawn.
         RemoteError: The remote does not answer, or does not let this account read the version.
     """
     folder, name = served_folder(workspace), _confirmed_name(place)
     try:
         with (connect or workspace.connect)(place) as remote:
             digest = remote.manifest(place.reference).digest
-    except (NotFoundError, DeniedError):
-        if is_full_digest(place.digest):
+    except (NotFoundError, DeniedError, RefusedError) as error:
+        is_answer = not isinstance(error, RefusedError) or error.code == withdrawals.CODE
+        if is_answer and is_full_digest(place.digest):
             folder.revoke(name, str(place.digest))
         raise
     folder.confirm(name, digest)

@@ -141,3 +141,5 @@ def test_a_tag_at_an_address_is_set_only_to_what_has_it_here(way: str, place: Pa
     run("tag", "team/sql:v2", "prod")
     (place / "adapterhub.toml").write_text(RULES)
     run(*ADDRESSES[way]("layout://out"))
+    assert "team/sql:prod cannot be used until it moves" in run("withdraw", "team/sql:v2", "-m", "leaked").stdout
+    assert run(*ADDRESSES[way]("layout://out"), code=6).stderr

@@ -34,3 +34,10 @@ def test_a_mirror_withdraws_what_its_upstream_withdrew_and_takes_it_back_too(tmp
         with upstream.registry() as registry:
             release_moves.undo_withdrawal(registry.ledger, Ref("team/sql", number=1))
         assert client.ask("GET", f"/team/sql/resolve/main/{WEIGHTS}").status == 200
+        # What somebody here withdraws stays so, though the upstream has taken its own withdrawal back.
+        with mirror.registry() as registry:
+            registry.author = "alice"
+            release_moves.withdraw(registry.ledger, Ref("team/sql", number=1), ReleaseStatement("ours"))
+        for _ in range(2):
+            answer = client.ask("GET", f"/team/sql/resolve/main/{WEIGHTS}")
+            assert (answer.status, b"ours" in answer.data) == (410, True)

@@ -21,9 +21,11 @@ from adapterhub.hub.settings import HubSettings
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
 from adapterhub.manifest.measurement import Evaluation
+from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log
+from adapterhub.registry import measurement_log, release_moves, withdrawals
 from adapterhub.registry.repository_records import Repository
+from adapterhub_converters.errors import RefusedError
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending
 from tests.registry.forks import finished, fork
@@ -71,6 +73,31 @@ def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any
         assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]  # other is not its operator's
 
 
+def test_what_was_withdrawn_stays_so_under_the_new_name_and_each_version_stays_by_who_pushed_it(
+    hub: Running, hf: Any, adapter: Callable[..., Path]
+) -> None:
+    with hub.registry() as registry:
+        registry.author = "bob"
+        for seed in range(3):
+            registry.push(adapter(seed), Ref("team/sql"))
+        registry.tag(Ref("team/sql", number=2), "prod")
+        for number in (1, 2):
+            release_moves.withdraw(registry.ledger, Ref("team/sql", number=number), ReleaseStatement("a leaked key"))
+        retention.drop(registry, None, dry_run=False, withdrawn=True)  # v1, which no tag means
+        before = withdrawals.reasons(registry.index, "team/sql")
+        hf.move_repo("team/sql", "team/new")
+        registry.ledger.current("team/new")
+        assert withdrawals.reasons(registry.index, "team/new") == before
+        assert len(before) == 2
+        for ref in (Ref("team/new", number=2), Ref("team/new", tag="prod")):
+            with pytest.raises(RefusedError, match="v2 was withdrawn: a leaked key"):
+                registry.resolve(ref)
+        with pytest.raises(RefusedError, match="was withdrawn: a leaked key"):
+            registry.push(adapter(0), Ref("team/new"))
+        assert {entry.author for entry in registry.log(Ref("team/new")) if entry.op in ("push", "withdraw")} == {"bob"}
+        assert registry.resolve(Ref("team/new")).number == 3
+
+
 # ---- processes that are killed
 
 
@@ -91,6 +118,7 @@ def filled(settings: HubSettings, adapter: Callable[..., Path]) -> HubSettings:
             worker.registry.push(adapter(seed), Ref("team/sql"))
         worker.registry.tag(Ref("team/sql", number=1), "prod")
         worker.registry.deprecate(Ref("team/sql", number=1), "Use v2.")
+        release_moves.withdraw(worker.registry.ledger, Ref("team/sql", number=1), ReleaseStatement("a leaked key"))
         worker.repositories.change("team/sql", lambda state: replace(state, created="2026-01-01T00:00:00Z"))
         publishers.add(hub.database, "team/sql", ISSUER, {"sub": "ci"}, "ci")
     return settings
@@ -147,6 +175,7 @@ def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, st
             assert renames.pending_moves(worker) == []
             assert worker.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
             assert queries.marks(worker.registry.index, "deprecate", name) == {"1": "Use v2."}
+            assert [*withdrawals.reasons(worker.registry.index, name).values()] == ["a leaked key"]
             assert [one.scope for one in publishers.list_publishers(hub.database)] == [name]
         if code == 0:
             break

@@ -117,6 +117,23 @@ def test_a_gate_against_the_tag_compares_the_same_tests_of_both_versions(registr
     assert not requirement(registry, 3).is_met
 
 
+def test_a_gate_against_a_tag_that_was_removed_compares_with_what_it_meant_last(registry: Registry, make: Make) -> None:
+    require(registry, 'eval = { tests = "pass>=against" }')
+    worse = Evaluation("tests", {}, cases={f"t{n}": float(n > 20) for n in range(100)})
+    for number, measured in ((1, GOOD), (2, worse)):
+        measurement_log.record(registry, v(number), measured)
+    before = requirement(registry)
+    registry.rm(PROD)
+    assert (requirement(registry), before.is_met) == (before, False)
+    with pytest.raises(RefusedError, match="eval.tests"):
+        registry.tag(v(2), "prod")
+    with pytest.raises(RefusedError, match="eval.tests: was not measured"):
+        registry.push(make("a4", 4), PROD)
+    assert requirement(registry, 1).value == "is what prod meant last"
+    registry.tag(v(1), "prod")
+    assert prod(registry) == 1
+
+
 def test_a_gate_that_cannot_be_read_is_not_met(registry: Registry) -> None:
     require(registry, 'eval = { tests = "pass is good" }')
     assert not requirement(registry).is_met

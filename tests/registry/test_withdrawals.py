@@ -224,4 +224,9 @@ def test_a_signed_version_needs_its_signer(registry: Registry, tmp_path: Path) -
         with pytest.raises(RefusedError, match="only its signer or an admin may withdraw it") as error:
             withdrawal_rights.check("team/sql", 2, manifest, [signature], refused)
         assert error.value.code == "signed-version"
-    withdrawal_rights.check("team/sql", 2, manifest, [signature], claim("release"))
+    withdrawal_rights.check("team/sql", 2, manifest, [signature, signature], claim("release"))
+    # A signature that somebody has added makes nobody the signer who decides.
+    added = bundle.sign(statement.Statement("team/sql", files), signers["other"])
+    for name in ("release", "other"):
+        with pytest.raises(RefusedError, match="is signed by several, and only an admin may withdraw it"):
+            withdrawal_rights.check("team/sql", 2, manifest, [signature, added], claim(name))

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.manifest_handlers import move_branches
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
@@ -25,7 +26,7 @@ from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
 from adapterhub.registry.withdrawal_rights import WithdrawalClaim
 from adapterhub.remotes import release_documents, version_documents
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import RefusedError, UsageError
 
 from .api_requests import name_of, ref_of, ref_to, tag_of, visible_view
 from .changing import begin, change
@@ -56,6 +57,9 @@ async def _move(hub: Hub, request: Request, move: Callable[[Worker, Identity | N
 async def assess(hub: Hub, request: Request) -> Response:
     """GET …/names/{name}/tags/{tag}/promotion?reference=: which requirements of a tag a version meets; nothing moves."""
     identity, name = hub.identify(request), name_of(request)
+    # A scan reads all files, so a network gets only so many without a token.
+    if identity is None:
+        hub.access.count_attempt(hub.access.conversions)
     ref = ref_to(name, request.query_params.get("reference", "") or LATEST)
 
     def work(worker: Worker) -> dict[str, Any]:
@@ -82,12 +86,19 @@ async def promote(hub: Hub, request: Request) -> Response:
 
 
 async def approve(hub: Hub, request: Request) -> Response:
-    """POST …/names/{name}/versions/{reference}/approvals: approve a version for the tag `tag`, as the account that asks."""
+    """POST …/names/{name}/versions/{reference}/approvals: approve a version for the tag `tag`, as the account that asks.
+
+    A program with a deploy key, or as a trusted publisher, is not that account, and only brings an approval that is signed.
+    """
     fields = await _fields(hub, request)
     text, bundle = text_field(fields, "message"), text_field(fields, "bundle", "")
 
     def move(worker: Worker, identity: Identity | None, name: str) -> Version:
-        account = identity.account if identity else ""
+        is_program = identity is not None and access_tokens.is_of_program(worker.database, identity.token)
+        if is_program and not bundle:
+            problem = "is approved by people, and this is a token of a program"
+            raise RefusedError(name, problem, "Use a token of your account, or sign the approval")
+        account = identity.account if identity and not is_program else ""
         tag, statement = checked_tag(name, text_field(fields, "tag")), ReleaseStatement(text, bundle, account)
         return release_moves.approve(worker.registry.ledger, ref_of(request, name), tag, statement)
 
@@ -124,15 +135,10 @@ async def withdraw(hub: Hub, request: Request) -> Response:
     def move(worker: Worker, identity: Identity | None, name: str) -> list[Withdrawal]:
         registry = worker.registry
         row = registry.row(ref_of(request, name))
-        rows = registry.versions_with(row.digest) if everywhere else [row]
-        withdrawals = []
-        for version in rows:
-            is_writer = identity is not None and identity.has_role("write", version.name)
-            if version.name != name and not (is_writer and hub.may_read_name(worker, identity, version.name)):
-                continue
-            _check_right(worker, identity, version, claim)
-            withdrawals.append(release_moves.withdraw(registry.ledger, version.ref, statement))
-        return withdrawals
+        _check_right(worker, identity, row, claim)
+        copies = [version for version in registry.versions_with(row.digest) if version != row] if everywhere else []
+        rows = [row, *(version for version in copies if _may_withdraw(worker, hub, identity, version, claim))]
+        return [release_moves.withdraw(registry.ledger, version.ref, statement) for version in rows]
 
     # A withdrawal is never refused for lack of room.
     withdrawals = await _move(hub, request, move, size=0)
@@ -145,6 +151,17 @@ def _check_right(worker: Worker, identity: Identity | None, row: VersionRow, cla
     if not (identity and identity.has_role("admin", row.name)):
         signatures = worker.registry.gate.read_signatures(row.name, row.digest)
         withdrawal_rights.check(row.name, row.number, worker.manifest(row), signatures, claim)
+
+
+def _may_withdraw(worker: Worker, hub: Hub, identity: Identity | None, row: VersionRow, claim: WithdrawalClaim | None) -> bool:
+    """Return whether an account sees a version of another name, and may withdraw it."""
+    if identity is None or not identity.has_role("write", row.name) or not hub.may_read_name(worker, identity, row.name):
+        return False
+    try:
+        _check_right(worker, identity, row, claim)
+    except RefusedError:
+        return False
+    return True
 
 
 def _claim(fields: dict[str, Any]) -> WithdrawalClaim | None:

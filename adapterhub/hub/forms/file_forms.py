@@ -32,7 +32,8 @@ from .adapter_forms import errors_in_words
 from .multipart import MultipartReader, boundary_of
 
 _MAX_FORM = 4 * MAX_CARD  # bytes of a card in a form, where a letter may take nine
-_MAX_FILES, _MAX_FIELD = 1000, 2000  # files of an upload, and bytes of one of its other fields
+_MAX_FILES = 1000  # of an upload
+_MAX_FIELDS, _MAX_FIELD = 20, 2000  # other fields, and bytes of one
 _ERRORS = (AdapterhubError, ForbiddenError, NoTokenError, MovedError, ResponseError)
 
 
@@ -159,12 +160,10 @@ async def _read_parts(
     files: dict[str, tuple[Digest, int]] = {}
     while part := await reader.next_part():
         if part.filename is None:
-            raw = b""
-            async for piece in reader.data():
-                raw += piece
-                if len(raw) > _MAX_FIELD or len(fields) > 20:
-                    raise UsageError(part.name[:80], "is too long for this form")
-            fields[part.name] = raw.decode("utf-8", "replace")
+            # Counted for each, as fields without a byte take memory too.
+            if len(fields) >= _MAX_FIELDS:
+                raise UsageError("form", f"has more than {_MAX_FIELDS} fields besides its files")
+            fields[part.name] = await _read_field(reader, part.name, _MAX_FIELD)
             continue
         if not files:  # nothing is stored for a form of another site
             refusal = await _sender(request, fields)
@@ -172,12 +171,24 @@ async def _read_parts(
                 raise _RefusalError(refusal)
         if len(files) >= _MAX_FILES:
             raise RefusedError(name, f"more than {_MAX_FILES:,} files", "Make several commits")
-        if part.filename:  # without one, no file was chosen
+        if part.filename:
             check_paths([part.filename], name, RefusedError)
             files[part.filename] = await _receive(hub, name, reader.data())
+        else:  # no file was chosen
+            await _read_field(reader, part.name, 0)
     if not files:
         raise UsageError("file", "is missing", "Choose the files")
     return fields, files
+
+
+async def _read_field(reader: MultipartReader, name: str, limit: int) -> str:
+    """Return the text of a part of at most `limit` bytes."""
+    raw = b""
+    async for piece in reader.data():
+        raw += piece
+        if len(raw) > limit:
+            raise UsageError(name[:80], "is too long for this form")
+    return raw.decode("utf-8", "replace")
 
 
 async def _receive(hub: Hub, name: str, data: AsyncIterator[bytes]) -> tuple[Digest, int]:

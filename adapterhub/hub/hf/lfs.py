@@ -171,13 +171,20 @@ async def verify(hub: Hub, request: Request) -> Response:
 
 
 async def get(hub: Hub, request: Request) -> Any:
-    """GET /lfs/{id}/{oid}: for git-lfs."""
+    """GET /lfs/{id}/{oid}: for git-lfs, as long as the client may still see the repository and the file is still let out."""
     name, digest, size = _checked_address(hub, request, DOWNLOAD)
     if not await hub.workers.read(hub.store.has_blob, digest, size):
         return error_response(404, f"{name}: {digest} is not here any more")
+    token_id = int(request.query_params["token"])
+    identity = hub.access.identity_behind(token_id) if token_id else None
     range_header = request.headers.get("range") if request.method == "GET" else None
-    if request.method == "GET":
-        await hub.workers.run(_count, hub, name, digest, range_header)
+
+    def work(worker: Worker) -> None:
+        hub.policy_gate.check_blob(worker, identity, visible_view(hub, worker, identity, name), digest)
+        if request.method == "GET":
+            _count(worker, hub, name, digest, range_header)
+
+    await hub.workers.run(work)
     return hub.blob(digest, size, {"content-type": "application/octet-stream"}, range_header)
 
 

@@ -161,6 +161,18 @@ def is_valid(database: HubDatabase, ident: int | None) -> bool:
     return False
 
 
+@of_one_snapshot
+def is_of_program(database: HubDatabase, ident: int) -> bool:
+    """Return whether a token is a deploy key or a CI job's, or was made with one: whoever uses it need not be its account."""
+    token: int | None = ident
+    for _ in range(_MAX_PARENTS):
+        rows = database.select("SELECT kind, parent FROM tokens WHERE id = ?", token)
+        if not rows or rows[0][0] in (DEPLOY, EXCHANGE):
+            return bool(rows)
+        token = rows[0][1]
+    return False
+
+
 def list_tokens(database: HubDatabase, *, account: str = "", kind: str = "") -> list[Token]:
     """Return the tokens that are not revoked, by account; only those of an account or a kind if these are given."""
     sql = (

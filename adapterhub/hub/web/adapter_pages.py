@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapterhub.digest import Digest
 from adapterhub.hub import commits
 from adapterhub.hub.access_control import ThrottledError
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.downloads import downloads_by_version
+from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.publishing import attached_signatures
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
@@ -20,7 +22,7 @@ from adapterhub.manifest import measurement
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref, parse_number
-from adapterhub.registry import lineage_graph, signature_policy
+from adapterhub.registry import lineage_graph, signature_policy, withdrawals
 from adapterhub.registry.lineage_graph import Lineage
 from adapterhub.registry.repository_records import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
@@ -96,6 +98,13 @@ def version_of(page_request: PageRequest, worker: Worker) -> Version:
     if number is None:
         raise NotFoundError(view.name, "there is no such page")
     return version_with_tags(worker, view, worker.registry.row(Ref(view.name, number=number)))
+
+
+def usable_version_of(page_request: PageRequest, worker: Worker) -> Version:
+    """Return the version of the path as `version_of` does, to show what is in it; RefusedError if it was withdrawn."""
+    version = version_of(page_request, worker)
+    check_not_withdrawn(worker, version.row)
+    return version
 
 
 def version_with_tags(worker: Worker, view: View, row: VersionRow) -> Version:
@@ -189,7 +198,7 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
         and "number" not in page_request.request.path_params
     ):
         return UnfinishedPage(view, commits.find(worker, view, commits.HEAD))
-    version = version_of(page_request, worker)
+    version = usable_version_of(page_request, worker)
     row, registry = version.row, worker.registry
     adapter_facts, oci = facts_of(page_request, worker, row), worker.manifest(row)
     training = adapter_facts.manifest.training
@@ -273,11 +282,12 @@ def _common_prefix(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class VersionsPage(Page):
-    """Every version of an adapter, the newest first."""
+    """Every version of an adapter, the newest first; `withdrawn` has the reasons by digest."""
 
     version: Version
     rows: Sequence[VersionRow]
     deprecated: Mapping[str, str]
+    withdrawn: Mapping[Digest, str]
     downloads: Mapping[int, int]
     template: ClassVar[str] = "versions.html"
 
@@ -287,8 +297,8 @@ def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
     version, index = version_of(page_request, worker), worker.registry.index
     with index.snapshot():
         rows = queries.versions(index, name=version.name)
-        deprecated = queries.marks(index, "deprecate", version.name)
-    return VersionsPage(version, rows, deprecated, downloads_by_version(worker.database, version.name))
+        deprecated, withdrawn = queries.marks(index, "deprecate", version.name), withdrawals.reasons(index, version.name)
+    return VersionsPage(version, rows, deprecated, withdrawn, downloads_by_version(worker.database, version.name))
 
 
 def revision(page_request: PageRequest, worker: Worker) -> Page:
@@ -322,7 +332,7 @@ _PER_PAGE = 1000
 
 def tensors_page(page_request: PageRequest, worker: Worker) -> TensorsPage:
     """GET …/v{number}/tensors."""
-    version = version_of(page_request, worker)
+    version = usable_version_of(page_request, worker)
     adapter_facts = facts_of(page_request, worker, version.row)
     pages = max(1, -(-len(adapter_facts.tensors) // _PER_PAGE))
     number = min(pages, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
@@ -376,7 +386,7 @@ async def _respond_with_norms(
     """Return a page that needs the norms of a version."""
 
     def find(page_request: PageRequest, worker: Worker) -> tuple[PageRequest, Version, str]:
-        version = version_of(page_request, worker)
+        version = usable_version_of(page_request, worker)
         return (
             page_request,
             version,

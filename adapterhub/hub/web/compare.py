@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
@@ -116,6 +117,8 @@ def _document_differences(page_request: PageRequest, worker: Worker) -> CompareP
     rows = queries.versions(worker.registry.index, name=view.name)
     older = next((row.number for row in rows if row.number < after.number), after.number)
     before = worker.registry.row(Ref(view.name, number=_number(page_request, "from") or older))
+    for row in (before, after):
+        check_not_withdrawn(worker, row)
     layers = [{layer.path: layer.digest for layer in worker.manifest(row).layers} for row in (before, after)]
     changed = [path for path in sorted({*layers[0], *layers[1]}) if layers[0].get(path) != layers[1].get(path)]
     files = [FileChange(path, layers[0].get(path, ""), layers[1].get(path, "")) for path in changed]

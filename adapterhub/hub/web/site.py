@@ -31,10 +31,11 @@ from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.workers import Worker, Workers
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import SearchResult
+from adapterhub.registry import withdrawals
 from adapterhub.version import __version__
 from adapterhub_converters import display
 from adapterhub_converters.containers import open_file
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import facts
@@ -269,6 +270,8 @@ def error_page(page_request: PageRequest, error: Exception) -> Response:
         return RedirectResponse(f"{SIGN_IN}?{urlencode(query)}" if query else SIGN_IN, 303, _HEADERS)
     code, message, headers = error_responses.error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})
     title = "Not now"
+    if isinstance(error, RefusedError) and error.code == withdrawals.CODE:
+        code, title, message = 410, "Withdrawn", str(error)
     if not code:
         code, title = next((status, title) for kind, status, title in _STATUS if isinstance(error, kind))
         message = str(error) or "The token is unknown, revoked or expired."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -12,7 +13,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 from starlette.routing import Route
 
+from adapterhub.hub import publishing
 from adapterhub.hub.app import api_routes
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.web import routes as web
 from adapterhub.index import queries
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
@@ -88,6 +92,24 @@ def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Runnin
     assert (status, answer["current"]["number"], answer["left"]["number"], prod(hub)) == (200, 1, 2, 1)
 
 
+@pytest.mark.parametrize("kind", [access_tokens.DEPLOY, access_tokens.EXCHANGE])
+def test_a_program_with_a_token_of_an_account_is_not_a_person_who_approves(kind: str, hub: Running, tmp_path: Path) -> None:
+    token = hub.make_token("bob", "write", kind=kind, namespaces=["team"], lifetime=3600)
+    status, answer = ask(hub, "POST", "/api/adapterhub/v1/account/tokens", {"name": "more", "role": "write"}, token=token)
+    assert status == 201
+    path, body = f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "read it"}
+    for program in (token, answer["token"]):
+        status, refusal = ask(hub, "POST", path, body, token=program)
+        assert (status, "this is a token of a program" in refusal["error"]) == (400, True)
+    keys.generate(tmp_path / "cy")
+    key = keys.read_private(tmp_path / "cy.key")
+    claim = release_claims.sign(release_claims.APPROVAL, "team/sql", digest(hub, 2), key, text="read it", tag="prod")
+    assert ask(hub, "POST", path, {**body, "bundle": claim.decode()}, token=token)[0] == 200
+    answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2")[1]
+    assert answer["requirements"][0]["value"].startswith("0 of 1")  # the key is no approver here
+    assert "bob" not in answer["requirements"][0]["value"]
+
+
 def test_who_may_only_read_releases_nothing(hub: Running) -> None:
     eve = hub.make_token("eve", "read")
     for method, path in (
@@ -98,6 +120,19 @@ def test_who_may_only_read_releases_nothing(hub: Running) -> None:
         ("DELETE", "versions/v2/withdrawal"),
     ):
         assert ask(hub, method, f"{NAME}/{path}", {"message": "x"}, token=eve)[0] == 403, path
+
+
+def test_a_network_without_a_token_compares_only_so_many_versions(hub: Running) -> None:
+    connection = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=30)
+    statuses = []
+    for _ in range(22):
+        connection.request("GET", f"{NAME}/tags/prod/promotion?reference=v2")
+        response = connection.getresponse()
+        response.read()
+        statuses.append(response.status)
+    connection.close()
+    assert statuses == [200] * 20 + [429] * 2
+    assert ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2")[0] == 200
 
 
 # ---- no way around
@@ -187,8 +222,13 @@ def test_a_new_branch_or_tag_of_hf_is_decided_too_and_goes_where_the_tag_goes(wa
 
 
 def test_a_name_whose_tag_has_requirements_is_not_renamed_away_from_its_evidence(hub: Running) -> None:
-    status, answer = ask(hub, "POST", "/api/repos/move", {"fromRepo": "team/sql", "toRepo": "team/new"})
+    body = {"fromRepo": "team/sql", "toRepo": "team/new"}
+    status, answer = ask(hub, "POST", "/api/repos/move", body)
     assert (status, "the evidence for its version stays with the old name" in answer["error"]) == (400, True)
+    assert ask(hub, "DELETE", f"{NAME}/tags/prod")[0] == 200
+    status, answer = ask(hub, "POST", "/api/repos/move", body)
+    assert (status, "what it meant stays with the old name" in answer["error"]) == (400, True)
+    assert ask(hub, "POST", "/api/repos/move", body, token=hub.make_token("root", "admin"))[0] == 200
 
 
 # ---- withdrawal
@@ -221,6 +261,39 @@ def test_a_withdrawn_version_is_answered_410_with_the_reason_on_every_way_out(hu
     assert ask(hub, "GET", "/v2/team/sql/manifests/prod")[0] == 200
 
 
+def test_a_manifest_that_is_no_version_lets_out_no_file_that_was_withdrawn(hub: Running) -> None:
+    with hub.registry() as registry:
+        layers = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).layers
+    weights = next(layer for layer in layers if layer.path == "adapter_model.safetensors")
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})[0] == 200
+    blob = {"mediaType": "application/octet-stream", "digest": weights.digest, "size": weights.size}
+    image = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": blob, "layers": [blob]}
+    status, _ = ask(hub, "PUT", "/v2/team/sql/manifests/image", json.dumps(image).encode(), kind=MANIFEST_TYPE)
+    assert status == 201
+    assert ask(hub, "GET", f"/v2/team/sql/blobs/{weights.digest}")[0] == 410
+
+
+def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_withdrawn_or_hidden(hub: Running) -> None:
+    with hub.registry() as registry:
+        files = {
+            number: next(
+                layer
+                for layer in registry.oci_manifest(registry.resolve(Ref("team/sql", number=number))).layers
+                if layer.path == "adapter_model.safetensors"
+            )
+            for number in (1, 2)
+        }
+    objects = [{"oid": file.digest.removeprefix("sha256:"), "size": file.size} for file in files.values()]
+    eve = hub.make_token("eve", "read", namespaces=["others"])
+    answer = ask(hub, "POST", "/team/sql.git/info/lfs/objects/batch", {"operation": "download", "objects": objects}, token=eve)
+    first, second = (item["actions"]["download"]["href"].removeprefix(hub.url) for item in answer[1]["objects"])
+    assert [ask(hub, "GET", address)[0] for address in (first, second)] == [200, 200]
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})[0] == 200
+    assert [ask(hub, "GET", address)[0] for address in (first, second)] == [410, 200]
+    assert ask(hub, "PUT", "/api/models/team/sql/settings", {"private": True})[0] == 200
+    assert [ask(hub, "GET", address)[0] for address in (first, second)] == [404, 404]
+
+
 def test_a_signed_version_is_withdrawn_by_its_signer_or_an_admin(hub: Running, tmp_path: Path) -> None:
     for name in ("release", "other"):
         keys.generate(tmp_path / name)
@@ -244,12 +317,19 @@ def test_a_signed_version_is_withdrawn_by_its_signer_or_an_admin(hub: Running, t
     assert ask(hub, "PUT", path, {"message": "x"}, token=admin)[0] == 200
 
 
-def test_everywhere_is_every_name_that_the_account_may_change(hub: Running, make: Make) -> None:
+def test_everywhere_is_every_name_that_the_account_may_change(hub: Running, make: Make, tmp_path: Path) -> None:
     with hub.registry() as registry:
-        for name in ("team/copy", "others/copy"):
-            registry.push(make("a1", 1), Ref.parse(name))
+        for name in ("team/copy", "others/copy", "a/signed"):
+            manifest = registry.oci_manifest(registry.push(make("a1", 1), Ref.parse(name)))
+    keys.generate(tmp_path / "release")
+    files = {layer.path: layer.digest for layer in manifest.layers}
+    signature = bundle.sign(statement.Statement("signed", files), keys.read_private(tmp_path / "release.key"))
+    with closing(Hub(hub.settings)) as opened:
+        publishing.attach_signature(opened.workers.worker(), "a/signed", manifest, signature)
     status, answer = ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "x", "everywhere": True})
-    assert (status, {item["name"] for item in answer["withdrawn"]}) == (200, {"team/sql", "team/copy", "others/copy"})
+    # Not the copy that somebody has signed, who would else decide about all of them.
+    assert (status, answer["withdrawn"][0]["name"]) == (200, "team/sql")
+    assert {item["name"] for item in answer["withdrawn"]} == {"team/sql", "team/copy", "others/copy"}
 
 
 # ---- the commands

@@ -199,6 +199,17 @@ def test_uploaded_files_become_a_version_with_the_checks_of_a_push(hub: Running,
     assert log(hub) == ["push", "push"]
 
 
+def test_a_form_has_few_fields_besides_its_files_and_perhaps_a_file_that_was_not_chosen(ada: Visitor, push: Push) -> None:
+    push("team/sql")
+    empty = "".join(f'--B\r\nContent-Disposition: form-data; name="f{number}"\r\n\r\n\r\n' for number in range(100))
+    csrf = f'--B\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n{ada.csrf()}\r\n'
+    unchosen = '--B\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=B", "Origin": ada.hub.url}
+    for body, words in ((empty, "has more than 20 fields besides its files"), (csrf + unchosen, "Choose the files")):
+        answer = ada._ask("POST", f"{HERE}/upload", f"{body}--B--\r\n", headers)
+        assert (answer.status, words in answer.text) == (400, True), answer.text
+
+
 def test_a_repository_without_a_version_takes_files(hub: Running, ada: Visitor, tmp_path: Path) -> None:
     from tests.support.hub_tenants import Tenant
 

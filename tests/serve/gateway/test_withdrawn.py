@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from adapterhub.registry import release_moves
 from adapterhub.registry.registry import Registry
 from adapterhub.serve.gateway.lookup import Lookup, RegistryLookup, RemoteLookup
 from adapterhub.serve.gateway.problems import problem_of
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import RefusedError, RemoteError
 from tests.hub.conftest import serving
 from tests.support.adapters import Make
 
@@ -48,21 +49,28 @@ def test_the_next_request_for_a_version_of_the_registry_is_refused(tmp_path: Pat
             lookup.close()
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("protocol", ["hub+http", "oci+http"])
-def test_a_version_of_a_hub_is_refused_when_it_is_asked_again(protocol: str, tmp_path: Path, make: Make) -> None:
+def test_a_version_of_a_hub_is_refused_when_it_is_asked_again_and_while_the_hub_is_away(
+    protocol: str, tmp_path: Path, make: Make
+) -> None:
     now = 0.0
-    with serving(tmp_path / "hub") as hub:
-        with hub.registry() as registry:
-            version = registry.push(make("a1", 1), PROD)
-        url = hub.url.replace("http", "oci" if protocol == "oci+http" else protocol, 1)
-        lookup = RemoteLookup(Workspace(policy=None), url, 5.0, clock=lambda: now)
-        by_digest = Ref("team/sql", digest=version.digest)
-        try:
+    with ExitStack() as stack:
+        with serving(tmp_path / "hub") as hub:
+            with hub.registry() as registry:
+                version = registry.push(make("a1", 1), PROD)
+            url = hub.url.replace("http", "oci" if protocol == "oci+http" else protocol, 1)
+            lookup, next_lookup = (RemoteLookup(Workspace(policy=None), url, 5.0, clock=lambda: now) for _ in range(2))
+            for opened in (lookup, next_lookup):
+                stack.callback(opened.close)
+            by_digest = Ref("team/sql", digest=version.digest)
             assert [asyncio.run(lookup.find(ref)).digest for ref in (PROD, by_digest)] == [version.digest] * 2
             with hub.registry() as registry:
                 release_moves.withdraw(registry.ledger, PROD, REASON)
             now = 6.0
             for ref in (PROD, by_digest):
                 check_refused(lookup, ref)
-        finally:
-            lookup.close()
+        now = 12.0
+        for opened in (lookup, next_lookup):
+            with pytest.raises(RemoteError):
+                asyncio.run(opened.find(by_digest))
