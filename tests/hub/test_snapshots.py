@@ -117,7 +117,7 @@ def arguments(database: HubDatabase) -> dict[str, object]:
         "identity": replace(_identified(database, ident), role="admin", roles=None),
         "options": own_tokens.TokenOptions("x", "read"), "roles": {"team": "read"}, "disabled": True, "force": False,
         "issuer": "https://gitlab.com", "claims": {"sub": "x"}, "scope": "team/sql", "url": "https://hooks.example/x",
-        "max_bytes": 1, "max_files": None,
+        "max_bytes": 1, "max_files": None, "limit": 10,
     }  # fmt: skip
 
 

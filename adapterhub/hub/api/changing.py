@@ -67,7 +67,7 @@ def _expected_digest(request: Request) -> Digest | None:
     return present.strip('"') if present else None
 
 
-def _refuse_condition(request: Request) -> None:
+def refuse_condition(request: Request) -> None:
     """Refuse a condition on a request that keeps none, rather than change something that the client has not seen."""
     if conditions := {"if-match", "if-none-match"}.intersection(request.headers.keys()):
         raise UsageError("condition", "is kept for tags, versions and removals only", f"Leave {min(conditions)} out")
@@ -137,7 +137,7 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
 
 async def restore_tag(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/tags/{tag}/restore: point it where it pointed before its last move, or after the entry `seq`."""
-    _refuse_condition(request)
+    refuse_condition(request)
     await begin(hub, request)
     seq = (await read_object(request, _MAX_BODY)).get("seq")
     if seq is not None and not json_file.is_integer(seq):
@@ -155,7 +155,7 @@ async def restore_tag(hub: Hub, request: Request) -> Response:
 
 async def protect(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/tags/{tag}/protection: forbid moving or removing a tag, or allow it again."""
-    _refuse_condition(request)
+    refuse_condition(request)
 
     def move(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Version:
         name_changes.check_writer(worker, hub, identity, name)
@@ -170,7 +170,7 @@ async def protect(hub: Hub, request: Request) -> Response:
 
 async def deprecate(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}[/versions/{reference}]/deprecation: warn of a version or a name, or withdraw that."""
-    _refuse_condition(request)
+    refuse_condition(request)
     await begin(hub, request)
     undo = request.method == "DELETE"
     message = "" if undo else text_field(await read_object(request, _MAX_BODY), "message", "")
@@ -182,7 +182,7 @@ async def deprecate(hub: Hub, request: Request) -> Response:
 
 async def keep(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/retention: set a gc to drop the versions but the newest and those with tags, or keep all."""
-    _refuse_condition(request)
+    refuse_condition(request)
     await begin(hub, request)
     count = None
     if request.method == "PUT" and (count := count_field(await read_object(request, _MAX_BODY), "keep")) is None:
@@ -201,6 +201,6 @@ async def delete_name(hub: Hub, request: Request) -> Response:
 
 async def restore_name(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/restore: undo the removal of a name."""
-    _refuse_condition(request)
+    refuse_condition(request)
     await begin(hub, request, check_known)
     return JSONResponse(await change(hub, request, name_changes.restore_name))

@@ -29,7 +29,7 @@ from adapterhub.remotes import release_documents, version_documents
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from .api_requests import name_of, ref_of, ref_to, tag_of, visible_view
-from .changing import begin, change
+from .changing import begin, change, refuse_condition
 from .name_changes import check_writer, checked_tag
 from .reading import version_response
 from .request_fields import text_field
@@ -40,6 +40,7 @@ _MAX_BODY = 2 * MAX_BUNDLE
 
 async def _fields(hub: Hub, request: Request) -> dict[str, Any]:
     """Return the document of a request by an account that may write to the name."""
+    refuse_condition(request)
     await begin(hub, request)
     return await read_object(request, _MAX_BODY)
 
@@ -176,6 +177,7 @@ def _claim(fields: dict[str, Any]) -> WithdrawalClaim | None:
 
 async def undo_withdrawal(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}/versions/{reference}/withdrawal: let a version be used again; a signed one as an admin."""
+    refuse_condition(request)
 
     def move(worker: Worker, identity: Identity | None, name: str) -> Version:
         row = worker.registry.row(ref_of(request, name))

@@ -60,8 +60,8 @@ class Storage:
 
     def queue_lengths(self) -> dict[str, int]:
         """Return how much is still to be done, by the kind of work."""
-        ((deliveries,),) = self.database.select("SELECT COUNT(*) FROM deliveries WHERE state = 'waiting'")
-        ((renames,),) = self.database.select("SELECT COUNT(*) FROM moves")
+        sql = "SELECT (SELECT COUNT(*) FROM deliveries WHERE state = 'waiting'), (SELECT COUNT(*) FROM moves)"
+        ((deliveries, renames),) = self.database.select(sql)
         return {"webhook deliveries": deliveries, "renames": renames}
 
     def copy_tables(self, folder: Path) -> None:
