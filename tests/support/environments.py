@@ -106,7 +106,8 @@ def debian_python() -> Path:
         for unneeded in ("var/cache/apt", "var/lib/apt/lists"):
             shutil.rmtree(folder / unneeded)
 
-    return _made("debian", ("python3.13 of trixie", packages), make)
+    # Its packages come from a mirror of Debian, which not every machine reaches.
+    return _made("debian", ("python3.13 of trixie", packages), make, required=False)
 
 
 def installed(python: Path, project: Path, target: Path) -> Path:
@@ -116,8 +117,11 @@ def installed(python: Path, project: Path, target: Path) -> Path:
     return target
 
 
-def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """The folder of what is wanted. It is made in place, because the scripts of an environment contain its path."""
+def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None], *, required: bool = True) -> Path:
+    """The folder of what is wanted. It is made in place, because the scripts of an environment contain its path.
+
+    Where it cannot be made, the test is skipped, and fails in continuous integration if it is `required`.
+    """
     cache = Path(os.environ.get("ADAPTERHUB_PEERS") or ROOT / ".venv-peers").absolute()
     cache.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(json.dumps([kind, *wanted]).encode()).hexdigest()[:8]
@@ -130,7 +134,7 @@ def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None]) -> P
                 make(folder)
             except subprocess.CalledProcessError as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                missing(" ".join(wanted), _reason(error.stderr))
+                missing(" ".join(wanted), _reason(error.stderr), required=required)
             (folder / _COMPLETE).write_text("\n".join(wanted))
     return folder
 
