@@ -388,11 +388,13 @@ def _operation_object(operation: Operation, path: str, tag: str, error: str) -> 
     parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
     error_answer = {"description": "Refused", "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{error}"}}}}
     answers = {str(status): _answer(kind) for status, kind in operation.answers.items()}
+    withdrawn = {410} if {"revision", "reference"}.intersection(names) else set()
+    statuses = {*_COMMON_ERRORS, *operation.errors, *withdrawn}
     description: dict[str, Any] = {
         "tags": [tag],
         "summary": operation.summary,
         "parameters": parameters,
-        "responses": {**answers, **{str(status): error_answer for status in sorted({*_COMMON_ERRORS, *operation.errors})}},
+        "responses": {**answers, **{str(status): error_answer for status in sorted(statuses)}},
     }
     if operation.needs:
         description["security"] = [{scheme: []} for scheme in operation.needs]
