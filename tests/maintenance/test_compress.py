@@ -594,7 +594,7 @@ def test_what_is_unpacked_between_two_looks_is_packed_again(
 
     def and_unpacks(packer: Any, layer: Any) -> bool:
         found = settled(packer, layer)
-        compress._unpack(registry, layer)
+        compress._unpack(registry, layer, dry_run=False)
         return found
 
     monkeypatch.setattr(compress._Packer, "_has_valid_pack", and_unpacks)

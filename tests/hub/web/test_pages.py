@@ -431,9 +431,11 @@ def test_how_to_use_an_adapter_comes_before_its_card(visitor: Visitor, push: Pus
     assert places == sorted(places)
 
 
-def test_a_withdrawn_version_is_marked_on_its_page_and_in_searches(hub: Running, visitor: Visitor, push: Push) -> None:
+def test_the_page_of_a_withdrawn_version_is_its_reason_and_searches_mark_it(hub: Running, visitor: Visitor, push: Push) -> None:
     push("team/sql", 1)
     with hub.registry() as registry:
         release_moves.withdraw(registry.ledger, Ref("team/sql", number=1), ReleaseStatement("a leaked key"))
-    assert "Withdrawn. Its files are given to nobody: a leaked key" in visitor.get("/team/sql/v1").text
+    page = visitor.get("/team/sql/v1")
+    assert page.status == 410
+    assert "v1 was withdrawn: a leaked key" in page.text
     assert "withdrawn" in visitor.get("/").text

@@ -17,6 +17,7 @@ from adapterhub.hub.storage.shared_storage import open_bucket
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.serve.gateway.lookup import RegistryLookup
+from adapterhub.trust import keys
 from tests.conftest import Run
 from tests.support import tiny
 from tests.support.adapters import write_adapter
@@ -36,6 +37,11 @@ log team/sql:v1
 lineage team/sql
 search --file two/adapter_model.safetensors
 tag team/sql:v1 prod
+promote team/sql:v2 prod -m better
+rollback team/sql:prod -m worse
+withdraw other/sql:v1 -m leaked
+withdraw other/sql:v1 --undo
+approve team/sql:v2 --for prod -m read --key team.key
 deprecate team/sql:v1 old
 du
 diff team/sql:v1 team/sql:v2
@@ -94,11 +100,12 @@ def shared(postgres: Postgres, moto: Server) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two adapters and a base model."""
+    """Two adapters, a base model, and a key."""
     folder = tmp_path_factory.mktemp("inputs")
     for seed, name in enumerate(("one", "two")):
         write_adapter(folder / name, seed)
     tiny.model().save_pretrained(folder / "base")
+    keys.generate(folder / "team")
     return folder
 
 

@@ -228,6 +228,7 @@ def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = SimpleNamespace(UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: next(times)))
     monkeypatch.setattr("adapterhub.registry.moves.datetime", stopped)
     monkeypatch.setattr("adapterhub.hub.repository_listing._TTL", 1e-9)
+    monkeypatch.setattr("adapterhub.hub.downloads._INTERVAL", 1e9)
 
 
 def test_both_storages_give_the_same_answers_to_one_run(timeless: None, places: dict[str, Any], tmp_path: Path) -> None:
