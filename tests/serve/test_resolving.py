@@ -158,7 +158,7 @@ def test_rslora_is_a_note_and_an_alpha(here: ah.Workspace) -> None:
 @pytest.mark.parametrize(
     ("runtime", "shapes", "config", "code", "says"),
     [
-        ("vllm", {**QV, **OTHER}, {}, "no-such-module", "such as model.layers.0.other.x_proj"),
+        ("vllm", {**QV, **OTHER}, {}, "runtime", "vllm: refused: expected target modules"),
         ("sglang", {**QV, **OTHER}, {}, "no-such-module", "such as model.layers.0.other.x_proj"),
         ("peft", {**QV, **OTHER}, {}, "no-such-module", "such as model.layers.0.other.x_proj"),
         ("vllm", pairs(3), {}, "base-shallower", "vllm: ignored"),

@@ -271,9 +271,9 @@ def test_a_misfit_is_refused_by_the_name_of_its_module(start: Callable[..., Serv
     server = start()
     folder = adapter(Path("misfit"), {**Q, **pairs(1, module="model.layers.{}.other.x_proj")})
     ah.push(folder, "team/misfit", workspace=server.workspace)
-    with pytest.raises(RefusedError, match=r"team/misfit:v1: vllm: ignored: .*model\.layers\.0\.other\.x_proj") as caught:
+    with pytest.raises(RefusedError, match=r"team/misfit:v1: vllm: refused: .*model\.layers\.0\.other\.x_proj") as caught:
         server.find("team/misfit:v1")
-    assert caught.value.code == "no-such-module"
+    assert caught.value.code == "runtime"
     assert server.told == [f"'team/misfit:v1' is not served: {str(caught.value)!a}"]
 
 
