@@ -14,7 +14,7 @@ from adapterhub.remotes.download import receive
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.confined_files import ConfinedFiles
-from adapterhub_converters.errors import ConflictError, LocalIOError, RefusedError
+from adapterhub_converters.errors import ConflictError, LocalIOError, OutputExistsError, RefusedError
 from tests.support.adapters import write_adapter
 
 OLD = 1_000_000_000  # seconds since 1970
@@ -139,3 +139,11 @@ def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
     files.remove_tree(root / "link")
     assert outside.is_dir()
     assert not (root / "link").is_symlink()
+
+
+def test_a_folder_that_another_run_published_first_is_an_output_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "pending").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").touch()
+    with pytest.raises(OutputExistsError):
+        atomic._publish(tmp_path / "pending", tmp_path / "out", folder=True)

@@ -12,6 +12,7 @@ no change.
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import shutil
@@ -213,9 +214,14 @@ def _flush(pending: Path) -> None:
 def _publish(pending: Path, out: Path, *, folder: bool) -> None:
     """Give an output its final name, which must be free."""
     if folder:
-        if out.is_dir():
-            out.rmdir()  # empty, or this fails
-        pending.rename(out)
+        try:
+            if out.is_dir():
+                out.rmdir()  # empty, or this fails
+            pending.rename(out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster
+                raise OutputExistsError(str(out)) from error
+            raise
         return
     try:
         os.link(pending, out)  # unlike a rename, never replaces a file created meanwhile
