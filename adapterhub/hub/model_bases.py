@@ -131,9 +131,9 @@ class ModelBases:
         if not base.repo or upstream is None or not upstream.may_name(worker, base.repo):
             return None
         commit = upstream.kept_commit(base.repo, base.revision or MAIN)
-        return self._read_kept(upstream, base.repo, commit) if commit else None
+        return self._read_kept_base(upstream, base.repo, commit) if commit else None
 
-    def _read_kept(self, upstream: UpstreamModels, name: str, commit: str) -> BaseSpec | None:
+    def _read_kept_base(self, upstream: UpstreamModels, name: str, commit: str) -> BaseSpec | None:
         try:
             return self._specs.get(("upstream", name, commit), partial(upstream.read_kept_base, name, commit))
         except AdapterhubError:
@@ -181,11 +181,13 @@ class ModelBases:
     def kept_models(self) -> tuple[WholeModel, ...]:
         """Return the whole models that are kept of the upstream, as of the last half minute; the caller shows them likewise."""
         upstream = self._upstream
-        return self._kept.get(lambda: self._find_kept(upstream)) if upstream and upstream.settings.mode == "cache" else ()
+        return (
+            self._kept.get(lambda: self._find_kept_models(upstream)) if upstream and upstream.settings.mode == "cache" else ()
+        )
 
-    def _find_kept(self, upstream: UpstreamModels) -> Iterator[WholeModel]:
+    def _find_kept_models(self, upstream: UpstreamModels) -> Iterator[WholeModel]:
         for model in upstream.kept_models():
-            spec = self._read_kept(upstream, model.name, model.commit)
+            spec = self._read_kept_base(upstream, model.name, model.commit)
             if spec and spec.tensors:
                 yield _described(model.name, model.commit, spec, model.size, is_kept=True)
 

@@ -157,8 +157,8 @@ class _SourceCheck:
             from adapterhub_converters.adapter import Loss
 
             dropped = {name for loss in losses.losses if loss.loss == Loss.DROPPED for name in _labels(loss.name)}
-            kept = tuple(problem for problem in self._waiting.problems if problem.name not in dropped)
-            self._refuse_errors(dataclasses.replace(self._waiting, problems=kept), frozenset())
+            remaining = tuple(problem for problem in self._waiting.problems if problem.name not in dropped)
+            self._refuse_errors(dataclasses.replace(self._waiting, problems=remaining), frozenset())
 
     def _refuse_errors(self, report: Report, mended: frozenset[str]) -> None:
         from adapterhub.registry import packaging

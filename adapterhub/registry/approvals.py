@@ -132,9 +132,9 @@ def count(entries: Iterable[Entry], subject: Subject, approvers: Sequence[Path |
         if not titles:
             continue
         person = Person(keys, accounts, frozenset({entry.author} - {""}), tuple(titles), (entry.seq,))
-        for other in [other for other in people if other.is_same(person)]:
-            people.remove(other)
-            person = other.joined(person)
+        for same_person in [earlier for earlier in people if earlier.is_same(person)]:
+            people.remove(same_person)
+            person = same_person.joined(person)
         people.append(person)
     return ApprovalCount(tuple(people), tuple(dict.fromkeys(rejected)))
 

@@ -17,7 +17,8 @@ from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.workers import Worker
 
-from .people_requests import Fields, answer_change, answer_read, is_forced, number_of
+from .api_requests import is_set
+from .people_requests import Fields, answer_change, answer_read, number_of
 from .request_fields import mapping_field, text_field
 
 # ---- accounts
@@ -47,7 +48,7 @@ async def remove_account(hub: Hub, request: Request) -> Response:
     account = path_part(request, "account")
 
     def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        hub_admins.remove_account(database, identity, account, force=is_forced(request))
+        hub_admins.remove_account(database, identity, account, force=is_set(request, "force"))
         return {"removed": account, "kind": "account"}
 
     return await answer_change(hub, request, change, admin_of=EVERYWHERE)
@@ -58,7 +59,7 @@ async def disable_account(hub: Hub, request: Request) -> Response:
     account, disabled = path_part(request, "account"), request.method == "PUT"
 
     def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        hub_admins.set_disabled(database, identity, account, disabled=disabled, force=is_forced(request))
+        hub_admins.set_disabled(database, identity, account, disabled=disabled, force=is_set(request, "force"))
         return {"account": account, "disabled": disabled}
 
     return await answer_change(hub, request, change, admin_of=EVERYWHERE)
@@ -70,7 +71,7 @@ async def set_role(hub: Hub, request: Request) -> Response:
 
     def change(database: HubDatabase, identity: Identity | None, fields: Fields) -> dict[str, Any]:
         role = text_field(fields, "role")
-        namespace_admins.set_member(database, identity, EVERYWHERE, account, role, force=is_forced(request))
+        namespace_admins.set_member(database, identity, EVERYWHERE, account, role, force=is_set(request, "force"))
         return {"account": account, "role": role}
 
     return await answer_change(hub, request, change, admin_of=EVERYWHERE)
@@ -81,7 +82,7 @@ async def remove_role(hub: Hub, request: Request) -> Response:
     account = path_part(request, "account")
 
     def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        namespace_admins.remove_member(database, identity, EVERYWHERE, account, force=is_forced(request))
+        namespace_admins.remove_member(database, identity, EVERYWHERE, account, force=is_set(request, "force"))
         return {"removed": account, "kind": "member"}
 
     return await answer_change(hub, request, change, admin_of=EVERYWHERE)

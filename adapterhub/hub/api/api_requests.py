@@ -57,6 +57,11 @@ def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
     return endpoint
 
 
+def is_set(request: Request, key: str) -> bool:
+    """Return whether a parameter of the query is true."""
+    return request.query_params.get(key, "").lower() in ("true", "1")
+
+
 def _error_response(failure: Exception, *, has_condition: bool) -> Response:
     """Return the response to an error, with its parts if the request is at fault."""
     if isinstance(failure, BodyError):

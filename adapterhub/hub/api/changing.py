@@ -29,7 +29,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import UsageError
 
 from . import name_changes
-from .api_requests import check_known, name_of, tag_of, visible_view
+from .api_requests import check_known, is_set, name_of, tag_of, visible_view
 from .reading import version_response
 from .request_fields import count_field, text_field
 
@@ -194,7 +194,7 @@ async def keep(hub: Hub, request: Request) -> Response:
 
 async def delete_name(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}: remove it with its versions, even one that others were made from with `force=true`."""
-    force = request.query_params.get("force", "").lower() in ("true", "1")
+    force = is_set(request, "force")
     await change(hub, request, partial(name_changes.remove_name, expect=_expected_digest(request), force=force))
     return JSONResponse({"removed": name_of(request), "kind": "name"})
 

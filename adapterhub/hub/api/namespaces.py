@@ -17,8 +17,9 @@ from adapterhub.hub.people import accounts
 from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
 
+from .api_requests import is_set
 from .own_account import token_options
-from .people_requests import Fields, answer_change, answer_read, is_forced, number_of
+from .people_requests import Fields, answer_change, answer_read, number_of
 from .request_fields import count_field, flag_field, mapping_field, text_field
 
 
@@ -69,7 +70,7 @@ async def set_member(hub: Hub, request: Request) -> Response:
 
     def change(database: HubDatabase, identity: Identity | None, fields: Fields) -> dict[str, Any]:
         role = text_field(fields, "role")
-        namespace_admins.set_member(database, identity, namespace, account, role, force=is_forced(request))
+        namespace_admins.set_member(database, identity, namespace, account, role, force=is_set(request, "force"))
         return {"namespace": namespace, "account": account, "role": role}
 
     return await answer_change(hub, request, change, admin_of=namespace)
@@ -80,7 +81,7 @@ async def remove_member(hub: Hub, request: Request) -> Response:
     namespace, account = _namespace(request), path_part(request, "account")
 
     def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        namespace_admins.remove_member(database, identity, namespace, account, force=is_forced(request))
+        namespace_admins.remove_member(database, identity, namespace, account, force=is_set(request, "force"))
         return {"removed": account, "kind": "member", "namespace": namespace}
 
     return await answer_change(hub, request, change, admin_of=namespace)

@@ -51,11 +51,6 @@ def _check_sender(hub: Hub, request: Request, admin_of: str) -> None:
         check_admin(identity, admin_of)
 
 
-def is_forced(request: Request) -> bool:
-    """Return whether a request says that it goes on where a warning would stop it."""
-    return request.query_params.get("force", "").lower() in ("true", "1")
-
-
 def number_of(request: Request) -> int:
     """Return the number in a path; UsageError if it is none."""
     text = path_part(request, "ident")

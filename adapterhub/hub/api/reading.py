@@ -23,7 +23,7 @@ from adapterhub.remotes.catalog import Listing
 from adapterhub.version import __version__
 from adapterhub_converters.errors import UsageError
 
-from .api_requests import catalog_for, check_known, check_reader, name_of, ref_of, ref_to, tag_of, visible_view
+from .api_requests import catalog_for, check_known, check_reader, is_set, name_of, ref_of, ref_to, tag_of, visible_view
 
 _MAX_COUNTS = 10_000  # versions, days and protocols
 _PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
@@ -86,12 +86,12 @@ async def search(hub: Hub, request: Request) -> Response:
         namespace=params.get("namespace", ""),
         bounds=tuple(bounds),
         metrics=metrics,
-        all_versions=_is_set(request, "all_versions"),
+        all_versions=is_set(request, "all_versions"),
         limit=min(query_number(request, "limit", 20), _MAX_RESULTS),
     )
 
     def work(worker: Worker) -> dict[str, Any]:
-        answer = catalog_for(worker, hub, identity).search(query, facets=_is_set(request, "facets"))
+        answer = catalog_for(worker, hub, identity).search(query, facets=is_set(request, "facets"))
         return {**version_documents.search_document(answer), "has_more": answer.result.has_more}
 
     return JSONResponse(await hub.workers.run(work))
@@ -99,10 +99,6 @@ async def search(hub: Hub, request: Request) -> Response:
 
 def _bounds(text: str, kind: str) -> Bounds:
     return parse_bounds(text, kind, size=kind == "size")
-
-
-def _is_set(request: Request, key: str) -> bool:
-    return request.query_params.get(key, "").lower() in ("true", "1")
 
 
 async def find(hub: Hub, request: Request) -> Response:

@@ -61,5 +61,7 @@ class RuntimeCollector(Collector):
             queued.add_metric([name], count)
         yield queued
         if self._hub.upstream:
-            kept = self._hub.upstream.kept_bytes()
-            yield GaugeMetricFamily("hub_upstream_kept_bytes", "Bytes of the upstream's models that are kept.", value=kept)
+            kept_bytes = self._hub.upstream.kept_bytes()
+            yield GaugeMetricFamily(
+                "hub_upstream_kept_bytes", "Bytes of the upstream's models that are kept.", value=kept_bytes
+            )
