@@ -71,7 +71,7 @@ class PolicyGate:
 
     def _check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
         source = view.newest.name if view.newest else view.name  # of an alias, the repository that has the version
-        # Nor through a manifest that is no version: whoever may write could name the blob in one, and an image of the same
+        # Nor through a manifest that is no version: a writer could name the blob in one, and an image of the same
         # adapter has the bytes that were withdrawn.
         if not withdrawals.reasons(worker.registry.index, source):
             return

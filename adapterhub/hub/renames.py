@@ -87,7 +87,7 @@ def _push_versions(worker: Worker, old: str, new: str) -> None:
     with registry.store.lease("move"):
         for row in reversed(queries.versions(registry.index, name=old)):
             push = pushes.get(row.number)
-            # By whoever pushed it there: the approvals that count are not theirs, whoever renames.
+            # By the author of the push: approvals by that author do not count, no matter who renames.
             registry.author, message = (push.author, push.message) if push else (mover, "")
             # Oldest first: version numbers only grow.
             registry.push_manifest(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)

@@ -1,6 +1,6 @@
 """Statements about the release of a version, as a log has them: an approval, or the reason of a withdrawal.
 
-A statement is by the author of its entry, or by whoever signed its bundle (`trust.bundle`): then what it is about is in the
+A statement is by the author of its entry, or by the signer of its bundle (`trust.bundle`): then what it is about is in the
 signed payload, and the rest of the entry proves nothing.
 """
 

@@ -35,7 +35,7 @@ class TagGate:
         registry_rules: Returns the policy in the registry's own folder; None for none.
 
     Attributes:
-        rules_of_caller: Returns the policy of whoever opened the registry, such as that of a project; None for none.
+        rules_of_caller: Returns the policy of the caller that opened the registry, such as that of a project; None for none.
         read_signatures: Returns the signatures of a version by name and digest, wherever the registry's owner keeps them.
     """
 
@@ -64,7 +64,7 @@ class TagGate:
         return list(dict.fromkeys(policy for policy in policies if policy is not None))
 
     def rules(self, tag: str) -> list[TagRules]:
-        """Return the requirements on a tag: the registry's, and those of whoever opened it."""
+        """Return the requirements on a tag: the registry's, and those of the caller that opened it."""
         return list(dict.fromkeys(rules for policy in self._policies() for rules in policy.tag_rules(tag)))
 
     def gated_tags(self) -> set[str]:

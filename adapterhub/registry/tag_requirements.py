@@ -1,7 +1,7 @@
 """Decide whether a version meets the requirements of a tag (`project.tag_rules`), each with its value and its evidence.
 
 All evidence is in the log of the name, with the version's signatures, or follows from its bytes. What cannot be read is not
-met. `tag_gate` asks for every move of a tag, whoever makes it.
+met. `tag_gate` asks for every move of a tag, no matter who makes it.
 """
 
 from __future__ import annotations

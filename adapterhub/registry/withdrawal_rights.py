@@ -27,7 +27,7 @@ class WithdrawalClaim:
 def check(name: str, number: int, manifest: Manifest, signatures: Sequence[bytes], claim: WithdrawalClaim | None) -> None:
     """Raise RefusedError if a version is signed, and a claim is not by its only signer; for anybody but an admin.
 
-    Whoever may write to a name can add a signature of their own, so that a version with several has no signer who decides.
+    A writer to a name can add a signature of their own, so that a version with several has no signer who decides.
     """
     from adapterhub.trust import bundle, release_claims, statement
 

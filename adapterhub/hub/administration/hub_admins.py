@@ -28,7 +28,7 @@ def list_accounts(database: HubDatabase, identity: Identity | None) -> list[Acco
 def invite(database: HubDatabase, identity: Identity | None, account: str, roles: Mapping[str, str]) -> str:
     """Add an account with roles by namespace; return its first token, which is shown only once.
 
-    The token may do what the account may; whoever gets it makes their own tokens with it, which end with it, and logs in on the
+    The token may do what the account may; the account makes its own tokens with it, which end with it, and logs in on the
     pages. ConflictError if there is such an account.
     """
     check_admin(identity, EVERYWHERE)

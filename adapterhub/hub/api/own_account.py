@@ -55,7 +55,7 @@ async def create_token(hub: Hub, request: Request) -> Response:
 
 
 def token_options(fields: Fields) -> TokenOptions:
-    """Return what a document says that a new token is for."""
+    """Return the options of a new token from a document."""
     name, role = text_field(fields, "name"), text_field(fields, "role")
     return TokenOptions(name, role, texts_field(fields, "namespaces"), number_field(fields, "days"))
 

@@ -163,7 +163,7 @@ def is_valid(database: HubDatabase, ident: int | None) -> bool:
 
 @of_one_snapshot
 def is_of_program(database: HubDatabase, ident: int) -> bool:
-    """Return whether a token is a deploy key or a CI job's, or was made with one: whoever uses it need not be its account."""
+    """Return whether a token is a deploy key or a CI job's, or was made with one: its user need not be its account."""
     token: int | None = ident
     for _ in range(_MAX_PARENTS):
         rows = database.select("SELECT kind, parent FROM tokens WHERE id = ?", token)

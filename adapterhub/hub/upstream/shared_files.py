@@ -93,7 +93,7 @@ class SharedFiles:
             else:
                 self._bucket.put_pieces(_FILES + key, _parts_of(file, size), _PART_SIZE)
             self._record(_FILES + key, size)
-        except AdapterhubError as error:  # whoever waits for the file has it nevertheless
+        except AdapterhubError as error:  # the requests that wait for the file have it nevertheless
             _log.warning("a file of the upstream is not kept in the bucket: %s", printable(str(error)))
             return False
         return True
@@ -101,7 +101,7 @@ class SharedFiles:
     # ---- files that arrive
 
     def claim(self, key: str) -> bool:
-        """Claim the fetching of a file; return False if another process has it. Whoever claims it ends it with `release`."""
+        """Claim the fetching of a file; return False if another process has it. The claimant ends it with `release`."""
         return self._jobs.try_claim(f"upstream {key}")
 
     def release(self, key: str) -> None:

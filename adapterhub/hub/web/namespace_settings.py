@@ -78,7 +78,7 @@ def set_member(page_request: PageRequest, fields: dict[str, str]) -> str:
         namespace_admins.remove_member(database, identity, name, account, force=force)
     else:
         namespace_admins.set_member(database, identity, name, account, fields.get("role", ""), force=force)
-    # Whoever has taken the own role away cannot open the settings any more.
+    # An account that took its own role away cannot open the settings any more.
     return f"{PATH}/{name}"
 
 
