@@ -54,7 +54,7 @@ def test_the_log_has_a_bound_and_is_verified_across_its_cuts(database: HubDataba
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
-        ("UPDATE audit_cuts SET hash = 'f' || substr(hash, 2)", "changed"),
+        ("UPDATE audit_cuts SET hash = 'changed'", "changed"),
         ("UPDATE audit_cuts SET last = last + 1, hash = (SELECT hash FROM audit WHERE id = last + 1)", "changed"),
         ("UPDATE audit_cuts SET time = time + 1", "changed"),
         ("DELETE FROM secrets", "changed"),

@@ -328,10 +328,17 @@ def test_while_the_engine_is_being_started_clients_are_told_to_come_again(settin
             assert (await client.get("/health")).json()["status"] == "ok"
             assert await reason(client) == "the engine is starting"
             engine.go.set()
-            while await reason(client):
-                await asyncio.sleep(0.01)
+            await leaves(client, "the engine is starting")
+            assert not await reason(client)
 
     asyncio.run(main())
+
+
+async def leaves(client: httpx2.AsyncClient, state: str) -> None:
+    """Wait until a gateway's reason not to be ready is another one; fail if it stays."""
+    async with asyncio.timeout(60):
+        while await reason(client) == state:
+            await asyncio.sleep(0.01)
 
 
 async def reason(client: httpx2.AsyncClient) -> str:
@@ -354,8 +361,8 @@ def test_it_is_ready_while_its_engine_answers_and_names_can_be_looked_up(setting
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
-            while await reason(client):
-                await asyncio.sleep(0.01)
+            await leaves(client, "the engine is starting")
+            assert not await reason(client)
             engine.down = True
             assert await reason(client) == "the engine does not answer"
             engine.down = False
@@ -380,8 +387,7 @@ def test_without_a_registry_it_lists_and_serves_the_base_until_there_is_one(sett
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
-            while await reason(client) == "the engine is starting":
-                await asyncio.sleep(0.01)
+            await leaves(client, "the engine is starting")
             assert await reason(client) == "names cannot be looked up"
             assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["base"]
             assert (await client.post("/v1/completions", json={"model": "base", "prompt": "a"})).status_code == 200
@@ -419,8 +425,8 @@ def replies(settings: GatewaySettings, engine: Answering, *requests: tuple[str, 
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
-            while await reason(client):
-                await asyncio.sleep(0.01)
+            await leaves(client, "the engine is starting")
+            assert not await reason(client)
             posts = []
             for key, fields in requests:
                 body = {"model": "base", "prompt": "x", **fields}
@@ -438,7 +444,7 @@ def test_priorities_are_those_of_keys_and_never_of_a_request(
     keys = {"urgent": "\npriority = -5", "usual": ""}
     tables = (f"[keys.{name}]\nsha256 = '{hashlib.sha256(name.encode()).hexdigest()}'{line}" for name, line in keys.items())
     (settings.routes or Path()).write_text("\n".join(tables))
-    engine = Answering(priorities=priorities)
+    engine = Answering(has_priorities=priorities)
     answers = replies(settings, engine, ("urgent", {}), ("usual", {}), ("usual", {"priority": -9}), ("urgent", {"priority": 0}))
     assert [body.get("priority") for body in engine.bodies] == [-5 if priorities else None, None]
     assert [reply.status_code for reply in answers[:4]] == [200, 200, 400, 400]

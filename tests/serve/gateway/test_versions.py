@@ -35,7 +35,7 @@ class Holder:
     paths: frozenset[str] = frozenset({COMPLETIONS})
     can_blend: bool = True
     rereads_files: bool = False
-    priorities: bool = False
+    has_priorities: bool = False
     pinned: frozenset[str] = frozenset()
     forbidden_fields: frozenset[str] = frozenset()
     held: set[str] = field(default_factory=set)
