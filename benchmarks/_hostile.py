@@ -208,7 +208,7 @@ def _lines(hub: Target, part: int) -> list[Row]:
 
 
 def _storage(hub: Target, part: int) -> list[Row]:
-    from adapterhub.hub.people import audit_log
+    from adapterhub.hub.accounts import audit_log
 
     stored = hub.disk()
     with growth(hub.disk) as disk:

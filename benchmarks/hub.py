@@ -254,8 +254,8 @@ def length(sock: socket.socket, request: bytes, method: str) -> int:
 
 def serve_hub(folder: str) -> None:
     """Our hub over a registry."""
+    from adapterhub.hub.accounts import access_tokens
     from adapterhub.hub.hub_database import HubDatabase
-    from adapterhub.hub.people import access_tokens
     from adapterhub.hub.server import serve
     from adapterhub.hub.settings import HubSettings
 
@@ -268,8 +268,8 @@ def serve_hub(folder: str) -> None:
 
 def attack(folder: Path, *, smoke: bool) -> int:
     """Measure what hostile clients can take of a hub of its own; return the exit code."""
+    from adapterhub.hub.accounts import access_tokens, accounts
     from adapterhub.hub.hub_database import HubDatabase
-    from adapterhub.hub.people import access_tokens, accounts
     from adapterhub.registry.registry import Registry
 
     Registry.init(folder).close()

@@ -28,7 +28,7 @@
     jobs.py                 work that only one of several processes does
     webhooks.py             events of a namespace, posted to a URL
     openapi.py              the API as an OpenAPI document
-    people/                 accounts, roles, tokens, logins, publishers, the audit log
+    accounts/               accounts, roles, tokens, logins, publishers, the audit log
     oauth/                  how clients get a token
     operations/             health, metrics, backups
     storage/                one folder, or a PostgreSQL database and a bucket

@@ -19,10 +19,10 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, request_context
+from .accounts import access_tokens, accounts
+from .accounts.access_tokens import Identity
+from .accounts.accounts import EVERYWHERE, READERS, ROLES, Namespace
 from .hub_database import HubDatabase
-from .people import access_tokens, accounts
-from .people.access_tokens import Identity
-from .people.accounts import EVERYWHERE, READERS, ROLES, Namespace
 
 _BASIC = safe_regex.Pattern(r"(?i)basic +([A-Za-z0-9+/=_-]+)")
 T = TypeVar("T", str, int)

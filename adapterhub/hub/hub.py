@@ -26,6 +26,10 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 from . import aliases, publishing, renames
 from .access_control import Access
+from .accounts import accounts
+from .accounts.access_tokens import Identity
+from .accounts.accounts import READERS
+from .accounts.id_tokens import Issuers
 from .aliases import Alias
 from .blob_response import BlobResponse
 from .commits import MayRead, View, find_view, frozen_view, is_arriving
@@ -37,10 +41,6 @@ from .jobs import Jobs
 from .lru_cache import LRUCache
 from .mirror import Mirror
 from .model_bases import ModelBases
-from .people import accounts
-from .people.access_tokens import Identity
-from .people.accounts import READERS
-from .people.id_tokens import Issuers
 from .policy_gate import PolicyGate
 from .quotas import Quotas
 from .repository_listing import HiddenNames, RepositoryListing

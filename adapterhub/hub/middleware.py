@@ -15,9 +15,9 @@ from adapterhub.http_server.request_bodies import client_network
 
 from . import request_context
 from .access_control import BadTokenError, token_in
+from .accounts import audit_log, sessions
+from .accounts.audit_log import Event
 from .hub import Hub
-from .people import audit_log, sessions
-from .people.audit_log import Event
 from .settings import CLASSES
 
 _API, _RESOLVERS, _PAGES = CLASSES

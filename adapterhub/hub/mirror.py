@@ -54,8 +54,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits, mirror_origin, mirrored_withdrawals, publishing, request_context
 from .access_control import Access, ThrottledError
+from .accounts.access_tokens import Identity
 from .namespace_owner import is_own_namespace
-from .people.access_tokens import Identity
 from .quotas import Quotas
 from .settings import MAX_MIRRORED, HubSettings, Upstream
 from .workers import Worker, Workers

@@ -23,9 +23,9 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits
 from .access_control import Access
+from .accounts.accounts import READERS
 from .commits import Commit
 from .lru_cache import LRUCache
-from .people.accounts import READERS
 from .storage.folder_storage import Storage
 from .stored_model import StoredModel
 from .upstream.models import UpstreamModels

@@ -18,7 +18,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub.version import __version__
 
-from . import openapi_people
+from . import openapi_accounts
 from .hf.api_documents import EXPANDABLE
 from .hub import Hub
 from .openapi_schemas import (
@@ -314,7 +314,7 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"POST {_TAG}/restore": _changing("Point a tag where it pointed before", {JSON: object_of(seq=COUNT)}),
     f"PUT {_TAG}/protection": _changing("Forbid moving or removing a tag"),
     f"DELETE {_TAG}/protection": _changing("Allow moving and removing a tag"),
-    **openapi_people.OPERATIONS,
+    **openapi_accounts.OPERATIONS,
 }
 _OAUTH: Mapping[str, Operation] = {
     "POST /oauth/device": Operation("Begin the login of a device", errors=(413,), body={_FORM: object_of(client_id=TEXT)}),

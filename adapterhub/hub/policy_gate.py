@@ -20,9 +20,9 @@ from adapterhub.registry import withdrawals
 from adapterhub_converters.errors import RefusedError
 
 from .access_control import may_write
+from .accounts.access_tokens import Identity
 from .commits import View
 from .lru_cache import LRUCache
-from .people.access_tokens import Identity
 from .publishing import check_released
 from .workers import Worker
 

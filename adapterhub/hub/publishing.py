@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.hub.people.accounts import Namespace
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest

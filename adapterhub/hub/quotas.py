@@ -28,8 +28,8 @@ from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.store.store import HUB, REFS
 from adapterhub_converters.errors import RefusedError
 
+from .accounts.accounts import Namespace
 from .hub_database import HubDatabase
-from .people.accounts import Namespace
 from .workers import Worker
 
 _COUNT_TTL = 10.0  # seconds

@@ -26,9 +26,9 @@ from adapterhub.registry.repository_records import Repository, needed_blobs
 from adapterhub.store.ref_log import entries_in_force
 
 from . import commits, downloads, mirror_origin, publishing, request_context
+from .accounts.accounts import Namespace
 from .commits import View
 from .hub_database import HubDatabase
-from .people.accounts import Namespace
 from .uploads import sha256_of, sha512_key
 from .workers import Worker
 

@@ -11,8 +11,8 @@ import uvicorn
 
 from adapterhub.http_server import binding, client_connections
 
+from .accounts import oidc
 from .app import create_app
-from .people import oidc
 from .settings import HubSettings
 from .storage.from_settings import open_storage
 

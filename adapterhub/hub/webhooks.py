@@ -34,8 +34,8 @@ from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .accounts import accounts
 from .hub_database import HubDatabase
-from .people import accounts
 
 _log = logging.getLogger("adapterhub.hub")
 PAUSES = (10, 60, 300, 1800, 7200)

@@ -139,7 +139,7 @@ def _follow(registry: StrPath, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
-    from adapterhub.hub.people import audit_log as rows
+    from adapterhub.hub.accounts import audit_log as rows
     from adapterhub.hub.storage.postgres import PostgresDatabase
     from adapterhub.hub.storage.shared_log import DatabaseLog
     from adapterhub.store.log_chain import verify_chains
@@ -154,8 +154,8 @@ def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
+    from adapterhub.hub.accounts import audit_log as rows
     from adapterhub.hub.hub_database import FILE, ReadDatabase
-    from adapterhub.hub.people import audit_log as rows
     from adapterhub.store.log_chain import REMOVED, Fault, verify_chains
     from adapterhub.store.store import FOLDER, Store
 

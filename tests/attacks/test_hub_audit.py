@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from adapterhub.hub import middleware
+from adapterhub.hub.accounts import audit_log
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import audit_log
 from tests.hub.conftest import Running, serving
 from tests.support.hub_tenants import Tenant
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hf import reading
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running, adapter, hub, serving

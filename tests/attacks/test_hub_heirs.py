@@ -11,8 +11,8 @@ import pytest
 import requests
 
 from adapterhub.hub import access_control
+from adapterhub.hub.accounts import access_tokens, accounts, device_logins
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, device_logins
 from tests.hub.conftest import Running, serving
 from tests.hub.xet.test_receiving import Sender, chunk
 from tests.support.hub_tenants import Tenant

@@ -19,10 +19,10 @@ import pytest
 import requests
 
 from adapterhub.hub import quotas, staged_files, uploads
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hf import writing
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.maintenance import gc
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.project.policy import Policy

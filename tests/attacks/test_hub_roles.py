@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import requests
 
-from adapterhub.hub.people import access_tokens, accounts, device_logins
-from adapterhub.hub.people.accounts import EVERYWHERE
+from adapterhub.hub.accounts import access_tokens, accounts, device_logins
+from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.storage.from_settings import open_database
 from tests.hub.conftest import Running, hub
 

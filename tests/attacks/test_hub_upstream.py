@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import READERS, Namespace
 from adapterhub.hub.hf import routes
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import READERS, Namespace
 from adapterhub.hub.storage.from_settings import open_database
 from tests.hub.conftest import Running, adapter, client
 from tests.hub.sending import Sending

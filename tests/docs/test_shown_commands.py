@@ -38,7 +38,7 @@ ELSEWHERE = {
     r"chat ": ("a conversation", "tests/cli/test_chat.py"),
     r"train \S+\.toml": ("trains for minutes", "tests/cli/test_train_command.py"),
     r"login |logout ": ("asks for a password, or for a browser", "tests/remotes/test_configured.py"),
-    r"hub approve": ("answers a login that waits", "tests/hub/people/test_devices.py"),
+    r"hub approve": ("answers a login that waits", "tests/hub/accounts/test_devices.py"),
     r"(--registry \S+ )?hub (migrate|recover)|hub gc": ("needs PostgreSQL and a bucket", "tests/peers/hub/test_migration.py"),
     r"hub doctor --certificate": ("needs a certificate", "tests/hub/test_operations.py"),
     r".*(--keyless|--identity)": ("asks Sigstore who you are", "tests/peers/test_keyless.py"),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from adapterhub.http_server import binding
-from adapterhub.hub.people import access_tokens
+from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.server import make_server
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.from_settings import open_database, open_storage

@@ -15,8 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens
 from adapterhub.hub.settings import HubSettings
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.registry.registry import Registry

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub import hub_database as module
+from adapterhub.hub.accounts import access_tokens, accounts, admissions, sessions
+from adapterhub.hub.accounts.id_tokens import IdToken
 from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, admissions, sessions
-from adapterhub.hub.people.id_tokens import IdToken
 from adapterhub.sqlite_file import ConstraintError
 from adapterhub_converters.errors import RefusedError
 

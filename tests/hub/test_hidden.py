@@ -13,10 +13,10 @@ import pytest
 import urllib3
 
 from adapterhub.hub import access_control, repository_listing
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.api import reading
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.index.index_database import Index
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref

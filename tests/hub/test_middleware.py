@@ -11,9 +11,9 @@ import pytest
 import urllib3
 
 from adapterhub.http_server.rate_windows import Windows
+from adapterhub.hub.accounts import audit_log
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.middleware import class_of
-from adapterhub.hub.people import audit_log
 from tests.conftest import Run
 from tests.hub.conftest import Running, client, serving
 

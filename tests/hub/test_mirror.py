@@ -18,8 +18,8 @@ import pytest
 from adapterhub.bases.hub_address import Hub as HuggingFace
 from adapterhub.hub import hub as hub_module
 from adapterhub.hub import mirror, mirror_origin
-from adapterhub.hub.people import accounts, publishers
-from adapterhub.hub.people.accounts import READERS, Namespace
+from adapterhub.hub.accounts import accounts, publishers
+from adapterhub.hub.accounts.accounts import READERS, Namespace
 from adapterhub.hub.settings import HubSettings, Upstream
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.project.policy import Policy

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import mirror_origin, renames
+from adapterhub.hub.accounts import publishers
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import publishers
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index import queries
 from adapterhub.maintenance import retention

@@ -19,9 +19,9 @@ import pytest
 import urllib3
 
 from adapterhub.http_server import logs
+from adapterhub.hub.accounts import access_tokens, accounts
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.operations import backup, health
-from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.ref import Ref

@@ -17,9 +17,9 @@ import urllib3
 
 from adapterhub.digest import sha256_bytes
 from adapterhub.hub import quotas
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.hub.workers import Workers
 from adapterhub.ref import Ref

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.project.policy import Policy
 from adapterhub.trust import keys

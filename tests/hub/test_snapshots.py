@@ -19,10 +19,10 @@ import pytest
 
 import adapterhub.hub
 from adapterhub.hub.access_control import ForbiddenError
+from adapterhub.hub.accounts import access_tokens, accounts, admissions, audit_log, sessions
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log, sessions
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub_converters.errors import AdapterhubError
 
 _turns = itertools.count(1)
@@ -122,7 +122,7 @@ def arguments(database: HubDatabase) -> dict[str, object]:
 
 
 def test_there_are_functions_that_ask_twice() -> None:
-    assert {case.id for case in functions()} >= {"people.accounts.list_accounts", "people.audit_log.verify_chain"}
+    assert {case.id for case in functions()} >= {"accounts.accounts.list_accounts", "accounts.audit_log.verify_chain"}
 
 
 @pytest.mark.parametrize("function", functions())

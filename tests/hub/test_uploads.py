@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub.accounts import accounts
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people import accounts
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.uploads import LEASE_SECONDS, USABLE_SECONDS, BusyError, UploadLeases
 from adapterhub.maintenance.gc import gc

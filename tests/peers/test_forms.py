@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub.hub.accounts import access_tokens, accounts
 from adapterhub.hub.administration import namespace_admins
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.ref import Ref
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
+from adapterhub.hub.accounts import audit_log as rows
 from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
-from adapterhub.hub.people import audit_log as rows
 from adapterhub.trust import keys
 from adapterhub.trust.log_checkpoint import Checkpoint
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError

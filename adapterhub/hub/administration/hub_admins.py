@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.accounts import access_tokens, accounts, admissions, audit_log, id_tokens
+from adapterhub.hub.accounts.access_tokens import Identity, Limits, Token
+from adapterhub.hub.accounts.accounts import EVERYWHERE, ROLES, Account
+from adapterhub.hub.accounts.admissions import Admission
+from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log, id_tokens
-from adapterhub.hub.people.access_tokens import Identity, Limits, Token
-from adapterhub.hub.people.accounts import EVERYWHERE, ROLES, Account
-from adapterhub.hub.people.admissions import Admission
-from adapterhub.hub.people.audit_log import Event
 
 _MAX_ROWS = 1000  # of the audit log in one answer
 

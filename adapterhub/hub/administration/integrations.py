@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 from adapterhub.hub import request_context, webhooks
 from adapterhub.hub.access_control import ForbiddenError, check_admin
+from adapterhub.hub.accounts import accounts, id_tokens, publishers
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE
+from adapterhub.hub.accounts.publishers import Publisher
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts, id_tokens, publishers
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE
-from adapterhub.hub.people.publishers import Publisher
 from adapterhub.hub.webhooks import Delivery, Webhook
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError

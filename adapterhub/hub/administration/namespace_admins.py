@@ -9,10 +9,10 @@ import time
 
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE, Member, Namespace
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE, Member, Namespace
 from adapterhub_converters.errors import NotFoundError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError, check_admin
+from adapterhub.hub.accounts import access_tokens, accounts
+from adapterhub.hub.accounts.access_tokens import DEPLOY, PERSONAL, SERVICE, Identity, Limits, Token
+from adapterhub.hub.accounts.accounts import ROLES
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts
-from adapterhub.hub.people.access_tokens import DEPLOY, PERSONAL, SERVICE, Identity, Limits, Token
-from adapterhub.hub.people.accounts import ROLES
 from adapterhub.ref import is_name
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError

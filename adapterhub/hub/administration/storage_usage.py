@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapterhub.hub.access_control import check_admin
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE, Namespace
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE, Namespace
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import NamespaceTotals

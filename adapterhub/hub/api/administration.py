@@ -8,17 +8,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.administration import hub_admins, namespace_admins
 from adapterhub.hub.administration.storage_usage import storage_usage
 from adapterhub.hub.hf.reading import path_part, query_number
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.workers import Worker
 
+from .account_requests import Fields, answer_change, answer_read, number_of
 from .api_requests import is_set
-from .people_requests import Fields, answer_change, answer_read, number_of
 from .request_fields import mapping_field, text_field
 
 # ---- accounts

@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.http_server.request_bodies import BodyError
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError, error_response, failure_response
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.oci_errors import OciError
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import LATEST, Ref, is_name
 from adapterhub.remotes.answer_fields import DENIED, ERROR_KINDS

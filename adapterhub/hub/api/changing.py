@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import request_context
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci import any_manifest
 from adapterhub.hub.oci.manifest_handlers import Push, move_branches, store_manifest
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import measurement

@@ -11,9 +11,9 @@ from typing import Any
 from adapterhub.digest import Digest
 from adapterhub.hub import commits, removals
 from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.manifest_handlers import move_branches
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.maintenance import retention
 from adapterhub.ref import LATEST, Ref, is_tag

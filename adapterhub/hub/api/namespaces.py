@@ -9,17 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.administration import integrations, namespace_admins, own_tokens
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE
 
+from .account_requests import Fields, answer_change, answer_read, number_of
 from .api_requests import is_set
 from .own_account import token_options
-from .people_requests import Fields, answer_change, answer_read, number_of
 from .request_fields import count_field, flag_field, mapping_field, text_field
 
 

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.administration.own_tokens import TokenOptions
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people.access_tokens import Identity
 
-from .people_requests import Fields, answer_change, answer_read, number_of
+from .account_requests import Fields, answer_change, answer_read, number_of
 from .request_fields import number_field, text_field, texts_field
 
 

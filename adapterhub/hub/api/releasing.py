@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapterhub.hub.accounts import access_tokens
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.manifest_handlers import move_branches
-from adapterhub.hub.people import access_tokens
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow

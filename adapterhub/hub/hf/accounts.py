@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub_converters.display import printable
 
 from .hf_errors import error_response

@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.digest import Digest, is_hex
 from adapterhub.hub import commits
 from adapterhub.hub.access_control import may_write
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries

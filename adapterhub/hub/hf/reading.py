@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker

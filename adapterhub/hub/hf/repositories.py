@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import commits, publishing, quotas, removals, renames
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries

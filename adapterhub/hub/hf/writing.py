@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub.hub import commits, publishing
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git_objects import REGULAR_LIMIT, is_lfs
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import request_context
+from adapterhub.hub.accounts import device_logins
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.device_logins import CODE_LIFETIME, POLL_INTERVAL
 from adapterhub.hub.hf.reading import parse_form
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people import device_logins
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.device_logins import CODE_LIFETIME, POLL_INTERVAL
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import Page, PageRequest, answer_page, render_page

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import request_context
+from adapterhub.hub.accounts import device_logins, publishers
+from adapterhub.hub.accounts.access_tokens import prefix_of
+from adapterhub.hub.accounts.device_logins import DeviceError, TokenGrant
 from adapterhub.hub.hf.repositories import read_document
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people import device_logins, publishers
-from adapterhub.hub.people.access_tokens import prefix_of
-from adapterhub.hub.people.device_logins import DeviceError, TokenGrant
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError
 

@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from adapterhub.digest import Digest
 from adapterhub.hub.access_control import may_write
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.uploads import BusyError, Upload
 from adapterhub.hub.workers import Worker

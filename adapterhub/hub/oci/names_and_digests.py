@@ -13,9 +13,9 @@ from starlette.requests import Request
 from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub.hub import uploads
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View, find_view
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.uploads import SHA512, sha512_key
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import RefError, is_name, is_tag, parse_name

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
 from adapterhub.hub.access_control import NoTokenError, may_write
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.downloads import OCI
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow

@@ -166,7 +166,7 @@ def _accounts(database: HubDatabase) -> Check:
 
 
 def _chain(database: HubDatabase) -> Check:
-    from adapterhub.hub.people import audit_log
+    from adapterhub.hub.accounts import audit_log
 
     _, broken = audit_log.verify_chain(database)
     return Check("audit") if broken is None else Check("audit", ERROR, f"{broken.where} {broken.what}")

@@ -18,10 +18,10 @@ from adapterhub.bases.hub_address import Hub as HuggingFace
 from adapterhub.http_server.rate_windows import Windows
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import Access
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.blob_response import BlobResponse, RangeError, parse_range
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.namespace_owner import is_own_namespace
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.settings import ModelUpstream
 from adapterhub.hub.stored_model import StoredModel
 from adapterhub.hub.workers import Worker, Workers

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Token
 from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.administration.own_tokens import TokenOptions
-from adapterhub.hub.people.access_tokens import Token
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.accounts.access_tokens import Token
+from adapterhub.hub.accounts.accounts import EVERYWHERE, Account
+from adapterhub.hub.accounts.admissions import Admission
+from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.administration import hub_admins, namespace_admins
 from adapterhub.hub.administration.namespace_admins import QuotaRequest
 from adapterhub.hub.administration.storage_usage import StorageUsage, storage_usage
-from adapterhub.hub.people.access_tokens import Token
-from adapterhub.hub.people.accounts import EVERYWHERE, Account
-from adapterhub.hub.people.admissions import Admission
-from adapterhub.hub.people.audit_log import Event
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass

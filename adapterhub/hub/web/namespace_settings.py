@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from adapterhub.hub.access_control import check_admin
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.access_tokens import Token
+from adapterhub.hub.accounts.accounts import Member, Namespace
+from adapterhub.hub.accounts.audit_log import Event
+from adapterhub.hub.accounts.publishers import Publisher
 from adapterhub.hub.administration import hub_admins, integrations, namespace_admins, own_tokens
 from adapterhub.hub.administration.namespace_admins import QuotaRequest
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.access_tokens import Token
-from adapterhub.hub.people.accounts import Member, Namespace
-from adapterhub.hub.people.audit_log import Event
-from adapterhub.hub.people.publishers import Publisher
 from adapterhub.hub.webhooks import Webhook
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError

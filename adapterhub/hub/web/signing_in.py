@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import ForbiddenError
-from adapterhub.hub.people import admissions, oidc, sessions
-from adapterhub.hub.people.oidc import Login
+from adapterhub.hub.accounts import admissions, oidc, sessions
+from adapterhub.hub.accounts.oidc import Login
 from adapterhub.hub.settings import Provider
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries

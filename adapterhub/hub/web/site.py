@@ -22,12 +22,12 @@ from starlette.responses import RedirectResponse, Response
 from adapterhub.http_server.request_bodies import client_network
 from adapterhub.hub import error_responses, request_context
 from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
+from adapterhub.hub.accounts import sessions
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.lru_cache import LRUCache
-from adapterhub.hub.people import sessions
-from adapterhub.hub.people.access_tokens import Identity
-from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.workers import Worker, Workers
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import SearchResult

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import access_control, quotas
+from adapterhub.hub.accounts import accounts, audit_log
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.api import reading
 from adapterhub.hub.api.routes import routes
-from adapterhub.hub.people import accounts, audit_log
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.index import queries
 from adapterhub.maintenance.gc import gc

@@ -14,9 +14,9 @@ import pytest
 from starlette.routing import Route
 
 from adapterhub.hub import publishing
+from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.app import api_routes
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people import access_tokens
 from adapterhub.hub.web import routes as web
 from adapterhub.index import queries
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE

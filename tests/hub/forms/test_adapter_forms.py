@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub.accounts import audit_log
 from adapterhub.hub.forms import routes
 from adapterhub.hub.forms.multipart import MultipartReader, boundary_of
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import audit_log
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import FormatError
 from tests.hub.conftest import Running

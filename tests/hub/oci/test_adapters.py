@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import TITLE
 from adapterhub.project.policy import Policy

@@ -13,8 +13,8 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from adapterhub.hub.accounts import access_tokens, accounts
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running

@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
+from adapterhub.hub.accounts import access_tokens, accounts, audit_log
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, audit_log
-from adapterhub.hub.people.accounts import Namespace
 from tests.hub.conftest import Running
 from tests.hub.web.conftest import Visitor
 from tests.hub.web.test_pages import Push

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from adapterhub.hub.accounts import access_tokens, accounts, audit_log
 from adapterhub.hub.administration import namespace_admins
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, audit_log
 from adapterhub.hub.web import routes
 from tests.hub.conftest import Running
 from tests.hub.web.conftest import Answer, Visitor, person

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.web import site
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
+from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import Visitor
 

@@ -12,7 +12,7 @@ import jinja2.nodes
 import pytest
 
 import adapterhub.hub.web
-from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.web import site
 from adapterhub.hub.web.site import Page, PageRequest
 

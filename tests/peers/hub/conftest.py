@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub.people import access_tokens
+from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.hub.storage.shared_storage import SharedStorage

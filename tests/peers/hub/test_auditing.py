@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
-from adapterhub.hub.people import audit_log
+from adapterhub.hub.accounts import audit_log
 from adapterhub.hub.storage.postgres import PostgresDatabase
 from adapterhub.hub.storage.shared_storage import SharedStorage
 from adapterhub.ref import Ref

@@ -11,7 +11,7 @@ import requests
 
 from adapterhub.hub import access_control
 from adapterhub.ref import Ref
-from tests.hub.api.test_people import API, Person
+from tests.hub.api.test_account_requests import API, Person
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import Visitor
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage import migration
 from adapterhub.hub.storage.from_settings import open_storage

@@ -6,10 +6,10 @@ import click
 
 from adapterhub.cli.options import Group
 
+from .accounts import approve, member, namespace, user
 from .admissions import admission
 from .moving import gc, migrate, recover
 from .operations import backup, doctor, load_backup, log
-from .people import approve, member, namespace, user
 from .publishers import publisher
 from .serving import start
 from .tokens import token

@@ -51,7 +51,7 @@ def add(settings: Settings, *, issuer: str, claims: tuple[str, ...], everybody: 
 
     A role that `adapterhub hub member set` gives them stays, in place of one of a rule in that namespace.
     """
-    from adapterhub.hub.people import admissions
+    from adapterhub.hub.accounts import admissions
 
     required = claims_of(claims)
     detail = f"{issuer} {claims_text(required) or 'everybody'} {role or ''}".strip()
@@ -74,7 +74,7 @@ _RULES = (Column("ID"), Column("ISSUER"), Column("CLAIMS"), Column("NAMESPACE"),
 @click.pass_obj
 def list_(settings: Settings) -> None:
     """List the rules that admit people."""
-    from adapterhub.hub.people import admissions
+    from adapterhub.hub.accounts import admissions
 
     rules = read_hub(settings, admissions.list_rules)
     cells = [
@@ -98,7 +98,7 @@ def rm(settings: Settings, *, ident: int) -> None:
 
     People whom no other rule admits are refused the next time; sessions of the pages last at most 12 hours.
     """
-    from adapterhub.hub.people import admissions
+    from adapterhub.hub.accounts import admissions
 
     with changed_database(settings, "admission.rm", "", str(ident)) as database:
         admissions.remove(database, ident)

@@ -18,8 +18,8 @@ from adapterhub_converters.errors import IntegrityError
 from .tables import hub_database
 
 if TYPE_CHECKING:
+    from adapterhub.hub.accounts.audit_log import Event
     from adapterhub.hub.operations.health import Check
-    from adapterhub.hub.people.audit_log import Event
     from adapterhub.hub.settings import HubSettings
 
 
@@ -42,7 +42,7 @@ def log(settings: Settings, *, name: str, account: str, limit: int, verify: bool
     Each row has a hash over itself and the one before it. Rows that were cut off at the end leave no trace in the chain: sign
     checkpoints with `adapterhub audit`. Exits 4 when --verify finds a row that does not fit.
     """
-    from adapterhub.hub.people import audit_log
+    from adapterhub.hub.accounts import audit_log
 
     with closing(hub_database(settings)) as database:
         if verify:

@@ -41,7 +41,7 @@ def add(settings: Settings, *, resource: str, issuer: str, claims: tuple[str, ..
     The audience of the tokens must be the URL of the hub. In the job, set HF_OIDC_RESOURCE to the repository, and at providers
     other than GitHub HF_OIDC_ID_TOKEN to the token.
     """
-    from adapterhub.hub.people import publishers
+    from adapterhub.hub.accounts import publishers
 
     required = claims_of(claims)
     with changed_database(settings, "publisher.add", resource, f"{issuer} {' '.join(claims)}") as database:
@@ -62,7 +62,7 @@ _PUBLISHERS = (Column("ID"), Column("RESOURCE"), Column("ISSUER"), Column("CLAIM
 @click.pass_obj
 def list_(settings: Settings) -> None:
     """List the publishers that are trusted."""
-    from adapterhub.hub.people import publishers
+    from adapterhub.hub.accounts import publishers
 
     publishers_ = read_hub(settings, publishers.list_publishers)
     cells = [
@@ -83,7 +83,7 @@ def list_(settings: Settings) -> None:
 @click.pass_obj
 def rm(settings: Settings, *, ident: int) -> None:
     """Stop trusting a publisher; its tokens expire within the hour."""
-    from adapterhub.hub.people import publishers
+    from adapterhub.hub.accounts import publishers
 
     with changed_database(settings, "publisher.rm", "", str(ident)) as database:
         publishers.remove(database, ident)

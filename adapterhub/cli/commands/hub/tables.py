@@ -26,8 +26,8 @@ def hub_database(settings: Settings) -> HubDatabase:
 @contextmanager
 def changed_database(settings: Settings, action: str, name: str, detail: str = "") -> Iterator[HubDatabase]:
     """Open the tables for a change, and record it in the audit log once it was made."""
-    from adapterhub.hub.people import audit_log
-    from adapterhub.hub.people.audit_log import Event
+    from adapterhub.hub.accounts import audit_log
+    from adapterhub.hub.accounts.audit_log import Event
 
     with closing(hub_database(settings)) as database:
         yield database

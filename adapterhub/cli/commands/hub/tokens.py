@@ -14,7 +14,7 @@ from adapterhub.cli.output import Column
 from .tables import changed_database, emit_once, read_hub
 
 if TYPE_CHECKING:
-    from adapterhub.hub.people.access_tokens import Token
+    from adapterhub.hub.accounts.access_tokens import Token
 
 ROLES = ("read", "write", "admin")
 ONCE = "anyone who has it can act as the account"
@@ -53,7 +53,7 @@ def create(settings: Settings, *, name: str, role: str, namespaces: tuple[str, .
 
     Set HF_TOKEN to it; oras, skopeo and docker take it as a password, with any user name.
     """
-    from adapterhub.hub.people import access_tokens
+    from adapterhub.hub.accounts import access_tokens
 
     with changed_database(settings, "token.create", name, f"{role} {' '.join(namespaces)}".strip()) as database:
         secret = access_tokens.create(database, name, role, namespaces=namespaces, lifetime=days * 86400 if days else None)
@@ -80,7 +80,7 @@ _LIST = (
 @click.pass_obj
 def list_(settings: Settings) -> None:
     """List the tokens in force, each by its first characters."""
-    from adapterhub.hub.people import access_tokens
+    from adapterhub.hub.accounts import access_tokens
 
     tokens_ = read_hub(settings, access_tokens.list_tokens)
     document = {"tokens": [asdict(token_) for token_ in tokens_]}
@@ -110,7 +110,7 @@ def _list_text(tokens_: list[Token]) -> None:
 @click.pass_obj
 def revoke(settings: Settings, *, ident: int) -> None:
     """Revoke a token; a running hub refuses it within seconds."""
-    from adapterhub.hub.people import access_tokens
+    from adapterhub.hub.accounts import access_tokens
 
     with changed_database(settings, "token.revoke", "", str(ident)) as database:
         access_tokens.revoke(database, ident)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
+from adapterhub.hub.accounts import audit_log
+from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import audit_log
-from adapterhub.hub.people.audit_log import Event
 from adapterhub.trust import keys
 
 MOST, INTERVAL = 40, 10

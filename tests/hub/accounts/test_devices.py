@@ -16,10 +16,10 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 import urllib3
 
+from adapterhub.hub.accounts import access_tokens, accounts, audit_log, device_logins
+from adapterhub.hub.accounts.device_logins import DeviceError
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.oauth import device
-from adapterhub.hub.people import access_tokens, accounts, audit_log, device_logins
-from adapterhub.hub.people.device_logins import DeviceError
 from adapterhub.remotes.hub.hub_login import HubLogin
 from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.conftest import Run, _environment, missing

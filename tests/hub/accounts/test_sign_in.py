@@ -16,15 +16,15 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 import urllib3
 
+from adapterhub.hub.accounts import access_tokens, accounts, admissions, audit_log, oidc
+from adapterhub.hub.accounts.accounts import Namespace
+from adapterhub.hub.accounts.oidc import Login
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log, oidc
-from adapterhub.hub.people.accounts import Namespace
-from adapterhub.hub.people.oidc import Login
 from adapterhub.hub.settings import Provider, Upstream
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from tests.conftest import Run
+from tests.hub.accounts.test_devices import begun, collected
 from tests.hub.conftest import Running, serving
-from tests.hub.people.test_devices import begun, collected
 from tests.hub.web.conftest import Answer, Visitor
 
 pytest.importorskip("cryptography")

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.access_control import NoTokenError, check_admin
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.request_context import read_object
 from adapterhub_converters.errors import UsageError
 

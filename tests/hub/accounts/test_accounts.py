@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import hub_database as database_module
+from adapterhub.hub.accounts import access_tokens, accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
-from adapterhub.hub.people import access_tokens, accounts
-from adapterhub.hub.people.accounts import Namespace
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, UsageError
 from tests.conftest import Run

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import access_control
+from adapterhub.hub.accounts import access_tokens, accounts, audit_log, sessions
 from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.api.routes import routes
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, audit_log, sessions
 from adapterhub.hub.storage.from_settings import open_database
 from tests.hub.conftest import Running, serving
 from tests.support.hub_tenants import Tenant

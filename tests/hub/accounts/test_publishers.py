@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import urllib3
 
+from adapterhub.hub.accounts import access_tokens, accounts, publishers
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.people import access_tokens, accounts, publishers
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from tests.hub.conftest import Running, run_hf

@@ -15,7 +15,7 @@ from .tables import changed_database, emit_once, emit_removed, read_hub
 from .tokens import ONCE, ROLES
 
 if TYPE_CHECKING:
-    from adapterhub.hub.people.accounts import Account, Namespace
+    from adapterhub.hub.accounts.accounts import Account, Namespace
 
 
 FORCE = force_option("go on even if the account is the last admin of a namespace or of the hub.")
@@ -51,7 +51,7 @@ def add(settings: Settings, *, name: str, role: str | None) -> None:
     The token may do what the account may: everything in the namespace of its name, and elsewhere what `adapterhub hub member
     set` gives it. With it the person can log in at the hub's page /device, or approve the login of another machine.
     """
-    from adapterhub.hub.people import access_tokens, accounts
+    from adapterhub.hub.accounts import access_tokens, accounts
 
     with changed_database(settings, "user.add", name, role or "") as database:
         accounts.add(database, name)
@@ -73,7 +73,7 @@ _USERS = (Column("ACCOUNT"), Column("ROLES"), Column("SINCE", drop=1))
 @click.pass_obj
 def list_(settings: Settings) -> None:
     """List the accounts, each with its roles: NAMESPACE=ROLE, where * is every namespace."""
-    from adapterhub.hub.people import accounts
+    from adapterhub.hub.accounts import accounts
 
     accounts_ = read_hub(settings, accounts.list_accounts)
     output.emit(
@@ -108,7 +108,7 @@ def _users_text(settings: Settings, accounts_: list[Account]) -> None:
 @click.pass_obj
 def rm(settings: Settings, *, name: str, force: bool) -> None:
     """Remove an account: its tokens are revoked and its roles are gone. What it pushed stays."""
-    from adapterhub.hub.people import accounts
+    from adapterhub.hub.accounts import accounts
 
     with changed_database(settings, "user.rm", name) as database:
         accounts.remove(database, name, force=force)
@@ -130,7 +130,7 @@ def link(settings: Settings, *, name: str, issuer: str, subject: str) -> None:
 
     Without it, the first sign-in creates a new account.
     """
-    from adapterhub.hub.people import admissions
+    from adapterhub.hub.accounts import admissions
 
     with changed_database(settings, "user.link", name, f"{subject} at {issuer}") as database:
         admissions.link(database, name, issuer, subject)
@@ -153,7 +153,7 @@ def approve(settings: Settings, *, code: str, account: str) -> None:
 
     The program gets a token that may do what the account may, for 30 days, and renews it.
     """
-    from adapterhub.hub.people import device_logins
+    from adapterhub.hub.accounts import device_logins
 
     with changed_database(settings, "approve", "", f"as {account}") as database:
         login = device_logins.approve_as(database, code, account)
@@ -192,7 +192,7 @@ def set_(settings: Settings, *, namespace: str, account: str, role: str, force: 
 
     read sees private adapters, write pushes, tags and removes, admin manages the namespace.
     """
-    from adapterhub.hub.people import accounts
+    from adapterhub.hub.accounts import accounts
 
     with changed_database(settings, "member.set", namespace, f"{account} {role}") as database:
         accounts.set_member(database, namespace, account, role, force=force)
@@ -212,7 +212,7 @@ def set_(settings: Settings, *, namespace: str, account: str, role: str, force: 
 @click.pass_obj
 def member_rm(settings: Settings, *, namespace: str, account: str, force: bool) -> None:
     """Take the role of ACCOUNT in NAMESPACE away."""
-    from adapterhub.hub.people import accounts
+    from adapterhub.hub.accounts import accounts
 
     with changed_database(settings, "member.rm", namespace, account) as database:
         accounts.remove_member(database, namespace, account, force=force)
@@ -265,7 +265,7 @@ def settle(
     adapters_only: bool | None,
 ) -> None:
     """Set who can read a namespace, and what it may hold; without its option, a setting stays as it is."""
-    from adapterhub.hub.people import accounts
+    from adapterhub.hub.accounts import accounts
 
     with changed_database(settings, "namespace.set", name) as database:
         changes = accounts.NamespaceChanges()
@@ -290,7 +290,7 @@ def settle(
 @click.pass_obj
 def list_namespaces(settings: Settings) -> None:
     """List the namespaces that have settings; anyone can read the others, and they have no limits."""
-    from adapterhub.hub.people import accounts
+    from adapterhub.hub.accounts import accounts
 
     namespaces = read_hub(settings, accounts.namespaces)
     output.emit(
