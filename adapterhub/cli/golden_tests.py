@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import UsageError
 
-from . import compared_tests, environment, gates, output, signed_results
+from . import compared_tests, environment, gate_options, output, signed_results
 from .environment import prepare_torch
 from .options import Settings
 from .output import Column
@@ -53,11 +53,11 @@ def run(
     """
     from adapterhub.manifest.measurement import check_name
     from adapterhub.operations import golden_tests
-    from adapterhub.registry.metric_gates import TEST_GATES
+    from adapterhub.registry.releases.metric_gates import TEST_GATES
 
     # Checked before the answers, which can take minutes.
     claims, metric_gates = compared_tests.split_gates(gate_texts, against)
-    parsed_gates = gates.parse(metric_gates, TEST_GATES)
+    parsed_gates = gate_options.parse(metric_gates, TEST_GATES)
     check_name(name, "--name")
     commands = golden_tests.parse_commands(programs)
     if junit is not None:
@@ -82,10 +82,10 @@ def run(
     comparison = compared_tests.compare(tested, against, claims, answer_tests) if against is not None else None
     if junit is not None:
         _write_junit(Path(junit), tested, source)
-    verdicts = gates.verdicts(parsed_gates, tested.report.metrics)
+    verdicts = gate_options.verdicts(parsed_gates, tested.report.metrics)
     gates_hold = all(passed for _, passed in verdicts) and (comparison is None or comparison.ok)
     ok = gates_hold if gate_texts else not tested.report.failures
-    gate_documents = gates.documents(verdicts, tested.report.metrics)
+    gate_documents = gate_options.documents(verdicts, tested.report.metrics)
     gate_documents += comparison.gate_documents() if comparison else []
     evaluation = tested.evaluation(name)
     signed = signed_results.sign(
@@ -145,7 +145,10 @@ def _check_against(against: str, *, base: str | None, url: str | None, served_as
 
 
 def _text(
-    tested: TestedVersion, verdicts: gates.Verdicts, comparison: compared_tests.Comparison | None, signed: Sequence[object]
+    tested: TestedVersion,
+    verdicts: gate_options.Verdicts,
+    comparison: compared_tests.Comparison | None,
+    signed: Sequence[object],
 ) -> None:
     report = tested.report
     failures, metrics = report.failures, report.metrics
@@ -159,7 +162,7 @@ def _text(
             output.write(output.remainder_line(len(failures) - _MAX_FAILURES, "failure"))
     share = f", {metrics['pass_rate']:.1%} of the answers right" if metrics["samples"] > metrics["cases"] else ""
     output.write(f"{metrics['passed']:.0f} of {output.plural(len(report.results), 'test')} passed{share}")
-    gates.write(verdicts, metrics)
+    gate_options.write(verdicts, metrics)
     if comparison is not None:
         comparison.write()
     if tested.recorded:

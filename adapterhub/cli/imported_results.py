@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import gates, output, signed_results
+from . import gate_options, output, signed_results
 from .options import Settings
 from .output import Column
 from .registry_choice import workspace
@@ -30,13 +30,13 @@ def run(
     """Import result files and report them; return 0 if every gate holds, else 1."""
     from adapterhub.operations import import_results
 
-    parsed_gates = gates.parse(gate_texts, None)
+    parsed_gates = gate_options.parse(gate_texts, None)
     imported = import_results.import_results(
         source, imports, name=name, trust_name=trust_name, record=not no_record, workspace=workspace(settings)
     )
-    verdicts = gates.verdicts(parsed_gates, imported.metrics)
+    verdicts = gate_options.verdicts(parsed_gates, imported.metrics)
     ok = all(passed for _, passed in verdicts)
-    gate_documents = gates.documents(verdicts, imported.metrics)
+    gate_documents = gate_options.documents(verdicts, imported.metrics)
     signed = signed_results.sign(
         settings, signer, imported.ref, imported.digest, imported.evaluations, ok=ok, gates=gate_documents
     )
@@ -54,7 +54,7 @@ def run(
     return 0 if ok else 1
 
 
-def _text(imported: ImportedEvaluations, verdicts: gates.Verdicts, signed: Sequence[object]) -> None:
+def _text(imported: ImportedEvaluations, verdicts: gate_options.Verdicts, signed: Sequence[object]) -> None:
     rows = [
         [evaluation.name, metric, f"{value:.6g}", " ".join(str(evaluation.base[key]) for key in ("tool", "version"))]
         for evaluation in imported.evaluations
@@ -62,7 +62,7 @@ def _text(imported: ImportedEvaluations, verdicts: gates.Verdicts, signed: Seque
     ]
     columns = (Column("TASK"), Column("METRIC"), Column("VALUE", right=True), Column("TOOL", drop=1))
     output.write_table(columns, [[output.one_line(cell) for cell in row] for row in rows])
-    gates.write(verdicts, imported.metrics)
+    gate_options.write(verdicts, imported.metrics)
     if imported.recorded:
         output.write(f"recorded for {imported.ref}")
     signed_results.write(signed)

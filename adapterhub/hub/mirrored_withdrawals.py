@@ -14,7 +14,8 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import release_statement
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import release_moves, withdrawals
+from adapterhub.registry import withdrawals
+from adapterhub.registry.releases import release_moves
 from adapterhub.remotes.hub import hub_api
 from adapterhub.remotes.hub.hub_api import HubApi
 from adapterhub.remotes.hub.hub_catalog import HubCatalog

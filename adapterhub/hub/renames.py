@@ -19,9 +19,10 @@ from adapterhub.maintenance import retention
 from adapterhub.manifest import measurement
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log, release_moves, withdrawals
+from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import release_moves
 from adapterhub.registry.repository_records import Repository, needed_blobs
 from adapterhub.store.ref_log import entries_in_force
 

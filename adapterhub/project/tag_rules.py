@@ -1,6 +1,6 @@
 """Requirements on the version that a tag may be moved to: the tables `[promote.TAG]` of a settings file.
 
-Only their form is known here; `adapterhub/registry/tag_requirements.py` decides whether a version meets them.
+Only their form is known here; `adapterhub/registry/releases/tag_requirements.py` decides whether a version meets them.
 """
 
 from __future__ import annotations

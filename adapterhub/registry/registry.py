@@ -41,7 +41,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
 from . import moves, signature_policy, withdrawals
 from .ledger import Ledger, find
-from .tag_gate import TagGate
+from .releases.tag_gate import TagGate
 from .version_lookup import RestoreResult, Version, deprecation_in, find_row, find_row_with_marks, find_version, never_set
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
     from .packaging import Package
-    from .tag_requirements import Assessment
+    from .releases.tag_requirements import Assessment
 
 __all__ = ["Registry", "Version", "find"]
 

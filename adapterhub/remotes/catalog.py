@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.content_search import Bar, ContentMatches, FileContents
     from adapterhub.registry.registry import Version, VersionDocument
-    from adapterhub.registry.release_moves import Withdrawal
+    from adapterhub.registry.releases.release_moves import Withdrawal
+    from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
     from adapterhub.registry.version_lookup import RestoreResult
-    from adapterhub.registry.withdrawal_rights import WithdrawalClaim
     from adapterhub.store.store import Entry, Progress
 
     from .release_documents import PromotionReport

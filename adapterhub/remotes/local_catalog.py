@@ -14,12 +14,13 @@ from adapterhub.maintenance import disk_usage
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import content_search, lineage_graph, release_moves, withdrawal_rights
+from adapterhub.registry import content_search, lineage_graph
 from adapterhub.registry.content_search import Bar
 from adapterhub.registry.registry import Registry, Version, VersionDocument
-from adapterhub.registry.release_moves import Withdrawal
+from adapterhub.registry.releases import release_moves, withdrawal_rights
+from adapterhub.registry.releases.release_moves import Withdrawal
+from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
 from adapterhub.registry.version_lookup import RestoreResult
-from adapterhub.registry.withdrawal_rights import WithdrawalClaim
 from adapterhub.store.store import Entry
 from adapterhub.user_files import is_mine
 from adapterhub_converters.errors import UsageError

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest
-from adapterhub.registry.release_moves import Withdrawal
+from adapterhub.registry.releases.release_moves import Withdrawal
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .answer_fields import Fields
 
 if TYPE_CHECKING:
-    from adapterhub.registry.tag_requirements import Assessment, Requirement
+    from adapterhub.registry.releases.tag_requirements import Assessment, Requirement
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def promotion_document(report: PromotionReport) -> dict[str, Any]:
 
 def read_promotion(document: object, location: str) -> PromotionReport:
     """Read the document of a promotion."""
-    from adapterhub.registry.tag_requirements import Requirement  # with the statistics, which other commands do without
+    from adapterhub.registry.releases.tag_requirements import (
+        Requirement,  # with the statistics, which other commands do without
+    )
 
     fields = Fields(document, location)
     requirements = [

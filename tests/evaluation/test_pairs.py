@@ -15,7 +15,7 @@ from adapterhub import evaluation, training  # noqa: E402
 from adapterhub.evaluation import pairs  # noqa: E402
 from adapterhub.manifest import oci_manifest  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
-from adapterhub.registry.metric_gates import parse_gate  # noqa: E402
+from adapterhub.registry.releases.metric_gates import parse_gate  # noqa: E402
 from adapterhub.training.train_config import PreferenceConfig  # noqa: E402
 from adapterhub_converters.errors import UsageError  # noqa: E402
 from tests.training.test_preference import write_config  # noqa: E402

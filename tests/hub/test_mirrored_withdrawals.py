@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import release_moves
+from adapterhub.registry.releases import release_moves
 from tests.hub.conftest import serving
 from tests.hub.sending import WEIGHTS
 from tests.hub.test_mirror import FRESH, mirroring

@@ -23,7 +23,8 @@ from adapterhub.maintenance import retention
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log, release_moves, withdrawals
+from adapterhub.registry import measurement_log, withdrawals
+from adapterhub.registry.releases import release_moves
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import RefusedError
 from tests.hub.conftest import Running, serving

@@ -16,8 +16,9 @@ from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log, metric_gates
+from adapterhub.registry import measurement_log
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import metric_gates
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 from tests.conftest import Run

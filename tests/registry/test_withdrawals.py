@@ -14,9 +14,10 @@ from adapterhub.maintenance.gc import gc
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations.copy import copy
 from adapterhub.ref import Ref
-from adapterhub.registry import lineage_graph, release_moves, withdrawal_rights, withdrawals
+from adapterhub.registry import lineage_graph, withdrawals
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.release_moves import Withdrawal
+from adapterhub.registry.releases import release_moves, withdrawal_rights
+from adapterhub.registry.releases.release_moves import Withdrawal
 from adapterhub.trust import bundle, keys, release_claims, statement
 from adapterhub_converters.errors import RefusedError
 from tests.support.adapters import Make, made_from

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import gates as gate_options
-from adapterhub.cli import golden_tests, imported_results, output, signed_results, signing_options
+from adapterhub.cli import gate_options, golden_tests, imported_results, output, signed_results, signing_options
 from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, base_option, command, dtype_option, sampling_options
 from adapterhub.cli.output import Column
@@ -160,7 +159,7 @@ def _evaluate_data(
 ) -> int:
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.operations import train
-    from adapterhub.registry.metric_gates import DATA_GATES
+    from adapterhub.registry.releases.metric_gates import DATA_GATES
 
     if base is None:
         raise UsageError("--base", "is required for --data", "Name the model that the adapter is for", code="base-required")

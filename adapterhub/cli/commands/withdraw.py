@@ -15,7 +15,7 @@ from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
-    from adapterhub.registry.release_moves import Withdrawal
+    from adapterhub.registry.releases.release_moves import Withdrawal
     from adapterhub.remotes.catalog import Catalog
 
 
@@ -77,7 +77,7 @@ def _withdraw(
 ) -> Sequence[Withdrawal]:
     if signer is None:
         return catalog.withdraw(ref, reason, everywhere=everywhere)
-    from adapterhub.registry.withdrawal_rights import WithdrawalClaim
+    from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
     from adapterhub.trust import release_claims
 
     key, digest = signer.read(), catalog.show(ref)["digest"]

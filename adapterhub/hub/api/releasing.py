@@ -1,6 +1,6 @@
 """Handlers that promote, approve, roll back and withdraw versions, for accounts with the role `write` in the namespace.
 
-Every move of a tag is decided by the registry (`registry.tag_gate`); here is who asks for it.
+Every move of a tag is decided by the registry (`registry.releases.tag_gate`); here is who asks for it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.release_statement import MAX_BUNDLE, ReleaseStatement
 from adapterhub.ref import LATEST, Ref
-from adapterhub.registry import release_moves, withdrawal_rights
-from adapterhub.registry.release_moves import Withdrawal
+from adapterhub.registry.releases import release_moves, withdrawal_rights
+from adapterhub.registry.releases.release_moves import Withdrawal
+from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
-from adapterhub.registry.withdrawal_rights import WithdrawalClaim
 from adapterhub.remotes import release_documents, version_documents
 from adapterhub_converters.errors import RefusedError, UsageError
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from adapterhub.hub.app import page_routes
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import release_moves
+from adapterhub.registry.releases import release_moves
 from tests.hub.conftest import Running
 from tests.hub.sending import Sending
 

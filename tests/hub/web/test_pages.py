@@ -16,7 +16,7 @@ from adapterhub.hub.web import site
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import release_moves
+from adapterhub.registry.releases import release_moves
 from adapterhub.registry.repository_records import Repositories, Repository, commit_id
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft

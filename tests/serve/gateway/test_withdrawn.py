@@ -11,8 +11,8 @@ import pytest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
-from adapterhub.registry import release_moves
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import release_moves
 from adapterhub.serve.gateway.lookup import Lookup, RegistryLookup, RemoteLookup
 from adapterhub.serve.gateway.problems import problem_of
 from adapterhub_converters.errors import RefusedError, RemoteError

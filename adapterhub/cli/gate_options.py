@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from . import output
 
 if TYPE_CHECKING:
-    from adapterhub.registry.metric_gates import Gate
+    from adapterhub.registry.releases.metric_gates import Gate
 
 Verdicts = Sequence[tuple["Gate", bool]]
 
 
 def parse(texts: Sequence[str], names: Mapping[str, str] | None) -> list[Gate]:
-    """Parse the values of `--gate`; `names` is as in `registry.metric_gates.parse_gate`."""
-    from adapterhub.registry.metric_gates import parse_gate
+    """Parse the values of `--gate`; `names` is as in `registry.releases.metric_gates.parse_gate`."""
+    from adapterhub.registry.releases.metric_gates import parse_gate
 
     return [parse_gate(text, "--gate", names) for text in texts]
 

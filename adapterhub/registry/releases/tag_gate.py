@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.project.tag_rules import UNMET
+from adapterhub.registry import signature_policy, withdrawals
+from adapterhub.registry.ledger import Ledger
 from adapterhub.store.ref_log import TAG_MOVES, Entry, entries_in_force
 from adapterhub_converters.errors import RefusedError
-
-from . import signature_policy, withdrawals
-from .ledger import Ledger
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy

@@ -17,10 +17,11 @@ from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.project import PROJECT, settings_file
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log, release_moves
+from adapterhub.registry import measurement_log
 from adapterhub.registry.packaging import package
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.tag_requirements import Requirement
+from adapterhub.registry.releases import release_moves
+from adapterhub.registry.releases.tag_requirements import Requirement
 from adapterhub.remotes.local_catalog import LocalCatalog
 from adapterhub.store.ref_log import TAG_MOVES
 from adapterhub.trust import attestation, bundle, keys, release_claims, statement
@@ -253,7 +254,7 @@ def test_an_unsigned_approval_is_refused_in_a_registry_of_files(registry: Regist
 
 
 def test_every_operation_of_the_log_that_moves_tags_is_decided_or_goes_back(registry: Registry) -> None:
-    from adapterhub.registry import tag_gate
+    from adapterhub.registry.releases import tag_gate
 
     assert {*tag_gate._MOVES, "restore"} == set(TAG_MOVES)
 

@@ -12,14 +12,13 @@ from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest.release_statement import MAX_BUNDLE, ReleaseStatement
 from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.registry import withdrawals
+from adapterhub.registry.ledger import Ledger
+from adapterhub.registry.moves import check_protected, checked_message, now
+from adapterhub.registry.version_lookup import Version, find_exact_row, find_row, previous_number, version_of
 from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
-
-from . import withdrawals
-from .ledger import Ledger
-from .moves import check_protected, checked_message, now
-from .version_lookup import Version, find_exact_row, find_row, previous_number, version_of
 
 _WITHDRAWN, _USABLE_AGAIN = " is withdrawn: ", " can be used again"
 """What the messages say of the entries by which a withdrawal, or its end, moved `latest`; before it is the version."""

@@ -19,13 +19,14 @@ from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.project.tag_rules import UNMET, TagRules
+from adapterhub.registry import signature_policy
 from adapterhub.store.export import export
 from adapterhub.store.ref_log import TAG_MOVES, Entry
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import approvals, metric_gates, signature_policy
+from . import approvals, metric_gates
 
 _METRICS = {**metric_gates.DATA_GATES, **metric_gates.TEST_GATES}
 _NO_TESTS: tuple[Evaluation | None, str] = (None, "")

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from adapterhub.digest import sha256_bytes
 from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.registry import signature_policy
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
-
-from . import signature_policy
 
 if TYPE_CHECKING:
     from adapterhub.trust.keys import TrustedSigner
