@@ -35,7 +35,8 @@
     hf/                     the API of the Hugging Face Hub
     xet/                    large files through Xet, receiving only
     oci/                    OCI distribution
-    web/                    pages for people
+    web/                    pages for people, and forms of accounts, namespaces and the hub
+    adapter_forms/          the forms of the pages that change an adapter, by the same checks as the API
 
 Versions and their bytes belong to the registry. Nothing here prints or exits; log lines go through `logging`.
 """

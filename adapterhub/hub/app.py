@@ -22,9 +22,9 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
 
 from . import error_responses, openapi, request_context
+from .adapter_forms import routes as adapter_forms
 from .api import routes as api
 from .cross_origin import CrossOriginMiddleware
-from .forms import routes as forms
 from .hf import routes as hf
 from .hub import Hub
 from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware
@@ -90,7 +90,7 @@ def api_routes() -> list[BaseRoute]:
 
 def page_routes() -> list[BaseRoute]:
     """Return the routes of the pages, of which the last matches everything."""
-    return [*forms.routes(), *web.routes()]
+    return [*adapter_forms.routes(), *web.routes()]
 
 
 class FirstPartRouter:

@@ -39,6 +39,9 @@ _QUIET = (
     "hf.accounts.nothing",
     "oauth.device.begin",
 )
+_RECORDED_AS = {
+    "adapter_forms": "forms"
+}  # a package by the name that the audit log has for it
 
 
 def hub_of(scope: Scope) -> Hub:
@@ -198,7 +201,10 @@ def _action(scope: Scope, status: int) -> str:
     module, name = handler_of(scope)
     if scope["method"] in _READING and f"{module}.{name}" not in _CHANGING:
         return ""
-    return "" if module in _QUIET_MODULES or f"{module}.{name}" in _QUIET else f"{module.partition('.')[0]}.{name}"
+    if module in _QUIET_MODULES or f"{module}.{name}" in _QUIET:
+        return ""
+    package = module.partition(".")[0]
+    return f"{_RECORDED_AS.get(package, package)}.{name}"
 
 
 def handler_of(scope: Scope) -> Sequence[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub.accounts import audit_log
-from adapterhub.hub.forms import routes
-from adapterhub.hub.forms.multipart import MultipartReader, boundary_of
+from adapterhub.hub.adapter_forms import routes
+from adapterhub.hub.adapter_forms.multipart import MultipartReader, boundary_of
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import FormatError

@@ -10,7 +10,7 @@ from adapterhub.hub.web.site import PageRequest
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
 
-from .adapter_forms import new_name, settings_url
+from .form_endpoint import new_name, settings_url
 
 Fields = dict[str, str]
 

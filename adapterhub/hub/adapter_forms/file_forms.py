@@ -28,7 +28,7 @@ from adapterhub.manifest.package_files import SIGNATURE, check_paths
 from adapterhub.registry.repository_records import MAIN
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 
-from .adapter_forms import errors_in_words
+from .form_endpoint import errors_in_words
 from .multipart import MultipartReader, boundary_of
 
 _MAX_FORM = 4 * MAX_CARD  # bytes of a card in a form, where a letter may take nine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Route
 
 from . import file_forms, name_forms
-from .adapter_forms import change_endpoint
+from .form_endpoint import change_endpoint
 
 _NAME = "/-/adapters/{namespace}/{repo}"
 _CHANGES = {
