@@ -77,7 +77,7 @@ _ANSWER = re.compile(r"^\| [^`|]+ \| `(adapterhub [^`]*)` \|$", re.MULTILINE)
 
 
 def test_the_page_of_questions_has_at_least_fifty_answers() -> None:
-    assert len(set(_ANSWER.findall(pages.page("howto.md")))) >= 50
+    assert len(set(_ANSWER.findall(pages.page("how-to/index.md")))) >= 50
 
 
 def shown(name: str) -> list[list[str]]:
