@@ -39,9 +39,7 @@ _QUIET = (
     "hf.accounts.nothing",
     "oauth.device.begin",
 )
-_RECORDED_AS = {
-    "adapter_forms": "forms"
-}  # a package by the name that the audit log has for it
+_RECORDED_AS = {"adapter_forms": "forms"}  # a package by the name that the audit log has for it
 
 
 def hub_of(scope: Scope) -> Hub:

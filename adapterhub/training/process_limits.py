@@ -41,7 +41,7 @@ class Process:
         self._is_closed = False
         self._lock = threading.Lock()
 
-    def ask(self, value: Any, seconds: int) -> Any:
+    def request(self, value: Any, seconds: int) -> Any:
         """Return the answer for one value: a rendered text or its measures, or an empty text once the text `value` was split.
 
         Args:
@@ -51,13 +51,13 @@ class Process:
             ValueError: The template or tokenizer fails.
             LimitExceededError: The request exceeded a limit, and the process has ended.
         """
-        (answer,) = self.ask_all([value], seconds, seconds)
+        (answer,) = self.request_all([value], seconds, seconds)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def ask_all(self, values: Sequence[Any], seconds: int, all_seconds: int) -> list[Any]:
-        """Return an answer, or what `ask` would raise, for each value.
+    def request_all(self, values: Sequence[Any], seconds: int, all_seconds: int) -> list[Any]:
+        """Return an answer, or what `request` would raise, for each value.
 
         The last answer is a LimitExceededError if a value exceeded a limit, of its own or of all values together; those that
         follow it have no answer.

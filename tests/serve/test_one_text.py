@@ -54,7 +54,7 @@ def test_an_adapter_that_both_can_run_answers_the_same(
         fields["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
     texts: list[str] = []
     for blend in ((("a0", 1.0),), ()):
-        [choice] = openai.ask(host, path, fields, blend, "").whole()["choices"]
+        [choice] = openai.submit(host, path, fields, blend, "").whole()["choices"]
         texts.append(choice["text"] if raw else choice["message"]["content"])
     assert texts == [generated.text, generated.base_text]
     assert texts[0] != texts[1]

@@ -117,11 +117,11 @@ def test_the_answers_that_an_interrupt_left_are_no_answers_to_later_requests(pic
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(KeyboardInterrupt):
-            process.ask_all([request("a"), request("forever"), request("b")], 10, 10)
+            process.request_all([request("a"), request("forever"), request("b")], 10, 10)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert process.ask(request("c"), 10) == "[user]c;"
+    assert process.request(request("c"), 10) == "[user]c;"
 
 
 def test_an_interrupt_ends_renders_that_do_not_end(picky: Any) -> None:

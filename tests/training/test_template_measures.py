@@ -37,7 +37,7 @@ def located(tokenizer: Any, turns: list[dict[str, Any]], *, fast: bool) -> tuple
     """The text of a conversation with the flags of its characters, or the error; and how many answers the measures locate."""
     tools = TOOLS if any(turn.get("tool_calls") for turn in turns) else None
     conversation = Conversation(turns, tools, tokenizer, location="a.jsonl:1")
-    (answer,) = template_renderers.ask([conversation.request("completion")])
+    (answer,) = template_renderers.request_all([conversation.request("completion")])
     try:
         conversation.render(answer if fast else ValueError("not asked"))
         characters = np.arange(len(conversation.text))

@@ -137,7 +137,7 @@ class Engine(Protocol):
     def pin(self, models: frozenset[str]) -> None:
         """Prefer these versions, by `PreparedVersion.model`, where it decides itself which ones stay in memory."""
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to be answered with versions that it knows.
 
         Args:

@@ -207,17 +207,17 @@ class Client:
                 if is_new or not isinstance(error, BrokenConnectionError):
                     raise
 
-    async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
         """Send a document, and return the answer as soon as it begins.
 
         Args:
             model: The name by which the server is asked, and which it repeats; empty for a server that does not.
         """
         document = {**body, "model": model} if model else body
-        return await self.ask_with(lambda _facts: document, path, model)
+        return await self.request_with(lambda _facts: document, path, model)
 
-    async def ask_with(self, body_for: Callable[[Any], Mapping[str, Any]], path: str, model: str = "") -> EngineAnswer:
-        """Like `ask`, with a document that depends on the facts of the connection that it is sent on."""
+    async def request_with(self, body_for: Callable[[Any], Mapping[str, Any]], path: str, model: str = "") -> EngineAnswer:
+        """Like `request`, with a document that depends on the facts of the connection that it is sent on."""
         response = await self._send("POST", path, body_for, self.patience)
         return EngineAnswer(response.status, response.media_type, response.pieces(), response.close, model)
 

@@ -222,7 +222,7 @@ class EnginePool:
             candidates.remove(member)
             yield member
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to an engine, and to another one if that does not answer."""
         problem: EngineDownError | MissingVersionError = EngineDownError("no engine answers for now")
         unavailable: EngineAnswer | None = None
@@ -234,7 +234,7 @@ class EnginePool:
                 await unavailable.close()
                 unavailable = None
             try:
-                answer = await self._ask(member, path, body, blend)
+                answer = await self._request(member, path, body, blend)
             except (EngineDownError, MissingVersionError) as error:
                 problem = error
                 breaks += isinstance(error, BrokenConnectionError)
@@ -249,7 +249,7 @@ class EnginePool:
             return unavailable
         raise problem
 
-    async def _ask(self, member: PooledEngine, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def _request(self, member: PooledEngine, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to one engine; return the answer once its first piece has arrived."""
         name = member.address.name
         self.requests[name if name in self.requests or len(self.requests) < _MOST_NAMES else _OTHER_ENGINES] += 1
@@ -266,7 +266,7 @@ class EnginePool:
         try:
             for served, _ in blend:
                 await member.ensure(served)
-            answer = await member.engine.ask(path, body, blend)
+            answer = await member.engine.request(path, body, blend)
             first = await anext(answer.body, b"")
         except BaseException as error:
             if answer is None:

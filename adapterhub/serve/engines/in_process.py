@@ -88,12 +88,12 @@ class InProcess:
         if self._host is not None:
             self._host.pin(models)
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the host."""
         host, keyed_blend = self._running(), tuple((served.model, weight) for served, weight in blend)
         prompt = own_prompts.prompt_of(path, body, blend)
         try:
-            completion = await self._submit(lambda: openai.ask(host, path, body, keyed_blend, "", prompt=prompt))
+            completion = await self._submit(lambda: openai.submit(host, path, body, keyed_blend, "", prompt=prompt))
             if completion.stream:
                 return EngineAnswer(200, _EVENTS, self._events(completion), _canceler(completion))
             try:
@@ -103,9 +103,9 @@ class InProcess:
         except ApiError as error:
             return EngineAnswer(error.status, _JSON, _once(_bytes(error.document)))
 
-    async def _submit(self, ask: Callable[[], Completion]) -> Completion:
+    async def _submit(self, submit: Callable[[], Completion]) -> Completion:
         """Submit a request in a thread; if its client stops waiting, it is canceled as soon as it is submitted."""
-        future = self._threads.submit(ask)
+        future = self._threads.submit(submit)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:  # codespell:ignore

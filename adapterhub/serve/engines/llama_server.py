@@ -315,11 +315,11 @@ class Router(_LlamaCpp, Server):
             if self._sections.pop(section_of(served), None) is not None and self.process is not None and self.process.up:
                 await self._reload()
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the process of the version."""
         self.check()
         section = section_of(blend[0][0]) if blend else _BASE
-        answer = await self.client.ask(path, llama_logprobs.engine_body(path, body), section)
+        answer = await self.client.request(path, llama_logprobs.engine_body(path, body), section)
         return llama_logprobs.in_openais_form(answer, path, body)
 
 
@@ -472,7 +472,7 @@ class OneProcess(_LlamaCpp):
         """Leave the version out of the next process."""
         self._versions.pop(served.model, None)
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed."""
         server = self._running()
         server.check()
@@ -480,7 +480,7 @@ class OneProcess(_LlamaCpp):
         try:
             body = await rendered_prompts.for_one_template(path, body, blend, self._renderer)
             engine_body = explicit_request(llama_logprobs.engine_body(path, body), server.ids, blend, slots=True)
-            answer = llama_logprobs.in_openais_form(await server.client.ask(path, engine_body), path, body)
+            answer = llama_logprobs.in_openais_form(await server.client.request(path, engine_body), path, body)
         except BaseException:
             server.requests -= 1
             raise
@@ -546,7 +546,7 @@ class AttachedServer(_LlamaCpp, Server):
     async def ensure(self, served: PreparedVersion) -> None:
         """Do nothing: whether the server was started with the version is known on the connection of each request."""
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed, and without a cache."""
         body = own_prompts.with_options(
             path, body, own_prompts.prompt_of(path, body, blend), self.name, rendered_prompts.ONE_PROCESS_EACH
@@ -557,7 +557,7 @@ class AttachedServer(_LlamaCpp, Server):
             others = {str(file): number for file, number in numbers.items() if number not in ids.values()}
             return explicit_request(llama_logprobs.engine_body(path, body), {**ids, **others}, blend, slots=False)
 
-        return llama_logprobs.in_openais_form(await self.client.ask_with(body_for, path), path, body)
+        return llama_logprobs.in_openais_form(await self.client.request_with(body_for, path), path, body)
 
 
 def _number_of(served: PreparedVersion, numbers: Mapping[Path, int]) -> int:

@@ -35,9 +35,9 @@ class Mlx(Server):
     async def ensure(self, served: PreparedVersion) -> None:
         """Do nothing: the request has the folder."""
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with the base and the folder of the adapter."""
         self.check()
         body = own_prompts.with_options(path, body, own_prompts.prompt_of(path, body, blend), self.name)
         adapter_field = {"adapters": str(blend[0][0].path)} if blend else {}
-        return await self.client.ask(path, {**body, **adapter_field}, self._base)
+        return await self.client.request(path, {**body, **adapter_field}, self._base)

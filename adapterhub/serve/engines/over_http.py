@@ -302,9 +302,9 @@ class LoadingServer(Server, ABC):
         """Return the lock for loading and unloading a name."""
         return self._loading.setdefault(name, asyncio.Lock())
 
-    async def ask_loaded(self, ask: Callable[[], Awaitable[EngineAnswer]], name: str, folder: Path) -> EngineAnswer:
+    async def request_loaded(self, send: Callable[[], Awaitable[EngineAnswer]], name: str, folder: Path) -> EngineAnswer:
         """Send a request for a loaded adapter; if the server has forgotten it since, load it and ask once more."""
-        answer = await ask()
+        answer = await send()
         if answer.status not in (400, 404) or name not in self._loaded:
             return answer
         if any(model["id"] == name for model in await models_of(self.client)):
@@ -313,7 +313,7 @@ class LoadingServer(Server, ABC):
         log.warning("the engine has forgotten %s; loading it again", name)
         self._loaded.discard(name)
         await self._ensure_loaded(name, folder)
-        return await ask()
+        return await send()
 
 
 def check_available(status: int, what: str) -> None:

@@ -64,15 +64,15 @@ class Sglang(LoadingServer):
                 self._loaded.discard(served.model)
                 await self.client.call("POST", "/unload_lora_adapter", {"lora_name": served.model})
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with a name that SGLang cannot take for the base."""
         self.check()
         body = own_prompts.with_options(path, body, own_prompts.prompt_of(path, body, blend), self.name)
         model = model_of(self._base.name, blend)
         # Embeddings repeat the path of the base as their model, whatever was requested.
         document, expected = ({**body, "model": model}, "") if path == EMBEDDINGS else (body, model)
-        ask = partial(self.client.ask, path, document, expected)
-        return await self.ask_loaded(ask, blend[0][0].model, blend[0][0].path) if blend else await ask()
+        send = partial(self.client.request, path, document, expected)
+        return await self.request_loaded(send, blend[0][0].model, blend[0][0].path) if blend else await send()
 
 
 def model_of(base: str, blend: Blend) -> str:

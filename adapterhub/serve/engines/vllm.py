@@ -129,7 +129,7 @@ class Vllm(LoadingServer):
         """Return whether it knows this name for this folder, from an earlier gateway."""
         return any(model["id"] == name and model.get("root") == str(folder) for model in await models_of(self.client))
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with the immutable name and the prompt of its version."""
         self.check()
         if not self._takes_templates:
@@ -143,8 +143,8 @@ class Vllm(LoadingServer):
                 await asyncio.to_thread(zero_adapter, self._spec, self._folder)
                 await self._ensure_loaded(name, folder)
         else:
-            return await self.client.ask(path, body, self._base.name)
-        return await self.ask_loaded(partial(self.client.ask, path, body, name), name, folder)
+            return await self.client.request(path, body, self._base.name)
+        return await self.request_loaded(partial(self.client.request, path, body, name), name, folder)
 
 
 def zero_adapter(base: BaseSpec, folder: Path) -> Path:

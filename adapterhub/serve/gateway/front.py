@@ -179,7 +179,7 @@ class GatewayFront(ABC):
             with spans.span("engine"):
                 request.engine, asked_at = self.engine.name, time.time_ns()
                 REQUEST_HEADERS.set(request.engine_headers())
-                answer = await self.engine.ask(request.engine_path, api_forms.engine_body(request.engine_path, body), blend)
+                answer = await self.engine.request(request.engine_path, api_forms.engine_body(request.engine_path, body), blend)
                 request.engine = answer.engine or request.engine
                 answer = spans.with_first_token(answer, asked_at)
                 try:

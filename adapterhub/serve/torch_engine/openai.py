@@ -36,7 +36,7 @@ class ApiError(Exception):
         self.document: Document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def ask(
+def submit(
     host: AnsweringHost,
     path: str,
     body: Mapping[str, Any],

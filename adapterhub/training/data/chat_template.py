@@ -137,7 +137,7 @@ def render_variables(template: str, variables: Mapping[str, Any], *, location: s
     `strftime_now` may be an ISO date, which the template sees as a function of that name.
     """
     try:
-        return str(process(template).ask([variables, None], SECONDS))
+        return str(process(template).request([variables, None], SECONDS))
     except process_limits.LimitExceededError as error:
         raise limit_error(location) from error
     except ValueError as error:

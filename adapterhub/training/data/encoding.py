@@ -91,7 +91,7 @@ def _answered(batches: Iterable[_Batch], loss: str, *, many: bool) -> Iterator[t
     """Yield each batch with the answers of its chat template, while the next ones are rendered if there are many."""
     with_requests = ((batch, requests([source for _, sources in batch for source in sources], loss)) for batch in batches)
     if not many:
-        yield from ((batch, template_renderers.ask(batch_requests)) for batch, batch_requests in with_requests)
+        yield from ((batch, template_renderers.request_all(batch_requests)) for batch, batch_requests in with_requests)
         return
     with template_renderers.Renderers() as renderers:
         for batch, batch_requests in with_requests:

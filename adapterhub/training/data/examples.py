@@ -37,7 +37,7 @@ def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, location: st
         RefusedError: The answers cannot be located in the rendered conversation.
     """
     source = source_of(record, tokenizer, loss=loss, location=location)
-    answers = template_renderers.ask(requests([source], loss))
+    answers = template_renderers.request_all(requests([source], loss))
     (example,) = encode_sources([source], answers, tokenizer, loss=loss)
     if isinstance(example, FormatError):
         raise example

@@ -71,7 +71,7 @@ class Renderers:
 
     def submit(self, context: Any, batch: Sequence[Request | None]) -> Iterator[tuple[Any, list[Any]]]:
         """Start a batch; yield the context and the answers of an earlier one if enough batches are under way."""
-        self._batches.append((context, self._threads.submit(self._ask, batch)))
+        self._batches.append((context, self._threads.submit(self._request_all, batch)))
         if len(self._batches) > self.count + 1:
             yield self._next()
 
@@ -84,18 +84,18 @@ class Renderers:
         context, answers = self._batches.popleft()
         return context, answers.result()
 
-    def _ask(self, batch: Sequence[Request | None]) -> list[Any]:
+    def _request_all(self, batch: Sequence[Request | None]) -> list[Any]:
         processes = self._idle.get()
         try:
-            return ask(batch, processes.get)
+            return request_all(batch, processes.get)
         finally:
             self._idle.put(processes)
 
 
-def ask(
+def request_all(
     batch: Sequence[Request | None], process_of: Callable[[str], process_limits.Process] = chat_template.process
 ) -> list[Any]:
-    """Return the answer for each request, or the error that `process_limits.Process.ask` would raise; None for None.
+    """Return the answer for each request, or the error that `process_limits.Process.request` would raise; None for None.
 
     Args:
         process_of: Returns the process of a template.
@@ -104,16 +104,16 @@ def ask(
     for template in {request[0]: None for request in batch if request}:
         numbers = [number for number, request in enumerate(batch) if request and request[0] == template]
         values = [request[1] for request in batch if request and request[0] == template]
-        for number, answer in zip(numbers, _ask_all(process_of(template), values), strict=True):
+        for number, answer in zip(numbers, _process_answers(process_of(template), values), strict=True):
             answers[number] = answer
     return answers
 
 
-def _ask_all(process: process_limits.Process, values: Sequence[Any]) -> list[Any]:
+def _process_answers(process: process_limits.Process, values: Sequence[Any]) -> list[Any]:
     answers: list[Any] = []
     allowed = chat_template.MAX_ENDED  # also the seconds for all values, in those for one: rendering 64 takes one
     while len(answers) < len(values) and allowed:
-        answers += process.ask_all(values[len(answers) :], chat_template.SECONDS, allowed * chat_template.SECONDS)
+        answers += process.request_all(values[len(answers) :], chat_template.SECONDS, allowed * chat_template.SECONDS)
         allowed -= isinstance(answers[-1], process_limits.LimitExceededError)
     return [*answers, *(process_limits.LimitExceededError() for _ in values[len(answers) :])]
 

@@ -58,7 +58,7 @@ class ExpressionTrial:
         for text in _texts(texts):
             seconds = _SECONDS + len(text) // _CHARACTERS_PER_SECOND
             try:
-                self._process.ask(text, seconds)
+                self._process.request(text, seconds)
             except process_limits.LimitExceededError as error:
                 problem = (
                     f"its tokenizer takes more than {seconds} s for a text, with {self._unknown_expression[:60]!r} or the like"

@@ -101,7 +101,7 @@ async def status(pool: EnginePool, *served: PreparedVersion) -> tuple[int, str]:
     """The status of an answer, and the name of the engine that gave it."""
     for version in served:
         await pool.ensure(version)
-    answer = await pool.ask("/v1/completions", BODY, tuple((version, 1.0) for version in served))
+    answer = await pool.request("/v1/completions", BODY, tuple((version, 1.0) for version in served))
     async for _ in answer.body:
         pass
     await answer.close()
@@ -136,7 +136,7 @@ def test_a_version_gets_a_second_engine_once_the_first_is_busier_by_the_margin(t
         async with started(lab, lab.addresses()) as pool:
             version = lab.version("c")
             await pool.ensure(version)
-            answers = [await pool.ask("/v1/completions", BODY, ((version, 1.0),)) for _ in range(SPREAD + 5)]
+            answers = [await pool.request("/v1/completions", BODY, ((version, 1.0),)) for _ in range(SPREAD + 5)]
             # From then on both have it, and the less busy one answers.
             assert [answer.engine for answer in answers] == ["a"] * SPREAD + ["b"] * SPREAD + ["a"]
             assert [member.running for member in pool.members] == [SPREAD + 1, SPREAD]
@@ -151,7 +151,7 @@ def test_a_version_gets_a_second_engine_once_the_first_is_busier_by_the_margin(t
 def test_requests_are_shared_by_weight(tmp_path: Path) -> None:
     async def use(lab: Lab) -> None:
         async with started(lab, lab.addresses(a=1, b=3)) as pool:
-            answers = [await pool.ask("/v1/completions", BODY, ()) for _ in range(40)]
+            answers = [await pool.request("/v1/completions", BODY, ()) for _ in range(40)]
             assert [sum(answer.engine == name for answer in answers) for name in "ab"] == [10, 30]
             for answer in answers:
                 await answer.close()
@@ -191,7 +191,7 @@ def test_an_engine_with_other_weights_than_the_first_one_is_never_asked_until_it
     async def use(lab: Lab) -> None:
         lab.peers["b"].probabilities = {"lot": -0.6, "time": -2.5, "man": -2.0}
         async with started(lab, lab.addresses()) as pool:
-            answers = [await pool.ask("/v1/completions", BODY, ()) for _ in range(10)]
+            answers = [await pool.request("/v1/completions", BODY, ()) for _ in range(10)]
             assert [answer.engine for answer in answers] == ["a"] * 10
             lab.peers["b"].probabilities = {"lot": -0.6, "time": -1.45, "man": -2.0}  # up to rounding
             while not up(pool)["b"]:
@@ -288,10 +288,10 @@ def test_another_engine_answers_for_one_that_was_started_without_the_version(tmp
     class Fixed(Vllm):
         """One that has the version only if it was started as `b`, as llama-servers with several lists do."""
 
-        async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+        async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
             if blend and self.client.url != urls["b"]:
                 raise MissingVersionError(blend[0][0].model, "was started without it")
-            return await super().ask(path, body, blend)
+            return await super().request(path, body, blend)
 
     urls: dict[str, str] = {}
 
@@ -407,7 +407,7 @@ def test_a_removed_engine_gets_no_request_and_is_closed_after_its_last_answer(tm
         a, b = lab.addresses()
         async with started(lab, [], a, b) as pool:
             [leaving, _] = pool.members
-            answer = await pool.ask("/v1/completions", BODY, ())
+            answer = await pool.request("/v1/completions", BODY, ())
             assert answer.engine == "a"
             pool.change([b])
             assert [await status(pool) for _ in range(5)] == [(200, "b")] * 5

@@ -277,7 +277,7 @@ def test_the_hanging_process_of_one_version_is_started_again_and_holds_up_no_oth
                 await router.ensure(version)
 
             async def ask(version: PreparedVersion) -> int:
-                answer = await router.ask("/v1/completions", {"prompt": "x", "max_tokens": 1}, ((version, 1.0),))
+                answer = await router.request("/v1/completions", {"prompt": "x", "max_tokens": 1}, ((version, 1.0),))
                 await answer.close()
                 return answer.status
 
@@ -390,7 +390,7 @@ def test_the_router_refuses_a_version_that_it_cannot_load_and_keeps_the_rest(mod
             with pytest.raises(RefusedError) as caught:
                 await router.ensure(served[1])
             assert f": llama-server cannot load it on {models.gguf}" in str(caught.value)
-            assert (await router.ask("/v1/completions", {"prompt": P, "max_tokens": 1}, ((served[0], 1.0),))).status == 200
+            assert (await router.request("/v1/completions", {"prompt": P, "max_tokens": 1}, ((served[0], 1.0),))).status == 200
         finally:
             await router.close()
 
@@ -422,7 +422,7 @@ def test_a_router_that_lost_a_version_or_reads_no_presets_is_down_with_a_reason(
                 await router._reload()
             await router.client.close()
         with pytest.raises(EngineDownError, match="the engine has not been started"):
-            await OneProcess(options).ask("/v1/completions", {}, ())
+            await OneProcess(options).request("/v1/completions", {}, ())
 
     asyncio.run(main())
 
@@ -459,7 +459,7 @@ def test_a_server_that_comes_back_with_another_list_never_answers_with_another_v
 
     async def ask(engine: AttachedServer, version: PreparedVersion) -> None:
         await engine.ensure(version)
-        answer = await engine.ask("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
+        answer = await engine.request("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
         assert [piece async for piece in answer.body] == [b"{}"]
 
     async def main() -> None:
@@ -478,7 +478,7 @@ def test_a_server_that_comes_back_with_another_list_never_answers_with_another_v
             await engine.client.close()
             server.files = files[:1]
             with pytest.raises(RefusedError, match="the llama-server was started without it"):
-                await engine.ask("/v1/completions", {"prompt": "x"}, ((served[1], 1.0),))
+                await engine.request("/v1/completions", {"prompt": "x"}, ((served[1], 1.0),))
             await engine.close()
 
     asyncio.run(main())
@@ -497,7 +497,7 @@ def test_the_base_of_somebodys_own_server_is_compared_by_its_path_its_sizes_and_
             if then:
                 await engine.client.close()
                 server.probabilities = dict(then)
-                await engine.ask("/v1/completions", {}, ())
+                await engine.request("/v1/completions", {}, ())
 
     asyncio.run(start(expected))
     with pytest.raises(RefusedError, match="has a base with n_embd = 9") as refused:

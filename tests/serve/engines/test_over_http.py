@@ -22,7 +22,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\
 
 
 async def ask(client: Client) -> bytes:
-    answer = await client.ask("/v1/completions", {"prompt": "x"})
+    answer = await client.request("/v1/completions", {"prompt": "x"})
     return b"".join([piece async for piece in answer.body])
 
 
@@ -77,7 +77,7 @@ def test_nobody_answers() -> None:
     async def main() -> None:
         client = Client("http://127.0.0.1:1")
         with pytest.raises(EngineDownError):
-            await client.ask("/v1/completions", {})
+            await client.request("/v1/completions", {})
         assert not await client.answers("/health")
         await client.close()
 

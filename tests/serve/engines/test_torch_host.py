@@ -112,13 +112,13 @@ def test_a_request_that_is_canceled_while_it_is_asked_leaves_no_row(models: Mode
         await engine.start()
         try:
             asking = asyncio.create_task(
-                engine.ask(COMPLETIONS, {"prompt": ["the quick "] * 128, "max_tokens": 1500, "temperature": 1}, ())
+                engine.request(COMPLETIONS, {"prompt": ["the quick "] * 128, "max_tokens": 1500, "temperature": 1}, ())
             )
             await asyncio.sleep(0)  # its thread is reading the prompts
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):  # codespell:ignore
                 await asking
-            answer = await engine.ask(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
+            answer = await engine.request(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
             assert answer.status == 200
             while (state := engine._running().state()).rows or state.waiting:
                 assert state.answer_tokens < 128 * 20

@@ -91,7 +91,7 @@ def ask_base(server: Server, folder: Path, *, has_plugin: bool = False) -> list[
             engine = Vllm(Client(url), None, base=spec, folder=folder / "zeros", slots=4, has_plugin=has_plugin)
             try:
                 await engine.start()
-                await engine.ask("/v1/completions", {"prompt": "x"}, ())
+                await engine.request("/v1/completions", {"prompt": "x"}, ())
             finally:
                 await engine.close()
 
@@ -114,7 +114,7 @@ def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path
             await engine.start()
             for version in served * 2:
                 await engine.ensure(version)
-                await engine.ask("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
+                await engine.request("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
                 await engine.forget(version)
             await engine.close()
 
@@ -135,7 +135,7 @@ def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: 
             statuses = []
             for blend in (((served, 1.0),), ()):
                 server.known.clear()
-                answer = await engine.ask("/v1/completions", {"prompt": "x"}, blend)
+                answer = await engine.request("/v1/completions", {"prompt": "x"}, blend)
                 statuses.append(answer.status)
                 await answer.close()
             await engine.close()
@@ -158,7 +158,7 @@ def test_a_request_that_it_refuses_is_not_a_version_that_it_forgot(tmp_path: Pat
             engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
             await engine.start()
             await engine.ensure(served)
-            answer = await engine.ask("/v1/completions", {"prompt": "x"}, ((served, 1.0),))
+            answer = await engine.request("/v1/completions", {"prompt": "x"}, ((served, 1.0),))
             await answer.close()
             await engine.close()
             return answer.status
@@ -209,7 +209,7 @@ def test_a_server_that_comes_back_with_other_weights_answers_nobody(tmp_path: Pa
             for probabilities in ({"lot": -0.6, "time": -1.45, "man": -2.0}, {"lot": -0.6, "time": -2.5, "man": -2.0}):
                 await engine.client.close()  # as a restart does
                 server.probabilities = probabilities
-                answer = await engine.ask("/v1/completions", {"prompt": "x"}, ())
+                answer = await engine.request("/v1/completions", {"prompt": "x"}, ())
                 await answer.close()
 
     with pytest.raises(EngineDownError, match="answers with other weights than before; restart the gateway if it should"):
@@ -243,7 +243,7 @@ def test_after_a_new_start_the_zeros_are_loaded_again_though_the_cache_was_empti
             shutil.rmtree(tmp_path / "zeros")
             server.known.clear()
             process.before_start()
-            await engine.ask("/v1/completions", {"prompt": "x"}, ())
+            await engine.request("/v1/completions", {"prompt": "x"}, ())
             await engine.close()
 
     asyncio.run(main())

@@ -31,7 +31,7 @@ class Remembering(Holder):
         super().__init__()
         self.asked: list[tuple[Mapping[str, Any], list[str]]] = []
 
-    async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         async def pieces() -> AsyncIterator[bytes]:
             yield b'{"model":"x","choices":[]}'
 

@@ -261,7 +261,7 @@ class Streaming(Holder):
         super().__init__()
         self.events = events
 
-    async def ask(self, path: str, body: Any, blend: Any) -> EngineAnswer:
+    async def request(self, path: str, body: Any, blend: Any) -> EngineAnswer:
         async def pieces() -> AsyncIterator[bytes]:
             for event in self.events:
                 yield event
@@ -407,7 +407,7 @@ class Answering(Holder):
         super().__init__(**fields)
         self.bodies: list[Mapping[str, Any]] = []
 
-    async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         async def whole() -> AsyncIterator[bytes]:
             yield b'{"choices": []}'
 
@@ -506,8 +506,8 @@ class Elsewhere(Holder):
                 await writer.drain()
             writer.close()
 
-    async def ask(self, path: str, body: Any, blend: Any) -> EngineAnswer:
-        return await self.client.ask(path, body, blend[0][0].model)
+    async def request(self, path: str, body: Any, blend: Any) -> EngineAnswer:
+        return await self.client.request(path, body, blend[0][0].model)
 
 
 OK, JSON, EVENTS = b"HTTP/1.1 200 OK\r\n", b"content-type: application/json\r\n\r\n", b"content-type: text/event-stream\r\n\r\n"

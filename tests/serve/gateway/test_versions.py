@@ -59,7 +59,7 @@ class Holder:
     async def forget(self, served: PreparedVersion) -> None:
         self.held.discard(served.model)
 
-    async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         raise NotImplementedError
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from adapterhub.serve.torch_engine import Request  # noqa: E402
 from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
-from adapterhub.serve.torch_engine.openai import ApiError, ask  # noqa: E402
+from adapterhub.serve.torch_engine.openai import ApiError, submit  # noqa: E402
 from adapterhub.serve.torch_engine.request_fields import COMPLETIONS  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, assert_same, pieces, with_adapters  # noqa: E402
 
@@ -29,7 +29,7 @@ def host(llama: Peers) -> Iterator[Host]:
 
 
 def choices(host: Host, **body: Any) -> list[dict[str, Any]]:
-    return ask(host, COMPLETIONS, body, BLEND, "m").whole()["choices"]  # type: ignore[no-any-return]
+    return submit(host, COMPLETIONS, body, BLEND, "m").whole()["choices"]  # type: ignore[no-any-return]
 
 
 def test_the_harness_reads_the_probabilities_of_a_forward_pass(host: Host, llama: Peers) -> None:
@@ -49,7 +49,7 @@ def test_the_harness_reads_the_probabilities_of_a_forward_pass(host: Host, llama
 
 def test_no_token_after_the_prompt(host: Host) -> None:
     [choice] = choices(host, prompt=LONG, **HARNESS)
-    answer = ask(host, COMPLETIONS, {"prompt": LONG, **HARNESS, "max_tokens": 0}, BLEND, "m").whole()
+    answer = submit(host, COMPLETIONS, {"prompt": LONG, **HARNESS, "max_tokens": 0}, BLEND, "m").whole()
     [choice_without_echo] = answer["choices"]
     assert answer["usage"] == {"prompt_tokens": 300, "completion_tokens": 0, "total_tokens": 300}
     assert choice_without_echo["finish_reason"] == "length"
@@ -81,7 +81,7 @@ def test_the_answer_is_that_without_echo_behind_the_text_that_was_sent(host: Hos
 def test_chunks_are_the_whole_in_parts(host: Host, logprobs: int | None) -> None:
     body = {"prompt": ["ab", "cde"], "max_tokens": 4, "temperature": 0, "echo": True, "logprobs": logprobs}
     right = choices(host, **body)
-    parts = [part["choices"][0] for part in ask(host, COMPLETIONS, {**body, "stream": True}, BLEND, "m").chunks()]
+    parts = [part["choices"][0] for part in submit(host, COMPLETIONS, {**body, "stream": True}, BLEND, "m").chunks()]
     for choice in right:
         mine = [part for part in parts if part["index"] == choice["index"]]
         assert "".join(part["text"] for part in mine) == choice["text"]

@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 from adapterhub.serve.torch_engine import Blend, Request, open_host  # noqa: E402
 from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
-from adapterhub.serve.torch_engine.openai import ApiError, ask  # noqa: E402
+from adapterhub.serve.torch_engine.openai import ApiError, submit  # noqa: E402
 from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, with_adapters  # noqa: E402
@@ -38,11 +38,11 @@ def text_of(host: Host, prompt: str, count: int, **options: Any) -> str:
 
 
 def whole(host: Host, path: str, **body: Any) -> dict[str, Any]:
-    return ask(host, path, body, BLEND, "team/sql").whole()
+    return submit(host, path, body, BLEND, "team/sql").whole()
 
 
 def chunks(host: Host, path: str, **body: Any) -> list[dict[str, Any]]:
-    answer = ask(host, path, {**body, "stream": True}, BLEND, "team/sql")
+    answer = submit(host, path, {**body, "stream": True}, BLEND, "team/sql")
     assert answer.stream
     return list(answer.chunks())
 
@@ -227,7 +227,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
 )
 def test_what_is_wrong_is_named(host: Host, path: str, body: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(ApiError) as caught:
-        ask(host, path, body, BLEND, "team/sql")
+        submit(host, path, body, BLEND, "team/sql")
     assert caught.value.status == 400
     error = caught.value.document["error"]
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
@@ -287,7 +287,7 @@ def test_logarithms_of_probabilities_under_a_grammar_are_those_of_the_base(host:
 def test_without_the_library_of_grammars_the_extra_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ApiError, match=r"need llguidance, which is not installed. Run `pip install 'adapterhub\[train\]'`"):
-        ask(host, CHAT, {**HELLO, "response_format": {"type": "json_object"}}, BLEND, "m")
+        submit(host, CHAT, {**HELLO, "response_format": {"type": "json_object"}}, BLEND, "m")
     assert whole(host, CHAT, **HELLO)["choices"]
 
 
@@ -298,8 +298,8 @@ def test_templates_that_know_no_tools_or_write_them_in_another_form_are_refused(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": tool_templates.CODER}))
     with open_host(tmp_path, slots=1, rows=1) as host:
         with pytest.raises(ApiError, match="writes calls in a form that this engine does not know. Serve it with another"):
-            ask(host, CHAT, {**HELLO, "tools": TOOLS}, (), "base")
-        assert ask(host, CHAT, {**HELLO, "tools": TOOLS, "tool_choice": "none"}, (), "base").whole()["choices"]
+            submit(host, CHAT, {**HELLO, "tools": TOOLS}, (), "base")
+        assert submit(host, CHAT, {**HELLO, "tools": TOOLS, "tool_choice": "none"}, (), "base").whole()["choices"]
 
 
 def test_more_than_the_base_sees(host: Host) -> None:
@@ -312,29 +312,31 @@ def test_more_than_the_base_sees(host: Host) -> None:
         ({"prompt": "a" * 9_000_000}, text),
     ):
         with pytest.raises(ApiError, match=says) as caught:
-            ask(host, COMPLETIONS, body, BLEND, "team/sql")
+            submit(host, COMPLETIONS, body, BLEND, "team/sql")
         assert (caught.value.status, caught.value.document["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_a_bug_is_an_error_of_the_server_without_a_traceback(host: Host) -> None:
     nothing: Any = None
     with pytest.raises(ApiError, match=r"^the engine failed \(TypeError\)$") as caught:
-        ask(host, COMPLETIONS, {"prompt": "a"}, nothing, "team/sql")
+        submit(host, COMPLETIONS, {"prompt": "a"}, nothing, "team/sql")
     assert (caught.value.status, caught.value.document["error"]["type"]) == (500, "server_error")
 
 
 def test_a_version_that_is_not_loaded_and_a_queue_that_is_full(host: Host) -> None:
     with pytest.raises(ApiError) as caught:
-        ask(host, COMPLETIONS, {"prompt": "a"}, (("nobody", 1.0),), "nobody")
+        submit(host, COMPLETIONS, {"prompt": "a"}, (("nobody", 1.0),), "nobody")
     assert (caught.value.status, caught.value.document["error"]["code"]) == (404, "not-loaded")
     with pytest.raises(ApiError) as caught:
-        ask(host, COMPLETIONS, {"prompt": "a", "n": 128, "max_tokens": 400, "temperature": 1.5}, BLEND, "team/sql")
+        submit(host, COMPLETIONS, {"prompt": "a", "n": 128, "max_tokens": 400, "temperature": 1.5}, BLEND, "team/sql")
     assert (caught.value.status, caught.value.retry_after) == (429, 1)
     assert whole(host, COMPLETIONS, prompt="a", max_tokens=2)["choices"]  # those that had a place were canceled
 
 
 def test_a_canceled_answer_ends_with_an_error(host: Host) -> None:
-    answer = ask(host, COMPLETIONS, {"prompt": "a", "max_tokens": 400, "temperature": 1.9, "stream": True}, BLEND, "team/sql")
+    answer = submit(
+        host, COMPLETIONS, {"prompt": "a", "max_tokens": 400, "temperature": 1.9, "stream": True}, BLEND, "team/sql"
+    )
     parts = answer.chunks()
     next(parts)
     answer.cancel()
@@ -359,7 +361,7 @@ def test_a_base_without_a_chat_template(llama: Peers, tmp_path: Path) -> None:
     del config["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with open_host(tmp_path, slots=1, rows=1) as host, pytest.raises(ApiError, match="no chat template"):
-        ask(host, CHAT, HELLO, (), "base")
+        submit(host, CHAT, HELLO, (), "base")
 
 
 def test_the_documents_are_those_of_the_openai_client(host: Host) -> None:

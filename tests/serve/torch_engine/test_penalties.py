@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.serve.torch_engine import Request  # noqa: E402
 from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
-from adapterhub.serve.torch_engine.openai import ask  # noqa: E402
+from adapterhub.serve.torch_engine.openai import submit  # noqa: E402
 from adapterhub.serve.torch_engine.penalties import Penalties  # noqa: E402
 from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, assert_same, pieces, tokens, with_adapters  # noqa: E402
@@ -136,7 +136,7 @@ def test_every_field_reaches_the_sampler(host: Host, path: str) -> None:
     body |= {"max_tokens": 30, "temperature": 1.5, "seed": 5}
 
     def choice(**fields: Any) -> Any:
-        [answer] = ask(host, path, {**body, **fields}, BLEND, "m").whole()["choices"]
+        [answer] = submit(host, path, {**body, **fields}, BLEND, "m").whole()["choices"]
         return answer.get("text") or answer["message"]["content"]
 
     plain = choice()

@@ -218,7 +218,7 @@ class _HostedRequest:
         """Ask the engine for a worker, and pass the answer on."""
         headers: Mapping[str, str] = step["headers"]
         REQUEST_HEADERS.set(headers)
-        answer = await self._gateway.engine.ask(step["path"], step["body"], blend)
+        answer = await self._gateway.engine.request(step["path"], step["body"], blend)
         head = {"status": answer.status, "media_type": answer.media_type, "model": answer.model, "engine": answer.engine}
         self._talk.send(**head)
         try:

@@ -65,10 +65,10 @@ class RelayedEngine:
     def pin(self, models: frozenset[str]) -> None:
         """Do nothing: the host pins versions."""
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+    async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Let the host ask the engine with the versions that it keeps for this request."""
         talk = _talk.get()
-        talk.send(step="ask", path=path, body=body, headers=dict(REQUEST_HEADERS.get()))
+        talk.send(step="request", path=path, body=body, headers=dict(REQUEST_HEADERS.get()))
         head = await _reply(talk)
         return EngineAnswer(head["status"], head["media_type"], _pieces(talk), model=head["model"], engine=head["engine"])
 
