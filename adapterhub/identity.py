@@ -7,7 +7,7 @@ from pathlib import Path
 from adapterhub_converters.errors import ParameterError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-LONGEST = 2048
+MAX_LENGTH = 2048
 """The most characters of a name or an issuer."""
 
 KIND = "sigstore"
@@ -34,8 +34,8 @@ class Identity:
 
     def __post_init__(self) -> None:
         for parameter, value in (("identity", self.name), ("issuer", self.issuer)):
-            if not value or not value.isprintable() or len(value) > LONGEST:
-                problem = f"is not one line of at most {LONGEST} characters"
+            if not value or not value.isprintable() or len(value) > MAX_LENGTH:
+                problem = f"is not one line of at most {MAX_LENGTH} characters"
                 raise ParameterError(parameter, problem, "Write it as the certificates of the signer have it")
 
     @property

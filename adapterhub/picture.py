@@ -15,9 +15,9 @@ from typing import Any
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.display import printable
 
-_LONGEST = 120  # characters of a text
+_MAX_TEXT = 120  # characters of a text
 _DPI = 150
-_LARGEST = 60.0  # inches, the longest side; 9,000 pixels
+_MAX_SIDE = 60.0  # inches, the longest side; 9,000 pixels
 BLUE, ORANGE, GRAY, LIGHT = "#3b6fb6", "#d9622b", "#6b7280", "#e5e7eb"
 """Colors: what is shown, what stands out, words, and the grid and missing values."""
 
@@ -29,8 +29,8 @@ def check() -> None:
 
 def label(text: str) -> str:
     """Return `text` in printable characters, with limited length."""
-    printable_text = printable(text[: _LONGEST + 1])
-    return printable_text if len(printable_text) <= _LONGEST else printable_text[: _LONGEST - 1] + "…"
+    printable_text = printable(text[: _MAX_TEXT + 1])
+    return printable_text if len(printable_text) <= _MAX_TEXT else printable_text[: _MAX_TEXT - 1] + "…"
 
 
 def extent(text: str, *, size: float, bold: bool = False) -> tuple[float, float]:
@@ -77,7 +77,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
 
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size, margins = (min(width, _LARGEST), min(height, _LARGEST)), ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+        size, margins = (min(width, _MAX_SIDE), min(height, _MAX_SIDE)), ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
         drawing = Figure(figsize=size, dpi=_DPI, layout=margins)
         # Agg draws without a display; `pyplot` would look for one.
         FigureCanvasAgg(drawing)

@@ -51,7 +51,7 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "",  # bytecode is kept between runs, as it is for an installed package
     "HF_HUB_OFFLINE": "1",
 }
-_MOST = 1e6  # times
+_MAX_RATIO = 1e6  # times
 _RESULT = "result of the process: "
 
 Figures = dict[str, float]
@@ -233,7 +233,7 @@ def _ratios(ours: Figures | str, theirs: Figures, name: str) -> Figures:
         if kind in COSTS | RATES
     }
     # Of next to nothing, such as a few bytes of temporary files, anything is a million times.
-    return {column: ratio for column, ratio in found.items() if ratio < _MOST}
+    return {column: ratio for column, ratio in found.items() if ratio < _MAX_RATIO}
 
 
 def machine() -> str:

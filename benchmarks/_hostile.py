@@ -167,7 +167,7 @@ def _connections(hub: Target, part: int) -> list[Row]:
         # Those in the queue of the system are accepted, and cut, by then.
         hub.wait_until_idle()
         opened = hub.files() - before
-    return [Row(STRANGER, f"{count} connections", opened, server.MOST_CONNECTIONS + _FILES, "open")]
+    return [Row(STRANGER, f"{count} connections", opened, server.MAX_CONNECTIONS + _FILES, "open")]
 
 
 def _cursors(hub: Target, part: int) -> list[Row]:
@@ -224,7 +224,7 @@ def _storage(hub: Target, part: int) -> list[Row]:
     with growth(hub.disk) as disk, growth(hub.rows) as log_rows, growth(hub.cpu) as seconds:
         taken = [hub.ask("POST", _COMMIT, _commit(number, 10), hub.token)[0] for number in range(count)].count(200)
     rows.append(Row(MEMBER, f"{count} commits of a line, {taken} taken", disk[0] / MIB, count * 8 / 1024, "MiB on the disk"))
-    rows.append(Row(MEMBER, f"{count} commits of a line", log_rows[0], min(count, audit_log.MOST_ROWS), "rows of the log"))
+    rows.append(Row(MEMBER, f"{count} commits of a line", log_rows[0], min(count, audit_log.MAX_ROWS), "rows of the log"))
     rows.append(Row(MEMBER, f"{count} commits of a line", seconds[0], count * 0.2, "CPU seconds"))
     # Until nothing more is taken, so that the limit is reached.
     for number in range(60 // part):

@@ -92,7 +92,7 @@ def test_a_change_selects_the_tests_that_reach_it(repository: Path, changed: str
 def test_steps_that_select_too_much_are_left_out_but_not_the_mirrored_tests(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "LARGEST_SHARE", 1 / 11)
+    monkeypatch.setattr(selection, "MAX_SHARE", 1 / 11)
     assert _selected(repository, "adapterhub/store/store.py") == {"store/test_store.py"}
     assert _selected(repository, "adapterhub/sharing.py") == {"cli/test_code.py", "store/test_store.py"}
 

@@ -22,7 +22,7 @@ from .report import Problem, RepeatedProblem
 from .target_modules import is_within
 
 _LARGE_SCALE = 64  # of the delta; trainers' defaults are 1 to 4
-_LONGEST = 300  # characters of a config's value that are worth repeating
+_MAX_SHOWN = 300  # characters of a config's value that are worth repeating
 
 
 def internal_problems(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
@@ -274,7 +274,7 @@ def _unusual(contents: Contents) -> Iterator[Problem]:
             yield Problem("scale-large", peft.CONFIG, "lora_alpha", message)
     name = config.get("base_model_name_or_path") or ""
     if name.startswith(("/", "./", "../", "~", "\\")) or name[1:3] in (":\\", ":/"):
-        message = f"{name[:_LONGEST]} is a path, which others do not have"
+        message = f"{name[:_MAX_SHOWN]} is a path, which others do not have"
         yield Problem("local-base-name", peft.CONFIG, "base_model_name_or_path", message, "Write the model's name on its hub")
 
 

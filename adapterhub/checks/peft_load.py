@@ -41,7 +41,7 @@ NOT_FOUND = "not found in the base model"
 Loader = Literal["peft", "transformers"]
 LOADERS: tuple[Loader, Loader] = ("peft", "transformers")
 _DUMMY = "dummy-target-modules"
-_MOST_TABLES = 100  # each is looked for among all modules
+_MAX_TABLES = 100  # each is looked for among all modules
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class _Places:
         if not isinstance(indices, list | dict):
             return {}
         by_name = indices if isinstance(indices, dict) else {base.embedding or "embed_tokens": indices}
-        if len(by_name) > _MOST_TABLES:
+        if len(by_name) > _MAX_TABLES:
             raise RefusedError(peft.CONFIG, f"trainable_token_indices names {len(by_name)} tables")
         tables: dict[str, list[int]] = {}
         for name, ids in by_name.items():

@@ -21,7 +21,7 @@ from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapte
 from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_loads
 from .report import Problem, RepeatedProblem
 
-_LONGEST = 300  # characters of a config's value that are worth repeating
+_MAX_SHOWN = 300  # characters of a config's value that are worth repeating
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _untargeted(contents: Contents, loaded: Loading) -> Iterator[RepeatedProblem
     ]
     option = contents.config.get("target_modules")
     names = option if isinstance(option, str) else ", ".join(contents.names("target_modules"))
-    expected = f"target_modules {names[:_LONGEST]}"
+    expected = f"target_modules {names[:_MAX_SHOWN]}"
 
     def problem(target: str) -> Problem:
         message = "has tensors, but the config does not target it: peft would skip them"
@@ -161,7 +161,7 @@ def load_consequences(contents: Contents, loaded: Loading | None, loader: Loader
         return
     load = loaded.by_peft if loader == "peft" else loaded.by_transformers
     if load.refusal:
-        yield REFUSED, load.refusal[:_LONGEST]
+        yield REFUSED, load.refusal[:_MAX_SHOWN]
         return
     if load.skipped:
         first = load.skipped[0].removeprefix(PREFIX)

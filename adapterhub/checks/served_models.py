@@ -19,7 +19,7 @@ _STACKS = ("gate_up_proj", "down_proj")
 _CLASSIFIER = safe_regex.Pattern(r"(?:.*\.)?(?:score|classifier)\.(?:weight|bias)")
 _PAIR_ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 _UNREAD_ENDS = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
-_LARGEST = 1e30  # rank or alpha that a config may have here; nothing but a hostile one has a larger
+_MAX_NUMBER = 1e30  # rank or alpha that a config may have here; nothing but a hostile one has a larger
 _UNNAMED = "a base whose config has no architectures"
 _TOWER_OPTION = " unless enable_tower_connector_lora is set"
 
@@ -125,7 +125,7 @@ def _scaling(contents: Contents, target: str) -> float:
         value = contents.config.get(option, 8)
         if isinstance(by_pattern := contents.config.get(patterns), dict):
             value = next((by_pattern[key] for key in contents.matching(patterns).get(target, ())), value)
-        values[option] = float(value) if isinstance(value, int | float) and 0 < value < _LARGEST else math.nan
+        values[option] = float(value) if isinstance(value, int | float) and 0 < value < _MAX_NUMBER else math.nan
     return values["lora_alpha"] / (math.sqrt(values["r"]) if contents.config.get("use_rslora") else values["r"])
 
 

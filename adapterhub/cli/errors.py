@@ -208,7 +208,7 @@ def _hint_for_folder(error: AdapterhubError) -> str:
 
 
 # Limits of what a stranger's adapter can print on a terminal.
-_LONGEST_LINE, _MOST_LINES = 2000, 50
+_MAX_LINE, _MAX_LINES = 2000, 50
 
 
 def error_lines(error: AdapterhubError) -> list[str]:
@@ -216,16 +216,16 @@ def error_lines(error: AdapterhubError) -> list[str]:
 
     Names from others are in them, and lists of such names; others choose their number and length, so both are limited.
     """
-    problem_lines = [_shorten(problem) for problem in error.problems[:_MOST_LINES]]
-    if len(error.problems) > _MOST_LINES:
-        problem_lines.append(f"{len(error.problems) - _MOST_LINES:,} more problems")
+    problem_lines = [_shorten(problem) for problem in error.problems[:_MAX_LINES]]
+    if len(error.problems) > _MAX_LINES:
+        problem_lines.append(f"{len(error.problems) - _MAX_LINES:,} more problems")
     hint = f". {_shorten(error.hint)}" if error.hint else ""
     return problem_lines or [_shorten(str(error).removesuffix(f". {error.hint}")) + hint]
 
 
 def _shorten(text: str) -> str:
-    surplus = len(text) - _LONGEST_LINE
-    return f"{text[:_LONGEST_LINE]} … and {surplus:,} characters more" if surplus > 0 else text
+    surplus = len(text) - _MAX_LINE
+    return f"{text[:_MAX_LINE]} … and {surplus:,} characters more" if surplus > 0 else text
 
 
 def add_hint(error: AdapterhubError, addition: str, *, separator: str = ". ") -> None:

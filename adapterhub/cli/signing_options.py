@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.keys import Signer, TrustedSigner
 
-_LONGEST = 1024  # bytes of a passphrase; OpenSSL takes no more
-_LONGEST_TOKEN = 64 << 10  # bytes of an identity token
+_MAX_PASSPHRASE = 1024  # bytes of a passphrase; OpenSSL takes no more
+_MAX_TOKEN = 64 << 10  # bytes of an identity token
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Passphrase:
     def new(self) -> bytes | None:
         """Return the passphrase for a new key; None if none is wanted."""
         if self.from_stdin:
-            return _line(sys.stdin.read(_LONGEST + 1))
+            return _line(sys.stdin.read(_MAX_PASSPHRASE + 1))
         # Asked twice: a mistyped passphrase would make the key useless.
         return self._prompt(confirm=True) if self.for_new_key else None
 
     def existing(self) -> bytes | None:
         """Return the passphrase of a key, from stdin; None if it is not passed there."""
-        return _line(sys.stdin.read(_LONGEST + 1)) if self.from_stdin else None
+        return _line(sys.stdin.read(_MAX_PASSPHRASE + 1)) if self.from_stdin else None
 
     def _prompt(self, *, confirm: bool = False) -> bytes:
         if not sys.stdin.isatty():
@@ -58,8 +58,8 @@ class Passphrase:
 
 def _line(text: str) -> bytes:
     secret = text.removesuffix("\n").removesuffix("\r").encode()
-    if not secret or len(secret) > _LONGEST or b"\n" in secret:
-        raise UsageError("passphrase", f"is empty, not one line, or over {_LONGEST} bytes", "Pass it as a single line")
+    if not secret or len(secret) > _MAX_PASSPHRASE or b"\n" in secret:
+        raise UsageError("passphrase", f"is empty, not one line, or over {_MAX_PASSPHRASE} bytes", "Pass it as a single line")
     return secret
 
 
@@ -98,7 +98,7 @@ class SignerOption:
         if source is None:
             token = keyless.ambient_token() or ""
         else:
-            token = sys.stdin.read(_LONGEST_TOKEN) if source == "-" else json_file.read_text(Path(source), _LONGEST_TOKEN)
+            token = sys.stdin.read(_MAX_TOKEN) if source == "-" else json_file.read_text(Path(source), _MAX_TOKEN)
         if not token.strip():
             problem = "is missing, and this machine gives its jobs none"
             raise UsageError("identity token", problem, "Pass its file as --identity-token, or run it in a job that has one")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from adapterhub_converters.lazy_dataclass import dataclass
 
 _Z = 1.959964  # of 95 %
-_MOST_NEEDED = 100_000  # samples
+_MAX_NEEDED = 100_000  # samples
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
 }  # fmt: skip
@@ -87,10 +87,10 @@ def _reason(measured: SampledValue, sign: str, bound: float) -> str:
 def _needed_text(measured: SampledValue, compare: Callable[[float, float], bool], bound: float) -> str:
     """Return about how many samples would tell, if the value stays as it is."""
     count = measured.count
-    while count <= _MOST_NEEDED:
+    while count <= _MAX_NEEDED:
         # In steps of a twentieth: it is an estimate, and shown with two digits.
         count += max(1, count // 20)
         if all(compare(end, bound) for end in measured.interval(count)):
             unit = 10 ** max(len(str(count)) - 2, 0)
             return f"about {math.ceil(count / unit) * unit:,}"
-    return f"over {_MOST_NEEDED:,}"
+    return f"over {_MAX_NEEDED:,}"

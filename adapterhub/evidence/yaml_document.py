@@ -12,8 +12,8 @@ from typing import Any
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-_DEEPEST = json_file.MAX_DEPTH
-_LONGEST_NUMBER = 40  # characters
+_MAX_DEPTH = json_file.MAX_DEPTH
+_MAX_NUMBER = 40  # characters
 
 
 def parse(text: str, location: str) -> Any:
@@ -54,8 +54,8 @@ class _Reader:
         kind, line = type(event).__name__, event.start_mark.line + 1
         if kind == "AliasEvent" or getattr(event, "tag", None) or getattr(event, "anchor", None):
             raise FormatError(self._location, f"line {line} has an alias, an anchor or a tag", "Write the value out")
-        if depth > _DEEPEST:
-            raise FormatError(self._location, f"nested more than {_DEEPEST} deep")
+        if depth > _MAX_DEPTH:
+            raise FormatError(self._location, f"nested more than {_MAX_DEPTH} deep")
         if kind == "ScalarEvent":
             return _scalar(event.value) if event.implicit[0] and not event.style else event.value
         if kind == "SequenceStartEvent":
@@ -79,7 +79,7 @@ def _scalar(text: str) -> Any:
         return None
     if text in ("true", "false"):
         return text == "true"
-    if len(text) <= _LONGEST_NUMBER and (text[0].isdigit() or text[0] == "-"):
+    if len(text) <= _MAX_NUMBER and (text[0].isdigit() or text[0] == "-"):
         try:
             return json_file.parse(text, "")
         except FormatError:

@@ -17,7 +17,7 @@ from .settings import HubSettings
 from .storage.from_settings import open_storage
 
 _log = logging.getLogger("adapterhub.hub")
-MOST_CONNECTIONS = 2048
+MAX_CONNECTIONS = 2048
 """Connections of one client, an address or a /64 with IPv6, at a time."""
 _DRAIN_SECONDS = 20  # for requests still running at shutdown
 # Options of glibc's mallopt (malloc.h) and their values: M_MMAP_THRESHOLD 2 MiB, M_TRIM_THRESHOLD 8 MiB, M_ARENA_MAX 1.
@@ -63,5 +63,5 @@ def make_server(settings: HubSettings) -> uvicorn.Server:
         drain=_DRAIN_SECONDS,
         log=_log,
         behind_proxy=settings.behind_proxy,
-        most_of_network=MOST_CONNECTIONS,
+        most_of_network=MAX_CONNECTIONS,
     )

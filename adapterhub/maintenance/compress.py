@@ -30,9 +30,9 @@ from adapterhub_converters.errors import IntegrityError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
-_MOST_RELATIVES = 4  # candidates for a parent: this many earlier versions, and as many versions of other names
-_LEAST_SAVING = 4096  # bytes; file systems free nothing smaller than a block
-_LARGEST_SHARE = 0.97  # a pack larger than this share of the blob is not worth keeping
+_MAX_RELATIVES = 4  # candidates for a parent: this many earlier versions, and as many versions of other names
+_MIN_SAVING = 4096  # bytes; file systems free nothing smaller than a block
+_MAX_SHARE = 0.97  # a pack larger than this share of the blob is not worth keeping
 _KINSHIP_COLUMNS = ("base", "method", "r", "format", "dtype", "parameters")
 
 Progress = Callable[[int, int], None]
@@ -203,7 +203,7 @@ class _Packer:
                 head = self.store.packs.head(layer.digest)
                 stored = self.store.files.status(self.store.packs.path(layer.digest)).st_size
                 return _outcome(row, layer, stored, head.parent if head else "", "already")
-        if layer.size <= _LEAST_SAVING:
+        if layer.size <= _MIN_SAVING:
             return _outcome(row, layer, layer.size, "", "kept")
         with contextlib.ExitStack() as stack:
             blob = stack.enter_context(self.store.open_blob(layer.digest))
@@ -237,7 +237,7 @@ class _Packer:
             path, file = (Path(), None) if self.dry_run else stack.enter_context(self.store.files.temporary())
             written = self._write(file, layer, blob, runs, parent)
             digest = parent[0] if parent and written.delta else ""
-            if layer.size - written.size < _LEAST_SAVING or written.size > _LARGEST_SHARE * layer.size:
+            if layer.size - written.size < _MIN_SAVING or written.size > _MAX_SHARE * layer.size:
                 return _outcome(row, layer, layer.size, "", "kept")
             if file is not None:
                 # The plain file may be the only other copy: nothing replaces it before the pack has been read back.
@@ -313,7 +313,7 @@ class _Packer:
         self, row: VersionRow, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], stack: contextlib.ExitStack
     ) -> tuple[tuple[Digest, BinaryIO] | None, list[cutting.Run]]:
         """Return the open parent from which the blob differs least, and the runs with their offsets in that parent."""
-        nearest, smallest_share = None, _LARGEST_SHARE
+        nearest, smallest_share = None, _MAX_SHARE
         for candidate in self._candidates(row, layer):
             with contextlib.suppress(IntegrityError):  # a damaged blob cannot be a parent
                 file = stack.enter_context(self.store.open_blob(candidate.digest))
@@ -347,9 +347,9 @@ class _Packer:
         listed = self.store.list_tensors(layer.digest) or ()
         near = tensor_search.nearest(self.registry.index, self.store, listed)
         older = [share for share in near if share.digest != layer.digest and _push_order(share.row) < _push_order(row)]
-        sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _MOST_RELATIVES]}
+        sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _MAX_RELATIVES]}
         return [Descriptor(layer.media_type, digest, size) for digest, size in sizes.items() if size is not None][
-            :_MOST_RELATIVES
+            :_MAX_RELATIVES
         ]
 
     def _equal_tensors(self, digest: Digest, parent: Digest) -> dict[str, str]:
@@ -367,7 +367,7 @@ class _Packer:
         same_name = [earlier for earlier in queries.versions(self.registry.index, name=row.name) if earlier.number < row.number]
         near = queries.similar(self.registry.index, row, _KINSHIP_COLUMNS)
         older = [earlier for earlier in near if _push_order(earlier) < _push_order(row)]
-        return same_name[:_MOST_RELATIVES] + sorted(older, key=_push_order, reverse=True)[:_MOST_RELATIVES]
+        return same_name[:_MAX_RELATIVES] + sorted(older, key=_push_order, reverse=True)[:_MAX_RELATIVES]
 
     def _layers(self, row: VersionRow) -> tuple[Descriptor, ...]:
         """Return the layers of a version, or nothing if its manifest is damaged."""

@@ -45,7 +45,7 @@ _STRAY_ROWS = {
     },
 }
 _COUNTS = f"SELECT kind, value, count(*) FROM ({replay.NEWEST_FACETS}) GROUP BY 1, 2"
-_MOST_CHARACTERS = 60
+_MAX_CHARACTERS = 60
 
 
 @dataclass
@@ -181,7 +181,7 @@ def _first_difference(indexed: list[tuple[object, ...]], replayed: list[tuple[ob
 
 
 def _row_text(row: tuple[object, ...]) -> str:
-    return ", ".join(str(value)[:_MOST_CHARACTERS] for value in row)[: 2 * _MOST_CHARACTERS]
+    return ", ".join(str(value)[:_MAX_CHARACTERS] for value in row)[: 2 * _MAX_CHARACTERS]
 
 
 def _behind_finding(index: Index, problem: str) -> Finding:

@@ -7,7 +7,7 @@ from adapterhub_converters import safe_regex
 # `name` or `organization/name` (huggingface_hub, `utils/_validators.py`, `validate_repo_id`).
 _REPO = safe_regex.Pattern(r"\w[\w.-]*(/\w[\w.-]*)?")
 _CHECKPOINT = safe_regex.Pattern(r"(.*/)?checkpoint-\d+")  # the folders of a Trainer
-_LONGEST = 96  # characters
+_MAX_NAME = 96  # characters
 
 
 def public_repo(name: str | None) -> str | None:
@@ -15,7 +15,7 @@ def public_repo(name: str | None) -> str | None:
 
     A path means nothing on another machine, and would make a digest depend on who trained the adapter.
     """
-    if not name or len(name) > _LONGEST or not _REPO.fullmatch(name) or _CHECKPOINT.fullmatch(name):
+    if not name or len(name) > _MAX_NAME or not _REPO.fullmatch(name) or _CHECKPOINT.fullmatch(name):
         return None
     return None if "--" in name or ".." in name or name.endswith((".", "-", ".git")) else name
 

@@ -26,7 +26,7 @@ _TERMS = {
     "gpl-": "derivatives under the same license",
     "licenseref-": "not a license of SPDX: read its text",
 }
-_MOST_CHARACTERS = 200  # of an expression
+_MAX_CHARACTERS = 200  # of an expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _spdx() -> Any:
 
 def _parse(text: str | None) -> Any:
     """Return the parsed expression of a recorded license; None if there is none. Text without its form is one LicenseRef."""
-    text = (text or "").strip()[:_MOST_CHARACTERS]
+    text = (text or "").strip()[:_MAX_CHARACTERS]
     words = [match[0] for match in _WORD.finditer(text)]
     if text.lower() in _UNKNOWN or all(word in "()" for word in words):
         return None

@@ -105,7 +105,7 @@ def diff(
 
 
 _TEXTS = (".md", ".txt", ".toml", ".yaml", ".yml", ".jinja")
-_LONGEST_TEXT = 256 << 10  # bytes
+_MAX_TEXT = 256 << 10  # bytes
 
 
 def _with_lines(
@@ -118,7 +118,7 @@ def _with_lines(
     texts = {
         path: (old, new)
         for path, (old, new) in pairs.items()
-        if path.lower().endswith(_TEXTS) and max(old.size, new.size) <= _LONGEST_TEXT
+        if path.lower().endswith(_TEXTS) and max(old.size, new.size) <= _MAX_TEXT
     }
     old_texts = _texts(before, [old for old, _ in texts.values()], workspace)
     new_texts = _texts(after, [new for _, new in texts.values()], workspace)

@@ -6,7 +6,7 @@ import os.path
 from pathlib import Path
 from typing import Any
 
-from adapterhub.identity import LONGEST, Identity
+from adapterhub.identity import MAX_LENGTH, Identity
 from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
@@ -113,7 +113,7 @@ def _is_signer(value: object) -> bool:
         return isinstance(value, str) and bool(value) and len(value) <= MAX_PATTERN and value.isprintable()
     has_known_keys = {"identity", "issuer"} <= value.keys() <= {"identity", "issuer", "trust_config"}
     return has_known_keys and all(
-        isinstance(member, str) and 0 < len(member) <= LONGEST and member.isprintable() for member in value.values()
+        isinstance(member, str) and 0 < len(member) <= MAX_LENGTH and member.isprintable() for member in value.values()
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
 MENDED_BY_CONVERSION = frozenset({"key-prefix", "other-prefix", "no-such-module", "base-shallower"})
 """Codes of errors in names alone: a conversion gives modules the names of the base, or refuses them."""
-_MOST_ERRORS = 1_000  # in headers and config: an adapter with more is refused, and nothing further is checked of it
+_MAX_ERRORS = 1_000  # in headers and config: an adapter with more is refused, and nothing further is checked of it
 _TO_CONVERT = {CODE: "check-failed-to-convert", CODE_ON_BASE: "check-failed-to-convert-on-base"}
 
 
@@ -134,7 +134,7 @@ def _open_gate(
     path: Path | Candidate, base: BaseSpec | None, *, location: str, force: bool
 ) -> AbstractContextManager[tuple[Report, Contents | None]]:
     """Check an adapter as far as it takes to refuse it; its report has no verdicts of runtimes."""
-    limit = None if force else _MOST_ERRORS  # what is forced is recorded with all of its errors
+    limit = None if force else _MAX_ERRORS  # what is forced is recorded with all of its errors
     return open_check(path, base=base, display_name=location, limit=limit, most_errors=limit, verdicts=False)
 
 
@@ -288,7 +288,7 @@ def raise_or_collect_errors(
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
     # Of one with thousands of errors this is not tried: it takes as long as storing it.
-    can_force = try_storing is not None and count <= _MOST_ERRORS and _succeeds(partial(try_storing, errors))
+    can_force = try_storing is not None and count <= _MAX_ERRORS and _succeeds(partial(try_storing, errors))
     code = (CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD
     with_force = f", or {'store' if mended is None else 'convert'} it with force" if can_force else ""
     raise RefusedError(

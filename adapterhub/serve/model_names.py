@@ -16,7 +16,7 @@ from adapterhub.ref import Ref, RefError
 from adapterhub_converters.errors import RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-LONGEST = 1024
+MAX_LENGTH = 1024
 """The largest number of characters in a `model`."""
 PARTS = 8
 """The largest number of versions in a blend."""
@@ -46,8 +46,8 @@ def parse(model: str, *, namespace: str = "", remote: str = "") -> tuple[BlendPa
     Raises:
         RefError: It is malformed, or too long.
     """
-    if len(model) > LONGEST:
-        raise RefError(f"{model[:40]}…", f"longer than {LONGEST:,} characters")
+    if len(model) > MAX_LENGTH:
+        raise RefError(f"{model[:40]}…", f"longer than {MAX_LENGTH:,} characters")
     texts = model.split("+")
     if len(texts) > PARTS:
         raise RefError(model[:80], f"a blend of {len(texts)} versions; at most {PARTS} are supported")

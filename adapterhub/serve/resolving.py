@@ -52,8 +52,8 @@ NOT_APPLIED = "runtime"
 """The error code for an adapter that a runtime does not apply and whose problems have no code of their own."""
 _GGUF = "adapter.gguf"
 _KEY_DIGITS = 16
-_MOST_PROBLEMS = 5  # of each code
-_LONGEST = 200  # characters of a name in an error
+_MAX_PROBLEMS = 5  # of each code
+_MAX_NAME = 200  # characters of a name in an error
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
             version.write(pulled)
             source = resolve_adapter(pulled)
             prompt = _own_prompt(source, base)
-            report = checks.check(source, base=base, limit=_MOST_PROBLEMS, display_name=version.ref)
+            report = checks.check(source, base=base, limit=_MAX_PROBLEMS, display_name=version.ref)
             # SGLang applies one rank and one alpha per adapter, so every version is folded for it.
             if runtime == "sglang":
                 notes += _fold(source, folder, report, base)
@@ -277,7 +277,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
                 notes += _convert(source, folder, reads, base)
     # What was converted or folded is checked again, in the form that the runtime reads.
     if report.format != reads or runtime == "sglang":
-        report = checks.check(resolve_adapter(folder), base=base, limit=_MOST_PROBLEMS, display_name=version.ref)
+        report = checks.check(resolve_adapter(folder), base=base, limit=_MAX_PROBLEMS, display_name=version.ref)
         _check_applied(report, runtime)
     ranks, modules = cast("list[int]", report.facts["r"]), cast("list[str]", report.facts["targets"])
     rank = max(ranks, default=0)
@@ -341,7 +341,7 @@ def _check_applied(report: Report, runtime: str) -> None:
     code = next(iter(verdict.causes), NOT_APPLIED)
     message = ": ".join((runtime, verdict.verdict, *verdict.reasons[:1]))
     if problem := next((candidate for candidate in report.problems if candidate.code == code), None):
-        message += f", such as {problem.name[:_LONGEST]}" if problem.name else f": {problem.what}"
+        message += f", such as {problem.name[:_MAX_NAME]}" if problem.name else f": {problem.what}"
     raise RefusedError(report.where, message, "", verdict.reasons, code=code, runtime=runtime, verdict=verdict.verdict)
 
 

@@ -49,8 +49,8 @@ MOVING, BLEND, TOO_MANY = "moving-tag", "blend", "too-many-names"
 _OTHER_PROMPT = "was trained with a chat template, options or a date of its own, and vLLM asks all adapters as it asks the base"
 _WORKERS = 4
 _RETRY_SECONDS = 10.0  # seconds after which a refused name is looked up again
-_MOST_REFUSALS = 1024  # refused names that are remembered
-_MOST_NAMES = 10_000  # names that are served; a version may have several
+_MAX_REFUSALS = 1024  # refused names that are remembered
+_MAX_NAMES = 10_000  # names that are served; a version may have several
 
 
 def _same_ref(ref: str) -> str:
@@ -121,7 +121,7 @@ def _resolver(versions: ServedVersions) -> Any:
             except NotFoundError as error:  # without its hint, which may name adapters that the client must not see
                 raise VLLMNotFoundError(f"{lora_name}: {error.what}") from None
             except AdapterhubError:  # a disk or a remote; only the log has details, which may not concern the client
-                message = f"{lora_name[: model_names.LONGEST]}: cannot be prepared now. Ask again later"
+                message = f"{lora_name[: model_names.MAX_LENGTH]}: cannot be prepared now. Ask again later"
                 raise GracefulHTTPError(message, HTTPStatus.SERVICE_UNAVAILABLE) from None
             # vLLM replaces the id, and caches what it computed under the name and the path.
             return served and LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(served.path))
@@ -196,8 +196,8 @@ class ServedVersions:
             refused_at, error = self._refusals.get(model, (0.0, None))
         if error is not None and time.monotonic() < refused_at + _RETRY_SECONDS:
             raise error.with_traceback(None)  # whose traceback would grow each time
-        if len(self._served) >= _MOST_NAMES:
-            raise RefusedError(model, f"{_MOST_NAMES:,} other names were asked for", "Restart vLLM", code=TOO_MANY)
+        if len(self._served) >= _MAX_NAMES:
+            raise RefusedError(model, f"{_MAX_NAMES:,} other names were asked for", "Restart vLLM", code=TOO_MANY)
 
     def _prepare(self, model: str, ref: Ref, base: str) -> PreparedVersion:
         """Resolve and hold a version; runs in a thread."""
@@ -208,7 +208,7 @@ class ServedVersions:
             with self._lock:
                 self._refusals[model] = (time.monotonic(), error)
                 self._refusals.move_to_end(model)
-                while len(self._refusals) > _MOST_REFUSALS:
+                while len(self._refusals) > _MAX_REFUSALS:
                     self._refusals.popitem(last=False)
             raise
         else:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-_LONGEST_WAIT = datetime.timedelta(hours=6)  # the first process quantizes or evaluates while the others wait
+_MAX_WAIT = datetime.timedelta(hours=6)  # the first process quantizes or evaluates while the others wait
 
 
 def count() -> int:
@@ -42,7 +42,7 @@ def process_group() -> Iterator[None]:
         return
     # Single numbers are summed on the CPU, tensors on the model's device.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+    distributed.init_process_group(backend, timeout=_MAX_WAIT)
     try:
         yield
     finally:

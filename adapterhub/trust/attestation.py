@@ -32,7 +32,7 @@ TYPES: Mapping[str, str] = {
 CODE = "attestation"
 _STATEMENT_TYPES = (STATEMENT_TYPE, "https://in-toto.io/Statement/v0.1")  # of equal meaning; cosign writes the earlier one
 _KINDS = {type_: kind for kind, type_ in TYPES.items()}
-_MOST_REASONS = 5  # in an error
+_MAX_REASONS = 5  # in an error
 
 
 def kind_of(type_: str) -> str:
@@ -172,5 +172,5 @@ def find_accepted(
             return attested
     problem = f"has no attestation {kind!r}"
     if reasons:
-        problem += f" that is accepted, of {len(candidates)}: {'; '.join(dict.fromkeys(reasons[:_MOST_REASONS]))}"
+        problem += f" that is accepted, of {len(candidates)}: {'; '.join(dict.fromkeys(reasons[:_MAX_REASONS]))}"
     raise IntegrityError(location, problem, "Have it attested by a signer who is accepted", code=CODE)

@@ -31,7 +31,7 @@ MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits in a manifest of that s
 _KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
 _COSIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"  # what `cosign sign` of cosign 3 writes
 _NOT_ACCEPTED_HINT = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
-_MOST_REASONS = 5  # in an error
+_MAX_REASONS = 5  # in an error
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def find_accepted(
         raise next(iter(reasons.values()))
     if not reasons:
         raise IntegrityError(location, "is not signed", "Ask its owner to sign it", code="signature-missing")
-    problem = f"none of its {len(signatures)} signatures is accepted: {'; '.join(list(reasons)[:_MOST_REASONS])}"
+    problem = f"none of its {len(signatures)} signatures is accepted: {'; '.join(list(reasons)[:_MAX_REASONS])}"
     raise IntegrityError(location, problem, _NOT_ACCEPTED_HINT, code="signature")
 
 

@@ -39,7 +39,7 @@ _DAY = 24 * 60 * 60
 _SIGN_AGAIN_HINT = "Have it signed again"
 _NOT_ACCEPTED_HINT = "Have it signed by somebody who is accepted, or accept this identity if you trust it"
 _CONFIG_HINT = "Pass a client trust config or, to verify, a trusted root, in the JSON of Sigstore"
-_MOST_CHARACTERS = 160  # of a foreign text in an error
+_MAX_CHARACTERS = 160  # of a foreign text in an error
 _INVALID_BUNDLE_ERRORS = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
     InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
@@ -133,7 +133,7 @@ def _rejection_reason(raw: bytes, payload: bytes, identity: Identity) -> str:
 def _one_line(text: str) -> str:
     """Return a text as one line of bounded length."""
     line = " ".join(text.split())
-    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"
+    return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]}…"
 
 
 # ---- the certificates and logs of a Sigstore

@@ -20,7 +20,7 @@ from tests.hub.conftest import Running, hub, serving
 from tests.support.hub_tenants import Tenant
 
 __all__ = ["hub"]
-MOST = 16 << 20
+MAX_SENT = 16 << 20
 START = b"POST /api/validate-yaml HTTP/1.1\r\nHost: localhost\r\n"
 ENDLESS = {
     "one header": (START + b"X-Long: ", b"a" * 65536),
@@ -36,13 +36,13 @@ def connect(hub: Running, source: str = "127.0.0.1") -> socket.socket:
 
 
 def taken(sock: socket.socket, pieces: Iterable[bytes]) -> int:
-    """The bytes that a server takes before it cuts the connection, up to MOST."""
+    """The bytes that a server takes before it cuts the connection, up to MAX_SENT."""
     sent = 0
     try:
         for piece in pieces:
             sock.sendall(piece)
             sent += len(piece)
-            if sent > MOST:
+            if sent > MAX_SENT:
                 break
     except OSError:
         pass
@@ -53,7 +53,7 @@ def taken(sock: socket.socket, pieces: Iterable[bytes]) -> int:
 def test_endless_headers_are_cut(hub: Running, what: str) -> None:
     start, piece = ENDLESS[what]
     with connect(hub) as sock:
-        assert taken(sock, itertools.chain([start], itertools.repeat(piece))) < MOST
+        assert taken(sock, itertools.chain([start], itertools.repeat(piece))) < MAX_SENT
     assert requests.get(f"{hub.url}/health", timeout=10).ok
 
 
@@ -70,7 +70,7 @@ def test_a_client_that_lets_the_hub_wait_is_cut(hub: Running, monkeypatch: pytes
 def test_a_client_cannot_take_the_connections_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind_proxy: bool
 ) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
     with serving(tmp_path / "hub", behind_proxy=behind_proxy) as hub, ExitStack() as stack:
         socks = [stack.enter_context(connect(hub)) for _ in range(5)]
         assert [health(sock) for sock in socks] == [True] * 3 + [behind_proxy] * 2

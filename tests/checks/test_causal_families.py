@@ -20,7 +20,7 @@ NUMBERS: dict[str, Any] = {
     "num_experts_per_tok": 2, "moe_k": 2, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "q_lora_rank": 24,
     "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
 }  # fmt: skip
-LARGEST = 3_000_000  # parameters; families with other keys are as large as their defaults
+MAX_PARAMETERS = 3_000_000  # parameters; families with other keys are as large as their defaults
 CODES = {
     "no-such-module", "other-prefix", "shape-mismatch", "uncovered-module", "base-deeper", "base-shallower", "not-targeted",
     "vocab-differs",
@@ -36,7 +36,7 @@ def made(cls: Any) -> Any:
     numbers = {key: value for key, value in {**NUMBERS, **tiny.CONFIGS.get(cls.__name__, {})}.items() if value is not None}
     try:
         with torch.device("meta"):
-            if sum(one.numel() for one in cls(cls.config_class(**numbers)).parameters()) > LARGEST:
+            if sum(one.numel() for one in cls(cls.config_class(**numbers)).parameters()) > MAX_PARAMETERS:
                 return None
         return cls(cls.config_class(**numbers))
     except Exception:  # each class checks its numbers in its own way

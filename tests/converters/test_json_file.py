@@ -12,13 +12,13 @@ import pytest
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-DEEPEST = json_file.MAX_DEPTH
+MAX_DEPTH = json_file.MAX_DEPTH
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "{}", '{"a": [1, 2.5, -3, true, null, "é", "\\ud83d\\ude00", "\\\\ud800"]}', "[" * DEEPEST + "]" * DEEPEST,
+        "{}", '{"a": [1, 2.5, -3, true, null, "é", "\\ud83d\\ude00", "\\\\ud800"]}', "[" * MAX_DEPTH + "]" * MAX_DEPTH,
         "1" + "0" * 307, "-1" + "0" * 307, "1e308", '"text"', "0." + "1" * 10_000, ' {"a" : 1}\n',
     ],
 )  # fmt: skip
@@ -31,8 +31,8 @@ def test_json_means_what_it_means_to_others(text: str) -> None:
     [
         ("", "Expecting value: line 1"),
         ('{"a": 1,\n"b": }', "line 2 column 6"),
-        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested more than 64 deep"),
-        ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "nested more than 64 deep"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested more than 64 deep"),
+        ('{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1), "nested more than 64 deep"),
         ("[" * 100_000, "nested more than 64 deep"),
         ('{"a":' * 100_000, "nested more than 64 deep"),
         ("[1" + "0" * 308 + "]", "a number is too large"),

@@ -12,7 +12,7 @@ from adapterhub.registry.repository_records import commit_id
 from tests.hub.conftest import Running
 from tests.hub.sending import WEIGHTS, Sending
 
-_CLIENTS, _NAMES, _LEAST = 8, 3, 4
+_CLIENTS, _NAMES, _MIN_TURNS = 8, 3, 4
 
 
 def push_and_pull(hub: Running, make: Callable[[Path, int], Path], folder: Path, seconds: float = 0) -> int:
@@ -32,7 +32,7 @@ def push_and_pull(hub: Running, make: Callable[[Path, int], Path], folder: Path,
 
     def work(number: int) -> list[tuple[str, str]]:
         client, rng, name, made, turn = clients[number], random.Random(number), f"team/sql{number % _NAMES}", [], 0
-        while turn < _LEAST or time.monotonic() < end:
+        while turn < _MIN_TURNS or time.monotonic() < end:
             adapter = make(folder / f"{number}-{turn}", rng.randrange(1 << 30))
             turn += 1
             answer = client.push(name, adapter)

@@ -23,8 +23,8 @@ from tests.support.certificates import write_certificate
 def test_a_compressed_version_is_served_as_any_other(
     hub: Running, hf: Any, adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compress, "_LEAST_SAVING", -(10**9))
-    monkeypatch.setattr(compress, "_LARGEST_SHARE", 10**9)
+    monkeypatch.setattr(compress, "_MIN_SAVING", -(10**9))
+    monkeypatch.setattr(compress, "_MAX_SHARE", 10**9)
     with hub.registry() as opened:
         version = opened.push(adapter(1), Ref("team/sql"))
         compress.pack(opened)

@@ -13,7 +13,7 @@ from adapterhub.registry import paged_mapping
 from adapterhub.registry.paged_mapping import FAN, MAX_ENTRY, Pages, join, page_ends, split
 from adapterhub_converters.errors import FormatError
 
-MOST = 1 << 24
+MAX_SIZE = 1 << 24
 
 
 class Blobs:
@@ -31,7 +31,7 @@ class Blobs:
         self.raw |= result.new_blobs
         self.written += sum(map(len, result.new_blobs.values()))
         self.rest = result.rest
-        again, pages = join(dict(sorted(result.rest.items())), result.pages.last, self.raw.__getitem__, "document", MOST)
+        again, pages = join(dict(sorted(result.rest.items())), result.pages.last, self.raw.__getitem__, "document", MAX_SIZE)
         assert again == mapping
         assert pages.size == result.pages.size
         assert pages.blobs == result.pages.blobs
@@ -87,4 +87,4 @@ def test_pages_of_more_bytes_than_a_document_may_have_are_refused() -> None:
     with pytest.raises(FormatError, match="its pages have more than 10,000 bytes"):
         join(result.rest, result.pages.last, result.new_blobs.__getitem__, "document", 10_000)
     with pytest.raises(FormatError, match="not a page of a document"):
-        join({}, "sha256:" + "0" * 64, lambda _: b"{}", "document", MOST)
+        join({}, "sha256:" + "0" * 64, lambda _: b"{}", "document", MAX_SIZE)

@@ -59,8 +59,8 @@ class Packed(Registry):
 @pytest.fixture(params=["local", "packed"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     if request.param == "packed":
-        monkeypatch.setattr(compress, "_LEAST_SAVING", -(10**9))  # tiny files too
-        monkeypatch.setattr(compress, "_LARGEST_SHARE", 10**9)
+        monkeypatch.setattr(compress, "_MIN_SAVING", -(10**9))  # tiny files too
+        monkeypatch.setattr(compress, "_MAX_SHARE", 10**9)
     with (Packed if request.param == "packed" else Registry).init(tmp_path / "registry") as made:
         yield made
 

@@ -60,8 +60,8 @@ class Packed(LocalName):
     def put_manifest(self, made: Manifest, tag: str | None) -> PutResult:
         done = super().put_manifest(made, tag)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compress, "_LEAST_SAVING", -(10**9))
-            patch.setattr(compress, "_LARGEST_SHARE", 10**9)
+            patch.setattr(compress, "_MIN_SAVING", -(10**9))
+            patch.setattr(compress, "_MAX_SHARE", 10**9)
             compress.pack(self.registry)
         assert all(
             not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.adapter_json

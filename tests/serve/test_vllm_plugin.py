@@ -175,14 +175,14 @@ def test_what_was_refused_is_remembered_for_a_while(start: Callable[..., Server]
 def test_unknown_names_leave_no_more_than_a_bounded_memory(
     start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_plugin, "_MOST_REFUSALS", 8)
+    monkeypatch.setattr(vllm_plugin, "_MAX_REFUSALS", 8)
     server = start()
     server.push("team/sql")
     for number in range(1, 40):
         with pytest.raises(NotFoundError):
             server.find(f"team/none{number}:v1")
     assert (len(server.versions._refusals), len(server.versions._work), len(server.versions._served)) == (8, 0, 0)
-    monkeypatch.setattr(vllm_plugin, "_MOST_NAMES", 1)
+    monkeypatch.setattr(vllm_plugin, "_MAX_NAMES", 1)
     server.find("team/sql:v1")
     with pytest.raises(RefusedError, match="1 other names were asked for"):
         server.find("sql:v1")

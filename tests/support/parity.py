@@ -23,7 +23,7 @@ NEW = (
 )  # fmt: skip
 NOT_PEFTS = {"gate", "gate_proj", "up_proj", "down_proj"}  # which peft takes for names of experts in some families
 DOCUMENTS = (23, 17)  # tokens, more than the windows and choices of tiny models
-MOST_PARAMETERS = 3_000_000
+MAX_PARAMETERS = 3_000_000
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-3
 
 
@@ -60,7 +60,7 @@ def draw(seed: int, count: int) -> list[str]:
     small: list[str] = generator.sample(new, len(new))[: count // 2]
     while others and len(small) < count:
         family = others.pop(generator.randrange(len(others)))
-        if (tiny_families.parameter_count(family) or MOST_PARAMETERS) < MOST_PARAMETERS:
+        if (tiny_families.parameter_count(family) or MAX_PARAMETERS) < MAX_PARAMETERS:
             small.append(family)
     return small
 

@@ -33,7 +33,7 @@ CORE = {
     "tests/test_house.py": "the rules of the house",
     "tests/test_language.py": "names and docstrings",
 }
-LARGEST_SHARE = 1 / 6
+MAX_SHARE = 1 / 6
 _SETTINGS = "pyproject.toml"  # of all tests
 _UPSTREAM = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 _MODULE_IN_TEXT = re.compile(r"\b(?:tests|adapterhub(?:_converters|_schemas)?)(?:\.\w+)+")
@@ -220,7 +220,7 @@ class Graph:
         reached = modules
         while True:
             further = {test for test, edges in direct.items() if edges & reached}
-            if reached != modules and len(further) > LARGEST_SHARE * len(direct):
+            if reached != modules and len(further) > MAX_SHARE * len(direct):
                 return broken | {test for module in modules for test in self._mirrored(module)}
             broken = further
             importers = {module for module, edges in self._edges.items() if edges & reached and not module.startswith("tests.")}

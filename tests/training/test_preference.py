@@ -30,7 +30,7 @@ from adapterhub_converters.errors import FormatError, RefusedError, UsageError  
 from tests.training.conftest import packed_rows  # noqa: E402
 from tests.training.test_kinds import STEPS, loaded, whole  # noqa: E402
 
-ROWS, LONGEST = 4, 96
+ROWS, MAX_LENGTH = 4, 96
 PAIRS: list[dict[str, Any]] = [
     {
         "prompt": [{"role": "user", "content": f"{number}?"}],
@@ -50,7 +50,7 @@ def examples(pairs: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
 def our_losses(
     made: Any, settings: train_config.TrainConfig, chosen: train_config.PreferenceConfig, *, packed: bool = False
 ) -> list[float]:
-    rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
+    rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * MAX_LENGTH, pack_rows=packed, pairs=True)
     state = new_state(made.model, settings.train)
     return [training_loop.advance(made, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
 
@@ -63,7 +63,7 @@ def test_packed_pairs_learn_what_padded_ones_do(method: Any, tiny_base: Path) ->
     for packed in (True, False):
         settings = whole(tiny_base)
         loaded_model = loaded(settings)
-        rows = packed_rows(examples(PAIRS, loaded_model.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
+        rows = packed_rows(examples(PAIRS, loaded_model.tokenizer), 2 * MAX_LENGTH, pack_rows=packed, pairs=True)
         assert preference.pair_count(rows) == len(PAIRS)
         assert (len(rows) < len(PAIRS)) == packed
         options = replace(settings.train, rows=len(rows), micro_rows=None if packed else 2)
@@ -89,7 +89,7 @@ def test_the_losses_are_those_of_the_papers() -> None:
 def test_the_reference_is_the_base_whatever_was_learned(tiny_base: Path) -> None:
     settings = whole(tiny_base, dropout=0.5)
     loaded_model = loaded(settings)
-    rows = packed_rows(examples(PAIRS, loaded_model.tokenizer), LONGEST, pairs=True)
+    rows = packed_rows(examples(PAIRS, loaded_model.tokenizer), MAX_LENGTH, pairs=True)
     with lora.without_delta(loaded_model.model):
         before = logprobs(loaded_model, rows)
     state = new_state(loaded_model.model, settings.train)

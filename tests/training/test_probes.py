@@ -56,7 +56,7 @@ def test_attention_with_another_factor_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_the_compared_row_is_longer_than_what_cuts_attention_and_no_longer_than_rows_are() -> None:
     config = tiny_families.config(transformers.MistralConfig, sliding_window=100)
-    assert probes._compared_length(config, 4096) == 7 + int(1.25 * row_attention.LONGEST)
+    assert probes._compared_length(config, 4096) == 7 + int(1.25 * row_attention.MAX_LENGTH)
     assert probes._compared_length(config, 512) == 7 + 125
     assert probes._compared_length(config, 110) == 110
     assert probes._compared_length(config, 100) == 16

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import adapterhub as ah
-from adapterhub.identity import LONGEST, Identity
+from adapterhub.identity import MAX_LENGTH, Identity
 from adapterhub.project import settings_file
 from adapterhub.trust import bundle, keys
 from adapterhub.trust.known_signers import KnownSigners
@@ -84,7 +84,7 @@ def test_a_key_does_not_make_up_for_an_identity_nor_the_reverse(tmp_path: Path) 
 
 
 def test_an_identity_is_two_lines_of_bounded_length() -> None:
-    for name, issuer in (("", "x"), ("x", ""), ("a\nb", "x"), ("x", "a" * (LONGEST + 1))):
+    for name, issuer in (("", "x"), ("x", ""), ("a\nb", "x"), ("x", "a" * (MAX_LENGTH + 1))):
         with pytest.raises(ParameterError, match="is not one line of at most 2048 characters") as caught:
             Identity(name, issuer)
         assert caught.value.hint == "Write it as the certificates of the signer have it"

@@ -27,7 +27,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 if TYPE_CHECKING:
     from adapterhub.serve.conversation import Conversation, ModelAnswer
 
-_LONGEST = 1 << 20  # the most bytes of a line
+_MAX_LINE = 1 << 20  # the most bytes of a line
 _DIGEST = safe_regex.Pattern(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
 _HELP = {
     "/adapter REF": "answer with this version, or a blend of several, from now on",
@@ -243,9 +243,9 @@ def _typed_lines() -> Iterator[str]:
 
 def _piped_lines() -> Iterator[str]:
     """Yield the lines of stdin."""
-    while line := sys.stdin.buffer.readline(_LONGEST + 1):
-        if len(line) > _LONGEST:
-            raise UsageError("stdin", f"a line of more than {_LONGEST} bytes, too many for a prompt")
+    while line := sys.stdin.buffer.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:
+            raise UsageError("stdin", f"a line of more than {_MAX_LINE} bytes, too many for a prompt")
         try:
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.checks import Verdict
 
 _SHOWN = 12  # the most rows of a table
-_LONGEST_LINE = 200  # characters of a changed line of a text
+_MAX_LINE = 200  # characters of a changed line of a text
 _CELL, _KEY = 24, 48  # characters of a value and of its key
 # Key of PEFT's config to the fact of adapter.json that follows from it.
 _FACTS = {
@@ -168,7 +168,7 @@ def _file_lines(difference: Difference) -> Iterator[str]:
             yield ""
             yield output.one_line(f"{file.path}:")
             for line in file.lines[:_SHOWN]:
-                text = output.one_line(f"  {line[0]} {line[1:_LONGEST_LINE]}")
+                text = output.one_line(f"  {line[0]} {line[1:_MAX_LINE]}")
                 yield output.color(text, "red" if line[0] == "-" else "green")
             if len(file.lines) > _SHOWN:
                 yield f"  {output.remainder_line(len(file.lines) - _SHOWN, 'lines')}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.oci.docker_credentials import Credentials
     from adapterhub.remotes.oci.oci_address import OciAddress
 
-_LONGEST = 1 << 16  # the most characters of a token
+_MAX_TOKEN = 1 << 16  # the most characters of a token
 
 
 @command(
@@ -83,7 +83,7 @@ def _hub_credentials(address: OciAddress, username: str | None, *, password: boo
         raise UsageError(option, "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
     hub = HubLogin(address.registry_url, environment.proxy)
     if token:
-        bearer = _secret(sys.stdin.read(_LONGEST), "--token-stdin")
+        bearer = _secret(sys.stdin.read(_MAX_TOKEN), "--token-stdin")
     else:
         login = hub.begin()
         output.say(output.one_line(f"open {login.page} and enter the code {login.code}"))
@@ -112,7 +112,7 @@ def _credentials_source(host: str, username: str | None, *, password: bool, toke
         if not password:
             raise UsageError("password", "is missing, and there is no terminal to ask on", "Pipe it in with --password-stdin")
     name = _checked_name(username) if username else ""
-    secret = _secret(sys.stdin.read(_LONGEST), "--token-stdin" if token else "--password-stdin") if token or password else ""
+    secret = _secret(sys.stdin.read(_MAX_TOKEN), "--token-stdin" if token else "--password-stdin") if token or password else ""
     if token:
         return lambda: Credentials(bearer=secret)
 
@@ -131,7 +131,7 @@ def _checked_name(name: str) -> str:
 
 def _secret(text: str, option: str) -> str:
     secret = text.removesuffix("\n").removesuffix("\r")
-    if not secret or not secret.isprintable() or len(text) == _LONGEST:
+    if not secret or not secret.isprintable() or len(text) == _MAX_TOKEN:
         problem = "is empty" if not secret else "is not one printable line"
         raise UsageError(option, problem, "Pass it as a single line")
     return secret

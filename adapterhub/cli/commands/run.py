@@ -15,7 +15,7 @@ from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, UsageError
 
-_LONGEST = 1 << 20  # the most bytes of a prompt
+_MAX_PROMPT = 1 << 20  # the most bytes of a prompt
 
 
 @command(
@@ -126,11 +126,11 @@ def _prompt(argument: str | None, file: str | None) -> str:
     if file is None and sys.stdin.isatty():
         raise UsageError("PROMPT", "is missing", "Write it in quotes, or name a file with --prompt-file")
     try:
-        raw = read_bytes(Path(file)) if file not in (None, "-") else sys.stdin.buffer.read(_LONGEST + 1)
+        raw = read_bytes(Path(file)) if file not in (None, "-") else sys.stdin.buffer.read(_MAX_PROMPT + 1)
     except OSError as error:
         raise LocalIOError(str(file), (error.strerror or str(error)).lower()) from error
-    if len(raw) > _LONGEST:
-        raise UsageError(file or "stdin", f"more than {_LONGEST} bytes, too many for a prompt")
+    if len(raw) > _MAX_PROMPT:
+        raise UsageError(file or "stdin", f"more than {_MAX_PROMPT} bytes, too many for a prompt")
     try:
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from adapterhub.manifest.package_files import shorten_names
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
 
-MOST = 10  # the most versions of a name and parents of a version on a terminal; a pipe gets all
+MAX_SHOWN = 10  # the most versions of a name and parents of a version on a terminal; a pipe gets all
 
 
 def document(rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _group_by_namespace(rows: Sequence[VersionRow]) -> list[tuple[str, list[tupl
 
 def _versions(rows: Sequence[VersionRow], refs: Mapping[str, Sequence[str]], screen: int | None) -> Iterator[str]:
     # A version with a tag is shown even if it is old: somebody uses it by that name.
-    visible = [row for n, row in enumerate(rows) if screen is None or n < MOST or row.tags]
+    visible = [row for n, row in enumerate(rows) if screen is None or n < MAX_SHOWN or row.tags]
     number_width = max(len(str(row.number)) for row in visible) + 1
     for row in visible:
         facts = [
@@ -78,9 +78,9 @@ def _versions(rows: Sequence[VersionRow], refs: Mapping[str, Sequence[str]], scr
 def _parents(parents: Sequence[str], refs: Mapping[str, Sequence[str]], screen: int | None) -> str:
     """Return the refs of the parents. A parent may have several names; all are shown, as the one used is not recorded."""
     labels = [_known_as(refs.get(parent, ())) or output.digest(parent) for parent in parents]
-    hidden_count = len(labels) - MOST if screen is not None else 0
-    return ", ".join(labels if hidden_count <= 0 else [*labels[:MOST], f"{hidden_count} more"])
+    hidden_count = len(labels) - MAX_SHOWN if screen is not None else 0
+    return ", ".join(labels if hidden_count <= 0 else [*labels[:MAX_SHOWN], f"{hidden_count} more"])
 
 
 def _known_as(refs: Sequence[str]) -> str:
-    return refs[0] + (f" (also {shorten_names(refs[1:], MOST)})" if refs[1:] else "") if refs else ""
+    return refs[0] + (f" (also {shorten_names(refs[1:], MAX_SHOWN)})" if refs[1:] else "") if refs else ""

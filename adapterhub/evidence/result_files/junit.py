@@ -15,7 +15,7 @@ from adapterhub_converters.errors import FormatError
 from . import bounded_files
 from .imported_result import CODE, ImportedResult, case_rates, evaluation_name, metric_table
 
-_DEEPEST = 32
+_MAX_DEPTH = 32
 _OUTCOMES = ("passed", "skipped", "failure", "error")  # the last one counts, of several for one test case
 _UNNAMED = "an unnamed version"
 
@@ -33,8 +33,8 @@ class _Suite:
         self._open: list[tuple[str, set[str], list[bool]]] = []
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        if len(self._open) == _DEEPEST:
-            raise FormatError(self._location, f"nested more than {_DEEPEST} deep", code=CODE)
+        if len(self._open) == _MAX_DEPTH:
+            raise FormatError(self._location, f"nested more than {_MAX_DEPTH} deep", code=CODE)
         is_in_case = any(open_tag == "testcase" for open_tag, _, _ in self._open)
         if tag == "testsuite":
             self.name = self.name or attributes.get("name", "")

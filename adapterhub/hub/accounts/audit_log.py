@@ -3,7 +3,7 @@
 A row changed, removed or inserted later breaks the chain at that point. Rows cut off at the end do not: a checkpoint
 (`operations.audit`) records the newest row elsewhere.
 
-The log is bounded: of MOST_ROWS rows, the older half is removed. A cut remains of it: the number and the hash of its
+The log is bounded: of MAX_ROWS rows, the older half is removed. A cut remains of it: the number and the hash of its
 last row, signed with the hub's secret, from which the chain goes on. Backups have the rows before it.
 """
 
@@ -23,7 +23,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
 _START = "0" * 64
 _MAX_TEXT = 500  # bytes of a text
-MOST_ROWS = 200_000
+MAX_ROWS = 200_000
 """Rows of the log; a thousand more may be there for a moment."""
 _CUT_INTERVAL = 1000  # rows between two looks at their number
 
@@ -62,8 +62,8 @@ def record(database: HubDatabase, event: Event) -> None:
             *values,
             _hash(previous_hash, values),
         )
-        if ident % _CUT_INTERVAL == 0 and ident - cut.last > MOST_ROWS:
-            _cut(database, ident - MOST_ROWS // 2)
+        if ident % _CUT_INTERVAL == 0 and ident - cut.last > MAX_ROWS:
+            _cut(database, ident - MAX_ROWS // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 _log = logging.getLogger("adapterhub.hub")
-_LEAST_FREE = 1 << 30  # bytes
+_MIN_FREE = 1 << 30  # bytes
 _READY_SECONDS = 5.0  # for which the results of /ready are reused
 _SOON = 21 * 86400  # seconds before the end of a certificate that are worth a warning
 _SKEW = 300.0  # seconds a clock may be behind times the hub itself has written
@@ -109,8 +109,8 @@ def _store(storage: Storage) -> Check:
 
 def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
-    if free < _LEAST_FREE:
-        return Check("disk", ERROR, f"{free:,} bytes are free, less than {_LEAST_FREE:,}")
+    if free < _MIN_FREE:
+        return Check("disk", ERROR, f"{free:,} bytes are free, less than {_MIN_FREE:,}")
     return Check("disk")
 
 

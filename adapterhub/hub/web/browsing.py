@@ -260,7 +260,7 @@ class NamespacePage(Page):
     template: ClassVar[str] = "namespace.html"
 
 
-_MOST_NAMES, _MOST_LOGS, _MOST_ENTRIES, _MOST_EVENTS = 200, 40, 8, 40
+_MAX_NAMES, _MAX_LOGS, _MAX_ENTRIES, _MAX_EVENTS = 200, 40, 8, 40
 _WORDS = {
     "push": "pushed", "tag": "tagged", "untag": "removed the tag", "delete": "removed", "restore": "restored",
     "protect": "protected", "unprotect": "unprotected", "deprecate": "deprecated", "undeprecate": "no longer deprecated",
@@ -273,12 +273,12 @@ def namespace_page(page_request: PageRequest, worker: Worker) -> NamespacePage:
     """GET /{namespace}."""
     name = page_request.part("namespace")
     newest = queries.newest(
-        worker.registry.index, name, _MOST_NAMES, without=page_request.hub.hidden_names(worker, page_request.who)
+        worker.registry.index, name, _MAX_NAMES, without=page_request.hub.hidden_names(worker, page_request.who)
     )
     visible_rows = [row for row in newest if page_request.may_read(worker, row.name)]
     if not visible_rows:
         raise NotFoundError(name[:200], "nothing was pushed to this namespace, or it is private")
-    events = log_events(worker, [row.name for row in visible_rows[:_MOST_LOGS]])
+    events = log_events(worker, [row.name for row in visible_rows[:_MAX_LOGS]])
     downloads = page_request.hub.downloads.recent([row.name for row in visible_rows])
     order = page_request.query("sort") or "changed"
     if order not in _ORDERS:
@@ -290,12 +290,10 @@ def namespace_page(page_request: PageRequest, worker: Worker) -> NamespacePage:
     }
     # They come as they were changed, which also decides between equal ones.
     rows = sorted(visible_rows, key=keys[order]) if order in keys else visible_rows  # type: ignore[arg-type]
-    return NamespacePage(name, rows, events, downloads, order, len(newest) == _MOST_NAMES)
+    return NamespacePage(name, rows, events, downloads, order, len(newest) == _MAX_NAMES)
 
 
-def log_events(
-    worker: Worker, names: Sequence[str], *, per_name: int = _MOST_ENTRIES, limit: int = _MOST_EVENTS
-) -> list[Event]:
+def log_events(worker: Worker, names: Sequence[str], *, per_name: int = _MAX_ENTRIES, limit: int = _MAX_EVENTS) -> list[Event]:
     """Return the last entries of the logs of some names, newest first."""
     entries = []
     for name in names:

@@ -21,7 +21,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 _MAX = 4 << 30  # bytes; the matrix of a model with 235 billion parameters takes 0.3 GB
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
-_LONGEST = 127  # bytes of a text that llama-quantize writes at most
+_MAX_TEXT = 127  # bytes of a text that llama-quantize writes at most
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +53,7 @@ class Importance:
 
 
 def _shortened(text: str) -> str:
-    return text.encode()[:_LONGEST].decode(errors="ignore")
+    return text.encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
 def read_importance(path: Path) -> Importance:

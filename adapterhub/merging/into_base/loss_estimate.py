@@ -28,7 +28,7 @@ F32Array = NDArray[np.float32]
 
 SAMPLE = 1 << 16
 """The least number of elements of a tensor on which its change is estimated; all of a smaller tensor."""
-LEAST_RETAINED = 0.9
+MIN_RETAINED = 0.9
 """The share of a module's change below which a quantized target is refused, and one in 16 bits warned about."""
 _SPOTS = 4  # places in a tensor that the sample is taken from
 
@@ -59,8 +59,8 @@ class ChangeEstimate:
 
     @property
     def is_lost(self) -> bool:
-        """Whether less than `LEAST_RETAINED` survives, beyond the uncertainty."""
-        return self.retained is not None and self.retained + self.uncertainty < LEAST_RETAINED
+        """Whether less than `MIN_RETAINED` survives, beyond the uncertainty."""
+        return self.retained is not None and self.retained + self.uncertainty < MIN_RETAINED
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def warnings(changes: Mapping[str, ChangeEstimate]) -> tuple[str, ...]:
     if lost:
         worst = min(lost, key=lambda name: changes[name].retained or 0.0)
         survival = f"of the adapter's change in {worst} {changes[worst].retained:.0%} survives rounding"
-        return (f"{survival}, less than {LEAST_RETAINED:.0%} in {len(lost)} of {len(changes)} tensors",)
+        return (f"{survival}, less than {MIN_RETAINED:.0%} in {len(lost)} of {len(changes)} tensors",)
     if changes and all(change.relative is None for change in changes.values()):
         return ("the sampled rows do not change: was the adapter trained?",)
     return ()

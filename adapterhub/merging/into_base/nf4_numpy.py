@@ -27,13 +27,13 @@ F32Array = NDArray[np.float32]
 CODE = np.array(NF4_CODE, np.float32)
 _BOUNDS = (CODE[:-1] + CODE[1:]) / np.float32(2)
 _ZERO = 7  # the code of 0
-_LEAST = np.float32(1e-38)  # bitsandbytes' divisor in place of zero
+_MIN_DIVISOR = np.float32(1e-38)  # bitsandbytes' divisor in place of zero
 _CHUNK = 1 << 18  # weights processed at a time: their intermediates stay in the cache
 
 # The constants of torch's sum, see `mean`.
 _LANES = 8  # numbers in a vector
 _CHAINS = 4  # vectors summed side by side
-_LEAST_BITS = 4  # log2 of the shortest block
+_MIN_BITS = 4  # log2 of the shortest block
 
 
 @cache
@@ -88,7 +88,7 @@ def magnitudes(values: F32Array) -> F32Array:
     """Return the largest magnitude of each block of 64 of the flattened `values`; the last block may be short."""
     largest: F32Array = np.abs(_blocks(values.reshape(-1))).max(axis=1, initial=0)
     if values.size % BLOCK:
-        largest[-1] = max(largest[-1], _LEAST)  # bitsandbytes does so only in a short block
+        largest[-1] = max(largest[-1], _MIN_DIVISOR)  # bitsandbytes does so only in a short block
     return largest
 
 
@@ -133,7 +133,7 @@ def _blocks(values: F32Array) -> F32Array:
 
 def _quotients(values: F32Array, largest: F32Array) -> F32Array:
     """Divide as bitsandbytes does: multiply by the reciprocal, except that a short last block is divided."""
-    safe = np.maximum(largest, _LEAST)[:, None]
+    safe = np.maximum(largest, _MIN_DIVISOR)[:, None]
     blocks = _blocks(values)
     quotients: F32Array = blocks * np.reciprocal(safe)
     if values.size % BLOCK:
@@ -250,7 +250,7 @@ def _sum_in_chains(vectors: F32Array) -> F32Array:
 
 def _sum_in_cascade(rows: F32Array) -> F32Array:
     """Return the sum over rows in blocks of blocks of blocks; rows that fill no block are summed separately at each level."""
-    step = 1 << max(_LEAST_BITS, (len(rows) - 1).bit_length() // 4)
+    step = 1 << max(_MIN_BITS, (len(rows) - 1).bit_length() // 4)
     rests = []
     for _ in range(3):
         in_blocks = len(rows) // step * step

@@ -32,7 +32,7 @@ from .tensor_files import write_at
 
 F32Array = NDArray[np.float32]
 
-_LONGEST = 24  # characters of a float32 in JSON
+_MAX_NUMBER = 24  # characters of a float32 in JSON
 _LET_TRANSFORMERS = "Merge into 16 bits, and let transformers quantize the result when it loads it"
 
 ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight")
@@ -108,7 +108,7 @@ class NF4Packing:
     @property
     def _state_size(self) -> int:
         """The number of bytes of the state with the longest offset."""
-        return len(json.dumps(nf4_state(self.shape, self.dtype, 0.0))) - len("0.0") + _LONGEST
+        return len(json.dumps(nf4_state(self.shape, self.dtype, 0.0))) - len("0.0") + _MAX_NUMBER
 
     def _state(self, offset: float) -> bytes:
         """Return the state as JSON, padded with spaces, which JSON allows at the end."""

@@ -31,11 +31,11 @@ QUANTIZERS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *K_QUANTS)
 # What llama-quantize takes for rows that are not whole blocks of a K-quant (llama.cpp, src/llama-quant.cpp).
 _SMALLER_BLOCKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _FLOATS = {"F32": dtypes.F32, "F16": dtypes.F16, "BF16": dtypes.BF16}
-_LARGEST = {dtypes.BF16: 3.3895314e38, dtypes.F16: 65504.0, dtypes.F32: 3.4028235e38}
+_MAX_VALUES = {dtypes.BF16: 3.3895314e38, dtypes.F16: 65504.0, dtypes.F32: 3.4028235e38}
 # The smallest magnitude that rounds to infinity: half a step above the largest finite number.
 _OVERFLOW = {dtypes.BF16: (2 - 2**-8) * 2.0**127, dtypes.F16: (2 - 2**-11) * 2.0**15, dtypes.F32: np.inf}
 # The scale of a block is a float16, and so is the minimum of Q4_1 and Q5_1.
-_LARGEST_SCALE = 65504.0
+_MAX_SCALE = 65504.0
 
 
 class Kind(Protocol):
@@ -77,7 +77,7 @@ class Floats:
     @property
     def largest(self) -> float:
         """The largest finite number."""
-        return _LARGEST[self.dtype]
+        return _MAX_VALUES[self.dtype]
 
     def row_size(self, columns: int) -> int:
         """Return the number of bytes of a row."""
@@ -108,7 +108,7 @@ class Blocks:
 
     name: str
     is_quantized: bool = True
-    largest: float = _LARGEST_SCALE
+    largest: float = _MAX_SCALE
     importance: F32Array | None = field(default=None, compare=False)
     rows_per_expert: int = 0
 

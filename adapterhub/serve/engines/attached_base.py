@@ -24,9 +24,9 @@ log = logging.getLogger("adapterhub.serve.engine")
 PROBE = "Once upon a time, there was a"
 MOST_PROBABLE = 5  # tokens whose probabilities are compared
 _BASE_HINT = "Name the base that it has, or start it with this one"
-_LEAST_COMMON = 3  # of these, among the most probable ones of both
+_MIN_COMMON = 3  # of these, among the most probable ones of both
 # Nats: bfloat16 rounds a logit of 20 by up to 0.06, in another batch otherwise; fine-tuning moves some by more than one.
-_MOST_DIFFERENCE = 0.25
+_MAX_DIFFERENCE = 0.25
 
 
 class AttachedBase:
@@ -172,6 +172,6 @@ class BaseChecks:
 def are_alike(probabilities: Mapping[str, float], reference: Mapping[str, float]) -> bool:
     """Return whether the most probable tokens are those of the same weights, up to rounding."""
     common = probabilities.keys() & reference.keys()
-    if len(common) < min(_LEAST_COMMON, len(probabilities), len(reference)):
+    if len(common) < min(_MIN_COMMON, len(probabilities), len(reference)):
         return False
-    return all(abs(probabilities[token] - reference[token]) < _MOST_DIFFERENCE for token in common)
+    return all(abs(probabilities[token] - reference[token]) < _MAX_DIFFERENCE for token in common)

@@ -25,11 +25,11 @@ from .engine_stream import EngineNetwork
 
 _CONNECT = 5.0  # seconds
 _IDLE = 2.0  # seconds after which a connection is not reused, because servers close idle ones after five
-_MOST_IDLE = 64  # connections
+_MAX_IDLE = 64  # connections
 _CALL_SECONDS = 120.0  # seconds for a request that loads or lists something
 _GREETING_SECONDS = 30.0  # seconds in which a look at the health greets a new connection, for which a base may compute a token
 _HEALTH_SECONDS = 2.0  # seconds for an answer that costs an engine nothing
-_LONGEST_DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
+_MAX_DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
 
 
 class BrokenConnectionError(EngineDownError):
@@ -68,8 +68,8 @@ class _Response:
         async with contextlib.aclosing(self.pieces()) as pieces:
             async for piece in pieces:
                 raw += piece
-                if len(raw) > _LONGEST_DOCUMENT:
-                    raise EngineDownError(f"{path}: an answer of more than {_LONGEST_DOCUMENT} bytes")
+                if len(raw) > _MAX_DOCUMENT:
+                    raise EngineDownError(f"{path}: an answer of more than {_MAX_DOCUMENT} bytes")
         try:
             return json_file.parse(raw, path)
         except FormatError:
@@ -164,7 +164,7 @@ class Client:
         """Keep a connection whose answer has ended for later requests, unless it has been closed."""
         if connection not in self._open:  # it is being greeted
             return
-        if connection.is_usable() and len(self._idle) < _MOST_IDLE:
+        if connection.is_usable() and len(self._idle) < _MAX_IDLE:
             self._idle.append(connection)
         else:
             await self._drop(connection)

@@ -28,8 +28,8 @@ from .pooled_engine import EngineAddress, PooledEngine, check_distinct
 log = logging.getLogger("adapterhub.serve.engine")
 SPREAD = 4
 """Requests, for a weight of 1, by which the engines that have a version must be busier than another one before that gets it."""
-_MOST_BREAKS = 2  # connections that one request may break, because it may be what ends the engines
-_MOST_NAMES, _OTHER_ENGINES = 1000, "other"  # engines that are counted by name while the gateway runs
+_MAX_BREAKS = 2  # connections that one request may break, because it may be what ends the engines
+_MAX_NAMES, _OTHER_ENGINES = 1000, "other"  # engines that are counted by name while the gateway runs
 
 
 class EnginePool:
@@ -239,7 +239,7 @@ class EnginePool:
                 problem = error
                 breaks += isinstance(error, BrokenConnectionError)
                 # Another one would take as long as one that is only slow.
-                if isinstance(error, EngineTimeoutError) or breaks == _MOST_BREAKS:
+                if isinstance(error, EngineTimeoutError) or breaks == _MAX_BREAKS:
                     raise
             else:
                 if answer.status not in UNAVAILABLE:
@@ -252,7 +252,7 @@ class EnginePool:
     async def _request(self, member: PooledEngine, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to one engine; return the answer once its first piece has arrived."""
         name = member.address.name
-        self.requests[name if name in self.requests or len(self.requests) < _MOST_NAMES else _OTHER_ENGINES] += 1
+        self.requests[name if name in self.requests or len(self.requests) < _MAX_NAMES else _OTHER_ENGINES] += 1
         member.running += 1
         answer: EngineAnswer | None = None
 

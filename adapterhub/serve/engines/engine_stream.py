@@ -19,7 +19,7 @@ from typing import Any, cast
 import httpcore2
 
 _JOINED = 1 << 16  # bytes of a request that are sent at once
-_MOST_RECEIVED = 1 << 20  # bytes received and not yet read, after which no more is received
+_MAX_RECEIVED = 1 << 20  # bytes received and not yet read, after which no more is received
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ class EngineStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
         """Keep what arrives until it is read."""
         self._pieces.append(data)
         self._received += len(data)
-        if self._received > _MOST_RECEIVED:
+        if self._received > _MAX_RECEIVED:
             self._transport.pause_reading()
         self._wake()
 

@@ -27,7 +27,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 _log = logging.getLogger(__name__)
-_MOST_ROWS = 4  # requests that take turns
+_MAX_ROWS = 4  # requests that take turns
 _CHUNK = 256  # tokens of a prompt per turn
 _CONTEXT = 4096  # tokens of prompt and answer; a context allocates room for all of them at its start
 
@@ -158,7 +158,7 @@ class LibllamaHost(ThreadedHost):
             with self._wake:
                 while not (self._closed or self._rows or self._waiting):
                     self._wake.wait()
-                closed, room = self._closed, len(self._waiting) if self._closed else _MOST_ROWS - len(self._rows)
+                closed, room = self._closed, len(self._waiting) if self._closed else _MAX_ROWS - len(self._rows)
                 self._rows += [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             for row in [*self._rows]:
                 with self._library:

@@ -13,7 +13,7 @@ from adapterhub_converters.errors import FormatError
 from . import COMPLETIONS, EngineAnswer, EngineDownError
 from .line_cutter import LineCutter
 
-_LARGEST = 64 << 20  # bytes of a whole answer, or of a line of a stream
+_MAX_ANSWER = 64 << 20  # bytes of a whole answer, or of a line of a stream
 _DATA = b"data: "
 
 
@@ -105,5 +105,5 @@ def _token_text(entry: Mapping[str, Any]) -> str:
 
 def _check_size(size: int) -> None:
     """Raise EngineDownError for an answer that is too large."""
-    if size > _LARGEST:
-        raise EngineDownError(f"its answer has more than {_LARGEST:,} bytes")
+    if size > _MAX_ANSWER:
+        raise EngineDownError(f"its answer has more than {_MAX_ANSWER:,} bytes")

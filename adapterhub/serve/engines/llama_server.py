@@ -61,7 +61,7 @@ log = logging.getLogger("adapterhub.serve.engine")
 _BASE = "base"
 _POLL_SECONDS = 0.02  # seconds between two looks at a version that is being loaded, or at a process that is ending
 _LOAD_SECONDS = 120.0  # seconds for a version to be loaded
-_MOST_SLOTS = 16
+_MAX_SLOTS = 16
 SILENCE = 60.0
 """Seconds after which the process of a version that answers nothing counts as hanging."""
 
@@ -366,7 +366,7 @@ class OneProcess(_LlamaCpp):
             problem = "one llama-server applies all adapters to embeddings, whatever it is asked for"
             raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
         self._options, self.context, self.precision = options, options.context, options.precision
-        self.max_adapters = self.slots = min(options.max_adapters, _MOST_SLOTS)
+        self.max_adapters = self.slots = min(options.max_adapters, _MAX_SLOTS)
         self._renderer = rendered_prompts.Renderer(partial(base_prompts.of_gguf, options.base))
         self._versions: dict[str, PreparedVersion] = {}
         self._current: _RunningServer | None = None

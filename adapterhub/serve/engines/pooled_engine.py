@@ -23,7 +23,7 @@ from .over_http import Server
 log = logging.getLogger("adapterhub.serve.engine")
 # Seconds between two looks at an engine in use: less than a client keeps an idle connection, so that none is compared again.
 _LOOK_SECONDS = 1.5
-_MOST_MISSES = 2  # looks without an answer, because a busy engine may miss one
+_MAX_MISSES = 2  # looks without an answer, because a busy engine may miss one
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before a look at an engine out of use, longer after each failure
 
 
@@ -166,7 +166,7 @@ class PooledEngine:
             return False
         is_healthy = await self.engine.healthy()
         self._misses = 0 if is_healthy else self._misses + 1
-        if self._misses >= _MOST_MISSES:
+        if self._misses >= _MAX_MISSES:
             self.fail("it does not answer /health")
         elif is_healthy and not self.is_up and time.monotonic() >= self._retry_at:
             self.is_up, self._problem = True, ""

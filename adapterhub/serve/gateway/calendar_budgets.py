@@ -12,7 +12,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from .problems import BUSY, ProblemError
 
 NAMES = ("tokens_per_day", "tokens_per_month")
-_MOST = 10**15  # tokens
+_MAX_TOKENS = 10**15  # tokens
 
 
 def _now() -> datetime.datetime:
@@ -31,7 +31,7 @@ class CalendarBudget:
         """Read the limits of a key; None if it has none. ValueError with the name of a malformed one."""
         for name in NAMES:
             count = table.get(name, 1)
-            if not is_integer(count) or not 0 < count <= _MOST:
+            if not is_integer(count) or not 0 < count <= _MAX_TOKENS:
                 raise ValueError(name)
         per_day, per_month = (table.get(name, 0) for name in NAMES)
         return cls(per_day, per_month) if per_day or per_month else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .lookup import ResolvedVersion
 
 HEADER = "x-adapterhub-deprecated"
-_LONGEST = 200  # characters of a reason
+_MAX_REASON = 200  # characters of a reason
 
 
 def header_of(versions: Iterable[ResolvedVersion]) -> str:
@@ -17,5 +17,5 @@ def header_of(versions: Iterable[ResolvedVersion]) -> str:
     and a letter that no header can have a question mark.
     """
     reasons = dict.fromkeys(version.deprecated for version in versions if version.deprecated is not None)
-    texts = ("".join(letter if letter.isprintable() else " " for letter in reason).strip()[:_LONGEST] for reason in reasons)
+    texts = ("".join(letter if letter.isprintable() else " " for letter in reason).strip()[:_MAX_REASON] for reason in reasons)
     return "; ".join(text or "deprecated" for text in texts).encode("latin-1", "replace").decode("latin-1")

@@ -25,10 +25,10 @@ PATIENCE = 2.0
 """Seconds that a version waits for room before no new request may use the version that it will replace."""
 IDLE = 3600.0
 """Seconds after which the engine forgets an unused version."""
-_LONGEST_WAIT = 120.0  # seconds of waiting for room
+_MAX_WAIT = 120.0  # seconds of waiting for room
 _REFUSAL_SECONDS = 60.0  # seconds that a refusal is remembered
-_MOST_REFUSALS = 1000
-_MOST_PREPARING = 2  # versions prepared at once, each of which may convert a whole adapter
+_MAX_REFUSALS = 1000
+_MAX_PREPARING = 2  # versions prepared at once, each of which may convert a whole adapter
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class EngineVersions:
         self._refusals: OrderedDict[str, tuple[float, AdapterhubError]] = OrderedDict()
         self._queue = asyncio.Lock()  # first come, first served
         self._released = asyncio.Event()
-        self._preparing = asyncio.Semaphore(_MOST_PREPARING)
+        self._preparing = asyncio.Semaphore(_MAX_PREPARING)
 
     def pin(self, models: frozenset[str]) -> None:
         """Pin these versions, and no others from now on."""
@@ -129,7 +129,7 @@ class EngineVersions:
                 self._check_refused(model)
             try:
                 # One request at a time makes room, so that none takes what another has freed.
-                async with asyncio.timeout(_LONGEST_WAIT), self._queue:
+                async with asyncio.timeout(_MAX_WAIT), self._queue:
                     return await self._with_room(distinct)
             except TimeoutError as error:
                 message = f"The engine holds {self.max_adapters} versions, and all of them are in use"
@@ -195,7 +195,7 @@ class EngineVersions:
         self._released.set()
         if isinstance(error, RefusedError | IntegrityError):
             self._refusals[model] = time.monotonic() + _REFUSAL_SECONDS, error
-            while len(self._refusals) > _MOST_REFUSALS:
+            while len(self._refusals) > _MAX_REFUSALS:
                 self._refusals.popitem(last=False)
 
     async def _load(self, resolved: ResolvedVersion) -> PreparedVersion:

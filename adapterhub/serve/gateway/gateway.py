@@ -40,7 +40,7 @@ from .route_file import Key, Routes
 from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
-_MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
+_MAX_WATCHED = 64  # moving refs that are watched, the most recently requested ones
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
 _WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
@@ -314,7 +314,7 @@ class Gateway(GatewayFront):
             watched = self._watched.setdefault(str(ref), _WatchedRef(ref))
             watched.asked_at, watched.digest = time.monotonic(), version.digest
             self._watched.move_to_end(str(ref))
-            if len(self._watched) > _MOST_WATCHED:
+            if len(self._watched) > _MAX_WATCHED:
                 self._watched.popitem(last=False)
         return version
 
@@ -370,7 +370,7 @@ class Gateway(GatewayFront):
 
     def _refs_to_watch(self) -> list[_WatchedRef]:
         """Return the moving refs to check: those of routes, and those asked for recently."""
-        for route in list(self.routes.routes.values())[:_MOST_WATCHED]:
+        for route in list(self.routes.routes.values())[:_MAX_WATCHED]:
             for ref in route.refs():
                 self._watched.setdefault(str(ref), _WatchedRef(ref)).asked_at = time.monotonic()
         since = time.monotonic() - _WATCH_SECONDS

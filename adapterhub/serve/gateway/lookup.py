@@ -33,8 +33,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.lookup")
-_MOST_LISTED = 1000  # names
-_MOST_CACHED = 1024  # refs that were looked up at a remote
+_MAX_LISTED = 1000  # names
+_MAX_CACHED = 1024  # refs that were looked up at a remote
 _AT_ONCE = 4  # requests to a remote
 # Seconds that a request waits for a remote: with an older answer to fall back on, and without one.
 _PATIENCE, _FIRST_PATIENCE = 1.0, 30.0
@@ -148,7 +148,7 @@ class RegistryLookup:
         # of a hub on several machines must be asked for.
         if self._workspace.opener or recent is None or not recent.log.ends_at(ref.name, recent.seq):
             recent = self._recent[ref] = await self._call(work)
-            if len(self._recent) > _MOST_CACHED:
+            if len(self._recent) > _MAX_CACHED:
                 self._recent.popitem(last=False)
         return recent.version
 
@@ -159,7 +159,7 @@ class RegistryLookup:
             refs: list[tuple[str, ResolvedVersion]] = []
             names: set[str] = set()
             for row in registry.list():
-                if row.name not in allowed or (row.name not in names and len(names) >= _MOST_LISTED):
+                if row.name not in allowed or (row.name not in names and len(names) >= _MAX_LISTED):
                     continue
                 names.add(row.name)
                 # A bare name means its tag `latest`, and is listed instead of that tag.
@@ -270,7 +270,7 @@ class RemoteLookup:
         cached = self._answers.setdefault(str(ref), _CachedAnswer())
         self._answers.move_to_end(str(ref))
         # Bounded, because clients choose the names.
-        if len(self._answers) > _MOST_CACHED:
+        if len(self._answers) > _MAX_CACHED:
             self._answers.popitem(last=False)
         if cached.pending is None and self._clock() - cached.answered_at >= self._poll:
             cached.pending = asyncio.create_task(self._ask(ref, cached))
@@ -344,7 +344,7 @@ class RemoteLookup:
     async def list_refs(self, allowed: AllowedNames) -> list[tuple[str, ResolvedVersion]]:
         """Return the refs that were looked up and exist, because few remotes can list names."""
         answers = [(ref, cached.version) for ref, cached in self._answers.items() if cached.version]
-        return sorted((ref, version) for ref, version in answers if version.name in allowed)[:_MOST_LISTED]
+        return sorted((ref, version) for ref, version in answers if version.name in allowed)[:_MAX_LISTED]
 
     def close(self) -> None:
         """Stop without waiting for lookups in progress."""

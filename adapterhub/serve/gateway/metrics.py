@@ -20,7 +20,7 @@ from adapterhub.serve.usage.token_counts import TokenCounts
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_MOST_LABELS = 1000
+_MAX_LABELS = 1000
 _OTHER_VERSIONS = "other"
 
 
@@ -64,7 +64,7 @@ class Metrics:
     def count(self, version: str, path: str, status: int, first: float | None, seconds: float) -> None:
         """Count a finished request; `version` is empty if none was found."""
         # Each label stays in memory and in Prometheus for good.
-        if version not in self._labels and len(self._labels) >= _MOST_LABELS:
+        if version not in self._labels and len(self._labels) >= _MAX_LABELS:
             version = _OTHER_VERSIONS
         self._labels.add(version)
         self._requests.labels(version, path, status).inc()
@@ -78,7 +78,7 @@ class Metrics:
         if not tokens.total:
             return
         labels: tuple[str, ...] = (version, key, route, arm)
-        if labels not in self._token_labels and len(self._token_labels) >= _MOST_LABELS:
+        if labels not in self._token_labels and len(self._token_labels) >= _MAX_LABELS:
             labels = (_OTHER_VERSIONS,) * len(labels)
         self._token_labels.add(labels)
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("answer", tokens.answer)):

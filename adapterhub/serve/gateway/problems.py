@@ -19,7 +19,7 @@ from adapterhub_converters.errors import (
     RemoteError,
 )
 
-_LONGEST = 1000  # characters of a message
+_MAX_MESSAGE = 1000  # characters of a message
 _BEFORE_PATH = " (\"'`=,"
 _PATH = safe_regex.Pattern(rf"(^|[\s{_BEFORE_PATH}])/(?:[^\s/:;,'\"()`]+/)+([^\s/:;,'\"()`]*)")
 INVALID, MISSING, BUSY, DOWN = "invalid_request_error", "model_not_found", "rate_limit_exceeded", "service_unavailable"
@@ -41,7 +41,7 @@ class ProblemError(Exception):
     def document(self) -> dict[str, dict[str, object]]:
         """Return the error object."""
         kind = INVALID if self.status < 500 and self.status != 429 else "server_error" if self.status != 429 else "requests"
-        message = without_paths(self.message[:_LONGEST])
+        message = without_paths(self.message[:_MAX_MESSAGE])
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:

@@ -20,10 +20,10 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import api_forms
 from .problems import engine_failed
 
-_LONGEST = 4 << 20  # bytes of an event
-_LONGEST_STREAM = 1 << 30  # bytes of all events of a stream
+_MAX_EVENT = 4 << 20  # bytes of an event
+_MAX_STREAM = 1 << 30  # bytes of all events of a stream
 _BYTES_PER_TOKEN = 4  # for estimates
-_LARGEST = 64 << 20  # bytes of an answer that is not a stream
+_MAX_ANSWER = 64 << 20  # bytes of an answer that is not a stream
 _MODEL = b'"model"'
 _FIRST = -1  # in place of a choice: what a message states of its prompt before it is answered
 _DATA, _DONE = b"data:", b"[DONE]"
@@ -100,8 +100,8 @@ async def read_whole(pieces: AsyncIterator[bytes]) -> bytes:
     async for piece in pieces:
         content += piece
         # The engine may be somebody else's server, or broken.
-        if len(content) > _LARGEST:
-            raise engine_failed(f"its answer has more than {_LARGEST:,} bytes")
+        if len(content) > _MAX_ANSWER:
+            raise engine_failed(f"its answer has more than {_MAX_ANSWER:,} bytes")
     return bytes(content)
 
 
@@ -186,8 +186,8 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
             # Before its last event is sent on, so that its tokens can be counted before the client has all of it.
             usage.has_ended = ended = ended or any(end in complete_lines for end in ends)
             yield complete_lines
-        if len(cutter.remainder) > _LONGEST or length > _LONGEST_STREAM:
-            raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")
+        if len(cutter.remainder) > _MAX_EVENT or length > _MAX_STREAM:
+            raise engine_failed(f"its stream has more than {_MAX_STREAM:,} bytes, or an event more than {_MAX_EVENT:,}")
     if cutter.remainder or not ended:
         raise engine_failed("its stream was cut off")
 

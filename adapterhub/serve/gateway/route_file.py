@@ -48,9 +48,9 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import calendar_budgets
 from .calendar_budgets import CalendarBudget
 
-_MOST_TARGETS, _MOST_RULES, _MOST_TABLES, _MOST_ENGINES = 16, 64, 10_000, 256
-_LONGEST_NAME = 256  # characters
-_LARGEST_PRIORITY = 1_000_000
+_MAX_TARGETS, _MAX_RULES, _MAX_TABLES, _MAX_ENGINES = 16, 64, 10_000, 256
+_MAX_NAME = 256  # characters
+_MAX_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +199,8 @@ def _tables(document: Mapping[str, Any], name: str, location: str) -> dict[str, 
     tables = document.get(name, {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise _invalid(f"{location}: {name}", "not a table of tables", f"Write [{name}.NAME]")
-    if len(tables) > _MOST_TABLES:
-        raise _invalid(f"{location}: {name}", f"more than {_MOST_TABLES:,}")
+    if len(tables) > _MAX_TABLES:
+        raise _invalid(f"{location}: {name}", f"more than {_MAX_TABLES:,}")
     return tables
 
 
@@ -214,12 +214,12 @@ def _check_names(table: Mapping[str, Any], allowed: Sequence[str], location: str
 def _route(name: str, table: Mapping[str, Any], location: str) -> Route:
     """Parse a route."""
     place = f"{location}: routes.{name[:80]}"
-    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable() or set(name) & set(", "):
+    if not 0 < len(name) <= _MAX_NAME or not name.isprintable() or set(name) & set(", "):
         raise _invalid(place, "a name has no comma and no space, and 1 to 256 characters")
     _check_names(table, ("to", "when", "warm", "pin"), place)
     rules = table.get("when", [])
-    if not isinstance(rules, list) or len(rules) > _MOST_RULES or not all(isinstance(rule, dict) for rule in rules):
-        raise _invalid(f"{place}.when", f"not a list of at most {_MOST_RULES} tables", f"Write [[routes.{name}.when]]")
+    if not isinstance(rules, list) or len(rules) > _MAX_RULES or not all(isinstance(rule, dict) for rule in rules):
+        raise _invalid(f"{place}.when", f"not a list of at most {_MAX_RULES} tables", f"Write [[routes.{name}.when]]")
     parsed_rules = tuple(_rule(rule, f"{place}.when[{at}]") for at, rule in enumerate(rules))
     return Route(name, _target(table, place), parsed_rules, *(_flag(table, flag, place) for flag in ("warm", "pin")))
 
@@ -241,8 +241,8 @@ def _rule(table: Mapping[str, Any], place: str) -> Rule:
 def _engines(document: Mapping[str, Any], location: str) -> tuple[EngineAddress, ...]:
     """Parse the engines."""
     tables = document.get("engines", [])
-    if not isinstance(tables, list) or len(tables) > _MOST_ENGINES or not all(isinstance(table, dict) for table in tables):
-        raise _invalid(f"{location}: engines", f"not a list of at most {_MOST_ENGINES} tables", "Write [[engines]]")
+    if not isinstance(tables, list) or len(tables) > _MAX_ENGINES or not all(isinstance(table, dict) for table in tables):
+        raise _invalid(f"{location}: engines", f"not a list of at most {_MAX_ENGINES} tables", "Write [[engines]]")
     addresses = tuple(_engine(table, f"{location}: engines[{number}]") for number, table in enumerate(tables))
     check_distinct(addresses, f"{location}: engines")
     return addresses
@@ -254,8 +254,8 @@ def _engine(table: Mapping[str, Any], place: str) -> EngineAddress:
     url, name = _text(table, "url", place), _text(table, "name", place)
     if not url.startswith(("http://", "https://")):
         raise _invalid(f"{place}.url", "not the URL of a server", "Write it like http://127.0.0.1:8001")
-    if not name.isprintable() or len(name) > _LONGEST_NAME:
-        raise _invalid(f"{place}.name", f"a name has at most {_LONGEST_NAME} characters, all printable")
+    if not name.isprintable() or len(name) > _MAX_NAME:
+        raise _invalid(f"{place}.name", f"a name has at most {_MAX_NAME} characters, all printable")
     weight = table.get("weight", 1)
     if not json_file.is_number(weight) or not 0.001 <= weight <= 1000:
         raise _invalid(f"{place}.weight", "not a number from 0.001 to 1,000", "To stop using an engine, remove its table")
@@ -266,7 +266,7 @@ def _target(table: Mapping[str, Any], place: str) -> Target:
     """Parse a target: a ref or blend, or several with their shares."""
     to = table.get("to")
     shares = {to: 1} if isinstance(to, str) else to
-    if not isinstance(shares, dict) or not 0 < len(shares) <= _MOST_TARGETS:
+    if not isinstance(shares, dict) or not 0 < len(shares) <= _MAX_TARGETS:
         raise _invalid(f"{place}.to", "not a ref, and not shares of refs", 'Write to = "team/legal:prod"')
     for text, share in shares.items():
         try:
@@ -317,8 +317,8 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     except ValueError as error:
         raise _invalid(f"{place}.{error}", "not a number of tokens", f"Write it like {error} = 1_000_000") from error
     priority = table.get("priority", 0)
-    if not json_file.is_integer(priority) or abs(priority) > _LARGEST_PRIORITY:
-        raise _invalid(f"{place}.priority", f"not a whole number from -{_LARGEST_PRIORITY:,} to {_LARGEST_PRIORITY:,}")
+    if not json_file.is_integer(priority) or abs(priority) > _MAX_PRIORITY:
+        raise _invalid(f"{place}.priority", f"not a whole number from -{_MAX_PRIORITY:,} to {_MAX_PRIORITY:,}")
     return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, max_running, tokens, budget, priority)
 
 

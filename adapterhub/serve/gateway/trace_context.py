@@ -20,7 +20,7 @@ _TRACEPARENT = safe_regex.Pattern(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-
 _MEMBER = safe_regex.Pattern(
     r"((?:[a-z][a-z0-9_*/-]{0,255})|(?:[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13}))=([ -+\--<>-~]{0,255}[!-+\--<>-~])"
 )
-_MOST_MEMBERS, _LONGEST_STATE = 32, 4096
+_MAX_MEMBERS, _MAX_STATE = 32, 4096
 _FLAGS = 0b11  # sampled, and random
 
 
@@ -75,4 +75,4 @@ def _state(texts: list[str]) -> str:
     names = {match[1] for member in members if (match := _MEMBER.fullmatch(member))}
     # Each well-formed, and none twice.
     state = ",".join(members)
-    return state if len(names) == len(members) <= _MOST_MEMBERS and len(state) <= _LONGEST_STATE else ""
+    return state if len(names) == len(members) <= _MAX_MEMBERS and len(state) <= _MAX_STATE else ""

@@ -24,7 +24,7 @@ from .values import TOO_LONG, Blend, Request, Texts
 MAX_ANSWERS = 128
 """The largest number of answers to a request: its prompts times `n`."""
 _MAX_SEED = 2**63
-_LEAST_REPETITION = 0.01  # of the repetition penalty, so that no logit overflows
+_MIN_REPETITION = 0.01  # of the repetition penalty, so that no logit overflows
 _SLACK = 4  # characters of a text for each one left in its tokens: some tokenizers compose characters, or drop spaces
 # Parameters that are not supported, with the values that ask for nothing; null always does.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -98,7 +98,7 @@ class ApiRequest:
             bias=values.bias(),
             presence_penalty=values.number("presence_penalty", 0.0, least=-2.0, most=2.0),
             frequency_penalty=values.number("frequency_penalty", 0.0, least=-2.0, most=2.0),
-            repetition_penalty=values.number("repetition_penalty", 1.0, least=_LEAST_REPETITION, most=1 / _LEAST_REPETITION),
+            repetition_penalty=values.number("repetition_penalty", 1.0, least=_MIN_REPETITION, most=1 / _MIN_REPETITION),
             # vLLM and llama-server write all tokens as 0 or -1.
             top_k=max(0, values.integer("top_k", 0, least=-1, most=2**31)),
             min_p=values.number("min_p", 0.0, most=1.0),

@@ -30,7 +30,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 PADDING = 16
 """Ranks are padded to a multiple of this."""
-WIDEST = 128
+MAX_WIDTH = 128
 """Slots are multiplied together up to this many numbers. Libraries split longer sums, and a sum that is split inside a slot is
 rounded differently from that of the slot alone."""
 _SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -185,7 +185,7 @@ class Slots:
 
     def _parts_of_turn(self, uses: Sequence[Use], tokens: int) -> Iterator[_SlotPart]:
         """Yield the parts in which each token uses one slot, or none."""
-        together = max(1, WIDEST // self.rank)
+        together = max(1, MAX_WIDTH // self.rank)
         used = sorted({slot for use in uses for slot, _ in use})
         for _, group in groupby(used, lambda slot: slot // together):
             slots = [*group]

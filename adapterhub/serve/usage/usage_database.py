@@ -19,7 +19,7 @@ from .token_counts import TokenCounts
 FILE = "usage.db"
 HOUR, DAY = 3600, 86400
 """Seconds."""
-_LONGEST_DAYS = 400
+_MAX_DAYS = 400
 _LOCK_SECONDS = 5.0
 # The statements that take the database from each version to the next; `user_version` counts them. Never edit one: append.
 MIGRATIONS = (
@@ -117,7 +117,7 @@ class UsageDatabase(SqliteFile):
 
     def delete_old(self, now: float) -> None:
         """Delete the rows that are kept no longer."""
-        first_day = int(now) // DAY - _LONGEST_DAYS
+        first_day = int(now) // DAY - _MAX_DAYS
         with self.transaction():
             self.execute("DELETE FROM usage WHERE hour < ?", first_day * DAY)
             self.execute("DELETE FROM key_days WHERE day < ?", first_day)

@@ -26,7 +26,7 @@ from .usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum
 
 log = logging.getLogger("adapterhub.serve.usage")
 FLUSH_SECONDS = 2.0
-_MOST_ROWS = 10_000  # of an hour, and in memory; what would be a further row is counted as `other`
+_MAX_ROWS = 10_000  # of an hour, and in memory; what would be a further row is counted as `other`
 _OTHER = "other"
 _LOG_SECONDS = 300.0  # between two lines about the same failure
 _END_SECONDS = 10.0  # that the end of a gateway waits for the last sums to be written
@@ -100,7 +100,7 @@ class UsageRecorder:
             if hour != self._hour:
                 self._hour, self._hour_rows = hour, set()
             is_new = row not in self._sums and row not in self._hour_rows
-            if is_new and max(len(self._hour_rows), len(self._sums)) >= _MOST_ROWS:
+            if is_new and max(len(self._hour_rows), len(self._sums)) >= _MAX_ROWS:
                 row = replace(row, version=_OTHER, route=_OTHER, arm=_OTHER, engine=_OTHER, path=_OTHER)
             self._hour_rows.add(row)
             self._sums.setdefault(row, UsageSum()).add(tokens)

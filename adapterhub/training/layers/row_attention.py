@@ -3,7 +3,7 @@
 On CUDA, documents that share rows are attended to by `varlen` without a mask; torch does everything else. On a CPU, torch's
 flash attention recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes a mask over every
 pair, multiplies all pairs, and works in float32. So there everything is a batched matrix product in the compute dtype. Rows of
-up to LONGEST tokens keep their probabilities; longer rows are attended to block by block and recomputed in the backward pass. A
+up to MAX_LENGTH tokens keep their probabilities; longer ones are attended to block by block, recomputed in the backward pass. A
 module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of its own file. An indexer's choice
 of keys becomes a mask here: modules make one only for attention that is called eager or sdpa.
 """
@@ -22,7 +22,7 @@ from adapterhub_converters.errors import RefusedError
 from . import varlen
 
 NAME = "adapterhub_short_rows"
-LONGEST = 512  # tokens; in longer rows, T x T probabilities for every layer take too much memory
+MAX_LENGTH = 512  # tokens; in longer rows, T x T probabilities for every layer take too much memory
 BLOCK = 128  # queries at a time in longer rows
 # Every keyword that a module of transformers passes, by what is done with it; any other is refused.
 EAGER_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias")  # more than masked scaled dot products
@@ -82,7 +82,7 @@ def attention(
         return _attend_eagerly(module, query, key, value, attention_mask, **kwargs)
     tokens = query.shape[2]
     causal = attention_mask is not None or kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
-    biased = tokens > LONGEST and attention_mask is not None and attention_mask.dtype != torch.bool
+    biased = tokens > MAX_LENGTH and attention_mask is not None and attention_mask.dtype != torch.bool
     if query.device.type != "cpu" or not causal or biased or key.shape[2] != tokens or kwargs.get("dropout"):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -97,7 +97,7 @@ def attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: float) -> Tensor:
-    if query.shape[2] > LONGEST:
+    if query.shape[2] > MAX_LENGTH:
         return attend_blockwise(query, key, value, mask, factor)
     return _ShortRows.apply(query, key, value, _score_bias(mask, query, key), factor)
 

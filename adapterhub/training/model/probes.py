@@ -30,8 +30,8 @@ _TOLERANCE = 0.05  # of the norm of all states: differences that 16 bits and man
 _LIMIT = safe_regex.Pattern(r"(?:.*_)?(?:window|window_size|chunk_size|topk|block_size)")
 _BEYOND = 1.25  # the length of the compared row, relative to the largest limit
 _EPSILONS = 4  # of the dtype, the difference of two computations of the same attention, relative to its norm
-_SMALLEST_TOLERANCE = 1e-4  # in float32, where sums in another order differ by more than its epsilon
-_MOST_LAYERS = 12  # that are compared, from the first on
+_MIN_TOLERANCE = 1e-4  # in float32, where sums in another order differ by more than its epsilon
+_MAX_LAYERS = 12  # that are compared, from the first on
 _BYTES_PER_SCORE = 12  # of eager attention: scores, their softmax in float32, and the mask
 
 
@@ -139,7 +139,7 @@ def check_attention(base: Base, longest: int, free: int | None, location: str, *
         length //= 2
     one_document = torch.arange(length)[None]
     two_documents = torch.cat([torch.arange(_FIRST_LENGTH), torch.arange(length - _FIRST_LENGTH)])[None]
-    tolerance = max(_EPSILONS * torch.finfo(base.head.dtype).eps, _SMALLEST_TOLERANCE)
+    tolerance = max(_EPSILONS * torch.finfo(base.head.dtype).eps, _MIN_TOLERANCE)
     path, difference = _largest_difference(base, two_documents if packed else one_document)
     # A difference that is not a number is refused, too.
     if packed and not difference <= tolerance and _largest_difference(base, one_document)[1] <= tolerance:
@@ -162,8 +162,8 @@ def _limits(config: Any, longest: int) -> list[int]:
 
 
 def _largest_limit(config: Any, longest: int) -> int:
-    # Rows of more than LONGEST tokens are computed in another way.
-    return max([*_limits(config, longest), row_attention.LONGEST if longest > row_attention.LONGEST else 0])
+    # Rows of more than MAX_LENGTH tokens are computed in another way.
+    return max([*_limits(config, longest), row_attention.MAX_LENGTH if longest > row_attention.MAX_LENGTH else 0])
 
 
 def _compared_length(config: Any, longest: int) -> int:
@@ -217,7 +217,7 @@ def _first_layers(base: Base) -> Iterator[None]:
         return
     layers = max(stacks, key=len)
     kinds = [_kind(layer) for layer in layers]
-    count = min(max(kinds.index(kind) for kind in kinds) + 1, _MOST_LAYERS)
+    count = min(max(kinds.index(kind) for kind in kinds) + 1, _MAX_LAYERS)
     if count == len(layers):
         yield
         return

@@ -25,7 +25,7 @@ from . import FORMATS, peft
 OTHER = "other"
 """The format, and the method, of an adapter whose config names none that is known."""
 _METHOD_NAME = safe_regex.Pattern(r"[a-z0-9][a-z0-9_-]{0,39}")
-_LARGEST_CLAIM = 1 << 20  # a rank or an alpha beyond it is no claim worth repeating
+_MAX_CLAIM = 1 << 20  # a rank or an alpha beyond it is no claim worth repeating
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _method_by_tensor_names(kinds: Mapping[str, TensorKind]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return json_file.is_number(value) and 0 < value <= _LARGEST_CLAIM
+    return json_file.is_number(value) and 0 < value <= _MAX_CLAIM
 
 
 def _nonempty_text(value: object) -> str | None:

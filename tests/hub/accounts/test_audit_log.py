@@ -14,13 +14,13 @@ from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.trust import keys
 
-MOST, INTERVAL = 40, 10
+MAX_ROWS, INTERVAL = 40, 10
 
 
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDatabase]:
     """The tables of a hub, with a log of at most 40 rows, of which 95 were recorded."""
-    monkeypatch.setattr(audit_log, "MOST_ROWS", MOST)
+    monkeypatch.setattr(audit_log, "MAX_ROWS", MAX_ROWS)
     monkeypatch.setattr(audit_log, "_CUT_INTERVAL", INTERVAL)
     ah.Registry(tmp_path / "r").close()
     with closing(HubDatabase(tmp_path / "r")) as database:
@@ -46,7 +46,7 @@ def test_the_log_has_a_bound_and_is_verified_across_its_cuts(database: HubDataba
         assert broken is None
         assert newest is not None
         assert newest[0] == last
-        assert count <= MOST + INTERVAL
+        assert count <= MAX_ROWS + INTERVAL
     assert last == 95 + 5 * 33
     assert database.select("SELECT count(*) FROM audit_cuts") == [(1,)]
 

@@ -15,7 +15,7 @@ from adapterhub.training.data.packed_rows import order  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.training.conftest import tiny_base  # noqa: E402
 from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
-from tests.training.test_preference import DPO, LONGEST, PAIRS, ROWS, our_losses  # noqa: E402
+from tests.training.test_preference import DPO, MAX_LENGTH, PAIRS, ROWS, our_losses  # noqa: E402
 
 __all__ = ["tiny_base"]
 
@@ -32,7 +32,7 @@ def their_trainer(settings: train_config.TrainConfig, model: Any, folder: Path) 
         output_dir=str(folder / "trl"), max_steps=STEPS, per_device_train_batch_size=micro, beta=DPO.strength,
         gradient_accumulation_steps=ROWS // micro, learning_rate=train.learning_rate, lr_scheduler_type="linear",
         weight_decay=0.0, max_grad_norm=1.0, seed=train.seed, train_sampling_strategy="sequential",
-        max_length=LONGEST, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
+        max_length=MAX_LENGTH, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
         gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
     given = Dataset.from_list([PAIRS[number] for number in order(len(PAIRS), STEPS * ROWS, train.seed)])

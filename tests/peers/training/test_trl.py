@@ -23,7 +23,7 @@ from tests.training.conftest import packed_rows, tiny_base  # noqa: E402
 from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
 
 __all__ = ["tiny_base"]
-ROWS, LONGEST = 4, 96
+ROWS, MAX_LENGTH = 4, 96
 # What the tiny base's own template writes, with the marks that trl needs to find the answers.
 MARKED = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
@@ -48,7 +48,7 @@ def our_run(settings: train_config.TrainConfig) -> tuple[Any, Any, list[float]]:
     """The model before any step, the one after, and the losses."""
     first, loaded_model = loaded(settings), loaded(settings)
     examples = [encode(chat, loaded_model.tokenizer, loss="completion", location="") for chat in CHATS]
-    rows = packed_rows(examples, LONGEST, pack_rows=False)
+    rows = packed_rows(examples, MAX_LENGTH, pack_rows=False)
     state = new_state(loaded_model.model, settings.train)
     losses = [training_loop.advance(loaded_model, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     return first, loaded_model, losses
@@ -67,7 +67,7 @@ def their_trainer(settings: train_config.TrainConfig, model: Any, folder: Path) 
         output_dir=str(folder / "trl"), max_steps=STEPS, per_device_train_batch_size=micro,
         gradient_accumulation_steps=ROWS // micro, learning_rate=train.learning_rate, lr_scheduler_type="linear",
         weight_decay=0.0, max_grad_norm=1.0, seed=train.seed, train_sampling_strategy="sequential", assistant_only_loss=True,
-        max_length=LONGEST, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
+        max_length=MAX_LENGTH, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
         gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
     dataset = Dataset.from_list([CHATS[number] for number in drawn])

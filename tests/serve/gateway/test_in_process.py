@@ -531,7 +531,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_what_is_no_answer_is_one_error(settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(rewriting, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(rewriting, "_MAX_ANSWER", 1 << 20)
     first, forever, words = WHOLE[kind]
     failed, _, right = responses(settings, Elsewhere(first, forever), 3)
     assert failed.status_code in (502, 503)
@@ -558,7 +558,7 @@ STREAMS = {
 def test_a_stream_that_is_none_ends_with_an_error(
     settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(rewriting, "_LONGEST_STREAM", 1 << 18)
+    monkeypatch.setattr(rewriting, "_MAX_STREAM", 1 << 18)
     first, forever, words = STREAMS[kind]
     failed, _, right = responses(settings, Elsewhere(OK + EVENTS + first, forever), 3, stream=True)
     assert failed.status_code in (200, 502)

@@ -190,7 +190,7 @@ def test_a_digest_in_an_image_layout_is_of_those_names_alone_that_lead_to_it(mak
 def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.serve.gateway.lookup._MOST_CACHED", 4)
+    monkeypatch.setattr("adapterhub.serve.gateway.lookup._MAX_CACHED", 4)
     for number in range(9):
         with pytest.raises(NotFoundError):
             remote.find(f"team/none-{number}")

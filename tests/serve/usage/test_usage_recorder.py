@@ -159,7 +159,7 @@ def test_the_end_writes_what_is_left(tmp_path: Path) -> None:
 
 
 def test_the_rows_of_an_hour_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage_recorder, "_MOST_ROWS", 10)
+    monkeypatch.setattr(usage_recorder, "_MAX_ROWS", 10)
     recorder = UsageRecorder(tmp_path / FILE, clock=lambda: 0.0)
     for number in range(30):
         add(recorder, f"team/a{number}")

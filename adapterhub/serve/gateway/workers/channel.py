@@ -19,7 +19,7 @@ from adapterhub_converters.errors import LocalIOError
 
 log = logging.getLogger("adapterhub.serve.workers")
 Message = dict[str, Any]
-_LONGEST = 256 << 20  # bytes of a message, which may have the body of a request
+_MAX_MESSAGE = 256 << 20  # bytes of a message, which may have the body of a request
 _CONNECT_SECONDS = 30.0
 
 
@@ -136,7 +136,7 @@ async def connect(path: Path) -> Channel:
     deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
     while True:
         try:
-            reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST)
+            reader, writer = await asyncio.open_unix_connection(path, limit=_MAX_MESSAGE)
         except OSError as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise LocalIOError(str(path), error.strerror or str(error)) from error
@@ -160,7 +160,7 @@ async def listening(path: Path, attend: Callable[[Conversation, Message], Awaita
         task.add_done_callback(channels.discard)
 
     try:
-        server = await asyncio.start_unix_server(serve, path, limit=_LONGEST)
+        server = await asyncio.start_unix_server(serve, path, limit=_MAX_MESSAGE)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error), "Set TMPDIR to a shorter path") from error
     try:

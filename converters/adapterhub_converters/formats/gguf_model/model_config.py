@@ -118,8 +118,8 @@ _OWN_NAMES = {"gpt2": {"n_embd": "hidden_size", "n_head": "num_attention_heads",
 _OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _SCALED = ("llama3", "yarn", "longrope")
-_LARGEST = 3.4e38  # of float32
-_LARGEST_COUNTS = {"num_hidden_layers": 10_000, "num_attention_heads": 1 << 20, "hidden_size": 1 << 24, "head_dim": 1 << 20}
+_MAX_FLOAT = 3.4e38  # of float32
+_MAX_COUNTS = {"num_hidden_layers": 10_000, "num_attention_heads": 1 << 20, "hidden_size": 1 << 24, "head_dim": 1 << 20}
 """Upper limits of the numbers that size lists and arrays, and of those that others are divided by."""
 
 
@@ -169,7 +169,7 @@ class Config:
         return self._float(key, self.sliding_rope.get(key))
 
     def _float(self, key: str, value: Any) -> float:
-        if not is_number(value) or abs(value) > _LARGEST:
+        if not is_number(value) or abs(value) > _MAX_FLOAT:
             raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, but a GGUF needs a number there")
         return float(value)
 
@@ -187,7 +187,7 @@ def complete_config(config: Mapping[str, Any], location: str) -> Config:
     values = {**_DEFAULTS[model_type], **config}
     for own_name, common_name in _OWN_NAMES.get(model_type, {}).items():
         values.setdefault(common_name, values.get(own_name))
-    for key, largest in _LARGEST_COUNTS.items():
+    for key, largest in _MAX_COUNTS.items():
         if isinstance(number := values.get(key), int) and not 1 <= number <= largest:
             raise RefusedError(location, f"config.json: {key} is {number}, not a number from 1 to {largest:,}")
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")

@@ -19,7 +19,7 @@ FIRST = json.dumps({"to": 1, "kind": "request"}).encode() + b"\n"
 def test_a_cut_or_malformed_message_ends_the_conversations_of_its_channel_only(
     rest: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "_LONGEST", 64)
+    monkeypatch.setattr(channel, "_MAX_MESSAGE", 64)
     ends, failures = list[str](), list[dict[str, Any]]()
 
     async def attend(talk: Conversation, _first: Message) -> None:
