@@ -1,8 +1,13 @@
-"""What the handlers about accounts and namespaces share: who asks, the body of a change, and an answer that nobody keeps."""
+"""Handlers of requests about accounts and namespaces, made from functions that read or change the tables.
+
+A decorated function gets a `Call` and the parts of the path, and returns the document of the answer, which nobody caches. It
+checks the client's rights itself; `by` says whom to refuse before the body of a change is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 
 from starlette.requests import Request
@@ -10,45 +15,54 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.access_control import NoTokenError, check_admin
 from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.accounts.accounts import EVERYWHERE, check_namespace
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.request_context import read_object
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .api_requests import is_set
 
 _MAX_BODY = 64 << 10  # bytes
 _NO_STORE = {"cache-control": "no-store"}
 Fields = dict[str, Any]
-Read = Callable[[HubDatabase, Identity | None], Any]
-Change = Callable[[HubDatabase, Identity | None, Fields], Any]
+Document = dict[str, Any]
+Handler = Callable[[Hub, Request], Awaitable[Response]]
+PathParser = Callable[[Request], Any]
 
 
-async def answer_read(hub: Hub, request: Request, read: Read) -> Response:
-    """Return the response with what a client may see of the tables; `read` checks its rights."""
-    identity = hub.identify(request)
-    document = await hub.workers.run(lambda worker: read(worker.database, identity))
-    return JSONResponse(document, headers=_NO_STORE)
+@dataclass(frozen=True)
+class Call:
+    """A request while a worker answers it.
 
-
-async def answer_change(hub: Hub, request: Request, change: Change, *, admin_of: str = "", status: int = 200) -> Response:
-    """Make a change with the fields of the body; `change` checks the client's rights.
-
-    Who has no token, or is not an admin of the namespace `admin_of`, is refused before the body is read.
+    Attributes:
+        fields: The body of a change.
     """
-    _check_sender(hub, request, admin_of)
-    fields = await read_object(request, _MAX_BODY)
-    # Looked up again: the token or the role may be gone since the body began.
-    identity = hub.identify(request)
-    document = await hub.workers.run(lambda worker: change(worker.database, identity, fields))
-    return JSONResponse(document or {}, status, headers=_NO_STORE)
+
+    request: Request
+    database: HubDatabase
+    identity: Identity | None
+    fields: Fields
+
+    @property
+    def force(self) -> bool:
+        """Whether the client insists on a change that leaves nobody to undo it."""
+        return is_set(self.request, "force")
 
 
-def _check_sender(hub: Hub, request: Request, admin_of: str) -> None:
-    identity = hub.identify(request)
-    if identity is None:
-        raise NoTokenError
-    if admin_of:
-        check_admin(identity, admin_of)
+# ---- parts of the path
+
+
+def account_of(request: Request) -> str:
+    """Return the account in a path."""
+    return path_part(request, "account")
+
+
+def namespace_of(request: Request) -> str:
+    """Return the namespace in a path; UsageError for text that cannot be one."""
+    return check_namespace(path_part(request, "namespace"))
 
 
 def number_of(request: Request) -> int:
@@ -57,3 +71,69 @@ def number_of(request: Request) -> int:
     if not text.isdecimal() or not text.isascii() or len(text) > 18:
         raise UsageError(text[:80], "is not a number")
     return int(text)
+
+
+# ---- who may make a change
+
+
+def anybody(_identity: Identity, _request: Request) -> None:
+    """Accept every client that has a token."""
+
+
+def hub_admin(identity: Identity, _request: Request) -> None:
+    """Refuse a client that is not an admin of the hub."""
+    check_admin(identity, EVERYWHERE)
+
+
+def namespace_admin(identity: Identity, request: Request) -> None:
+    """Refuse a client that is not an admin of the namespace in the path."""
+    check_admin(identity, namespace_of(request))
+
+
+# ---- handlers
+
+
+def read_handler(*parsers: PathParser) -> Callable[[Callable[..., Document]], Handler]:
+    """Decorate a function that reads the tables."""
+
+    def decorate(read: Callable[..., Document]) -> Handler:
+        @wraps(read)
+        async def answer_read(hub: Hub, request: Request) -> Response:
+            parts = [parse(request) for parse in parsers]
+            identity = hub.identify(request)
+            document = await hub.workers.run(lambda worker: read(Call(request, worker.database, identity, {}), *parts))
+            return JSONResponse(document, headers=_NO_STORE)
+
+        return answer_read
+
+    return decorate
+
+
+def change_handler(
+    *parsers: PathParser, by: Callable[[Identity, Request], None] = anybody, status: int = 200
+) -> Callable[[Callable[..., Document]], Handler]:
+    """Decorate a function that changes the tables.
+
+    Args:
+        parsers: The parts of the path, which are refused first.
+        by: Raises the error for a client that is refused before the body is read.
+        status: The status of a success.
+    """
+
+    def decorate(change: Callable[..., Document]) -> Handler:
+        @wraps(change)
+        async def answer_change(hub: Hub, request: Request) -> Response:
+            parts = [parse(request) for parse in parsers]
+            sender = hub.identify(request)
+            if sender is None:
+                raise NoTokenError
+            by(sender, request)
+            fields = await read_object(request, _MAX_BODY)
+            # Looked up again: the token or the role may be gone since the body began.
+            identity = hub.identify(request)
+            document = await hub.workers.run(lambda worker: change(Call(request, worker.database, identity, fields), *parts))
+            return JSONResponse(document, status, headers=_NO_STORE)
+
+        return answer_change
+
+    return decorate

@@ -8,141 +8,100 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.administration import hub_admins, namespace_admins
 from adapterhub.hub.administration.storage_usage import storage_usage
-from adapterhub.hub.hf.reading import path_part, query_number
+from adapterhub.hub.hf.reading import query_number
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.workers import Worker
 
-from .account_requests import Fields, answer_change, answer_read, number_of
-from .api_requests import is_set
+from .account_requests import Call, Document, account_of, change_handler, hub_admin, number_of, read_handler
 from .request_fields import mapping_field, text_field
 
 # ---- accounts
 
 
-async def accounts(hub: Hub, request: Request) -> Response:
+@read_handler()
+def accounts(call: Call) -> Document:
     """GET …/accounts."""
-
-    def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        return {"accounts": [asdict(account) for account in hub_admins.list_accounts(database, identity)]}
-
-    return await answer_read(hub, request, read)
+    return {"accounts": [asdict(account) for account in hub_admins.list_accounts(call.database, call.identity)]}
 
 
-async def invite(hub: Hub, request: Request) -> Response:
+@change_handler(by=hub_admin, status=201)
+def invite(call: Call) -> Document:
     """POST …/accounts: add an account with roles; the answer is the only one with its first token."""
-
-    def change(database: HubDatabase, identity: Identity | None, fields: Fields) -> dict[str, Any]:
-        account, roles = text_field(fields, "account"), mapping_field(fields, "roles")
-        return {"account": account, "roles": roles, "token": hub_admins.invite(database, identity, account, roles)}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE, status=201)
+    account, roles = text_field(call.fields, "account"), mapping_field(call.fields, "roles")
+    return {"account": account, "roles": roles, "token": hub_admins.invite(call.database, call.identity, account, roles)}
 
 
-async def remove_account(hub: Hub, request: Request) -> Response:
+@change_handler(account_of, by=hub_admin)
+def remove_account(call: Call, account: str) -> Document:
     """DELETE …/accounts/{account}."""
-    account = path_part(request, "account")
-
-    def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        hub_admins.remove_account(database, identity, account, force=is_set(request, "force"))
-        return {"removed": account, "kind": "account"}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE)
+    hub_admins.remove_account(call.database, call.identity, account, force=call.force)
+    return {"removed": account, "kind": "account"}
 
 
-async def disable_account(hub: Hub, request: Request) -> Response:
+@change_handler(account_of, by=hub_admin)
+def disable_account(call: Call, account: str) -> Document:
     """PUT or DELETE …/accounts/{account}/disabled."""
-    account, disabled = path_part(request, "account"), request.method == "PUT"
-
-    def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        hub_admins.set_disabled(database, identity, account, disabled=disabled, force=is_set(request, "force"))
-        return {"account": account, "disabled": disabled}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE)
+    disabled = call.request.method == "PUT"
+    hub_admins.set_disabled(call.database, call.identity, account, disabled=disabled, force=call.force)
+    return {"account": account, "disabled": disabled}
 
 
-async def set_role(hub: Hub, request: Request) -> Response:
+@change_handler(account_of, by=hub_admin)
+def set_role(call: Call, account: str) -> Document:
     """PUT …/accounts/{account}/role: the role in every namespace."""
-    account = path_part(request, "account")
-
-    def change(database: HubDatabase, identity: Identity | None, fields: Fields) -> dict[str, Any]:
-        role = text_field(fields, "role")
-        namespace_admins.set_member(database, identity, EVERYWHERE, account, role, force=is_set(request, "force"))
-        return {"account": account, "role": role}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE)
+    role = text_field(call.fields, "role")
+    namespace_admins.set_member(call.database, call.identity, EVERYWHERE, account, role, force=call.force)
+    return {"account": account, "role": role}
 
 
-async def remove_role(hub: Hub, request: Request) -> Response:
+@change_handler(account_of, by=hub_admin)
+def remove_role(call: Call, account: str) -> Document:
     """DELETE …/accounts/{account}/role."""
-    account = path_part(request, "account")
-
-    def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        namespace_admins.remove_member(database, identity, EVERYWHERE, account, force=is_set(request, "force"))
-        return {"removed": account, "kind": "member"}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE)
+    namespace_admins.remove_member(call.database, call.identity, EVERYWHERE, account, force=call.force)
+    return {"removed": account, "kind": "member"}
 
 
 # ---- tokens
 
 
-async def tokens(hub: Hub, request: Request) -> Response:
+@read_handler()
+def tokens(call: Call) -> Document:
     """GET …/tokens: of all accounts."""
-
-    def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        return {"tokens": [asdict(token) for token in hub_admins.list_tokens(database, identity)]}
-
-    return await answer_read(hub, request, read)
+    return {"tokens": [asdict(token) for token in hub_admins.list_tokens(call.database, call.identity)]}
 
 
-async def revoke_token(hub: Hub, request: Request) -> Response:
+@change_handler(number_of, by=hub_admin)
+def revoke_token(call: Call, ident: int) -> Document:
     """DELETE …/tokens/{ident}: of anybody."""
-    ident = number_of(request)
-
-    def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        hub_admins.revoke_token(database, identity, ident)
-        return {"removed": ident, "kind": "token"}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE)
+    hub_admins.revoke_token(call.database, call.identity, ident)
+    return {"removed": ident, "kind": "token"}
 
 
 # ---- rules for people who sign in
 
 
-async def admissions(hub: Hub, request: Request) -> Response:
+@read_handler()
+def admissions(call: Call) -> Document:
     """GET …/admissions."""
-
-    def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        return {"admissions": [asdict(rule) for rule in hub_admins.list_admissions(database, identity)]}
-
-    return await answer_read(hub, request, read)
+    return {"admissions": [asdict(rule) for rule in hub_admins.list_admissions(call.database, call.identity)]}
 
 
-async def add_admission(hub: Hub, request: Request) -> Response:
+@change_handler(by=hub_admin, status=201)
+def add_admission(call: Call) -> Document:
     """POST …/admissions: admit people with certain claims, such as a group, and give them a role."""
-
-    def change(database: HubDatabase, identity: Identity | None, fields: Fields) -> dict[str, Any]:
-        rule: dict[str, Any] = {"issuer": text_field(fields, "issuer"), "claims": mapping_field(fields, "claims")}
-        rule |= {"namespace": text_field(fields, "namespace", EVERYWHERE), "role": text_field(fields, "role", "")}
-        return {"id": hub_admins.add_admission(database, identity, **rule), **rule}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE, status=201)
+    rule: dict[str, Any] = {"issuer": text_field(call.fields, "issuer"), "claims": mapping_field(call.fields, "claims")}
+    rule |= {"namespace": text_field(call.fields, "namespace", EVERYWHERE), "role": text_field(call.fields, "role", "")}
+    return {"id": hub_admins.add_admission(call.database, call.identity, **rule), **rule}
 
 
-async def remove_admission(hub: Hub, request: Request) -> Response:
+@change_handler(number_of, by=hub_admin)
+def remove_admission(call: Call, ident: int) -> Document:
     """DELETE …/admissions/{ident}."""
-    ident = number_of(request)
-
-    def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        hub_admins.remove_admission(database, identity, ident)
-        return {"removed": ident, "kind": "admission"}
-
-    return await answer_change(hub, request, change, admin_of=EVERYWHERE)
+    hub_admins.remove_admission(call.database, call.identity, ident)
+    return {"removed": ident, "kind": "admission"}
 
 
 # ---- what is stored, and what was done
@@ -152,7 +111,7 @@ async def storage(hub: Hub, request: Request) -> Response:
     """GET …/storage: what each namespace stores and may hold, the quotas asked for, and the disk."""
     identity = hub.identify(request)
 
-    def work(worker: Worker) -> dict[str, Any]:
+    def work(worker: Worker) -> Document:
         usage = storage_usage(worker, identity, hub.settings.registry)
         return {
             **asdict(usage),
@@ -162,14 +121,11 @@ async def storage(hub: Hub, request: Request) -> Response:
     return JSONResponse(await hub.workers.run(work), headers={"cache-control": "no-store"})
 
 
-async def audit(hub: Hub, request: Request) -> Response:
+@read_handler()
+def audit(call: Call) -> Document:
     """GET …/audit: the newest rows of the log, of a name or namespace (`name`), by an `account`, `before` a row."""
-    params = request.query_params
-    before, limit = query_number(request, "before"), query_number(request, "limit", 100)
-
-    def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        name, account = params.get("name", ""), params.get("account", "")
-        rows = hub_admins.audit_events(database, identity, name=name, account=account, before=before, limit=limit)
-        return {"events": [asdict(row) for row in rows]}
-
-    return await answer_read(hub, request, read)
+    params = call.request.query_params
+    before, limit = query_number(call.request, "before"), query_number(call.request, "limit", 100)
+    name, account = params.get("name", ""), params.get("account", "")
+    rows = hub_admins.audit_events(call.database, call.identity, name=name, account=account, before=before, limit=limit)
+    return {"events": [asdict(row) for row in rows]}

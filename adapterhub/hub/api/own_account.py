@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
-
-from starlette.requests import Request
-from starlette.responses import Response
 
 from adapterhub.hub.access_control import NoTokenError
-from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.administration.own_tokens import TokenOptions
-from adapterhub.hub.hub import Hub
-from adapterhub.hub.hub_database import HubDatabase
 
-from .account_requests import Fields, answer_change, answer_read, number_of
+from .account_requests import Call, Document, Fields, change_handler, number_of, read_handler
 from .request_fields import number_field, text_field, texts_field
 
 
-async def account(hub: Hub, request: Request) -> Response:
+@read_handler()
+def account(call: Call) -> Document:
     """GET …/account: who asks, their roles by namespace, and the limits of the token."""
-
-    def read(_database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        if identity is None:
-            raise NoTokenError
-        token = {"id": identity.token, "role": identity.role, "namespaces": identity.namespaces, "expires": identity.expires}
-        return {
-            "account": identity.account,
-            "roles": dict(identity.roles) if identity.roles is not None else None,
-            "token": token,
-        }
-
-    return await answer_read(hub, request, read)
+    identity = call.identity
+    if identity is None:
+        raise NoTokenError
+    token = {"id": identity.token, "role": identity.role, "namespaces": identity.namespaces, "expires": identity.expires}
+    roles = dict(identity.roles) if identity.roles is not None else None
+    return {"account": identity.account, "roles": roles, "token": token}
 
 
-async def tokens(hub: Hub, request: Request) -> Response:
+@read_handler()
+def tokens(call: Call) -> Document:
     """GET …/account/tokens."""
-
-    def read(database: HubDatabase, identity: Identity | None) -> dict[str, Any]:
-        return {"tokens": [asdict(token) for token in own_tokens.list_tokens(database, identity)]}
-
-    return await answer_read(hub, request, read)
+    return {"tokens": [asdict(token) for token in own_tokens.list_tokens(call.database, call.identity)]}
 
 
-async def create_token(hub: Hub, request: Request) -> Response:
+@change_handler(status=201)
+def create_token(call: Call) -> Document:
     """POST …/account/tokens: make one; the answer is the only one with the secret."""
-
-    def change(database: HubDatabase, identity: Identity | None, fields: Fields) -> dict[str, Any]:
-        secret, token = own_tokens.create_token(database, identity, token_options(fields))
-        return {**asdict(token), "token": secret}
-
-    return await answer_change(hub, request, change, status=201)
+    secret, token = own_tokens.create_token(call.database, call.identity, token_options(call.fields))
+    return {**asdict(token), "token": secret}
 
 
 def token_options(fields: Fields) -> TokenOptions:
@@ -60,12 +42,8 @@ def token_options(fields: Fields) -> TokenOptions:
     return TokenOptions(name, role, texts_field(fields, "namespaces"), number_field(fields, "days"))
 
 
-async def revoke_token(hub: Hub, request: Request) -> Response:
+@change_handler(number_of)
+def revoke_token(call: Call, ident: int) -> Document:
     """DELETE …/account/tokens/{ident}."""
-    ident = number_of(request)
-
-    def change(database: HubDatabase, identity: Identity | None, _fields: Fields) -> dict[str, Any]:
-        own_tokens.revoke_token(database, identity, ident)
-        return {"removed": ident, "kind": "token"}
-
-    return await answer_change(hub, request, change)
+    own_tokens.revoke_token(call.database, call.identity, ident)
+    return {"removed": ident, "kind": "token"}
