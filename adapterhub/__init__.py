@@ -8,10 +8,10 @@ The public names are those of `__all__`; docs/python.md shows them at work. Each
 `import adapterhub` loads neither numpy nor anything else.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterhub.version import __version__ as __version__
+from adapterhub_converters.late_names import late_names
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
@@ -282,16 +282,8 @@ _MODULES = {
     ),
     "adapterhub_converters.formats": ("InstalledFormat",),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    # Kept in the module, so that the next access does not come here.
-    globals()[name] = value
-    return value
+__getattr__ = late_names(globals(), _MODULES)
 
 
 def __dir__() -> list[str]:

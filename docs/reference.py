@@ -18,7 +18,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
-from adapterhub.cli.errors import codes, explanation
+from adapterhub.cli.explained_codes import codes, explanation
 from adapterhub.cli.main import GROUPS, PROGRAM, app
 from adapterhub.training.config_help import explain
 from adapterhub.version import __version__

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.ref import Ref, RefError, intended_address, is_name, is_tag, parse_tag
-from adapterhub.remotes.remote_address import is_address
+from adapterhub.remotes.address_schemes import is_address
 
 components = st.from_regex(r"[d-k0-9]{2,9}([._-][a-z0-9]{1,9}){0,3}", fullmatch=True)
 names = st.builds("{}/{}".format, components, components)

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.manifest.folder_contents import Inspection
 from adapterhub.manifest.package_files import shorten_names, survey
 from adapterhub_converters import gc_pause
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
@@ -45,7 +45,9 @@ from .report import (
     Verdict,
     level_of,
 )
-from .runtime_verdicts import runtime_verdicts
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 __all__ = [
     "CODES",
@@ -184,7 +186,11 @@ def open_check(
                     findings.add(
                         _problems(contents, _later_levels(contents, base, loaded, headers_only=headers_only), reported)
                     )
-            runtimes = runtime_verdicts(contents, base, findings.by_code, loaded, values=not headers_only) if verdicts else {}
+            runtimes: Mapping[str, Verdict] = {}
+            if verdicts:
+                from .runtime_verdicts import runtime_verdicts  # with the tables of runtimes, which storing does without
+
+                runtimes = runtime_verdicts(contents, base, findings.by_code, loaded, values=not headers_only)
             ordered = _in_order(findings.by_code)
         on_base = base is not None and contents is not None and contents.unread is None
         levels = ["files", *["values"] * (not headers_only), *["base"] * on_base]

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from adapterhub.checks.target_modules import block_of
 from adapterhub_converters.adapter import Delta, StackedLowRank, TunedModule
-from adapterhub_converters.bases import BaseSpec, BaseTensor
+from adapterhub_converters.bases.canonical_names import BaseTensor
 from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.formats import peft
 
 from .contents import Contents, Parts
 from .report import Problem
 from .target_modules import EMBEDDINGS, HEAD_TASKS, OUTPUTS, depths_of, last_of, layer_of, stack_of, targeted_modules
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _T = TypeVar("_T")
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.manifest import derive
 from adapterhub.manifest.base_name import base_name
 from adapterhub.manifest.card import base_repo
 from adapterhub.manifest.document import BaseInfo
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, determines_function
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
 from .contents import Contents
 from .report import Problem
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 # Shapes settle these, and a GGUF base may lack them.
 _SHAPES = {

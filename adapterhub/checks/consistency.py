@@ -6,12 +6,12 @@ import contextlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Meta, StackedLowRank, layers_of_classifier
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -20,6 +20,9 @@ from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from .contents import PART_NAMES, Contents, Parts, Values
 from .report import Problem, RepeatedProblem
 from .target_modules import is_within
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _LARGE_SCALE = 64  # of the delta; trainers' defaults are 1 to 4
 _MAX_SHOWN = 300  # characters of a config's value that are worth repeating

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, Adapter, Delta, TunedModule, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorInfo, TensorKind
 from adapterhub_converters.errors import NotFoundError
@@ -28,6 +27,9 @@ from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.peft.tensor_keys import identify
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.peft_patterns import Patterns
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 Parts = Mapping[str, TensorKind]
 """The tensors of one module, by part: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude`, `bias`."""
@@ -272,7 +274,7 @@ class Contents:
 
 
 _PIECE = 1 << 20  # bytes; a piece and its masked copy stay in the cache
-_WIDTHS = {dtype: dtypes.NUMPY[dtype].itemsize for dtype in dtypes.FLOATS}
+_WIDTHS = {dtype: dtypes.BITS[dtype] // 8 for dtype in dtypes.FLOATS}
 
 
 def _gguf_values(path: Path) -> Iterator[Values]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import BUNDLED, Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorKind
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, NotUnderstoodError, RefusedError
@@ -27,6 +27,9 @@ from adapterhub_converters.formats.peft.tensor_keys import identify, with_adapte
 
 from .contents import PART_NAMES, Contents, Parts
 from .report import Problem
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 
 def read_contents(

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter import StackedLowRank
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats.peft import stacks
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_fit import delta_shape, is_conv1d
 from .contents import Contents
 from .target_modules import EMBEDDINGS, OUTPUTS, last_of
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 Shape = tuple[int, ...] | None
 """None where the shape is unknown."""

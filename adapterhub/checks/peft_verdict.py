@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter import StackedLowRank
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX
@@ -20,6 +20,9 @@ from .contents_reader import unreadable_file
 from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapter
 from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_loads
 from .report import Problem, RepeatedProblem
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _MAX_SHOWN = 300  # characters of a config's value that are worth repeating
 

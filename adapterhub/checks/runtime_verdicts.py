@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Factored, StackedLowRank
-from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.bases import canonical_names
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import base_weights, image_targets, peft
+from adapterhub_converters.formats import image_targets, peft
 from adapterhub_converters.runtime_rules import (
     APPLIED,
     CRASHES,
@@ -29,6 +29,9 @@ from .peft_load import LOADERS, Loader
 from .peft_verdict import Loading, is_left_to_peft, load_consequences
 from .report import CODES, ERROR, Problem, Verdict
 from .served_models import served_features
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _FIELD = safe_regex.Pattern(r"\{\w+\}")
 
@@ -299,6 +302,8 @@ def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
     """Return whether every copy of a base weight equals it, as a conversion verifies."""
     if base is None or base.folder is None or contents.format != "peft":
         return False
+    from adapterhub_converters.formats import base_weights  # of a folder with the base's weights
+
     try:
         base_weights.without_copies(peft.read(contents.path, base=base, mapped=True), base.folder)
     except AdapterhubError:

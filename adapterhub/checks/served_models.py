@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from adapterhub_converters import runtime_models, safe_regex
 from adapterhub_converters.adapter import StackedLowRank
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from adapterhub_converters.runtime_models import VllmModel
 
 from .contents import Contents
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _NUMBERED_EXPERT = safe_regex.Pattern(r".*\.experts\.[0-9]{1,4}\..*")
 _LAYER = safe_regex.Pattern(r".*layers\.[0-9]{1,6}\..*")

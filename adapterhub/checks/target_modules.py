@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters import safe_regex
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats import peft
 from adapterhub_converters.peft_patterns import fullmatch
 
 from .contents import Contents
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 OUTPUTS = ("lm_head", "embed_out", "output")

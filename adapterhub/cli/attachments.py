@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @contextmanager
 def open_referrers(address: str) -> Iterator[tuple[ReferringTarget, RemoteAddress]]:
     """Open an address that can have attachments; raise UsageError for any other."""
-    from adapterhub.remotes.remote_address import is_address, parse
+    from adapterhub.remotes.address_schemes import is_address
+    from adapterhub.remotes.remote_address import parse
 
     if not is_address(address):
         hint = "Copy it to a registry or a layout first, like oci://HOST/NAME:TAG or layout://PATH:NAME"

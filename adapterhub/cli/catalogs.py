@@ -51,7 +51,7 @@ def catalog_of(settings: Settings, text: str, remote: str | None, feature: str) 
         UsageError: It is at a remote that has no `feature`.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     address = ref_at_remote(text, remote)
     if not is_address(address):

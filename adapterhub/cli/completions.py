@@ -16,7 +16,6 @@ from click.shell_completion import CompletionItem
 from adapterhub_converters.errors import AdapterhubError
 
 from . import environment
-from .errors import codes
 from .options import Settings
 from .registry_choice import open_registry
 
@@ -103,6 +102,8 @@ def _complete_config(_context: click.Context, _parameter: click.Parameter, typed
 
 
 def _complete_code(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    from .explained_codes import codes
+
     return completions(codes(), typed)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +16,6 @@ from adapterhub.operations.workspace import variable_for
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
 
 from . import output
-from .explanations import ERRORS, FINDINGS, STORED
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
@@ -240,52 +239,8 @@ def say(error: AdapterhubError, *, about: str = "") -> None:
 
     The code is one that `adapterhub explain` knows: the code of the class replaces one of another server.
     """
+    from .explanations import ERRORS, FINDINGS  # long texts, which only an error or `explain` needs
+
     code = error.code if error.code in ERRORS or error.code in FINDINGS else error.default_code
     for number, line in enumerate(error_lines(reword(error))):
         output.say(output.one_line(f"error: {about}{line}"), aside=f"[{code}]" if not number else "")
-
-
-class Explanation(NamedTuple):
-    """The explanation of a code; `kind` is the severity of a finding, or `error` for an error of any command.
-
-    Attributes:
-        meaning: One line; empty if `text` says it all.
-        text: The reason, and what to do.
-        fix: The hint of the error itself, with the names of its fields in capitals; empty for a finding.
-        reported_by: The command that reports it as a finding, such as `validate`; empty for an error of any command.
-    """
-
-    code: str
-    kind: str
-    meaning: str
-    text: str
-    fix: str
-    reported_by: str
-
-
-class _Capitals(dict[str, str]):
-    """A stand-in for the fields of an error, in which each field is its own name in capitals."""
-
-    def __missing__(self, key: str) -> str:
-        return key.upper()
-
-
-def codes() -> tuple[str, ...]:
-    """Return all codes: findings in the order of the checks, those of stored bytes, then errors by name."""
-    from adapterhub.checks import CODES
-
-    return (*CODES, *STORED, *sorted(set(ERRORS) - set(CODES) - set(STORED)))
-
-
-def explanation(code: str) -> Explanation | None:
-    """Return the explanation of a code; None for an unknown one."""
-    from adapterhub.checks import CODES, SCAN
-
-    fix = HINTS.get(code, "").format_map(_Capitals())
-    if code in CODES:
-        severity, meaning = CODES[code]
-        return Explanation(code, severity, meaning, FINDINGS.get(code, ""), fix, "scan" if code in SCAN else "validate")
-    if code in STORED:
-        stored_severity, text = STORED[code]
-        return Explanation(code, stored_severity, "", text, fix, "audit verify" if code in ("changed", "reordered") else "fsck")
-    return Explanation(code, "error", "", ERRORS[code], fix, "") if code in ERRORS else None

@@ -84,7 +84,7 @@ def remote_words(name: str | None) -> str:
 
 def source_at_remote(text: str, name: str | None) -> str:
     """Return what `ref_at_remote` does; but an address, or a path that is written as one, like ./sql, unchanged."""
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     return text if name is None or is_address(text) or text.startswith((".", "/")) else ref_at_remote(text, name)
 
@@ -127,7 +127,7 @@ served_remote_option = _remote_option(
 @contextmanager
 def hint_default_remote(source: str) -> Iterator[None]:
     """Add to the error for a ref that the registry doesn't have how to ask the default remote; not for an address."""
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     try:
         yield

@@ -25,7 +25,7 @@ def is_address(source: StrPath) -> bool:
     """Return whether `source` is an address, such as `oci://…`; a `Path` never is."""
     if not isinstance(source, str):
         return False
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     return is_address(source)
 

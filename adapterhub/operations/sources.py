@@ -20,8 +20,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageErr
 from adapterhub_converters.formats import added_format
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import policy_checks, source_names
-from .signature_checks import VersionNames
+from . import source_names
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -75,6 +74,9 @@ def open_source(source: StrPath, workspace: Workspace, *, as_stored: bool = True
         from adapterhub.remotes.parallel_transfer import PinnedSource
         from adapterhub.remotes.remote_address import parse
 
+        from . import policy_checks  # of what comes from elsewhere; a folder needs neither rules nor signatures
+        from .signature_checks import VersionNames
+
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             address = parse(text)
             folder = Path(temporary) / address.title
@@ -96,6 +98,8 @@ def open_source(source: StrPath, workspace: Workspace, *, as_stored: bool = True
             yield Source(resolve_adapter(path), folder, text, original_format=original_format)
         return
     from adapterhub.ref import Ref
+
+    from . import policy_checks
 
     with (
         workspace.open_registry() as registry,

@@ -17,12 +17,9 @@ from adapterhub.checks.report import CODES
 from adapterhub.manifest import card, derive
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
-from adapterhub.project.policy import join
 from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
-
-from . import signature_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +143,8 @@ def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
 
 
 def _with_signatures(package: Package) -> Package:
+    from . import signature_policy  # of what is stored; a conversion is only checked
+
     return replace(package, signatures=signature_policy.in_folder(package.folder))
 
 
@@ -155,6 +154,8 @@ def apply_policy(package: Package, policy: Policy | None) -> Package:
         files = (package.folder / path for path in package.draft.listing.files if path != ADAPTER_JSON)
         size = sum(file.stat().st_size for file in files)
         policy.check_manifest(package.draft.manifest(), package.where, size=size, metrics=package.metrics)
+    from adapterhub.project.policy import join
+
     return replace(package, policy=join(package.policy, policy))
 
 

@@ -8,7 +8,7 @@ from adapterhub.ref import LATEST
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import remote_address
+from . import address_schemes, remote_address
 
 UNUSED_NAME = "adapterhub-remote-test"
 """A name that nobody uses, to ask a remote for rights without an adapter."""
@@ -50,8 +50,8 @@ def check_url(text: str) -> str:
     # Names are appended to the URL, which a query or a fragment would not survive.
     if not url.isprintable() or any(part in remainder for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "the URL of a remote has no query, fragment or space", _HINT)
-    if not separator or not remote_address.is_address(url):
-        kinds = ", ".join(f"{kind}://" for kind in remote_address.schemes())
+    if not separator or not address_schemes.is_address(url):
+        kinds = ", ".join(f"{kind}://" for kind in address_schemes.schemes())
         raise UsageError(url[:200], "unknown kind of remote", f"Supported: {kinds}")
     url = f"{scheme.lower()}://{remainder}"
     try:

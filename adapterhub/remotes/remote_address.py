@@ -1,7 +1,6 @@
 """Addresses of remotes of all kinds: parsing one, and connecting to the remote that it names.
 
-Each kind of remote is a module with `parse` and `connect`. This module only maps schemes to modules, so that a command imports
-only the module that it needs.
+Each kind of remote is a module with `parse` and `connect`, which is imported when an address of its kind is parsed.
 """
 
 from __future__ import annotations
@@ -18,32 +17,11 @@ from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .address_schemes import is_address, is_layout, module_name, schemes
 from .protocol import OpenRemote
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
-
-_HUB_MODULE, _LAYOUT_MODULE, _OBJECTS_MODULE, _OCI_MODULE = (
-    "hub.hub_repository",
-    "layouts.layout_address",
-    "objects.object_repository",
-    "oci.oci_repository",
-)
-# The module of each scheme, below this package; it is imported when an address has the scheme.
-_MODULES = {
-    "az": _OBJECTS_MODULE,
-    "file": _OBJECTS_MODULE,
-    "gs": _OBJECTS_MODULE,
-    "hf": _HUB_MODULE,
-    "hub+http": _HUB_MODULE,
-    "hub+https": _HUB_MODULE,
-    "layout": _LAYOUT_MODULE,
-    "oci": _OCI_MODULE,
-    "oci+http": _OCI_MODULE,
-    "oci+https": _OCI_MODULE,
-    "s3": _OBJECTS_MODULE,
-}
-_SKOPEO_PREFIXES = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +105,6 @@ class RemoteAddress(Protocol):
         """`repository` with `reference`."""
 
 
-def is_address(text: str) -> bool:
-    """Return whether a text is an address rather than a ref or a path."""
-    return bool(_module_name(text))
-
-
-def is_layout(text: str) -> bool:
-    """Return whether a text is the address of an image layout on the local disk, without importing an HTTP client."""
-    return _module_name(text) == _LAYOUT_MODULE
-
-
-def schemes() -> tuple[str, ...]:
-    """Return all schemes."""
-    return tuple(_MODULES)
-
-
 def parse(text: str) -> RemoteAddress:
     """Parse an address.
 
@@ -198,12 +161,4 @@ def expect_digest(remote: OpenRemote, digest: str | None) -> None:
 
 
 def _import_module(text: str) -> Any:
-    return importlib.import_module(f".{_module_name(text)}", __package__)
-
-
-def _module_name(text: str) -> str:
-    """Return the module for an address; empty for a text that is not one."""
-    scheme, separator, _ = text.partition("://")
-    if separator and scheme.lower() in _MODULES:
-        return _MODULES[scheme.lower()]
-    return _LAYOUT_MODULE if text.lower().startswith(_SKOPEO_PREFIXES) else ""
+    return importlib.import_module(f".{module_name(text)}", __package__)

@@ -214,8 +214,8 @@ def _confirmed_name(place: RemoteAddress) -> str:
 
 def check_name(ref: Ref, place: RemoteAddress, workspace: Workspace) -> None:
     """Raise NotFoundError for a digest in an image layout that has it under other names only; a layout shares its blobs."""
+    from adapterhub.remotes.address_schemes import is_layout
     from adapterhub.remotes.layouts.image_layout import Layout
-    from adapterhub.remotes.remote_address import is_layout
 
     if ref.digest is None or not is_layout(place.repository):
         return

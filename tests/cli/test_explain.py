@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.checks import CODES
-from adapterhub.cli.errors import HINTS, codes, explanation, say
-from adapterhub.cli.explanations import ERRORS, FINDINGS, STORED
+from adapterhub.cli.errors import HINTS, say
+from adapterhub.cli.explained_codes import ERRORS, FINDINGS, STORED, codes, explanation
 from adapterhub.store import log_chain
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, Run, Terminal

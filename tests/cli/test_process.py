@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from adapterhub.cli.errors import explanation
+from adapterhub.cli.explained_codes import explanation
 from adapterhub.cli.main import COMMANDS, app
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run

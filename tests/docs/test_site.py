@@ -15,7 +15,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.checks import CODES
-from adapterhub.cli.errors import codes
+from adapterhub.cli.explained_codes import codes
 from adapterhub.cli.main import COMMANDS, app
 from adapterhub.training.config_help import explain
 from adapterhub.version import __version__

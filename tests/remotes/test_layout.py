@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import adapterhub as ah
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes import download, remote_address
+from adapterhub.remotes import address_schemes, download, remote_address
 from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.download import discard_part, receive
 from adapterhub.remotes.layouts import archive_tar
@@ -50,7 +50,7 @@ HEX = "ab" * 32
     ],
 )
 def test_an_address_has_path_and_name(text: str, path: str, name: str | None, digest: str | None) -> None:
-    assert remote_address.is_address(text)
+    assert address_schemes.is_address(text)
     address = layout.parse(text)
     assert (address.path, address.tag, address.digest, str(address)) == (path, name, digest, text)
 
@@ -65,7 +65,7 @@ def test_an_address_of_nothing_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["oci://host/name:v1", "team/sql:v2", "./oci", "ocidir:v2", "https://host/x"])
 def test_other_words_are_no_layout(text: str) -> None:
-    assert not remote_address.is_address(text) or isinstance(remote_address.parse(text), layout.LayoutAddress) is False
+    assert not address_schemes.is_address(text) or isinstance(remote_address.parse(text), layout.LayoutAddress) is False
 
 
 def test_a_folder_or_a_tar_is_recognized_by_prefix_content_or_name(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.remotes.address_schemes import is_address
 from adapterhub.remotes.oci import docker_credentials
 from adapterhub.remotes.oci.docker_credentials import Credentials
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.oci.registry_client import Authenticator
-from adapterhub.remotes.remote_address import is_address
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
 from tests.support.proxy import Exchange, Proxy
 

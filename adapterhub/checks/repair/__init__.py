@@ -10,15 +10,18 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.checks import Problem, check
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .config_repairs import repair_config
 from .draft import Proposal, Repair, open_draft, write_draft
 from .tensor_repairs import bring_experts_forward, drop_copies, rename_tensors
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 __all__ = ["FixResult", "Proposal", "Repair", "fix"]
 

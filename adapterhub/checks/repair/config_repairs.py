@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.checks.peft_base import EMBEDDING, LINEAR, PeftBase
 from adapterhub.checks.peft_targets import RefusalError, Targets, check_config
@@ -15,7 +15,6 @@ from adapterhub.manifest import derive
 from adapterhub.manifest.base_name import base_name
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -23,6 +22,9 @@ from adapterhub_converters.formats.peft import quirks, target_parameters
 from adapterhub_converters.peft_patterns import Patterns, escape
 
 from .draft import Draft
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
@@ -13,6 +13,9 @@ from adapterhub_converters.formats.peft import quirks
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX, identify_all, native_name, with_adapter_name
 
 from .draft import Draft
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 # What the modules of a causal model begin with; a path that begins in its layers may lack more than PEFT's prefix.
 _ROOTS = ("model.", "transformer.", "gpt_neox.", "lm_head.")

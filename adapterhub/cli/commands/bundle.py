@@ -65,8 +65,8 @@ def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
 ) -> tuple[list[BundleItem], list[Digest]]:
     """Return the versions to bundle, open until the stack closes, and the digests of missing parents."""
+    from adapterhub.remotes.address_schemes import is_address
     from adapterhub.remotes.layouts.version_bundle import ancestors
-    from adapterhub.remotes.remote_address import is_address
 
     items: list[BundleItem] = []
     local: list[Ref] = []

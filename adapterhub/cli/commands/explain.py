@@ -8,7 +8,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.completions import completions
-from adapterhub.cli.errors import codes, explanation
+from adapterhub.cli.explained_codes import codes, explanation
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError
 

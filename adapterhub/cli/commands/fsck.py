@@ -74,7 +74,7 @@ def _bucket_findings(shared: HubSettings) -> Findings:
 
 def _repair(registry: Registry, source: str) -> list[str]:
     from adapterhub.maintenance.repair import repair
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     if not is_address(source):
         return repair(registry, Path(source))

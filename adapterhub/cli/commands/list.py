@@ -54,7 +54,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
     hub+https://HOST the names; a remote lists its names, or the versions of one. A hub of adapterhub is listed as the registry
     is. A narrow terminal shows fewer columns, and of a tree the newest and tagged versions; a pipe and --json get everything.
     """
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     opened: tuple[Catalog, str | None] | None
     if prefix and remote is None and (url := _registry_url(prefix)):

@@ -54,7 +54,7 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
 
 def _resolve(settings: Settings, ref: str, remote: str | None) -> LockedAdapter:
     """Return the entry of the version that a ref points to now."""
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     address = remote_choice.ref_at_remote(ref, remote)
     if is_address(address):

@@ -45,7 +45,7 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     address of an object store, which keeps the same log. Times are UTC.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
     from adapterhub.remotes.version_documents import log_document
 
     address = ref_at_remote(ref, remote)

@@ -25,7 +25,6 @@ from adapterhub.cli.version_results import render_conversion, render_pull, show_
 from adapterhub.identity import Identity
 from adapterhub.operations import lock as lock_operation
 from adapterhub.operations import pull as pull_operation
-from adapterhub.operations import transfer_plans
 from adapterhub.operations.signature_checks import Demand
 from adapterhub_converters.errors import UsageError
 
@@ -122,6 +121,8 @@ def pull(
         if conversion is not None:
             raise UsageError("--dry-run", "shows the files of a version", "Leave out --to", code="conflicting-options")
         with hint_default_remote(address):
+            from adapterhub.operations import transfer_plans
+
             plan = transfer_plans.plan_pull(address, out, workspace(settings), name=remote_name, replace=replace, demand=demand)
         show_plan(plan, "pulled", as_json=settings.as_json)
         return
@@ -147,7 +148,7 @@ def pull(
 
 def _check_conversion(address: str, conversion: Conversion | None, *, base: str | None, model: str | None, lock: bool) -> None:
     """Refuse a conversion of a version that is elsewhere, and options that do not go with it."""
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     if is_address(address) and (conversion is not None or base is not None):
         hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
@@ -165,25 +166,25 @@ def _check_conversion(address: str, conversion: Conversion | None, *, base: str 
 
 def _check_offline(*names: str) -> None:
     """Refuse the name of a version or a base that needs a network."""
-    from adapterhub.remotes import remote_address
+    from adapterhub.remotes import address_schemes
 
     for name in names:
         # Decided by the scheme alone: parsing another address imports urllib3, which binds a socket to look for IPv6.
-        if not remote_address.is_layout(name) and (remote_address.is_address(name) or name.lower().startswith(_NETWORK)):
+        if not address_schemes.is_layout(name) and (address_schemes.is_address(name) or name.lower().startswith(_NETWORK)):
             hint = "Leave out --offline, or name something local"
             raise UsageError(name, "needs a network, and --offline allows none", hint)
 
 
 def _bundle_address(ref: str, bundle: str) -> str:
     """Return the address of a version in a bundle."""
-    from adapterhub.remotes import remote_address
+    from adapterhub.remotes import address_schemes
     from adapterhub.remotes.layouts import layout_address as layout
     from adapterhub.remotes.layouts.version_bundle import resolve_name
 
-    if remote_address.is_address(ref):
+    if address_schemes.is_address(ref):
         raise UsageError(ref, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
-    bundle_address = bundle if remote_address.is_address(bundle) else f"layout://{bundle}"
-    if not remote_address.is_layout(bundle_address):
+    bundle_address = bundle if address_schemes.is_address(bundle) else f"layout://{bundle}"
+    if not address_schemes.is_layout(bundle_address):
         raise UsageError(bundle, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
     address = layout.parse(bundle_address)
     if address.tag or address.digest:

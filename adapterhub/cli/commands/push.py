@@ -22,7 +22,6 @@ from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push, show_plan
 from adapterhub.manifest.package_files import Selection
 from adapterhub.operations import push as push_operation
-from adapterhub.operations import transfer_plans
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ def push(
     """
     ref = ref or _ref_of_source(source, settings, remote)
     if dry_run:
+        from adapterhub.operations import transfer_plans
+
         plan = transfer_plans.plan_push(
             source,
             ref_at_remote(ref, remote),

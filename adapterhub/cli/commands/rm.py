@@ -35,7 +35,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     adapterhub; at other addresses, only a tag can be removed.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     address = ref_at_remote(ref, remote)
     opened = catalogs.open_hub(address) if is_address(address) else None

@@ -129,7 +129,7 @@ def _search_contents(settings: Settings, files: Sequence[str], digests: Sequence
 
 def _refuse_address(words: Sequence[str]) -> None:
     """Refuse an address among the words: a place to search is named by --remote."""
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
 
     if address := next(filter(is_address, words), None):
         raise UsageError(

@@ -59,7 +59,7 @@ def tag(
     of adapterhub; at other addresses, a tag can only be moved.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.remote_address import is_address
+    from adapterhub.remotes.address_schemes import is_address
     from adapterhub.remotes.version_documents import version_document
 
     address = ref_at_remote(ref, remote)

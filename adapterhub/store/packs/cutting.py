@@ -59,7 +59,7 @@ def tensors(read_at: ReadAt, size: int) -> list[Run]:
 
 def _run(offset: int, size: int, kind: str, name: str, shape: tuple[int, ...]) -> Run:
     # A complex number is two floats; a type that numpy lacks, or that is smaller than a byte, is encoded as bytes.
-    width = 4 if kind == "C64" else dtypes.NUMPY[kind].itemsize if kind in dtypes.NUMPY else 1
+    width = 4 if kind == "C64" else dtypes.BITS[kind] // 8 if kind in dtypes.NUMPY else 1
     return Run(offset, size, width, (name, kind, shape))
 
 

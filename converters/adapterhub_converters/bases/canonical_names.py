@@ -17,6 +17,12 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .names_in_memory import Renaming
 
+PIPELINE_PARTS = (
+    "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3",
+    "text_conditioner", "connectors",
+)  # fmt: skip
+"""The models of a pipeline that adapters act on."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseTensor:

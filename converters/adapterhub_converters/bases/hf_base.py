@@ -21,6 +21,7 @@ from adapterhub_converters.containers.safetensors_file import MAX_HEADER, MAX_TE
 from adapterhub_converters.errors import FormatError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from . import canonical_names
 from .base_spec import BaseSpec, complete_config, text_digest
 from .canonical_names import BaseTensor
 from .config_shapes import shapes_from_config
@@ -348,19 +349,14 @@ class ModelWeights:
 
 
 PIPELINE_INDEX = "model_index.json"
-PIPELINE_PARTS = (
-    "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3",
-    "text_conditioner", "connectors",
-)  # fmt: skip
-"""The models of a pipeline that adapters act on."""
 
 
 def read_pipeline(folder: Path) -> BaseSpec:
     """Read the base in a pipeline's folder, from the headers of all its models."""
     name = json_file.read_object(folder / PIPELINE_INDEX).get("_class_name")
-    models = {part: read_hf(folder / part) for part in PIPELINE_PARTS if (folder / part / CONFIG).is_file()}
+    models = {part: read_hf(folder / part) for part in canonical_names.PIPELINE_PARTS if (folder / part / CONFIG).is_file()}
     if not models:
-        problem = f"the pipeline has none of the models that adapters change: {', '.join(PIPELINE_PARTS)}"
+        problem = f"the pipeline has none of the models that adapters change: {', '.join(canonical_names.PIPELINE_PARTS)}"
         raise NotFoundError(str(folder), problem, f"Download their folders, each with its {CONFIG}", code="not-a-base")
     return BaseSpec(
         source=str(folder),

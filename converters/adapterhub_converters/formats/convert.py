@@ -47,13 +47,10 @@ from . import (
     PACKAGES,
     Format,
     adapter_claims,
-    base_weights,
     find,
-    gguf,
     in_order,
     lossy,
     names,
-    ollama,
     peft,
     pickle_conversion,
     pipeline,
@@ -158,6 +155,8 @@ def read_unordered(path: Path | Candidate, *, base: BaseSpec | None = None) -> t
         candidate = candidate.adapter
         if error.code != "base-required" or sniff(candidate) != "gguf":
             raise
+        from . import gguf
+
         return gguf.read(candidate, ordered=False), False
 
 
@@ -207,6 +206,8 @@ def convert(
         ParameterError: An argument does not apply to these formats.
     """
     if to in PACKAGES:
+        from . import gguf, ollama
+
         base_name, name = ollama.check(model), ollama.adapter_name(dst)
         # The GGUF and the Modelfile appear together or not at all.
         with atomic.pending_output(dst, replace=replace) as folder:
@@ -423,6 +424,8 @@ def _without_base_dependence(adapter: Adapter, base: BaseSpec | None) -> Adapter
     """
     if base is None or base.folder is None:
         return adapter
+    from . import base_weights  # of a folder with the base's weights
+
     folder = base.folder
     with contextlib.suppress(RefusedError):  # not the base's own table: the writer refuses it by name
         adapter = base_weights.without_copies(adapter, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from adapterhub_converters import safe_regex
-from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
+from adapterhub_converters.bases.canonical_names import PIPELINE_PARTS
 
 from . import FORMATS, pipeline
 

@@ -15,6 +15,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,11 +31,13 @@ from adapterhub_converters.adapter import (
     TensorLoss,
     targets_without_magnitude,
 )
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .base_weights import BaseWeights
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies", "embeddings")
 """The kinds of tensors that may be dropped. Names of tensors and modules, and patterns like `*.lm_head`, work as well."""

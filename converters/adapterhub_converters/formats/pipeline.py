@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter import BUNDLED, Adapter, Meta
-from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
+from adapterhub_converters.bases.canonical_names import PIPELINE_PARTS
 from adapterhub_converters.errors import refused_error
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 PART_KEY = "adapterhub.part"
 """Key of a header's metadata: the model that an adapter is for."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapterhub_converters.adapter import Adapter, Loss, LossReport, TensorLoss, with_factored_as_pairs
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.peft_patterns import escape
 
 from . import peft
 from .candidate import Candidate
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 CONFIG_KEY, METADATA_KEY = "adapterhub.config", "adapterhub.metadata"
 """Keys of the header's metadata: the text of a PEFT config, and the metadata of the PEFT file."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import refused_error
 
 from . import pipeline
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _T = TypeVar("_T")
 _TEXT, _IN_MEMORY = "language_model.", "model.language_model."

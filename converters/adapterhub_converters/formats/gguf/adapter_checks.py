@@ -6,12 +6,15 @@ Derived from `src/llama-adapter.cpp` (the loader's checks, in order) and from me
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, FactorPair, LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.architectures.architecture_lookup import EMBEDDINGS, Architecture, layer_of, order_fits
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.json_file import is_integer
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 

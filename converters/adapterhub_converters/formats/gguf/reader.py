@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from adapterhub_converters.adapter import Adapter, FactorPair, LowRank, LowRankE
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import FUSED
 from adapterhub_converters.architectures.architecture_lookup import Architecture, Order
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
@@ -30,6 +29,9 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import adapter_checks
 from .tensor_layout import HUB, INVOCATION, Arrays, Layout, Size, arrange, assemble, file_digest, take_apart
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _FLOATS = ("F32", "F16", "BF16")
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport,
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import FUSED_IN
 from adapterhub_converters.architectures.architecture_lookup import Architecture
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused_error
@@ -27,6 +27,9 @@ from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import adapter_checks
 from .tensor_layout import HUB, INVOCATION, Layout, arrange, assemble, file_digest, size_of
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _ALORA = "an aLoRA: llama-server applies it from its invocation tokens on, other programs to every token"
 NEGLIGIBLE_ALPHA = 1e-38

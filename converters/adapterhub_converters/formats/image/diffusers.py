@@ -13,14 +13,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import BUNDLED, Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
-from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
+from adapterhub_converters.bases.canonical_names import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft, pipeline
@@ -28,6 +27,9 @@ from adapterhub_converters.formats.candidate import Candidate
 
 from . import factors, family_tables, naming, origin, preserved_header
 from .preserved_header import HEADER_KEY, NAMES_KEY
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Key of the header's metadata: peft's config of every model, with keys that begin with the model."""

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,6 @@ from adapterhub_converters.adapter import (
     TensorLoss,
     as_pairs,
 )
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft, pipeline
@@ -40,6 +39,9 @@ from adapterhub_converters.formats.candidate import Candidate
 
 from . import factors, family_tables, naming, origin, preserved_header
 from .name_table import Reading
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _T = TypeVar("_T")
 # For the checks of every adapter, which reach this module through the table of formats.

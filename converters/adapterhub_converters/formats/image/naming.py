@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta
-from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
+from adapterhub_converters.bases.canonical_names import PIPELINE_PARTS
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import pipeline
 
 from . import factors, family_tables, image_transformers, preserved_header
 from .name_table import Reading, Table
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 # Prefix to the model; "" for the one that is not a text encoder. The first that fits counts.
 _PREFIXES = {

@@ -8,16 +8,18 @@ others have transposed convolutions, 1 added to norms, or matrices that are prod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Meta
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from .module_names import VERSION, expert_place, in_base
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 SAME_PARAMETERS = frozenset({
     "apertus", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm",

@@ -6,13 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Delta, LowRank, LowRankEmbedding, Meta
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import peft, source_config
@@ -22,6 +21,9 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import full_tuning
 from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest
 from .module_names import expert_number, expert_place, in_base
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _HEAD = "lm_head"
 _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multiplied by alpha itself"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from adapterhub_converters.adapter import (
     problems_beyond_deltas,
 )
 from adapterhub_converters.architectures.architecture import text_name
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import refused_error
 from adapterhub_converters.formats import file_alpha, source_config
@@ -31,6 +30,9 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest
 from .module_names import Names
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _EMBED, _HEAD = "model.embed_tokens", "lm_head"
 _TOP = (_EMBED, _HEAD)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub_converters.adapter import Adapter, Delta, Source, StackedLowRank
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 
 from . import stacks, target_parameters
 from .adapter_config import CONFIG, Scales
 from .writer import config_text
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 ExpertNames = tuple[str, str, str]
 """The names of an expert's gate, up and down."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +20,14 @@ from adapterhub_converters.adapter import (
     StackedLowRank,
     Vera,
 )
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 
 from . import target_parameters
 from .adapter_config import CONFIG, WEIGHTS, Scales
 from .tensor_keys import TensorId
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 
 class DeltaReader:

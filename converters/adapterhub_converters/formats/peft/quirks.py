@@ -9,14 +9,16 @@ which its files do not record.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.adapter import Adapter, targets_without_magnitude
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from .tensor_keys import classify
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _FOUR_BITS = "-bnb-4bit"
 _LINEAR_MARK = ".linear.lora_"

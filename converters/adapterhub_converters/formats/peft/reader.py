@@ -10,14 +10,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Source, tuner_of
 from adapterhub_converters.adapter_files import adapters_below, pickled_weights
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused_error
 from adapterhub_converters.formats.candidate import Candidate
@@ -30,6 +29,9 @@ from .module_deltas import DeltaReader, trainable_rows
 from .stacks import stack_transposed_experts
 from .tensor_keys import PREFIX, TensorId, classify, identify_all, tensor_names
 from .tinker_names import is_archive
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 
 def sniff(candidate: Candidate) -> bool:

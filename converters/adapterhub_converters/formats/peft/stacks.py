@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 STACKING = frozenset({
     "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32",

@@ -10,15 +10,17 @@ down_proj together, as the output of one is the input of the other; else by peft
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter.deltas import StackedLowRank
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _VERSION = safe_regex.Pattern(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import MAX_EXPERTS, Adapter, Delta, LowRank, Meta, factored_deltas
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.candidate import Candidate
@@ -25,6 +24,9 @@ from .adapter_config import CONFIG, WEIGHTS
 from .stacks import stack_transposed_experts
 from .tensor_keys import PREFIX
 from .tinker_names import is_archive
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _EXPERTS = safe_regex.Pattern(r"(.+\.experts)\.(w1|w2|w3)")
 _ATTENTION = safe_regex.Pattern(r"(.+)\.attn\.([qkvo]_proj)")

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.adapter import (
     FULL,
@@ -22,7 +22,6 @@ from adapterhub_converters.adapter import (
     refuse_differences,
     with_factored_as_pairs,
 )
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.peft_patterns import escape
@@ -30,6 +29,9 @@ from adapterhub_converters.peft_patterns import escape
 from . import stacks, target_parameters
 from .adapter_config import CONFIG, WEIGHTS
 from .tensor_keys import classify, state_dict
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 # The modules that PEFT itself adds to modules_to_save for a task (`peft_model.py`).
 _TASK_MODULES = {

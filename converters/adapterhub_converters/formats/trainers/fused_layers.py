@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import dtypes, yaml_lines
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, Meta, TensorLoss, problems_beyond_deltas
 from adapterhub_converters.architectures.architecture_lookup import Order, layer_of, path_in_layer
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import file_alpha, source_config
 from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 SETTINGS = "adapterhub.settings"
 """Our own key in the header's metadata, for the trainer's options that are needed to read the file."""

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import fused_layers
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MODULES = {

@@ -12,20 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import fused_layers, megatron_shards
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _CLASSES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",

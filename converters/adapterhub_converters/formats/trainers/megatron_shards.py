@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapterhub_converters import safe_regex
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import fused_layers
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _RANK = safe_regex.Pattern(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
 _LAYER = safe_regex.Pattern(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")

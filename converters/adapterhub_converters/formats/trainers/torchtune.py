@@ -10,7 +10,7 @@ export permutes `lora_b` back but not the magnitude, and it permutes Qwen2's too
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +18,15 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import fused_layers
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _MODULES = {
     "self_attn.q_proj": "attn.q_proj", "self_attn.k_proj": "attn.k_proj", "self_attn.v_proj": "attn.v_proj",

@@ -1,0 +1,65 @@
+"""What commands load before they do their work: most of the time of a small job is that of imports.
+
+A bound that is far above what is measured is lowered in the same change, so that what was gained once is not lost unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapterhub.operations.local_registry import Registry
+from tests.support import folders
+
+_CODE = """
+import collections, json, sys
+calls = collections.Counter()
+def count(frame, event, _):
+    if event == "call":
+        calls[frame.f_globals.get("__name__", "").partition(".")[0]] += 1
+from adapterhub.cli.main import run
+sys.setprofile(count)
+code = run(json.loads(sys.argv[1]))
+sys.setprofile(None)
+packages = ("adapterhub", "adapterhub_converters", "adapterhub_schemas")
+modules = [name for name in sys.modules if name.partition(".")[0] in packages]
+with open(sys.argv[2], "w") as file:
+    json.dump({"code": code, "modules": len(modules), "calls": sum(calls[name] for name in packages)}, file)
+"""
+# Command to the most modules of adapterhub that it loads, and the most of our functions that it calls.
+_BOUNDS = {
+    ("list",): (110, 1900),
+    ("tag", "team/sql:v1", "prod"): (112, 2600),
+    ("log", "team/sql"): (108, 2000),
+    ("info",): (102, 1900),
+    ("pull", "team/sql", "-o", "out"): (108, 2600),
+    ("validate", "sql"): (107, 6100),
+    ("validate", "sql", "--base", "base"): (178, 12400),
+    ("show", "team/sql"): (174, 6600),
+    ("push", "sql", "team/other"): (161, 9000),
+    ("convert", "sql", "mlx", "--to", "mlx"): (136, 7500),
+    ("convert", "sql", "out.gguf", "--base", "base"): (194, 13900),
+    ("merge", "sql", "sql2", "-o", "merged"): (203, 10800),
+}
+
+
+@pytest.mark.parametrize("command", _BOUNDS, ids=" ".join)
+def test_a_command_loads_no_more_than_it_did(command: tuple[str, ...], tmp_path: Path) -> None:
+    folders.adapter(tmp_path / "sql", folders.pairs(2))
+    folders.adapter(tmp_path / "sql2", folders.pairs(2))
+    folders.base(tmp_path / "base")
+    with Registry(tmp_path / "registry") as registry:
+        registry.push(tmp_path / "sql", "team/sql")
+    environment = {**os.environ, "ADAPTERHUB_REGISTRY": str(tmp_path / "registry"), "HOME": str(tmp_path)}
+    arguments = [sys.executable, "-c", _CODE, json.dumps(command), "counts.json"]
+    result = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counts["code"] == 0, result.stderr
+    modules, calls = _BOUNDS[command]
+    assert 0.9 * modules <= counts["modules"] <= modules
+    assert 0.8 * calls <= counts["calls"] <= calls
