@@ -38,7 +38,7 @@ def served_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple
     if base is None:
         return
     if model is not None:
-        yield from _vllm_features(contents, model, stacks)
+        yield from _vllm_features(contents, base, model, stacks)
     elif runtime_models.vllm_has_without_lora(base.architecture):
         yield "vllm-without-lora", base.architecture
     elif release := runtime_models.last_vllm(base.architecture):
@@ -51,11 +51,17 @@ def served_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple
         yield "sglang-unlisted", base.architecture or _UNNAMED
 
 
-def _vllm_features(contents: Contents, model: VllmModel, stacks: list[str]) -> Iterator[tuple[str, str]]:
+def _vllm_features(contents: Contents, base: BaseSpec, model: VllmModel, stacks: list[str]) -> Iterator[tuple[str, str]]:
     if tower := next((target for target in contents.targets if model.is_in_tower(target)), None):
         yield "vllm-tower", f"{tower}: towers and connectors are left out{_TOWER_OPTION if model.tower_option else ''}"
     for target, parts in contents.pairs.items():
         yield from _vllm_module_features(target, model, is_embedding="embedding_A" in parts)
+        option = model.packed_projections.get(target.rpartition(".")[2])
+        if option and base.config.get(option) is not False:
+            yield "vllm-unwrapped", target
+    if elsewhere := next((target for target in contents.targets if model.is_elsewhere(target)), None):
+        yield "vllm-elsewhere", elsewhere
+        stacks = [target for target in stacks if not model.is_elsewhere(target)]
     if not model.stacked_experts:
         if stacks:
             yield "vllm-stacked", ""
@@ -73,8 +79,6 @@ def _vllm_module_features(target: str, model: VllmModel, *, is_embedding: bool) 
         yield "vllm-unexpected", target
     if last in model.unwrapped:
         yield "vllm-unwrapped", target
-    if model.is_elsewhere(target):
-        yield "vllm-elsewhere", target
     if model.tables is not None and last not in model.tables and (is_embedding or last == "lm_head"):
         yield "vllm-table", target
 

@@ -23,6 +23,8 @@ class VllmModel:
         stacked_experts: Whether it reads experts in one stack (`is_3d_moe_weight`); others read them one by one.
         packed: Names of fused layers, and the parts by which an adapter names each.
         unwrapped: Names of fused layers that it has no form with LoRA for.
+        packed_projections: Projections that become such a layer, to the option of the base's config without which they do not.
+        absent: Names that transformers has for parts of layers and vLLM has not.
         language: Prefixes of the language model in vLLM's names; empty for a text model, like the next two.
         towers: Prefixes of vision and audio models.
         connectors: Prefixes of the modules between these and the language model.
@@ -35,6 +37,8 @@ class VllmModel:
     stacked_experts: bool = False
     packed: Mapping[str, list[str]] = field(default_factory=dict)
     unwrapped: tuple[str, ...] = ()
+    packed_projections: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     towers: tuple[str, ...] = ()
     connectors: tuple[str, ...] = ()
@@ -55,7 +59,12 @@ class VllmModel:
         return prefix in outside
 
     def is_elsewhere(self, module: str) -> bool:
-        """Return whether a module is of a component that vLLM has without the `model.` that its rules leave."""
+        """Return whether vLLM has a module under another name, since a part of its path differs.
+
+        Its rules may leave a `model.` before a component.
+        """
+        if not self.is_in_tower(module) and not {*self.absent}.isdisjoint(module.split(".")[:-1]):
+            return True
         components = (*self.language, *self.towers, *self.connectors)
         return bool(components) and self._own_name(module).startswith(tuple(f"model.{prefix}" for prefix in components))
 

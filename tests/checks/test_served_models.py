@@ -112,12 +112,41 @@ def test_vllm_refuses_an_output_layer_where_the_model_has_no_lora_on_it(tmp_path
             "model.language_model.layers.0.self_attn.q_proj",
             ("ignored", "model.language_model.layers.0.self_attn.q_proj has another name in vLLM, which drops it"),
         ),
+        (
+            "LagunaForCausalLM",
+            "model.layers.1.mlp.shared_experts.up_proj",
+            ("ignored", "model.layers.1.mlp.shared_experts.up_proj has another name in vLLM, which drops it"),
+        ),
+        (
+            "MixtralForCausalLM",
+            "model.layers.0.mlp.gate",
+            ("ignored", "model.layers.0.mlp.gate has another name in vLLM, which drops it"),
+        ),
+        ("MixtralForCausalLM", "model.layers.0.block_sparse_moe.gate", ("applied", "")),
+        (
+            "GPTBigCodeForCausalLM",
+            "transformer.h.0.attn.c_attn",
+            ("ignored", "transformer.h.0.attn.c_attn could not be wrapped by any LoRA layer: left out"),
+        ),
+        ("GPTBigCodeForCausalLM", "transformer.h.0.attn.c_proj", ("applied", "")),
     ],
 )
 def test_vllm_has_fused_layers_and_components_under_its_own_names(
     tmp_path: Path, architecture: str, module: str, expected: tuple[str, str]
 ) -> None:
     assert verdict(tmp_path, architecture, "vllm", module) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, "ignored"), ({"multi_query": True}, "ignored"), ({"multi_query": False}, "applied")]
+)
+def test_vllm_leaves_out_a_projection_that_it_fuses_by_the_config_of_the_base(
+    tmp_path: Path, options: dict[str, bool], expected: str
+) -> None:
+    spec = base(tmp_path / "base")
+    spec = dataclasses.replace(spec, architecture="GPTBigCodeForCausalLM", tensors={}, config={**spec.config, **options})
+    shapes = {f"transformer.h.0.attn.c_attn.{part}": shape for part, shape in PAIR.items()}
+    assert checks.check(adapter(tmp_path / "a", shapes), base=spec).verdicts["vllm"].verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -201,6 +230,12 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             ("gate_up_proj", "down_proj"),
             "refused",
             "reads experts of this model one by one unless enable_mixed_moe_lora_format is set",
+        ),
+        (
+            "MixtralForCausalLM",
+            ("gate_up_proj", "down_proj"),
+            "ignored",
+            "model.layers.0.mlp.experts.gate_up_proj has another name in vLLM, which drops it",
         ),
     ],
 )

@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "granitehybrid-dense": _DENSE,
     "granite-dense": {**_DENSE, "layer_types": ["attention", "attention"]},
     "granite-moe": {"layer_types": ["attention", "attention"]},
+    "deepseek2-ocr": {"num_key_value_heads": 4, "use_qk_norm": False, "head_dim": 16},
     "gemma4-moe": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
 }  # fmt: skip
 NOT_RUN = {"nemotron_h": "the conversion takes every Nemotron-H for one with experts under transformers 5"}
@@ -64,6 +65,7 @@ SAME_MODULES = {
     "StableLMEpochForCausalLM": "StableLmForCausalLM",
     "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
     "DotsOCRForCausalLM": "Qwen2ForCausalLM",
+    "DeepseekOCRForCausalLM": "Glm4MoeForCausalLM",
     "KORMoForCausalLM": "Qwen2ForCausalLM",
 }
 # The class of the text model, by which llama.cpp's conversion takes models whose own class it does not know.
@@ -90,6 +92,9 @@ def saved(name: str, gguf: str, folder: Path) -> Path:
         config["layer_types"] = [published.get(kind, kind) for kind in config["layer_types"]]
     if name == "GPTNeoXForCausalLM":  # transformers 5 takes the number away from what it knows
         config |= {"rotary_pct": config["rope_parameters"]["partial_rotary_factor"], "model_type": "published"}
+    if name == "DeepseekOCRForCausalLM":
+        sizes = {"kv_lora_rank": None, "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 0}
+        config |= {"model_type": "deepseek_vl_v2", "language_config": {**config, **sizes}, "use_mla": False, **sizes}
     if "Omni" in name:
         config = {"architectures": [name], "model_type": "omni", "thinker_config": config}
         _rename(folder, "", "thinker.")

@@ -19,6 +19,7 @@ from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.formats import gguf as gguf_lora
 from adapterhub_converters.formats import peft
+from tests.conftest import ROOT
 from tests.converters import test_gguf_by_rule
 from tests.converters.test_gguf_architectures import CLASSES, deltas
 from tests.converters.test_gguf_by_rule import saved
@@ -55,6 +56,14 @@ def content(path: Path) -> dict[str, bytes]:
 
 def test_every_row_of_the_table_is_compared() -> None:
     assert {name for _, name in ROWS} == {name for row in architecture_lookup.ADAPTERS for name in (*row.classes, *row.wrapped)}
+
+
+def test_the_page_has_the_share_of_the_kinds_of_models_compared_here() -> None:
+    same = len(ROWS) - len(RAISES) - len(WRONG)
+    page = " ".join((ROOT / "docs/formats.md").read_text().split())
+    counts = f"{same}, raises an error for {len(RAISES)} and is wrong for {len(WRONG)}"
+    subject = f"Of the {len(ROWS)} kinds of models in the table below, llama.cpp's `convert_lora_to_gguf.py`"
+    assert f"{subject} writes the same bytes for {counts}" in page
 
 
 @pytest.mark.parametrize(("kind", "name"), ROWS)

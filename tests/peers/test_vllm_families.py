@@ -54,13 +54,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-DIFFERENT = {
-    ("MixtralForCausalLM", "all"): "vLLM has the experts under another name, and drops what the verdict says it refuses",
-    ("MiniMaxM2ForCausalLM", "all"): "vLLM has the experts under another name, and drops what the verdict says it refuses",
-    ("LagunaForCausalLM", "all"): "vLLM has the shared expert under another name, and drops it",
-    ("GPTBigCodeForCausalLM", "all"): "vLLM runs it by transformers, and does not put LoRA on its c_attn",
-}
-
 Tensors = dict[str, np.ndarray]
 _PREFIX, _O_PROJ = "base_model.model.", "model.layers.0.self_attn.o_proj"
 
@@ -98,6 +91,15 @@ EDITS: dict[str, Callable[[Tensors], Tensors]] = {
     "layer that is not there": _copied("layers.0.self_attn.o_proj", "layers.9.self_attn.o_proj"),
 }
 SCALES = {"": 8, ", scale 1": 4}  # lora_alpha, by rank 4
+# Others of families whose adapters of all linear modules have a module that vLLM has otherwise: options of the model, modules.
+PARTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "Mixtral's attention": ("MixtralForCausalLM", {}, ["q_proj", "o_proj"]),
+    "Mixtral's gate": ("MixtralForCausalLM", {}, ["q_proj", "gate"]),
+    "Laguna's attention": ("LagunaForCausalLM", {}, ["q_proj", "o_proj"]),
+    "a dense layer of Laguna": ("LagunaForCausalLM", {}, ["q_proj", "mlp.down_proj"]),
+    "GPT-BigCode without c_attn": ("GPTBigCodeForCausalLM", {}, ["c_proj", "c_fc"]),
+    "GPT-BigCode with keys for each head": ("GPTBigCodeForCausalLM", {"multi_query": False}, ["c_attn", "c_proj", "c_fc"]),
+}
 
 
 def _write_base(model: Any, name: str, folder: Path) -> None:
@@ -143,7 +145,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str
     llama = folder / "LlamaForCausalLM"
     for (end, alpha), (kind, edit) in ((scale, item) for scale in SCALES.items() for item in EDITS.items()):
         adapters["LlamaForCausalLM", kind + end] = llama / "base", _edited(llama / "all", llama / (kind + end), edit, alpha)
-    words = [str(path) for paths in sorted(adapters.values()) for path in paths]
+    for kind, (name, options, modules) in PARTS.items():
+        model = tiny.model(name, **options)
+        _write_base(model, name, folder / kind / "base")
+        tiny.adapter(model, folder / kind / "a", target_modules=modules)
+        adapters[name, kind] = folder / kind / "base", folder / kind / "a"
+    # In this order, since vLLM looks once for what it can fuse in a class of modules: a model with other options comes last.
+    words = [str(path) for paths in adapters.values() for path in paths]
     results = {result["name"]: result for result in printed("vllm_builds.py", folder, *words)}
     return {key: (base, adapter, results[str(adapter)]) for key, (base, adapter) in adapters.items()}
 
@@ -171,7 +179,16 @@ def test_vllm_does_with_an_adapter_of_a_family_what_its_verdict_says(
         elif kind == "all" and _names_towers_alone(name, outcome):
             assert verdict.verdict == "ignored"  # the verdict does not tell left out from refused for their names
         else:
-            assert (verdict.verdict != _happened(outcome)) == ((name, kind) in DIFFERENT), (kind, outcome, verdict)
+            assert verdict.verdict == _happened(outcome), (kind, outcome, verdict)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_vllm_does_with_a_part_of_a_model_what_its_verdict_says(
+    kind: str, outcomes: Mapping[tuple[str, str], tuple[Path, Path, dict[str, Any]]]
+) -> None:
+    base, adapter, outcome = outcomes[PARTS[kind][0], kind]
+    verdict = checks.check(adapter, base=read_base(base)).verdicts["vllm"]
+    assert verdict.verdict == _happened(outcome), (outcome, verdict)
 
 
 def _names_towers_alone(name: str, outcome: Mapping[str, Any]) -> bool:

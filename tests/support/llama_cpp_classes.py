@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "BailingMoeV2ForCausalLM", "BailingMoeV3ForCausalLM", "BailingMoeV3VLForConditionalGeneration",
         "BitnetForCausalLM", "ChameleonForCausalLM", "ChatGLMForConditionalGeneration", "ChatGLMModel",
         "CodeShellForCausalLM", "CogVLMForCausalLM", "DeciLMForCausalLM", "DeepseekForCausalLM",
-        "DeepseekOCRForCausalLM", "DreamModel", "ExaoneForCausalLM", "GPTRefactForCausalLM",
+        "DreamModel", "ExaoneForCausalLM", "GPTRefactForCausalLM",
         "Glm5vForConditionalGeneration", "GraniteSwitchForCausalLM", "Grok1ForCausalLM", "GrokForCausalLM",
         "GroveMoeForCausalLM", "InternLM2ForCausalLM", "JAISLMHeadModel", "KimiK3ForConditionalGeneration",
         "LFM2ForCausalLM", "LLaDAMoEModel", "LLaDAMoEModelLM", "LLaDAModelLM", "LlavaStableLMEpochForCausalLM",

@@ -2,7 +2,8 @@
 
     python -m tests.support.runtime_models      # writes converters/adapterhub_converters/runtime_models.json
 
-Their wheels are downloaded once (375 MB) and read by `ast`: neither can be imported without its accelerator.
+Their wheels are downloaded once (375 MB) and read by `ast`: neither can be imported without its accelerator. The names that
+adapters have for modules are those of the installed transformers.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +197,14 @@ class Sources:
 
     def _names_in(self, item: _Class) -> list[_Class]:
         names = {node.id for node in ast.walk(item.node) if isinstance(node, ast.Name)}
-        found = (self.resolve(item.module, name) for name in names)
+        found = (self.resolve(item.module, name) for name in _with_names_in_tables(item.module, names))
         return [other for other in found if other and _BUILDING.match(other.module.name)]
+
+
+def _with_names_in_tables(module: _Module, names: set[str]) -> set[str]:
+    """Return names, and those in the tables of a module that go by them: `LAYERS = {"mamba": MambaLayer}`."""
+    tables = [module.values[name] for name in names & module.values.keys()]
+    return names | {leaf.id for table in tables for leaf in ast.walk(table) if isinstance(leaf, ast.Name)}
 
 
 def _merged(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,6 +217,7 @@ def _merged(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
 
 def vllm_table(sources: Sources) -> dict[str, Any]:
     """Return what vLLM serves: the models with LoRA, those without, and those it had."""
+    modeling = _modeling_modules()
     registry = sources.module(f"{_MODELS}.registry")
     assert registry is not None
     models: dict[str, Any] = {}
@@ -217,16 +227,42 @@ def vllm_table(sources: Sources) -> dict[str, Any]:
             cls = sources.resolve(sources.module(module if module.startswith("vllm.") else f"{_MODELS}.{module}"), class_name)
             assert cls is not None, architecture
             if "SupportsLoRA" in sources.names(cls):
-                models[architecture] = _vllm_model(sources, cls)
+                models[architecture] = _vllm_model(sources, cls, modeling(architecture))
             elif architecture not in models:
                 without.add(architecture)
     removed = sources.value(registry, registry.values["_PREVIOUSLY_SUPPORTED_MODELS"])
-    return {"version": VLLM, "models": models, "without_lora": sorted(without - models.keys()), "removed": removed}
+    return {
+        "version": VLLM,
+        "transformers": version("transformers"),
+        "models": models,
+        "without_lora": sorted(without - models.keys()),
+        "removed": removed,
+    }
 
 
-def _vllm_model(sources: Sources, cls: _Class) -> dict[str, Any]:
+def _modeling_modules() -> Callable[[str], _Module | None]:
+    """Return a function that returns the module of the installed transformers with a class, if there is one."""
+    spec = find_spec("transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    sources = Sources(Path(spec.origin).parents[1])
+    paths = {
+        name: path
+        for path in sorted(sources.folder.glob("transformers/models/*/modeling_*.py"))
+        for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)
+    }
+
+    def module(name: str) -> _Module | None:
+        path = paths.get(name)
+        return sources.module(".".join(path.relative_to(sources.folder).with_suffix("").parts)) if path else None
+
+    return module
+
+
+def _vllm_model(sources: Sources, cls: _Class, modeling: _Module | None) -> dict[str, Any]:
     """Return what is particular to a model with LoRA; without what is empty."""
     parts = sources.closure(cls)
+    is_by_transformers = cls.module.name.startswith(f"{_MODELS}.transformers")
     named = {node.id for part in parts for node in ast.walk(part.node) if isinstance(node, ast.Name)}
     tables = {name for part in parts for name in sources.attribute(part, "embedding_modules") or ()}
     mapper = sources.attribute(cls, "hf_to_vllm_mapper") or {}
@@ -236,6 +272,10 @@ def _vllm_model(sources: Sources, cls: _Class) -> dict[str, Any]:
         "tables": None if "init_vllm_registered_model" in named else sorted(tables),
         "stacked_experts": bool(sources.attribute(cls, "is_3d_moe_weight")),
         **_fused_layers(sources, cls, parts),
+        "packed_projections": _packed_projections(modeling) if modeling and is_by_transformers else {},
+        "absent": _absent_names(parts, mapper, modeling)
+        if modeling and not is_by_transformers and "init_vllm_registered_model" not in named
+        else [],
         **components,
         "tower_option": bool(components and sources.attribute(cls, "supports_tower_connector_lora")),
         "prefixes": _renames(mapper.get("orig_to_new_prefix")) if components else {},
@@ -255,9 +295,59 @@ def _fused_layers(sources: Sources, cls: _Class, parts: Iterable[_Class]) -> dic
         match getattr(node, "targets", [None])[0], getattr(node, "value", None):
             case ast.Subscript(value=ast.Attribute(attr="packed_modules_mapping"), slice=ast.Constant(value=name)), _:
                 mapped.add(name)
-            case ast.Attribute(attr=name), ast.Call(func=ast.Name(id="MergedColumnParallelLinear" | "QKVParallelLinear")):
+            case ast.Attribute(attr=name), ast.Call(func=ast.Name(id="MergedColumnParallelLinear")) as call:
+                sizes = next((word.value for word in call.keywords if word.arg == "output_sizes"), None)
+                # Three parts and more need no mapping (MergedColumnParallelLinearVariableSliceWithLoRA).
+                if not (isinstance(sizes, ast.List) and len(sizes.elts) > 2):
+                    fused.add(name)
+            case ast.Attribute(attr=name), ast.Call(func=ast.Name(id="QKVParallelLinear")):
                 fused.add(name)
     return {"packed": packed, "unwrapped": sorted(fused - mapped)}
+
+
+def _absent_names(parts: Iterable[_Class], mapper: Mapping[str, Any], modeling: _Module) -> list[str]:
+    """Return the names that transformers has for parts of layers and vLLM does not: it drops adapters of what they contain."""
+    vllm_names = {name for part in parts for name, _ in _attributes(part.node)}
+    classes = {name for name, node in modeling.definitions.items() if isinstance(node, ast.ClassDef)}
+    names = {
+        name
+        for class_name in classes
+        for name, value in _attributes(modeling.definitions[class_name])
+        if value is not None and classes & {leaf.id for leaf in ast.walk(value) if isinstance(leaf, ast.Name)}
+    }
+    renamed = {part for rules in mapper.values() if isinstance(rules, dict) for old in rules for part in str(old).split(".")}
+    return sorted(names - vllm_names - renamed)
+
+
+def _attributes(node: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
+    """Yield the attributes that the code of a class gives itself, with their values."""
+    for statement in ast.walk(node):
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for leaf in (leaf for target in targets for leaf in ast.walk(target)):
+                if isinstance(leaf, ast.Attribute) and isinstance(leaf.value, ast.Name) and leaf.value.id == "self":
+                    yield leaf.attr, statement.value
+
+
+def _packed_projections(modeling: _Module) -> dict[str, str]:
+    """Map projections of queries, keys and values in one to the option of a config under which the model splits them.
+
+    vLLM makes a layer of them that it has no form with LoRA for (vllm/model_executor/models/transformers/fusers/packed_qkv.py).
+    """
+    packed: dict[str, str] = {}
+    for condition in ast.walk(modeling.tree):
+        match condition:
+            case ast.If(test=ast.Attribute(value=ast.Name(id="self"), attr=option), body=[statement, *_]):
+                for call in ast.walk(statement):
+                    match call:
+                        case ast.Call(func=ast.Attribute(value=split, attr="split"), args=[ast.Tuple(elts=[_, _, _]), *_]):
+                            names = (leaf.func for leaf in ast.walk(split) if isinstance(leaf, ast.Call))
+                            packed |= {
+                                name.attr: option
+                                for name in names
+                                if isinstance(name, ast.Attribute) and ast.unparse(name.value) == "self"
+                            }
+    return packed
 
 
 def _renames(mapping: object) -> dict[str, str]:

@@ -217,6 +217,16 @@ ADAPTERS_ONLY = (
             ("glm4moe", {"Glm4vMoeForConditionalGeneration": "glm4v_moe"}, VISION_TEXT_PATH),
         )
     ),
+    _row(
+        "deepseek2-ocr",
+        {"DeepseekOCRForCausalLM": "deepseek_vl_v2"},
+        *ATTENTION,
+        *MLP,
+        "mlp.gate",
+        *SHARED_EXPERTS,
+        experts=Experts(),
+        unseen={"lm_head": "llama.cpp bypasses the adapter here (src/models/deepseek2.cpp)"},
+    ),
     _row("mellum", {"MellumForCausalLM": "mellum"}, *ATTENTION, "mlp.gate", experts=Experts()),
     _row(
         "hy_v3",
