@@ -147,7 +147,7 @@ def test_groff_reads_the_man_pages_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_what_a_tag_names_is_this_version() -> None:
-    for name in ("docs/ci.md", "docs/tutorials/ci.md", "examples/ci/adapters.yml"):
+    for name in ("docs/validate.md", "docs/tutorials/ci.md", "examples/ci/adapters.yml"):
         named = set(re.findall(r"(?:OWNER/adapterhub@|rev: )(\S+)", (ROOT / name).read_text()))
         assert named == {f"v{__version__}"}, name
 
