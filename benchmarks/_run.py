@@ -4,9 +4,10 @@
     python benchmarks/_run.py --tables
 
 A name is that of a script, or of a script at other sizes (`OTHER_SIZES`). Its figures are in results/NAME.json with the date,
-the machine and the versions of the peers; `--tables` prints them all, as the site has them below the summary. What has been measured at this commit is not measured again unless it is named, so a
-run that was interrupted goes on where it was; nor do results of other options count. Inputs stay in the temporary folder for
-the next script. Exit code 1 if a script failed; the page then has its earlier results.
+the machine and the versions of the peers; `--tables` prints them all, as the site has them below the summary. What has been
+measured at this commit is not measured again unless it is named, so a run that was interrupted goes on where it was; nor do
+results of other options count. Inputs stay in the temporary folder for the next script. Exit code 1 if a script failed; the
+page then has its earlier results.
 """
 
 from __future__ import annotations

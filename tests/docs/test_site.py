@@ -49,7 +49,9 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
     for page in tmp_path.rglob("*.html"):
         assert not re.search(r'(?:src|<link[^>]* href)="(?:https?:)?//', page.read_text()), page
     assert "NAME[:TAG|@DIGEST]" in (tmp_path / "remotes.html").read_text()  # a pipe in a table is escaped for GitHub
-    assert [name for name in COMMANDS if f"<code>adapterhub {name}</code>" not in (tmp_path / "commands.html").read_text()] == []
+    assert [
+        name for name in COMMANDS if f"<code>adapterhub {name}</code>" not in (tmp_path / "commands.html").read_text()
+    ] == []
     assert '<h3 id="growth"' in (tmp_path / "benchmarks.html").read_text()
     assert len([*(tmp_path / "reference/commands").glob("*.html")]) == len(COMMANDS)
     anchors = re.findall(r'<h3 id="([^"]+)"', (tmp_path / "reference/codes.html").read_text())
