@@ -1,11 +1,13 @@
-"""Run the scripts of this folder one after the other, and write what they measured to docs/benchmarks.md.
+"""Run the scripts of this folder one after the other, and write a summary of what they measured to docs/benchmarks.md.
 
     python benchmarks/_run.py [NAME…] [-- OPTIONS OF THE SCRIPTS]
+    python benchmarks/_run.py --tables
 
-A name is that of a script, or of a script at other sizes (`OTHER_SIZES`). Its tables are in results/NAME.json with the date,
-the machine and the versions of the peers. What has been measured at this commit is not measured again unless it is named, so a
-run that was interrupted goes on where it was; nor do results of other options count. Inputs stay in the temporary folder for
-the next script. Exit code 1 if a script failed; the page then has its earlier results.
+A name is that of a script, or of a script at other sizes (`OTHER_SIZES`). Its figures are in results/NAME.json with the date,
+the machine and the versions of the peers; `--tables` prints them all, as the site has them below the summary. What has been
+measured at this commit is not measured again unless it is named, so a run that was interrupted goes on where it was; nor do
+results of other options count. Inputs stay in the temporary folder for the next script. Exit code 1 if a script failed; the
+page then has its earlier results.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ _BAR = 12  # characters of a bar for a hundred times
 
 def main(words: Sequence[str]) -> int:
     """Measure what is missing or named, and write the page."""
+    if words == ["--tables"]:
+        print(tables(RESULTS), end="")
+        return 0
     names, more = split(words)
     if unknown := sorted(set(names) - set(NAMES)):
         print(f"error: {', '.join(unknown)}: no such script; there are {', '.join(NAMES)}", file=sys.stderr)
@@ -91,15 +96,23 @@ def measure(name: str, options: Sequence[str]) -> bool:
     return True
 
 
+def reports_in(results: Path) -> dict[str, dict[str, Any]]:
+    """The reports of a folder by the names of their scripts."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("[!.]*.json"))}
+
+
+def tables(results: Path) -> str:
+    """Return the Markdown of all figures, a section for each script."""
+    return "".join(f"{line}\n" for name, report in reports_in(results).items() for line in section(name, report))
+
+
 def written(page: str, results: Path) -> str:
-    """The page with the results between its marks."""
+    """The page with the summary of the results between its marks."""
     before, found, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (found and end):
         raise ValueError(f"{PAGE}: the marks are missing")
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("[!.]*.json"))}
-    lines = [*summary(reports), *(line for name, report in reports.items() for line in section(name, report))]
-    return before + BEGIN + "".join(f"{line}\n" for line in lines) + END + after
+    return before + BEGIN + "".join(f"{line}\n" for line in summary(reports_in(results))) + END + after
 
 
 def summary(reports: dict[str, dict[str, Any]]) -> Iterator[str]:

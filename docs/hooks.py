@@ -15,8 +15,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 
+import _run
 import hub_api
 import python_api
 import reference
@@ -29,6 +30,8 @@ _GENERATED = {
     "adapterhub/cli/explanations.py": "reference/codes.md",
     "adapterhub/training/config_help.py": "reference/training.md",
 }
+# Tables that only the site has, below the text that GitHub shows too.
+_APPENDED = {"commands.md": reference.commands_table, "benchmarks.md": lambda: _run.tables(_run.RESULTS)}
 _SOURCE = re.compile(r"\]\((?:\.\./)+(adapterhub/[\w./]+)\)")
 
 
@@ -61,7 +64,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links out of this folder to the copies, and to generated pages."""
+    """Append the generated tables of a page; lead links out of this folder to the copies, and to generated pages."""
+    if page.file.src_uri in _APPENDED:
+        markdown = f"{markdown}\n{_APPENDED[page.file.src_uri]()}"
     up = "../" * page.file.src_uri.count("/")
     markdown = _SOURCE.sub(lambda found: f"]({up}{_GENERATED[found[1]]})", markdown)
     return _OUTSIDE.sub(rf"]({up}\1)", markdown)

@@ -71,6 +71,15 @@ def _entry(parent: click.Context, name: str, does: str = "") -> Entry:
         )
 
 
+def commands_table() -> str:
+    """Return the Markdown of the table of commands by purpose, each with a link to its page."""
+    lines = ["| command | does |", "| --- | --- |"]
+    for title, group in entries().items():
+        lines.append(f"| **{title}** | |")
+        lines += [f"| [`{entry.path}`](reference/commands/{entry.name}.md) | {_plain(_cell(entry.short))} |" for entry in group]
+    return "\n".join(lines) + "\n"
+
+
 def page(entry: Entry) -> str:
     """Return the Markdown of a command and the commands below it."""
     return "\n".join(_markdown(entry, 1)) + "\n"

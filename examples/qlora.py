@@ -1,4 +1,4 @@
-"""QLoRA in one file, to read: its numbers are the trainer's (tests/training/test_qlora_example.py); docs/qlora.md explains it.
+"""QLoRA in one file, to read: its numbers are the trainer's (tests/training/test_qlora_example.py).
 
 python examples/qlora.py BASE DATA.jsonl OUT
 

@@ -236,6 +236,32 @@ def test_in_a_notebook_texts_of_others_are_escaped(place: Path) -> None:
     assert "<script>" not in shown
 
 
+def test_in_a_notebook_every_table_has_numbers_and_sizes_for_people_and_no_repr(place: Path) -> None:
+    adapter, difference = ah.load("./sql"), ah.diff("./sql", "./french")
+    loss = ah.convert("./sql", "sql.raw.safetensors", to="raw")
+    with ah.Registry("notebook") as registry:
+        registry.push("./sql", "team/sql")
+        versions = registry.list()
+    merged = ah.merge_into("./sql", "./tiny", "./merged-in-a-notebook")
+    shown = [value._repr_html_() for value in (adapter, adapter.manifest, difference, loss, versions, merged)]
+    assert [table for table in shown if not table.startswith("<table>") or "&lt;" in table] == []
+    assert [number for table in shown for number in re.findall(r"\d+\.\d{4,}|\b\d{5,}\b|null|\[\]", table)] == []
+    assert "<caption>Adapter ./sql: 4 modules" in shown[0]
+    assert "<td>repo " in shown[1]
+    assert re.search(r"<td>[\d.]+%</td>", shown[2])
+    assert re.search(r"<td>[\d.]+ kB</td>", shown[4])
+
+
+def test_a_delta_shows_the_shapes_of_its_arrays_and_not_their_numbers(place: Path) -> None:
+    assert repr(ah.load("./sql").deltas["model.layers.0.self_attn.q_proj"]) == (
+        "<LowRank: lora_A (2, 64), lora_B (64, 2), alpha 4.0>"
+    )
+
+
+def test_what_dir_lists_is_public() -> None:
+    assert [name for name in dir(ah) if not name.startswith("__")] == sorted(ah.__all__)
+
+
 _OPERATIONS = sorted((ROOT / "adapterhub/operations").glob("*.py"))
 
 

@@ -138,7 +138,9 @@ class Difference:
         rows = [(row.path, row.status, "") for row in self.files] + [(row.key, row.old, row.new) for row in self.facts]
         head = ("file or fact", *self.names)
         changed = [
-            (module.name, module.status, module.change) for module in self.modules if module.status not in (SAME, ROUNDED)
+            (module.name, module.status, None if module.change is None else f"{module.change:.1%}")
+            for module in self.modules
+            if module.status not in (SAME, ROUNDED)
         ]
         return display.table(rows, head=head, caption=repr(self)) + display.table(changed, head=("module", "status", "change"))
 

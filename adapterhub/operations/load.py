@@ -35,6 +35,9 @@ class Adapter(canonical.Adapter):
     def __repr__(self) -> str:
         return f"<Adapter {self.where}: {len(self.deltas)} modules, {self.parameters:,} parameters>"
 
+    def _repr_html_(self) -> str:
+        return self.manifest.to_html(repr(self))
+
 
 def load(source: StrPath, *, base: base_sources.Base | None = None, workspace: Workspace | None = None) -> Adapter:
     """Read an adapter of any format into memory.

@@ -41,7 +41,10 @@ class Versions(list["VersionRow"]):
 
     def _repr_html_(self) -> str:
         head = ("ref", "tags", "base", "method", "r", "size")
-        rows = [(row.ref, ", ".join(row.tags), row.base, row.method, row.rank, row.size) for row in self]
+        sizes = (None if row.size is None else display.format_size(row.size) for row in self)
+        rows = [
+            (row.ref, ", ".join(row.tags), row.base, row.method, row.rank, size) for row, size in zip(self, sizes, strict=True)
+        ]
         return display.table(rows, head=head)
 
 

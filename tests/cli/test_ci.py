@@ -236,7 +236,7 @@ def test_the_workflow_uses_inputs_that_the_action_has() -> None:
     steps = yaml.safe_load((ROOT / "examples/ci/adapters.yml").read_text())["jobs"]["validate"]["steps"]
     (ours,) = (item for item in steps if "adapterhub@" in item.get("uses", ""))
     assert set(ours["with"]) <= set(inputs)
-    table = (ROOT / "docs/ci.md").read_text()
+    table = (ROOT / "docs/validate.md").read_text()
     assert [name for name in inputs if f"| `{name}` |" not in table] == []
 
 

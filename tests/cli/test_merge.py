@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> list[adapter_recipe.Par
     return [
         adapter_recipe.ParentAdapter(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"
     ]
+
+
+def test_a_terminal_gets_the_conclusion_of_a_merge_and_the_worst_modules_only_if_something_was_lost(
+    tmp_path: Path, terminal: Any
+) -> None:
+    two_adapters(tmp_path)
+    exact = terminal("merge", "a", "b", "-o", "./exact")
+    assert "exact: nothing was lost" in exact
+    assert "signs apart up to " in exact
+    assert "ENERGY LOST" not in exact
+    truncated = terminal("merge", "a", "b", "--method", "svd", "--rank", "1", "-o", "./truncated")
+    assert re.search(r"truncation lost up to [\d.]+% of a module's energy; relative error up to [\d.]+%", truncated)
+    assert "ENERGY LOST" in truncated
 
 
 @pytest.mark.parametrize("method", TWO)

@@ -71,17 +71,10 @@ def test_version_is_one_line(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_in_the_table_and_has_an_example(run: Run, command: str) -> None:
-    table = (ROOT / "docs/commands.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
-    assert re.search(rf"^\| `adapterhub {command}\b", table, re.MULTILINE)
+def test_every_command_has_an_example(run: Run, command: str) -> None:
     help_text = run(command, "--help").stdout
     assert f"$ adapterhub {command}" in help_text.partition("Example:")[2]
     assert "--json" in help_text
-
-
-def test_the_table_has_no_command_that_is_not_there() -> None:
-    table = (ROOT / "docs/commands.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `adapterhub (\S+?)[` ]", table, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_the_documented_exit_codes_are_the_classes() -> None:

@@ -33,7 +33,9 @@ def test_an_adapter_is_compared_with_the_others_of_its_base_by_number(run: Run, 
 
 def test_the_report_has_no_verdict(run: Run, make: Make) -> None:
     result = run("scan", make("a"))
-    assert "found nothing of what scan looks for, which proves nothing about the rest" in result.stdout
+    assert "nothing found: no code, no hidden bytes, no misleading text. What the model writes is not checked" in result.stdout
+    assert "No other adapter of org/base is in the registry" in result.stdout
+    assert "PCT" not in result.stdout  # a column of dashes
     assert "No verdict follows from them." in result.stdout
     for word in ("safe", "clean", "harmless", "trusted", "secure"):
         assert word not in result.stdout.lower()

@@ -269,6 +269,6 @@ def test_the_repr_of_a_report_and_of_an_adapter_is_a_line_of_counts() -> None:
         TensorLoss("d", Loss.APPROXIMATED, "why", 0.1), TensorLoss("e", Loss.EXACT),
     ]  # fmt: skip
     report = LossReport(tuple(lines), ("a note",))
-    assert repr(report) == "LossReport(2 exact, 2 approximated, 1 dropped; 1 notes)"
+    assert repr(report) == "<LossReport: 2 exact, 2 approximated, 1 dropped; 1 note>"
     adapter = Adapter({Q: LowRank(np.ones((2, 8)), np.ones((4, 2)), 2.0)}, {"lm_head.weight": np.ones((2, 2))})
     assert repr(adapter) == "Adapter(1 deltas, 1 replaced, 28 parameters)"

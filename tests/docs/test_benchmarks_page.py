@@ -36,19 +36,25 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_has_figures_ratios_and_what_is_missing(results: Path) -> None:
+def test_the_page_has_the_ratios_and_keeps_the_text_around_them(results: Path) -> None:
     (results / "convert.json").write_text(json.dumps(REPORT))
     page = _run.written(f"# Before\n{_run.BEGIN}old\n{_run.END}after\n", results)
     assert page.startswith(f"# Before\n{_run.BEGIN}### Summary\n")
     assert "| convert: r = 16 | theirs \\| slow | 16× | 49, 354 |" in page
-    assert "\n### convert\n" in page
     assert page.endswith(f"{_run.END}after\n")
-    assert "on 2026-11-26, 2 × EPYC; rank 16.\nWith torch 2.13.0." in page
-    assert "| theirs \\| slow | 8 | 354 | 16× | ▇▇▇▇▇▇▇ |" in page
-    assert "| oras | missing: oras | | | |" in page
-    assert "The tensors are equal: yes." in page
     assert "old" not in page
     assert _run.written(page, results) == page
+
+
+def test_the_tables_have_every_figure_and_what_is_missing(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "convert.json").write_text(json.dumps(REPORT))
+    tables = _run.tables(results)
+    assert tables.startswith("### convert\n")
+    assert "on 2026-11-26, 2 × EPYC; rank 16.\nWith torch 2.13.0." in tables
+    assert "| theirs \\| slow | 8 | 354 | 16× | ▇▇▇▇▇▇▇ |" in tables
+    assert "| oras | missing: oras | | | |" in tables
+    assert "The tensors are equal: yes." in tables
+    assert (_run.main(["--tables"]), capsys.readouterr().out) == (0, tables)
 
 
 def test_only_what_this_commit_has_not_measured_with_these_options_is_measured(results: Path) -> None:

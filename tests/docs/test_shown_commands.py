@@ -52,7 +52,8 @@ ELSEWHERE = {
     r"lock --update '": ("a form, not a command", "tests/cli/test_commands.py"),
     r"eval .*--import": ("needs results about the digest of here", "tests/operations/test_import_results.py"),
     r"eval .*--url": ("asks an endpoint", "tests/operations/test_golden_tests.py"),
-    r"(promote|approve|rollback|withdraw) |gc --withdrawn": ("steps of one page, in turn", "tests/docs/test_release_page.py"),
+    r"(?!promote team/sql:v2 prod --dry-run$|rollback team/sql:prod$|withdraw team/sql:v1 )"
+    r"((promote|approve|rollback|withdraw) |gc --withdrawn)": ("steps of one page, in turn", "tests/docs/test_release_page.py"),
     r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
 }  # fmt: skip
 # Exit codes other than 0.
@@ -85,6 +86,7 @@ BEFORE = {
     r"scan hf://": ["push ./sql hf://org/adapter"],
     r"(pull|list) '?s3://": ["push ./sql s3://bucket/adapters/team/sql:v1.2.0"],
     r"remote (default|list|rm)": ["remote add team oci://HOST/adapters --default"],
+    r"rollback ": ["tag team/sql:v1 prod"],
     r"restore |rm team/sql -y": ["rm team/both -y", "rm team/merged -y"],
     r"restore ": ["rm team/sql -y"],
     r"verify \./sql": ["describe ./sql"],

@@ -48,7 +48,11 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
     for page in tmp_path.rglob("*.html"):
         assert not re.search(r'(?:src|<link[^>]* href)="(?:https?:)?//', page.read_text()), page
-    assert "--to peft|gguf|mlx" in (tmp_path / "commands.html").read_text()  # a pipe in a table is escaped for GitHub
+    assert "NAME[:TAG|@DIGEST]" in (tmp_path / "remotes.html").read_text()  # a pipe in a table is escaped for GitHub
+    assert [
+        name for name in COMMANDS if f"<code>adapterhub {name}</code>" not in (tmp_path / "commands.html").read_text()
+    ] == []
+    assert '<h3 id="growth"' in (tmp_path / "benchmarks.html").read_text()
     assert len([*(tmp_path / "reference/commands").glob("*.html")]) == len(COMMANDS)
     anchors = re.findall(r'<h3 id="([^"]+)"', (tmp_path / "reference/codes.html").read_text())
     assert sorted(anchors) == sorted(codes())
@@ -145,7 +149,7 @@ def test_groff_reads_the_man_pages_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_what_a_tag_names_is_this_version() -> None:
-    for name in ("docs/ci.md", "docs/tutorials/ci.md", "examples/ci/adapters.yml"):
+    for name in ("docs/validate.md", "docs/tutorials/ci.md", "examples/ci/adapters.yml"):
         named = set(re.findall(r"(?:OWNER/adapterhub@|rev: )(\S+)", (ROOT / name).read_text()))
         assert named == {f"v{__version__}"}, name
 

@@ -18,7 +18,7 @@ from tests.support import llama_server, official_clients, serving, tool_template
 
 pytestmark = pytest.mark.peer
 PAGE = ROOT / "docs/gateway.md"
-BEGIN = "| client | feature |"
+BEGIN = "| client | features |"
 TOOL_OPTIONS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 

@@ -45,7 +45,8 @@ def test_the_session_of_the_readme_works_and_prints_the_lines_that_it_shows(tiny
     shutil.rmtree(tmp_path / "demo/legal")
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples/legal-smollm2.toml").write_text(CONFIG)
-    with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": 0, "8000": 0}) as session:
+    need_program("curl")
+    with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": 0, "8000": free_port()}) as session:
         for step in pages.steps((ROOT / "README.md").read_text()):
             assert isinstance(step, pages.Command)
             between = [part for line in step.printed if line for part in ("…", line)]  # it is shortened

@@ -151,12 +151,13 @@ def outcomes(client: str, url: str) -> dict[str, str]:
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
-    """Return a table in Markdown: the outcomes of each feature of each client, by engine."""
-    lines = [f"| client | feature | {' | '.join(results)} |", f"| --- | --- |{' --- |' * len(results)}"]
+    """Return a table in Markdown: the outcomes of each client by engine, a row for the features that have the same."""
+    lines = [f"| client | features | {' | '.join(results)} |", f"| --- | --- |{' --- |' * len(results)}"]
     for client in CLIENTS:
+        features: dict[str, list[str]] = {}
         for feature in next(iter(results.values()))[client]:
-            cells = " | ".join(results[engine][client][feature] for engine in results)
-            lines.append(f"| {client} | {feature} | {cells} |")
+            features.setdefault(" | ".join(results[engine][client][feature] for engine in results), []).append(feature)
+        lines += [f"| {client} | {'; '.join(names)} | {cells} |" for cells, names in features.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -58,13 +58,28 @@ def lines(location: str, manifest: AdapterManifest, report: MergeReport) -> Iter
     if settings:
         yield f"  {', '.join(settings)}"
     lost = max((module.lost for module in modules.values()), default=0.0)
-    yield f"  truncation lost at most {lost:.2%} of a module's energy; relative error at most {report.error:.2e}"
+    yield f"  {_loss(lost, report.error)}"
     cosines = [row[j] for module in modules.values() for i, row in enumerate(module.cosines) for j in range(i)]
     if cosines:
-        yield f"  cosines between the adapters' deltas {min(cosines):.2f} to {max(cosines):.2f}"
-        yield from _table(report)
+        apart = max(module.signs for module in modules.values())
+        yield f"  cosines between the adapters' deltas {min(cosines):.2f} to {max(cosines):.2f}, signs apart up to {apart:.0%}"
+        # An exact merge has no worst modules; a pipe gets all rows of any merge.
+        if lost or report.error or not output.is_terminal():
+            yield from _table(report)
     for note in report.notes:
         yield output.one_line(f"  note: {note}")
+
+
+_SMALL = 1e-3  # shares below are shown as powers of ten
+
+
+def _loss(lost: float, error: float) -> str:
+    """Return what a merge lost, in one line: the share of energy of the worst module, and its relative error."""
+    if not lost and not error:
+        return "exact: nothing was lost"
+    shares = [f"{share:.1%}" if share >= _SMALL else f"{share:.1e}" for share in (lost, error)]
+    truncated = f"truncation lost up to {shares[0]} of a module's energy" if lost else "nothing was truncated"
+    return f"{truncated}; relative error up to {shares[1]}"
 
 
 _COLUMNS = (

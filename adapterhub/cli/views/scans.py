@@ -52,35 +52,35 @@ def lines(scan: Scan, screen: int | None) -> Iterator[str]:
     if counts:
         yield f"found {', '.join(counts)}"
     else:
-        yield from output.wrap("found nothing of what scan looks for, which proves nothing about the rest", screen)
+        nothing = "nothing found: no code, no hidden bytes, no misleading text"
+        yield from output.wrap(f"{nothing}. What the model writes is not checked", screen)
 
 
 def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     if weights.missing:
         yield from output.wrap(f"no numbers of weights: {weights.missing}", screen, indent=2)
         return
-    columns = (
-        Column("MODULES"), Column("COUNT", right=True),
-        Column("NORM", right=True), Column("PCT", right=True),
-        Column("TOP", right=True), Column("PCT", right=True),
-        Column("SHARE", right=True), Column("PCT", right=True),
-        Column("N", right=True),
-    )  # fmt: skip
-    yield from output.table(columns, [_row(ranked) for ranked in weights.kinds[:_ROWS]], screen=screen)
+    names = ("NORM", "TOP", "SHARE")
+    if weights.population:
+        names = ("NORM", "PCT", "TOP", "PCT", "SHARE", "PCT", "N")
+    columns = (Column("MODULES"), Column("COUNT", right=True), *(Column(name, right=True) for name in names))
+    rows = [_row(ranked, is_compared=bool(weights.population)) for ranked in weights.kinds[:_ROWS]]
+    yield from output.table(columns, rows, screen=screen)
     if len(weights.kinds) > _ROWS:
         yield output.remainder_line(len(weights.kinds) - _ROWS)
     # Three are enough to see the reason; --json has all.
     for name, reason in list(weights.left_out.items())[:3]:
         yield from output.wrap(f"without numbers: {name}: {reason}", screen, indent=2)
-    among = f"{output.plural(weights.population, 'other adapter')} of {weights.base or 'an unknown base'} in the registry"
-    explained = (
-        "NORM of the delta, TOP singular value, SHARE of the energy in that one; PCT: percentile among N adapters, of the "
-        f"{among}. No verdict follows from them."
-    )
-    yield from output.wrap(explained, screen)
+    base = weights.base or "an unknown base"
+    compared = f"No other adapter of {base} is in the registry to compare with."
+    if weights.population:
+        among = f"{output.plural(weights.population, 'other adapter')} of {base} in the registry"
+        compared = f"PCT: percentile among N adapters, of the {among}."
+    explained = "NORM of the delta, TOP singular value, SHARE of the energy in that one."
+    yield from output.wrap(f"{explained} {compared} No verdict follows from them.", screen)
 
 
-def _row(ranked: RankedSummary) -> list[str]:
+def _row(ranked: RankedSummary, *, is_compared: bool) -> list[str]:
     percentiles = ranked.percentiles
     ranks = (
         ["-"] * 3
@@ -88,5 +88,5 @@ def _row(ranked: RankedSummary) -> list[str]:
         else [f"{value:.0f}" for value in (percentiles.norm, percentiles.top, percentiles.share)]
     )
     numbers = [f"{ranked.spectrum.norm:.3g}", f"{ranked.spectrum.top:.3g}", f"{ranked.spectrum.share * _SHARE:.0f} %"]
-    pairs = [cell for pair in zip(numbers, ranks, strict=True) for cell in pair]
-    return [output.cut(ranked.name, 30), str(ranked.modules), *pairs, str(ranked.n)]
+    cells = [*(cell for pair in zip(numbers, ranks, strict=True) for cell in pair), str(ranked.n)] if is_compared else numbers
+    return [output.cut(ranked.name, 30), str(ranked.modules), *cells]

@@ -66,7 +66,10 @@ class FuseReport:
         return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
 
     def _repr_html_(self) -> str:
-        rows = [(name, change.relative, change.retained) for name, change in self.touched.items()]
+        rows = [
+            (name, *("" if share is None else f"{share:.1%}" for share in (change.relative, change.retained)))
+            for name, change in self.touched.items()
+        ]
         return display.table(rows, head=("tensor", "relative change", "kept"), caption=repr(self))
 
 

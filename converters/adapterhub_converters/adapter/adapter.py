@@ -18,7 +18,7 @@ from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError, refused_error
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
+from .deltas import HasArrays, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored_deltas import Factored, Vera, as_pairs
 from .peft_tuners import TUNERS
 from .tuner import TunedModule
@@ -34,8 +34,8 @@ FactorPair = Pair | StackedLowRank
 Delta = FactorPair | LowRankConv | Factored
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Rows:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Rows(HasArrays):
     """Rows `ids` of an embedding table, replaced by `values` `(len(ids), d)` (PEFT's `trainable_token_indices`)."""
 
     ids: tuple[int, ...]
@@ -344,7 +344,7 @@ class LossReport:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.summary.items() if count)
-        return f"LossReport({counts or 'no tensors'}; {len(self.notes)} notes)"
+        return f"<LossReport: {counts or 'no tensors'}; {display.format_plural(len(self.notes), 'note')}>"
 
     @property
     def worst(self) -> Loss:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 
 import numpy as np
 
@@ -18,7 +19,22 @@ MAX_EXPERTS = 4_096
 """The maximum number of experts in a layer that is read."""
 
 
-class HasFactors:
+class HasArrays:
+    """A dataclass whose repr has the shapes of its arrays, and no numbers of them."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))  # type: ignore[arg-type]
+        shown = (
+            f"{name} {value.shape}" if isinstance(value, np.ndarray) else f"{name} {value!r}"
+            for name, value, default in values
+            if isinstance(value, np.ndarray) or value != default
+        )
+        return f"<{type(self).__name__}: {', '.join(shown)}>"
+
+
+class HasFactors(HasArrays):
     """The properties shared by all kinds with a `lora_A` whose number of rows is the rank."""
 
     __slots__ = ()
@@ -49,7 +65,7 @@ class HasFactors:
         return all(name in ("lora_A", "lora_B") for name, _ in self.parts())
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class LowRank(HasFactors):
     """`scaling * lora_B @ lora_A`, added to the weight of a linear module.
 
@@ -72,7 +88,7 @@ class LowRank(HasFactors):
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class LowRankEmbedding(HasFactors):
     """`scaling * (lora_B @ lora_A).T`, added to an embedding table `(vocab, d)`; A is `(r, vocab)`, B `(d, r)`.
 
@@ -91,7 +107,7 @@ class LowRankEmbedding(HasFactors):
         return int(self.lora_A.shape[1]), int(self.lora_B.shape[0])
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class StackedLowRank(HasFactors):
     """`scaling * lora_B[e] @ lora_A[e]`, added to the weight of expert `e`, for all experts of a stacked parameter.
 
@@ -116,7 +132,7 @@ class StackedLowRank(HasFactors):
         return int(self.lora_B.shape[0]), int(self.lora_B.shape[1]), int(self.lora_A.shape[2])
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class LowRankConv(HasFactors):
     """A convolution by `lora_A` `(r, in_channels / groups, *kernel)` followed by one by `lora_B` `(out_channels, r, 1, …)`.
 

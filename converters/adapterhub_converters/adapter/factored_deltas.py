@@ -17,11 +17,11 @@ import numpy as np
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .deltas import HasFactors, LowRank, LowRankConv, Parts
+from .deltas import HasArrays, HasFactors, LowRank, LowRankConv, Parts
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class AdaLora:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class AdaLora(HasArrays):
     """`lora_B @ (lora_E * lora_A)` times `alpha / (r + 1e-5)` (arXiv 2303.10512; peft, `tuners/adalora/layer.py`)."""
 
     is_low_rank: ClassVar = True
@@ -58,7 +58,7 @@ class AdaLora:
         return LowRank(lora_A, self.lora_B, self.scaling * self.r, transposed_base=self.transposed_base)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class PooledLowRank(HasFactors):
     """QALoRA (arXiv 2309.14717): a pair whose input is the mean over `group` neighbors, times the number of groups.
 
@@ -85,8 +85,8 @@ class PooledLowRank(HasFactors):
         )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Hadamard:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Hadamard(HasArrays):
     """LoHa (arXiv 2108.06098): the element-wise product of two low-rank matrices.
 
     `tensors` has `hada_w1_a` `(out, r)`, `hada_w1_b` `(r, in)` and the same of `w2`. A convolution's kernel is flattened into
@@ -164,8 +164,8 @@ class Hadamard:
         return (a, b) if core is None else (a.T, _with_core(core, b))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Kronecker:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Kronecker(HasArrays):
     """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each stored whole or as a low-rank pair.
 
     `tensors` has `lokr_w1` or `lokr_w1_a` and `lokr_w1_b`, and the same of `w2`; the scale is `alpha / r` in each case.
@@ -268,8 +268,8 @@ class Kronecker:
         return np.eye(rows, dtype=np.float32), _f32(matrix)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Vera:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Vera(HasArrays):
     """VeRA (arXiv 2310.11454): `diag(lambda_b) @ vera_B[:out] @ diag(lambda_d) @ vera_A[:, :in]`, with a scale of 1.
 
     All modules share the projections `vera_A` `(r, widest in)` and `vera_B` `(widest out, r)`, and each uses their first
@@ -327,7 +327,7 @@ class Vera:
         return LowRank(lora_A, lora_B, self.alpha, transposed_base=self.transposed_base)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class CpConv(HasFactors):
     """A convolution in three steps: `lora_A` `(r, in, 1, 1)`, `lora_mid` `(r, r, *kernel)`, `lora_B` `(out, r, 1, 1)`.
 

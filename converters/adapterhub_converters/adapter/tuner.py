@@ -64,7 +64,7 @@ class Tuner:
     unmerged: str = ""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class TunedModule:
     """The change of one module by a tuner that is not LoRA.
 
@@ -81,6 +81,10 @@ class TunedModule:
     numbers: Numbers
     shared: Tensors = field(default_factory=dict)
     transposed_base: bool = False
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tensor.shape}" for name, tensor in self.tensors.items())
+        return f"<TunedModule: {self.tuner.method}, {shapes}>"
 
     def parts(self) -> Parts:
         """Yield its own tensors with their names."""
