@@ -194,6 +194,8 @@ ERRORS: dict[str, str] = {
     "no-engine": "`adapterhub serve` starts llama.cpp, vLLM, SGLang, mlx-lm or torch, and found none that reads this base. `pip install 'adapterhub[train,serve]'` brings torch.",
     "no-lock-file": "There is no adapters.lock in this folder or above it.",
     "no-manifest": "A policy asks for facts that are in adapter.json, and the version has none. A copy into a registry without a policy derives it.",
+    "no-rollout": "No gateway has begun a rollout of this version. One begins when `adapterhub serve` reads a route with `candidate` and `steps`; it writes where it stands into the log of the candidate's name.",
+    "rollout-needs-registry": "A rollout is written into the log of the registry, which all gateways follow. A gateway with --remote has none that it may write.",
     "no-registry": "No registry.db is in this folder or above it, and none is named by --registry or $ADAPTERHUB_REGISTRY.",
     "last-admin": "After this, nobody would be an admin of that namespace, or of the hub: its members, tokens and settings could then only be changed on the hub's machine. Make another account an admin first; or repeat the request with `force`, which does it all the same.",
     "no-such-account": "The hub of the registry in use has no account, or no member, with this name. A command without --registry uses the nearest registry.db, which may belong to another hub. `adapterhub hub user add NAME` adds an account.",

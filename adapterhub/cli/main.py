@@ -93,6 +93,7 @@ GROUPS = {
         "approve": "Approve a version for a tag.",
         "rollback": "Point a tag at the version it had before.",
         "withdraw": "Withdraw a version from every use.",
+        "rollout": "Follow the rollout of a version by a gateway.",
     },
     "Find": {
         "list": "List versions.",

@@ -113,12 +113,15 @@ class _Generation:
                 await self._answer(gateway, request, gateway_request, reply)
         except (ProblemError, EngineDownError, AdapterhubError) as error:
             problem = problem_of(error, gateway_request.model)
+            gateway_request.failed = problem.status >= 500 or isinstance(error, AdapterhubError)
             if problem.status >= 500 and problem is not error:
                 _log.warning("%s (%s)", error, reply.id)
             await reply.problem(problem, gateway_request.version)
         except (ClientDisconnect, OSError):
+            gateway_request.left = True
             reply.status = reply.status or 499  # nginx's status for a client that has disconnected
         except Exception:
+            gateway_request.failed = True
             _log.exception("a request failed (%s)", reply.id)
             if reply.status:
                 raise

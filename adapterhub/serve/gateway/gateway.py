@@ -15,6 +15,7 @@ from typing import cast
 from adapterhub.digest import Digest
 from adapterhub.http_server import binding
 from adapterhub.ref import Ref
+from adapterhub.registry import withdrawals
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineDownError
 from adapterhub.serve.engines.engine_pool import EnginePool
@@ -36,7 +37,9 @@ from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
 from .metrics import Metrics, counted_name
 from .problems import BUSY, DOWN, ProblemError, not_served
 from .reloading import Rules
-from .route_file import Key, Routes
+from .rollout_evidence import AnswerOutcome
+from .rollouts import Rollouts
+from .route_file import Key, Route, Routes
 from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
@@ -75,6 +78,8 @@ class Gateway(GatewayFront):
             self.metrics.registry.register(EngineMetrics(engine))
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.max_adapters)
         self._warm_routes = WarmRoutes(self._lookup, self.versions)
+        # A connection of its own, so that a write that waits for the registry's lock holds up no lookup.
+        self.rollouts = Rollouts(RegistryLookup(self._workspace), self._lookup.find)
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
@@ -90,6 +95,9 @@ class Gateway(GatewayFront):
             RefusedError: The engine cannot be started with these settings.
         """
         started = time.monotonic()
+        if self.settings.remote and any(route.rollout for route in self.routes.routes.values()):
+            problem = "has a rollout, which needs a registry that this gateway may write"
+            raise RefusedError(str(self.settings.routes), problem, "Serve the registry", code="rollout-needs-registry")
         await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
@@ -100,6 +108,7 @@ class Gateway(GatewayFront):
             log.warning("%s; until it is there, the base alone is served", error)
         await self.engine.start()
         priorities.warn_if_unused(self.routes, self.engine)
+        await self.rollouts.refresh(self.routes)
         await self._warm_routes.refresh(self.routes)
         self.ready = True
         self._watching = asyncio.create_task(self._watch())
@@ -125,6 +134,7 @@ class Gateway(GatewayFront):
         await self.versions.close()
         await self.engine.close()
         self._lookup.close()
+        self.rollouts.close()
         self._leases.close()
 
     async def not_ready_reason(self) -> str:
@@ -227,6 +237,12 @@ class Gateway(GatewayFront):
         """Record a request that has ended."""
         self.metrics.count(request.label, request.path, status, first, seconds)
         self.record_tokens(request, request.tokens)
+        self.record_outcome(request, request.outcome(status, first, seconds))
+
+    def record_outcome(self, request: GatewayRequest, outcome: AnswerOutcome | None) -> None:
+        """Record how a request was answered, for the rollout that chose its version."""
+        if request.choice is not None and outcome is not None:
+            request.choice.finish(outcome)
 
     def record_tokens(self, request: GatewayRequest, tokens: TokenCounts) -> None:
         """Count the tokens of a request, also against the budget of its key."""
@@ -249,10 +265,10 @@ class Gateway(GatewayFront):
     # ---- versions
 
     @asynccontextmanager
-    async def open_versions(self, request: GatewayRequest, user: str) -> AsyncIterator[Blend]:
+    async def open_versions(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> AsyncIterator[Blend]:
         """Find the versions that a request means, and keep them in the engine until the context ends."""
         with spans.span("resolve"):
-            parts = await self._resolve_parts(request, user)
+            parts = await self._resolve_parts(request, identifiers)
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.deprecated = deprecations.header_of(version for version, _ in parts)
@@ -273,7 +289,7 @@ class Gateway(GatewayFront):
                 with counted_name(self.metrics.running, model):
                     yield blend
 
-    async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
+    async def _resolve_parts(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""
         model, key = request.model, request.key
         route = self.routes.routes.get(model)
@@ -282,7 +298,10 @@ class Gateway(GatewayFront):
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            request.route, request.arm = model, route.choose(request.headers, user, key.name if key else "")
+            request.route, key_name = model, key.name if key else ""
+            if candidate := await self._choose_by_rollout(route, request, identifiers, key_name):
+                return ((candidate, 1.0),)
+            request.arm = request.choice.arm if request.choice else route.choose(request.headers, identifiers, key_name)
             parsed = model_names.parse(request.arm)
         else:
             parsed = self._parse(model)
@@ -295,6 +314,24 @@ class Gateway(GatewayFront):
             version = await self._find_version(part.ref)
             weights[version] = weights.get(version, 0.0) + part.weight
         return tuple(weights.items())
+
+    async def _choose_by_rollout(
+        self, route: Route, request: GatewayRequest, identifiers: Mapping[str, str], key: str
+    ) -> ResolvedVersion | None:
+        """Return the candidate of the route's rollout if it shall answer; None for what the route means else."""
+        choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key)
+        if choice is None or choice.ref is None:
+            return None
+        try:
+            candidate = await self._lookup.find(choice.ref)
+        except RefusedError as error:
+            if error.code != withdrawals.CODE:
+                raise
+            self.rollouts.stop(route.name, error.what)
+            request.choice = None
+            return None
+        request.arm = choice.arm
+        return candidate
 
     def _check_allowed(self, key: Key | None, name: str, model: str) -> None:
         """Raise ProblemError unless the key allows the name."""
@@ -344,7 +381,7 @@ class Gateway(GatewayFront):
 
     async def resolve_model(self, request: GatewayRequest) -> VersionParts:
         """Return the versions that a name means for a client."""
-        return await self._resolve_parts(request, "")
+        return await self._resolve_parts(request, {})
 
     # ---- watching moving tags
 
@@ -354,6 +391,7 @@ class Gateway(GatewayFront):
             # Polled rather than watched: this works on every file system, and SIGHUP reloads at once.
             if self._rules.have_changed():
                 self.reload()
+            await self.rollouts.refresh(self.routes)
             try:
                 await self._warm_routes.refresh(self.routes)
             except Exception:

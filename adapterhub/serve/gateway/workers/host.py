@@ -157,6 +157,7 @@ class _HostedRequest:
                     case _:
                         self._steps.put_nowait(message)
             self._end(message["status"], message["first"], message["seconds"])
+            self._gateway.record_outcome(self._request, messages.outcome_from(message["outcome"]))
             if isinstance(self._gateway.engine, EnginePool):
                 self._gateway.engine.requests.update(message["asked"])
             self._record(message)
@@ -195,7 +196,7 @@ class _HostedRequest:
                 self._talk.send(key=messages.key_document(request.key))
                 step = await self._steps.get()
                 request.model, opening = step["model"], True
-                async with gateway.open_versions(request, step["user"]) as blend:
+                async with gateway.open_versions(request, step["identifiers"]) as blend:
                     self._talk.send(facts=messages.request_facts(request), blend=messages.blend_document(blend))
                     opening = False
                     while True:
