@@ -101,6 +101,7 @@ GROUPS = {
         "search": "Search adapters by words, fields or contents.",
         "lineage": "Show the parents and the children of an adapter.",
         "log": "Show the history of a name.",
+        "served": "Show which version gave an answer.",
     },
     "Maintain": {
         "info": "Show which registry, settings and programs are in use.",

@@ -71,6 +71,7 @@ INVOCATIONS = {
     "approve": "--help",
     "rollback": "--help",
     "withdraw": "team/sql:v2 -m overfits",
+    "served": "--help",
     "rollout show": "--help",
     "rollout resume": "--help",
     "rollout abort": "--help",

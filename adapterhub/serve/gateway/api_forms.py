@@ -14,6 +14,7 @@ from .rollout_plan import STICKY
 
 VERSION_HEADER = "x-adapterhub-version"
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
+_LONGEST_ID = 128  # characters of an answer's id
 _LONGEST_IDENTIFIER = 1000  # characters; more do not tell clients apart
 _NESTED = ("response", "message")  # the members of events that have a `model` of their own
 _LAST_TYPES = ("message_stop", "error", "response.completed", "response.incomplete", "response.failed")
@@ -84,6 +85,13 @@ def usage_of(members: Mapping[str, Any]) -> Any:
     if "usage" in members:
         return members["usage"]
     return next((inner["usage"] for name in _NESTED if isinstance(inner := members.get(name), dict) and "usage" in inner), None)
+
+
+def id_of(members: Mapping[str, Any]) -> str:
+    """Return the `id` of an answer, or of the response or message in an event; empty if it has none of a sane length."""
+    inner = next((part for name in _NESTED if isinstance(part := members.get(name), dict)), members)
+    ident = inner.get("id")
+    return ident if isinstance(ident, str) and len(ident) <= _LONGEST_ID else ""
 
 
 def ends_by_length(members: Mapping[str, Any]) -> bool | None:

@@ -27,6 +27,7 @@ from .rewriting import Usage
 from .rollout_evidence import AnswerOutcome
 from .rollouts import Choice
 from .route_file import Key
+from .shadows import RequestCopy
 from .trace_context import REQUEST_ID, TraceContext
 
 _MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
@@ -172,6 +173,14 @@ class GatewayFront(ABC):
         Args:
             first: Seconds until the answer began; None if none did.
         """
+
+    def begin_copy(self, _request: GatewayRequest, _body: Mapping[str, Any]) -> RequestCopy | None:
+        """Return a copy of a request for the shadow of its route, to which its answer is added; None for no copy."""
+        return None
+
+    def send_copy(self, _copy: RequestCopy) -> None:
+        """Send a copy, now that its client has the answer."""
+        raise NotImplementedError
 
     @contextmanager
     def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import field, replace
-from typing import cast
+from typing import Any, cast
 
 from adapterhub.digest import Digest
 from adapterhub.http_server import binding
@@ -21,6 +21,7 @@ from adapterhub.serve.engines import Blend, Engine, EngineDownError
 from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub.serve.usage.answer_log import AnswerRecord, Feedback
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
@@ -40,11 +41,13 @@ from .reloading import Rules
 from .rollout_evidence import AnswerOutcome
 from .rollouts import Rollouts
 from .route_file import Key, Route, Routes
+from .shadows import RequestCopy, Shadows
 from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
 _MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
+_LONGEST_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
 _WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
@@ -85,6 +88,8 @@ class Gateway(GatewayFront):
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
+        self.shadows = Shadows(engine, self.versions, self._lookup.find, self._running.total)
+        self.versions.make_way = self.shadows.make_way
         self.ready = False
 
     async def start(self) -> None:
@@ -131,6 +136,7 @@ class Gateway(GatewayFront):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
+        await self.shadows.close()
         await self.versions.close()
         await self.engine.close()
         self._lookup.close()
@@ -217,6 +223,7 @@ class Gateway(GatewayFront):
             message = f"The gateway has reached its limit of requests at once: {self.settings.requests}"
             raise ProblemError(429, message, code=BUSY, seconds=1)
         self._running[name] += 1
+        self.shadows.relieve()
         try:
             with self.metrics.running_requests.track_inprogress():
                 yield
@@ -238,6 +245,34 @@ class Gateway(GatewayFront):
         self.metrics.count(request.label, request.path, status, first, seconds)
         self.record_tokens(request, request.tokens)
         self.record_outcome(request, request.outcome(status, first, seconds))
+        self.record_answer(request, status, seconds, request.tokens, request.usage.answer_id if request.usage else "")
+
+    def record_answer(self, request: GatewayRequest, status: int, seconds: float, tokens: TokenCounts, answer_id: str) -> None:
+        """Add an answer of the engine to the log of answers."""
+        if not request.engine:
+            return
+        key = request.key.name if request.key else ""
+        facts = (request.version[:_LONGEST_VERSION], request.route, request.arm, request.engine, request.path, status, seconds)
+        self._recorder.add_answer(AnswerRecord(request.id, answer_id, time.time(), key, *facts, tokens.prompt, tokens.answer))
+
+    async def find_answer(self, key: Key | None, ident: str) -> tuple[AnswerRecord, Feedback | None]:
+        """Return the newest answer to a key with an id, and its feedback; ProblemError if there is none."""
+        answer = await asyncio.to_thread(self._recorder.find_answer, ident, key.name if key else "")
+        if answer is None:
+            message = f"No answer with the id {printable(ident[:80])!r} is recorded here for this client"
+            raise ProblemError(404, message, code="answer_not_found", param="id")
+        return answer
+
+    async def add_feedback(self, key: Key | None, ident: str, score: float, label: str, comment: str) -> AnswerRecord:
+        """Record what a client thinks of an answer to it; the last counts, and only the first in a rollout."""
+        answer, earlier = await self.find_answer(key, ident)
+        place = (answer.request, answer.key, answer.version, answer.route, answer.arm)
+        opinion = Feedback(*place, time.time(), score, label, comment if self.settings.keep_text else "")
+        self._recorder.add_feedback(opinion)
+        if earlier is None:
+            self.metrics.count_feedback(answer.version, answer.route, answer.arm, is_bad=opinion.is_bad)
+            self.rollouts.add_opinion(answer.route, answer.version, is_bad=opinion.is_bad)
+        return answer
 
     def record_outcome(self, request: GatewayRequest, outcome: AnswerOutcome | None) -> None:
         """Record how a request was answered, for the rollout that chose its version."""
@@ -261,6 +296,17 @@ class Gateway(GatewayFront):
                 path=request.path,
                 tokens=tokens,
             )
+
+    def begin_copy(self, request: GatewayRequest, body: Mapping[str, Any]) -> RequestCopy | None:
+        """Return a copy of a request for the shadow of its route; None for no copy."""
+        route = self.routes.routes.get(request.route)
+        if route is None or route.shadow is None:
+            return None
+        return self.shadows.begin(route.name, route.shadow, request.engine_path, body, request.headers)
+
+    def send_copy(self, copy: RequestCopy) -> None:
+        """Send a copy, now that its client has the answer."""
+        self.shadows.send(copy)
 
     # ---- versions
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,12 +50,17 @@ class Arms(Holder):
     def __init__(self) -> None:
         super().__init__()
         self.bad: set[str] = set()
+        self.slow: set[str] = set()
+        self.numbers = count()
 
     async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         model = blend[0][0].model
-        document = {"model": model, "choices": [{"finish_reason": "stop", "text": ""}], "usage": {"prompt_tokens": 1}}
+        document = {"model": model, "choices": [{"finish_reason": "stop", "text": ""}]}
+        document |= {"id": f"cmpl-{next(self.numbers)}", "usage": {"prompt_tokens": 2, "completion_tokens": 3}}
 
         async def whole() -> AsyncIterator[bytes]:
+            if model in self.slow:
+                await asyncio.Event().wait()
             yield json.dumps(document).encode()
 
         return EngineAnswer(500 if model in self.bad else 200, "application/json", whole(), model=model)
@@ -70,10 +76,10 @@ class Running:
         self.now = 0.0
         gateway.rollouts._clock = lambda: self.now
 
-    async def ask(self, count: int, **fields: Any) -> Counter[str]:
+    async def ask(self, times: int, **fields: Any) -> Counter[str]:
         """Ask so many times; return how often each version answered."""
         body = {"model": "sql", "prompt": "x", **fields}
-        answers = [await self.client.post("/v1/completions", json=body) for _ in range(count)]
+        answers = [await self.client.post("/v1/completions", json=body) for _ in range(times)]
         return Counter(answer.headers["x-adapterhub-version"] for answer in answers)
 
     async def look(self) -> None:
@@ -106,7 +112,7 @@ async def running(folder: Path, name: str = "one") -> AsyncIterator[Running]:
     """Run a gateway that looks at the log only when a test says so."""
     workspace = Workspace(registry=folder / "registry", cache=folder / name)
     base = read_hf(folder / "base")
-    settings = GatewaySettings(base, "base", workspace, routes=folder / "routes.toml", poll=3600)
+    settings = GatewaySettings(base, "base", workspace, routes=folder / "routes.toml", usage=folder / "usage.db", poll=3600)
     engine = Arms()
     started = Running(Gateway(settings, engine), engine)
     app = cast(Starlette, create_app(started.gateway))
