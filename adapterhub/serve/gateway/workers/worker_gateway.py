@@ -236,7 +236,7 @@ class WorkerGateway(GatewayFront):
         """Let the host record a request that has ended."""
         opened = self._requests.pop(request.number, None)
         if opened is not None:  # else the host does not know of it
-            fields = {"status": status, "first": first, "seconds": seconds, "asked": self._newly_asked()}
+            fields: dict[str, Any] = {"status": status, "first": first, "seconds": seconds, "asked": self._newly_asked()}
             fields |= {"answer_id": request.usage.answer_id if request.usage else ""}
             fields |= {"outcome": messages.outcome_document(request.outcome(status, first, seconds))}
             opened.talk.send(step="end", **fields, **self._tokens(request))
