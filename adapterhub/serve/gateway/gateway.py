@@ -365,7 +365,7 @@ class Gateway(GatewayFront):
         self, route: Route, request: GatewayRequest, identifiers: Mapping[str, str], key: str
     ) -> ResolvedVersion | None:
         """Return the candidate of the route's rollout if it shall answer; None for what the route means else."""
-        choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key)
+        choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key, counts=bool(request.id))
         if choice is None or choice.ref is None:
             return None
         try:

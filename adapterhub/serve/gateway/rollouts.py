@@ -123,13 +123,20 @@ class Rollouts:
     def __init__(self, registry: RegistryLookup, find: Find, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._find, self._clock = registry, find, clock
         self._tracks: dict[str, Track] = {}
+        self._reasons: dict[str, str] = {}  # why the rollouts of routes could not begin, as last logged
 
     def close(self) -> None:
         """Close the registry."""
         self._registry.close()
 
-    def choose(self, route: Route, headers: Mapping[str, str], identifiers: Mapping[str, str], key: str) -> Choice | None:
-        """Return the arm for a request; None if the route has no rollout now, or a rule of it decides."""
+    def choose(
+        self, route: Route, headers: Mapping[str, str], identifiers: Mapping[str, str], key: str, *, counts: bool = True
+    ) -> Choice | None:
+        """Return the arm for a request; None if the route has no rollout now, or a rule of it decides.
+
+        Args:
+            counts: Whether the request is to be answered, and so is evidence.
+        """
         track = self._tracks.get(route.name)
         if track is None or track.state is None or route.special_target(headers, identifiers.get("user", ""), key):
             return None
@@ -137,7 +144,7 @@ class Rollouts:
         place = bucket(route.name, track.candidate.digest, key, unit) if unit else random.random() * 100  # noqa: S311
         is_candidate = place < track.share
         trial = None
-        if track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
+        if counts and track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
             trial = track.evidence.admit(f"{key}\0{unit}" if unit else "", is_candidate=is_candidate)
         arm = str(track.plan.candidate) if is_candidate else route.to.shares[0][0]
         return Choice(arm, track.ref if is_candidate else None, trial, track.evidence)
@@ -174,7 +181,9 @@ class Rollouts:
         """Keep the step while the registry cannot be asked, except of a candidate that breaks a bound here."""
         track = self._tracks.get(name)
         if track is None:
-            log.warning("the rollout of %s waits: %s", name, error)
+            if self._reasons.get(name) != str(error):
+                log.warning("the rollout of %s waits: %s", name, error)
+            self._reasons[name] = str(error)
             return
         if not track.cut_off:
             log.error("the rollout of %s stays as it is, at %g %%: %s", name, track.share, error)
