@@ -78,6 +78,8 @@ HINTS: dict[str, str] = {
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
     "no-lock-file": "Run `adapterhub lock REF…`",
     "no-registry": "Run `adapterhub init`",
+    "no-such-answer": "Look at another record with --usage-file",
+    "no-rollout": "Name a candidate in the file of routes, and serve it",
     "no-such-account": "`adapterhub hub user list` shows the accounts and their roles; --registry names another hub",
     "no-such-adapter": "Run `adapterhub list`",
     "no-such-base": "`adapterhub base list` shows the names of bases",

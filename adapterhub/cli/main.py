@@ -93,6 +93,7 @@ GROUPS = {
         "approve": "Approve a version for a tag.",
         "rollback": "Point a tag at the version it had before.",
         "withdraw": "Withdraw a version from every use.",
+        "rollout": "Follow the rollout of a version by a gateway.",
     },
     "Find": {
         "list": "List versions.",
@@ -100,6 +101,7 @@ GROUPS = {
         "search": "Search adapters by words, fields or contents.",
         "lineage": "Show the parents and the children of an adapter.",
         "log": "Show the history of a name.",
+        "served": "Show which version gave an answer.",
     },
     "Maintain": {
         "info": "Show which registry, settings and programs are in use.",

@@ -28,7 +28,7 @@ from adapterhub.http.client import Client
 from adapterhub.http.http_errors import RetryableError
 from adapterhub.http.urls import origin
 from adapterhub.index.queries import LogState
-from adapterhub.manifest import release_statement
+from adapterhub.manifest import release_statement, rollout_state
 from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
@@ -129,6 +129,9 @@ def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
             yield "version.approved", {**about, **version, "tag": tag}
     if entry.op == "withdraw":
         yield "version.withdrawn", {**about, **version}
+    if entry.op == "rollout" and (state := rollout_state.parse(entry.message)):
+        fields = {"route": state.route, "state": state.state, "share": state.share, "reason": state.reason}
+        yield "version.rollout", {**about, **version, **fields}
     if entry.op == "delete":
         yield "name.removed", about
 

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from adapterhub.digest import Digest
-from adapterhub.manifest import measurement, release_statement
+from adapterhub.manifest import measurement, release_statement, rollout_state
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
 from adapterhub.store.ref_log import MAX_RESTORES, TAG_MOVES, entries_in_force
@@ -306,6 +306,8 @@ class _Replay:
             "keep": [("", str(entry.keep))],
             "withdraw": [(entry.digest, release_statement.parse(entry.message).text)],
         }
+        if entry.op == "rollout" and (state := rollout_state.parse(entry.message)):
+            set_by["rollout"] = [(f"{entry.digest} {state.route}", entry.message)]
         for key, value in set_by.get(entry.op, ()):
             self.index.execute(_SET_MARK, entry.name, entry.op, key, value)
         if entry.op == "evaluate" and (measured := measurement.parse(entry.message)):

@@ -12,7 +12,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import measurement
+from . import measurement, rollout_state
 
 MAX_BUNDLE = 64 << 10
 """Characters of a bundle; one with a certificate and an entry of a public log has about 10 kB."""
@@ -57,4 +57,6 @@ def log_summary(op: str, message: str) -> str:
     """Return the message of a log entry for people."""
     if op in ("approve", "withdraw"):
         return parse(message).text
+    if op == "rollout":
+        return state.summary if (state := rollout_state.parse(message)) else ""
     return measurement.summary_line(message) if op == "evaluate" else message

@@ -39,6 +39,7 @@ _OPS_BY_VERSION = {
 }
 _OPS_BY_VERSION[5] = set().union(*_OPS_BY_VERSION.values())  # each with its author, and a push or a tag with a message
 _OPS_BY_VERSION[6] = {"approve", "rollback", "withdraw", "unwithdraw"}
+_OPS_BY_VERSION[7] = {"rollout"}
 TAG_MOVES = ("push", "tag", "rollback", "restore")
 """The operations that point the tags of an entry at its version; `untag` removes them."""
 _FIELD_SINCE_VERSION = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
@@ -54,13 +55,15 @@ class Entry:
             `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`); `evaluate`
             (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`); `approve`
             (a statement for the move of `tags` to version `number`); `rollback` (a `tag` back to an earlier version);
-            `withdraw` and `unwithdraw` (version `number`, which is to be used no more, or again).
+            `withdraw` and `unwithdraw` (version `number`, which is to be used no more, or again); `rollout` (where that of
+            version `number` stands).
         digest: Digest of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
         previous: Digest of the preceding entry, so that the log cannot be changed in its middle.
         message: Why a version was pushed, tagged or deprecated; for `evaluate`, the measurement (`manifest.measurement`); for
-            `approve` and `withdraw`, a statement (`manifest.release_statement`).
+            `approve` and `withdraw`, a statement (`manifest.release_statement`); for `rollout`, its state
+            (`manifest.rollout_state`).
         numbers: Versions that were dropped or restored.
         keep: Number of newest versions to keep.
         author: The user who wrote the entry, as their program names them; empty if unknown.

@@ -20,8 +20,10 @@ from adapterhub.index import queries
 from adapterhub.maintenance.fsck import fsck, verify
 from adapterhub.maintenance.gc import gc as collect
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.rollout_state import RolloutState, RolloutStep
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import rollouts
 from adapterhub_converters.errors import ConflictError, LocalIOError, NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.registry.forks import finished, fork
@@ -32,7 +34,7 @@ from tests.support.aged import age
 __all__ = ["small_disk"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
-KILLS = 8  # of each kind of work, four kinds; test_faults has one at each kind of system call
+KILLS = 8  # of each kind of work; test_faults has one at each kind of system call
 
 
 def check(root: Path) -> None:
@@ -76,6 +78,14 @@ def tag(root: Path) -> None:
         registry.tag(SQL, "prod")
 
 
+def roll(root: Path) -> None:
+    with Registry.open(root) as registry:
+        ref = Ref("team/sql", digest=registry.row(SQL).digest)
+        for number in range(8):
+            step = RolloutState("legal", "team/sql@sha256:0", (RolloutStep(5, 60),), seconds=float(number))
+            rollouts.change(registry.ledger, ref, "legal", lambda _, step=step: step)  # type: ignore[misc]
+
+
 def gc(root: Path) -> None:
     with Registry.open(root) as registry:
         collect(registry, grace=0, last=1)
@@ -85,7 +95,7 @@ def migrate(root: Path) -> None:
     Registry.open(root).close()
 
 
-@pytest.mark.parametrize("work", [push, tag, gc, migrate])
+@pytest.mark.parametrize("work", [push, tag, roll, gc, migrate])
 def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[Path], None]) -> None:
     if work is migrate:
         age(template / "registry.db", 1)

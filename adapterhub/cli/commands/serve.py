@@ -76,6 +76,7 @@ def _checked_pattern(source: str) -> str:
 )
 @click.option("--route", "routes", metavar="FILE", type=click.Path(path_type=Path), help="TOML file of routes and keys.")
 @usage_file_option("where requests and tokens are recorded.")
+@click.option("--keep-text", is_flag=True, help="Keep the comments of feedback, in the record of usage.")
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option(
     "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for a free one."
@@ -135,6 +136,7 @@ def serve(
     poll: float | None,
     routes: Path | None,
     usage_file: Path | None,
+    keep_text: bool,
     host: str,
     port: int,
     max_adapters: int,
@@ -190,6 +192,7 @@ def serve(
             routes=routes,
             tracing=tracing,
             usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,
+            keep_text=keep_text,
             host=host,
             port=port,
             # A remote is asked over the network, so less often.

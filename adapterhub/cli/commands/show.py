@@ -12,6 +12,7 @@ import click
 from adapterhub.cli import catalogs, inputs, output, progress
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
+from adapterhub.cli.registry_choice import registry_folder
 from adapterhub.cli.remote_choice import remote_option, source_at_remote
 from adapterhub.cli.views import norm_picture as heat
 from adapterhub.store.store import counter
@@ -69,6 +70,8 @@ def show(
         if document["withdrawn"] is not None:  # its files are opened no more
             output.say(output.one_line(f"warning: {document['ref']} was withdrawn: {document['withdrawn']}"))
             headers_only = True
+        if not inputs.is_elsewhere(source) and (feedback := _feedback(document, settings)):
+            document = {**document, "feedback": feedback}
         if inputs.is_elsewhere(source) and not headers_only:
             with inputs.open_source(source, settings, notes=False, for_report=True) as adapter_source:
                 norms = _norms(str(adapter_source.path), settings, demand)
@@ -82,6 +85,15 @@ def show(
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(document, norms))
+
+
+def _feedback(document: Mapping[str, Any], settings: Settings) -> dict[str, int]:
+    """Return how many answers of a version people found good and bad, as `serve` recorded them; empty for none."""
+    from adapterhub.serve.usage import answer_log, usage_database
+
+    path = registry_folder(settings) / usage_database.FILE
+    good, bad = answer_log.feedback_counts(path, f"{document['name']}@{document['digest']}")
+    return {"good": good, "bad": bad} if good or bad else {}
 
 
 def _catalog_with(source: str, settings: Settings) -> tuple[Catalog, Ref] | None:
@@ -171,6 +183,7 @@ def _pairs(document: Mapping[str, Any], manifest: AdapterManifest) -> dict[str, 
         else "",
         "metrics": _metrics(training.metrics if training else None),
         "evaluated": "; ".join(f"{item['name']}: {_metrics(item['metrics'])}" for item in document["evaluations"]),
+        "feedback": "{good:,} good, {bad:,} bad".format(**document["feedback"]) if document.get("feedback") else "",
         "data": ", ".join(f"{item.name or item.path}{f' ({item.split})' if item.split else ''}" for item in data),
         "parents": ", ".join(parent.ref or parent.digest for parent in manifest.parents),
     }

@@ -60,9 +60,7 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     if weights.missing:
         yield from output.wrap(f"no numbers of weights: {weights.missing}", screen, indent=2)
         return
-    names = ("NORM", "TOP", "SHARE")
-    if weights.population:
-        names = ("NORM", "PCT", "TOP", "PCT", "SHARE", "PCT", "N")
+    names = ("NORM", "PCT", "TOP", "PCT", "SHARE", "PCT", "N") if weights.population else ("NORM", "TOP", "SHARE")
     columns = (Column("MODULES"), Column("COUNT", right=True), *(Column(name, right=True) for name in names))
     rows = [_row(ranked, is_compared=bool(weights.population)) for ranked in weights.kinds[:_ROWS]]
     yield from output.table(columns, rows, screen=screen)

@@ -265,7 +265,7 @@ _WORDS = {
     "push": "pushed", "tag": "tagged", "untag": "removed the tag", "delete": "removed", "restore": "restored",
     "protect": "protected", "unprotect": "unprotected", "deprecate": "deprecated", "undeprecate": "no longer deprecated",
     "evaluate": "evaluated", "approve": "approved", "rollback": "rolled back", "withdraw": "withdrawn",
-    "unwithdraw": "no longer withdrawn",
+    "unwithdraw": "no longer withdrawn", "rollout": "rolling out",
 }  # fmt: skip
 
 

@@ -9,6 +9,10 @@ api_forms.py          what responses and messages have in other places than comp
 ollama.py             Ollama's API, translated to and from that of the engine
 cross_origin.py       pages of other sites that may use the API
 lookup.py             the version that a ref names now
+rollout_plan.py       what a route says of a rollout and of its shadow
+rollout_evidence.py   requests of both arms of a rollout, compared in pairs
+rollouts.py           the share that the candidate of a route gets now, by the log of the registry
+shadows.py            copies of requests to another version, whose answers nobody sees
 deprecations.py       the header of an answer from a deprecated version
 priorities.py         priorities of keys
 warm_routes.py        targets of routes that are loaded before they are asked for, or stay loaded

@@ -10,14 +10,18 @@ from adapterhub.serve.engines.api_paths import MESSAGE_TOKENS, MESSAGES, RESPONS
 from adapterhub_converters.display import printable
 
 from .problems import ProblemError, engine_failed
+from .rollout_plan import STICKY
 
 VERSION_HEADER = "x-adapterhub-version"
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
+_LONGEST_ID = 128  # characters of an answer's id
+_LONGEST_IDENTIFIER = 1000  # characters; more do not tell clients apart
 _NESTED = ("response", "message")  # the members of events that have a `model` of their own
 _LAST_TYPES = ("message_stop", "error", "response.completed", "response.incomplete", "response.failed")
 # Engines write events without spaces, and so do we. A text cannot look like this, because its quotes are escaped.
 _LAST_EVENTS = tuple(f'"type":"{name}"'.encode() for name in _LAST_TYPES)
 _DONE = (b"data: [DONE]\n",)
+_BY_LENGTH = frozenset({"length", "max_tokens", "max_output_tokens"})
 # An engine finds these by a number that any client may guess, whatever version or key they belong to.
 _STATE = ("previous_response_id", "conversation", "background", "store", "prompt")
 _ANTHROPIC_TYPES = {
@@ -42,10 +46,12 @@ def engine_body(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**body, "store": False} if path == RESPONSES else body
 
 
-def user_of(body: Mapping[str, Any]) -> str:
-    """Return the user that a request names, in OpenAI's form or in Anthropic's; empty if it names none."""
+def identifiers_of(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a request says of its client, by the names of STICKY; `user` in OpenAI's form or in Anthropic's."""
     metadata = body.get("metadata")
-    return str(body.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else "") or "")
+    user = body.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else "")
+    values = {name: body.get(name) for name in STICKY} | {"user": user}
+    return {name: str(value)[:_LONGEST_IDENTIFIER] for name, value in values.items() if value}
 
 
 # ---- answers
@@ -79,6 +85,27 @@ def usage_of(members: Mapping[str, Any]) -> Any:
     if "usage" in members:
         return members["usage"]
     return next((inner["usage"] for name in _NESTED if isinstance(inner := members.get(name), dict) and "usage" in inner), None)
+
+
+def id_of(members: Mapping[str, Any]) -> str:
+    """Return the `id` of an answer, or of the response or message in an event; empty if it has none of a sane length."""
+    inner = next((part for name in _NESTED if isinstance(part := members.get(name), dict)), members)
+    ident = inner.get("id")
+    return ident if isinstance(ident, str) and len(ident) <= _LONGEST_ID else ""
+
+
+def ends_by_length(members: Mapping[str, Any]) -> bool | None:
+    """Return whether an answer, or an event of it, says that it ended because it was too long; None if it says no reason."""
+    choices = members.get("choices")
+    inner = next((part for name in ("response", "delta") if isinstance(part := members.get(name), dict)), {})
+    details = members.get("incomplete_details") or inner.get("incomplete_details")
+    reasons = (
+        [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    )
+    reasons += [members.get("stop_reason"), inner.get("stop_reason")]
+    reasons += [details.get("reason")] if isinstance(details, dict) else []
+    texts = [reason for reason in reasons if isinstance(reason, str)]
+    return any(reason in _BY_LENGTH for reason in texts) if texts else None
 
 
 def is_first(members: Mapping[str, Any]) -> bool:

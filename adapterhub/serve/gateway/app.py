@@ -113,12 +113,15 @@ class _Generation:
                 await self._answer(gateway, request, gateway_request, reply)
         except (ProblemError, EngineDownError, AdapterhubError) as error:
             problem = problem_of(error, gateway_request.model)
+            gateway_request.failed = problem.status >= 500 or isinstance(error, AdapterhubError)
             if problem.status >= 500 and problem is not error:
                 _log.warning("%s (%s)", error, reply.id)
             await reply.problem(problem, gateway_request.version)
         except (ClientDisconnect, OSError):
+            gateway_request.left = True
             reply.status = reply.status or 499  # nginx's status for a client that has disconnected
         except Exception:
+            gateway_request.failed = True
             _log.exception("a request failed (%s)", reply.id)
             if reply.status:
                 raise
@@ -142,6 +145,7 @@ class _Generation:
         """Ask the engine, and send its answer on, rewritten for the client."""
         with gateway.meter(gateway_request, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
+                copy = gateway.begin_copy(gateway_request, body) if answer.status == 200 else None
                 usage.has_begun = answer.status == 200 and gateway_request.engine_path not in WITHOUT_MODEL
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if answer.status == 200 and kind == "text/event-stream":
@@ -151,7 +155,11 @@ class _Generation:
                         if usage.has_ended:
                             await gateway.settle(gateway_request)
                         await reply.send_piece(piece)
+                        if copy is not None:
+                            copy.add(piece)
                     await reply.end()
+                    if copy is not None:
+                        gateway.send_copy(copy)
                     return
                 whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
@@ -160,6 +168,9 @@ class _Generation:
                 kind, whole = _JSON, rewriting.rename_model(whole, gateway_request.version, usage, expected=answer.model)
             await gateway.settle(gateway_request)
             await reply.send_whole(200, kind, gateway_request.version, whole)
+            if copy is not None:
+                copy.add(whole)
+                gateway.send_copy(copy)
 
 
 class _OllamaGeneration(_Generation):

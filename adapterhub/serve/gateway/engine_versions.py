@@ -60,6 +60,7 @@ class EngineVersions:
         max_adapters: The largest number of versions at once.
 
     Attributes:
+        make_way: Called when a request waits for room, so that what is less urgent ends.
         pinned: Versions, by `ResolvedVersion.model`, that are not forgotten to make room; fewer than `max_adapters`.
     """
 
@@ -72,6 +73,7 @@ class EngineVersions:
     ) -> None:
         self._engine, self._prepare, self._release, self.max_adapters = engine, prepare, release, max_adapters
         self.pinned: frozenset[str] = frozenset()
+        self.make_way: Callable[[], object] = lambda: None
         self._versions: OrderedDict[str, _EngineVersion] = OrderedDict()
         self._refusals: OrderedDict[str, tuple[float, AdapterhubError]] = OrderedDict()
         self._queue = asyncio.Lock()  # first come, first served
@@ -209,9 +211,18 @@ class EngineVersions:
         log.info("%s is ready after %d ms", resolved.model, took, extra={"fields": fields})
         return served
 
+    def has_room_for(self, resolved: ResolvedVersion) -> bool:
+        """Return whether a version is in the engine, or can be loaded without displacing another."""
+        resident = self._versions.get(resolved.model)
+        if resident is not None:
+            return not resident.leaving
+        return len(self._versions) < self.max_adapters and not self._queue.locked()
+
     async def _make_room(self, count: int) -> None:
         """Forget versions until `count` more fit; the least recently used one goes once its requests have ended."""
         started = time.monotonic()
+        if len(self._versions) + count > self.max_adapters:
+            self.make_way()
         while len(self._versions) + count > self.max_adapters:
             loose = {model: version for model, version in self._versions.items() if model not in self.pinned}
             idle = [model for model, version in loose.items() if not version.users and version.ready.done()]

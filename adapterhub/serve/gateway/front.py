@@ -24,7 +24,10 @@ from . import api_forms, priorities, spans
 from .gateway_settings import GatewaySettings
 from .problems import BUSY, ProblemError
 from .rewriting import Usage
+from .rollout_evidence import AnswerOutcome
+from .rollouts import Choice
 from .route_file import Key
+from .shadows import RequestCopy
 from .trace_context import REQUEST_ID, TraceContext
 
 _MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
@@ -72,6 +75,9 @@ class GatewayRequest:
         deprecated: Why a version in it is deprecated; empty if none is.
         engine_path: The path of the engine that answers it, which differs for Ollama's API.
         number: Its number on the channel of a worker; 0 in any other process.
+        choice: What a rollout chose for it; None without one.
+        failed: Whether the gateway or its engine failed, also in the middle of a stream.
+        left: Whether its client left before the answer ended.
     """
 
     path: str
@@ -89,6 +95,9 @@ class GatewayRequest:
     deprecated: str = ""
     engine_path: str = ""
     number: int = 0
+    choice: Choice | None = None
+    failed: bool = False
+    left: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -98,6 +107,15 @@ class GatewayRequest:
     def tokens(self) -> TokenCounts:
         """Its tokens so far, and those of its answer."""
         return self.usage.tokens if self.usage else TokenCounts()
+
+    def outcome(self, status: int, first: float | None, seconds: float) -> AnswerOutcome | None:
+        """Return how it was answered, as evidence about the version; None if that says nothing: the client left, or erred."""
+        if self.left or (status != 200 and not self.failed):
+            return None
+        usage = self.usage
+        is_stream = usage is not None and bool(usage.body.get("stream"))
+        by_length = usage.by_length if usage else None
+        return AnswerOutcome(self.failed, first if is_stream else None, seconds, self.tokens.answer, by_length)
 
     def engine_headers(self) -> dict[str, str]:
         """Return the headers by which an engine knows the request."""
@@ -132,8 +150,11 @@ class GatewayFront(ABC):
         """
 
     @abstractmethod
-    def open_versions(self, request: GatewayRequest, user: str) -> AbstractAsyncContextManager[Blend]:
+    def open_versions(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> AbstractAsyncContextManager[Blend]:
         """Find the versions that a request means, record them in it, and keep them in the engine until the context ends.
+
+        Args:
+            identifiers: What the request says of its client (`api_forms.identifiers_of`).
 
         Raises:
             ProblemError: The client may not use them, or the engine cannot answer with them.
@@ -152,6 +173,14 @@ class GatewayFront(ABC):
         Args:
             first: Seconds until the answer began; None if none did.
         """
+
+    def begin_copy(self, _request: GatewayRequest, _body: Mapping[str, Any]) -> RequestCopy | None:
+        """Return a copy of a request for the shadow of its route, to which its answer is added; None for no copy."""
+        return None
+
+    def send_copy(self, _copy: RequestCopy) -> None:
+        """Send a copy, now that its client has the answer."""
+        raise NotImplementedError
 
     @contextmanager
     def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:
@@ -175,7 +204,7 @@ class GatewayFront(ABC):
         """
         self._check(request, body)
         body = priorities.with_priority(body, request.key, self.engine)
-        async with self.open_versions(request, api_forms.user_of(body)) as blend:
+        async with self.open_versions(request, api_forms.identifiers_of(body)) as blend:
             with spans.span("engine"):
                 request.engine, asked_at = self.engine.name, time.time_ns()
                 REQUEST_HEADERS.set(request.engine_headers())

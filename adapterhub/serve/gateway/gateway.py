@@ -10,16 +10,18 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import field, replace
-from typing import cast
+from typing import Any, cast
 
 from adapterhub.digest import Digest
 from adapterhub.http_server import binding
 from adapterhub.ref import Ref
+from adapterhub.registry import withdrawals
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineDownError
 from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub.serve.usage.answer_log import AnswerRecord, Feedback
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
@@ -36,12 +38,16 @@ from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
 from .metrics import Metrics, counted_name
 from .problems import BUSY, DOWN, ProblemError, not_served
 from .reloading import Rules
-from .route_file import Key, Routes
+from .rollout_evidence import AnswerOutcome
+from .rollouts import Rollouts
+from .route_file import Key, Route, Routes
+from .shadows import RequestCopy, Shadows
 from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
 _MAX_WATCHED = 64  # moving refs that are watched, the most recently requested ones
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
+_LONGEST_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
 _WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
@@ -75,11 +81,15 @@ class Gateway(GatewayFront):
             self.metrics.registry.register(EngineMetrics(engine))
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.max_adapters)
         self._warm_routes = WarmRoutes(self._lookup, self.versions)
+        # A connection of its own, so that a write that waits for the registry's lock holds up no lookup.
+        self.rollouts = Rollouts(RegistryLookup(self._workspace), self._lookup.find)
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
+        self.shadows = Shadows(engine, self.versions, self._lookup.find, self._running.total)
+        self.versions.make_way = self.shadows.make_way
         self.ready = False
 
     async def start(self) -> None:
@@ -90,6 +100,9 @@ class Gateway(GatewayFront):
             RefusedError: The engine cannot be started with these settings.
         """
         started = time.monotonic()
+        if self.settings.remote and any(route.rollout for route in self.routes.routes.values()):
+            problem = "has a rollout, which needs a registry that this gateway may write"
+            raise RefusedError(str(self.settings.routes), problem, "Serve the registry", code="rollout-needs-registry")
         await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
@@ -100,6 +113,7 @@ class Gateway(GatewayFront):
             log.warning("%s; until it is there, the base alone is served", error)
         await self.engine.start()
         priorities.warn_if_unused(self.routes, self.engine)
+        await self.rollouts.refresh(self.routes)
         await self._warm_routes.refresh(self.routes)
         self.ready = True
         self._watching = asyncio.create_task(self._watch())
@@ -122,9 +136,11 @@ class Gateway(GatewayFront):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
+        await self.shadows.close()
         await self.versions.close()
         await self.engine.close()
         self._lookup.close()
+        self.rollouts.close()
         self._leases.close()
 
     async def not_ready_reason(self) -> str:
@@ -207,6 +223,7 @@ class Gateway(GatewayFront):
             message = f"The gateway has reached its limit of requests at once: {self.settings.requests}"
             raise ProblemError(429, message, code=BUSY, seconds=1)
         self._running[name] += 1
+        self.shadows.relieve()
         try:
             with self.metrics.running_requests.track_inprogress():
                 yield
@@ -227,6 +244,40 @@ class Gateway(GatewayFront):
         """Record a request that has ended."""
         self.metrics.count(request.label, request.path, status, first, seconds)
         self.record_tokens(request, request.tokens)
+        self.record_outcome(request, request.outcome(status, first, seconds))
+        self.record_answer(request, status, seconds, request.tokens, request.usage.answer_id if request.usage else "")
+
+    def record_answer(self, request: GatewayRequest, status: int, seconds: float, tokens: TokenCounts, answer_id: str) -> None:
+        """Add an answer of the engine to the log of answers."""
+        if not request.engine:
+            return
+        key = request.key.name if request.key else ""
+        facts = (request.version[:_LONGEST_VERSION], request.route, request.arm, request.engine, request.path, status, seconds)
+        self._recorder.add_answer(AnswerRecord(request.id, answer_id, time.time(), key, *facts, tokens.prompt, tokens.answer))
+
+    async def find_answer(self, key: Key | None, ident: str) -> tuple[AnswerRecord, Feedback | None]:
+        """Return the newest answer to a key with an id, and its feedback; ProblemError if there is none."""
+        answer = await asyncio.to_thread(self._recorder.find_answer, ident, key.name if key else "")
+        if answer is None:
+            message = f"No answer with the id {printable(ident[:80])!r} is recorded here for this client"
+            raise ProblemError(404, message, code="answer_not_found", param="id")
+        return answer
+
+    async def add_feedback(self, key: Key | None, ident: str, score: float, label: str, comment: str) -> AnswerRecord:
+        """Record what a client thinks of an answer to it; the last counts, and only the first in a rollout."""
+        answer, earlier = await self.find_answer(key, ident)
+        place = (answer.request, answer.key, answer.version, answer.route, answer.arm)
+        opinion = Feedback(*place, time.time(), score, label, comment if self.settings.keep_text else "")
+        self._recorder.add_feedback(opinion)
+        if earlier is None:
+            self.metrics.count_feedback(answer.version, answer.route, answer.arm, is_bad=opinion.is_bad)
+            self.rollouts.add_opinion(answer.route, answer.version, is_bad=opinion.is_bad)
+        return answer
+
+    def record_outcome(self, request: GatewayRequest, outcome: AnswerOutcome | None) -> None:
+        """Record how a request was answered, for the rollout that chose its version."""
+        if request.choice is not None and outcome is not None:
+            request.choice.finish(outcome)
 
     def record_tokens(self, request: GatewayRequest, tokens: TokenCounts) -> None:
         """Count the tokens of a request, also against the budget of its key."""
@@ -246,13 +297,24 @@ class Gateway(GatewayFront):
                 tokens=tokens,
             )
 
+    def begin_copy(self, request: GatewayRequest, body: Mapping[str, Any]) -> RequestCopy | None:
+        """Return a copy of a request for the shadow of its route; None for no copy."""
+        route = self.routes.routes.get(request.route)
+        if route is None or route.shadow is None:
+            return None
+        return self.shadows.begin(route.name, route.shadow, request.engine_path, body, request.headers)
+
+    def send_copy(self, copy: RequestCopy) -> None:
+        """Send a copy, now that its client has the answer."""
+        self.shadows.send(copy)
+
     # ---- versions
 
     @asynccontextmanager
-    async def open_versions(self, request: GatewayRequest, user: str) -> AsyncIterator[Blend]:
+    async def open_versions(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> AsyncIterator[Blend]:
         """Find the versions that a request means, and keep them in the engine until the context ends."""
         with spans.span("resolve"):
-            parts = await self._resolve_parts(request, user)
+            parts = await self._resolve_parts(request, identifiers)
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.deprecated = deprecations.header_of(version for version, _ in parts)
@@ -273,7 +335,7 @@ class Gateway(GatewayFront):
                 with counted_name(self.metrics.running, model):
                     yield blend
 
-    async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
+    async def _resolve_parts(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""
         model, key = request.model, request.key
         route = self.routes.routes.get(model)
@@ -282,7 +344,10 @@ class Gateway(GatewayFront):
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            request.route, request.arm = model, route.choose(request.headers, user, key.name if key else "")
+            request.route, key_name = model, key.name if key else ""
+            if candidate := await self._choose_by_rollout(route, request, identifiers, key_name):
+                return ((candidate, 1.0),)
+            request.arm = request.choice.arm if request.choice else route.choose(request.headers, identifiers, key_name)
             parsed = model_names.parse(request.arm)
         else:
             parsed = self._parse(model)
@@ -295,6 +360,24 @@ class Gateway(GatewayFront):
             version = await self._find_version(part.ref)
             weights[version] = weights.get(version, 0.0) + part.weight
         return tuple(weights.items())
+
+    async def _choose_by_rollout(
+        self, route: Route, request: GatewayRequest, identifiers: Mapping[str, str], key: str
+    ) -> ResolvedVersion | None:
+        """Return the candidate of the route's rollout if it shall answer; None for what the route means else."""
+        choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key, counts=bool(request.id))
+        if choice is None or choice.ref is None:
+            return None
+        try:
+            candidate = await self._lookup.find(choice.ref)
+        except RefusedError as error:
+            if error.code != withdrawals.CODE:
+                raise
+            self.rollouts.stop(route.name, error.what)
+            request.choice = None
+            return None
+        request.arm = choice.arm
+        return candidate
 
     def _check_allowed(self, key: Key | None, name: str, model: str) -> None:
         """Raise ProblemError unless the key allows the name."""
@@ -344,7 +427,7 @@ class Gateway(GatewayFront):
 
     async def resolve_model(self, request: GatewayRequest) -> VersionParts:
         """Return the versions that a name means for a client."""
-        return await self._resolve_parts(request, "")
+        return await self._resolve_parts(request, {})
 
     # ---- watching moving tags
 
@@ -354,6 +437,7 @@ class Gateway(GatewayFront):
             # Polled rather than watched: this works on every file system, and SIGHUP reloads at once.
             if self._rules.have_changed():
                 self.reload()
+            await self.rollouts.refresh(self.routes)
             try:
                 await self._warm_routes.refresh(self.routes)
             except Exception:

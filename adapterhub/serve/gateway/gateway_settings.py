@@ -26,6 +26,7 @@ class GatewaySettings:
         allowed: The names of adapters that are served.
         routes: The TOML file of routes and keys; None without one.
         usage: The file that usage is recorded in; None to record none.
+        keep_text: Whether comments of feedback are kept.
         tracing: Where spans of OpenTelemetry go; None for none.
         host: The address to bind.
         port: The port, 0 for a free one.
@@ -48,6 +49,7 @@ class GatewaySettings:
     allowed: AllowedNames = field(default_factory=AllowedNames)
     routes: Path | None = None
     usage: Path | None = None
+    keep_text: bool = False
     tracing: Tracing | None = field(default=None, repr=False)
     host: str = "127.0.0.1"
     port: int = 8000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.routing import Route
 
 from adapterhub.serve.engines.api_paths import RESPONSES
 from adapterhub.version import __version__
-from adapterhub_converters.containers import open_file
+from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.errors import AdapterhubError
 
 from . import api_forms, deprecations, metrics, ollama
@@ -22,6 +23,7 @@ from .problems import ProblemError, not_served, problem_of
 
 MAX_NAME_BODY = 64 << 10
 """Bytes of a body that has the name of a model."""
+_LONGEST_TEXTS = {"label": 200, "comment": 10_000}  # characters
 _FOLDER = Path(__file__).parent / "page"
 # The page for people, which uses the API like any other client.
 _PAGE = {
@@ -126,6 +128,45 @@ async def _stored_response(request: Request) -> Response:
     raise ProblemError(404, "No responses are stored here; send the whole conversation", code="unsupported")
 
 
+async def _feedback(request: Request) -> Response:
+    """POST /v1/feedback: what a client thinks of an answer that it got."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    body = await read_json(request, MAX_NAME_BODY, key)
+    ident, score = body.get("id"), body.get("score")
+    if not isinstance(ident, str) or not ident:
+        raise ProblemError(400, "`id` is that of an answer, or its x-request-id", param="id")
+    if not json_file.is_number(score) or not 0 <= score <= 1:
+        raise ProblemError(400, "`score` is a number from 0, bad, to 1, good", param="score")
+    texts = {name: body.get(name) or "" for name in ("label", "comment")}
+    for name, text in texts.items():
+        if not isinstance(text, str) or len(text) > _LONGEST_TEXTS[name]:
+            raise ProblemError(400, f"`{name}` is a text of at most {_LONGEST_TEXTS[name]:,} characters", param=name)
+    with gateway.admit(key):
+        answer = await gateway.add_feedback(key, ident, float(score), **texts)
+    return JSONResponse(
+        {"object": "feedback", "id": ident, "version": answer.version, "route": answer.route, "arm": answer.arm}
+    )
+
+
+async def _served(request: Request) -> Response:
+    """GET /v1/served/ID: which version gave an answer to this client."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    with gateway.admit(key):
+        answer, opinion = await gateway.find_answer(key, request.path_params["id"][: _LONGEST_TEXTS["label"]])
+    return JSONResponse({"object": "served", **asdict(answer), "score": opinion.score if opinion else None})
+
+
+async def _rollouts(request: Request) -> Response:
+    """GET /v1/rollouts: where the rollouts of routes stand, for clients that may ask for everything."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    if key is not None and key.allowed.patterns:
+        raise not_served("/v1/rollouts")
+    return JSONResponse({"object": "list", "data": gateway.rollouts.documents(), "shadows": gateway.shadows.documents()})
+
+
 def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
     """Return OpenAI's description of a model."""
     optional = {key: value for key, value in (("root", version), ("parent", parent)) if value}
@@ -169,6 +210,9 @@ NAME_ROUTES = [
     Route("/api/tags", _ollama_models),
     Route("/api/show", _ollama_model, methods=["POST"]),
     Route("/api/version", _ollama_version),
+    Route("/v1/feedback", _feedback, methods=["POST"]),
+    Route("/v1/rollouts", _rollouts),
+    Route("/v1/served/{id:path}", _served),
     Route("/v1/models", _models),
     Route("/v1/models/{model:path}", _model),
     Route("/ready", _ready),

@@ -117,7 +117,7 @@ class RegistryLookup:
 
     async def check(self) -> None:
         """Open the registry; AdapterhubError if it cannot be opened."""
-        await self._call(lambda _registry: None)
+        await self.run(lambda _registry: None)
 
     async def can_find(self) -> bool:
         """Return whether the registry is open, and its folder still there."""
@@ -147,7 +147,7 @@ class RegistryLookup:
         # Whatever changes a name adds an entry to its log; one system call here, and no turn of the registry's thread. The log
         # of a hub on several machines must be asked for.
         if self._workspace.opener or recent is None or not recent.log.ends_at(ref.name, recent.seq):
-            recent = self._recent[ref] = await self._call(work)
+            recent = self._recent[ref] = await self.run(work)
             if len(self._recent) > _MAX_CACHED:
                 self._recent.popitem(last=False)
         return recent.version
@@ -168,7 +168,7 @@ class RegistryLookup:
             return refs
 
         try:
-            return await self._call(work)
+            return await self.run(work)
         except NotFoundError:
             # A gateway that began without a registry serves the base alone until there is one.
             if self.was_open:
@@ -180,7 +180,7 @@ class RegistryLookup:
         self._thread.submit(self._close)
         self._thread.shutdown()
 
-    async def _call(self, work: Callable[[Registry], T]) -> T:
+    async def run(self, work: Callable[[Registry], T]) -> T:
         """Run a function with the open registry, in the registry's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 

@@ -50,6 +50,9 @@ class Metrics:
             ("version", "key", "route", "arm", "kind"),
             **options,
         )
+        self._feedback = Counter(
+            "adapterhub_feedback", "Answers that people found good or bad.", ("version", "route", "arm", "verdict"), **options
+        )
         self.running_requests = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **options)
         self.moves = Counter("adapterhub_moved_tags", "Tags that were seen to move while they were in use.", **options)
         up = Gauge("adapterhub_names_up", "1 if the registry or the remote answered when a name was looked up last.", **options)
@@ -83,6 +86,14 @@ class Metrics:
         self._token_labels.add(labels)
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("answer", tokens.answer)):
             self._tokens.labels(*labels, kind).inc(count)
+
+    def count_feedback(self, version: str, route: str, arm: str, *, is_bad: bool) -> None:
+        """Count what somebody thinks of an answer."""
+        labels: tuple[str, ...] = (version, "", route, arm)
+        if labels not in self._token_labels and len(self._token_labels) >= _MAX_LABELS:
+            labels = (_OTHER_VERSIONS,) * len(labels)
+        self._token_labels.add(labels)
+        self._feedback.labels(labels[0], *labels[2:], "bad" if is_bad else "good").inc()
 
     def page(self) -> bytes:
         """Return all metrics as text."""

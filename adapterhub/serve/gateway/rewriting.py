@@ -39,6 +39,8 @@ class Usage:
         has_begun: Whether the engine has begun to answer.
         path: The path of the API, which decides the form of request and answer.
         has_ended: Whether a stream has come to its end.
+        by_length: Whether the answer ended because it was too long; None if it says no reason.
+        answer_id: The `id` of the answer; empty if it has none.
     """
 
     body: Mapping[str, Any]
@@ -46,6 +48,8 @@ class Usage:
     has_begun: bool = False
     path: str = COMPLETIONS
     has_ended: bool = False
+    by_length: bool | None = None
+    answer_id: str = ""
     _reports: dict[int | None, TokenCounts] = field(default_factory=dict)  # by choice; None is for all of them
 
     def engine_body(self) -> Mapping[str, Any]:
@@ -63,6 +67,9 @@ class Usage:
             self.parts += bool(choices) or api_forms.is_part(document)
         elif usage is None:
             self.parts += len(json.dumps(choices or "")) // _BYTES_PER_TOKEN
+        self.answer_id = self.answer_id or api_forms.id_of(document)
+        if (by_length := api_forms.ends_by_length(document)) is not None:
+            self.by_length = by_length or bool(self.by_length)  # one of several choices is enough
         counts = TokenCounts.from_usage(usage)
         if counts is not None and is_stream and api_forms.is_first(document):
             self._reports[_FIRST] = counts

@@ -5,6 +5,8 @@ to = "team/legal:prod"                            # or shares: { "team/legal:v7"
 warm = true                                       # not ready before the targets are loaded
 pin = true                                        # warm, and never displaced by other versions
 
+candidate = "team/legal:v8"                       # a rollout, and a shadow: `rollout_plan`
+
 [[routes.legal.when]]                             # the first that matches decides
 header = "x-stage: beta"                          # or user = "ada", or key = "research"
 to = "team/legal:beta"
@@ -45,8 +47,9 @@ from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import calendar_budgets
+from . import calendar_budgets, rollout_plan
 from .calendar_budgets import CalendarBudget
+from .rollout_plan import PlanError, RolloutPlan, ShadowPlan, Stickiness
 
 _MAX_TARGETS, _MAX_RULES, _MAX_TABLES, _MAX_ENGINES = 16, 64, 10_000, 256
 _MAX_NAME = 256  # characters
@@ -96,6 +99,9 @@ class Route:
     Attributes:
         warm: Whether its targets are loaded before the gateway is ready.
         pin: Whether they stay in the engine; such a route is warm too.
+        rollout: What replaces its target step by step; None for nothing.
+        shadow: What gets copies of its requests; None for nothing.
+        stickiness: What keeps a client with one arm.
     """
 
     name: str
@@ -103,17 +109,27 @@ class Route:
     rules: tuple[Rule, ...] = ()
     warm: bool = False
     pin: bool = False
+    rollout: RolloutPlan | None = None
+    shadow: ShadowPlan | None = None
+    stickiness: Stickiness = field(default_factory=Stickiness)
 
     def refs(self) -> Iterator[Ref]:
         """Yield the refs of all targets."""
         for target in (self.to, *(rule.to for rule in self.rules)):
             for text, _ in target.shares:
                 yield from (part.ref for part in model_names.parse(text))
+        if self.rollout is not None:
+            yield self.rollout.candidate
 
-    def choose(self, headers: Mapping[str, str], user: str, key: str) -> str:
-        """Return the ref or blend for a request; the same user of the same key always gets the same share."""
-        target = next((rule.to for rule in self.rules if rule.fits(headers, user, key)), self.to)
-        return target.choose(f"{self.name}\0{key}\0{user}" if user else "")
+    def special_target(self, headers: Mapping[str, str], user: str, key: str) -> Target | None:
+        """Return the target of the first rule that fits a request; None if its own target answers."""
+        return next((rule.to for rule in self.rules if rule.fits(headers, user, key)), None)
+
+    def choose(self, headers: Mapping[str, str], identifiers: Mapping[str, str], key: str) -> str:
+        """Return the ref or blend for a request without a rollout: the same for the same client of the same key."""
+        target = self.special_target(headers, identifiers.get("user", ""), key) or self.to
+        unit = self.stickiness.unit_of(headers, identifiers)
+        return target.choose(f"{self.name}\0{key}\0{unit}" if unit else "")
 
 
 @dataclass(slots=True)
@@ -216,12 +232,17 @@ def _route(name: str, table: Mapping[str, Any], location: str) -> Route:
     place = f"{location}: routes.{name[:80]}"
     if not 0 < len(name) <= _MAX_NAME or not name.isprintable() or set(name) & set(", "):
         raise _invalid(place, "a name has no comma and no space, and 1 to 256 characters")
-    _check_names(table, ("to", "when", "warm", "pin"), place)
+    _check_names(table, ("to", "when", "warm", "pin", *rollout_plan.NAMES), place)
     rules = table.get("when", [])
     if not isinstance(rules, list) or len(rules) > _MAX_RULES or not all(isinstance(rule, dict) for rule in rules):
         raise _invalid(f"{place}.when", f"not a list of at most {_MAX_RULES} tables", f"Write [[routes.{name}.when]]")
     parsed_rules = tuple(_rule(rule, f"{place}.when[{at}]") for at, rule in enumerate(rules))
-    return Route(name, _target(table, place), parsed_rules, *(_flag(table, flag, place) for flag in ("warm", "pin")))
+    target, warm, pin = _target(table, place), _flag(table, "warm", place), _flag(table, "pin", place)
+    try:
+        plans = rollout_plan.read_rollout(table), rollout_plan.read_shadow(table), rollout_plan.read_stickiness(table)
+    except PlanError as error:
+        raise _invalid(f"{place}.{error.name}", error.problem, error.hint) from error
+    return Route(name, target, parsed_rules, warm, pin, *plans)
 
 
 def _rule(table: Mapping[str, Any], place: str) -> Rule:

@@ -1,4 +1,4 @@
-"""usage.db: sums of requests and tokens, a row for each hour and all that differs between requests.
+"""usage.db: sums of requests and tokens, a row for each hour and all that differs between requests; and the log of answers.
 
 Several gateways may add to one file. Rows older than 400 days are deleted.
 """
@@ -6,7 +6,7 @@ Several gateways may add to one file. Rows older than 400 days are deleted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from adapterhub.sqlite_file import UNTRUSTED, SqliteFile
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from . import answer_log
+from .answer_log import AnswerRecord, Feedback
 from .token_counts import TokenCounts
 
 FILE = "usage.db"
@@ -33,6 +35,7 @@ MIGRATIONS = (
     CREATE TABLE key_days (day INTEGER NOT NULL, key TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (day, key))
         STRICT, WITHOUT ROWID
     """,
+    answer_log.TABLES,
 )
 _ADD = """
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -115,12 +118,21 @@ class UsageDatabase(SqliteFile):
             self._connection().executemany(_ADD, [(*astuple(key), *astuple(total)) for key, total in usage.items()])
             self._connection().executemany(_ADD_DAY, [(*day, tokens) for day, tokens in days.items()])
 
+    def add_answers(self, answers: Sequence[AnswerRecord], opinions: Sequence[Feedback]) -> None:
+        """Add answers and feedback, of which the last for an answer counts, in a transaction of the caller's."""
+        with self._errors():
+            self._connection().executemany(answer_log.ADD_ANSWER, [astuple(answer) for answer in answers])
+            self._connection().executemany(answer_log.ADD_FEEDBACK, [astuple(opinion) for opinion in opinions])
+            self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MOST_ANSWERS,))
+
     def delete_old(self, now: float) -> None:
         """Delete the rows that are kept no longer."""
         first_day = int(now) // DAY - _MAX_DAYS
         with self.transaction():
             self.execute("DELETE FROM usage WHERE hour < ?", first_day * DAY)
             self.execute("DELETE FROM key_days WHERE day < ?", first_day)
+            self.execute("DELETE FROM answers WHERE time < ?", float(first_day * DAY))
+            self.execute("DELETE FROM feedback WHERE time < ?", float(first_day * DAY))
 
     def tokens_by_key(self, today: int, month: int) -> dict[str, tuple[int, int]]:
         """Return the tokens of each key on a day, and since the first day of a month; both in days of Unix time."""

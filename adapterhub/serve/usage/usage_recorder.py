@@ -11,19 +11,22 @@ import datetime
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import field, replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from . import answer_log
+from .answer_log import AnswerRecord, Feedback
 from .token_counts import TokenCounts
 from .usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum
 
+T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.usage")
 FLUSH_SECONDS = 2.0
 _MAX_ROWS = 10_000  # of an hour, and in memory; what would be a further row is counted as `other`
@@ -53,6 +56,13 @@ def _days(now: float) -> tuple[int, int]:
     return today, today - date.day + 1
 
 
+def _drop_first(queue: deque[T], written: Sequence[T]) -> None:
+    """Drop from a queue what was written; a full queue has dropped some itself."""
+    written_ids = set(map(id, written))
+    while queue and id(queue[0]) in written_ids:
+        queue.popleft()
+
+
 class UsageRecorder:
     """The usage of one gateway, on its way to a file.
 
@@ -68,6 +78,9 @@ class UsageRecorder:
         self._lock = threading.Lock()  # held for moments only, never while the file is written
         self._sums: dict[UsageKey, UsageSum] = {}
         self._hour, self._hour_rows = 0, set[UsageKey]()
+        # Not written yet; while the file cannot be written, the oldest are dropped.
+        self._answers: deque[AnswerRecord] = deque(maxlen=_MAX_ROWS)
+        self._opinions: deque[Feedback] = deque(maxlen=_MAX_ROWS)
         # What keys have spent: in the file as it was read last, on its way there, and since then.
         self._file_days = _FileDays()
         self._written_days: Counter[tuple[int, str]] = Counter()
@@ -105,6 +118,31 @@ class UsageRecorder:
             self._hour_rows.add(row)
             self._sums.setdefault(row, UsageSum()).add(tokens)
 
+    def add_answer(self, answer: AnswerRecord) -> None:
+        """Add an answer that has ended to the log."""
+        if self.path is not None:
+            with self._lock:
+                self._answers.append(answer)
+
+    def add_feedback(self, opinion: Feedback) -> None:
+        """Add what somebody thinks of an answer."""
+        if self.path is not None:
+            with self._lock:
+                self._opinions.append(opinion)
+
+    def find_answer(self, ident: str, key: str) -> tuple[AnswerRecord, Feedback | None] | None:
+        """Return the newest answer to a key with an id, of its own or of its request, and its feedback; None without one."""
+        with self._lock:
+            answers, opinions = [*self._answers], [*self._opinions]
+        logged = [] if self.path is None else answer_log.find_answers(self.path, ident)
+        recent = [(answer, None) for answer in reversed(answers) if ident in (answer.request, answer.answer)]
+        newest = next(((answer, opinion) for answer, opinion in (*recent, *logged) if answer.key == key), None)
+        if newest is None:
+            return None
+        answer, opinion = newest
+        later = [pending for pending in opinions if (pending.request, pending.key) == (answer.request, key)]
+        return answer, later[-1] if later else opinion
+
     def spent_by(self, key: str) -> tuple[int, int]:
         """Return the tokens of a key on this day and in this month (UTC), those of other processes as last written."""
         today, month = _days(self._clock())
@@ -119,9 +157,10 @@ class UsageRecorder:
         """Write the sums now; if that fails, log it and keep them."""
         with self._lock:
             sums, self._sums = self._sums, {}
+            answers, opinions = [*self._answers], [*self._opinions]
             self._written_days, self._new_days = self._new_days, Counter()
         try:
-            file_days = self._write(sums)
+            file_days = self._write(sums, answers, opinions)
         except AdapterhubError as error:
             self._discard_database()
             with self._lock:
@@ -136,19 +175,26 @@ class UsageRecorder:
         else:
             with self._lock:
                 self._file_days, self._written_days = file_days, Counter()
+                _drop_first(self._answers, answers)
+                _drop_first(self._opinions, opinions)
             if self._failed_at is not None:
                 log.info("usage is written to %s again", self.path)
             self._failed_at = None
 
-    def _write(self, sums: dict[UsageKey, UsageSum]) -> _FileDays:
+    def _write(
+        self, sums: dict[UsageKey, UsageSum], answers: Sequence[AnswerRecord], opinions: Sequence[Feedback]
+    ) -> _FileDays:
         """Write sums, and return what all processes have written, if there are budgets."""
         if self._database is None:
             self._database = UsageDatabase(cast(Path, self.path))
             self._database.delete_old(self._clock())
         today, month = _days(self._clock())
-        with self._database.transaction() if sums else nullcontext():
+        has_rows = bool(sums or answers or opinions)
+        with self._database.transaction() if has_rows else nullcontext():
             if sums:
                 self._database.add(sums)
+            if answers or opinions:
+                self._database.add_answers(answers, opinions)
             tokens = self._database.tokens_by_key(today, month) if self._has_budgets() else {}
         return _FileDays(today, month, tokens)
 

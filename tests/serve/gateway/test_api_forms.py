@@ -318,8 +318,12 @@ def test_a_path_that_an_engine_does_not_have_is_not_taken_for_a_missing_model(
 
 
 def test_users_are_known_by_either_form() -> None:
-    assert api_forms.user_of({"user": "ada"}) == api_forms.user_of({"metadata": {"user_id": "ada"}}) == "ada"
-    assert api_forms.user_of({"metadata": "ada"}) == ""
+    assert (
+        api_forms.identifiers_of({"user": "ada"})
+        == api_forms.identifiers_of({"metadata": {"user_id": "ada"}})
+        == {"user": "ada"}
+    )
+    assert api_forms.identifiers_of({"metadata": "ada", "safety_identifier": 7}) == {"safety_identifier": "7"}
 
 
 def test_a_message_that_was_cut_off_keeps_the_tokens_of_its_prompt_and_is_marked() -> None:

@@ -41,22 +41,22 @@ def test_the_first_rule_that_fits_decides(tmp_path: Path) -> None:
         to = "team/legal:v7*0.5+team/tone*0.5"
         """,
     ).routes["legal"]
-    assert routes.choose({}, "", "") == "team/legal:prod"
-    assert routes.choose({"x-stage": "beta"}, "", "") == "team/legal:beta"
-    assert routes.choose({"x-stage": "beta"}, "ada", "") == "team/legal:both"
-    assert routes.choose({"x-stage": "prod"}, "ada", "") == "team/legal:prod"
-    assert routes.choose({}, "", "research") == "team/legal:v7*0.5+team/tone*0.5"
+    assert routes.choose({}, {}, "") == "team/legal:prod"
+    assert routes.choose({"x-stage": "beta"}, {}, "") == "team/legal:beta"
+    assert routes.choose({"x-stage": "beta"}, {"user": "ada"}, "") == "team/legal:both"
+    assert routes.choose({"x-stage": "prod"}, {"user": "ada"}, "") == "team/legal:prod"
+    assert routes.choose({}, {}, "research") == "team/legal:v7*0.5+team/tone*0.5"
 
 
 def test_a_canary_gets_its_share_and_a_user_stays(tmp_path: Path) -> None:
     route = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 90, "team/legal:v8" = 10 }').routes["legal"]
-    by_user = Counter(route.choose({}, f"user {number}", "") for number in range(5000))
+    by_user = Counter(route.choose({}, {"user": f"user {number}"}, "") for number in range(5000))
     assert 400 < by_user["team/legal:v8"] < 600
-    by_chance = Counter(route.choose({}, "", "") for _ in range(5000))
+    by_chance = Counter(route.choose({}, {}, "") for _ in range(5000))
     assert 350 < by_chance["team/legal:v8"] < 650
-    assert len({route.choose({}, "ada", "") for _ in range(20)}) == 1
+    assert len({route.choose({}, {"user": "ada"}, "") for _ in range(20)}) == 1
     route_without_canary = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 1, "team/legal:v8" = 0 }').routes["legal"]
-    assert {route_without_canary.choose({}, "", "") for _ in range(100)} == {"team/legal:v7"}
+    assert {route_without_canary.choose({}, {}, "") for _ in range(100)} == {"team/legal:v7"}
 
 
 def test_a_key_is_known_by_its_digest(tmp_path: Path) -> None:

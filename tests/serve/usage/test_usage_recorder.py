@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.serve.usage import usage_recorder, usage_report
+from adapterhub.serve.usage import answer_log, usage_recorder, usage_report
+from adapterhub.serve.usage.answer_log import AnswerRecord
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_database import DAY, FILE, UsageDatabase, UsageKey, UsageSum
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
@@ -257,3 +258,24 @@ def test_without_a_file_what_a_key_spends_is_counted_in_memory(tmp_path: Path, h
     assert recorder.spent_by("ada") == (69, 69)
     recorder.close()
     assert recorder.spent_by("ada") == (69, 69)
+
+
+def test_the_log_keeps_the_newest_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_log, "MOST_ANSWERS", 3)
+    recorder = UsageRecorder(tmp_path / FILE)
+    for number in range(5):
+        recorder.add_answer(AnswerRecord(f"r{number}", "", 1e10, "", "team/a", "", "", "vllm", "/", 200, 0.1, 1, 1))
+        recorder.flush()
+    kept_numbers = [number for number in range(5) if answer_log.find_answers(tmp_path / FILE, f"r{number}")]
+    assert kept_numbers == [2, 3, 4]
+
+
+def test_answers_are_kept_in_memory_until_the_file_can_be_written_and_then_written_once(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    recorder = UsageRecorder(tmp_path / FILE)
+    recorder.add_answer(AnswerRecord("r", "a", 1e10, "", "team/a", "", "", "vllm", "/", 200, 0.1, 1, 1))
+    recorder.flush()
+    (tmp_path / FILE).rmdir()
+    for _ in range(2):
+        recorder.flush()
+    assert len(answer_log.find_answers(tmp_path / FILE, "a")) == 1

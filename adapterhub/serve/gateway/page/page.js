@@ -77,6 +77,52 @@ async function ask(side, section, message) {
   }
 }
 
+// Where the rollouts of routes stand, for whom may see all of them.
+async function listRollouts() {
+  const answer = await fetch("/v1/rollouts", { headers: headers() });
+  if (!answer.ok) return;
+  const { data, shadows } = await answer.json();
+  const parts = [...data.filter((rollout) => rollout.steps).map(drawRollout), ...shadows.map(drawShadow)];
+  document.querySelector("#rollouts").replaceChildren(...parts);
+  document.querySelector("#rollouts").hidden = !parts.length;
+}
+
+function drawRollout(rollout) {
+  const section = document.createElement("section");
+  const steps = [...rollout.steps.map((step) => step.share), 100];
+  const current = { done: steps.length, "rolled back": 0 }[rollout.state] ?? rollout.step;
+  element(section, "p", `${rollout.route}: ${rollout.state}${rollout.reason ? `: ${rollout.reason}` : ""}`);
+  const article = element(section, "article");
+  Object.assign(element(article, "progress"), { max: 100, value: rollout.share });
+  element(article, "small", steps.map((share, index) => (index + 1 === current ? `[${share} %]` : `${share} %`)).join(" → "));
+  element(article, "small", `${rollout.candidate} beside ${rollout.stable}`);
+  for (const bound of rollout.bounds) element(article, "small", `${bound.name}, ${bound.limit}: ${bound.text}`);
+  for (const note of [rollout.stopped, rollout.cut_off]) if (note) element(article, "small", note);
+  return section;
+}
+
+function drawShadow(shadow) {
+  const section = document.createElement("section");
+  element(section, "p", `${shadow.route}: shadow`);
+  const agreement = shadow.agreement === null ? "" : `, ${(shadow.agreement * 100).toFixed(1)} % of the text agrees`;
+  element(section, "small", `${shadow.copies} copies, ${shadow.same} the same, ${shadow.failed} failed, ${shadow.dropped} dropped${agreement}`);
+  return section;
+}
+
+function describe(answer) {
+  const tokens = `${answer.prompt_tokens}+${answer.answer_tokens} tokens`;
+  const time = new Date(answer.time * 1000).toISOString();
+  return [answer.version, answer.route, answer.arm, time, tokens].filter(Boolean).join(" · ");
+}
+
+const served = document.querySelector("#served");
+served.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const answer = await fetch(`/v1/served/${encodeURIComponent(served.elements.id.value.trim())}`, { headers: headers() });
+  const body = await answer.json();
+  document.querySelector("#answer").textContent = answer.ok ? describe(body) : body.error.message;
+});
+
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   if (stopping) return;
@@ -93,6 +139,8 @@ form.addEventListener("submit", async (event) => {
 });
 
 form.stop.addEventListener("click", () => stopping?.abort());
+setInterval(() => listRollouts().catch(() => {}), 5000);
+listRollouts().catch(() => {});
 form.key.addEventListener("change", () => list().catch(show));
 form.addEventListener("reset", (event) => {
   event.preventDefault();

@@ -52,6 +52,7 @@ class HostGateway(Gateway):
         self._members: set[Conversation] = set()  # the workers that answer
         self._have_all_joined = False
         self.started = asyncio.Event()
+        self._warn_of_shadows()
         self.is_ending = False
 
     async def not_ready_reason(self) -> str:
@@ -67,8 +68,14 @@ class HostGateway(Gateway):
     def reload(self) -> None:
         """Read the rules again, and tell the workers which engines there are."""
         super().reload()
+        self._warn_of_shadows()
         for talk in self._members:
             talk.send(engines=messages.engines_document(self.routes.engines))
+
+    def _warn_of_shadows(self) -> None:
+        """Log that shadows get nothing: workers have the answers, and this process the versions."""
+        if any(route.shadow for route in self.routes.routes.values()):
+            log.error("a gateway of several workers sends nothing to shadows; start one process for them")
 
     async def attend(self, talk: Conversation, first: Message) -> None:
         """Attend one conversation of a worker."""
@@ -133,7 +140,7 @@ class _HostedRequest:
 
     def __init__(self, gateway: HostGateway, talk: Conversation, first: Message) -> None:
         self._gateway, self._talk, self._id = gateway, talk, first["id"]
-        self._request = GatewayRequest(first["path"], first["headers"])
+        self._request = GatewayRequest(first["path"], first["headers"], id=first["id"])
         self._steps: asyncio.Queue[Message] = asyncio.Queue()
         self._is_recorded = False
         self._latest: Message | None = None  # the tokens as the worker reported them last
@@ -157,9 +164,12 @@ class _HostedRequest:
                     case _:
                         self._steps.put_nowait(message)
             self._end(message["status"], message["first"], message["seconds"])
+            self._gateway.record_outcome(self._request, messages.outcome_from(message["outcome"]))
             if isinstance(self._gateway.engine, EnginePool):
                 self._gateway.engine.requests.update(message["asked"])
             self._record(message)
+            tokens = messages.tokens_from(message["tokens"])
+            self._gateway.record_answer(self._request, message["status"], message["seconds"], tokens, message["answer_id"])
         except ChannelLostError:
             self._end(_LOST_STATUS, None, 0.0)
             if self._latest is not None:
@@ -195,7 +205,7 @@ class _HostedRequest:
                 self._talk.send(key=messages.key_document(request.key))
                 step = await self._steps.get()
                 request.model, opening = step["model"], True
-                async with gateway.open_versions(request, step["user"]) as blend:
+                async with gateway.open_versions(request, step["identifiers"]) as blend:
                     self._talk.send(facts=messages.request_facts(request), blend=messages.blend_document(blend))
                     opening = False
                     while True:

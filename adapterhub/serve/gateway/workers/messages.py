@@ -11,6 +11,7 @@ from adapterhub.serve.engines import Blend, EngineDownError
 from adapterhub.serve.engines.pooled_engine import EngineAddress
 from adapterhub.serve.gateway.front import GatewayRequest
 from adapterhub.serve.gateway.problems import ProblemError, problem_of
+from adapterhub.serve.gateway.rollout_evidence import AnswerOutcome
 from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.usage.token_counts import TokenCounts
@@ -77,6 +78,16 @@ def tokens_document(tokens: TokenCounts) -> dict[str, Any]:
 def tokens_from(document: Mapping[str, Any]) -> TokenCounts:
     """Return the tokens of a document."""
     return TokenCounts(**document)
+
+
+def outcome_document(outcome: AnswerOutcome | None) -> dict[str, Any] | None:
+    """Return how a request was answered."""
+    return asdict(outcome) if outcome else None
+
+
+def outcome_from(document: Mapping[str, Any] | None) -> AnswerOutcome | None:
+    """Return how a request was answered, from a document."""
+    return AnswerOutcome(**document) if document else None
 
 
 def engines_document(addresses: Sequence[EngineAddress]) -> list[dict[str, Any]]:

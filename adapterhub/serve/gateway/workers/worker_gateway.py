@@ -197,11 +197,11 @@ class WorkerGateway(GatewayFront):
             talk.send(step="leave")
 
     @asynccontextmanager
-    async def open_versions(self, request: GatewayRequest, user: str) -> AsyncIterator[Blend]:
+    async def open_versions(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> AsyncIterator[Blend]:
         """Let the host find the versions that a request means, and keep them in the engine until the request ends."""
         talk = self._requests[request.number].talk
         with spans.span("load"):
-            talk.send(step="open", model=request.model, user=user)
+            talk.send(step="open", model=request.model, identifiers=dict(identifiers))
             message = await talk.receive()
             messages.set_facts(request, message["facts"])
             if "problem" in message:
@@ -236,7 +236,9 @@ class WorkerGateway(GatewayFront):
         """Let the host record a request that has ended."""
         opened = self._requests.pop(request.number, None)
         if opened is not None:  # else the host does not know of it
-            fields = {"status": status, "first": first, "seconds": seconds, "asked": self._newly_asked()}
+            fields: dict[str, Any] = {"status": status, "first": first, "seconds": seconds, "asked": self._newly_asked()}
+            fields |= {"answer_id": request.usage.answer_id if request.usage else ""}
+            fields |= {"outcome": messages.outcome_document(request.outcome(status, first, seconds))}
             opened.talk.send(step="end", **fields, **self._tokens(request))
             opened.talk.close()
 

@@ -1,0 +1,145 @@
+"""The evidence of a rollout: requests of both arms in pairs, and how the candidate did in each.
+
+A pair is made when its second request is admitted, before anything is known of an answer, of the newest requests of both arms
+that have no partner: so neither slow nor failing answers choose who is compared with whom. A client that stays with one arm
+counts once, because its requests are alike: a hundred of them are not a hundred facts about the candidate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from adapterhub.evidence import rollout_rules
+from adapterhub.evidence.rollout_rules import LONGER, SHORTER
+from adapterhub.evidence.sequential_test import PairCounts
+from adapterhub_converters.lazy_dataclass import dataclass
+
+_MAX_UNITS = 200_000  # clients that are remembered, of 8 bytes each; further ones do not count
+_WORSE, _SAME, _BETTER = PairCounts(worse=1), PairCounts(same=1), PairCounts(better=1)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOutcome:
+    """How a request was answered.
+
+    Attributes:
+        failed: Whether the gateway or its engine failed, also in the middle of a stream.
+        first: Seconds until the first event of a stream; None for an answer as a whole.
+        seconds: Seconds until the end.
+        tokens: Tokens of the answer.
+        by_length: Whether the answer ended because it was too long; None if its end is unknown.
+    """
+
+    failed: bool = False
+    first: float | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    by_length: bool | None = None
+
+
+class Trial:
+    """A request that may become half of a pair."""
+
+    __slots__ = ("is_candidate", "outcome", "partner")
+
+    def __init__(self, *, is_candidate: bool) -> None:
+        self.is_candidate = is_candidate
+        self.outcome: AnswerOutcome | None = None
+        self.partner: Trial | None = None
+
+
+class Evidence:
+    """The pairs of one candidate at one gateway.
+
+    Args:
+        bounds: The bounds by name, as a rollout has them.
+
+    Attributes:
+        counts: Pairs by test that no log has yet.
+    """
+
+    def __init__(self, bounds: Mapping[str, float]) -> None:
+        self._bounds = bounds
+        self.counts: dict[str, PairCounts] = {}
+        self._waiting: dict[bool, Trial] = {}
+        self._opinions: dict[bool, bool] = {}
+        self._units: set[bytes] = set()
+
+    def admit(self, unit: str, *, is_candidate: bool) -> Trial | None:
+        """Return the trial of a request that is about to be answered; None if its client has counted before."""
+        if unit and not self._is_new(unit):
+            return None
+        trial = Trial(is_candidate=is_candidate)
+        if partner := self._waiting.pop(not is_candidate, None):
+            trial.partner, partner.partner = partner, trial
+        else:
+            self._waiting[is_candidate] = trial
+        return trial
+
+    def _is_new(self, unit: str) -> bool:
+        digest = hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        if digest in self._units or len(self._units) >= _MAX_UNITS:
+            return False
+        self._units.add(digest)
+        return True
+
+    def finish(self, trial: Trial, outcome: AnswerOutcome) -> None:
+        """Record how a request was answered; a pair counts once both are. One whose client left is never finished."""
+        trial.outcome = outcome
+        partner = trial.partner
+        if partner is None or partner.outcome is None:
+            return
+        candidate, stable = (outcome, partner.outcome) if trial.is_candidate else (partner.outcome, outcome)
+        for test in rollout_rules.tests_of(self._bounds):
+            if pair := _compare(test, candidate, stable, self._bounds.get(LONGER if test == SHORTER else test, 1.0)):
+                self.add(test, pair)
+
+    def add(self, test: str, pair: PairCounts) -> None:
+        """Count a pair."""
+        self.counts[test] = self.counts.get(test, PairCounts()) + pair
+
+    def add_opinion(self, *, is_candidate: bool, is_bad: bool) -> None:
+        """Count what somebody thinks of an answer, in a pair with the last opinion of the other arm that has no partner."""
+        if "feedback" not in self._bounds:
+            return
+        if (other := self._opinions.pop(not is_candidate, None)) is None:
+            self._opinions[is_candidate] = is_bad
+            return
+        candidate, stable = (is_bad, other) if is_candidate else (other, is_bad)
+        self.add("feedback", _pair(candidate, stable))
+
+    def take(self, counts: Mapping[str, PairCounts]) -> None:
+        """Forget pairs that are in a log now."""
+        for test, total in counts.items():
+            self.counts[test] -= total
+
+
+def _pair(candidate: float, stable: float) -> PairCounts:
+    """Return a pair of numbers of which the smaller is better."""
+    return _SAME if candidate == stable else _WORSE if candidate > stable else _BETTER
+
+
+def _compare(test: str, candidate: AnswerOutcome, stable: AnswerOutcome, bound: float) -> PairCounts | None:
+    """Return how the candidate did in a pair; None if a test says nothing of it."""
+    if test == "errors":
+        return _pair(candidate.failed, stable.failed)
+    if candidate.failed or stable.failed:
+        return None
+    if test == SHORTER:
+        return _pair(stable.tokens, bound * candidate.tokens)
+    ours, theirs = _number(test, candidate), _number(test, stable)
+    if ours is None or theirs is None:
+        return None
+    return _pair(ours, theirs if test in rollout_rules.SHARES else bound * theirs)
+
+
+def _number(test: str, outcome: AnswerOutcome) -> float | None:
+    """Return the number of an answer that a test is about, of which the smaller is better; None if it has none."""
+    if test == "stops":
+        return outcome.by_length
+    if test == "first_token":
+        return outcome.first
+    if test == "tokens_per_second":
+        return outcome.seconds / outcome.tokens if outcome.tokens else None
+    return outcome.tokens if test == LONGER else None

@@ -1,0 +1,279 @@
+"""Rollouts of a gateway: each route's candidate gets its share, and the log of the registry says which that is.
+
+At each look, every gateway adds its pairs of requests to the state in the log and writes what follows, by compare-and-swap: the
+next step, or the way back. Pairs are written when there are a tenth more, so a long rollout has some dozens of entries. Time
+is that of a clock that never jumps, counted while a gateway runs. A gateway without the registry keeps its step and says so; it
+stops a candidate that it sees break a bound, and writes that once it can.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import field
+
+from adapterhub.evidence import rollout_rules
+from adapterhub.evidence.sequential_test import PairCounts
+from adapterhub.manifest.rollout_state import DONE, ROLLED_BACK, RUNNING, RolloutState
+from adapterhub.ref import Ref
+from adapterhub.registry import withdrawals
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import rollouts as rollout_log
+from adapterhub.serve import model_names
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .lookup import RegistryLookup, ResolvedVersion
+from .rollout_evidence import AnswerOutcome, Evidence, Trial
+from .rollout_plan import RolloutPlan, bucket
+from .route_file import Route, Routes
+
+log = logging.getLogger("adapterhub.serve.rollouts")
+_WORTH, _FEW = 0.1, 5  # pairs are written once there are a tenth more of a test, and at least so many
+_PARTS_OF_STEP = 8  # times that the time of a step is written while it runs
+Find = Callable[[Ref], Awaitable[ResolvedVersion]]
+
+
+@dataclass(slots=True)
+class Track:
+    """A candidate that a route of this gateway follows.
+
+    Attributes:
+        candidate: The version, as it was when the rollout began here.
+        stable: The version that it is compared with.
+        state: The state in the log, as last seen; None before.
+        seen_at: When that state was first seen, by the gateway's clock.
+        evidence: What this gateway knows beyond it.
+        stopped: Why the candidate gets nothing now although the log does not say so; empty otherwise.
+        cut_off: Why the registry cannot be asked; empty while it can.
+    """
+
+    route: Route
+    plan: RolloutPlan
+    candidate: ResolvedVersion
+    stable: ResolvedVersion
+    evidence: Evidence
+    state: RolloutState | None = None
+    seen_at: float = 0.0
+    stopped: str = ""
+    cut_off: str = ""
+
+    @property
+    def ref(self) -> Ref:
+        """The candidate with its digest."""
+        return Ref(self.candidate.name, digest=self.candidate.digest)
+
+    @property
+    def share(self) -> float:
+        """The candidate's share of the requests, in percent."""
+        return self.state.share if self.state and not self.stopped else 0.0
+
+    def seconds(self, now: float) -> float:
+        """Return the seconds that the current step has taken."""
+        if self.state is None or self.state.state != RUNNING:
+            return self.state.seconds if self.state else 0.0
+        return self.state.seconds + now - self.seen_at
+
+    def document(self, now: float) -> dict[str, object]:
+        """Return where it stands, as JSON."""
+        state = rollout_rules.with_evidence(self.state, self.seconds(now), self.evidence.counts) if self.state else None
+        return {
+            "route": self.route.name,
+            "candidate": self.candidate.model,
+            "stable": self.stable.model,
+            "share": self.share,
+            **(rollout_rules.document(state) if state else {}),
+            "stopped": self.stopped or None,
+            "cut_off": self.cut_off or None,
+        }
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a rollout chose for a request.
+
+    Attributes:
+        arm: The name of the arm, as routes name it.
+        ref: The candidate with its digest; None for the route's own target.
+        trial: The request as evidence; None if it is none.
+    """
+
+    arm: str
+    ref: Ref | None = None
+    trial: Trial | None = None
+    evidence: Evidence | None = field(default=None, repr=False)
+
+    def finish(self, outcome: AnswerOutcome) -> None:
+        """Record how the request was answered."""
+        if self.trial is not None and self.evidence is not None:
+            self.evidence.finish(self.trial, outcome)
+
+
+class Rollouts:
+    """The rollouts of a gateway's routes.
+
+    Args:
+        registry: The registry with the log, which is asked in a thread of its own.
+        find: Returns the version that a ref means now.
+        clock: A clock that never jumps, in seconds.
+    """
+
+    def __init__(self, registry: RegistryLookup, find: Find, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry, self._find, self._clock = registry, find, clock
+        self._tracks: dict[str, Track] = {}
+        self._reasons: dict[str, str] = {}  # why the rollouts of routes could not begin, as last logged
+
+    def close(self) -> None:
+        """Close the registry."""
+        self._registry.close()
+
+    def choose(
+        self, route: Route, headers: Mapping[str, str], identifiers: Mapping[str, str], key: str, *, counts: bool = True
+    ) -> Choice | None:
+        """Return the arm for a request; None if the route has no rollout now, or a rule of it decides.
+
+        Args:
+            counts: Whether the request is to be answered, and so is evidence.
+        """
+        track = self._tracks.get(route.name)
+        if track is None or track.state is None or route.special_target(headers, identifiers.get("user", ""), key):
+            return None
+        unit = route.stickiness.unit_of(headers, identifiers)
+        place = bucket(route.name, track.candidate.digest, key, unit) if unit else random.random() * 100  # noqa: S311
+        is_candidate = place < track.share
+        trial = None
+        if counts and track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
+            trial = track.evidence.admit(f"{key}\0{unit}" if unit else "", is_candidate=is_candidate)
+        arm = str(track.plan.candidate) if is_candidate else route.to.shares[0][0]
+        return Choice(arm, track.ref if is_candidate else None, trial, track.evidence)
+
+    def stop(self, route: str, reason: str) -> None:
+        """Give a route's candidate no more requests, and write the reason at the next look."""
+        if track := self._tracks.get(route):
+            track.stopped = reason
+
+    def add_opinion(self, route: str, version: str, *, is_bad: bool) -> None:
+        """Count what somebody thinks of an answer of a version, if that is an arm of the route's rollout now."""
+        track = self._tracks.get(route)
+        if track is not None and version in (track.candidate.model, track.stable.model):
+            track.evidence.add_opinion(is_candidate=version == track.candidate.model, is_bad=is_bad)
+
+    def documents(self) -> list[dict[str, object]]:
+        """Return where the rollouts stand, as JSON."""
+        return [track.document(self._clock()) for track in self._tracks.values()]
+
+    async def refresh(self, routes: Routes) -> None:
+        """Look at the log, and write what follows from this gateway's evidence."""
+        plans = {name: (route, route.rollout) for name, route in routes.routes.items() if route.rollout}
+        for name in self._tracks.keys() - plans.keys():
+            del self._tracks[name]
+        for route, plan in plans.values():
+            try:
+                await self._follow(route, plan)
+            except AdapterhubError as error:
+                self._cut_off(route.name, error)
+            except Exception:
+                log.exception("the rollout of %s cannot be followed; it will be tried again", route.name)
+
+    def _cut_off(self, name: str, error: AdapterhubError) -> None:
+        """Keep the step while the registry cannot be asked, except of a candidate that breaks a bound here."""
+        track = self._tracks.get(name)
+        if track is None:
+            if self._reasons.get(name) != str(error):
+                log.warning("the rollout of %s waits: %s", name, error)
+            self._reasons[name] = str(error)
+            return
+        if not track.cut_off:
+            log.error("the rollout of %s stays as it is, at %g %%: %s", name, track.share, error)
+        track.cut_off = str(error)
+        if track.state is not None:
+            following = rollout_rules.next_state(rollout_rules.with_evidence(track.state, 0.0, track.evidence.counts))
+            if following.state == ROLLED_BACK and not track.stopped:
+                track.stopped = following.reason
+                log.error("%s gets no more requests of %s: %s", track.candidate.model, name, following.reason)
+
+    async def _follow(self, route: Route, plan: RolloutPlan) -> None:
+        track = await self._track(route, plan)
+        if track is None:
+            return
+        if not await self._registry.can_find():  # an open database does not notice that its disk is gone
+            raise LocalIOError("the registry", "cannot be reached")
+        unlogged, now = dict(track.evidence.counts), self._clock()
+        state, is_written = await self._registry.run(lambda registry: self._change(registry, track, unlogged, now))
+        if is_written:
+            track.evidence.take(unlogged)
+        if track.cut_off:
+            log.info("the rollout of %s is in the registry again", route.name)
+        track.cut_off = track.stopped = ""
+        if state != track.state:
+            if state is not None and (track.state is None or state.summary != track.state.summary):
+                log.warning("%s", state.summary, extra={"fields": {"route": route.name, "version": track.candidate.model}})
+            if state is not None and (track.state is None or state.stable != track.state.stable):
+                track.evidence = Evidence(state.bounds)
+            track.state, track.seen_at = state, now
+
+    async def _track(self, route: Route, plan: RolloutPlan) -> Track | None:
+        """Return the candidate that a route follows now; None if it is what the route means anyway."""
+        track = self._tracks.get(route.name)
+        try:
+            candidate = await self._find(plan.candidate)
+        except RefusedError as error:
+            if track is None or error.code != withdrawals.CODE:
+                raise
+            candidate, track.stopped = track.candidate, error.what
+        stable = await self._find(model_names.parse(route.to.shares[0][0])[0].ref)
+        if candidate.digest == stable.digest:
+            self._tracks.pop(route.name, None)
+            return None
+        if track is None or track.candidate != candidate:
+            track = self._tracks[route.name] = Track(route, plan, candidate, stable, Evidence(plan.bounds))
+        track.route, track.plan, track.stable = route, plan, stable
+        return track
+
+    def _change(
+        self, registry: Registry, track: Track, unlogged: Mapping[str, PairCounts], now: float
+    ) -> tuple[RolloutState | None, bool]:
+        """Write what follows, and return the state in the log and whether it has the evidence now; runs in a thread."""
+        is_written = False
+
+        def decide(current: RolloutState | None) -> RolloutState | None:
+            nonlocal is_written
+            following, is_written = self._following(current, track, unlogged, now)
+            return following
+
+        current = rollout_log.state_of(registry.index, track.ref, track.route.name)
+        if decide(current) == current:  # without the write lock, as nearly always
+            return current, False
+        return rollout_log.change(registry.ledger, track.ref, track.route.name, decide), is_written
+
+    def _following(
+        self, current: RolloutState | None, track: Track, unlogged: Mapping[str, PairCounts], now: float
+    ) -> tuple[RolloutState | None, bool]:
+        """Return the state that follows the one in the log, and whether it has this gateway's evidence."""
+        plan, stable = track.plan, track.stable.model
+        if current is None:
+            if track.stopped:
+                return None, False
+            return RolloutState(track.route.name, stable, plan.steps, plan.bounds, plan.error), False
+        if track.stopped and current.state != ROLLED_BACK:
+            return rollout_rules.roll_back(current, track.stopped), False
+        if current.state in (DONE, ROLLED_BACK):
+            return current, False
+        if current.stable != stable:  # the evidence is about another comparison
+            return rollout_rules.restart(current, stable), False
+        is_same_step = track.state is not None and (current.step, current.state) == (track.state.step, track.state.state)
+        seconds = track.seconds(now) if is_same_step else current.seconds
+        more = rollout_rules.with_evidence(current, seconds, unlogged)
+        following = rollout_rules.next_state(more)
+        has_changed = (following.state, following.step) != (current.state, current.step)
+        return (following, True) if has_changed or _is_worth_writing(current, more) else (current, False)
+
+
+def _is_worth_writing(current: RolloutState, more: RolloutState) -> bool:
+    """Return whether there are enough new pairs, or enough time has passed, for an entry of the log."""
+    totals = [(sum(current.counts.get(test, ())), sum(counts)) for test, counts in more.counts.items()]
+    has_pairs = any(after - before >= max(_FEW, _WORTH * before) for before, after in totals)
+    length = current.steps[current.step].seconds
+    return has_pairs or (length > 0 and current.seconds < length <= _PARTS_OF_STEP * (more.seconds - current.seconds))

@@ -1,0 +1,117 @@
+"""The answers of a gateway, a row each in usage.db: which version answered, by which arm, for whom, and what people think.
+
+An answer is found by its `id`, or by the id of its request, which a client may choose and use again. No text of a request or an
+answer is kept, and a comment only if the operator wants it.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+
+from adapterhub.sqlite_file import SqliteReader
+from adapterhub_converters.lazy_dataclass import dataclass
+
+MOST_ANSWERS = 1_000_000
+"""Answers that a file keeps: the newest, in about 300 MB."""
+MOST_FOUND = 100
+"""Answers that one id may find: clients can choose the ids of their requests."""
+GOOD = 0.5
+"""The score from which on an answer is found good, from 0 to 1."""
+TABLES = """
+    CREATE TABLE answers (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL, answer TEXT NOT NULL, time REAL NOT NULL,
+        key TEXT NOT NULL, version TEXT NOT NULL, route TEXT NOT NULL, arm TEXT NOT NULL, engine TEXT NOT NULL,
+        path TEXT NOT NULL, status INTEGER NOT NULL, seconds REAL NOT NULL, prompt_tokens INTEGER NOT NULL,
+        answer_tokens INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX answers_request ON answers (request);
+    CREATE INDEX answers_answer ON answers (answer);
+    CREATE TABLE feedback (
+        request TEXT NOT NULL, key TEXT NOT NULL, version TEXT NOT NULL, route TEXT NOT NULL, arm TEXT NOT NULL,
+        time REAL NOT NULL, score REAL NOT NULL, label TEXT NOT NULL, comment TEXT NOT NULL, PRIMARY KEY (request, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX feedback_version ON feedback (version)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRecord:
+    """An answer.
+
+    Attributes:
+        request: The id of the request, in `x-request-id`.
+        answer: The `id` of the answer; empty if it has none.
+        time: When it ended, in seconds of Unix time.
+        key: The name of the client's key; empty without one.
+        seconds: From the request to the end.
+    """
+
+    request: str
+    answer: str
+    time: float
+    key: str
+    version: str
+    route: str
+    arm: str
+    engine: str
+    path: str
+    status: int
+    seconds: float
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What somebody thinks of an answer, by the id of its request: a score from 0, bad, to 1."""
+
+    request: str
+    key: str
+    version: str
+    route: str
+    arm: str
+    time: float
+    score: float
+    label: str = ""
+    comment: str = ""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the answer is found bad."""
+        return self.score < GOOD
+
+
+_COLUMNS = ", ".join(field.name for field in fields(AnswerRecord))
+_FEEDBACK = ", ".join(field.name for field in fields(Feedback))
+ADD_ANSWER = f"INSERT INTO answers ({_COLUMNS}) VALUES ({', '.join('?' * len(fields(AnswerRecord)))})"  # noqa: S608
+ADD_FEEDBACK = f"INSERT OR REPLACE INTO feedback ({_FEEDBACK}) VALUES ({', '.join('?' * len(fields(Feedback)))})"  # noqa: S608
+DELETE_OLDEST = "DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?"
+"""Statements that add an answer, add or replace feedback, and leave so many answers."""
+
+
+def find_answers(path: Path, ident: str) -> list[tuple[AnswerRecord, Feedback | None]]:
+    """Return the answers with an id, of theirs or of their request, the newest first, each with its feedback."""
+    if not path.exists():
+        return []
+    with closing(SqliteReader(path)) as database:
+        if not database.has_table("answers"):
+            return []
+        sql = f"SELECT {_COLUMNS} FROM answers WHERE request = ?1 OR answer = ?1 ORDER BY number DESC LIMIT {MOST_FOUND}"  # noqa: S608
+        answers = [AnswerRecord(*row) for row in database.select(sql, ident)]
+        sql = f"SELECT {_FEEDBACK} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
+        rows = [database.select(sql, answer.request, answer.key) for answer in answers]
+    return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]
+
+
+def feedback_counts(path: Path, version: str) -> tuple[int, int]:
+    """Return how many answers of a version, `name@digest`, were found good and bad."""
+    if not path.exists():
+        return 0, 0
+    with closing(SqliteReader(path)) as database:
+        if not database.has_table("feedback"):
+            return 0, 0
+        sql = "SELECT count(*), coalesce(sum(score < ?), 0) FROM feedback WHERE version = ?"
+        [(count, bad)] = database.select(sql, GOOD, version)
+    return count - bad, bad

@@ -1,0 +1,64 @@
+"""`rollout show`, `resume` and `abort`: what they print, their documents, and how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub.manifest.rollout_state import RolloutState, RolloutStep
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import rollouts
+from tests.conftest import Run, Terminal
+from tests.support.adapters import Make
+
+STEPS = (RolloutStep(5, 600), RolloutStep(25))
+
+
+@pytest.fixture
+def place(tmp_path: Path, make: Make) -> Path:
+    """A registry whose `team/sql:v2` is a candidate of the route `legal`, and waits at its second step."""
+    with Registry.init(tmp_path) as registry:
+        stable, candidate = (registry.push(make(f"a{seed}", seed), Ref("team/sql")).digest for seed in (1, 2))
+        state = RolloutState("legal", f"team/sql@{stable}", STEPS, {"errors": 10.0}, step=1, counts={"errors": (1, 38, 1)})
+        rollouts.change(registry.ledger, Ref("team/sql", digest=candidate), "legal", lambda _: state)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("place")
+def test_it_shows_the_step_and_what_each_bound_tells(run: Run, terminal: Terminal) -> None:
+    text = terminal("rollout", "show", "team/sql")
+    assert "legal: running at 25 %, step 2 of 2" in text
+    assert "5 % -> [25 % 0 min, then a person] -> 100 %" in text
+    assert "cannot tell yet" in text
+    [shown] = json.loads(run("rollout", "show", "team/sql:v2", "legal", "--json").stdout)["rollouts"]
+    assert (shown["route"], shown["state"], shown["step"], shown["share"]) == ("legal", "running", 2, 25)
+    assert (shown["bounds"][0]["pairs"], shown["bounds"][0]["verdict"]) == (40, "cannot tell yet")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_person_rolls_back_with_a_reason_and_lets_it_begin_again(run: Run) -> None:
+    assert run("rollout", "abort", "team/sql", "-m", "customers complain").stdout == (
+        "team/sql legal: rolled back: customers complain\n"
+    )
+    assert "rolled back: customers complain" in run("log", "team/sql").stdout
+    assert run("rollout", "resume", "team/sql:v2").stdout == "team/sql legal: running at 5 %, step 1 of 2\n"
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("words", [("team/sql:v1",), ("team/sql", "other")])
+def test_what_has_no_rollout_is_not_found(run: Run, words: tuple[str, ...]) -> None:
+    for command in ("show", "resume", "abort"):
+        assert "[no-rollout]" in run("rollout", command, *words, code=3).stderr
+
+
+def test_several_rollouts_must_be_named(place: Path, run: Run) -> None:
+    with Registry.open(place) as registry:
+        ref = Ref("team/sql", digest=registry.row(Ref("team/sql")).digest)
+        state = RolloutState("tone", f"team/sql@{ref.digest}", STEPS)
+        rollouts.change(registry.ledger, ref, "tone", lambda _: state)
+    assert "has several rollouts" in run("rollout", "abort", "team/sql", code=2).stderr
+    assert len(json.loads(run("rollout", "show", "team/sql", "--json").stdout)["rollouts"]) == 2
+    assert run("rollout", "abort", "team/sql", "tone").stdout == "team/sql tone: rolled back: aborted\n"

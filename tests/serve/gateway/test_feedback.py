@@ -1,0 +1,118 @@
+"""Feedback to a running gateway, and the log of answers: by id, for the client that got the answer alone, without texts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from adapterhub.digest import Digest
+from adapterhub.manifest.rollout_state import ROLLED_BACK
+from adapterhub.serve.usage import answer_log
+
+from .test_rollouts import ROUTE, Running, run, state, versions  # noqa: F401
+
+KEYS = "".join(
+    f'[keys.{name}]\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nadapters = ["sql"]\n' for name in ("ada", "bo")
+)
+
+
+@pytest.mark.usefixtures("versions")
+def test_an_answer_is_found_by_its_id_and_by_that_of_its_request(tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+        request, version = answer.headers["x-request-id"], answer.headers["x-adapterhub-version"]
+        for flush in (False, True):
+            if flush:
+                gateway.gateway._recorder.flush()
+            for ident in (request, answer.json()["id"]):
+                served = (await gateway.client.get(f"/v1/served/{ident}")).json()
+                assert (served["version"], served["route"], served["status"]) == (version, "sql", 200)
+                assert (served["prompt_tokens"], served["answer_tokens"], served["score"]) == (2, 3, None)
+        missing = await gateway.client.get("/v1/served/none")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "answer_not_found")
+
+    run(tmp_path, test)
+    [(answer, opinion)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert (answer.route, answer.engine, opinion) == ("sql", "holder", None)
+
+
+@pytest.mark.usefixtures("versions")
+def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+        ident, version = answer.json()["id"], answer.headers["x-adapterhub-version"]
+        for score in (1, 0.2):
+            body = {"id": ident, "score": score, "label": "dates", "comment": "the 31st of June"}
+            given = await gateway.client.post("/v1/feedback", json=body)
+            assert (given.status_code, given.json()["version"]) == (200, version)
+            gateway.gateway._recorder.flush()
+        assert (await gateway.client.get(f"/v1/served/{ident}")).json()["score"] == 0.2
+        page = (await gateway.client.get("/metrics")).text
+        assert (
+            f'adapterhub_feedback_total{{arm="{answer_arm(page)}",route="sql",verdict="good",version="{version}"}} 1.0' in page
+        )
+
+    run(tmp_path, test)
+    [(answer, opinion)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert opinion is not None
+    assert (opinion.score, opinion.label, opinion.comment, opinion.version) == (0.2, "dates", "", answer.version)
+    assert answer_log.feedback_counts(tmp_path / "usage.db", answer.version) == (0, 1)
+    assert b"June" not in (tmp_path / "usage.db").read_bytes()
+
+
+def answer_arm(page: str) -> str:
+    """Return the arm in the line of feedback."""
+    line = next(line for line in page.splitlines() if line.startswith("adapterhub_feedback_total{"))
+    return line.partition('arm="')[2].partition('"')[0]
+
+
+@pytest.mark.usefixtures("versions")
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"id": "x"}, {"id": "x", "score": "good"}, {"id": "x", "score": 2}, {"id": "x", "score": True},
+        {"id": 7, "score": 1},
+        {"id": "x", "score": 1, "label": "y" * 201}, {"id": "x", "score": 1, "comment": ["y"]},
+    ],
+)  # fmt: skip
+def test_malformed_feedback_is_refused_with_the_field(tmp_path: Path, body: dict[str, object]) -> None:
+    async def test(gateway: Running) -> None:
+        answer = await gateway.client.post("/v1/feedback", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] in ("id", "score", "label", "comment")
+
+    run(tmp_path, test)
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_client_finds_its_own_answers_only(tmp_path: Path) -> None:
+    (tmp_path / "routes.toml").write_text(ROUTE + KEYS)
+
+    async def test(gateway: Running) -> None:
+        ada, bo = ({"authorization": f"Bearer {name}"} for name in ("ada", "bo"))
+        answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"}, headers=ada)
+        path, body = f"/v1/served/{answer.headers['x-request-id']}", {"id": answer.headers["x-request-id"], "score": 0}
+        assert (await gateway.client.get(path, headers=ada)).status_code == 200
+        assert (await gateway.client.get(path, headers=bo)).status_code == 404
+        assert (await gateway.client.post("/v1/feedback", json=body, headers=bo)).status_code == 404
+        assert (await gateway.client.get("/v1/rollouts", headers=ada)).status_code == 404
+
+    run(tmp_path, test)
+
+
+def test_answers_that_people_find_bad_roll_a_candidate_back(versions: list[Digest], tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "routes.toml").write_text(ROUTE.replace("errors = 30", "feedback = 30"))
+
+    async def test(gateway: Running) -> None:
+        for _ in range(80):
+            answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+            is_candidate = versions[1] in answer.headers["x-adapterhub-version"]
+            body = {"id": answer.json()["id"], "score": 0 if is_candidate else 1}
+            assert (await gateway.client.post("/v1/feedback", json=body)).status_code == 200
+        await gateway.look()
+        assert state(tmp_path, versions[1]).reason.startswith("feedback: answers are found bad more often: in ")
+        assert state(tmp_path, versions[1]).state == ROLLED_BACK
+
+    run(tmp_path, test)

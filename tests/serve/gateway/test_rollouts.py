@@ -1,0 +1,364 @@
+"""Rollouts in a running gateway: shares, steps and the way back, in the registry's log, over restarts and several gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+
+from adapterhub.digest import Digest
+from adapterhub.evidence import rollout_rules
+from adapterhub.manifest.release_statement import ReleaseStatement
+from adapterhub.manifest.rollout_state import DONE, PAUSED, ROLLED_BACK, RUNNING, RolloutState
+from adapterhub.operations.local_registry import Registry
+from adapterhub.operations.workspace import Workspace
+from adapterhub.ref import Ref
+from adapterhub.registry import release_moves
+from adapterhub.registry.registry import Registry as StoredRegistry
+from adapterhub.registry.releases import rollouts as rollout_log
+from adapterhub.serve.engines import Blend, EngineAnswer
+from adapterhub.serve.gateway.app import create_app
+from adapterhub.serve.gateway.gateway import Gateway
+from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+from adapterhub_converters.bases import read_hf
+from adapterhub_converters.errors import RefusedError
+from tests.support import folders
+
+from .test_versions import Holder
+
+ROUTE = """
+[routes.sql]
+to = "team/sql:prod"
+candidate = "team/sql:v2"
+steps = [{ share = 50, for = "10m" }, { share = 80, for = "30m" }, 100]
+bounds = { errors = 30 }
+"""
+
+
+class Arms(Holder):
+    """An engine that answers, but fails for some versions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad: set[str] = set()
+        self.slow: set[str] = set()
+        self.numbers = count()
+
+    async def request(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
+        model = blend[0][0].model
+        document = {"model": model, "choices": [{"finish_reason": "stop", "text": ""}]}
+        document |= {"id": f"cmpl-{next(self.numbers)}", "usage": {"prompt_tokens": 2, "completion_tokens": 3}}
+
+        async def whole() -> AsyncIterator[bytes]:
+            if model in self.slow:
+                await asyncio.Event().wait()
+            yield json.dumps(document).encode()
+
+        return EngineAnswer(500 if model in self.bad else 200, "application/json", whole(), model=model)
+
+
+class Running:
+    """A running gateway with its engine and a client, whose clock only a test moves."""
+
+    client: httpx2.AsyncClient
+
+    def __init__(self, gateway: Gateway, engine: Arms) -> None:
+        self.gateway, self.engine = gateway, engine
+        self.now = 0.0
+        gateway.rollouts._clock = lambda: self.now
+
+    async def ask(self, times: int, **fields: Any) -> Counter[str]:
+        """Ask so many times; return how often each version answered."""
+        body = {"model": "sql", "prompt": "x", **fields}
+        answers = [await self.client.post("/v1/completions", json=body) for _ in range(times)]
+        return Counter(answer.headers["x-adapterhub-version"] for answer in answers)
+
+    async def look(self) -> None:
+        """Look at the log, as the gateway does once in a while."""
+        await self.gateway.rollouts.refresh(self.gateway.routes)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        [document] = self.gateway.rollouts.documents()
+        return document
+
+
+@pytest.fixture
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Digest]:
+    """The digests of `team/sql:v1`, which is `prod`, and `team/sql:v2`."""
+    monkeypatch.chdir(tmp_path)
+    digests = []
+    with Registry(tmp_path / "registry") as registry:
+        for alpha in (2, 8):
+            folders.adapter(tmp_path / f"sql{alpha}", folders.pairs(2), lora_alpha=alpha)
+            digests.append(registry.push(tmp_path / f"sql{alpha}", "team/sql").digest)
+        registry.tag("team/sql:v1", "prod")
+    (tmp_path / "routes.toml").write_text(ROUTE)
+    folders.base(tmp_path / "base")
+    return digests
+
+
+@asynccontextmanager
+async def running(folder: Path, name: str = "one") -> AsyncIterator[Running]:
+    """Run a gateway that looks at the log only when a test says so."""
+    workspace = Workspace(registry=folder / "registry", cache=folder / name)
+    base = read_hf(folder / "base")
+    settings = GatewaySettings(base, "base", workspace, routes=folder / "routes.toml", usage=folder / "usage.db", poll=3600)
+    engine = Arms()
+    started = Running(Gateway(settings, engine), engine)
+    app = cast(Starlette, create_app(started.gateway))
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as started.client,
+    ):
+        while not started.gateway.ready:
+            await asyncio.sleep(0.005)
+        yield started
+
+
+def run(folder: Path, test: Callable[[Running], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with running(folder) as gateway:
+            await asyncio.wait_for(test(gateway), 60)
+
+    asyncio.run(main())
+
+
+def state(folder: Path, digest: Digest) -> RolloutState:
+    """Return the state in the registry's log."""
+    with StoredRegistry.open(folder / "registry") as registry:
+        logged = rollout_log.state_of(registry.index, Ref("team/sql", digest=digest), "sql")
+        assert logged is not None
+        return logged
+
+
+def test_a_candidate_gets_its_share_and_more_at_each_step_until_it_has_all(versions: list[Digest], tmp_path: Path) -> None:
+    stable, candidate = (f"team/sql@{digest}" for digest in versions)
+
+    async def test(gateway: Running) -> None:
+        counts = await gateway.ask(200)
+        assert 60 < counts[candidate] < 140
+        assert counts.total() == 200 == counts[candidate] + counts[stable]
+        await gateway.look()
+        assert state(tmp_path, versions[1]).step == 0
+        gateway.now = 601
+        await gateway.look()
+        assert (state(tmp_path, versions[1]).step, gateway.document["share"]) == (1, 80)
+        gateway.now = 601 + 1799
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == RUNNING
+        gateway.now += 2
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == DONE
+        assert await gateway.ask(20) == {candidate: 20}
+
+    run(tmp_path, test)
+
+
+def test_too_few_requests_hold_a_step_and_it_says_how_many_are_needed(versions: list[Digest], tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        await gateway.ask(10)
+        gateway.now = 100_000
+        await gateway.look()
+        assert state(tmp_path, versions[1]).step == 0
+        [bound] = gateway.document["bounds"]
+        assert bound["text"].startswith("cannot tell yet: ")
+
+    run(tmp_path, test)
+
+
+def test_a_candidate_that_fails_more_often_is_rolled_back_by_itself_with_the_reason_in_the_log(
+    versions: list[Digest], tmp_path: Path
+) -> None:
+    stable, candidate = (f"team/sql@{digest}" for digest in versions)
+
+    async def test(gateway: Running) -> None:
+        gateway.engine.bad = {candidate}
+        await gateway.ask(80)
+        await gateway.look()
+        logged = state(tmp_path, versions[1])
+        assert logged.state == ROLLED_BACK
+        assert logged.reason.startswith("errors: requests fail more often: in ")
+        assert await gateway.ask(20) == {stable: 20}
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            last = [*registry.store.log.entries("team/sql")][-1]
+        assert (last.op, last.digest, last.number) == ("rollout", versions[1], 2)
+
+    run(tmp_path, test)
+
+
+def test_failures_of_both_arms_are_no_reason_to_roll_back(versions: list[Digest], tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        gateway.engine.bad = {f"team/sql@{digest}" for digest in versions}
+        await gateway.ask(100)
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == RUNNING
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("field", ["safety_identifier", "prompt_cache_key", "user"])
+def test_a_client_stays_with_its_arm_and_counts_once(versions: list[Digest], tmp_path: Path, field: str) -> None:
+    async def test(gateway: Running) -> None:
+        for name in ("ada", "bo", "cy"):
+            assert len(await gateway.ask(5, **{field: name})) == 1
+        assert sum(count.total for count in gateway.gateway.rollouts._tracks["sql"].evidence.counts.values()) <= 1
+
+    run(tmp_path, test)
+
+
+def test_a_restarted_gateway_goes_on_at_its_step_with_its_evidence(versions: list[Digest], tmp_path: Path) -> None:
+    async def first(gateway: Running) -> None:
+        await gateway.ask(200)
+        gateway.now = 601
+        await gateway.look()
+        gateway.now += 1000
+        await gateway.look()
+
+    async def second(gateway: Running) -> None:
+        assert (gateway.document["step"], gateway.document["share"]) == (2, 80)
+        gateway.now = 799
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == RUNNING
+        gateway.now = 801
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == DONE
+
+    run(tmp_path, first)
+    before = state(tmp_path, versions[1])
+    assert (before.step, before.seconds) == (1, 1000)
+    assert sum(before.counts["errors"]) > 50
+    run(tmp_path, second)
+
+
+def test_several_gateways_add_their_evidence_and_follow_one_state(versions: list[Digest], tmp_path: Path) -> None:
+    stable, candidate = (f"team/sql@{digest}" for digest in versions)
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            both = [await stack.enter_async_context(running(tmp_path, name)) for name in ("one", "two")]
+            for gateway in both:
+                gateway.engine.bad = {candidate}
+            asked = 0
+            while state(tmp_path, versions[1]).state == RUNNING:
+                asked += 8
+                for gateway in both:
+                    await gateway.ask(8)
+                    await gateway.look()
+            assert sum(state(tmp_path, versions[1]).counts["errors"]) > 6
+            assert asked <= 40
+            for gateway in both:
+                await gateway.look()
+                assert await gateway.ask(10) == {stable: 10}
+
+    asyncio.run(main())
+
+
+def test_the_time_of_a_step_is_counted_once_for_all_gateways(versions: list[Digest], tmp_path: Path) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            both = [await stack.enter_async_context(running(tmp_path, name)) for name in ("one", "two")]
+            for gateway in both:
+                await gateway.ask(100)
+                await gateway.look()
+            for now in range(0, 590, 59):
+                for gateway in both:
+                    gateway.now = float(now)
+                    await gateway.look()
+            assert state(tmp_path, versions[1]).step == 0
+            assert state(tmp_path, versions[1]).seconds <= 590
+
+    asyncio.run(main())
+
+
+def test_a_gateway_without_its_registry_keeps_its_step_and_says_so(
+    versions: list[Digest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, candidate = (f"team/sql@{digest}" for digest in versions)
+    registry = tmp_path / "registry"
+
+    async def test(gateway: Running) -> None:
+        await gateway.ask(200)
+        registry.rename(tmp_path / "elsewhere")
+        gateway.now = 100_000
+        await gateway.look()
+        assert gateway.document["share"] == 50
+        assert gateway.document["cut_off"]
+        assert "the rollout of sql stays as it is, at 50 %" in caplog.text
+        gateway.gateway.rollouts._tracks["sql"].evidence.counts["errors"] += rollout_rules.PairCounts(500, 0, 0)
+        await gateway.look()
+        assert gateway.document["share"] == 0
+        (tmp_path / "elsewhere").rename(registry)
+        await gateway.look()
+        assert gateway.document["cut_off"] is None
+        assert state(tmp_path, versions[1]).state == ROLLED_BACK
+        assert candidate not in await gateway.ask(10)
+
+    run(tmp_path, test)
+
+
+def test_a_withdrawn_candidate_leaves_at_once_and_stays_away(versions: list[Digest], tmp_path: Path) -> None:
+    stable = f"team/sql@{versions[0]}"
+
+    async def test(gateway: Running) -> None:
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            release_moves.withdraw(registry.ledger, Ref.parse("team/sql:v2"), ReleaseStatement("a leaked key"))
+        assert await gateway.ask(30) == {stable: 30}
+        await gateway.look()
+        logged = state(tmp_path, versions[1])
+        assert (logged.state, logged.reason) == (ROLLED_BACK, "v2 was withdrawn: a leaked key")
+
+    run(tmp_path, test)
+
+
+def test_a_step_without_a_time_waits_for_a_person(versions: list[Digest], tmp_path: Path) -> None:
+    (tmp_path / "routes.toml").write_text(ROUTE.replace('{ share = 50, for = "10m" }', "50"))
+
+    async def test(gateway: Running) -> None:
+        gateway.now = 100_000
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == PAUSED
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            ref = Ref("team/sql", digest=versions[1])
+            rollout_log.change(registry.ledger, ref, "sql", lambda logged: logged and rollout_rules.resume(logged))
+        await gateway.look()
+        assert (gateway.document["state"], gateway.document["share"]) == (RUNNING, 80)
+
+    run(tmp_path, test)
+
+
+def test_a_gateway_of_a_remote_is_refused_because_it_has_no_log_to_write(versions: list[Digest], tmp_path: Path) -> None:
+    workspace = Workspace(registry=tmp_path / "registry", cache=tmp_path / "cache")
+    routes, remote = tmp_path / "routes.toml", "oci://registry.example/adapters"
+    gateway = Gateway(GatewaySettings(read_hf(tmp_path / "base"), "base", workspace, remote=remote, routes=routes), Arms())
+    with pytest.raises(RefusedError, match="has a rollout") as refused:
+        asyncio.run(gateway.start())
+    assert refused.value.code == "rollout-needs-registry"
+
+
+def test_another_stable_version_begins_the_comparison_again(versions: list[Digest], tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        await gateway.ask(100)
+        await gateway.look()
+        folders.adapter(tmp_path / "third", folders.pairs(2), lora_alpha=16)
+        with Registry(tmp_path / "registry") as registry:
+            third = registry.push(tmp_path / "third", "team/sql:prod").digest
+        await gateway.look()
+        logged = state(tmp_path, versions[1])
+        assert (logged.stable, logged.counts) == (f"team/sql@{third}", {})
+        with Registry(tmp_path / "registry") as registry:
+            registry.tag("team/sql:v2", "prod")
+        await gateway.look()
+        assert gateway.gateway.rollouts.documents() == []  # the candidate is what the route means now
+
+    run(tmp_path, test)
