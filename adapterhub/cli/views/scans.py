@@ -60,7 +60,7 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     if weights.missing:
         yield from output.wrap(f"no numbers of weights: {weights.missing}", screen, indent=2)
         return
-    names = ("NORM", "TOP", "SHARE")
+    names: tuple[str, ...] = ("NORM", "TOP", "SHARE")
     if weights.population:
         names = ("NORM", "PCT", "TOP", "PCT", "SHARE", "PCT", "N")
     columns = (Column("MODULES"), Column("COUNT", right=True), *(Column(name, right=True) for name in names))
