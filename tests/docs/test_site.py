@@ -76,6 +76,21 @@ def test_a_page_links_to_files_that_exist_without_the_site(name: str) -> None:
     assert [link for link in links if not (DOCS / name).parent.joinpath(link).is_file()] == []
 
 
+# Printed by programs: `tests.support.hf_methods`, and `make bench` between its marks.
+_PRINTED = {"hub-methods.md", "benchmarks.md"}
+
+
+@pytest.mark.parametrize("name", sorted({*PAGES} - _PRINTED))
+def test_a_page_begins_with_what_its_reader_can_do_and_is_short_enough_to_read(name: str) -> None:
+    _, _, text = pages.page(name).partition("\n\n")
+    assert re.match(r"(After|At the end of) th(is|ese) pages?,? ", text), text[:80]
+    assert len(text.split()) <= 3000
+
+
+def test_the_pages_do_not_grow_back() -> None:
+    assert sum(len(pages.page(name).split()) for name in {*PAGES} - _PRINTED) <= 36_000  # 34,518 when they were cut
+
+
 # A row of a table that answers a question with a command.
 _ANSWER = re.compile(r"^\| [^`|]+ \| `(adapterhub [^`]*)` \|$", re.MULTILINE)
 
