@@ -22,8 +22,8 @@ from adapterhub.manifest.rollout_state import DONE, PAUSED, ROLLED_BACK, RUNNING
 from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
-from adapterhub.registry.releases import release_moves
 from adapterhub.registry.registry import Registry as StoredRegistry
+from adapterhub.registry.releases import release_moves
 from adapterhub.registry.releases import rollouts as rollout_log
 from adapterhub.serve.engines import Blend, EngineAnswer
 from adapterhub.serve.gateway.app import create_app
