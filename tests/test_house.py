@@ -33,10 +33,10 @@ def _docstrings(tree: ast.Module) -> set[ast.expr]:
 def test_only_the_command_line_mentions_options_and_commands() -> None:
     found = []
     for path in [path for path in sources() if path not in _OF_OTHERS]:
-        strings = [node for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-        named = [node for node in strings if _OPTION.search(node.value)]
+        constants = [node for node in nodes(path) if isinstance(node, ast.Constant)]
+        named = [node for node in constants if isinstance(node.value, str) and _OPTION.search(node.value)]
         documented = _docstrings(parsed(ROOT / path)) if named else set()
-        found += [f"{path}:{node.lineno}: {node.value}" for node in named if node not in documented]
+        found += [f"{path}:{node.lineno}: {node.value!s}" for node in named if node not in documented]
     assert found == []
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import numpy as np
 import pytest
 
@@ -136,7 +137,9 @@ def test_every_closed_set_of_words_of_the_api_is_that_of_its_table() -> None:
     assert {*get_args(formats.FloatDtype)} == {*merge_options.DTYPES} == {*train._DTYPES} - {None}
     assert get_args(RuntimeName) == tuple(RUNTIMES)
     assert get_args(MergeMethod) == tuple(METHODS)
-    assert {*get_args(BaseWeights)} == {*next(option.type.choices for option in merge.merge.params if option.name == "onto")}
+    onto = next(option.type for option in merge.merge.params if option.name == "onto")
+    assert isinstance(onto, click.Choice)
+    assert {*get_args(BaseWeights)} == {*onto.choices}
 
 
 def test_the_file_of_another_project_calls_every_public_function() -> None:

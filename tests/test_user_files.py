@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import user_files
+from adapterhub_converters.errors import LocalIOError
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -50,7 +51,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(user_files.LocalIOError, match="No space left"):
+    with pytest.raises(LocalIOError, match="No space left"):
         write(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
@@ -61,9 +62,7 @@ def test_a_lock_that_somebody_keeps_is_not_waited_for_without_end(tmp_path: Path
     handle = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)
-        with pytest.raises(
-            user_files.LocalIOError, match="another process keeps this folder locked. Wait for that process, or end it"
-        ):
+        with pytest.raises(LocalIOError, match="another process keeps this folder locked. Wait for that process, or end it"):
             write(tmp_path / "file")
     finally:
         os.close(handle)

@@ -30,8 +30,12 @@ from tests.support.folders import adapter, base, pairs
 RNG = np.random.default_rng(0)
 
 
-def factors(*shapes: tuple[int, ...]) -> list[np.ndarray]:
-    return [RNG.normal(size=shape).astype(np.float32) for shape in shapes]
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def factors(shape_A: tuple[int, ...], shape_B: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return normal(*shape_A), normal(*shape_B)
 
 
 def linear(r: int, alpha: float = 4, *, rslora: bool = False) -> LowRank:
@@ -127,7 +131,8 @@ def test_other_factors_of_the_same_matrix_are_no_change() -> None:
 
 
 def test_a_small_change_is_measured_as_exactly_as_a_large_one() -> None:
-    one = LowRank(*(array.astype(np.float64) for array in factors((3, 40), (30, 3))), 3.0)
+    lora_A, lora_B = factors((3, 40), (30, 3))
+    one = LowRank(lora_A.astype(np.float64), lora_B.astype(np.float64), 3.0)
     step = RNG.normal(size=one.lora_B.shape)
     for size in (1e-2, 1e-5, 1e-9):
         other = LowRank(one.lora_A, one.lora_B + size * step, 3.0)
@@ -160,7 +165,7 @@ def test_nan_is_reported_and_not_measured() -> None:
 
 
 def test_tensors_next_to_the_factors() -> None:
-    delta, (weight, rows, magnitude) = linear(2), factors((4, 4), (2, 6), (7,))
+    delta, weight, rows, magnitude = linear(2), normal(4, 4), normal(2, 6), normal(7)
 
     def made(weight: np.ndarray, ids: tuple[int, ...], magnitude: np.ndarray) -> Adapter:
         dora = LowRank(delta.lora_A, delta.lora_B, delta.alpha, magnitude=magnitude)

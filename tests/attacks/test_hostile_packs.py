@@ -9,7 +9,8 @@ import pytest
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.store.packs import container, pack_chains
+from adapterhub.store.packs import byte_planes, pack_chains
+from adapterhub_converters.errors import FormatError
 from tests.store.test_packs import entry, forged
 from tests.support.adapters import Make
 
@@ -56,16 +57,16 @@ def test_a_chain_that_doubles_with_each_pack_is_refused_before_it_is_decoded(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = 0
-    decode = container.byte_planes.decode
+    decode = byte_planes.decode
 
     def counted(*arguments: object) -> object:
         nonlocal decoded
         decoded += 1
         return decode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(container.byte_planes, "decode", counted)
+    monkeypatch.setattr(byte_planes, "decode", counted)
     put_chain(registry, 15)
-    with pytest.raises(container.FormatError, match="takes more of its parents than its size justifies"):
+    with pytest.raises(FormatError, match="takes more of its parents than its size justifies"):
         registry.store.rehash(f"sha256:{digest_of(0)}")
     assert decoded * BLOCK < 512 << 20
     findings = [finding for finding in fsck(registry) if finding.severity == "error"]

@@ -15,7 +15,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.workers import MAX_CACHED_FILES, Worker
 from adapterhub.maintenance import gc
 from adapterhub.registry import repository_records
-from adapterhub.registry.repository_records import Repositories
+from adapterhub.registry.repository_records import MAIN, Repositories
 from tests.hub.conftest import Running, adapter, hub
 from tests.support.hub_tenants import Tenant
 
@@ -129,6 +129,6 @@ def test_trees_of_thousands_of_files_are_not_held_in_memory(red: Tenant, adapter
         for name, held in (("red/open", 0), ("red/whole", 1)):
             of = commits.find_view(worker, name)
             assert of
-            found = [commits.find(worker, of, revision) for revision in (commits.MAIN, "v1")[: held + 1]]
+            found = [commits.find(worker, of, revision) for revision in (MAIN, "v1")[: held + 1]]
             assert len(found[0].files) > MAX_CACHED_FILES
             assert (len(of.commits_by_revision), len(worker.manifests)) == (held, held)

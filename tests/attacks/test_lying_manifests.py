@@ -9,6 +9,7 @@ import pytest
 
 from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import derive, oci_manifest
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
 from adapterhub.registry.moves import now
@@ -36,7 +37,7 @@ def lying(make: Make, tmp_path: Path) -> Path:
                 files[path.name] = registry.store.put_stream(file)
         files["adapter.json"] = registry.store.put_bytes(text)
         (folder / "adapter.json").write_bytes(text)
-        manifest = oci_manifest.assemble(files, derive.AdapterManifest.parse(text.decode(), "x"))
+        manifest = oci_manifest.assemble(files, AdapterManifest.parse(text.decode(), "x"))
         for raw in (manifest.config_bytes, manifest.raw):
             registry.store.put_bytes(raw)
         first = Entry("team/sql", 1, "push", now(), manifest.digest, len(manifest.raw), 1, ("latest",))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from adapterhub.bases import registered_bases
 from adapterhub.bases.registered_bases import BaseDocument
-from adapterhub.maintenance.fsck import Findings, fsck
+from adapterhub.maintenance.findings import Findings
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError, UsageError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.peer
 torch = pytest.importorskip("torch")
 TOKENS = [[3, 17, 99, 5]]
 Q, K = (f"base_model.model.model.layers.0.self_attn.{name}_proj." for name in "qk")
-Tensors = dict[str, "torch.Tensor"]
+Tensors = dict[str, Any]  # of torch
 DAMAGES: dict[str, Callable[[Tensors], Tensors]] = {
     "an unknown tensor": lambda tensors: tensors | {f"{Q}lora_C.weight": torch.ones(3, 3)},
     "lora_A alone": lambda tensors: _without(tensors, f"{Q}lora_B.weight"),

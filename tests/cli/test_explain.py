@@ -68,8 +68,9 @@ def defaults(tree: ast.Module) -> dict[str, str]:
 
 def strings(tree: ast.Module) -> dict[str, str]:
     """The constants of a module that are strings."""
-    nodes = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    return {ast.unparse(node.targets[0]): node.value.value for node in nodes if isinstance(node.value.value, str)}
+    sets = [(node.targets[0], node.value) for node in tree.body if isinstance(node, ast.Assign)]
+    constants = [(target, value.value) for target, value in sets if isinstance(value, ast.Constant)]
+    return {ast.unparse(target): text for target, text in constants if isinstance(text, str)}
 
 
 def test_every_code_that_is_raised_is_explained_and_no_other() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from adapterhub.cli import errors, options
 from adapterhub.cli.main import app
+from adapterhub_converters.errors import AdapterhubError
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, base, pairs
 
@@ -60,7 +61,7 @@ def test_an_error_has_the_fields_that_its_hint_names(path: str) -> None:
 
 @pytest.mark.parametrize("code", errors.HINTS)
 def test_a_hint_whose_fields_are_missing_is_not_printed(code: str) -> None:
-    error = errors.AdapterhubError("here", "what", "the hint of the library", code=code)
+    error = AdapterhubError("here", "what", "the hint of the library", code=code)
     if fields_of(errors.HINTS[code]):
         assert errors._hint(error, set()) == "the hint of the library"
     assert not _FIELD.search(errors.reword(error).hint)

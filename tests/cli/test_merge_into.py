@@ -162,8 +162,8 @@ def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
     }
     said["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
-    tensors = {"token_embd.weight": np.ones((40, 64), np.float32), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}
-    gguf_file.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})
+    embedding, query = np.ones((40, 64), np.float32), rng.normal(size=(64, 64)).astype(np.float32)
+    gguf_file.write(place / "base.gguf", said, {"token_embd.weight": embedding, "blk.0.attn_q.weight": query})
     run("convert", "./a", "a.gguf", "--to", "gguf", "--base", "base.gguf", cwd=place)
     run("merge", "./a", "--into", "base.gguf", "-o", "one.gguf", cwd=place)
     document = json.loads(run("merge", "a.gguf", "--into", "base.gguf", "-o", "two.gguf", "--json", cwd=place).stdout)

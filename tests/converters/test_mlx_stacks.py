@@ -30,8 +30,8 @@ def stacks(kind: str) -> dict[str, StackedLowRank]:
     rng = np.random.default_rng(0)
 
     def one(out: int, into: int, r: int) -> StackedLowRank:
-        factors = (rng.normal(size=shape).astype(np.float32) for shape in ((E, r, into), (E, out, r)))
-        return StackedLowRank(*factors, 4.0, transposed_base=kind != "nemotron_h")
+        lora_A, lora_B = (rng.normal(size=shape).astype(np.float32) for shape in ((E, r, into), (E, out, r)))
+        return StackedLowRank(lora_A, lora_B, 4.0, transposed_base=kind != "nemotron_h")
 
     first = ("up_proj", INNER) if kind == "nemotron_h" else ("gate_up_proj", 2 * INNER)
     return {f"{KINDS[kind][0]}.{first[0]}": one(first[1], OUTER, 2), f"{KINDS[kind][0]}.down_proj": one(OUTER, INNER, 3)}

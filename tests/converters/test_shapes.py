@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adapterhub import checks
+from adapterhub.checks import target_modules
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.bases.config_shapes import FAMILIES, shapes_from_config
@@ -64,7 +65,7 @@ def test_a_config_alone_gives_the_shapes_transformers_builds(tmp_path: Path, nam
     assert {parameter: tensor.shape for parameter, tensor in spec.derived.items()}.items() <= have.items()
     # All there is in a layer: whatever is missing there is an error to a check.
     layered = {
-        parameter for parameter, shape in have.items() if len(shape) > 1 and checks.base_fit.layer_of(parameter) is not None
+        parameter for parameter, shape in have.items() if len(shape) > 1 and target_modules.layer_of(parameter) is not None
     }
     unsaid = {parameter for parameter in layered if "relative_attention_bias" in parameter or parameter.endswith("_bias")}
     convolutions = {parameter for parameter in layered if len(have[parameter]) > 2 and parameter.endswith(".weight")}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError
-from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import convert, source_config
 from adapterhub_converters.formats.trainers import fused_layers, litgpt, megatron, torchtune
 from tests.converters import trained
 from tests.converters.trained import LLAMA
@@ -31,7 +31,7 @@ def parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def signed(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """The file with a digest that fits whatever it says: a stranger can do that too."""
     text = metadata.get(fused_layers.SETTINGS, "")
-    digest = fused_layers.source_config.payload_digest(dict(sorted(tensors.items())), text)
+    digest = source_config.payload_digest(dict(sorted(tensors.items())), text)
     safetensors_file.write(path, tensors, metadata | {"adapterhub.source.payload": digest})
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from adapterhub import user_files
 from adapterhub.cli.commands.init import _TEMPLATE
 from adapterhub.project import remote_edits, settings_file
-from adapterhub.project.settings_file import Policy
+from adapterhub.project.policy import Policy
 from adapterhub_converters.errors import LocalIOError, UsageError
 
 WHOLE = """\

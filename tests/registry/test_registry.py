@@ -50,8 +50,8 @@ def ref(text: str) -> Ref:
 class Packed(Registry):
     """A registry whose owner packs after every push."""
 
-    def push(self, folder: Path, ref: Ref, *, expect: str | None = None) -> Version:
-        version = super().push(folder, ref, expect=expect)
+    def push(self, folder: Path, ref: Ref, **options: Any) -> Version:
+        version = super().push(folder, ref, **options)
         compress.pack(self)
         return version
 

@@ -27,6 +27,7 @@ from adapterhub.remotes.layouts import layout_address as layout
 from adapterhub.remotes.layouts.layout_archive import LayoutArchive
 from adapterhub.remotes.layouts.layout_folder import LayoutFolder
 from adapterhub.remotes.version_copy import copy_version
+from adapterhub_converters.containers import file_lock
 from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, IntegrityError, UsageError
 from tests.conftest import Run
@@ -162,7 +163,7 @@ def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
     source = AdapterFolder(make())
     blob = next(layer for layer in source.manifest("latest").layers if layer.path.endswith(".safetensors"))
     part, final = (tmp_path / "x" / folder for folder in (f"ingest/{blob.digest[7:]}.part", f"blobs/sha256/{blob.digest[7:]}"))
-    locked, sizes = download.try_lock, []
+    locked, sizes = file_lock.try_lock, []
 
     def finished(handle: int) -> bool:
         if not final.exists():

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -342,14 +343,15 @@ class Interrupted(list[Descriptor]):
 
 
 def test_a_signal_while_the_first_begin_ends_those_that_wait() -> None:
-    place = Waiting()
+    place: Any = Waiting()  # a source that is only waited for
     with pytest.raises(KeyboardInterrupt):
         Transfer([], None).run_all(place.work, Interrupted(place), place)
     assert place.ended.is_set()  # still: a thread of which the pool was not told in time may be about to wait
 
 
 def test_a_place_waits_again_after_a_signal_once_it_is_used_again() -> None:
-    place, waited = Waiting(), []
+    place: Any = Waiting()
+    waited: list[bool] = []
     with pytest.raises(KeyboardInterrupt):
         Transfer([], None).run_all(place.work, Interrupted(place), place)
     Transfer([], None).run_all(lambda _: waited.append(not place.ended.is_set()), [Descriptor("", "sha256:a", 0)] * 2, place)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.http.client import Client, RetryableError
+from adapterhub.http.client import Client
+from adapterhub.http.http_errors import RetryableError
 from tests.conftest import need_module
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models

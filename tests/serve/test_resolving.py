@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from adapterhub.serve.resolving import served_folder
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import peft
-from adapterhub_converters.runtime_rules import RUNTIMES
+from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName
 from tests.conftest import need_module
 from tests.registry.forks import finished, fork, under_strace
 from tests.support.folders import Shapes, adapter, base, pairs
@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ah.Workspace:
     return ah.Workspace(registry="registry", policy=None, cache="cache")
 
 
-def push_adapter(here: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: object) -> str:
+def push_adapter(here: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: Any) -> str:
     """Push an adapter of its own; its digest."""
     folder = Path(ref.replace("/", "-").replace(":", "-") + str(len([*Path.cwd().iterdir()])))
     return str(ah.push(adapter(folder, shapes, **config), ref, workspace=here).digest)
@@ -55,7 +55,7 @@ def product(delta: object) -> np.ndarray:
     return np.asarray(delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A))
 
 
-def resolve_ref(here: ah.Workspace, runtime: str = "vllm", ref: str = "team/sql") -> PreparedVersion:
+def resolve_ref(here: ah.Workspace, runtime: Any = "vllm", ref: str = "team/sql") -> PreparedVersion:
     return ah.resolve(ref, runtime=runtime, base="base", workspace=here)
 
 
@@ -78,7 +78,9 @@ def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("stored", ["gguf", "mlx"])
-def test_a_version_in_another_format_is_served_all_the_same(here: ah.Workspace, stored: str, runtime: str) -> None:
+def test_a_version_in_another_format_is_served_all_the_same(
+    here: ah.Workspace, stored: Literal["gguf", "mlx"], runtime: RuntimeName
+) -> None:
     push_adapter(here)
     ah.push("team/sql", "team/other", to=stored, base="base", workspace=here)
     served, source = resolve_ref(here, runtime, "team/other"), ah.load("team/sql", workspace=here)

@@ -37,7 +37,10 @@ TOOLS = [
 ]
 
 
-class Verdict(pydantic.BaseModel):
+BaseModel: Any = pydantic.BaseModel
+
+
+class Verdict(BaseModel):
     warm: bool
     season: Literal["summer", "winter"]
     note: str = pydantic.Field(max_length=5)

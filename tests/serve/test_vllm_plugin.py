@@ -47,7 +47,7 @@ class Server:
 
         return asyncio.run(all_of_them())
 
-    def push(self, name: str, **config: object) -> str:
+    def push(self, name: str, **config: Any) -> str:
         """Push an adapter; its digest."""
         folder = Path(f"{name.replace('/', '-').replace(':', '-')}-{time.monotonic_ns()}")
         return str(ah.push(adapter(folder, Q, **config), name, workspace=self.workspace).digest)
@@ -160,7 +160,7 @@ def test_what_was_refused_is_remembered_for_a_while(start: Callable[..., Server]
     server = start()
     server.push("team/other")
     now = 100.0
-    monkeypatch.setattr(vllm_plugin.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     for _ in range(2):
         with pytest.raises(NotFoundError, match="no such adapter"):
             server.find("team/sql:v1")

@@ -79,8 +79,8 @@ def registered(scripts: Path) -> dict[str, str]:
 
 
 def _registrations(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(tree):
-        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+    for node in [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]:
+        for call in node.decorator_list:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "register":
                 names = (name.value for name in call.args if isinstance(name, ast.Constant))
                 yield from ((str(name), node.name) for name in names)

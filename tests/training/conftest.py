@@ -12,7 +12,7 @@ from tests.support.byte_tokenizer import write_tokenizer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from adapterhub.training.data.examples import Example
+    from adapterhub.training.data.example import Example
     from adapterhub.training.data.packed_rows import Rows
     from adapterhub.training.model.base_model import Base
     from adapterhub.training.train_config import BaseConfig, LoRAConfig

@@ -24,18 +24,18 @@ TOKENS = 40  # more than the indexers of tiny models choose
 
 def passed_keywords(source: str) -> list[tuple[int, str]]:
     """Return each keyword, with its line, of each call of an attention that comes from transformers' registry."""
-    calls: list[ast.Call] = []
+    calls: list[tuple[str, ast.Call]] = []
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            calls.append(node)
+            calls.append((node.func.id, node))
         elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call | ast.Subscript):
             origin = node.value.func if isinstance(node.value, ast.Call) else node.value
             origin = origin.value if isinstance(origin, ast.Attribute | ast.Subscript) else origin
             if isinstance(origin, ast.Name) and origin.id == REGISTRY:
                 target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
                 names.add(ast.unparse(target))
-    return [(call.lineno, keyword.arg) for call in calls if call.func.id in names for keyword in call.keywords if keyword.arg]
+    return [(call.lineno, keyword.arg) for name, call in calls if name in names for keyword in call.keywords if keyword.arg]
 
 
 def test_every_argument_that_a_model_of_transformers_passes_is_computed_with_or_refused_by_name() -> None:

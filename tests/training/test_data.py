@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from adapterhub.training import TrainConfig, config_file
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data import document_files, survey
-from adapterhub.training.data.examples import Example, encode
+from adapterhub.training.data.example import Example
+from adapterhub.training.data.examples import encode
 from adapterhub.training.data.packed_rows import IGNORED, Rows, document_lengths, lengths, mean_context, order, pack
 from adapterhub.training.data.token_arrays import TRAINED, collect
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
@@ -409,8 +411,8 @@ def test_content_in_parts_is_learned_as_its_text(name: str, forgetful) -> None: 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["llama3", "deepseek_r1_distill", "gemma", "phi3", "cohere"])
 def test_an_answer_that_the_template_does_not_write_is_not_learned_as_an_empty_one(
-    name: str, forgetful, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+    name: str, forgetful: Any, tmp_path: Path
+) -> None:
     forgetful.chat_template = trls(name)
     call = {"type": "function", "function": {"name": "look", "arguments": {"place": "here"}}}
     turns = [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}]

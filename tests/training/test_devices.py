@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,7 @@ def test_a_training_on_cuda_learns_what_one_on_the_cpu_does(dtype: str, tmp_path
 
 def test_half_precision_skips_a_step_that_overflows_and_learns_on(tiny_base: Path) -> None:
     plan = whole(tiny_base)
-    loaded_model = loaded(train_config.dataclasses.replace(plan, base=train_config.BaseConfig(str(tiny_base), dtype="float16")))
+    loaded_model = loaded(dataclasses.replace(plan, base=train_config.BaseConfig(str(tiny_base), dtype="float16")))
     options = train_config.OptimConfig(rows=4, learning_rate=5e-3)
     state, given = new_state(loaded_model.model, options), rows(8)
     state.scale.factor = 2.0**24

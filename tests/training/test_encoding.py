@@ -75,7 +75,7 @@ def test_refused_conversations_are_reported_after_the_last_document(picky: Any) 
 
 
 def test_a_template_that_does_not_end_costs_only_its_conversation(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_renderers.chat_template, "SECONDS", 1)
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
     documents = [conversation(1), conversation(2, "forever"), conversation(3)]
     encoded = encoding.encode_documents(documents, picky, loss="completion")
     assert [next(encoded)[1], next(encoded)[1]] == [documents[0].digest, documents[2].digest]
@@ -84,7 +84,7 @@ def test_a_template_that_does_not_end_costs_only_its_conversation(picky: Any, mo
 
 
 def test_a_batch_of_conversations_that_do_not_end_costs_the_time_of_a_few(picky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_renderers.chat_template, "SECONDS", 0)
+    monkeypatch.setattr(chat_template, "SECONDS", 0)
     chat_template.process.cache_clear()
     starts = count_starts(monkeypatch)
     documents = [conversation(number, "forever") for number in range(64)]

@@ -14,7 +14,8 @@ import pytest
 from adapterhub.training.data import chat_template
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data.document_files import read
-from adapterhub.training.data.examples import Example, encode
+from adapterhub.training.data.example import Example
+from adapterhub.training.data.examples import encode
 from adapterhub_converters.trained_prompt import TrainedPrompt
 
 QUESTION, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_dropout_ends_with_training(kind: Any) -> None:
 
 def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(tiny_base: Path) -> None:
     settings = whole(tiny_base, targets=SMALL, init="pissa")
-    settings = train_config.dataclasses.replace(settings, base=train_config.BaseConfig(str(tiny_base), dtype="float32"))
+    settings = dataclasses.replace(settings, base=train_config.BaseConfig(str(tiny_base), dtype="float32"))
     loaded_model = loaded(settings)
     for delta in adapter_transfer.trained_adapter(settings, loaded_model).deltas.values():
         assert (delta.r, delta.scaling) == (8, 2.0)

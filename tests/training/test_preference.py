@@ -19,7 +19,8 @@ from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.training import config_file, train_config  # noqa: E402
 from adapterhub.training.cost import memory  # noqa: E402
 from adapterhub.training.data import dataset, document_files, record_shapes  # noqa: E402
-from adapterhub.training.data.examples import Example, encode  # noqa: E402
+from adapterhub.training.data.example import Example  # noqa: E402
+from adapterhub.training.data.examples import encode  # noqa: E402
 from adapterhub.training.data.packed_rows import IGNORED  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
 from adapterhub.training.loop import preference, training_loop  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ from adapterhub.training import train_config  # noqa: E402
 from adapterhub.training.artifacts import finished_folder  # noqa: E402
 from adapterhub.training.cost import budget  # noqa: E402
 from adapterhub.training.data import dataset, document_files  # noqa: E402
-from adapterhub.training.data.examples import Example  # noqa: E402
+from adapterhub.training.data.example import Example  # noqa: E402
 from adapterhub.training.data.packed_rows import IGNORED, Rows, order  # noqa: E402
 from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
 from adapterhub.training.loop import training_loop  # noqa: E402
@@ -145,7 +146,7 @@ def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
 
 def prepared(settings_: train.TrainConfig, dtype: str = "float32"):  # type: ignore[no-untyped-def]
     """The base in `dtype` and the training rows, as the trainer makes them."""
-    settings_ = train_config.dataclasses.replace(settings_, base=train_config.dataclasses.replace(settings_.base, dtype=dtype))
+    settings_ = dataclasses.replace(settings_, base=dataclasses.replace(settings_.base, dtype=dtype))
     base = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
     lora.reset(base.model, 0)
     files = [document_files.read(settings_.resolve("train.jsonl"))]
@@ -204,7 +205,7 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
     ids = torch.arange(3, 43)[None]
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(model, out)
-    settings_ = train_config.dataclasses.replace(
+    settings_ = dataclasses.replace(
         train.read_config(path), base=train_config.BaseConfig(path=str(tiny_base), quantize="none", dtype="float32")
     )
     base = load_base(tiny_base, settings_.base, settings_.lora, where="")

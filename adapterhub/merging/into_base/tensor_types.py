@@ -173,7 +173,7 @@ def kind(name: str) -> Kind | None:
     return Blocks(name) if name in TYPES and TYPES[name][1] > 1 else None
 
 
-def floats(dtype: str, tensor: str) -> Kind:
+def floats(dtype: str, tensor: str) -> Floats:
     """Return the type `dtype` of a folder's `tensor`; RefusedError if it is not bfloat16, float16 or float32."""
     if dtype not in _FLOATS:
         raise RefusedError(tensor, f"is {dtype}, not bfloat16, float16 or float32", "Dequantize it first")

@@ -94,8 +94,8 @@ def test_tiles_may_divide_the_rows_of_an_output(rows: int) -> None:
 
 
 def test_a_magnitude_of_another_length_is_refused(tmp_path: Path) -> None:
-    shapes = ((2, 3, 1, 1), (5, 2, 1, 1), (1, 4, 1, 1))
-    delta = LowRankConv(*(np.ones(shape, np.float32) for shape in shapes[:2]), 4.0, magnitude=np.ones(shapes[2], np.float32))
+    lora_A, lora_B, magnitude = (np.ones(shape, np.float32) for shape in ((2, 3, 1, 1), (5, 2, 1, 1), (1, 4, 1, 1)))
+    delta = LowRankConv(lora_A, lora_B, 4.0, magnitude=magnitude)
     for folder in ("base", "a"):
         (tmp_path / folder).mkdir()
     safetensors_file.write(tmp_path / "base/model.safetensors", {"proj.weight": np.ones((5, 3, 1, 1), np.float32)})

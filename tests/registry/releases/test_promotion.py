@@ -292,7 +292,7 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
     """Found by looking: each method that takes a ref is called with the tag and a version, as far as it accepts them."""
     require(registry, "approvals = 1")
     registry.tag(v(2), "other")
-    values = {"ref": [v(2), PROD, Ref("team/sql", tag="other")], "tag": ["prod"], "name": ["team/sql"], "seq": [1, 2, None]}
+    refs, numbers = [v(2), PROD, Ref("team/sql", tag="other")], [1, 2, None]
     called = set()
     catalog = LocalCatalog(registry)
     for name, method in inspect.getmembers(catalog, inspect.ismethod):
@@ -300,8 +300,8 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
         if name.startswith("_") or name in ("close", "rm") or not {"ref", "name"} & parameters.keys():
             continue
         called.add(name)
-        for ref in values["ref"]:
-            for seq in values["seq"]:
+        for ref in refs:
+            for seq in numbers:
                 chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "seq": seq, "text": "x", "reason": "x", "message": "x"}
                 arguments = {key: chosen[key] for key in parameters if key in chosen}
                 try:

@@ -120,7 +120,8 @@ def test_a_request_that_is_canceled_while_it_is_asked_leaves_no_row(models: Mode
                 await asking
             answer = await engine.request(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
             assert answer.status == 200
-            while (state := engine._running().state()).rows or state.waiting:
+            host: Any = engine._running()
+            while (state := host.state()).rows or state.waiting:
                 assert state.answer_tokens < 128 * 20
                 await asyncio.sleep(0.01)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ ASKED = {"model": "team/a0", "prompt": "hi ", "max_tokens": 1}
 
 
 def preflight(gateway: Gateway, origin: str, path: str = "/v1/completions") -> Reply:
-    headers = {"access_control_request_method": "POST", "access_control_request_headers": "authorization,x-stainless-os"}
+    headers: dict[str, Any] = {"access_control_request_method": "POST"}
+    headers["access_control_request_headers"] = "authorization,x-stainless-os"
     return gateway.request("OPTIONS", path, origin=origin, **headers)
 
 

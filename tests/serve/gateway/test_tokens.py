@@ -59,7 +59,7 @@ def tokens_of_kind(gateway: Gateway, kind: str) -> int:
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_tokens_of_a_request_are_those_that_the_engine_reports(gateway: Gateway, stream: bool) -> None:
     before = {kind: tokens_of_kind(gateway, kind) for kind in ("prompt", "cached", "answer")}
-    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     reply = gateway.complete("legal", P, headers=KEY, **options)
     [reported] = re.findall(r'"usage":({.*?}})', reply.body.decode())
     usage = json.loads(reported)

@@ -38,6 +38,8 @@ class Holder:
     has_priorities: bool = False
     pinned: frozenset[str] = frozenset()
     forbidden_fields: frozenset[str] = frozenset()
+    context: int = 0
+    precision: str = ""
     held: set[str] = field(default_factory=set)
     largest: int = 0
     down: bool = False

@@ -132,7 +132,7 @@ def test_streams_are_the_text_of_the_tokens(llama: Peers) -> None:
 
 def test_a_stop_text_is_never_shown(llama: Peers) -> None:
     with with_adapters(llama, slots=4, rows=8) as host:
-        drawn = {"temperature": 1.2, "seed": 7}
+        drawn: dict[str, Any] = {"temperature": 1.2, "seed": 7}
         whole = "".join(piece.text for piece in host.submit(Request([5], (("a1", 1.0),), 40, **drawn)))
         for start, length in itertools.product((3, 9), (1, 2, 5)):
             stop = whole[start : start + length]
