@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import importlib
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.training import machine
 from adapterhub.training.data import chat_template
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError
@@ -96,7 +96,7 @@ def open_engine(
         model = lib.llama_model_load_from_file(str(base).encode(), model_parameters)
         if model == ffi.NULL:
             raise FormatError(str(base), f"llama.cpp cannot load it ({_failure_reason(log)})")
-        engine = LlamaCppEngine((ffi, lib), model, base, metadata, log, threads=threads or _usable_cores())
+        engine = LlamaCppEngine((ffi, lib), model, base, metadata, log, threads=threads or machine.usable_cores())
         if adapter is not None:
             engine.adapter, engine.prompt = engine.load_tried_adapter(adapter, location), prompt
         yield engine
@@ -308,9 +308,3 @@ class LlamaCppEngine:
         buffer = self._ffi.new("char[]", 256)
         count = self._lib.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
         return bytes(self._ffi.buffer(buffer, max(count, 0)))
-
-
-def _usable_cores() -> int:
-    """Return the number of cores that this process may use; more threads would spin while they wait for each other."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1

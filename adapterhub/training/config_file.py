@@ -40,14 +40,6 @@ OTHER_TRAINERS_KEYS = {
     "warmup_steps": "warmup", "loss_type": "method", "pref_beta": "beta", "pref_loss": "method", "rl": "method",
     "simpo_gamma": "gamma",
 }  # fmt: skip
-# Keys that are gone, with what to do instead.
-_REMOVED_KEYS = {
-    ("base", "hold"): "Remove it: the memory plan decides whether the base is dequantized, which changes no byte",
-    ("base", "shard"): "Remove it: each process holds the whole base; where it does not fit, use a smaller base",
-    ("lora", "init_iterations"): "Remove it: pissa's decomposition is exact",
-    ("train", "floor"): 'Remove it, or set schedule = "constant" for a rate that does not fall',
-    ("train", "group_by_length"): "Remove it: with pack = true, rows have about the same length",
-}
 _WORD = safe_regex.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
@@ -154,10 +146,7 @@ class _ConfigParser:
         valid: dict[str, Any] = {}
         for key, value in values.items():
             if key not in fields:
-                if hint := _REMOVED_KEYS.get((name, key)):
-                    self.report_problem(name, key, "is no longer a key", hint)
-                else:
-                    self.report_problem(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
+                self.report_problem(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
                 continue
             if type(value) is datetime.date:  # TOML has dates without quotes
                 value = value.isoformat()  # noqa: PLW2901
@@ -287,10 +276,7 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
             report_problem("data", "date", "is not a date", "Write it like 2026-11-26")
     if not train.save_minutes >= 0:
         report_problem("train", "save_minutes", "must be at least 0")
-    shares = {
-        ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout,
-    }  # fmt: skip
-    for place, value in shares.items():
+    for place, value in {("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout}.items():
         if not 0 <= value < 1:
             report_problem(*place, "must be at least 0 and below 1")
     _check_together(config, report_problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 _CGROUP = Path("sys/fs/cgroup")
@@ -30,6 +31,11 @@ def multiplies_bfloat16_fast(root: Path = Path("/")) -> bool:
         flags = (line.partition(":")[2] for line in (root / "proc/cpuinfo").read_text().splitlines() if line[:5] == "flags")
         return not _FAST_FLAGS.isdisjoint(next(flags, "").split())
     return False
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use; more threads would spin while they wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores_are_busy(root: Path = Path("/")) -> bool:

@@ -302,14 +302,7 @@ def _ready(
 def _data_record(train_set: data.Dataset, heldout: data.Dataset | None) -> list[dict[str, Any]]:
     """Describe the data files for adapter.json, independently of the time and place of the training."""
     splits = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
-    return [
-        {
-            "path": file.path, "split": split, "digest": file.digest, "size": file.size,
-            "documents": file.documents, "tokens": file.tokens,
-        }
-        for split, dataset in splits
-        for file in dataset.files
-    ]  # fmt: skip
+    return [{**dataclasses.asdict(file), "split": split} for split, dataset in splits for file in dataset.files]
 
 
 def _parents(start: InitialAdapter | None) -> list[dict[str, Any]]:

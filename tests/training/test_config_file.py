@@ -53,10 +53,6 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         (SMALL + "[lora]\nlayers = [true]\n", "c.toml:6: [lora] layers: [True] is not a list of whole numbers"),
         (SMALL + '[lora]\nrank_pattern = {q_proj = "4"}\n', "[lora] rank_pattern: 'q_proj': '4' is not a whole number"),
         (SMALL + "[lora]\nrank_pattern = {q_proj = 0}\n", "c.toml:6: [lora] rank_pattern: is too small"),
-        (
-            SMALL[:18] + 'hold = "dense"\n' + SMALL[18:],
-            "c.toml:3: [base] hold: is no longer a key. Remove it: the memory plan decides whether",
-        ),
         (MIX % "0.7", "c.toml:4: [data] train: has shares that are not above 0 or add up to 0.7, not to 1"),
         (
             MIX[:-2] % "1" + ", 'b']\n",
@@ -68,16 +64,6 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         ),
         (SMALL + "[lora]\ndropout = 1.0\n", "c.toml:6: [lora] dropout: must be at least 0 and below 1"),
         (SMALL + '[lora]\ninit = "loftq"\n', "c.toml:6: [lora] init: 'loftq' is not one of default, pissa"),
-        (
-            SMALL + "[lora]\ninit_iterations = 4\n",
-            "c.toml:6: [lora] init_iterations: is no longer a key. Remove it: pissa's decomposition is exact",
-        ),
-        (
-            SMALL[:18] + "shard = true\n" + SMALL[18:],
-            "c.toml:3: [base] shard: is no longer a key. Remove it: each process holds",
-        ),
-        (SMALL + "[train]\nfloor = 0.1\n", "c.toml:6: [train] floor: is no longer a key. Remove it, or set schedule ="),
-        (SMALL + "[train]\ngroup_by_length = true\n", "group_by_length: is no longer a key. Remove it: with pack = true"),
         ("[base\n", "c.toml: not valid TOML"),
         ("base = 3\n" + SMALL[17:], "c.toml:1: [base]: is not a table"),
         (

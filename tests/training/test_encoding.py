@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,13 @@ def test_an_interrupt_ends_renders_that_do_not_end(picky: Any) -> None:
     def interrupted() -> None:
         request = (PICKY, [{"messages": [{"role": "user", "content": "forever"}]}, None])
         with template_renderers.Renderers(2) as renderers:
-            for number in range(2):
-                list(renderers.submit(number, [request] * 64))
-            while len(limited_processes()) < started + 2:
-                time.sleep(0.01)
-            raise KeyboardInterrupt
+            list(renderers.answered(interrupted_after((number, [request] * 64) for number in range(2))))
+
+    def interrupted_after(batches: Iterable[Any]) -> Iterator[Any]:
+        yield from batches
+        while len(limited_processes()) < started + 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()

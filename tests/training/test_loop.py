@@ -262,6 +262,16 @@ def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(
     assert [event.dequantized for event in events if isinstance(event, training.Ready)] == [False, True]
 
 
+def test_with_reused_memory_for_dense_weights_the_same_is_learned_byte_for_byte(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = settings(tmp_path, tiny_base, steps=3)
+    for most in (nf4_matrix.MOST_NEW_BYTES, 0):
+        monkeypatch.setattr(nf4_matrix, "MOST_NEW_BYTES", most)
+        training.run(training.read_config(path), tmp_path / str(bool(most)))
+    assert contents(tmp_path / "True") == contents(tmp_path / "False")
+
+
 def test_a_dtype_that_the_processor_multiplies_slowly_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, card = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda: False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_every_value_is_its_code_times_the_magnitude_of_its_block(shape: tuple[i
     expected = (nf4_matrix.CODE[codes] * scales).view(shape)
     assert torch.equal(nf4_matrix.dequantize_reference(matrix, torch.float32), expected)
     assert torch.equal(nf4_matrix.dequantize(matrix, torch.float32), expected)
+
+
+def test_large_matrices_take_the_same_memory_in_turn_in_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nf4_matrix, "MOST_NEW_BYTES", 4 * 64 * 64)
+    small, large, larger = (nf4_matrix.quantize(weight(shape, torch.float32)) for shape in ((64, 64), (64, 128), (96, 128)))
+    for dtype in (torch.float32, torch.bfloat16):
+        for matrix in (small, large, larger, large):
+            assert torch.equal(nf4_matrix.dense_for_one_product(matrix, dtype), nf4_matrix.dense(matrix, dtype))
+    first, second = (nf4_matrix.dense_for_one_product(matrix, torch.float32) for matrix in (large, larger))
+    assert first.data_ptr() == second.data_ptr() != nf4_matrix.dense_for_one_product(small, torch.float32).data_ptr()
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(nf4_matrix.dense_for_one_product, large, torch.float32).result().data_ptr() != first.data_ptr()
 
 
 def test_a_weight_takes_4_127_bits() -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.training.layers.lora import Frozen, replace_module
-from adapterhub.training.layers.nf4_matrix import dense
+from adapterhub.training.layers.nf4_matrix import dense, dense_for_one_product
 from adapterhub_converters.lazy_dataclass import dataclass
 
 PADDING = 16
@@ -328,7 +328,7 @@ class _SlotLinear(Frozen):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(…, out)` for an input `(…, in)`."""
-        y = nn.functional.linear(x, dense(self.base, x.dtype), self.bias)
+        y = nn.functional.linear(x, dense_for_one_product(self.base, x.dtype), self.bias)
         if self.place is not None and self._shared.stack.parts:
             flat = y.view(-1, y.shape[-1])
             self._scale(flat)

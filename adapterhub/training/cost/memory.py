@@ -25,6 +25,7 @@ _LOGITS_SHARE = 64  # of the memory of a card: the share that they may take
 _CUDA_BYTES = 600_000_000  # bytes of a CUDA context and the work space of its libraries
 _MAX_SHORT_ROW = 512  # tokens: in rows up to this length attention saves its probabilities (`row_attention.MAX_LENGTH`)
 _BLOCK = 128  # queries at once in longer rows: `row_attention.BLOCK`
+_MOST_NEW_BYTES = 32 << 20  # `nf4_matrix.MOST_NEW_BYTES`
 _BYTES_PER_TEXT_BYTE = 2  # a token takes 4 bytes, and is some 3 bytes of text
 _FULL_FINE_TUNING = 16  # bytes per parameter in float32: the weight, its gradient, two moments of Adam
 
@@ -43,10 +44,14 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     adapter_parameters = trained_parameters(config, shape)
     on_card = card is not None
     saved, backward = _saved_bytes(config, shape, on_card=on_card), _backward_bytes(config, shape, on_card=on_card)
+    dense = _dense_bytes(config, shape)
+    # A large dense weight stays in memory for the next one (`nf4_matrix.dense_for_one_product`), a small one is freed.
+    kept, backward = (dense, backward) if dense > _MOST_NEW_BYTES and not on_card else (0, backward + dense)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
     logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
-    activations = max(int(_FRAGMENTATION * (saved + max(0, backward - logits))), _loading_bytes(config, shape) - logits)
+    working = int(_FRAGMENTATION * (saved + max(0, backward - logits))) + kept
+    activations = max(working, _loading_bytes(config, shape) - logits)
     return MemoryPlan(
         # Only linear layers are quantized: embeddings and norms stay in the compute dtype.
         base=int(shape.linear * bytes_a_weight + (shape.parameters - shape.linear) * shape.width) + _extra_bytes(config, shape),
@@ -212,13 +217,18 @@ def _expert_numbers(target_modules: dict[str, Target], shape: Shape) -> int:
 
 
 def _backward_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
-    """Return the bytes that the backward pass of a block needs: gradients of the MLP or of attention, and one dense weight."""
+    """Return the bytes that the backward pass of a block needs besides a weight: gradients of the MLP or of attention."""
     tokens, sequence = _tokens(config), config.data.sequence
     # Long rows: three times a block's scores, and the sums for keys and values in float32.
     long_row_numbers = 3 * _BLOCK * shape.heads // 2 + 2 * shape.heads * shape.head_dim
     attention_numbers = 0 if on_card else shape.heads * sequence if sequence <= _MAX_SHORT_ROW else long_row_numbers
     experts = shape.chosen * max((stack.out for stack in shape.stacks.values()), default=0)
     vectors = max(3 * shape.mlp, 2 * experts, 2 * attention_numbers + 3 * shape.heads * shape.head_dim - 3 * shape.mlp)
+    return shape.width * tokens * vectors
+
+
+def _dense_bytes(config: TrainConfig, shape: Shape) -> int:
+    """Return the bytes of the largest matrix that a step dequantizes."""
     expert_sizes = [stack.out * stack.inside for stack in shape.stacks.values()]
-    dense = max((*map(math.prod, shape.linears.values()), *expert_sizes), default=0) if _dequantizes(config) else 0
-    return shape.width * (tokens * vectors + dense)
+    sizes = (*map(math.prod, shape.linears.values()), *expert_sizes)
+    return shape.width * max(sizes, default=0) if _dequantizes(config) else 0

@@ -94,9 +94,7 @@ def _answered(batches: Iterable[_Batch], loss: str, *, many: bool) -> Iterator[t
         yield from ((batch, template_renderers.request_all(batch_requests)) for batch, batch_requests in with_requests)
         return
     with template_renderers.Renderers() as renderers:
-        for batch, batch_requests in with_requests:
-            yield from renderers.submit(batch, batch_requests)
-        yield from renderers.rest()
+        yield from renderers.answered(with_requests)
 
 
 def _size(source: Source | FormatError) -> int:

@@ -5,19 +5,20 @@ Rendering is most of the work of encoding conversations, and the template of a s
 
 from __future__ import annotations
 
-import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-from adapterhub.training import process_limits
+from adapterhub.training import machine, process_limits
 
 from . import chat_template
 
 Request = tuple[str, Any]
 """A template, and the variables and the plan for its process."""
+Batch = Sequence[Request | None]
+_Context = TypeVar("_Context")
 _MAX_PROCESSES = 8  # the tokenizer, which also takes cores, is the limit for more
 
 
@@ -51,14 +52,13 @@ class Renderers:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = min(count or _cores(), _MAX_PROCESSES)
+        self.count = min(count or machine.usable_cores(), _MAX_PROCESSES)
         self._threads = ThreadPoolExecutor(self.count)
         # A thread takes a set of processes for each batch, so that no two threads wait for the same process.
         self._sets = [_Processes() for _ in range(self.count)]
         self._idle: queue.SimpleQueue[_Processes] = queue.SimpleQueue()
         for processes in self._sets:
             self._idle.put(processes)
-        self._batches: deque[tuple[Any, Future[list[Any]]]] = deque()
 
     def __enter__(self) -> Renderers:
         return self
@@ -69,22 +69,17 @@ class Renderers:
             processes.end()
         self._threads.shutdown(cancel_futures=True)
 
-    def submit(self, context: Any, batch: Sequence[Request | None]) -> Iterator[tuple[Any, list[Any]]]:
-        """Start a batch; yield the context and the answers of an earlier one if enough batches are under way."""
-        self._batches.append((context, self._threads.submit(self._request_all, batch)))
-        if len(self._batches) > self.count + 1:
-            yield self._next()
+    def answered(self, batches: Iterable[tuple[_Context, Batch]]) -> Iterator[tuple[_Context, list[Any]]]:
+        """Yield the context and the answers of each batch, while those that follow it are rendered."""
+        pending: deque[tuple[_Context, Future[list[Any]]]] = deque()
+        for context, batch in batches:
+            pending.append((context, self._threads.submit(self._request_all, batch)))
+            if len(pending) > self.count + 1:
+                earlier, answers = pending.popleft()
+                yield earlier, answers.result()
+        yield from ((earlier, answers.result()) for earlier, answers in pending)
 
-    def rest(self) -> Iterator[tuple[Any, list[Any]]]:
-        """Yield the contexts and answers of the batches that are under way."""
-        while self._batches:
-            yield self._next()
-
-    def _next(self) -> tuple[Any, list[Any]]:
-        context, answers = self._batches.popleft()
-        return context, answers.result()
-
-    def _request_all(self, batch: Sequence[Request | None]) -> list[Any]:
+    def _request_all(self, batch: Batch) -> list[Any]:
         processes = self._idle.get()
         try:
             return request_all(batch, processes.get)
@@ -92,9 +87,7 @@ class Renderers:
             self._idle.put(processes)
 
 
-def request_all(
-    batch: Sequence[Request | None], process_of: Callable[[str], process_limits.Process] = chat_template.process
-) -> list[Any]:
+def request_all(batch: Batch, process_of: Callable[[str], process_limits.Process] = chat_template.process) -> list[Any]:
     """Return the answer for each request, or the error that `process_limits.Process.request` would raise; None for None.
 
     Args:
@@ -116,7 +109,3 @@ def _process_answers(process: process_limits.Process, values: Sequence[Any]) -> 
         answers += process.request_all(values[len(answers) :], chat_template.SECONDS, allowed * chat_template.SECONDS)
         allowed -= isinstance(answers[-1], process_limits.LimitExceededError)
     return [*answers, *(process_limits.LimitExceededError() for _ in values[len(answers) :])]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

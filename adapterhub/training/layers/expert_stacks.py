@@ -18,7 +18,7 @@ from adapterhub.training.train_config import LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import RefusedError
 
-from .nf4_matrix import NF4, dense
+from .nf4_matrix import NF4, dense_for_one_product
 
 NAME = "adapterhub_experts"
 _ROW_MULTIPLE = 32
@@ -104,8 +104,8 @@ class Stack(nn.Module):  # type: ignore[misc]
         return (len(self.matrices), second, first) if self.transposed else (len(self.matrices), first, second)
 
     def dense(self, expert: int, dtype: torch.dtype) -> Tensor:
-        """Return the matrix of an expert, `(out, in)`."""
-        matrix = dense(self.matrices[expert], dtype)
+        """Return the matrix of an expert, `(out, in)`, for one product."""
+        matrix = dense_for_one_product(self.matrices[expert], dtype)
         return matrix.t() if self.transposed else matrix
 
     def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapterhub_converters.adapter import scaling
 
-from .nf4_matrix import NF4, dense
+from .nf4_matrix import NF4, dense, dense_for_one_product
 
 _TRAINED_NAMES = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
 
@@ -34,7 +34,7 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         """Return `(tokens, out)`."""
         x, dropped, lora_A, lora_B, weight, bias, factor = inputs
-        W = dense(weight, x.dtype)
+        W = dense_for_one_product(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         y = x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
         delta_input = x if dropped is None else dropped
@@ -54,7 +54,7 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         dB = (dy.t() @ xA).float().mul_(ctx.factor)
         dx = d_dropped = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ dense(ctx.weight, dy.dtype)
+            dx = dy @ dense_for_one_product(ctx.weight, dy.dtype)
             # With dropout, the delta's gradient belongs to `dropped`; autograd adds it to that of x.
             if not ctx.dropped:
                 dx.addmm_(dyB, A)
@@ -160,11 +160,11 @@ class _FrozenFunction(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | NF4) -> Tensor:
         ctx.weight = weight
-        return x @ dense(weight, x.dtype).t()
+        return x @ dense_for_one_product(weight, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return dy @ dense(ctx.weight, dy.dtype), None
+        return dy @ dense_for_one_product(ctx.weight, dy.dtype), None
 
 
 def multiply_frozen(x: Tensor, weight: Tensor | NF4) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -22,6 +23,9 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 _CHUNK_WEIGHTS = 1 << 18  # weights at a time, so that intermediates stay in the processor's cache
+# For more, glibc asks the system each time, which zeroes every page (mallopt(3), M_MMAP_THRESHOLD).
+MOST_NEW_BYTES = 32 << 20
+_buffers = threading.local()  # by dtype; of each thread its own, as several may multiply at once
 
 CODE = torch.tensor(NF4_CODE)
 
@@ -181,13 +185,16 @@ def dequantize(matrix: NF4, dtype: torch.dtype) -> Tensor:
     return kernel(matrix, dtype)
 
 
-def dequantize_reference(matrix: NF4, dtype: torch.dtype) -> Tensor:
+def dequantize_reference(matrix: NF4, dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
     """Return the same as `dequantize` with torch alone.
 
     It looks up two codes per byte in a table of 256 pairs, and multiplies by the magnitude in float32.
+
+    Args:
+        buffer: Memory for the result, `(n,)` in `dtype` for whole blocks; None for new memory.
     """
     packed, scales = matrix.packed, magnitudes(matrix)
-    dense = torch.empty(len(scales) * BLOCK, dtype=dtype, device=packed.device)
+    dense = torch.empty(len(scales) * BLOCK, dtype=dtype, device=packed.device) if buffer is None else buffer
     # On a CPU, chunks keep the intermediates in the cache.
     size = _CHUNK_WEIGHTS if packed.device.type == "cpu" else max(1, packed.numel())
     for start in range(0, packed.numel(), size):
@@ -195,8 +202,9 @@ def dequantize_reference(matrix: NF4, dtype: torch.dtype) -> Tensor:
         if values.numel() % BLOCK:
             values = torch.nn.functional.pad(values, (0, -values.numel() % BLOCK))
         blocks, first = values.view(-1, BLOCK), 2 * start // BLOCK
-        blocks.mul_(scales[first : first + len(blocks), None])
-        dense[2 * start : 2 * start + values.numel()].view_as(blocks).copy_(blocks)
+        torch.mul(
+            blocks, scales[first : first + len(blocks), None], out=dense[2 * start : 2 * start + values.numel()].view_as(blocks)
+        )
     return dense[: math.prod(matrix.shape)].view(matrix.shape)
 
 
@@ -284,3 +292,19 @@ def _bitsandbytes_kernel() -> Callable[[NF4, Any], Tensor] | None:
 def dense(weight: Tensor | NF4, dtype: torch.dtype) -> Tensor:
     """Return the matrix itself, in `dtype`."""
     return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
+
+
+def dense_for_one_product(weight: Tensor | NF4, dtype: torch.dtype) -> Tensor:
+    """Return the same as `dense`, in memory that the next call of this thread may use again.
+
+    On a CPU, the pages of a new large matrix take twice as long as its numbers.
+    """
+    count = math.prod(weight.shape)
+    is_new = weight.device.type != "cpu" or count * dtype.itemsize <= MOST_NEW_BYTES or count % BLOCK
+    if not isinstance(weight, NF4) or is_new:
+        return dense(weight, dtype)
+    buffer = getattr(_buffers, str(dtype), None)
+    if buffer is None or len(buffer) < count:
+        buffer = torch.empty(count, dtype=dtype)
+        setattr(_buffers, str(dtype), buffer)
+    return dequantize_reference(weight, dtype, buffer[:count])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adapterhub_converters.errors import RefusedError
 
 from .lora import LoRALinear, multiply_frozen
-from .nf4_matrix import NF4, dense, quantize
+from .nf4_matrix import NF4, dense, dense_for_one_product, quantize
 
 Factors = tuple[Tensor, Tensor]
 """A `(r, in)` and B `(out, r)`."""
@@ -36,7 +36,7 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         """Return `(tokens, out)`, without bias."""
         x, lora_A, lora_B, magnitude, weight, squares, factor = inputs
-        W = dense(weight, x.dtype)
+        W = dense_for_one_product(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         # The norm follows from W A^T, so that W + sBA is never built.
         norm = _row_norms(W @ A.t(), lora_A, lora_B, squares, factor)
@@ -50,7 +50,7 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return the gradients of x, A, B and the magnitude; the product, as large as the output, is computed again."""
         x, xA, A, B, magnitude, norm = ctx.saved_tensors
-        W = dense(ctx.weight, dy.dtype)
+        W = dense_for_one_product(ctx.weight, dy.dtype)
         product = (x @ W.t()).addmm_(xA, B.t(), alpha=ctx.factor)
         d_magnitude = product.mul_(dy).sum(dim=0, dtype=torch.float32) / norm
         dz = dy * (magnitude / norm).to(dy.dtype)
