@@ -99,11 +99,15 @@ class Command(click.Command):
             rest = super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
+            self._refuse_swapped(ctx, words)
             raise
+        self._refuse_swapped(ctx, words)
+        return rest
+
+    def _refuse_swapped(self, context: click.Context, words: Sequence[str]) -> None:
         for option in self.params:
             if isinstance(option, SwappedOption):
-                option.refuse(ctx, words)
-        return rest
+                option.refuse(context, words)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run as click does, and add a hint for this command to its errors."""
@@ -179,31 +183,27 @@ def near_options(typed: str, command: click.Command) -> list[str]:
 
 
 class SwappedOption(click.Option):
-    """A hidden option of a command line in the wrong order: refused, with the one that was probably meant.
-
-    Args:
-        in_order: Returns the words that replace the command's first argument; gets that argument and the option's value.
-    """
-
-    def __init__(self, *args: Any, in_order: Callable[[str, str], Sequence[str]], **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "hidden": True})
-        self._in_order = in_order
+    """A hidden option of a command line in the wrong order: `BASE --adapter SRC`, which is refused with `SRC --base BASE`."""
 
     def refuse(self, context: click.Context, words: Sequence[str]) -> None:
         """Raise UsageError if the option is among the words of a command line."""
-        value = context.params.pop(str(self.name), None)
-        if value is None:
+        adapters: tuple[str, ...] = context.params.pop(str(self.name), ())
+        if not adapters:
             return
-        option, first = self.opts[0], next(param for param in context.command.params if isinstance(param, click.Argument))
-        sources = context.params[str(first.name)]
+        first = next(param for param in context.command.params if isinstance(param, click.Argument))
+        sources = context.params.get(str(first.name))
         argument = str(sources[0] if isinstance(sources, tuple) and sources else sources or "BASE")
-        right = [*words]
-        at = next(number for number, word in enumerate(right) if word.partition("=")[0] == option)
-        del right[at : at + (1 if "=" in right[at] else 2)]
+        right, written = [*words], []
+        while at := next((at for at, word in enumerate(right, 1) if word.partition("=")[0] in self.opts), 0):
+            written.append(right[at - 1].partition("=")[0])
+            del right[at - 1 : at if "=" in right[at - 1] else at + 1]
         at = right.index(argument) if argument in right else len(right)
-        right[at : at + 1] = self._in_order(argument, value)
+        if context.params.get("base") is None:
+            right[at : at + 1] = [*adapters, "--base", argument]
+        else:
+            right[at:at] = adapters
         hint = f"Did you mean `{context.command_path} {shlex.join(right)}`?"
-        raise UsageError(option, f"is no option of `{context.command_path}`", hint)
+        raise UsageError(written[0], f"is no option of `{context.command_path}`", hint)
 
 
 def set_shared(context: click.Context, option: click.Parameter, value: Any) -> None:
@@ -229,9 +229,10 @@ def base_option(detail: str, **attributes: Any) -> Decorator:
 
 
 def adapter_swapped_with_base(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse `BASE --adapter SRC`, in a command that takes `SRC --base BASE`."""
-    option = click.option("--adapter", "swapped", cls=SwappedOption, in_order=lambda base, source: (source, "--base", base))
-    return option(function)
+    """Refuse `BASE --adapter SRC`, and `--adapters`, in a command that takes `SRC --base BASE`."""
+    return click.option("--adapter", "--adapters", "swapped", cls=SwappedOption, multiple=True, hidden=True, is_eager=True)(
+        function
+    )
 
 
 def output_option(detail: str, **attributes: Any) -> Decorator:

@@ -11,7 +11,8 @@ import pytest
 
 from adapterhub.checks import CODES
 from adapterhub.cli.errors import HINTS, say
-from adapterhub.cli.explained_codes import ERRORS, FINDINGS, STORED, codes, explanation
+from adapterhub.cli.explained_codes import codes, explanation
+from adapterhub.cli.explanations import ERRORS, FINDINGS, STORED
 from adapterhub.store import log_chain
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, Run, Terminal

@@ -111,6 +111,12 @@ def test_every_option_has_a_help_that_is_a_sentence() -> None:
         ("chat --compare team/b base.gguf --adapter team/sql:v2", "chat --compare team/b team/sql:v2 --base base.gguf"),
         ("serve base.gguf --adapters team/sql --port 0", "serve team/sql --base base.gguf --port 0"),
         ("serve ./base --adapters='team/*'", "serve 'team/*' --base ./base"),
+        ("serve base.gguf --adapter team/sql", "serve team/sql --base base.gguf"),
+        ("serve --port 0 base.gguf --adapter team/a --adapter=team/b", "serve --port 0 team/a team/b --base base.gguf"),
+        ("serve --base base.gguf --adapters team/sql", "serve --base base.gguf team/sql"),
+        ("run base --adapters ./sql", "run ./sql --base base"),
+        ("chat --adapters team/sql", "chat team/sql --base BASE"),
+        ("run --base base --adapter ./sql -p hi", "run --base base -p hi ./sql"),
     ],
 )
 def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: Run, words: str, meant: str) -> None:

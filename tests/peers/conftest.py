@@ -11,7 +11,7 @@ from tests.support import hub_clients, postgres
 from tests.support.browser import Browser
 from tests.support.hub_clients import HubClient, JavaScriptClient
 
-_LONG = ("vllm", "killed", "crowd", "storm")
+_LONG = ("vllm", "outages", "killed", "crowd", "storm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -113,3 +113,14 @@ def test_a_hub_starts_as_its_image_says_and_is_healthy(builder: Builder) -> None
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/")
     assert process.returncode in ENDED
+
+
+def test_the_image_of_vllm_has_the_plugin_that_vllm_looks_for(builder: Builder) -> None:
+    image = builder.image("vllm")
+    assert image.config["Entrypoint"] == ["vllm", "serve"]
+    script = (
+        "from importlib.metadata import entry_points as all; [p] = all(group='vllm.general_plugins'); print(p.value); p.load()"
+    )
+    with image.container("python3", "-c", script) as process:
+        output = process.communicate(timeout=60)[0]
+    assert (process.returncode, output) == (0, "adapterhub.cli.vllm_settings:register\n")

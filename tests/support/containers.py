@@ -1,6 +1,7 @@
 """Images of deploy/Dockerfile that buildah builds, and containers of them as Docker starts those of the compose files.
 
-Their base is Docker Hub's where that can be reached, else Debian's Python of the same version, in the same Debian. The programs
+Their base is Docker Hub's where that can be reached, else Debian's Python of the same version, in the same Debian. It stands in
+for vLLM's image, of many gigabytes for GPUs: what is shown of that target is what the Dockerfile adds to it. The programs
 that start containers want more of the kernel than most test machines give them, so a namespace for mounts and `chroot` do here:
 a read-only root, volumes with the owner that their folder has in the image, and the image's user, who has no capability.
 """
@@ -22,6 +23,7 @@ from tests.conftest import ROOT, missing, need_program
 from tests.support.environments import debian_python
 
 _BASE = "docker.io/library/python:3.13-slim"
+_VLLM_BASE = "docker.io/vllm/vllm-openai:v0.33.0"
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 _START = """
 set -e
@@ -70,12 +72,13 @@ class Image:
         return self._started([word.replace(own_port.removesuffix("/tcp"), str(port)) for word in words], {}).wait(60)
 
     def _started(self, words: object, mounts: Mapping[str, Path]) -> subprocess.Popen[str]:
-        pairs = [f"{self._volume(path)}:{path}" for path in self.config["Volumes"]]
+        pairs = [f"{self._volume(path)}:{path}" for path in self.config["Volumes"] or ()]
         for path, source in mounts.items():
             target = self.root / path[1:]
             target.mkdir(exist_ok=True) if source.is_dir() else target.touch()
             pairs.append(f"{source}:{path}")
-        settings = {"IMAGE": self.root, "MOUNTS": " ".join(pairs), "USER": f"{self.config['User']}:{self.config['User']}"}
+        user = self.config["User"] or "0"
+        settings = {"IMAGE": self.root, "MOUNTS": " ".join(pairs), "USER": f"{user}:{user}"}
         environ = {**os.environ, **{name: str(value) for name, value in settings.items()}}
         environ["ENVIRON"] = " ".join([*self.config["Env"], f"HOME={self.config['WorkingDir'] or '/'}"])
         command = ["unshare", "--mount", "sh", "-c", _START, "sh", *map(str, words)]  # type: ignore[call-overload]
@@ -106,6 +109,7 @@ class Builder:
         self._config = self.folder / "containers.conf"
         self._config.write_text(f"[containers]\ndefault_ulimits = {json.dumps(limits)}\n")
         self._pull_base()
+        self.run("tag", _BASE, _VLLM_BASE)
 
     def run(self, *words: object, seconds: float = 600) -> str:
         """Run one of its commands, and return what it prints."""

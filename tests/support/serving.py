@@ -159,12 +159,13 @@ class Reply:
 
 @dataclass
 class Gateway:
-    """A running `adapterhub serve`."""
+    """A running `adapterhub serve`; `started` is what it printed when it was ready."""
 
     url: str
     process: subprocess.Popen[str]
     log: Path
     headers: dict[str, str] = field(default_factory=dict)
+    started: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         parts = urlsplit(self.url)
@@ -251,7 +252,8 @@ def gateway(
             line = process.stdout.readline()
             assert line, log.read_text()[-4000:]
             text += line
-        yield Gateway(json.loads(text)["url"], process, log)
+        document = json.loads(text)
+        yield Gateway(document["url"], process, log, started=document)
     finally:
         process.terminate()
         process.wait(60)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from adapterhub.cli import engines, environment, inputs, output, registry_choice, remote_choice
-from adapterhub.cli.options import Command, Settings, SwappedOption, base_option, usage_file_option
+from adapterhub.cli.options import Command, Settings, adapter_swapped_with_base, base_option, usage_file_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters.errors import UsageError
 
@@ -124,7 +124,7 @@ def _checked_pattern(source: str) -> str:
 )
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
-@click.option("--adapters", "swapped", cls=SwappedOption, in_order=lambda base, names: (names, "--base", base))
+@adapter_swapped_with_base
 @click.pass_context
 def serve(
     context: click.Context,

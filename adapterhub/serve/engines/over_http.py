@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
@@ -276,6 +276,7 @@ class LoadingServer(Server, ABC):
     def __init__(self, client: Client, process: Process | None = None) -> None:
         super().__init__(client, process)
         self._loaded: set[str] = set()
+        self._load_steps: Counter[str] = Counter()  # begun and ended loads, by name
         # One for each name, so that a slow load holds up no other version.
         self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         if process is not None:
@@ -295,7 +296,9 @@ class LoadingServer(Server, ABC):
             return
         async with self._lock_of(name):
             if name not in self._loaded:
+                self._load_steps[name] += 1
                 await self.load(name, folder)
+                self._load_steps[name] += 1
                 self._loaded.add(name)
 
     def _lock_of(self, name: str) -> asyncio.Lock:
@@ -304,14 +307,18 @@ class LoadingServer(Server, ABC):
 
     async def request_loaded(self, send: Callable[[], Awaitable[EngineAnswer]], name: str, folder: Path) -> EngineAnswer:
         """Send a request for a loaded adapter; if the server has forgotten it since, load it and ask once more."""
+        steps = self._load_steps[name]
         answer = await send()
-        if answer.status not in (400, 404) or name not in self._loaded:
+        if answer.status not in (400, 404) or not steps:
             return answer
-        if any(model["id"] == name for model in await models_of(self.client)):
+        is_listed = any(model["id"] == name for model in await models_of(self.client))
+        # Another request may have noticed first: then its load has begun or ended since this one was asked.
+        if is_listed and name in self._loaded and steps == self._load_steps[name]:
             return answer
         await answer.close()
-        log.warning("the engine has forgotten %s; loading it again", name)
-        self._loaded.discard(name)
+        if not is_listed:
+            log.warning("the engine has forgotten %s; loading it again", name)
+            self._loaded.discard(name)
         await self._ensure_loaded(name, folder)
         return await send()
 

@@ -511,6 +511,22 @@ def test_the_base_of_somebodys_own_server_is_compared_by_its_path_its_sizes_and_
         asyncio.run(start(expected))
 
 
+@pytest.mark.parametrize("shape", [(), ("--one-process",)], ids=["router", "one process"])
+def test_each_conversation_has_the_tokens_that_serve_says_at_its_start(
+    models: Models, registry: Path, tmp_path: Path, shape: tuple[str, ...]
+) -> None:
+    """llama-server alone divides its context among the requests that it answers at once."""
+    options = ("--program", llama_server.program(), "--context", 1280, *shape)
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        assert (gateway.started["context"], gateway.started["precision"]) == (1280, "F32")
+        for model in ("base", "team/a1"):
+            replies = {
+                count: gateway.post("/v1/completions", {"model": model, "prompt": [7] * count, "max_tokens": 4}).status
+                for count in (1270, 1281)
+            }
+            assert replies == {1270: 200, 1281: 400}
+
+
 def test_a_request_lists_every_adapter() -> None:
     first, second = (PreparedVersion(f"t/{n}:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", Path(n), 4) for n in "ab")
     ids = {first.model: 0, second.model: 1}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import adapterhub as ah
-from adapterhub.serve.engines import EngineDownError, command_lines
+from adapterhub.serve.engines import EngineAnswer, EngineDownError, command_lines
 from adapterhub.serve.engines.attached_base import PROBE
 from adapterhub.serve.engines.engine_client import Client
 from adapterhub.serve.engines.over_http import Process
@@ -143,6 +143,36 @@ def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: 
 
     assert asyncio.run(main()) == [200, 200]
     assert server.asked == [served.model, *server.known]
+
+
+def test_a_request_that_was_refused_before_another_one_loaded_its_version_again_is_sent_again(tmp_path: Path) -> None:
+    server, spec = Server("0.32.0"), base(tmp_path / "base")
+    served = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, 4)
+    body = {"prompt": "x"}
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path / "zeros", slots=4)
+            await engine.start()
+            await engine.ensure(served)
+            server.known.clear()
+            statuses = []
+
+            async def ask_slowly() -> EngineAnswer:
+                answer = await engine.client.request("/v1/completions", body, served.model)
+                statuses.append(answer.status)
+                if answer.status == 404:
+                    first = await engine.request("/v1/completions", body, ((served, 1.0),))
+                    statuses.append(first.status)
+                    await first.close()
+                return answer
+
+            answer = await engine.request_loaded(ask_slowly, served.model, served.path)
+            await answer.close()
+            await engine.close()
+            assert (answer.status, statuses) == (200, [404, 200, 200])
+
+    asyncio.run(main())
 
 
 def test_a_request_that_it_refuses_is_not_a_version_that_it_forgot(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from adapterhub.digest import Digest
 from adapterhub.evidence import rollout_rules
+from adapterhub.evidence.sequential_test import PairCounts
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.manifest.rollout_state import DONE, PAUSED, ROLLED_BACK, RUNNING, RolloutState
 from adapterhub.operations.local_registry import Registry
@@ -295,7 +296,7 @@ def test_a_gateway_without_its_registry_keeps_its_step_and_says_so(
         assert gateway.document["share"] == 50
         assert gateway.document["cut_off"]
         assert "the rollout of sql stays as it is, at 50 %" in caplog.text
-        gateway.gateway.rollouts._tracks["sql"].evidence.counts["errors"] += rollout_rules.PairCounts(500, 0, 0)
+        gateway.gateway.rollouts._tracks["sql"].evidence.counts["errors"] += PairCounts(500, 0, 0)
         await gateway.look()
         assert gateway.document["share"] == 0
         (tmp_path / "elsewhere").rename(registry)

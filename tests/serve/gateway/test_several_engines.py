@@ -49,7 +49,7 @@ class Engines:
     def start(self, number: int, base: Path, adapters: slice = slice(None)) -> None:
         self.running[number] = self.stack.enter_context(ExitStack())
         files = ",".join(self.files[adapters])
-        server = llama_server.alone(base, "--lora", files, "--metrics", "-np", 4, port=self.ports[number])
+        server = llama_server.alone(base, "--lora", files, "--metrics", "-np", 4, "-t", 1, port=self.ports[number])
         self.running[number].enter_context(server)
 
     def kill(self, number: int) -> None:
