@@ -1,4 +1,4 @@
-"""The answers of a gateway, a row each in usage.db: which version answered, by which arm, for whom, and what people think.
+"""The answers of a gateway, a row each in usage.db: which version answered whom, by which arm, and what people think.
 
 An answer is found by its `id`, or by the id of its request, which a client may choose and use again. No text of a request or an
 answer is kept, and a comment only if the operator wants it.
