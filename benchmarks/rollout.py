@@ -5,8 +5,8 @@
 A rollout is simulated with the rules and the evidence of the gateway: requests are drawn to both arms, of which the stable one
 fails in 10 % and the candidate in so many points more, and the state is looked at after every 20 requests. `wrong %` are the
 rollouts that ended in the wrong way, `needed` is the median number of pairs until the end, and `planned` what the rules say a
-drop needs. Then one gateway over an engine that costs nothing answers through a route with a rollout and a shadow, and by
-one without either, in turn.
+drop needs. Then one gateway over an engine that costs nothing answers through a route with a rollout and a shadow, one
+with a rollout alone, and one without either, in turn.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from _bench import HERE, Bench, Figures, Program, call, main, process
 
-PLAIN = "a route without a rollout"
+PLAIN, ALONE = "a route without a rollout", "a route with a rollout, without a shadow"
 SIMULATION, ADDED = "wrong ends of simulated rollouts", "answer through a route"
-JOBS: dict[str, list[str]] = {SIMULATION: [], ADDED: [PLAIN]}
+JOBS: dict[str, list[str]] = {SIMULATION: [], ADDED: [PLAIN, ALONE]}
 FAILURES = 0.1  # of the stable arm
 DROPS = (2.0, 5.0, 20.0)  # points
 MOST_REQUESTS = 400_000
@@ -109,12 +109,18 @@ def added_time(bench: Bench) -> None:
         count = bench.options.requests
         ours = Program("adapterhub", process(median, gateway.url, "rolled", count), itself=True)
         plain = Program(PLAIN, process(median, gateway.url, "plain", count), itself=True)
-        bench.add(ADDED, f"{count} requests", bench.turns(ours, plain))
+        alone = Program(ALONE, process(median, gateway.url, "alone", count), itself=True)
+        bench.add(ADDED, f"{count} requests", bench.turns(ours, plain, alone))
 
 
 ROUTES = """
 [routes.plain]
 to = "team/a0:prod"
+
+[routes.alone]
+to = "team/a0:prod"
+candidate = "team/a1:prod"
+steps = [{ share = 50, for = "1d" }, 100]
 
 [routes.rolled]
 to = "team/a0:prod"

@@ -93,15 +93,15 @@ def next_state(state: RolloutState) -> RolloutState:
     """Return the state that follows: rolled back for a broken bound, the next step once time and pairs suffice, or the same."""
     if state.state not in (RUNNING, PAUSED):
         return state
-    told = verdicts(state)
-    if broken := [verdict for verdict in told if verdict.verdict == BROKEN]:
+    bound_verdicts = verdicts(state)
+    if broken := [verdict for verdict in bound_verdicts if verdict.verdict == BROKEN]:
         return roll_back(state, "; ".join(f"{verdict.name}: {verdict.text}" for verdict in broken))
     step = state.steps[state.step]
     if state.state == PAUSED or state.seconds < step.seconds:
         return state
     if not step.seconds:
         return replace(state, state=PAUSED, reason="this step waits for a person")
-    return state if any(verdict.verdict == UNKNOWN for verdict in told) else next_step(state)
+    return state if any(verdict.verdict == UNKNOWN for verdict in bound_verdicts) else next_step(state)
 
 
 def next_step(state: RolloutState) -> RolloutState:
@@ -134,6 +134,6 @@ def resume(state: RolloutState) -> RolloutState:
 def document(state: RolloutState) -> dict[str, object]:
     """Return a state with what its bounds tell, as JSON."""
     steps = [{"share": step.share, "seconds": step.seconds or None} for step in state.steps]
-    bounds = [asdict(told) for told in verdicts(state)]
+    bounds = [asdict(verdict) for verdict in verdicts(state)]
     facts = {"state": state.state, "step": state.step + 1, "steps": steps, "seconds": round(state.seconds, 1)}
     return {**facts, "reason": state.reason or None, "bounds": bounds}

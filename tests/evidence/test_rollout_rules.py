@@ -16,7 +16,7 @@ STATE = RolloutState("legal", "team/legal@sha256:0", (RolloutStep(5, 600), Rollo
 ENOUGH = {test: PairCounts(0, 1000, 0) for test in ("errors", "length", "length (shorter)")}
 
 
-def told(state: RolloutState) -> dict[str, str]:
+def verdicts_of(state: RolloutState) -> dict[str, str]:
     return {verdict.name: verdict.verdict for verdict in rollout_rules.verdicts(state)}
 
 
@@ -35,7 +35,7 @@ def test_a_step_ends_when_both_its_time_and_the_pairs_suffice() -> None:
     assert rollout_rules.next_state(early) == early
     second = rollout_rules.next_state(rollout_rules.with_evidence(STATE, 600, ENOUGH))
     assert (second.state, second.step, second.seconds, second.share) == (RUNNING, 1, 0, 25)
-    assert set(told(second).values()) == {HOLDS}
+    assert set(verdicts_of(second).values()) == {HOLDS}
 
 
 def test_a_step_without_a_time_waits_for_a_person_and_the_last_leads_to_all() -> None:
@@ -49,7 +49,7 @@ def test_a_step_without_a_time_waits_for_a_person_and_the_last_leads_to_all() ->
 @pytest.mark.parametrize("state", [STATE, replace(STATE, step=1, state=PAUSED)])
 def test_a_broken_bound_leads_back_with_its_reason(state: RolloutState) -> None:
     worse = rollout_rules.with_evidence(state, 1, {"errors": PairCounts(60, 240, 0)})
-    assert told(worse)["errors"] == BROKEN
+    assert verdicts_of(worse)["errors"] == BROKEN
     back = rollout_rules.next_state(worse)
     assert (back.state, back.share) == (ROLLED_BACK, 0)
     assert back.reason == "errors: requests fail more often: in 60 of 300 pairs, and less often in 0"
@@ -61,7 +61,7 @@ def test_a_broken_bound_leads_back_with_its_reason(state: RolloutState) -> None:
 def test_a_number_may_be_worse_up_to_its_bound() -> None:
     within = rollout_rules.with_evidence(STATE, 1, {"length": PairCounts(40, 0, 60)})
     beyond = rollout_rules.with_evidence(STATE, 1, {"length": PairCounts(90, 0, 10)})
-    assert (told(within)["length"], told(beyond)["length"]) == (UNKNOWN, BROKEN)
+    assert (verdicts_of(within)["length"], verdicts_of(beyond)["length"]) == (UNKNOWN, BROKEN)
 
 
 def test_a_state_is_read_as_it_was_written_and_anything_else_is_none() -> None:
@@ -77,4 +77,4 @@ def test_a_state_is_read_as_it_was_written_and_anything_else_is_none() -> None:
 
 
 def test_a_log_with_a_bound_that_nobody_knows_is_read_without_it() -> None:
-    assert told(replace(STATE, bounds={"errors": 10.0, "tone": 3.0})).keys() == {"errors"}
+    assert verdicts_of(replace(STATE, bounds={"errors": 10.0, "tone": 3.0})).keys() == {"errors"}

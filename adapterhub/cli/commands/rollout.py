@@ -153,7 +153,10 @@ def _write(rollouts: Sequence[tuple[Ref, RolloutState]]) -> None:
         output.write(output.one_line(state.summary))
         output.write(f"{name}@{output.digest(digest)} beside {stable_name}@{output.digest(stable_digest)}")
         output.write(_drawing(state))
-        rows = [[told.name, told.limit, told.verdict, f"{told.pairs:,}", told.text] for told in rollout_rules.verdicts(state)]
+        rows = [
+            [verdict.name, verdict.limit, verdict.verdict, f"{verdict.pairs:,}", verdict.text]
+            for verdict in rollout_rules.verdicts(state)
+        ]
         output.write_table(_BOUNDS, rows)
 
 

@@ -265,15 +265,15 @@ class Rollouts:
             return rollout_rules.restart(current, stable), False
         is_same_step = track.state is not None and (current.step, current.state) == (track.state.step, track.state.state)
         seconds = track.seconds(now) if is_same_step else current.seconds
-        more = rollout_rules.with_evidence(current, seconds, unlogged)
-        following = rollout_rules.next_state(more)
+        updated = rollout_rules.with_evidence(current, seconds, unlogged)
+        following = rollout_rules.next_state(updated)
         has_changed = (following.state, following.step) != (current.state, current.step)
-        return (following, True) if has_changed or _is_worth_writing(current, more) else (current, False)
+        return (following, True) if has_changed or _is_worth_writing(current, updated) else (current, False)
 
 
-def _is_worth_writing(current: RolloutState, more: RolloutState) -> bool:
+def _is_worth_writing(current: RolloutState, updated: RolloutState) -> bool:
     """Return whether there are enough new pairs, or enough time has passed, for an entry of the log."""
-    totals = [(sum(current.counts.get(test, ())), sum(counts)) for test, counts in more.counts.items()]
+    totals = [(sum(current.counts.get(test, ())), sum(counts)) for test, counts in updated.counts.items()]
     has_pairs = any(after - before >= max(_FEW, _WORTH * before) for before, after in totals)
     length = current.steps[current.step].seconds
-    return has_pairs or (length > 0 and current.seconds < length <= _PARTS_OF_STEP * (more.seconds - current.seconds))
+    return has_pairs or (length > 0 and current.seconds < length <= _PARTS_OF_STEP * (updated.seconds - current.seconds))
