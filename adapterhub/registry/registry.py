@@ -106,7 +106,7 @@ class Registry:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.gate = TagGate(ledger, lambda: self.policy)
-        ledger.check_entry = self.gate.check
+        ledger.check_entry, ledger.has_requirements = self.gate.check, lambda tag: bool(self.gate.rules(tag))
 
     @classmethod
     def init(cls, root: Path, store: Store | None = None) -> Self:

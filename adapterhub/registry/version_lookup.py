@@ -210,10 +210,15 @@ def find_exact_row(ledger: Ledger, ref: Ref) -> VersionRow:
 
 
 def _number_for_tag(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
-    """Return the number that a tag or a range refers to, 0 if none, and the tag. A missing tag such as `1.2` may be a range."""
+    """Return the number that a tag or a range refers to, 0 if none, and the tag.
+
+    A missing tag such as `1.2` may be a range, unless it has requirements, which no version of a range has met.
+    """
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
         return tags[ref.tag or LATEST], ref.tag or LATEST
+    if ref.tag and ledger.has_requirements(ref.tag):
+        return 0, None
     matching_tag = version_selection.highest_tag_in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
     return (tags[matching_tag], matching_tag) if matching_tag else (0, None)
 
