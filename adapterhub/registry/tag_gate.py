@@ -37,12 +37,14 @@ class TagGate:
     Attributes:
         rules_of_caller: Returns the policy of the caller that opened the registry, such as that of a project; None for none.
         read_signatures: Returns the signatures of a version by name and digest, wherever the registry's owner keeps them.
+        is_moved_by_program: Returns whether who moves tags now is a program, such as a CI job, and not a person.
     """
 
     def __init__(self, ledger: Ledger, registry_rules: Callable[[], Policy | None]) -> None:
         self._ledger, self._registry_rules = ledger, registry_rules
         self.rules_of_caller: Callable[[], Policy | None] = lambda: None
         self.read_signatures: Callable[[str, Digest], Sequence[bytes]] = self._stored_signatures
+        self.is_moved_by_program: Callable[[], bool] = lambda: False
 
     def _stored_signatures(self, _name: str, digest: Digest) -> Sequence[bytes]:
         return self._ledger.store.signatures.read(digest, signature_policy.LIMIT)
@@ -97,7 +99,8 @@ class TagGate:
         reference = current or next(moves, 0)
         if pending is not None and pending.op == "push":
             entries = [*entries, pending]
-        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current, reference)
+        by_program = bool(rules) and self.is_moved_by_program()
+        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current, reference, by_program)
         return tag_requirements.assess(candidate, rules, self.evidence)
 
     def check(self, entry: Entry) -> None:
