@@ -42,7 +42,16 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError
 from . import moves, signature_policy, withdrawals
 from .ledger import Ledger, find
 from .tag_gate import TagGate
-from .version_lookup import RestoreResult, Version, deprecation_in, find_row, find_row_with_marks, find_version, never_set
+from .version_lookup import (
+    RestoreResult,
+    Version,
+    deprecation_in,
+    find_row,
+    find_row_with,
+    find_row_with_marks,
+    find_version,
+    never_set,
+)
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -474,8 +483,9 @@ class Registry:
     def assess(self, ref: Ref, tag: str) -> Assessment:
         """Compare a version with the requirements on a tag; nothing is moved."""
         moves.checked_tags(ref, (tag,))
-        version = self.resolve(ref)
-        return self.gate.assess(version.name, version.number, version.digest, tag, mover=self.author)
+        self.resolve(ref)  # which refuses one that was withdrawn
+        row, position = find_row_with(self.ledger, ref, lambda row: self.gate.position(row.name, tag))
+        return self.gate.assess(row.name, row.number, row.digest, tag, mover=self.author, position=position)
 
     def promote(self, ref: Ref, tag: str, message: str = "") -> tuple[Assessment, Version]:
         """Point a tag at a version that meets its requirements, unless the tag moves in the meantime.

@@ -77,8 +77,22 @@ class TagGate:
         """Return the tags whose previous version a gc keeps."""
         return {tag for tag in self.gated_tags() if any(rules.keep_previous for rules in self.rules(tag))}
 
+    def position(self, name: str, tag: str) -> tuple[int, int]:
+        """Return the number that a tag has now, 0 for none, and how many entries the log of its name has."""
+        index = self._ledger.index
+        with index.snapshot():
+            return queries.tags(index, name).get(tag, 0), queries.name(index, name).seq
+
     def assess(
-        self, name: str, number: int, digest: Digest, tag: str, *, mover: str, pending: Entry | None = None
+        self,
+        name: str,
+        number: int,
+        digest: Digest,
+        tag: str,
+        *,
+        mover: str,
+        pending: Entry | None = None,
+        position: tuple[int, int] | None = None,
     ) -> Assessment:
         """Compare a version with the requirements on a tag.
 
@@ -89,12 +103,14 @@ class TagGate:
             tag: The tag.
             mover: The user who moves it.
             pending: The entry with which the move would be made, if that also pushes the version.
+            position: The `position` of the tag at which the version was looked up; None for now.
         """
         from . import tag_requirements  # with the statistics, which most commands do without
 
         rules = self.rules(tag)
-        entries = entries_in_force(self._ledger.store.log.entries(name))[0] if rules else []
-        current = queries.tags(self._ledger.index, name).get(tag, 0)
+        current, last = position or self.position(name, tag)
+        logged = (entry for entry in self._ledger.store.log.entries(name) if entry.seq <= last)
+        entries = entries_in_force(logged)[0] if rules else []
         moves = (entry.number for entry in reversed(entries) if entry.op in TAG_MOVES and tag in entry.tags)
         reference = current or next(moves, 0)
         if pending is not None and pending.op == "push":
