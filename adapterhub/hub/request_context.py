@@ -16,6 +16,7 @@ from typing import Any
 from starlette.requests import Request
 
 from adapterhub.http_server.request_bodies import WINDOW, body_of
+from adapterhub.http_server.work_time import WorkMeter
 from adapterhub_converters.display import printable
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -31,6 +32,7 @@ class RequestContext:
         token: The number of its token; 0 without one.
         names: The repositories and namespaces it asked to change.
         detail: What it asked to change them to, for the audit log; empty if its path says that.
+        work: The CPU that it has taken in threads that work on the registry.
         warning: A warning for the client, sent in a header of the response; empty for none.
         id: 16 hexadecimal digits, in the log and in the response.
     """
@@ -42,6 +44,7 @@ class RequestContext:
     names: list[str] = field(default_factory=list)
     detail: str = ""
     warning: str = ""
+    work: WorkMeter = field(default_factory=WorkMeter)
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def set_account(self, account: str, prefix: str, token: int = 0) -> None:
