@@ -28,7 +28,7 @@ class WorkMeter:
 
     seconds: float = 0.0
 
-    def measured(self, work: Callable[[], T]) -> Callable[[], T]:
+    def with_timer(self, work: Callable[[], T]) -> Callable[[], T]:
         """Return `work`, to be called in a thread, whose time is counted.
 
         Raises:
@@ -37,14 +37,14 @@ class WorkMeter:
         if self.seconds > OF_REQUEST:
             raise BodyError(429, f"this request has taken over {OF_REQUEST:.0f} seconds", TOO_MANY, seconds=60)
 
-        def timed() -> T:
+        def work_with_timer() -> T:
             started = time.thread_time()
             try:
                 return work()
             finally:
                 self.seconds += time.thread_time() - started
 
-        return timed
+        return work_with_timer
 
 
 class ClientWork:

@@ -120,7 +120,7 @@ class RefusalLimitMiddleware:
 
 
 class WorkLimitMiddleware:
-    """Answers 429 to clients for whom threads have worked for their share of the last minute, before more is done for them."""
+    """Answers 429 to a client that has had its share of the threads' work in a minute, before more is done for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -112,7 +112,7 @@ class Workers:
             BodyError: The request has taken more time than one may take.
         """
         meter = request_context.current().work
-        return await self._call(self._pool, meter.measured(lambda: work(self.worker(), *args, **kwargs)))
+        return await self._call(self._pool, meter.with_timer(lambda: work(self.worker(), *args, **kwargs)))
 
     async def read(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work`, which reads or writes bytes, in a thread of the second pool."""
