@@ -306,7 +306,13 @@ class Registry:
         return entries
 
     def log_page(
-        self, ref: Ref, *, before: int = 0, limit: int | None = None, most_read: int | None = None
+        self,
+        ref: Ref,
+        *,
+        before: int = 0,
+        limit: int | None = None,
+        most_read: int | None = None,
+        most_characters: int | None = None,
     ) -> tuple[builtins.list[Entry], int]:
         """Return a part of what `log` returns, and what to give as `before` for the next part; 0 at the end.
 
@@ -315,6 +321,7 @@ class Registry:
             before: Only entries before this one; 0 for all.
             limit: The most entries; None for all.
             most_read: The most entries that are read, some of which may be about others.
+            most_characters: The most characters of messages that are read, beyond those of the last entry.
         """
         # A name without a log has never existed; a removed name still has one.
         last = self.ledger.current(ref.name).seq
@@ -328,12 +335,13 @@ class Registry:
             return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
 
         entries: builtins.list[Entry] = []
-        first = min(last, before - 1) if before else last
+        first, characters = min(last, before - 1) if before else last, 0
         for seq in range(first, 0, -1):
-            if len(entries) == limit or first - seq == most_read:
+            if len(entries) == limit or first - seq == most_read or (most_characters and characters > most_characters):
                 return entries, seq + 1
-            if (logged := self.store.log.entry(ref.name, seq)) and is_about(logged[0]):
-                entries.append(logged[0])
+            if logged := self.store.log.entry(ref.name, seq):
+                characters += len(logged[0].message)
+                entries += [logged[0]] if is_about(logged[0]) else []
         return entries, 0
 
     def list_tensors(self, progress: Progress | None = None, *, prefix: str | None = None) -> None:

@@ -21,6 +21,7 @@ from .ledger import Ledger
 from .moves import check_protected, checked_message, now
 from .version_lookup import Version, find_exact_row, find_row, previous_number, version_of
 
+_MAX_APPROVALS = 10  # of one version for one tag by one author, of which one counts
 _WITHDRAWN, _USABLE_AGAIN = " is withdrawn: ", " can be used again"
 """What the messages say of the entries by which a withdrawal, or its end, moved `latest`; before it is the version."""
 
@@ -61,6 +62,14 @@ def approve(ledger: Ledger, ref: Ref, tag: str, statement: ReleaseStatement) -> 
     def decide(state: LogState) -> Entry:
         find_row(ledger, row.ref)
         withdrawals.check(ledger.index, row.name, row.number, row.digest)
+        earlier = sum(
+            entry.op == "approve" and (entry.number, entry.author, entry.tags) == (row.number, ledger.author, (tag,))
+            for entry in ledger.store.log.entries(row.name)
+        )
+        # Each is read, and its signature verified, whenever the tag is to move.
+        if earlier >= _MAX_APPROVALS:
+            problem = f"was approved {earlier} times for {tag} by the same author, which is the limit"
+            raise RefusedError(str(ref), problem, "An approval that was made once counts")
         return _entry(row, state, "approve", (tag,), text)
 
     ledger.move(row.name, decide)

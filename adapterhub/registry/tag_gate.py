@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,11 @@ class TagGate:
 
         rules = self.rules(tag)
         current, last = position or self.position(name, tag)
-        logged = (entry for entry in self._ledger.store.log.entries(name) if entry.seq <= last)
+        logged = (
+            entry if _is_evidence(entry, number, tag) else replace(entry, message="")
+            for entry in self._ledger.store.log.entries(name)
+            if entry.seq <= last
+        )
         entries = entries_in_force(logged)[0] if rules else []
         moves = (entry.number for entry in reversed(entries) if entry.op in TAG_MOVES and tag in entry.tags)
         reference = current or next(moves, 0)
@@ -144,3 +149,8 @@ class TagGate:
         if not (rows and is_content_of(rows[0].digest)):
             problem = "has requirements, and leads only to the version that was promoted to it"
             raise RefusedError(f"{name}:{tag}", problem, "Promote a version", code=UNMET, ref=name, tag=tag)
+
+
+def _is_evidence(entry: Entry, number: int, tag: str) -> bool:
+    """Return whether the message of an entry counts for a version and a tag: those of all others may take gigabytes."""
+    return entry.op == "evaluate" or (entry.op == "approve" and entry.number == number and tag in entry.tags)

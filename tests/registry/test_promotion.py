@@ -225,6 +225,14 @@ def test_the_approval_of_who_pushed_or_moves_it_does_not_count_among_others(regi
     assert requirement(registry).is_met
 
 
+def test_an_author_approves_a_version_for_a_tag_only_so_often(registry: Registry) -> None:
+    for _ in range(10):
+        release_moves.approve(registry.ledger, v(2), "prod", ReleaseStatement("read it"))
+    with pytest.raises(RefusedError, match="approved 10 times for prod by the same author"):
+        release_moves.approve(registry.ledger, v(2), "prod", ReleaseStatement("read it"))
+    release_moves.approve(registry.ledger, v(2), "staging", ReleaseStatement("read it"))
+
+
 def test_an_account_and_its_key_are_one_person(registry: Registry) -> None:
     require(registry, 'approvals = 2\napprovers = ["keys/bo.pub"]')
     approve(registry, "bo")

@@ -110,6 +110,18 @@ def test_a_program_with_a_token_of_an_account_is_not_a_person_who_approves(kind:
     assert "bob" not in answer["requirements"][0]["value"]
 
 
+def test_a_page_of_a_log_ends_where_its_messages_are_too_many(hub: Running) -> None:
+    body = {"tag": "prod", "message": "x" * 900, "bundle": "{" * 60_000}
+    for number in range(30):
+        path = f"{NAME}/versions/v2/approvals"
+        assert ask(hub, "POST", path, {**body, "tag": f"t{number}"})[0] == 200
+    page = ask(hub, "GET", f"{NAME}/log")[1]
+    assert len(json.dumps(page)) < 2 << 20
+    assert 10 < len(page["entries"]) < 20
+    rest = ask(hub, "GET", f"{NAME}/log?cursor={page['entries'][-1]['seq']}")[1]["entries"]
+    assert rest[0]["seq"] == page["entries"][-1]["seq"] - 1
+
+
 def test_who_may_only_read_releases_nothing(hub: Running) -> None:
     eve = hub.make_token("eve", "read")
     for method, path in (
