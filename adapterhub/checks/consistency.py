@@ -40,7 +40,7 @@ def internal_problems(contents: Contents) -> Iterator[Problem | RepeatedProblem]
     if contents.adapter is not None and (contents.adapter.meta.family or contents.adapter.meta.program):
         yield Problem("image-model", contents.weights, "", _image_model(contents.adapter.meta))
     # Modules of equal shapes share one mapping, so each is checked once, however many modules there are.
-    faults = {id(parts): list(_pair(contents.weights, parts)) for parts, _ in contents.distinct_parts()}
+    faults = {id(parts): list(_pair(contents.weights, parts)) for parts, _ in contents.distinct_parts}
     if any(faults.values()):
         yield from _repeat_by_code((target, faults[id(parts)]) for target, parts in contents.pairs.items())
     floats = contents.unread is None and not contents.is_tuned  # others may well have integers, which their reader checks
@@ -196,6 +196,8 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
     """Yield ranks on which config and tensors disagree: peft builds modules from the config, then loads tensors into them."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
     matching = contents.matching("rank_pattern")
+    if not matching and set(contents.ranks.values()) <= {contents.config.get("r", 8)}:
+        return
     for target, rank in contents.ranks.items():
         keys = matching.get(target)
         configured = patterns[keys[0]] if keys else contents.config.get("r", 8)
@@ -223,7 +225,7 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
 def _flags(contents: Contents) -> Iterator[Problem]:
     """Yield disagreements of `use_dora` and `lora_bias` with the tensors."""
     counts = Counter[str]()
-    for parts, count in contents.distinct_parts():
+    for parts, count in contents.distinct_parts:
         if "A" in parts or "B" in parts:
             counts.update(dict.fromkeys((*parts, "any"), count))
     # peft has one flag for all modules, takes a missing bias for zeros, and refuses biases with DoRA.
@@ -316,7 +318,7 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
 
 def value_problems(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
     """Yield tensors with NaN or infinity, and an adapter whose every lora_B is zero."""
-    zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.distinct_parts())
+    zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.distinct_parts)
     # Whole tensors, rows and other deltas change something, whatever lora_B holds.
     changes = not has_outputs or bool(contents.replaced or contents.rows or contents.other_deltas)
     wrong: dict[str, tuple[int, int]] = {}

@@ -120,7 +120,7 @@ class Contents:
     def ranks(self) -> dict[str, int]:
         """The rank of each module with a low-rank pair, by its tensors."""
         ranks = {}
-        for parts, _ in self.distinct_parts():
+        for parts, _ in self.distinct_parts:
             tensor = parts.get("A") or parts.get("embedding_A")
             if tensor is not None and len(tensor.shape) == 2 and 0 not in tensor.shape:
                 ranks[id(parts)] = tensor.shape[0]
@@ -142,8 +142,9 @@ class Contents:
             self._matching[option] = {target: keys for target, keys in matches if keys}
         return self._matching[option]
 
+    @cached_property
     def distinct_parts(self) -> list[tuple[Parts, int]]:
-        """Return the different mappings in `pairs`, of which there are few, and the number of modules of each."""
+        """The different mappings in `pairs`, of which there are few, and the number of modules of each."""
         counts = Counter(map(id, self.pairs.values()))
         return [(parts, counts[key]) for key, parts in {id(parts): parts for parts in self.pairs.values()}.items()]
 
@@ -152,7 +153,7 @@ class Contents:
         counts = Counter[TensorKind]()
         for tensors in (self.other_tensors, self.added, self.replaced, self.copies, self.rows):
             counts.update(tensors.values())
-        for parts, count in self.distinct_parts():
+        for parts, count in self.distinct_parts:
             for kind in parts.values():
                 counts[kind] += count
         return counts

@@ -186,9 +186,9 @@ def _read_peft(candidate: Candidate, base: BaseSpec | None) -> Contents:
 
 def _has_other_deltas(contents: Contents) -> bool:
     """Return whether an adapter has deltas that are not a pair of matrices."""
-    convolution = any(
-        all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts, _ in contents.distinct_parts()
-    )
+    # Not by `distinct_parts`, as some pairs may be taken out.
+    different_parts = {id(parts): parts for parts in contents.pairs.values()}.values()
+    convolution = any(all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts in different_parts)
     other_tuner = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
     return convolution or other_tuner or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
 

@@ -250,7 +250,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
         return
     config = contents.config
     for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
-        if any(part in parts for parts, _ in contents.distinct_parts()):
+        if any(part in parts for parts, _ in contents.distinct_parts):
             yield feature, ""
     if (config.get("bias") or "none") != "none":
         yield "bias", ""

@@ -111,6 +111,7 @@ HINTS: dict[str, str] = {
     "requirements-unmet": "`adapterhub promote {ref} {tag} --dry-run` shows each requirement with its evidence",
     "keys-to-approve": "Pass --key or --keyless, or approve it on a hub where you are logged in, with --remote",
     "signed-version": "Pass --key with the key that signed it, or ask an admin",
+    "withdrawn-by-another": "Ask who withdrew it, or an admin",
     "reason-required": "Pass -m REASON",
     "withdrawn": "Use another version: `adapterhub list {name}`",
     "repair": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or delete that file and push the same files again",

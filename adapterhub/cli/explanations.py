@@ -277,6 +277,7 @@ ERRORS: dict[str, str] = {
     "workers-need-fork": "Workers inherit the listening socket and the settings of the engine from the process that forks them.",
     "requirements-unmet": "The tag has requirements, `[promote.TAG]` in adapterhub.toml, and the version does not meet all of them. Every way to move a tag asks for them: `promote`, `tag`, a push with a tag, a branch or a tag by the API of the Hugging Face Hub, an OCI push.",
     "keys-to-approve": "In a registry of files anybody who can write could put any name into the log: only a signature shows who approved. A hub knows the account that is logged in.",
+    "withdrawn-by-another": "Whoever withdraws a version has a reason that others may not know, so that only that account or an admin of the namespace on the hub takes it back.",
     "signed-version": "Whoever signs a version answers for it, so that others do not take it down: only its signer, the owner of the registry or an admin of the namespace on the hub does.",
     "reason-required": "Everybody who asks for a withdrawn version is told why; without a reason, they could not tell what to do.",
     "withdrawn": "Somebody withdrew this version, for the reason in the message. It is not served, pulled, resolved or promoted, and its bytes cannot be pushed to the name again. `adapterhub log NAME` shows who withdrew it; `adapterhub withdraw NAME:VERSION --undo` lets it be used again.",

@@ -88,7 +88,7 @@ class Access:
         if identity is None:
             self.count_attempt(self.failures)
             raise BadTokenError
-        request_context.current().set_account(identity.account, identity.prefix)
+        request_context.current().set_account(identity.account, identity.prefix, identity.token)
         return identity
 
     def count_attempt(self, windows: Windows) -> None:
@@ -108,7 +108,7 @@ class Access:
         """Return the identity of the token that an address was signed for, and record it as the client; None as above."""
         identity = self._cached_identity(ident, access_tokens.identify_by_id)
         if identity:
-            request_context.current().set_account(identity.account, identity.prefix)
+            request_context.current().set_account(identity.account, identity.prefix, identity.token)
         return identity
 
     def _cached_identity(self, token: T, identify: Callable[[HubDatabase, T], Identity | None]) -> Identity | None:

@@ -27,7 +27,7 @@ from .api import routes as api
 from .cross_origin import CrossOriginMiddleware
 from .hf import routes as hf
 from .hub import Hub
-from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware
+from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware, WorkLimitMiddleware
 from .oauth import routes as oauth
 from .oci import routes as oci
 from .operations import routes as operations
@@ -72,6 +72,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
         Middleware(MetricsMiddleware, metrics=metrics),
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
         Middleware(RefusalLimitMiddleware),
+        Middleware(WorkLimitMiddleware),
         Middleware(AuditMiddleware),
         Middleware(BodyGuard, budget=BodyBudget(BODY_LIMITS), behind_proxy=settings.behind_proxy),
     ]

@@ -24,9 +24,9 @@ from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases, publishing, renames
+from . import aliases, publishing, renames, request_context
 from .access_control import Access
-from .accounts import accounts
+from .accounts import access_tokens, accounts
 from .accounts.access_tokens import Identity
 from .accounts.accounts import READERS
 from .accounts.id_tokens import Issuers
@@ -146,6 +146,7 @@ class Hub:
             *read_stored(name, digest),
             *publishing.attached_signatures(worker, name, digest),
         ]
+        gate.is_moved_by_program = lambda: access_tokens.is_of_program(self.database, request_context.current().token)
 
     async def maintain(self) -> None:
         """Remove expired state and finish the work of killed processes, every ten minutes, until canceled."""

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.http_server.rate_windows import Window, Windows
 from adapterhub.http_server.request_bodies import client_network
+from adapterhub.http_server.work_time import ClientWork
 
 from . import request_context
 from .access_control import BadTokenError, token_in
@@ -106,7 +107,7 @@ class RefusalLimitMiddleware:
             return
         call = request_context.current()
         network = client_network(call.address)
-        if (window := self._refusals.count(network, 0)).over and not _has_account(scope):
+        if (window := self._refusals.count(network, 0)).over and not _account_of(scope):
             message = f"too many requests that were refused; try again in {window.seconds} seconds"
             await _too_many(message, window)(scope, receive, send)
             return
@@ -119,17 +120,43 @@ class RefusalLimitMiddleware:
         await self._app(scope, receive, send_after_counting)
 
 
-def _has_account(scope: Scope) -> bool:
-    """Return whether a request has the token or the session of an account."""
+class WorkLimitMiddleware:
+    """Answers 429 to a client that has had its share of the threads' work in a minute, before more is done for it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._work = ClientWork()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in _UNLIMITED:
+            await self._app(scope, receive, send)
+            return
+        call = request_context.current()
+        network = client_network(call.address)
+        if window := self._work.exceeded(network, lambda: _account_of(scope)):
+            message = f"the hub has worked for you for as long as it may in a minute; try again in {window.seconds} seconds"
+            await _too_many(message, window)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._work.count(network, call.account, call.work.seconds)
+
+
+def _account_of(scope: Scope) -> str:
+    """Return the account whose token or session a request has; empty without one."""
     request, hub = Request(scope), hub_of(scope)
     try:
         token = token_in(request.headers)
     except BadTokenError:
-        return False
+        return ""
     if token is not None:
-        return hub.access.token_identity(token) is not None
-    cookie = request.cookies.get(sessions.COOKIE)
-    return cookie is not None and sessions.session_identity(hub.database, cookie) is not None
+        identity = hub.access.token_identity(token)
+    else:
+        cookie = request.cookies.get(sessions.COOKIE)
+        identity = sessions.session_identity(hub.database, cookie) if cookie else None
+    return identity.account if identity else ""
 
 
 def class_of(path: str) -> str:

@@ -70,6 +70,4 @@ def _apply(worker: Worker, name: str, reasons: dict[Digest, str], decided: set[D
 
 def _was_learned(worker: Worker, row: VersionRow) -> bool:
     """Return whether a version was withdrawn for its upstream: what somebody here withdrew is theirs to take back."""
-    entries = worker.registry.store.log.entries(row.name)
-    authors = [entry.author for entry in entries if entry.op == "withdraw" and entry.digest == row.digest]
-    return authors[-1:] == [worker.registry.author]
+    return withdrawals.last_author(worker.registry.store.log, row.name, row.digest) == worker.registry.author

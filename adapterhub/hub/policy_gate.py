@@ -59,7 +59,7 @@ class PolicyGate:
         Raises:
             RefusedError: Also for one that this repository has only in versions that were withdrawn.
         """
-        self._check_blob_not_withdrawn(worker, view, digest)
+        self.check_blob_not_withdrawn(worker, view, digest)
         if self._policy is None or may_write(identity, view.name):
             return
         if refusal := self._blob_refusal(worker, self._policy, view, digest):
@@ -69,7 +69,8 @@ class PolicyGate:
                     return
             _raise(refusal)
 
-    def _check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
+    def check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
+        """Raise RefusedError for a blob that a repository has only in versions that were withdrawn."""
         source = view.newest.name if view.newest else view.name  # of an alias, the repository that has the version
         # Nor through a manifest that is no version: a writer could name the blob in one, and an image of the same
         # adapter has the bytes that were withdrawn.

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.requests import Request
 
 from adapterhub.http_server.request_bodies import WINDOW, body_of
+from adapterhub.http_server.work_time import WorkMeter
 from adapterhub_converters.display import printable
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -28,8 +29,10 @@ class RequestContext:
         address: The client's address; empty if there is none.
         account: The account of the client, once known; empty for an anonymous one.
         prefix: The first characters of its token.
+        token: The number of its token; 0 without one.
         names: The repositories and namespaces it asked to change.
         detail: What it asked to change them to, for the audit log; empty if its path says that.
+        work: The CPU that it has taken in threads that work on the registry.
         warning: A warning for the client, sent in a header of the response; empty for none.
         id: 16 hexadecimal digits, in the log and in the response.
     """
@@ -37,14 +40,16 @@ class RequestContext:
     address: str = ""
     account: str = ""
     prefix: str = ""
+    token: int = 0
     names: list[str] = field(default_factory=list)
     detail: str = ""
     warning: str = ""
+    work: WorkMeter = field(default_factory=WorkMeter)
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    def set_account(self, account: str, prefix: str) -> None:
-        """Record the account behind the request."""
-        self.account, self.prefix = account, prefix
+    def set_account(self, account: str, prefix: str, token: int = 0) -> None:
+        """Record the account behind the request, and its token."""
+        self.account, self.prefix, self.token = account, prefix, token
 
     def record_change(self, name: str) -> None:
         """Record a repository or namespace the request is about to change."""

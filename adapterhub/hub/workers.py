@@ -106,8 +106,13 @@ class Workers:
         self._bodies = ThreadPoolExecutor(count, "hub-body")
 
     async def run(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `work` with a worker in a thread; its moves are recorded as made by the request's account."""
-        return await self._call(self._pool, lambda: work(self.worker(), *args, **kwargs))
+        """Call `work` with a worker in a thread; its moves are recorded as made by the request's account.
+
+        Raises:
+            BodyError: The request has taken more time than one may take.
+        """
+        meter = request_context.current().work
+        return await self._call(self._pool, meter.with_timer(lambda: work(self.worker(), *args, **kwargs)))
 
     async def read(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work`, which reads or writes bytes, in a thread of the second pool."""

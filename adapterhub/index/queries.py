@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import heapq
 import json
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ from .index_database import Index, broken_index_error
 
 UNINDEXED = "unindexed"
 """Kind of mark for a version that is not indexed because its documents could not be read; its value is the reason."""
+_MAX_DIGITS = 9  # of a version number
 # Kinds of the columns of `names`, and of a version with its parents, its tags and why it was withdrawn.
 _NAME = "sisii"
 _ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in version_extract.COLUMNS.values()) + "sSS"
@@ -108,6 +111,24 @@ def _name(row: Sequence[Any]) -> LogState:
 def tags(index: Index, name: str) -> dict[str, int]:
     """Return the tags of a name with the numbers they point to, sorted."""
     return dict(index.select("SELECT tag, number FROM tags WHERE name = ? ORDER BY tag", name, kinds="si"))
+
+
+@of_one_snapshot
+def tag_names(index: Index, name: str, last: str, most: int) -> list[str]:
+    """Return the tags of a name and its numbers, `v3`, in the order of their letters: at most so many that come after `last`.
+
+    No more rows are read than that, times the digits of a number.
+    """
+    sql = "SELECT tag FROM tags WHERE name = ? AND tag > ? ORDER BY tag LIMIT ?"
+    names = {tag for (tag,) in index.select(sql, name, last, most, kinds="s")}
+    sql = "SELECT number FROM versions WHERE name = ? AND number BETWEEN ? AND ? ORDER BY number LIMIT ?"
+    for digits in range(1, _MAX_DIGITS + 1):
+        # Numbers with as many digits come in the same order as their letters.
+        numbers = range(10 ** (digits - 1), 10**digits)
+        first = bisect.bisect_right(numbers, last, key=lambda number: f"v{number}")
+        if first < len(numbers):
+            names |= {f"v{number}" for (number,) in index.select(sql, name, numbers[first], numbers[-1], most, kinds="i")}
+    return heapq.nsmallest(most, names)
 
 
 @of_one_snapshot

@@ -73,6 +73,7 @@ class Ledger:
         index: Derived from the logs. `write_lock` opens it again if registry.db was deleted or replaced meanwhile.
         author: The user that the log names as the author of each move; empty to name nobody.
         check_entry: Called under the lock with an entry that is about to be committed, to refuse it by an error.
+        has_requirements: Returns whether a tag has requirements: then it is never a range, also where it was removed.
         on_commit: Callback for each committed log entry; None for no callback.
         verified_heads: Log heads already compared with the index, by version and tag.
     """
@@ -83,6 +84,7 @@ class Ledger:
         self.index = index
         self.author = ""
         self.check_entry: Callable[[Entry], object] = lambda _entry: None
+        self.has_requirements: Callable[[str], bool] = lambda _tag: False
         self.on_commit: Callable[[Entry], object] | None = None
         self.verified_heads: dict[tuple[object, ...], Digest] = {}
         self._verified_states: dict[str, LogState] = {}  # the last state of each name that agreed with its log

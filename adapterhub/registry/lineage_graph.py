@@ -16,8 +16,11 @@ from adapterhub.store.store import MERGES
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .version_lookup import find_row_with
+
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.index.queries import VersionRow
     from adapterhub.ref import Ref
 
     from .registry import Registry
@@ -116,8 +119,11 @@ class Lineage:
 
 
 def trace(registry: Registry, ref: Ref) -> Lineage:
-    """Return the lineage of a version."""
-    version = registry.row(ref)  # also a withdrawn one, whose children somebody has to find
+    """Return the lineage of a version, also of a withdrawn one, whose children somebody has to find."""
+    return find_row_with(registry.ledger, ref, lambda row: _trace_row(registry, row))[1]
+
+
+def _trace_row(registry: Registry, version: VersionRow) -> Lineage:
     root = version.digest
     deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}

@@ -42,7 +42,16 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError
 from . import moves, signature_policy, withdrawals
 from .ledger import Ledger, find
 from .releases.tag_gate import TagGate
-from .version_lookup import RestoreResult, Version, deprecation_in, find_row, find_row_with_marks, find_version, never_set
+from .version_lookup import (
+    RestoreResult,
+    Version,
+    deprecation_in,
+    find_row,
+    find_row_with,
+    find_row_with_marks,
+    find_version,
+    never_set,
+)
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -106,7 +115,7 @@ class Registry:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.gate = TagGate(ledger, lambda: self.policy)
-        ledger.check_entry = self.gate.check
+        ledger.check_entry, ledger.has_requirements = self.gate.check, lambda tag: bool(self.gate.rules(tag))
 
     @classmethod
     def init(cls, root: Path, store: Store | None = None) -> Self:
@@ -297,7 +306,13 @@ class Registry:
         return entries
 
     def log_page(
-        self, ref: Ref, *, before: int = 0, limit: int | None = None, most_read: int | None = None
+        self,
+        ref: Ref,
+        *,
+        before: int = 0,
+        limit: int | None = None,
+        most_read: int | None = None,
+        most_characters: int | None = None,
     ) -> tuple[builtins.list[Entry], int]:
         """Return a part of what `log` returns, and what to give as `before` for the next part; 0 at the end.
 
@@ -306,6 +321,7 @@ class Registry:
             before: Only entries before this one; 0 for all.
             limit: The most entries; None for all.
             most_read: The most entries that are read, some of which may be about others.
+            most_characters: The most characters of messages that are read, beyond those of the last entry.
         """
         # A name without a log has never existed; a removed name still has one.
         last = self.ledger.current(ref.name).seq
@@ -319,12 +335,13 @@ class Registry:
             return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
 
         entries: builtins.list[Entry] = []
-        first = min(last, before - 1) if before else last
+        first, characters = min(last, before - 1) if before else last, 0
         for seq in range(first, 0, -1):
-            if len(entries) == limit or first - seq == most_read:
+            if len(entries) == limit or first - seq == most_read or (most_characters and characters > most_characters):
                 return entries, seq + 1
-            if (logged := self.store.log.entry(ref.name, seq)) and is_about(logged[0]):
-                entries.append(logged[0])
+            if logged := self.store.log.entry(ref.name, seq):
+                characters += len(logged[0].message)
+                entries += [logged[0]] if is_about(logged[0]) else []
         return entries, 0
 
     def list_tensors(self, progress: Progress | None = None, *, prefix: str | None = None) -> None:
@@ -474,8 +491,9 @@ class Registry:
     def assess(self, ref: Ref, tag: str) -> Assessment:
         """Compare a version with the requirements on a tag; nothing is moved."""
         moves.checked_tags(ref, (tag,))
-        version = self.resolve(ref)
-        return self.gate.assess(version.name, version.number, version.digest, tag, mover=self.author)
+        self.resolve(ref)  # which refuses one that was withdrawn
+        row, position = find_row_with(self.ledger, ref, lambda row: self.gate.position(row.name, tag))
+        return self.gate.assess(row.name, row.number, row.digest, tag, mover=self.author, position=position)
 
     def promote(self, ref: Ref, tag: str, message: str = "") -> tuple[Assessment, Version]:
         """Point a tag at a version that meets its requirements, unless the tag moves in the meantime.

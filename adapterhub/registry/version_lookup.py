@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from adapterhub import semver
 from adapterhub.digest import Digest
@@ -22,6 +23,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import log_check, withdrawals
 from .ledger import Ledger
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,15 +161,20 @@ def find_row(ledger: Ledger, ref: Ref) -> VersionRow:
 
 def find_row_with_marks(ledger: Ledger, ref: Ref, *kinds: str) -> tuple[VersionRow, tuple[dict[str, str], ...]]:
     """Return the version that `ref` names now, and the settings of each of these kinds of its name, as of one moment."""
+    return find_row_with(ledger, ref, lambda row: tuple(queries.marks(ledger.index, kind, row.name) for kind in kinds))
+
+
+def find_row_with(ledger: Ledger, ref: Ref, read: Callable[[VersionRow], T]) -> tuple[VersionRow, T]:
+    """Return the version that `ref` names now, and what `read` reads of it from the index, as of one moment."""
     index = ledger.index
     row = find_row(ledger, ref)
     with index.snapshot():
         if queries.versions(index, name=row.name, number=row.number) == [row]:
-            return row, tuple(queries.marks(index, kind, row.name) for kind in kinds)
+            return row, read(row)
     # A writer has changed it since.
     with ledger.write_lock():
         row = find_row(ledger, ref)
-        return row, tuple(queries.marks(ledger.index, kind, row.name) for kind in kinds)
+        return row, read(row)
 
 
 def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
@@ -210,10 +218,15 @@ def find_exact_row(ledger: Ledger, ref: Ref) -> VersionRow:
 
 
 def _number_for_tag(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
-    """Return the number that a tag or a range refers to, 0 if none, and the tag. A missing tag such as `1.2` may be a range."""
+    """Return the number that a tag or a range refers to, 0 if none, and the tag.
+
+    A missing tag such as `1.2` may be a range, unless it has requirements, which no version of a range has met.
+    """
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
         return tags[ref.tag or LATEST], ref.tag or LATEST
+    if ref.tag and ledger.has_requirements(ref.tag):
+        return 0, None
     matching_tag = version_selection.highest_tag_in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
     return (tags[matching_tag], matching_tag) if matching_tag else (0, None)
 

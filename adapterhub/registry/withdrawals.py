@@ -9,6 +9,7 @@ from __future__ import annotations
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.index_database import Index
+from adapterhub.store.ref_log import RefLog
 from adapterhub_converters.errors import RefusedError
 
 _HINT = "Use another version"
@@ -19,6 +20,12 @@ CODE = "withdrawn"
 def reasons(index: Index, name: str) -> dict[Digest, str]:
     """Return why versions of a name were withdrawn, by their digests."""
     return queries.marks(index, "withdraw", name)
+
+
+def last_author(log: RefLog, name: str, digest: Digest) -> str:
+    """Return who withdrew a version of a name last, as the log has it; empty if that is not known."""
+    authors = [entry.author for entry in log.entries(name) if entry.op == "withdraw" and entry.digest == digest]
+    return authors[-1] if authors else ""
 
 
 def error(location: str, name: str, number: int, reason: str) -> RefusedError:

@@ -61,13 +61,15 @@ class LocalCatalog(Catalog):
 
     def list(self, prefix: str | None = None) -> Listing:
         """Return all versions, or those of one name or namespace."""
-        return self._listing(self._visible(self._registry.list(prefix)))
+        with self._registry.index.snapshot():
+            return self._listing(self._visible(self._registry.list(prefix)))
 
     def page(self, prefix: str | None, after: Ref | None, limit: int) -> tuple[Listing, Ref | None]:
         """Return at most `limit` versions after a numbered one, and the last one looked at; None at the end of the list."""
         without = self._visibility.without if self._visibility else ()
-        rows = queries.versions_after(self._registry.index, prefix, after, limit, without)
-        return self._listing(self._visible(rows)), rows[-1].ref if len(rows) == limit else None
+        with self._registry.index.snapshot():
+            rows = queries.versions_after(self._registry.index, prefix, after, limit, without)
+            return self._listing(self._visible(rows)), rows[-1].ref if len(rows) == limit else None
 
     def versions_with(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions with this manifest."""
@@ -76,8 +78,9 @@ class LocalCatalog(Catalog):
     def search(self, query: Query, *, facets: bool) -> SearchAnswer:
         """Return the versions that match, best first."""
         visible_query = replace(query, without=self._visibility.without) if self._visibility else query
-        result = version_search.search(self._registry.index, visible_query, facets=facets)
-        listing = self._listing(self._visible(result.rows))
+        with self._registry.index.snapshot():
+            result = version_search.search(self._registry.index, visible_query, facets=facets)
+            listing = self._listing(self._visible(result.rows))
         return SearchAnswer(replace(result, rows=list(listing.rows)), listing.deprecations)
 
     def log(self, ref: Ref) -> Sequence[Entry]:
@@ -92,17 +95,18 @@ class LocalCatalog(Catalog):
     def find(self, content_queries: Sequence[ContentQuery], bar: Bar = no_bar) -> ContentAnswer:
         """Return the versions that contain files, folders or digests."""
         registry = self._registry
-        matches = [
-            content_search.matching(registry, *query, self._list_tensors(bar), self._sees_row) for query in content_queries
-        ]
-        unlisted = tensor_search.unlisted_files(registry.index)
-        if self._visibility:
-            # Whoever asks learns nothing about the files of names that they may not see.
-            without = self._visibility.without
-            unlisted = {
-                digest: size for digest, size in unlisted.items() if queries.names_with(registry.index, digest, without)
-            }
-        return ContentAnswer(matches, registry.deprecations(), len(unlisted))
+        with registry.index.snapshot():
+            matches = [
+                content_search.matching(registry, *query, self._list_tensors(bar), self._sees_row) for query in content_queries
+            ]
+            unlisted = tensor_search.unlisted_files(registry.index)
+            if self._visibility:
+                # Whoever asks learns nothing about the files of names that they may not see.
+                without = self._visibility.without
+                unlisted = {
+                    digest: size for digest, size in unlisted.items() if queries.names_with(registry.index, digest, without)
+                }
+            return ContentAnswer(matches, registry.deprecations(), len(unlisted))
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return everything that is known of a version."""

@@ -436,7 +436,7 @@ def test_a_file_keeps_its_name_though_the_name_of_its_folder_begins_it(
 def test_modules_that_are_alike_share_one_mapping_of_their_parts(tmp_path: Path) -> None:
     contents, _ = read_contents(adapter(tmp_path / "a", pairs(20)), base=None)
     assert contents is not None
-    assert [count for _, count in contents.distinct_parts()] == [len(contents.pairs)] == [20]
+    assert [count for _, count in contents.distinct_parts] == [len(contents.pairs)] == [20]
     assert sorted(contents.kinds().values()) == [20, 20]
     contents.close()
 

@@ -27,6 +27,7 @@ from adapterhub.index.version_search import Query
 from adapterhub.maintenance import disk_usage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import AdapterhubError
 from tests.support.adapters import write_adapter
 
@@ -157,28 +158,6 @@ def test_what_a_query_says_is_of_one_moment(function: Callable[..., Any], regist
         meddler.check(call)
 
 
-def asking_methods() -> list[str]:
-    """The methods of a registry that read: they take nothing, or name a version, and return something."""
-    result = []
-    for name, method in inspect.getmembers(Registry, inspect.isfunction):
-        _, *parameters = inspect.signature(method).parameters.values()
-        takes = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
-        returns, source = inspect.signature(method).return_annotation, inspect.getsource(method)
-        moves = any(word in source for word in ("moves.", "ledger.rebuild", "write_lock"))
-        if not name.startswith("_") and takes <= {"ref", "digest", "version"} and returns not in ("None", "Self") and not moves:
-            result.append(name)
-    return result
-
-
-@pytest.mark.parametrize("method", asking_methods())
-def test_what_a_registry_says_of_a_version_is_of_one_moment(method: str, registry: Registry, meddler: Meddler) -> None:
-    version = registry.resolve(Ref.parse("team/sql:v1"))
-    values = {"ref": Ref.parse("team/sql:prod"), "digest": version.digest, "version": version}
-    bound = getattr(registry, method)
-    used = {name: values[name] for name, given in inspect.signature(bound).parameters.items() if given.default is given.empty}
-    meddler.check(partial(bound, **used))
-
-
 def usage_readers() -> list[Any]:
     """The functions that tell the disk usage of a registry."""
     functions = inspect.getmembers(disk_usage, inspect.isfunction)
@@ -196,6 +175,96 @@ def test_disk_usage_is_of_one_moment(function: Callable[..., Any], registry: Reg
     _, *parameters = inspect.signature(function).parameters
     registry.list_tensors()
     meddler.check(partial(function, registry, **{name: values[name] for name in parameters}))
+
+
+def reading_classes() -> list[type]:
+    """The classes outside of a hub that are made of a registry, its ledger or its index, and of values that have defaults."""
+    classes = []
+    root = Path(adapterhub.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+        names = [node.name for node in nodes if not node.name.startswith("_") and _is_made_of_registry(node)]
+        module = ".".join(("adapterhub", *path.relative_to(root).with_suffix("").parts))
+        if names and "hub" not in module.split("."):
+            classes += [getattr(importlib.import_module(module), name) for name in names]
+    return classes
+
+
+def _is_made_of_registry(node: ast.ClassDef) -> bool:
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+            return any(_name(argument.annotation) in ("Registry", "Ledger", "Index") for argument in method.args.args)
+    fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+    return any(_name(field.annotation) in ("Registry", "Ledger", "Index") for field in fields)
+
+
+def _name(annotation: ast.expr | None) -> str:
+    return annotation.id if isinstance(annotation, ast.Name) else ""
+
+
+def reading_methods() -> list[Any]:
+    """The methods of these classes that return something; those that move refs are stopped when they do."""
+    cases = []
+    for cls in reading_classes():
+        for name, method in inspect.getmembers(cls, inspect.isfunction):
+            returns = inspect.signature(method).return_annotation
+            is_generator = inspect.isgeneratorfunction(inspect.unwrap(method))
+            if not name.startswith("_") and returns not in ("None", "Self") and not is_generator:
+                cases.append(pytest.param(cls, name, id=f"{cls.__name__}.{name}"))
+    return cases
+
+
+def objects(registry: Registry) -> dict[str, Any]:
+    """Values for the parameters of classes and methods, by their names."""
+    version = registry.resolve(Ref.parse("team/sql:v1"))
+    return {
+        "registry": registry, "ledger": registry.ledger, "index": registry.index, "store": registry.store,
+        "registry_rules": lambda: None, "name": "team/sql", "ref": Ref.parse("team/sql:prod"), "version": version,
+        "reference": "prod", "digest": version.digest, "tag": "prod", "number": 1, "mover": "ana", "prefix": "team",
+        "after": None, "limit": 5, "query": Query(words="sql"), "facets": True, "manifest": registry.oci_manifest(version),
+        "blob": registry.files(version)[0], "location": "here", "content_queries": [("a digest", version.digest)],
+        "repository": Repository(), "commit": "0" * 40, "since": "2020-01-01T00:00:00Z",
+    }  # fmt: skip
+
+
+class MoveError(AdapterhubError):
+    """A method would move a ref."""
+
+
+def test_there_are_methods_that_ask_twice() -> None:
+    assert {case.id for case in reading_methods()} >= {"LocalCatalog.list", "LocalCatalog.search", "LocalName.tags"}
+
+
+@pytest.mark.parametrize(("cls", "name"), reading_methods())
+def test_what_an_object_says_of_a_registry_is_of_one_moment(
+    cls: type, name: str, registry: Registry, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MoveError("ref", "would move")
+
+    monkeypatch.setattr(registry.ledger, "move", refuse)
+    values = objects(registry)
+
+    def needed(function: Callable[..., Any]) -> dict[str, Any] | None:
+        parameters = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.name != "self" and parameter.default is parameter.empty
+        ]
+        return {key: values[key] for key in parameters} if set(parameters) <= set(values) else None
+
+    receiver: object = registry
+    if cls is not Registry:
+        arguments = needed(cls)
+        assert arguments is not None, "`objects` lacks a parameter of the class"
+        receiver = cls(**arguments)
+    method = getattr(receiver, name)
+    chosen = needed(method)
+    if chosen is None:
+        source = inspect.getsource(method)
+        assert any(word in source for word in ("move", "lease", "adopt")), "`objects` lacks a parameter of a reader"
+        return
+    meddler.check(partial(method, **chosen))
 
 
 def methods_that_ask_twice() -> list[Any]:

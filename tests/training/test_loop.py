@@ -266,8 +266,8 @@ def test_with_reused_memory_for_dense_weights_the_same_is_learned_byte_for_byte(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = settings(tmp_path, tiny_base, steps=3)
-    for most in (nf4_matrix.MOST_NEW_BYTES, 0):
-        monkeypatch.setattr(nf4_matrix, "MOST_NEW_BYTES", most)
+    for most in (nf4_matrix.MAX_NEW_BYTES, 0):
+        monkeypatch.setattr(nf4_matrix, "MAX_NEW_BYTES", most)
         training.run(training.read_config(path), tmp_path / str(bool(most)))
     assert contents(tmp_path / "True") == contents(tmp_path / "False")
 

@@ -69,7 +69,7 @@ def test_every_value_is_its_code_times_the_magnitude_of_its_block(shape: tuple[i
 
 
 def test_large_matrices_take_the_same_memory_in_turn_in_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nf4_matrix, "MOST_NEW_BYTES", 4 * 64 * 64)
+    monkeypatch.setattr(nf4_matrix, "MAX_NEW_BYTES", 4 * 64 * 64)
     small, large, larger = (nf4_matrix.quantize(weight(shape, torch.float32)) for shape in ((64, 64), (64, 128), (96, 128)))
     for dtype in (torch.float32, torch.bfloat16):
         for matrix in (small, large, larger, large):

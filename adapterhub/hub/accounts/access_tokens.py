@@ -80,6 +80,13 @@ class Token:
     name: str = ""
     parent: int | None = None
 
+    @property
+    def role_text(self) -> str:
+        """Its role for people: one of a person has at most the roles of the account."""
+        if self.kind in _KINDS_WITH_ROLE:
+            return self.role
+        return "as the account" if self.role == ROLES[-1] else f"at most {self.role}"
+
 
 class Limits(TypedDict, total=False):
     """The limits of a token besides its role.

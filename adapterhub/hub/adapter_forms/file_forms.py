@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from adapterhub.hub.hf.reading import name_of
 from adapterhub.hub.hf.writing import Changes, commit_in_turn
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import stream_body
-from adapterhub.hub.web.adapter_settings import CARD, MAX_CARD, CardPage, UploadedPage
+from adapterhub.hub.web.adapter_settings import CARD, MAX_CARD, UploadedPage, card_page
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import PageRequest, answer_page, redirect_to, render_page
 from adapterhub.hub.workers import Worker
@@ -34,6 +35,9 @@ from .multipart import MultipartReader, boundary_of
 _MAX_FORM = 4 * MAX_CARD  # bytes of a card in a form, where a letter may take nine
 _MAX_FILES = 1000  # of an upload
 _MAX_FIELDS, _MAX_FIELD = 20, 2000  # other fields, and bytes of one
+_MOVED = (
+    "Somebody else has committed meanwhile. Copy what you want to keep of their card, then commit again: it replaces theirs."
+)
 _ERRORS = (AdapterhubError, ForbiddenError, NoTokenError, MovedError, ResponseError)
 
 
@@ -86,8 +90,14 @@ async def commit_card(request: Request) -> Response:
     except ResponseError as error:
         if error.status != 412:
             return await _error_page(request, error)
-        page = CardPage(name, fields.get("parent", ""), _text_of(fields), fields.get("title", ""), error.message)
-        return await answer_page(request, lambda page_request, _worker: render_page(page_request, page, 409))
+
+        def show_again(page_request: PageRequest, worker: Worker) -> Response:
+            """Show what was written, to be committed after what was committed meanwhile, which it then replaces."""
+            current = card_page(page_request, worker)
+            page = replace(current, text=_text_of(fields), title=fields.get("title", ""), wrong=_MOVED, newer_text=current.text)
+            return render_page(page_request, page, 409)
+
+        return await answer_page(request, show_again)
     except _ERRORS as error:
         return await _error_page(request, error)
     return redirect_to(f"/{name}/commit/{commit.id}")

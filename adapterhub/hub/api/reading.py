@@ -28,6 +28,7 @@ from .api_requests import catalog_for, check_known, check_reader, is_set, name_o
 _MAX_COUNTS = 10_000  # versions, days and protocols
 _PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
 _MAX_READ = 2_000  # entries of a log that are read for a page
+_MAX_CHARACTERS = 1 << 20  # of their messages: an approval has up to 64 KiB
 MAX_CONTENT_QUERY = 8 << 20
 """Bytes of a body with digests to search for."""
 MAX_TENSORS = 50_000
@@ -163,7 +164,9 @@ async def log(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> tuple[dict[str, Any], int]:
         check_known(worker, hub, identity, name)
         ref = ref_to(name, reference) if reference else Ref(name)
-        entries, cursor = worker.registry.log_page(ref, before=before, limit=_PAGE, most_read=_MAX_READ)
+        entries, cursor = worker.registry.log_page(
+            ref, before=before, limit=_PAGE, most_read=_MAX_READ, most_characters=_MAX_CHARACTERS
+        )
         if ref.tag and not before and not cursor and not any(entry.tags for entry in entries):
             raise never_set(ref)
         return version_documents.log_document(name, entries), cursor

@@ -20,6 +20,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.release_statement import MAX_BUNDLE, ReleaseStatement
 from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import withdrawals
 from adapterhub.registry.releases import release_moves, withdrawal_rights
 from adapterhub.registry.releases.release_moves import Withdrawal
 from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
@@ -176,12 +177,19 @@ def _claim(fields: dict[str, Any]) -> WithdrawalClaim | None:
 
 
 async def undo_withdrawal(hub: Hub, request: Request) -> Response:
-    """DELETE …/names/{name}/versions/{reference}/withdrawal: let a version be used again; a signed one as an admin."""
+    """DELETE …/names/{name}/versions/{reference}/withdrawal: let a version be used again.
+
+    As an admin of the namespace; or as the account that withdrew it, if it is not signed.
+    """
     refuse_condition(request)
 
     def move(worker: Worker, identity: Identity | None, name: str) -> Version:
         row = worker.registry.row(ref_of(request, name))
         _check_right(worker, identity, row, None)
+        author = withdrawals.last_author(worker.registry.store.log, row.name, row.digest)
+        if not (identity and (identity.account == author or identity.has_role("admin", row.name))):
+            problem = "was withdrawn by another account, and only that or an admin takes it back"
+            raise RefusedError(str(row.ref), problem, "Ask them", code="withdrawn-by-another")
         return release_moves.undo_withdrawal(worker.registry.ledger, row.ref)
 
     return version_response(await _move(hub, request, move))

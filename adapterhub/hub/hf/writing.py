@@ -35,7 +35,7 @@ from adapterhub.registry.moves import ABSENT, now
 from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN, BranchHead, CommitRecord, Repository, commit_id
 from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
-from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
+from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH, read_bytes
 from adapterhub_converters.display import printable
@@ -263,6 +263,9 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     paths, left_out = divide_names(tree)
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
+    # A commit could bring back what was withdrawn, with another card.
+    for path in filter(is_weights, tree):
+        hub.policy_gate.check_blob_not_withdrawn(worker, view, tree[path][0])
     added = {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}
     staged_upload = [changes.staged.upload]
     hub.quotas.check(worker, name, added, count=True, except_uploads=staged_upload)

@@ -99,7 +99,7 @@ async def decide(request: Request) -> Response:
         identity = _deciding_identity(page_request, fields)
         if identity is None:
             return _approval_form(page_request, code, "This is not a token of this hub.")
-        request_context.current().set_account(identity.account, identity.prefix)
+        request_context.current().set_account(identity.account, identity.prefix, identity.token)
         page_request.hub.access.count_attempt(page_request.hub.access.codes)
         try:
             if fields.get("answer") == "deny":

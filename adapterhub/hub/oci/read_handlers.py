@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,7 @@ from .names_and_digests import name_of, parse_digest, sha256_of, sha512_of, visi
 from .oci_errors import DIGEST, VERSION, OciError
 
 _MAX_PAGE = 1000  # repositories in a page
+_MAX_TAGS = 10_000  # in a page
 _IMMUTABLE = "private, max-age=31536000, immutable"  # for requests by digest
 
 
@@ -150,7 +152,9 @@ def _visible_or_new(hub: Hub, worker: Worker, identity: Identity | None, name: s
 
 async def tags(hub: Hub, request: Request) -> Response:
     """GET /v2/{name}/tags/list, in pages: `n` tags after `last`."""
-    identity, name, query = hub.identify(request), name_of(request), request.query_params
+    identity, name, last = hub.identify(request), name_of(request), request.query_params.get("last", "")
+    requested = _page_limit(request)
+    limit = _MAX_TAGS if requested is None else min(requested, _MAX_TAGS)
 
     def work(worker: Worker) -> list[str]:
         view = visible_view(hub, worker, identity, name)
@@ -158,22 +162,22 @@ async def tags(hub: Hub, request: Request) -> Response:
             listed = {LATEST, *commits.tags(worker, view)}
         else:
             listed = {*(view.repository.tags if view.repository else ())}
-            listed.update(queries.digests_by_tag(worker.registry.index, view.name))
-        return sorted(tag for tag in listed if tag > query.get("last", ""))
+            listed.update(queries.tag_names(worker.registry.index, view.name, last, limit + 1))
+        return heapq.nsmallest(limit + 1, (tag for tag in listed if tag > last))
 
-    listed, headers = _page(request, await hub.workers.run(work), _page_limit(request))
+    listed, headers = _page(request, await hub.workers.run(work), limit)
     return JSONResponse({"name": name, "tags": listed}, headers=headers)
 
 
 def _page_limit(request: Request) -> int | None:
-    """Return how many entries the client wants; None for all."""
+    """Return how many entries the client wants; None for as many as there may be."""
     text = request.query_params.get("n", "")
     return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
-def _page(request: Request, listed: list[str], limit: int | None) -> tuple[list[str], dict[str, str]]:
+def _page(request: Request, listed: list[str], limit: int) -> tuple[list[str], dict[str, str]]:
     """Return the first entries, and headers with a link to the next page."""
-    if limit is None or limit >= len(listed):
+    if limit >= len(listed):
         return listed, VERSION
     listed = listed[:limit]
     link = {"link": f'<{request.url.path}?n={limit}&last={quote(listed[-1])}>; rel="next"'} if listed else {}

@@ -55,9 +55,10 @@ class CardPage(Page):
     """The card of an adapter in an editor.
 
     Attributes:
-        parent: The commit that it was read from.
+        parent: The commit that the next one follows.
         text: What was read, or written so far.
         wrong: Why the last attempt was refused.
+        newer_text: The card in `parent`, if others have committed that since `text` was read.
     """
 
     name: str
@@ -65,6 +66,7 @@ class CardPage(Page):
     text: str
     title: str = ""
     wrong: str = ""
+    newer_text: str = ""
     template: ClassVar[str] = "card.html"
 
 

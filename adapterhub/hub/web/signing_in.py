@@ -75,7 +75,7 @@ async def sign_in(request: Request) -> Response:
             return render_page(
                 page_request, _sign_in_page(page_request, next_page, "This token is unknown, revoked or expired."), 401
             )
-        request_context.current().set_account(identity.account, identity.prefix)
+        request_context.current().set_account(identity.account, identity.prefix, identity.token)
         return _session_response(
             page_request, next_page, sessions.start(page_request.hub.database, identity.token), sessions.LIFETIME
         )

@@ -125,7 +125,7 @@ class PageRequest:
         if identity is None and (cookie := request.cookies.get(sessions.COOKIE)):
             identity = sessions.session_identity(site.hub.database, cookie)
             if identity:
-                request_context.current().set_account(identity.account, identity.prefix)
+                request_context.current().set_account(identity.account, identity.prefix, identity.token)
         return cls(site, request, identity)
 
     @property

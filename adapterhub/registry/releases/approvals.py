@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,24 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalCount:
-    """The people whose approvals count, and the reasons why others do not."""
+    """The people whose approvals count, and the reasons why others do not.
+
+    Attributes:
+        excluded: How many of the people do not count, though it is not known which.
+    """
 
     people: tuple[Person, ...]
     rejected: tuple[str, ...] = ()
+    excluded: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many approvals count."""
+        return max(0, len(self.people) - self.excluded)
+
+    def without_unknown_mover(self) -> ApprovalCount:
+        """Return the count where a program moves the tag: any one of the people may be the one who runs it."""
+        return replace(self, rejected=(*self.rejected, "one of them, as a program moves the tag"), excluded=1)
 
     def without(self, authors: Collection[str], keys: Collection[str]) -> ApprovalCount:
         """Return the count without the people who have one of these accounts, author names or keys."""
@@ -89,7 +104,7 @@ class ApprovalCount:
         """Return the count for people."""
         names = ", ".join(person.titles[0] for person in self.people[:_MAX_SHOWN])
         reasons = f"; not counted: {', '.join(self.rejected[:_MAX_SHOWN])}" if self.rejected else ""
-        return f"{len(self.people)} of {needed}{f': {names}' if names else ''}{reasons}"
+        return f"{self.total} of {needed}{f': {names}' if names else ''}{reasons}"
 
     @property
     def places(self) -> str:

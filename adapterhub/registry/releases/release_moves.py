@@ -20,6 +20,7 @@ from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+_MAX_APPROVALS = 10  # of one version for one tag by one author, of which one counts
 _WITHDRAWN, _USABLE_AGAIN = " is withdrawn: ", " can be used again"
 """What the messages say of the entries by which a withdrawal, or its end, moved `latest`; before it is the version."""
 
@@ -60,6 +61,14 @@ def approve(ledger: Ledger, ref: Ref, tag: str, statement: ReleaseStatement) -> 
     def decide(state: LogState) -> Entry:
         find_row(ledger, row.ref)
         withdrawals.check(ledger.index, row.name, row.number, row.digest)
+        earlier = sum(
+            entry.op == "approve" and (entry.number, entry.author, entry.tags) == (row.number, ledger.author, (tag,))
+            for entry in ledger.store.log.entries(row.name)
+        )
+        # Each is read, and its signature verified, whenever the tag is to move.
+        if earlier >= _MAX_APPROVALS:
+            problem = f"was approved {earlier} times for {tag} by the same author, which is the limit"
+            raise RefusedError(str(ref), problem, "An approval that was made once counts")
         return _entry(row, state, "approve", (tag,), text)
 
     ledger.move(row.name, decide)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,14 @@ class TagGate:
     Attributes:
         rules_of_caller: Returns the policy of the caller that opened the registry, such as that of a project; None for none.
         read_signatures: Returns the signatures of a version by name and digest, wherever the registry's owner keeps them.
+        is_moved_by_program: Returns whether who moves tags now is a program, such as a CI job, and not a person.
     """
 
     def __init__(self, ledger: Ledger, registry_rules: Callable[[], Policy | None]) -> None:
         self._ledger, self._registry_rules = ledger, registry_rules
         self.rules_of_caller: Callable[[], Policy | None] = lambda: None
         self.read_signatures: Callable[[str, Digest], Sequence[bytes]] = self._stored_signatures
+        self.is_moved_by_program: Callable[[], bool] = lambda: False
 
     def _stored_signatures(self, _name: str, digest: Digest) -> Sequence[bytes]:
         return self._ledger.store.signatures.read(digest, signature_policy.LIMIT)
@@ -74,8 +77,22 @@ class TagGate:
         """Return the tags whose previous version a gc keeps."""
         return {tag for tag in self.gated_tags() if any(rules.keep_previous for rules in self.rules(tag))}
 
+    def position(self, name: str, tag: str) -> tuple[int, int]:
+        """Return the number that a tag has now, 0 for none, and how many entries the log of its name has."""
+        index = self._ledger.index
+        with index.snapshot():
+            return queries.tags(index, name).get(tag, 0), queries.name(index, name).seq
+
     def assess(
-        self, name: str, number: int, digest: Digest, tag: str, *, mover: str, pending: Entry | None = None
+        self,
+        name: str,
+        number: int,
+        digest: Digest,
+        tag: str,
+        *,
+        mover: str,
+        pending: Entry | None = None,
+        position: tuple[int, int] | None = None,
     ) -> Assessment:
         """Compare a version with the requirements on a tag.
 
@@ -86,17 +103,24 @@ class TagGate:
             tag: The tag.
             mover: The user who moves it.
             pending: The entry with which the move would be made, if that also pushes the version.
+            position: The `position` of the tag at which the version was looked up; None for now.
         """
         from . import tag_requirements  # with the statistics, which most commands do without
 
         rules = self.rules(tag)
-        entries = entries_in_force(self._ledger.store.log.entries(name))[0] if rules else []
-        current = queries.tags(self._ledger.index, name).get(tag, 0)
+        current, last = position or self.position(name, tag)
+        logged = (
+            entry if _is_evidence(entry, number, tag) else replace(entry, message="")
+            for entry in self._ledger.store.log.entries(name)
+            if entry.seq <= last
+        )
+        entries = entries_in_force(logged)[0] if rules else []
         moves = (entry.number for entry in reversed(entries) if entry.op in TAG_MOVES and tag in entry.tags)
         reference = current or next(moves, 0)
         if pending is not None and pending.op == "push":
             entries = [*entries, pending]
-        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current, reference)
+        by_program = bool(rules) and self.is_moved_by_program()
+        candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current, reference, by_program)
         return tag_requirements.assess(candidate, rules, self.evidence)
 
     def check(self, entry: Entry) -> None:
@@ -124,3 +148,8 @@ class TagGate:
         if not (rows and is_content_of(rows[0].digest)):
             problem = "has requirements, and leads only to the version that was promoted to it"
             raise RefusedError(f"{name}:{tag}", problem, "Promote a version", code=UNMET, ref=name, tag=tag)
+
+
+def _is_evidence(entry: Entry, number: int, tag: str) -> bool:
+    """Return whether the message of an entry counts for a version and a tag: those of all others may take gigabytes."""
+    return entry.op == "evaluate" or (entry.op == "approve" and entry.number == number and tag in entry.tags)

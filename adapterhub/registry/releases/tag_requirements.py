@@ -66,6 +66,7 @@ class Candidate:
         number: Its number; of a push that is being decided, the next one.
         entries: The log of its name, as far as it is in force, with such a push.
         mover: The user who moves the tag; empty if unknown.
+        is_moved_by_program: Whether that is a program, such as a CI job, which anybody may have started.
         current: The number that the tag has now; 0 for none.
         reference: The number that it has, or had last if it was removed; 0 for none.
     """
@@ -78,6 +79,7 @@ class Candidate:
     mover: str
     current: int = 0
     reference: int = 0
+    is_moved_by_program: bool = False
 
     @property
     def push(self) -> Entry | None:
@@ -274,7 +276,9 @@ def _approved(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) 
         count = count.without(
             {push.author, candidate.mover}, approvals.file_signers(signatures, files, rules.approvers, candidate.name)
         )
-    return len(count.people) >= rules.approvals, count.text(rules.approvals), count.places
+        if candidate.is_moved_by_program:
+            count = count.without_unknown_mover()
+    return count.total >= rules.approvals, count.text(rules.approvals), count.places
 
 
 def _scanned(candidate: Candidate, evidence: VersionEvidence) -> tuple[bool, str, str]:

@@ -14,8 +14,8 @@ from .rollout_plan import STICKY
 
 VERSION_HEADER = "x-adapterhub-version"
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
-_LONGEST_ID = 128  # characters of an answer's id
-_LONGEST_IDENTIFIER = 1000  # characters; more do not tell clients apart
+_MAX_ID = 128  # characters of an answer's id
+_MAX_IDENTIFIER = 1000  # characters; more do not tell clients apart
 _NESTED = ("response", "message")  # the members of events that have a `model` of their own
 _LAST_TYPES = ("message_stop", "error", "response.completed", "response.incomplete", "response.failed")
 # Engines write events without spaces, and so do we. A text cannot look like this, because its quotes are escaped.
@@ -51,7 +51,7 @@ def identifiers_of(body: Mapping[str, Any]) -> dict[str, str]:
     metadata = body.get("metadata")
     user = body.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else "")
     values = {name: body.get(name) for name in STICKY} | {"user": user}
-    return {name: str(value)[:_LONGEST_IDENTIFIER] for name, value in values.items() if value}
+    return {name: str(value)[:_MAX_IDENTIFIER] for name, value in values.items() if value}
 
 
 # ---- answers
@@ -91,7 +91,7 @@ def id_of(members: Mapping[str, Any]) -> str:
     """Return the `id` of an answer, or of the response or message in an event; empty if it has none of a sane length."""
     inner = next((part for name in _NESTED if isinstance(part := members.get(name), dict)), members)
     ident = inner.get("id")
-    return ident if isinstance(ident, str) and len(ident) <= _LONGEST_ID else ""
+    return ident if isinstance(ident, str) and len(ident) <= _MAX_ID else ""
 
 
 def ends_by_length(members: Mapping[str, Any]) -> bool | None:

@@ -47,7 +47,7 @@ from .warm_routes import WarmRoutes
 log = logging.getLogger("adapterhub.serve")
 _MAX_WATCHED = 64  # moving refs that are watched, the most recently requested ones
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
-_LONGEST_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
+_MAX_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
 _WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
@@ -252,7 +252,7 @@ class Gateway(GatewayFront):
         if not request.engine:
             return
         key = request.key.name if request.key else ""
-        facts = (request.version[:_LONGEST_VERSION], request.route, request.arm, request.engine, request.path, status, seconds)
+        facts = (request.version[:_MAX_VERSION], request.route, request.arm, request.engine, request.path, status, seconds)
         self._recorder.add_answer(AnswerRecord(request.id, answer_id, time.time(), key, *facts, tokens.prompt, tokens.answer))
 
     async def find_answer(self, key: Key | None, ident: str) -> tuple[AnswerRecord, Feedback | None]:

@@ -23,7 +23,7 @@ from .problems import ProblemError, not_served, problem_of
 
 MAX_NAME_BODY = 64 << 10
 """Bytes of a body that has the name of a model."""
-_LONGEST_TEXTS = {"label": 200, "comment": 10_000}  # characters
+_MAX_TEXTS = {"label": 200, "comment": 10_000}  # characters
 _FOLDER = Path(__file__).parent / "page"
 # The page for people, which uses the API like any other client.
 _PAGE = {
@@ -140,8 +140,8 @@ async def _feedback(request: Request) -> Response:
         raise ProblemError(400, "`score` is a number from 0, bad, to 1, good", param="score")
     texts = {name: body.get(name) or "" for name in ("label", "comment")}
     for name, text in texts.items():
-        if not isinstance(text, str) or len(text) > _LONGEST_TEXTS[name]:
-            raise ProblemError(400, f"`{name}` is a text of at most {_LONGEST_TEXTS[name]:,} characters", param=name)
+        if not isinstance(text, str) or len(text) > _MAX_TEXTS[name]:
+            raise ProblemError(400, f"`{name}` is a text of at most {_MAX_TEXTS[name]:,} characters", param=name)
     with gateway.admit(key):
         answer = await gateway.add_feedback(key, ident, float(score), **texts)
     return JSONResponse(
@@ -154,7 +154,7 @@ async def _served(request: Request) -> Response:
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
     with gateway.admit(key):
-        answer, opinion = await gateway.find_answer(key, request.path_params["id"][: _LONGEST_TEXTS["label"]])
+        answer, opinion = await gateway.find_answer(key, request.path_params["id"][: _MAX_TEXTS["label"]])
     return JSONResponse({"object": "served", **asdict(answer), "score": opinion.score if opinion else None})
 
 

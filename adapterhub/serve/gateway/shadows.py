@@ -32,7 +32,7 @@ from .rollouts import Find
 log = logging.getLogger("adapterhub.serve.shadows")
 _MAX_RUNNING = 4  # requests beside which a copy may run
 _LARGEST_BODY = 1 << 20  # bytes of a request that is copied
-_LONGEST_ANSWER = 256 << 10  # bytes of an answer that are compared
+_MAX_ANSWER = 256 << 10  # bytes of an answer that are compared
 _LOWEST_PRIORITY = 1_000_000  # in vLLM, which answers lower numbers first
 
 
@@ -75,7 +75,7 @@ class RequestCopy:
 
     def add(self, piece: bytes) -> None:
         """Add a piece of the answer that the client gets, as far as it is compared."""
-        self.answer += piece[: max(_LONGEST_ANSWER - len(self.answer), 0)]
+        self.answer += piece[: max(_MAX_ANSWER - len(self.answer), 0)]
 
 
 class Shadows:
@@ -162,7 +162,7 @@ class Shadows:
         if answer is None:
             sums.dropped += 1
             return
-        client_text, text = text_of(bytes(copy.answer)), text_of(answer[:_LONGEST_ANSWER])
+        client_text, text = text_of(bytes(copy.answer)), text_of(answer[:_MAX_ANSWER])
         sums.copies += 1
         sums.same += text == client_text
         sums.agreement += agreement(client_text, text)

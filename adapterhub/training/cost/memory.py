@@ -25,7 +25,7 @@ _LOGITS_SHARE = 64  # of the memory of a card: the share that they may take
 _CUDA_BYTES = 600_000_000  # bytes of a CUDA context and the work space of its libraries
 _MAX_SHORT_ROW = 512  # tokens: in rows up to this length attention saves its probabilities (`row_attention.MAX_LENGTH`)
 _BLOCK = 128  # queries at once in longer rows: `row_attention.BLOCK`
-_MOST_NEW_BYTES = 32 << 20  # `nf4_matrix.MOST_NEW_BYTES`
+_MAX_NEW_BYTES = 32 << 20  # `nf4_matrix.MAX_NEW_BYTES`
 _BYTES_PER_TEXT_BYTE = 2  # a token takes 4 bytes, and is some 3 bytes of text
 _FULL_FINE_TUNING = 16  # bytes per parameter in float32: the weight, its gradient, two moments of Adam
 
@@ -46,7 +46,7 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     saved, backward = _saved_bytes(config, shape, on_card=on_card), _backward_bytes(config, shape, on_card=on_card)
     dense = _dense_bytes(config, shape)
     # A large dense weight stays in memory for the next one (`nf4_matrix.dense_for_one_product`), a small one is freed.
-    kept, backward = (dense, backward) if dense > _MOST_NEW_BYTES and not on_card else (0, backward + dense)
+    kept, backward = (dense, backward) if dense > _MAX_NEW_BYTES and not on_card else (0, backward + dense)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
     logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.

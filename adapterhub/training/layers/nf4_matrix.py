@@ -24,7 +24,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 _CHUNK_WEIGHTS = 1 << 18  # weights at a time, so that intermediates stay in the processor's cache
 # For more, glibc asks the system each time, which zeroes every page (mallopt(3), M_MMAP_THRESHOLD).
-MOST_NEW_BYTES = 32 << 20
+MAX_NEW_BYTES = 32 << 20
 _buffers = threading.local()  # by dtype; of each thread its own, as several may multiply at once
 
 CODE = torch.tensor(NF4_CODE)
@@ -300,7 +300,7 @@ def dense_for_one_product(weight: Tensor | NF4, dtype: torch.dtype) -> Tensor:
     On a CPU, the pages of a new large matrix take twice as long as its numbers.
     """
     count = math.prod(weight.shape)
-    is_new = weight.device.type != "cpu" or count * dtype.itemsize <= MOST_NEW_BYTES or count % BLOCK
+    is_new = weight.device.type != "cpu" or count * dtype.itemsize <= MAX_NEW_BYTES or count % BLOCK
     if not isinstance(weight, NF4) or is_new:
         return dense(weight, dtype)
     buffer = getattr(_buffers, str(dtype), None)

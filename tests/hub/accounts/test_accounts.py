@@ -190,3 +190,11 @@ def test_the_size_of_a_namespace_is_written_as_sizes_are_elsewhere(run: Run, tmp
     for text, size in (("500M", 500 * 10**6), ("2GiB", 2 << 30), ("0", None)):
         assert json.loads(run(*limit, text).stdout)["max_bytes"] == size
     assert "--max-size: 'much' is not a size. Write it like" in run(*limit, "much", code=2).stderr
+
+
+def test_a_persons_token_is_listed_with_no_role_of_its_own(run: Run, tmp_path: Path) -> None:
+    where = ("--registry", tmp_path / "hub")
+    run("hub", "user", "add", "ada", *where)
+    run("hub", "token", "create", "ci", "--role", "admin", *where)
+    rows = {row.split()[1]: row for row in run("hub", "token", "list", *where).stdout.splitlines()[1:]}
+    assert ("as the account" in rows["ada"], "admin" in rows["ada"], "admin" in rows["ci"]) == (True, False, True)

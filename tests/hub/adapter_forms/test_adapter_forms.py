@@ -159,11 +159,15 @@ def test_retention_is_set_by_an_admin_of_the_namespace(
 # ---- files
 
 
+def parent_in(page: Answer) -> str:
+    return next(str(attrs["value"]) for tag, attrs in page.html.elements if tag == "input" and attrs.get("name") == "parent")
+
+
 def test_the_card_is_edited_in_a_commit_on_what_was_read(hub: Running, ada: Visitor, push: Push) -> None:
     push("team/sql", files={"README.md": "# Old\n\nkept\n"})
     page = ada.get(f"{HERE}/card")
     assert "# Old" in page.text
-    parent = next(str(attrs["value"]) for tag, attrs in page.html.elements if tag == "input" and attrs.get("name") == "parent")
+    parent = parent_in(page)
     done = send(ada, "card", parent=parent, text="# New\r\n\r\nkept\r\n", title="Say more")
     commit = ada.get(done.headers["location"])
     assert "Say more" in commit.text
@@ -172,12 +176,19 @@ def test_the_card_is_edited_in_a_commit_on_what_was_read(hub: Running, ada: Visi
     with hub.registry() as registry:
         assert [entry.op for entry in registry.log(Ref("team/sql"))] == ["push", "push"]
     late = send(ada, "card", parent=parent, text="# Mine", title="x")
-    assert (late.status, "has moved to" in late.text, "# Mine" in late.text) == (409, True, True)
+    assert (late.status, "has committed meanwhile" in late.text, "# Mine" in late.text, "# New" in late.text) == (
+        409,
+        True,
+        True,
+        True,
+    )
+    assert parent_in(late) == parent_in(ada.get(f"{HERE}/card"))
+    assert "+# Mine" in ada.get(send(ada, "card", parent=parent_in(late), text="# Mine").headers["location"]).text
     assert send(ada, "card", text="# Mine").status == 400
     assert send(ada, "card", parent=parent, text="x" * (300 << 10)).status == 400
     listed = ada.get("/team/sql/commits")
     assert "Say more" in listed.text
-    assert "v2" in listed.text
+    assert "v3" in listed.text
 
 
 def test_uploaded_files_become_a_version_with_the_checks_of_a_push(hub: Running, ada: Visitor, tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_a_program_with_a_token_of_an_account_is_not_a_person_who_approves(kind:
     assert "bob" not in answer["requirements"][0]["value"]
 
 
+def test_a_page_of_a_log_ends_where_its_messages_are_too_many(hub: Running) -> None:
+    body = {"tag": "prod", "message": "x" * 900, "bundle": "{" * 60_000}
+    for number in range(30):
+        path = f"{NAME}/versions/v2/approvals"
+        assert ask(hub, "POST", path, {**body, "tag": f"t{number}"})[0] == 200
+    page = ask(hub, "GET", f"{NAME}/log")[1]
+    assert len(json.dumps(page)) < 2 << 20
+    assert 10 < len(page["entries"]) < 20
+    rest = ask(hub, "GET", f"{NAME}/log?cursor={page['entries'][-1]['seq']}")[1]["entries"]
+    assert rest[0]["seq"] == page["entries"][-1]["seq"] - 1
+
+
 def test_who_may_only_read_releases_nothing(hub: Running) -> None:
     eve = hub.make_token("eve", "read")
     for method, path in (
@@ -354,3 +366,48 @@ def test_the_commands_work_at_a_hub(hub: Running, run: Run, monkeypatch: pytest.
     for words in (["lock", "--check"], ["pull", "--locked"]):
         assert "[withdrawn]" in run(*words, code=6).stderr
     assert run("withdraw", f"{address}/team/sql@v2", "--undo").stdout == "team/sql:v2 can be used again\n"
+
+
+def card_commit(hub: Running) -> tuple[int, Any]:
+    lines = [
+        {"key": "header", "value": {"summary": "another card"}},
+        {"key": "file", "value": {"path": "README.md", "encoding": "base64", "content": "IyBDYXJkCg=="}},
+    ]
+    body = "\n".join(map(json.dumps, lines)).encode()
+    answer: tuple[int, Any] = ask(hub, "POST", "/api/models/team/sql/commit/main", body, kind="application/x-ndjson")
+    return answer
+
+
+def test_a_commit_gives_out_no_weights_that_are_only_in_withdrawn_versions(hub: Running) -> None:
+    for number in (2, 1):
+        assert ask(hub, "PUT", f"{NAME}/versions/v{number}/withdrawal", {"message": "a leaked key"})[0] == 200
+    status, answer = card_commit(hub)
+    assert (status, b"a leaked key" in json.dumps(answer).encode()) == (410, True)
+    with hub.registry() as registry:
+        assert queries.tags(registry.index, "team/sql")["latest"] == 1
+    assert ask(hub, "DELETE", f"{NAME}/versions/v1/withdrawal")[0] == 200
+    assert card_commit(hub)[0] == 200
+
+
+def test_only_who_withdrew_a_version_or_an_admin_undoes_it(hub: Running) -> None:
+    path, admin, bob = f"{NAME}/versions/v2/withdrawal", hub.make_token("root", "admin"), hub.make_token("bob", "write")
+    for withdraws, refused, undoes in ((admin, bob, admin), (bob, "", bob), (bob, "", admin)):
+        assert ask(hub, "PUT", path, {"message": "a leaked key"}, token=withdraws)[0] == 200
+        status, answer = ask(hub, "DELETE", path, token=refused)
+        assert (status, answer["code"]) == (400, "withdrawn-by-another")
+        assert ask(hub, "GET", "/v2/team/sql/manifests/v2")[0] == 410
+        assert ask(hub, "DELETE", path, token=undoes)[0] == 200
+
+
+@pytest.mark.parametrize("kind", [access_tokens.DEPLOY, access_tokens.EXCHANGE])
+def test_a_program_that_moves_a_tag_may_be_used_by_one_of_those_who_approved(kind: str, hub: Running) -> None:
+    program = hub.make_token("dora", "write", kind=kind, namespaces=["team"], lifetime=3600)
+    approve = {"tag": "prod", "message": "read it"}
+    for account, count in (("bob", "0 of 1"), ("cy", "1 of 1")):
+        token = hub.make_token(account, "write")
+        assert ask(hub, "POST", f"{NAME}/versions/v2/approvals", approve, token=token)[0] == 200
+        answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2", token=program)[1]
+        assert answer["requirements"][0]["value"].startswith(count)
+        assert "one of them, as a program moves the tag" in answer["requirements"][0]["value"]
+        status = ask(hub, "POST", f"{NAME}/tags/prod/promotion", {"reference": "v2"}, token=program)[0]
+        assert (status, prod(hub)) == ((400, 1) if account == "bob" else (200, 2))

@@ -25,7 +25,7 @@ from adapterhub.registry.releases.tag_requirements import Requirement
 from adapterhub.remotes.local_catalog import LocalCatalog
 from adapterhub.store.ref_log import TAG_MOVES
 from adapterhub.trust import attestation, bundle, keys, release_claims, statement
-from adapterhub_converters.errors import AdapterhubError, ConflictError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, RefusedError, UsageError
 from tests.registry.forks import finished, fork
 from tests.support.adapters import Make
 
@@ -226,6 +226,14 @@ def test_the_approval_of_who_pushed_or_moves_it_does_not_count_among_others(regi
     assert requirement(registry).is_met
 
 
+def test_an_author_approves_a_version_for_a_tag_only_so_often(registry: Registry) -> None:
+    for _ in range(10):
+        release_moves.approve(registry.ledger, v(2), "prod", ReleaseStatement("read it"))
+    with pytest.raises(RefusedError, match="approved 10 times for prod by the same author"):
+        release_moves.approve(registry.ledger, v(2), "prod", ReleaseStatement("read it"))
+    release_moves.approve(registry.ledger, v(2), "staging", ReleaseStatement("read it"))
+
+
 def test_an_account_and_its_key_are_one_person(registry: Registry) -> None:
     require(registry, 'approvals = 2\napprovers = ["keys/bo.pub"]')
     approve(registry, "bo")
@@ -313,6 +321,16 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
                     catalog.undo_withdrawal(v(2))
                     catalog.undo_withdrawal(v(1))
     assert {"tag", "restore_tag", "promote", "rollback", "restore", "withdraw"} <= called
+
+
+def test_a_tag_with_requirements_that_was_removed_is_no_range(registry: Registry) -> None:
+    registry.tag(v(3), "1.2.5")
+    assert registry.resolve(Ref.parse("team/sql:1.2")).number == 3
+    (registry.root / PROJECT).write_text('[promote."1.2".require]\napprovals = 1\napprovers = ["keys"]\n')
+    registry.__dict__.pop("policy", None)
+    with pytest.raises(NotFoundError, match="no such tag"):
+        registry.resolve(Ref.parse("team/sql:1.2"))
+    assert registry.resolve(Ref.parse("team/sql:^1.2")).number == 3
 
 
 def test_a_name_that_is_restored_has_the_tag_as_it_was(registry: Registry) -> None:

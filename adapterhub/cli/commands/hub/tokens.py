@@ -94,7 +94,7 @@ def _list_text(tokens_: list[Token]) -> None:
     output.write_table(
         _LIST,
         [
-            [str(token_.id), token_.account, f"{token_.prefix}…", token_.role, ", ".join(token_.namespaces), token_.kind]
+            [str(token_.id), token_.account, f"{token_.prefix}…", token_.role_text, ", ".join(token_.namespaces), token_.kind]
             for token_ in tokens_
         ],
     )

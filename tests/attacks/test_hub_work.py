@@ -1,0 +1,53 @@
+"""Whoever has had threads work for their share of a minute waits, on every route; a request that has had its share ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapterhub.http_server import work_time
+from tests.attacks.test_hub_refused_rates import ALWAYS, ROUTES, ask
+from tests.hub.conftest import Running, serving
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A hub where what a few requests take is the share of a minute."""
+    monkeypatch.setattr(work_time, "OF_STRANGER", 0.001)
+    monkeypatch.setattr(work_time, "OF_ACCOUNT", 0.001)
+    with serving(tmp_path / "hub", behind_proxy=True) as running:
+        yield running
+
+
+def spend(hub: Running, address: str, token: str = "") -> None:
+    for _ in range(200):
+        if ask(hub, "GET", "/api/models", address, token).status_code == 429:
+            return
+    raise AssertionError("no limit")
+
+
+def test_every_route_tells_a_network_that_has_had_its_share_to_wait(hub: Running) -> None:
+    spend(hub, "2001:db8:0:1::1")
+    for route in ROUTES:
+        path = re.sub(r"{\w+(:path)?}", "red", route.path)
+        for method in (route.methods or set()) if path not in ALWAYS else ():
+            answer = ask(hub, method, path, "2001:db8:0:1::ffff", token="wrong" if len(path) % 2 else "")
+            assert answer.status_code == 429, (method, path)
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert ask(hub, "GET", "/health", "2001:db8:0:1::1").status_code == 200
+    assert ask(hub, "GET", "/api/models", "2001:db8:0:1::1", hub.token).status_code == 200
+
+
+def test_an_account_that_has_had_its_share_waits_wherever_it_is_and_others_go_on(hub: Running) -> None:
+    spend(hub, "203.0.113.1", hub.token)
+    assert ask(hub, "GET", "/api/models", "203.0.113.2", hub.token).status_code == 429
+    assert ask(hub, "GET", "/api/models", "203.0.113.2", hub.make_token("ada", "read")).status_code == 200
+
+
+def test_no_work_begins_for_a_request_that_has_had_its_share(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_time, "OF_REQUEST", -1.0)
+    answer = ask(hub, "GET", "/api/models", "203.0.113.1", hub.token)
+    assert (answer.status_code, "has taken over" in answer.text) == (429, True)
