@@ -192,7 +192,7 @@ def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *
     if recipe.kind == MERGE:
         merge(parents, out, recipe, base=manifest.base)
         return
-    if recipe.base and (base is None or base.fingerprint != recipe.base):
+    if recipe.base and (base is None or not base.has_fingerprint(recipe.base)):
         base_note = "another one was given" if base else "none was given"
         problem = f"made with the base whose fingerprint is {recipe.base[:19]}, and {base_note}"
         raise RefusedError(str(folder), problem, "Pass that base", code="recipe-base-required")
