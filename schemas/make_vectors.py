@@ -203,7 +203,7 @@ def later(document: dict[str, Any]) -> bytes:
     return json.dumps({**document, **changes, "base": base}).encode()
 
 
-def refused(name: str, code: str, edit: Callable[[Path, dict[str, Any]], str | None]) -> None:
+def write_refusal(name: str, code: str, edit: Callable[[Path, dict[str, Any]], str | None]) -> None:
     """Write one folder that is refused: `edit` returns the text of adapter.json, or changes the folder."""
     folder = OUT / "refused" / name / "folder"
     adapter(folder)
@@ -213,28 +213,30 @@ def refused(name: str, code: str, edit: Callable[[Path, dict[str, Any]], str | N
     (OUT / "refused" / name / "expected.json").write_bytes(canonical_json.indented({"code": code}))
 
 
-def replaced(text: str, part: str, other: str) -> str:
+def with_replacement(text: str, part: str, other: str) -> str:
     """Return a text with the first of a part replaced."""
     return text.replace(part, other, 1)
 
 
-def all_refused() -> None:
+def all_refusals() -> None:
     """Write the folders that every reader refuses."""
     dumps = json.dumps
-    refused("a-key-twice", "json", lambda _, document: replaced(dumps(document), "{", '{"license": "MIT", '))
-    refused("not-a-number", "json", lambda _, document: replaced(dumps(document), '"alpha": 4', '"alpha": NaN'))
-    refused("an-integer-that-others-round", "json", lambda _, document: dumps({**document, "training": {"seed": 2**53 + 1}}))
-    refused("a-later-major-version", "version", lambda _, document: dumps({**document, "schema_version": "2.0"}))
-    refused("a-field-that-is-unknown", "schema", lambda _, document: dumps({**document, "rank": 2}))
-    refused("null-for-absent", "schema", lambda _, document: dumps({**document, "recipe": None}))
-    refused(
+    write_refusal("a-key-twice", "json", lambda _, document: with_replacement(dumps(document), "{", '{"license": "MIT", '))
+    write_refusal("not-a-number", "json", lambda _, document: with_replacement(dumps(document), '"alpha": 4', '"alpha": NaN'))
+    write_refusal(
+        "an-integer-that-others-round", "json", lambda _, document: dumps({**document, "training": {"seed": 2**53 + 1}})
+    )
+    write_refusal("a-later-major-version", "version", lambda _, document: dumps({**document, "schema_version": "2.0"}))
+    write_refusal("a-field-that-is-unknown", "schema", lambda _, document: dumps({**document, "rank": 2}))
+    write_refusal("null-for-absent", "schema", lambda _, document: dumps({**document, "recipe": None}))
+    write_refusal(
         "a-field-that-is-missing", "schema", lambda _, document: dumps({k: v for k, v in document.items() if k != "parents"})
     )
-    refused("an-extension-of-nobody", "schema", lambda _, document: dumps({**document, "extensions": {"review": {}}}))
-    refused("a-digest-in-capitals", "schema", lambda _, document: replaced(dumps(document), "sha256:", "SHA256:"))
-    refused("two-versions", "schema", lambda _, document: dumps({**document, "schema_version": "1.7"}))
-    refused("other-weights", "files", lambda folder, _: edit_weights(folder))
-    refused("a-file-that-is-missing", "files", lambda folder, _: (folder / "adapter_model.safetensors").unlink())
+    write_refusal("an-extension-of-nobody", "schema", lambda _, document: dumps({**document, "extensions": {"review": {}}}))
+    write_refusal("a-digest-in-capitals", "schema", lambda _, document: with_replacement(dumps(document), "sha256:", "SHA256:"))
+    write_refusal("two-versions", "schema", lambda _, document: dumps({**document, "schema_version": "1.7"}))
+    write_refusal("other-weights", "files", lambda folder, _: edit_weights(folder))
+    write_refusal("a-file-that-is-missing", "files", lambda folder, _: (folder / "adapter_model.safetensors").unlink())
 
 
 def edit_weights(folder: Path) -> None:
@@ -248,4 +250,4 @@ if __name__ == "__main__":
     shutil.rmtree(OUT, ignore_errors=True)
     bases()
     versions()
-    all_refused()
+    all_refusals()

@@ -196,7 +196,7 @@ class AdapterManifest:
             None.
         reason: Why it is not understood.
         numbers: The numbers that describe a kind other than LoRA, by the keys of its config.
-        supplier: Who publishes it, and `contact`, where to write.
+        supplier: The person or organization that publishes it; `contact` is an address to write to.
         released: The day of its release, and `expires`, the first on which it is not to be used any longer; ISO 8601.
         download_location: A URI.
         intended_use: What it is for, and `limitations`, what it is not for.

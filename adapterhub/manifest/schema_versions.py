@@ -6,11 +6,11 @@ major version changes what a field means, or how the digest of a version is deri
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import adapterhub_schemas
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import FormatError, RefusedError
 
 MAJOR, MINOR = 1, 0
@@ -19,7 +19,7 @@ _ID = "urn:adapterhub:schema:adapter:"
 SCHEMA_ID = f"{_ID}{CURRENT}"
 DRAFTS = ("1", "2")
 """The versions of the drafts, as text."""
-_VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
+_VERSION = safe_regex.Pattern(r"(?P<major>0|[1-9][0-9]{0,5})\.(?P<minor>0|[1-9][0-9]{0,5})")
 # British in draft 1, American since.
 _RENAMED = {"licence": "license", "quantisation": "quantization"}  # codespell:ignore
 
@@ -86,7 +86,7 @@ def _with_version(document: Mapping[str, Any], version: str) -> dict[str, Any]:
 
 def _parsed(version: str) -> tuple[int, int] | None:
     match = _VERSION.fullmatch(version)
-    return (int(match[1]), int(match[2])) if match else None
+    return (int(match["major"]), int(match["minor"])) if match else None
 
 
 def _with_new_spelling(table: Mapping[str, Any]) -> dict[str, Any]:

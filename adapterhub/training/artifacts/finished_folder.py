@@ -176,7 +176,7 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
         *(("continues", markdown(parent.get("ref") or parent["digest"])) for parent in parents),
         ("r, alpha", f"{lora.r}, {lora.alpha:g}{' (rsLoRA)' if lora.rslora else ''}"),
         ("targets", markdown(lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets))),
-        ("steps", f"{training['config']['steps']} of {optim.rows} x {config.data.sequence} tokens"),
+        ("steps", f"{training['metrics']['train_steps']} of {optim.rows} x {config.data.sequence} tokens"),
         ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
         ("seed", str(optim.seed)),
         *([("preference", f"{config.preference.method}, beta {config.preference.strength:g}")] if config.preference else []),
