@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @replace_option
 @base_option("the one it was made with. [default: the path in a model's recipe]")
 @adapter_option("one that a model's recipe names, and the registry lacks")
-@click.option("--data", metavar="FILE", multiple=True, help="Repeatable: data that REF was trained on; train it again.")
+@click.option("--data", metavar="FILE", multiple=True, help="Data: a file that it was trained on; repeatable.")
 @click.option("--list", "listed", is_flag=True, help="List the recipes of models in the registry.")
 @click.option("--remove", is_flag=True, help="Remove the recipe NAME from the registry.")
 @click.pass_obj
