@@ -91,7 +91,7 @@ class BaseDocument:
                 key: document[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_OPTIONAL_TEXTS)
             },
         )
-        if spec.fingerprint != document["fingerprint"]:
+        if not spec.has_fingerprint(document["fingerprint"]):
             raise FormatError(name, "its fingerprint is not that of its tensors", "Add the base again", code="add-base")
         return cls(spec, document["source"])
 

@@ -46,7 +46,7 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         message = "adapter.json pins no base; identity was not compared"
         yield Problem("unpinned", ADAPTER_JSON, "base", message, "Publish it with its base")
         return
-    if base.fingerprint and pinned.fingerprint != base.fingerprint:
+    if base.fingerprint and not base.has_fingerprint(pinned.fingerprint):
         message = f"trained on {_short(pinned.fingerprint)}, this base is {_short(base.fingerprint)}"
         hint = "Use the base it was trained on, or train again"
         yield Problem("base-differs", ADAPTER_JSON, "base.fingerprint", message, hint, pinned.fingerprint, base.fingerprint)

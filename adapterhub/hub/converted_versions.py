@@ -163,7 +163,7 @@ def _registered_base(registry: Registry, base: BaseInfo) -> BaseSpec | None:
 
     for candidate in registered_bases.all_bases(registry)[0]:
         if (
-            candidate.spec.fingerprint == base.fingerprint
+            candidate.spec.has_fingerprint(base.fingerprint)
             if base.fingerprint
             else base.repo and candidate.spec.repo == base.repo
         ):

@@ -106,7 +106,7 @@ class ModelBases:
         except AdapterhubError as error:
             _log.warning("the base of %s cannot be read: %s", row.ref, printable(str(error)))
             return None
-        return spec if spec and (not base.fingerprint or spec.fingerprint == base.fingerprint) else None
+        return spec if spec and (not base.fingerprint or spec.has_fingerprint(base.fingerprint)) else None
 
     def local_base(self, worker: Worker, row: VersionRow) -> BaseSpec | None:
         """Return the base model that a version names, if it was uploaded or is kept here; no other hub is asked."""
@@ -123,7 +123,7 @@ class ModelBases:
             spec = spec or self._kept_base(worker, base)
         except AdapterhubError:
             return None
-        return spec if spec and (not base.fingerprint or spec.fingerprint == base.fingerprint) else None
+        return spec if spec and (not base.fingerprint or spec.has_fingerprint(base.fingerprint)) else None
 
     def _kept_base(self, worker: Worker, base: BaseInfo) -> BaseSpec | None:
         """Return the base that is kept of the upstream; None if it is not, or not as a whole."""

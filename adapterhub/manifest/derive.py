@@ -32,7 +32,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import card as cards
 from .base_name import base_name, public_repo
 from .card import Card
-from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
+from .document import OWNER, AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .folder_contents import FolderContents, Inspection, read_folder
 from .package_files import Listing
 from .package_files import listing as package_listing
@@ -45,7 +45,11 @@ Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
 
 # What adapter.toml may declare; everything else follows from the files.
-_DECLARABLE = {"name", "description", "license", "task", "base", "training"}
+_DECLARABLE = {
+    "name", "description", "license", "task", "base", "training", "supplier", "contact", "released", "expires",
+    "download_location", "intended_use", "limitations", "languages", "trigger_words", "tokenizer_digest",
+    "chat_template_digest", "evaluations", "data_sources", "energy_kwh", "extensions",
+}  # fmt: skip
 _DECLARABLE_BASE = {"repo", "revision", "quantization"}
 DERIVED = (
     "method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format", "understood", "reason",
@@ -160,7 +164,9 @@ class Draft:
         if self.recorded is not None:
             _check_recorded(self.recorded, files, self.inspected, self.folder)
         manifest = self.manifest(files)
-        return manifest, self.text.encode() if manifest == self.recorded else manifest.dump()
+        if manifest == self.recorded:
+            return manifest, self.text.encode()
+        return manifest.renewed(), manifest.dump()
 
 
 def draft(
@@ -465,7 +471,7 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
         FormatError: A value is not what the schema requires.
     """
     location = f"{folder}/{ADAPTER_TOML}"
-    training_keys = set(adapterhub_schemas.load("adapter")["properties"]["training"]["properties"])
+    training_keys = set(adapterhub_schemas.load("adapter")["properties"]["training"]["properties"]) - {"recorder"}
     _check_keys(declared, _DECLARABLE, "", location)
     base, training = declared.get("base", {}), declared.get("training", {})
     for name, table, allowed_keys in (("base", base, _DECLARABLE_BASE), ("training", training, training_keys)):
@@ -474,15 +480,19 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
         _check_keys(table, allowed_keys, f"{name}.", location)
     # Declared values pass through the document, so that the schema checks them as it checks all others.
     document = manifest.to_dict()
-    document |= {key: value for key, value in declared.items() if key not in ("base", "training")}
+    document |= {key: _json(value) for key, value in declared.items() if key not in ("base", "training")}
     document["base"] |= base
     if training:
-        document["training"] = _json({**(document["training"] or {}), **training})
+        recorded = document["training"] or {}
+        record = _json({**recorded, **training})
+        # Once a part of it is declared otherwise, nobody but the owner vouches for the whole.
+        document["training"] = record if record == recorded else {**record, "recorder": OWNER}
     repo = document["base"]["repo"]
     if "repo" in base and not (isinstance(repo, str) and public_repo(repo)):
         problem = f"base.repo is {json.dumps(_json(repo))[:100]}, which is no name on a hub: others do not have a path"
         raise UsageError(location, problem, "Write it as organization/name", code="invalid-config")
-    return AdapterManifest.from_dict(document, location if declared else f"{folder}/{ADAPTER_JSON}")
+    checked = AdapterManifest.from_dict(document, location if declared else f"{folder}/{ADAPTER_JSON}")
+    return dataclasses.replace(checked, version=manifest.version)
 
 
 def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, location: str) -> None:

@@ -9,12 +9,10 @@ Field names are those of the schema (`schemas/adapterhub_schemas/adapter.schema.
 
 from __future__ import annotations
 
-import functools
-import json
-import types
+import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,9 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-SCHEMA_VERSION = 2
-SCHEMA_ID = f"urn:adapterhub:schema:adapter:{SCHEMA_VERSION}"
-# British in schema 1, American since.
-_RENAMED = {"licence": "license", "quantisation": "quantization"}  # codespell:ignore
+from . import canonical_json, record_json, schema_versions
+
+TRAINER, OWNER = "trainer", "owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,10 @@ class LossPoint:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The record of a training; a field is None if it was not recorded."""
+    """The record of a training; a field is None if it was not recorded.
+
+    `recorder` says who vouches for all of it: `TRAINER`, `OWNER`, or the name of an importing tool.
+    """
 
     config: Mapping[str, Any] | None = None
     data: tuple[TrainingData, ...] | None = None
@@ -104,6 +104,7 @@ class Training:
     metrics: Mapping[str, Any] | None = None
     curve: tuple[LossPoint, ...] | None = None
     created: str | None = None
+    recorder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Parent:
 class Recipe:
     """The merge or the conversion that made the adapter from its parents.
 
-    The document always has `rank`, and for a conversion also `base`: null and absent mean the same.
+    The document always has `rank`, which may be null.
     """
 
     kind: str
@@ -137,6 +138,33 @@ class Recipe:
     allow_drop: tuple[str, ...] | None = None
     base: Digest | None = None
     loss: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """One declared result of an evaluation; `digest` is of the data's bytes, and `recorder` is who says so."""
+
+    metric: str
+    value: float
+    dataset: str | None = None
+    split: str | None = None
+    digest: Digest | None = None
+    harness: str | None = None
+    recorder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where data of the fine-tuning came from; days are ISO 8601."""
+
+    kind: str
+    name: str | None = None
+    address: str | None = None
+    license: str | None = None
+    collected_from: str | None = None
+    collected_until: str | None = None
+    rights_reserved: str | None = None
+    personal_data: bool | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,6 +195,19 @@ class AdapterManifest:
             None.
         reason: Why it is not understood.
         numbers: The numbers that describe a kind other than LoRA, by the keys of its config.
+        supplier: The person or organization that publishes it; `contact` is an address to write to.
+        released: The day of its release, and `expires`, the first on which it is not to be used any longer; ISO 8601.
+        download_location: A URI.
+        intended_use: What it is for, and `limitations`, what it is not for.
+        languages: BCP 47 tags.
+        trigger_words: Words in a prompt that it was trained to react to.
+        tokenizer_digest: Of the tokenizer.json that it needs instead of its base's.
+        chat_template_digest: Of the exact text of the chat template that it needs instead of its base's.
+        evaluations: Declared results.
+        data_sources: Where the data of the fine-tuning came from.
+        energy_kwh: Of the training.
+        extensions: What others record, by reversed names of domains.
+        version: The version of the document that it was read from. The digest of the adapter is derived by that version's rule.
     """
 
     name: str | None
@@ -191,6 +232,22 @@ class AdapterManifest:
     understood: bool | None = None
     reason: str | None = None
     numbers: Mapping[str, Any] | None = None
+    supplier: str | None = None
+    contact: str | None = None
+    released: str | None = None
+    expires: str | None = None
+    download_location: str | None = None
+    intended_use: str | None = None
+    limitations: str | None = None
+    languages: tuple[str, ...] | None = None
+    trigger_words: tuple[str, ...] | None = None
+    tokenizer_digest: Digest | None = None
+    chat_template_digest: Digest | None = None
+    evaluations: tuple[EvaluationResult, ...] | None = None
+    data_sources: tuple[DataSource, ...] | None = None
+    energy_kwh: float | None = None
+    extensions: Mapping[str, Any] | None = None
+    version: str = field(default=schema_versions.CURRENT, compare=False)
 
     # ---- reading
 
@@ -202,20 +259,21 @@ class AdapterManifest:
             FormatError: It is not JSON, or does not fit the schema; the message names the first field that does not.
             RefusedError: A newer adapterhub wrote it.
         """
-        return cls.from_dict(json_file.parse_object(text, location), location)
+        try:
+            return cls.from_dict(json_file.parse_object(text, location), location)
+        except UsageError as error:  # of a value that JSON holds, and not exactly
+            raise FormatError(location, error.what, error.hint) from error
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], location: str) -> AdapterManifest:
         """Return the manifest in a JSON object, checked as by `parse`; UsageError for values that JSON cannot hold."""
-        version = document.get("schema_version")
-        if type(version) is int and version > SCHEMA_VERSION:
-            problem = f"schema_version {version} is newer than the {SCHEMA_VERSION} known here"
-            raise RefusedError(location, problem, "Upgrade adapterhub", code="newer-version")
-        document = upgrade(document)
-        # Only for its error: a document built in Python may have NaN or an object in it.
-        _dump(document)
-        _check(document, location)
-        return typing.cast(AdapterManifest, _build(cls, document))
+        schema_versions.check(document, location)
+        upgraded = schema_versions.upgrade(document)
+        # Only for its error: a document built in Python may have NaN or an object in it. Drafts may have any integer.
+        if schema_versions.version_of(document) not in schema_versions.DRAFTS:
+            _dump(upgraded)
+        _check(upgraded, location)
+        return cls._build(upgraded, document)
 
     @classmethod
     def salvage(cls, document: Mapping[str, Any]) -> AdapterManifest:
@@ -224,7 +282,12 @@ class AdapterManifest:
         A field that is missing or has the wrong type is None, or empty if it cannot be None. Digests, names and numbers are not
         checked, so no value may be used as a path.
         """
-        return typing.cast(AdapterManifest, _build(cls, upgrade(document)))
+        return cls._build(schema_versions.upgrade(document), document)
+
+    @classmethod
+    def _build(cls, upgraded: Mapping[str, Any], document: Mapping[str, Any]) -> AdapterManifest:
+        version = schema_versions.version_of(document)
+        return typing.cast(AdapterManifest, record_json.build(cls, {**upgraded, "version": version}))
 
     @classmethod
     def read(cls, folder: Path) -> AdapterManifest | None:
@@ -239,11 +302,25 @@ class AdapterManifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document as JSON has it, under the names of the schema."""
-        return {"$schema": SCHEMA_ID, "schema_version": SCHEMA_VERSION, **_plain(self)}
+        document = record_json.plain(self, _NULLABLE_FIELDS)
+        del document["version"]
+        return {"$schema": schema_versions.SCHEMA_ID, "schema_version": schema_versions.CURRENT, **document}
 
     def dump(self) -> bytes:
-        """Return the bytes of the document in its canonical form: sorted keys, indented by two spaces, a newline at the end."""
-        return _dump(self.to_dict())
+        """Return the bytes of the document in its canonical form and the current version; the errors are those of `renewed`."""
+        return _dump(self.renewed().to_dict())
+
+    def renewed(self) -> AdapterManifest:
+        """Return the manifest as one of the current version, which `dump` writes.
+
+        Raises RefusedError if a newer adapterhub wrote it: its fields that are not known here would be lost.
+        """
+        if schema_versions.is_newer_minor(self.version):
+            problem = (
+                f"schema_version {self.version} is newer than the {schema_versions.CURRENT} written here, which would lose"
+            )
+            raise RefusedError(ADAPTER_JSON, f"{problem} fields of it", "Upgrade adapterhub", code="newer-version")
+        return dataclasses.replace(self, version=schema_versions.CURRENT)
 
     def write(self, folder: Path) -> None:
         """Write adapter.json into `folder`, after checking the manifest against the schema."""
@@ -296,31 +373,9 @@ def rank_text(least: int | None, largest: int | None) -> str:
     return f"{least} to {largest}" if least and least != largest else str(largest)
 
 
-def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document of schema 1 as one of schema 2, and any other document unchanged; nothing else is checked."""
-    if type(document.get("schema_version")) is not int or document["schema_version"] != 1:
-        return dict(document)
-    # The renamed keys occur in these places only.
-    upgraded = _with_new_spelling(document)
-    if isinstance(document.get("base"), dict):
-        upgraded["base"] = _with_new_spelling(document["base"])
-    training = document.get("training")
-    if isinstance(training, dict) and isinstance(training.get("data"), list):
-        data = [_with_new_spelling(entry) if isinstance(entry, dict) else entry for entry in training["data"]]
-        upgraded["training"] = {**training, "data": data}
-    if "$schema" in document:
-        upgraded["$schema"] = str(document["$schema"]).replace("adapter:1", "adapter:2")
-    return {**upgraded, "schema_version": SCHEMA_VERSION}
-
-
-def _with_new_spelling(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {_RENAMED.get(key, key): value for key, value in table.items()}
-
-
 def _dump(document: Mapping[str, Any]) -> bytes:
     try:
-        # Digests depend on this form. Python would write NaN and Infinity, which are not JSON.
-        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return canonical_json.indented(document)
     except (ValueError, TypeError, RecursionError) as error:
         hint = "Record finite numbers and text only"
         raise UsageError(ADAPTER_JSON, f"a value that JSON cannot hold ({error})", hint) from error
@@ -336,9 +391,7 @@ def _check(document: Mapping[str, Any], location: str) -> None:
         raise FormatError(location, f"{path}: {message}" if path else message)
 
 
-# ---- between JSON and dataclasses, by the types of the fields
-
-# Fields that the document always has: null, rather than absent, if they are None. Digests depend on it.
+# As in `record_json`; every other field without a value is absent.
 _NULLABLE_FIELDS: Mapping[type, tuple[str, ...]] = {
     AdapterManifest: ("name", "task", "r", "alpha", "license", "description", "training"),
     BaseInfo: tuple(item.name for item in fields(BaseInfo)),
@@ -359,61 +412,3 @@ def _html_value(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if not is_dataclass(value):
-        return value
-    null = _NULLABLE_FIELDS.get(type(value), ())
-    if isinstance(value, Recipe) and value.kind == "convert":
-        null = (*null, "base")
-    return {name: _plain(item) for name, item in _items(value) if item is not None or name in null}
-
-
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    return ((item.name, getattr(value, item.name)) for item in fields(value))
-
-
-@functools.cache
-def _hints(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Return `value` as the type `kind`; None or empty if it has another type. In a list or a map, items that fit are kept."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin is types.UnionType:
-        return next(
-            (_build(member, value) for member in arguments if member is not types.NoneType and _fits(member, value)), None
-        )
-    if origin is tuple:
-        return tuple(_build(arguments[0], item) for item in value if _fits(arguments[0], item)) if _fits(kind, value) else ()
-    if origin is Mapping:
-        items = value.items() if _fits(kind, value) else ()
-        return {key: _build(arguments[1], item) for key, item in items if _fits(arguments[1], item)}
-    if is_dataclass(kind):
-        table = value if isinstance(value, Mapping) else {}
-        record_type: Any = kind
-        return record_type(**{name: _build(hint, table.get(name)) for name, hint in _hints(record_type).items()})
-    return value if _fits(kind, value) else kind()
-
-
-def _fits(kind: Any, value: object) -> bool:
-    """Return True if a JSON value has the outer type `kind`; as in JSON Schema, 8.0 is an integer, and true is not a number."""
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return True
-    if origin is types.UnionType:
-        return any(_fits(member, value) for member in typing.get_args(kind))
-    if kind in (int, float):
-        number = json_file.is_number(value)
-        return number and (kind is float or float(typing.cast(float, value)).is_integer())
-    if origin is Mapping or is_dataclass(kind):
-        return isinstance(value, Mapping)
-    return isinstance(value, list) if origin is tuple else isinstance(value, kind)

@@ -1,5 +1,8 @@
 """The OCI image manifest whose digest identifies a version: a pure function of an adapter's files and its `AdapterManifest`.
 
+The function is specified in `schemas/SPECIFICATION.md`. It has rules by number, and the version of adapter.json tells which one
+applies, so that a folder keeps its digest: the drafts have rule 1, and 1.x rule 2, which names itself in an annotation.
+
 One file is one raw layer. Media types are ModelPack's (modelpack/model-spec, `docs/spec.md`), whose config schema allows no
 foreign fields, so base and parents are annotations of the manifest. Each layer has its name twice: `org.cncf.model.filepath`
 for ModelPack's tools, and `org.opencontainers.image.title` so that a plain `oras pull` writes the right file. A manifest from
@@ -9,7 +12,7 @@ elsewhere is checked before anything in it becomes a path or a size.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import card
+from . import canonical_json, card, schema_versions
 from .document import AdapterManifest
 from .package_files import CONFIGS, LEGAL, MAX_FILES, check_paths
 
@@ -35,7 +38,13 @@ DOC_LAYER = "application/vnd.cncf.model.doc.v1.raw"
 IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
-EPOCH = "1970-01-01T00:00:00Z"  # of an adapter without a recorded training: the current time would change its digest
+RULE = "io.adapterhub.rule"
+_EPOCH = "1970-01-01T00:00:00Z"  # rule 1, of an adapter without a recorded training
+# ModelPack's words for dtypes of safetensors; other names are their own in lower case.
+_PRECISIONS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8",
+}  # fmt: skip
 MAX_MANIFEST = 4 << 20  # bytes; the size that registries must accept (distribution-spec, "Pushing manifests")
 # Bytes of all files in relation to those of distinct content: the same megabytes under ten thousand names would fill a disk.
 _MAX_REPETITION, _FREE_REPETITION = 8, 1 << 20
@@ -114,10 +123,12 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
     if problem := _repetition_problem(layers):
         raise RefusedError(ADAPTER_JSON, problem, "Remove the copies")
-    config_bytes = json_file.canonical_bytes(_config(layers, manifest))
+    is_draft = manifest.version in schema_versions.DRAFTS
+    canonical_bytes = json_file.canonical_bytes if is_draft else canonical_json.compact
+    config_bytes = canonical_bytes(_draft_config(layers, manifest) if is_draft else _config(layers, manifest))
     config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
-    annotations = _annotations(manifest)
-    raw = json_file.canonical_bytes(
+    annotations = _annotations(manifest, canonical_bytes) | ({} if is_draft else {RULE: "2"})
+    raw = canonical_bytes(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -147,35 +158,55 @@ def _layer(layer: Descriptor) -> dict[str, Any]:
 
 
 def _config(layers: tuple[Descriptor, ...], manifest: AdapterManifest) -> dict[str, Any]:
-    """Return ModelPack's config (`schema/config-schema.json`). Docker's model runner requires `createdAt`."""
+    """Return ModelPack's config (`schema/config-schema.json`; its words: `docs/config.md`) by rule 2."""
+    numbers = {
+        "format": "gguf" if manifest.format == "gguf" else "safetensors",
+        "paramSize": _param_size(manifest.parameters),
+        # ModelPack's list of several dtypes is not in adapter.json.
+        "precision": None if manifest.dtype == "mixed" else _PRECISIONS.get(manifest.dtype, manifest.dtype.lower()),
+    }
+    return {
+        "descriptor": _descriptor_of(manifest, manifest.training.created if manifest.training else None),
+        "config": {key: value for key, value in numbers.items() if value},
+        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
+    }
+
+
+def _draft_config(layers: tuple[Descriptor, ...], manifest: AdapterManifest) -> dict[str, Any]:
+    """Return the config by rule 1, which stays for the versions that have it."""
+    created = (manifest.training.created if manifest.training else None) or _EPOCH
+    numbers = {"paramSize": str(manifest.parameters), "precision": manifest.dtype.lower()}
+    config = _config(layers, manifest)
+    return config | {"descriptor": _descriptor_of(manifest, created), "config": config["config"] | numbers}
+
+
+def _descriptor_of(manifest: AdapterManifest, created: str | None) -> dict[str, Any]:
     descriptor = {
-        "createdAt": (manifest.training.created if manifest.training else None) or EPOCH,
+        "createdAt": created,
         "family": manifest.base.model_type,
         "name": manifest.name,
         "description": manifest.description,
         "licenses": [manifest.license] if manifest.license else None,
     }
-    return {
-        "descriptor": {key: value for key, value in descriptor.items() if value},
-        "config": {
-            "format": "gguf" if manifest.format == "gguf" else "safetensors",
-            "paramSize": str(manifest.parameters),
-            "precision": manifest.dtype.lower(),
-        },
-        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
-    }
+    return {key: value for key, value in descriptor.items() if value}
 
 
-def _annotations(manifest: AdapterManifest) -> dict[str, str]:
+def _param_size(count: int) -> str:
+    """Return a count as ModelPack writes it, exactly: `512` is `0.512K`, and 4,587,520 is `4.58752M`."""
+    power = min(max((len(str(count)) - 1) // 3, 1), 4)
+    whole, rest = divmod(count, 1000**power)
+    fraction = str(rest).rjust(3 * power, "0").rstrip("0")
+    return f"{whole}{'.' if fraction else ''}{fraction}{'KMBT'[power - 1]}"
+
+
+def _annotations(manifest: AdapterManifest, canonical_bytes: Callable[[object], bytes]) -> dict[str, str]:
     base = manifest.base
     annotations = {
         "io.adapterhub.kind": manifest.method,
         "io.adapterhub.base.repo": base.repo,
         "io.adapterhub.base.revision": base.revision,
         "io.adapterhub.base.fingerprint": base.fingerprint,
-        "io.adapterhub.parents": json_file.canonical_bytes(manifest.to_dict()["parents"]).decode()
-        if manifest.parents
-        else None,
+        "io.adapterhub.parents": canonical_bytes(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
     }
     return {key: value for key, value in annotations.items() if value}
 

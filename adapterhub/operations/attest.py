@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, sha256_file
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.document import AdapterManifest, Parent, TrainingData
+from adapterhub.manifest.document import TRAINER, AdapterManifest, Parent, TrainingData
 from adapterhub.registry.signature_policy import LIMIT, signed_files
 from adapterhub.trust import attestation, bundle
 from adapterhub.trust.attestation import FITS, MERGE, TESTS, TRAINING, TYPES, Attestation, VerifiedAttestation
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from .signature_checks import Signable
 
 BUILDER = "urn:adapterhub:trainer"
-"""The default id of the builder in the provenance of a training."""
+"""The id of adapterhub's own trainer as the builder in the provenance of a training, which nothing else may have."""
 _BUILD = "urn:adapterhub:build:train:1"
 # Facts of the base that go into the predicate. Its name and revision do too, but are not compared: the digests identify it.
 _BASE = ("fingerprint", "architecture", "model_type", "tokenizer_digest", "chat_template_digest", "quantization")
@@ -64,13 +65,13 @@ class Inputs:
         base: The model that the version fits or was trained on.
         parents: Public keys, one of which must have signed each parent of a merge.
         data: Files that the version was trained on.
-        builder: The URI of the system that trained it.
+        builder: The URI of the system that trained it; None if adapterhub's own trainer did.
     """
 
     base: StrPath | BaseSpec | None = None
     parents: Sequence[StrPath] = ()
     data: Sequence[StrPath] = ()
-    builder: str = BUILDER
+    builder: str | None = None
 
 
 def attest(
@@ -81,7 +82,7 @@ def attest(
     merge: bool = False,
     training: bool = False,
     parents: StrPath | Sequence[StrPath] = (),
-    builder: str = BUILDER,
+    builder: str | None = None,
     passphrase: bytes | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[VerifiedAttestation, ...]:
@@ -94,7 +95,7 @@ def attest(
         merge: Attest that a rebuild from its parents, each of them signed, gives the same bytes.
         training: Attest the config, the data and the base of its training, as adapter.json records them: SLSA's provenance.
         parents: Public keys, one of which must have signed each parent; by default that of `key`.
-        builder: The URI of what trained it, in the provenance.
+        builder: The URI of what trained it, in the provenance; required unless adapterhub's own trainer recorded the training.
         passphrase: The passphrase of the key, if it is encrypted, or the PIN of its hardware.
         workspace: The registry and the credentials.
 
@@ -200,7 +201,7 @@ def _comparison_findings(
         yield Finding(attestation.CODE, "error", version.location, message, "Name the base", "attested-base")
         return
     try:
-        recomputed = _attestation(kind, version, inputs, signers, workspace)
+        recomputed = _attestation(kind, version, replace(inputs, builder=_builder(recorded)), signers, workspace)
     except (RefusedError, IntegrityError, NotFoundError) as error:
         yield Finding(
             attestation.CODE, "error", version.location, f"{kind}: cannot be computed again: {error.what}", error.hint
@@ -225,6 +226,14 @@ def _comparison_findings(
         remainder = f" (and {len(differences) - _SHOWN} more)" if differences[_SHOWN:] else ""
         message = f"{kind}: is another statement when it is computed again: {'; '.join(differences[:_SHOWN])}{remainder}"
         yield Finding(attestation.CODE, "error", version.location, message)
+
+
+def _builder(recorded: Attestation) -> str | None:
+    """Return the builder that a provenance names; None for another kind of statement, or if it names none."""
+    details = recorded.predicate.get("runDetails")
+    builder = details.get("builder") if isinstance(details, Mapping) else None
+    name = builder.get("id") if isinstance(builder, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 # Both sides are compared as parsed JSON: a tuple and a list, or two orders of keys, are no difference.
@@ -329,16 +338,20 @@ def _signer(registry: Registry, digest: Digest, signers: Sequence[TrustedSigner]
     return bundle.find_accepted(bundles, signers, signed_files(manifest), None, label).signer.id
 
 
-def _training(source: sources.Source, builder: str) -> dict[str, Any]:
+def _training(source: sources.Source, builder: str | None) -> dict[str, Any]:
     """Return the SLSA provenance (v1) of the training that adapter.json records.
 
     Raises:
-        RefusedError: There is no record of a training, or an input has no digest.
+        RefusedError: There is no record of a training, an input has no digest, or the builder did not record it.
     """
     manifest = AdapterManifest.read(source.folder)
     training = manifest.training if manifest else None
     if manifest is None or training is None or training.config is None:
         raise RefusedError(source.location, "has no record of a training", "Attest what adapterhub trained")
+    if builder in (None, BUILDER) and training.recorder != TRAINER:
+        recorder = f"by {training.recorder[:64]}" if training.recorder else "by nobody that it names"
+        problem = f"its training was recorded {recorder}, and not by adapterhub's trainer"
+        raise RefusedError(source.location, problem, "Name what trained it, as its builder", code="other-recorder")
     data = [_data_descriptor(datum, source.location) for datum in training.data or ()]
     weights = [
         {
@@ -368,7 +381,7 @@ def _training(source: sources.Source, builder: str) -> dict[str, Any]:
             "resolvedDependencies": [{"name": base.repo or "base", "annotations": base_annotations}, *weights, *data, *parents],
         },
         "runDetails": {
-            "builder": {"id": builder, "version": dict(training.versions or {})},
+            "builder": {"id": builder or BUILDER, "version": dict(training.versions or {})},
             "metadata": {"finishedOn": training.created},
         },
     }

@@ -102,7 +102,7 @@ def describe_folder(
         _check_base(path, draft.recorded, base)
     manifest, raw = draft.finalize(contents.files)
     if declared:
-        manifest = describing.declare(manifest, declared, path)
+        manifest = describing.declare(manifest, declared, path).renewed()
         raw = manifest.dump()
     earlier = draft.recorded.to_dict() if draft.recorded else {}
     changes = tuple(documents.changes(earlier, manifest.to_dict()))
@@ -127,7 +127,7 @@ def _check_base(folder: Path, manifest: AdapterManifest | None, base: BaseSpec) 
     from adapterhub_converters.adapter_files import resolve_adapter
 
     pinned = manifest.base.fingerprint if manifest else None
-    if pinned and pinned != base.fingerprint:
+    if pinned and not base.has_fingerprint(pinned):
         mismatch = f"adapter.json pins the base {pinned[:19]}, and {base.source} is another model"
         raise RefusedError(str(folder), mismatch, "Name the one that it was trained on")
     # Headers suffice: they have the names and shapes, which decide whether the adapter fits.

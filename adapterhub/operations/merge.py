@@ -365,7 +365,7 @@ def _other_base_warnings(adapters: Sequence[sources.Source], spec: BaseSpec, bas
     """Yield a line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
     for source in adapters:
         pinned = _pinned_base(source)
-        if spec.fingerprint and pinned.fingerprint not in (None, spec.fingerprint):
+        if spec.fingerprint and pinned.fingerprint and not spec.has_fingerprint(pinned.fingerprint):
             trained_on = pinned.repo or f"the base {str(pinned.fingerprint)[:19]}"
             warning = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
             yield f"{source.location} {warning}. Check it on that base for the differences"

@@ -88,6 +88,7 @@ class Policy:
             that its name matches, an adapter must have been signed by one of these.
         bases: The allowed base models, each by its fingerprint, or by the digests of all its weight files.
         formats: The allowed formats.
+        recorders: Who may have recorded a training, such as `trainer`; a version without a training has no record to forge.
         max_size: The largest number of bytes of its files, without adapter.json.
         metrics: Bounds of measurements, under the names that a search uses.
         attestations: Required attestations, by patterns and keys like those of `signers`.
@@ -110,6 +111,7 @@ class Policy:
     signers: tuple[tuple[str, tuple[Path | Identity, ...]], ...] = ()
     bases: tuple[Digest, ...] = ()
     formats: tuple[str, ...] = ()
+    recorders: tuple[str, ...] = ()
     max_size: int | None = None
     metrics: tuple[Bounds, ...] = ()
     attestations: tuple[SigningRule, ...] = ()
@@ -124,7 +126,7 @@ class Policy:
             or policy.max_size is not None
             or policy.require_base
             or policy.require_understood
-            or bool(policy.licenses or policy.bases or policy.formats or policy.metrics)
+            or bool(policy.licenses or policy.bases or policy.formats or policy.recorders or policy.metrics)
             for policy in self._policies
         )
 
@@ -207,6 +209,9 @@ class Policy:
             yield f"licenses: its license is {manifest.license or 'not declared'}, not {' or '.join(self.licenses)}"
         if self.formats and manifest.format not in self.formats:
             yield f"formats: its format is {manifest.format}, not {' or '.join(self.formats)}"
+        if self.recorders and manifest.training and manifest.training.recorder not in self.recorders:
+            recorder = manifest.training.recorder or "nobody that it names"
+            yield f"recorders: its training was recorded by {recorder}, not {' or '.join(self.recorders)}"
 
     def _number_violations(self, size: int, metrics: Mapping[str, object]) -> Iterable[str]:
         """Yield the rules about sizes and metrics that are violated, with the reasons."""

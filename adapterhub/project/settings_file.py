@@ -101,8 +101,8 @@ def check_remote_name(name: str) -> str:
 
 
 _POLICY_RULES = (
-    "max_rank", "require_base", "require_understood", "licenses", "allow", "signers", "bases", "formats", "max_size", "metrics",
-    "attestations",
+    "max_rank", "require_base", "require_understood", "licenses", "allow", "signers", "bases", "formats", "recorders",
+    "max_size", "metrics", "attestations",
 )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def _policy(document: SettingsDocument, path: Path) -> Policy:
         signers=tuple((pattern, document.signers(signers, pattern, path)) for pattern in document.patterns(signers)),
         bases=bases,
         formats=formats,
+        recorders=document.texts(table, "recorders"),
         max_size=document.count(table, "max_size"),
         metrics=tuple(_bounds(document, metric) for metric in document.patterns(("policy", "metrics"))),
         attestations=tuple(_attestations(document, path)),

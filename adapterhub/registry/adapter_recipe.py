@@ -182,9 +182,10 @@ def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *
     if manifest is None or manifest.recipe is None:
         recorded_parents = manifest.parents if manifest else ()
         reason = "it was merged before recipes were recorded" if recorded_parents else "it has no parents"
-        if recorded_parents and recorded_parents[0].method == "train":
-            reason = "it was trained; its training record describes how"
-        raise RefusedError(str(folder), f"no recipe to make it from: {reason}", "Only merged and converted adapters have one")
+        hint = "Only merged and converted adapters have one"
+        if manifest and manifest.training and manifest.training.config:
+            reason, hint = "it was trained", "Pass its base and its data to train it again from its record"
+        raise RefusedError(str(folder), f"no recipe to make it from: {reason}", hint)
     recipe = manifest.recipe
     if not parents or (recipe.kind == CONVERT and len(parents) > 1):
         reason = f"names {len(parents)} parents for a recipe of the kind {recipe.kind!r}"
@@ -192,7 +193,7 @@ def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *
     if recipe.kind == MERGE:
         merge(parents, out, recipe, base=manifest.base)
         return
-    if recipe.base and (base is None or base.fingerprint != recipe.base):
+    if recipe.base and (base is None or not base.has_fingerprint(recipe.base)):
         base_note = "another one was given" if base else "none was given"
         problem = f"made with the base whose fingerprint is {recipe.base[:19]}, and {base_note}"
         raise RefusedError(str(folder), problem, "Pass that base", code="recipe-base-required")

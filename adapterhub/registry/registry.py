@@ -26,8 +26,8 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_extract
 from adapterhub.index.index_database import Index
 from adapterhub.index.queries import LogState, VersionRow
-from adapterhub.manifest import measurement, oci_manifest
-from adapterhub.manifest.document import AdapterManifest, upgrade
+from adapterhub.manifest import measurement, oci_manifest, schema_versions
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.existing_folder import ExistingFolder
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.project import PROJECT
@@ -229,7 +229,7 @@ class Registry:
             "size": manifest.size,
             "time": row.time,
             "evaluations": measurement.version_evaluations(evaluations, row.number),
-            "manifest": upgrade(json_file.parse_object(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
+            "manifest": schema_versions.upgrade(json_file.parse_object(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
             "oci_manifest": json_file.parse_object(raw, str(row.ref)),
         }
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from adapterhub.manifest import canonical_json
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.containers.json_file import is_integer
@@ -66,20 +67,34 @@ def parse(text: str, *, folder: Path, location: str, changes: Sequence[str] = ()
     Raises:
         UsageError: The first problem; its `problems` has all of them.
     """
-    return _ConfigParser(text, folder, location, changes).config()
+    parser = _ConfigParser(toml_file.parse(text, location), text, folder, location)
+    for change in changes:
+        parser.apply_override(change)
+    return parser.config()
+
+
+def from_record(document: Mapping[str, Any], *, folder: Path, location: str) -> TrainConfig:
+    """Return the config that adapter.json records, by `TrainConfig.document`; errors and `folder` are as in `parse`.
+
+    Records of the drafts have null for keys without a value, and a computed number of steps beside the sections.
+    """
+    sections = {
+        name: {key: value for key, value in section.items() if value is not None} if isinstance(section, Mapping) else section
+        for name, section in document.items()
+        if name != "steps"
+    }
+    return _ConfigParser(sections, "", folder, location).config()
 
 
 class _ConfigParser:
-    """A parser of one TOML document, with the problems found so far."""
+    """A parser of one document and the TOML text that it was read from, with the problems found so far."""
 
-    def __init__(self, text: str, folder: Path, location: str, changes: Sequence[str]) -> None:
+    def __init__(self, document: dict[str, Any], text: str, folder: Path, location: str) -> None:
         self._text, self._folder, self._location = text, folder, location
         self._problems: Problems[UsageError] = Problems()
         self._reported: set[tuple[str, str]] = set()
-        self._document = toml_file.parse(text, location)
+        self._document = document
         self._overrides: dict[tuple[str, str], str] = {}
-        for change in changes:
-            self._apply_override(change)
 
     def config(self) -> TrainConfig:
         """Return the config, or raise all problems."""
@@ -112,7 +127,7 @@ class _ConfigParser:
         label = f"[{section}] {key[:80]}" if section else f"[{key[:80]}]"
         return f"{self._location}:{line}: {label}" if line else f"{self._location}: {label}"
 
-    def _apply_override(self, change: str) -> None:
+    def apply_override(self, change: str) -> None:
         name, equals, value_text = change.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
@@ -203,6 +218,8 @@ def _value(value: Any, expected_type: Any) -> Any:
             if isinstance(values, list):
                 with contextlib.suppress(ValueError):  # its message would show a single item; the one below shows all
                     return tuple(_value(item, typing.get_args(option)[0]) for item in values)
+        elif typing.get_origin(option) is Mapping and _is_pairs(value):
+            return _table(dict(value), option)
         elif isinstance(value, dict) and (typing.get_origin(option) is Mapping or dataclasses.is_dataclass(option)):
             return _table(value, option)
         # TOML tells 1 from 1.0, and nobody writes alpha = 32.0.
@@ -211,6 +228,13 @@ def _value(value: Any, expected_type: Any) -> Any:
         elif option is not type(None) and type(value) is option:
             return value
     raise ValueError(f"{value!r:.80} is not {_type_name(expected_type)}")
+
+
+def _is_pairs(value: object) -> bool:
+    """Return whether a value is a table as a record has it, in which the order of keys is kept: pairs of a text and a value."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
 
 
 def _options(expected_type: Any) -> tuple[Any, ...]:
@@ -279,6 +303,8 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
     for place, value in {("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout}.items():
         if not 0 <= value < 1:
             report_problem(*place, "must be at least 0 and below 1")
+    if abs(train.seed) > canonical_json.MAX_INTEGER:
+        report_problem("train", "seed", "is beyond 2^53 - 1, which other programs round")
     _check_together(config, report_problem)
     if data.shares:
         _check_shares(data.shares, len(data.train), report_problem)

@@ -181,11 +181,17 @@ class TrainConfig:
         return self.train.steps or max(1, math.ceil(self.train.epochs * rows / self.train.rows))
 
     def document(self) -> dict[str, Any]:
-        """Return the sections as plain values for adapter.json, with the paths as they were written."""
+        """Return the sections as plain values for adapter.json, which `config_file.from_record` reads.
+
+        Paths are as they were written. Keys without a value are left out.
+        """
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
         for section, key in (("base", "cache"), ("train", "save_minutes")):
             del sections[section][key]  # it does not change a byte of the result
-        return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
+        return {
+            name: {key: _plain(value) for key, value in section.items() if value is not None and value != {}}
+            for name, section in sections.items()
+        }
 
 
 # The tables of a config, in the order in which a new one has them.

@@ -111,7 +111,7 @@ class Trainer:
         self._on_event(_ready(resolved, spec, base, train_set, steps=self.steps, notes=tuple(notes)))
         self._parents = _parents(start)
         self._record: dict[str, Any] = {
-            "config": {**config.document(), "steps": self.steps},
+            "config": config.document(),
             "data": _data_record(train_set, heldout),
             "seed": config.train.seed,
             "versions": finished_folder.versions(thread_count, device),

@@ -96,6 +96,7 @@ _KEYWORDS: Mapping[str, Keyword] = {
     "maximum": lambda limit, value, _: not _is_number(value) or value <= limit,
     "exclusiveMinimum": lambda limit, value, _: not _is_number(value) or value > limit,
     "required": lambda keys, value, _: not isinstance(value, dict) or all(key in value for key in keys),
+    "propertyNames": lambda rule, value, root: not isinstance(value, dict) or all(accepts(key, rule, root) for key in value),
     "items": lambda rule, value, root: not isinstance(value, list) or all(accepts(item, rule, root) for item in value),
     "minItems": lambda limit, value, _: not isinstance(value, list) or len(value) >= limit,
     "maxItems": lambda limit, value, _: not isinstance(value, list) or len(value) <= limit,

@@ -184,6 +184,21 @@ def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_p
     assert "letters.toml: [base] path: nosuch: no such file or folder, and no base of this name" in stderr
 
 
+def test_a_training_is_repeated_from_its_record_and_gives_the_same_bytes(run: Run, config: Path, tmp_path: Path) -> None:
+    run("train", "letters.toml", "--push", "team/letters")
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / f"{name}-elsewhere.jsonl")
+    (tmp_path / "tiny").rename(tmp_path / "base")
+    data = ("--data", "train-elsewhere.jsonl", "--data", "heldout-elsewhere.jsonl")
+    assert "team/letters:v1: rebuilt, every byte matches" in run("rebuild", "team/letters", "--base", "base", *data).stdout
+    assert "Pass its base and its data to train it again" in run("rebuild", "team/letters", code=6).stderr
+    lacking = run("rebuild", "team/letters", "--base", "base", *data[:2], code=6).stderr
+    assert "no file at hand has the digest of its data 'heldout.jsonl'" in lacking
+    weights = next((tmp_path / "base").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert "and base has another. Pass that base" in run("rebuild", "team/letters", "--base", "base", *data, code=6).stderr
+
+
 def test_a_value_is_set_on_the_command_line_and_recorded(run: Run, config: Path, tmp_path: Path) -> None:
     document = json.loads(run("train", "letters.toml", "--set", "train.steps=1", "--set", "lora.r=1", "--json").stdout)
     assert document["steps"] == 1

@@ -73,7 +73,7 @@ def test_declarations_are_merged(make: Make) -> None:
         "org/base",
         "abc",
     )
-    assert manifest.training == Training(created="2026-01-31T12:00:00Z")
+    assert manifest.training == Training(created="2026-01-31T12:00:00Z", recorder="owner")
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,14 @@ def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"schema_version": 3}, RefusedError, "schema_version 3 is newer than the 2 known here. Upgrade adapterhub"),
-        ({"schema_version": "1"}, FormatError, "schema_version: 2 was expected"),
+        ({"schema_version": "2.0"}, RefusedError, "schema_version 2.0 is newer than the 1.0 known here. Upgrade adapterhub"),
+        ({"schema_version": 3}, RefusedError, "schema_version 3 is newer than the 1.0 known here. Upgrade adapterhub"),
+        ({"schema_version": "1"}, FormatError, "schema_version: '1.0' was expected"),
+        ({"schema_version": "1.01"}, FormatError, "schema_version: '1.0' was expected"),
+        ({"schema_version": "1.1"}, FormatError, "$schema: 'urn:adapterhub:schema:adapter:1.1' was expected"),
+        ({"recipe": None}, FormatError, "recipe: None is not of type 'object'"),
+        ({"released": "soon"}, FormatError, "released: 'soon' does not match"),
+        ({"extensions": {"ours": {}}}, FormatError, "extensions: 'ours' does not match"),
         ({"r": "two"}, FormatError, "r: 'two' is not of type"),
         ({"extra": 1}, FormatError, "'extra' was unexpected"),
         ({"parents": [{"digest": "sha256:12"}]}, FormatError, "parents.0.digest: 'sha256:12' does not match"),
@@ -192,6 +198,18 @@ def test_manifests_of_other_formats(make: Make, tmp_path: Path) -> None:
         derive.describe(tmp_path / "gguf")
 
 
+def test_a_declaration_that_changes_a_record_makes_its_owner_the_recorder(make: Make) -> None:
+    folder = make()
+    derive.describe(folder, training=Training(seed=7, metrics={"loss": 2.0}, recorder="trainer")).write(folder)
+    for toml, recorder in (("seed = 7", "trainer"), ("metrics = {loss = 1.0}", "owner")):
+        (folder / "adapter.toml").write_text(f"[training]\n{toml}\n")
+        settled = derive.finalize(folder)[0]
+        assert (settled.training and settled.training.recorder) == recorder
+    (folder / "adapter.toml").write_text('[training]\nrecorder = "trainer"\n')
+    with pytest.raises(UsageError, match=r"unknown key training.recorder"):
+        derive.finalize(folder)
+
+
 def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> None:
     """Schema 1 spelled `licence` and `quantisation`; what was stored under it keeps its digest."""  # codespell:ignore
     folder = make()
@@ -201,7 +219,7 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
     text = derive.describe(folder).dump().decode()
     for now, before in (("license", "licence"), ("quantization", "quantisation")):  # codespell:ignore
         text = text.replace(now, before)
-    old = text.replace("schema:adapter:2", "schema:adapter:1").replace('"schema_version": 2', '"schema_version": 1')
+    old = text.replace("schema:adapter:1.0", "schema:adapter:1").replace('"schema_version": "1.0"', '"schema_version": 1')
     (folder / "adapter.toml").unlink()
     files = [entry for entry in json.loads(old)["files"] if entry["path"] != "adapter.toml"]
     (folder / "adapter.json").write_text(json.dumps({**json.loads(old), "files": files}))

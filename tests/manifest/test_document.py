@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 
 import adapterhub_schemas
 from adapterhub.digest import sha256_bytes
-from adapterhub.manifest import derive, document, oci_manifest
+from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
 from adapterhub.registry import merge_recipe, recipe_store
 from adapterhub.registry.registry import Registry
-from adapterhub_converters.errors import FormatError
+from adapterhub_converters.errors import FormatError, RefusedError
 from tests.conftest import Run
 
 STORED = Path(__file__).parent / "schema_1"
@@ -32,7 +33,8 @@ VERSIONS = {
 }
 SCHEMA = adapterhub_schemas.load("adapter")
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
-numbers = st.one_of(st.integers(-(2**63), 2**63), st.floats(allow_nan=False, allow_infinity=False))
+# A larger number is written as ECMAScript does, with digits that Python reads as another integer and as the same float.
+numbers = st.one_of(st.integers(-(2**53) + 1, 2**53 - 1), st.floats(-(2.0**53), 2.0**53, exclude_min=True, exclude_max=True))
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, texts), lambda inner: st.lists(inner, max_size=2), max_leaves=3
 )
@@ -44,6 +46,8 @@ def valid(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.just(schema["const"])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
+    if "$ref" in schema and schema["$ref"].endswith("/date"):
+        return st.just("2026-01-31")
     if "$ref" in schema:
         return st.just(DIGEST) if schema["$ref"].endswith("/digest") else st.sampled_from([DIGEST, None])
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -57,10 +61,12 @@ def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.fixed_dictionaries(required, optional=others)
     if kind == "object":
         more = schema.get("additionalProperties")
+        if "propertyNames" in schema:
+            return st.dictionaries(st.just("org.example.notes"), st.dictionaries(texts, values, max_size=2), max_size=1)
         return st.dictionaries(texts, valid(more) if isinstance(more, dict) else values, max_size=2)
     if kind == "array":
         return st.lists(valid(schema["items"]), max_size=2, unique=bool(schema.get("uniqueItems")))
-    if kind == "number" and "exclusiveMinimum" in schema:
+    if kind == "number" and ("exclusiveMinimum" in schema or "minimum" in schema):
         return st.floats(0.01, 1)
     return {
         "string": texts,
@@ -75,14 +81,6 @@ def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 @given(valid(SCHEMA))
 def test_a_valid_document_comes_back_as_it_was(found: dict[str, Any]) -> None:
     manifest = AdapterManifest.from_dict(found, "adapter.json")
-    recipe = found.get("recipe")
-    if recipe is None:
-        found.pop("recipe", None)  # null is written as absent
-    else:
-        optional = {"rank", "base"} if recipe["kind"] == "convert" else {"rank"}
-        recipe |= dict.fromkeys(optional - recipe.keys())
-        if recipe["kind"] == "merge" and recipe.get("base", "") is None:
-            del recipe["base"]
     assert manifest.to_dict() == found
     assert AdapterManifest.parse(manifest.dump(), "adapter.json") == manifest
     assert AdapterManifest.salvage(found) == manifest
@@ -107,11 +105,11 @@ def test_what_fits_is_salvaged_and_nothing_else() -> None:
     assert found.max_rank == 4
 
 
-def test_a_recipe_of_a_merge_and_one_of_a_conversion_have_their_nulls(tmp_path: Path) -> None:
+def test_a_recipe_has_a_rank_of_null_and_no_other_null(tmp_path: Path) -> None:
     empty = AdapterManifest.salvage({})
-    plain = document._plain  # the recipe alone: an empty manifest is not valid
-    assert plain(Recipe("merge", method="svd", energy=0.9)) == {"kind": "merge", "rank": None, "method": "svd", "energy": 0.9}
-    assert plain(Recipe("convert", to="gguf")) == {"kind": "convert", "rank": None, "to": "gguf", "base": None}
+    for recipe in (Recipe("merge", method="svd", energy=0.9), Recipe("convert", to="gguf")):
+        written = dataclasses.replace(empty, recipe=recipe).to_dict()["recipe"]
+        assert [key for key, value in written.items() if value is None] == ["rank"]
     with pytest.raises(FormatError, match="method: '' should be non-empty"):
         empty.write(tmp_path)
 
@@ -154,7 +152,7 @@ def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: P
     assert {row["ref"]: row["digest"] for row in rows}.items() >= VERSIONS.items()
     assert {(row["base"], row["license"]) for row in rows} == {("org/base", "MIT"), ("org/base", None)}
     shown = json.loads(run("show", "team/sql", *at).stdout)
-    assert (shown["manifest"]["license"], shown["manifest"]["schema_version"]) == ("MIT", 2)
+    assert (shown["manifest"]["license"], shown["manifest"]["schema_version"]) == ("MIT", "1.0")
     assert "nf4" in run("show", "team/sql", "--registry", old).stdout
     assert "merged by cat" in run("lineage", "team/both", "--registry", old).stdout
     assert json.loads(run("fsck", *at).stdout)["ok"]
@@ -175,3 +173,61 @@ def test_a_recipe_of_a_merged_model_of_schema_1_is_read() -> None:
     assert (found.merge_options().requantize, found.form) == (None, "folder")
     raw = found.dump()
     assert merge_recipe.parse(raw.decode(), "merge.json").dump() == raw
+
+
+# ---- files of schema 2, the draft before 1.0
+
+
+def test_a_folder_of_schema_2_keeps_its_bytes_and_its_digest(tmp_path: Path) -> None:
+    folder = tmp_path / "sql"
+    shutil.copytree(STORED.with_name("schema_2") / "sql", folder)
+    digest = "sha256:f87cdcf9565ef2628de70bfd15f2f78788d45a3131630b228a626830b88bb5c0"
+    assert oci_manifest.build(folder).digest == digest
+    settled, raw = derive.finalize(folder)
+    assert (settled.version, raw) == ("2", (folder / "adapter.json").read_bytes())
+    (folder / "adapter.toml").write_text('supplier = "Example"\n')
+    settled, raw = derive.finalize(folder)
+    assert (settled.version, settled.supplier, json.loads(raw)["schema_version"]) == ("1.0", "Example", "1.0")
+    built = oci_manifest.build(folder)
+    (folder / "adapter.json").write_bytes(raw)
+    assert built.digest == oci_manifest.build(folder).digest != digest
+
+
+# ---- later versions
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Path:
+    """A folder whose adapter.json is of a later minor version, with fields that are not known here."""
+    folder = tmp_path / "later"
+    shutil.copytree(STORED.with_name("schema_2") / "sql", folder)
+    manifest = AdapterManifest.read(folder)
+    assert manifest is not None
+    fields = manifest.renewed().to_dict()
+    changes = {"$schema": "urn:adapterhub:schema:adapter:1.7", "schema_version": "1.7", "mood": "good"}
+    parents = [{**parent, "since": 3} for parent in fields["parents"]]
+    (folder / "adapter.json").write_text(json.dumps({**fields, **changes, "parents": parents}))
+    return folder
+
+
+def test_fields_of_a_later_minor_version_are_ignored_and_kept(later: Path) -> None:
+    settled, raw = derive.finalize(later)
+    assert (settled.version, settled.name, raw) == ("1.7", None, (later / "adapter.json").read_bytes())
+    assert oci_manifest.build(later).annotations["io.adapterhub.rule"] == "2"
+
+
+def test_a_document_of_a_later_minor_version_is_not_rewritten(later: Path) -> None:
+    (later / "adapter.toml").write_text('supplier = "Example"\n')
+    with pytest.raises(RefusedError, match="1.7 is newer than the 1.0 written here, which would lose fields of it") as caught:
+        derive.finalize(later)
+    assert caught.value.code == "newer-version"
+
+
+def test_extensions_are_kept_in_a_rewritten_document(tmp_path: Path) -> None:
+    folder = tmp_path / "sql"
+    shutil.copytree(STORED.with_name("schema_2") / "sql", folder)
+    (folder / "adapter.toml").write_text('[extensions."org.example.review"]\nticket = 7\n')
+    (folder / "adapter.json").write_bytes(derive.finalize(folder)[1])
+    (folder / "adapter.toml").write_text('supplier = "Example"\n')
+    settled = derive.finalize(folder)[0]
+    assert (settled.extensions, settled.supplier) == ({"org.example.review": {"ticket": 7}}, "Example")

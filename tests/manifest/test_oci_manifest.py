@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -45,11 +46,26 @@ def test_the_content_of_the_manifest(make: Make) -> None:
     }
     assert built.annotations == {
         "io.adapterhub.kind": "lora", "io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc",
+        "io.adapterhub.rule": "2",
     }  # fmt: skip
     config = json.loads(built.config_bytes)
     assert config["descriptor"] == {"createdAt": "2026-01-31T12:00:00Z", "licenses": ["MIT"], "name": "sql"}
     assert config["modelfs"]["diffIds"] == [layer.digest for layer in built.layers]
-    assert config["config"] == {"format": "safetensors", "paramSize": "128", "precision": "f32"}
+    assert config["config"] == {"format": "safetensors", "paramSize": "0.128K", "precision": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0K"), (7, "0.007K"), (1000, "1K"), (3584, "3.584K"), (4_587_520, "4.58752M"), (8 * 10**9, "8B"), (10**15, "1000T")],
+)
+def test_a_count_of_parameters_is_exact_in_the_words_of_modelpack(count: int, text: str) -> None:
+    assert oci_manifest._param_size(count) == text
+
+
+def test_a_config_has_no_time_that_nobody_recorded_and_no_precision_that_is_mixed(make: Make) -> None:
+    manifest = derive.describe(make())
+    config = json.loads(oci_manifest.assemble({}, dataclasses.replace(manifest, dtype="mixed")).config_bytes)
+    assert ("createdAt" in config["descriptor"], config["config"]) == (False, {"format": "safetensors", "paramSize": "0.128K"})
 
 
 def test_a_manifest_reads_back(make: Make) -> None:

@@ -22,6 +22,7 @@ KNOWN = AdapterManifest.salvage(
         "base": {"repo": "org/base", "fingerprint": ONE},
         "files": [{"path": "adapter_model.safetensors", "digest": OTHER, "size": 1500}],
         "training": {
+            "recorder": "owner",
             "metrics": {"eval_loss": 0.5, "eval_perplexity": "low"},
             "weights": [{"path": "model.safetensors", "digest": OTHER, "size": 1}],
         },
@@ -48,6 +49,7 @@ def test_every_requirement_that_is_not_met_is_named() -> None:
     ("policy", "reason"),
     [
         (Policy("p", bases=("sha256:" + "3" * 64,)), f"bases: org/base ({ONE[:19]}…) is not one of the 1 digests"),
+        (Policy("p", recorders=("trainer",)), "recorders: its training was recorded by owner, not trainer"),
         (Policy("p", formats=("gguf", "mlx")), "formats: its format is peft, not gguf or mlx"),
         (Policy("p", max_size=1499), "max_size: 1,500 bytes are over 1,499"),
         (Policy("p", metrics=(Bounds("eval_loss", max=0.4),)), "metrics.eval_loss: 0.5 is over 0.4"),
@@ -89,6 +91,7 @@ WHOLE = f"""\
 [policy]
 bases = ["{ONE}"]
 formats = ["peft", "other"]
+recorders = ["trainer", "axolotl"]
 max_size = 200_000_000
 
 [policy.metrics]
@@ -108,6 +111,7 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "adapterhub.toml"
     policy = settings_file.parse(WHOLE, file).policy
     assert (policy.bases, policy.formats, policy.max_size) == ((ONE,), ("peft", "other"), 200_000_000)
+    assert policy.recorders == ("trainer", "axolotl")
     assert policy.metrics == (Bounds("eval_perplexity", None, 12.0), Bounds("reported_exact.match", 0.7, 1.0))
     pattern, ci = "team/sql.*", tmp_path / "ci.pub"
     assert policy.signing_rules("team/sql.v2") == [

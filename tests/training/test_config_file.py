@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from adapterhub.manifest import canonical_json
 from adapterhub.training import config_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -31,6 +33,35 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
     assert lora.alpha_pattern == {"q_proj": 16.0}
 
 
+RECORDED = """
+[lora]
+rank_pattern = {up_proj = 4, q_proj = 8}
+alpha = 32
+targets = ["q_proj", "up_proj"]
+[train]
+learning_rate = 2e-5
+seed = 7
+"""
+
+
+@pytest.mark.parametrize("text", [SMALL, SMALL + RECORDED, MIX % "1.0"])
+def test_a_recorded_config_is_a_config_and_gives_the_same_record(text: str) -> None:
+    config = config_file.parse(text, folder=Path(), location="c.toml")
+    record = json.loads(canonical_json.indented(config.document()))
+    again = config_file.from_record(record, folder=Path(), location="c.toml")
+    assert again == config
+    assert list(again.lora.rank_pattern) == list(config.lora.rank_pattern)
+    assert canonical_json.indented(again.document()) == canonical_json.indented(config.document())
+    assert not [key for section in record.values() for key, value in section.items() if value is None]
+
+
+def test_the_record_of_a_draft_is_a_config() -> None:
+    config = config_file.parse(SMALL, folder=Path(), location="c.toml")
+    record = config.document()
+    record = {**record, "steps": 3, "lora": {**record["lora"], "rank_pattern": [], "layers": None}}
+    assert config_file.from_record(record, folder=Path(), location="c.toml") == config
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -46,6 +77,10 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         (SMALL + '[train]\nrows = "4"\n', "c.toml:6: [train] rows: '4' is not a whole number"),
         (SMALL + "[train]\nrows = true\n", "c.toml:6: [train] rows: True is not a whole number"),
         (SMALL + '[train]\nschedule = "wsd"\n', "[train] schedule: 'wsd' is not one of cosine, linear, constant"),
+        (
+            SMALL + "[train]\nseed = 9007199254740992\n",
+            "c.toml:6: [train] seed: is beyond 2^53 - 1, which other programs round",
+        ),
         (SMALL + "[lora]\nr = 0\n", "c.toml:6: [lora] r: is too small"),
         (SMALL + "[train]\nsave_minutes = -1\n", "c.toml:6: [train] save_minutes: must be at least 0"),
         (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "c.toml:7: [train] micro_rows: does not divide rows = 4"),

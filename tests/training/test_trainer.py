@@ -443,7 +443,7 @@ def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained
     steps = [{"step": event.step, "loss": event.loss} for event in events if isinstance(event, train.StepEvent)]
     asked = [{"step": event.step, "heldout_loss": event.loss} for event in events if isinstance(event, train.EvaluationEvent)]
     assert training["curve"] == [asked[0], *steps, asked[1]]
-    assert set(training) == {"config", "data", "weights", "seed", "versions", "metrics", "curve"}
+    assert set(training) == {"config", "data", "weights", "seed", "versions", "metrics", "curve", "recorder"}
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_step_and_all_that_was_held_out() -> None:

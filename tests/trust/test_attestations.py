@@ -44,6 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         seed=7,
         versions={"torch": "2.8.0"},
         created="2026-01-31T12:00:00Z",
+        recorder="trainer",
     )
     with ah.Registry(".") as registry:
         for seed, name in enumerate(("sql", "french")):
@@ -130,6 +131,51 @@ def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, here: 
     assert "train.jsonl is not among its data" in result.stdout
     with pytest.raises(RefusedError, match="has no record of a training"):
         ah.attest("team/both", "ci.key", training=True, workspace=here)
+
+
+def test_what_was_compared_of_a_training_is_said_and_that_it_was_not_repeated(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--training", *KEY)
+    words = ("verify", "team/sql", "--attestations", *PUBLIC, "--recompute")
+    whole = run(*words, "--base", "base", "--data", "train.jsonl").stdout
+    assert "training attested by ci.pub (inputs compared, training not repeated)" in whole
+    assert "computed again" not in whole
+    assert "(its record compared, training not repeated)" in run(*words).stdout
+
+
+@pytest.fixture
+def forged(place: Path, here: Workspace) -> str:
+    """Weights that nobody trained, with a training that their owner wrote by hand: with true digests of a base and of data."""
+    folder = write_adapter(place / "forged", 5)
+    weights = place / "base" / "model.safetensors"
+    (folder / "adapter.toml").write_text(f"""
+[training]
+config = {{train = {{steps = 3}}}}
+data = [{{path = "train.jsonl", digest = "{sha256_file(place / "train.jsonl")}"}}]
+weights = [{{path = "model.safetensors", digest = "{sha256_file(weights)}", size = {weights.stat().st_size}}}]
+""")
+    ah.push(folder, "team/forged", workspace=here)
+    return "team/forged"
+
+
+def test_a_declared_training_is_not_attested_as_one_by_our_trainer(forged: str, here: Workspace, run: Run) -> None:
+    for builder in (None, "urn:adapterhub:trainer"):
+        with pytest.raises(RefusedError, match="its training was recorded by owner, and not by adapterhub's trainer") as caught:
+            ah.attest(forged, "ci.key", training=True, builder=builder, workspace=here)
+        assert caught.value.code == "other-recorder"
+    ah.attest(forged, "ci.key", training=True, builder="https://ci.example/gpu", workspace=here)
+    assert predicate(run, forged)["runDetails"]["builder"]["id"] == "https://ci.example/gpu"
+
+
+def test_a_provenance_that_names_our_trainer_for_a_declared_training_is_refused(
+    forged: str, here: Workspace, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version, which did not ask for the recorder, signed it."""
+    monkeypatch.setattr("adapterhub.operations.attest.TRAINER", "owner")
+    ah.attest(forged, "ci.key", training=True, workspace=here)
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    result = run("verify", forged, "--attestations", *PUBLIC, "--recompute", code=1)
+    assert "training: cannot be computed again: its training was recorded by owner" in result.stdout
 
 
 @pytest.mark.parametrize("log", [None, [], [{"logIndex": "1"}]])

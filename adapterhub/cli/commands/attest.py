@@ -28,7 +28,11 @@ from adapterhub.cli.registry_choice import workspace
     "--training", is_flag=True, help="Attest its config, data and base, as adapter.json records them: SLSA provenance."
 )
 @signing_options.parent_keys
-@click.option("--builder", metavar="URI", help="Builder in the provenance of a training. [default: urn:adapterhub:trainer]")
+@click.option(
+    "--builder",
+    metavar="URI",
+    help="What trained it, in the provenance of a training; required unless adapterhub's own trainer did.",
+)
 @click.pass_obj
 def attest(
     settings: Settings,
@@ -55,7 +59,7 @@ def attest(
         merge=merge,
         training=training,
         parents=parents,
-        builder=builder or attest_operation.BUILDER,
+        builder=builder,
         workspace=workspace(settings),
     )
     document = {

@@ -141,7 +141,7 @@ def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--rank-budget", metavar="BYTES", type=click.IntRange(min=1), help="Distribute ranks to keep most within BYTES of tensors."
 )
-@click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Random seed. [default: 0]")
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**53 - 1), help="Random seed. [default: 0]")
 @plot_option("how far the adapters disagree, by module")
 @_into_options
 @click.pass_obj

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import errors, inputs, output
+from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option, replace_option
 from adapterhub.cli.registry_choice import open_registry, workspace
 from adapterhub.cli.views import recipes as view
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     example="""
     adapterhub rebuild team/both:v1
     adapterhub rebuild team/sql-gguf --base ./Qwen3-0.6B
+    adapterhub rebuild team/sql:v1 --base ./Qwen3-0.6B --data train.jsonl
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --recipe-only -o qwen3-sql.json
     adapterhub rebuild qwen3-sql.json -o ./qwen3-sql
     adapterhub rebuild qwen3-sql.json --base /models/Qwen3-0.6B --adapter ./sql
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @replace_option
 @base_option("the one it was made with. [default: the path in a model's recipe]")
 @adapter_option("one that a model's recipe names, and the registry lacks")
+@click.option("--data", metavar="FILE", multiple=True, help="Data: a file that it was trained on; repeatable.")
 @click.option("--list", "listed", is_flag=True, help="List the recipes of models in the registry.")
 @click.option("--remove", is_flag=True, help="Remove the recipe NAME from the registry.")
 @click.pass_obj
@@ -45,12 +48,15 @@ def rebuild(
     replace: bool,
     base: str | None,
     adapters: tuple[str, ...],
+    data: tuple[str, ...],
     listed: bool,
     remove: bool,
 ) -> int:
-    """Rebuild a merged or converted adapter, or a merged model, from its record, and compare.
+    """Rebuild an adapter that was merged, converted or trained, or a merged model, from its record, and compare.
 
-    REF is an adapter, whose parents must be in the registry. NAME or FILE is the recipe of a merged model, as `adapterhub merge
+    REF is an adapter, whose parents must be in the registry. With --data, it is trained again, and its weights and config are
+    compared; data and base are those of the record by their digests. The same versions and kind of machine give the same bytes.
+    NAME or FILE is the recipe of a merged model, as `adapterhub merge
     --into --recipe-only` wrote it; write merge:NAME where a file of that name exists too. Its adapters come from the registry,
     by digest, or from the addresses in it. Exits 0 when every byte matches, else 1: then it lists what differs and by how many
     units in the last place at most, as another kind of CPU can cause. Another base or adapter is refused, and nothing is
@@ -63,12 +69,16 @@ def rebuild(
     if remove:
         _remove(settings, source)
         return 0
+    if data and not _is_ref(source):
+        raise UsageError("--data", f"is for a trained adapter, and {source} is a recipe of a model", "Leave it out")
     if not _is_ref(source):
         return _rebuild_model(settings, source, out, base=base, adapters=adapters, replace=replace)
     if adapters:
         problem = f"is for the recipe of a model, and {source} is an adapter, whose parents are in the registry"
         raise UsageError("--adapter", problem, "Leave it out", code="conflicting-options")
-    return _rebuild_adapter(settings, source, out, base=base, replace=replace)
+    if data and base is None:
+        raise UsageError("--data", "requires --base, the model that it was trained on", "Pass it too")
+    return _rebuild_adapter(settings, source, out, base=base, data=data, replace=replace)
 
 
 def _is_ref(text: str) -> bool:
@@ -76,11 +86,17 @@ def _is_ref(text: str) -> bool:
     return "/" in text and not text.endswith(".json") and not Path(text).is_file()
 
 
-def _rebuild_adapter(settings: Settings, ref: str, out: str | None, *, base: str | None, replace: bool) -> int:
-    from adapterhub.operations import merge
+def _rebuild_adapter(
+    settings: Settings, ref: str, out: str | None, *, base: str | None, data: tuple[str, ...], replace: bool
+) -> int:
+    from adapterhub.operations import merge, retrain
 
-    spec = inputs.read_base(base, settings) if base else None
-    result = merge.rebuild(ref, workspace(settings), out=out, base=spec, replace=replace)
+    if data:
+        prepare_torch()
+        result = retrain.rebuild(ref, workspace(settings), base=base or "", data=data, out=out, replace=replace)
+    else:
+        spec = inputs.read_base(base, settings) if base else None
+        result = merge.rebuild(ref, workspace(settings), out=out, base=spec, replace=replace)
     name, differences = str(result.version.ref), result.differences
     document = {
         "ref": name,

@@ -57,13 +57,13 @@ def verify(
     its files and no others.
 
     With --attestations, the key must have attested something about the version; with --recompute, that must be the same when it
-    is computed again.
+    is computed again: of a training its inputs are compared, and `adapterhub rebuild` repeats it.
 
     Exits 0 when every byte matches, else 1.
     """
     from adapterhub.operations.attest import Inputs
     from adapterhub.operations.sign import verify as verified
-    from adapterhub.trust.attestation import TESTS
+    from adapterhub.trust.attestation import TESTS, TRAINING
 
     if signed_as and attestations:
         raise UsageError("--signed-as", "is not for --attestations", "Leave it out", code="conflicting-options")
@@ -85,9 +85,10 @@ def verify(
         success_text += f", signed as {signature.name} by {signing_options.signer_line(signature.signer)}"
     for statement in result.attestations:
         success_text += f", {statement.kind} attested by {statement.signer.source}"
-    # What was measured once is not computed again.
-    is_computed = recompute and any(statement.kind != TESTS for statement in result.attestations)
-    success_text += ", computed again" if is_computed else ""
+        if recompute and statement.kind == TRAINING:
+            success_text += f" ({'inputs' if base and data else 'its record'} compared, training not repeated)"
+        elif recompute and statement.kind != TESTS:  # what was measured once is not computed again
+            success_text += " (computed again)"
     attested = (
         {"attestations": [signing_options.attestation_document(statement) for statement in result.attestations]}
         if attestations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.manifest import derive
-from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training, TrainingData
+from adapterhub.manifest.document import TRAINER, FileEntry, LossPoint, Parent, Training, TrainingData
 from adapterhub.training import compute_device
 from adapterhub.training.cost.memory import flops, parameters
 from adapterhub.training.loop.state import State
@@ -77,7 +77,7 @@ def metrics(state: State) -> dict[str, float]:
     """
     losses = [line["loss"] for line in state.log if "loss" in line]
     last_losses = losses[-_AVERAGED_STEPS:]
-    values = {"train_loss": sum(last_losses) / len(last_losses), "train_tokens": state.tokens}
+    values = {"train_loss": sum(last_losses) / len(last_losses), "train_tokens": state.tokens, "train_steps": state.step}
     evaluations = {line["step"]: line for line in state.log if "heldout_loss" in line}
     # A program that does the steps itself may not have evaluated before or after them.
     if 0 in evaluations and state.kept_step in evaluations:
@@ -96,7 +96,8 @@ def _work_metrics(config: TrainConfig, spec: BaseSpec, base: Base, state: State,
     return {
         "base_parameters": frozen,
         "trained_share": trained / (frozen + trained),
-        "flops": flops(config, spec, tokens=state.read, label_tokens=state.tokens, trained=trained, context=context),
+        # As a float: an integer beyond 2^53 has no exact form in other programs.
+        "flops": float(flops(config, spec, tokens=state.read, label_tokens=state.tokens, trained=trained, context=context)),
     }
 
 
@@ -148,6 +149,7 @@ def _write_manifest(
     record = Training(
         **{
             **training,
+            "recorder": TRAINER,
             "data": tuple(TrainingData(**item) for item in training["data"]),
             "weights": tuple(FileEntry(**item) for item in training["weights"]),
             "curve": tuple(LossPoint(**point) for point in training["curve"]),
@@ -174,7 +176,7 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
         *(("continues", markdown(parent.get("ref") or parent["digest"])) for parent in parents),
         ("r, alpha", f"{lora.r}, {lora.alpha:g}{' (rsLoRA)' if lora.rslora else ''}"),
         ("targets", markdown(lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets))),
-        ("steps", f"{training['config']['steps']} of {optim.rows} x {config.data.sequence} tokens"),
+        ("steps", f"{training['metrics']['train_steps']} of {optim.rows} x {config.data.sequence} tokens"),
         ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
         ("seed", str(optim.seed)),
         *([("preference", f"{config.preference.method}, beta {config.preference.strength:g}")] if config.preference else []),

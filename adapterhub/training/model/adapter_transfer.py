@@ -134,7 +134,7 @@ def check_base(factors: Factors, spec: BaseSpec, name: str | None) -> None:
         RefusedError: With the code `other-base-shapes` and the fields `adapter` and `base` if names or shapes differ.
     """
     recorded = factors.manifest.base if factors.manifest else BaseInfo()
-    if recorded.fingerprint and recorded.fingerprint != spec.fingerprint:
+    if recorded.fingerprint and not spec.has_fingerprint(recorded.fingerprint):
         problem = f"is for a base with other tensor names or shapes than {spec.source}"
         raise RefusedError(factors.location, problem, code="other-base-shapes", adapter=factors.location, base=spec.source)
     if name and recorded.repo and recorded.repo != name:

@@ -117,10 +117,23 @@ class BaseSpec:
 
     @property
     def fingerprint(self) -> str | None:
-        """Digest of the checkpoint's names and logical shapes (`canonical`), the same for every storage.
+        """Digest of the checkpoint's own names and logical shapes: the rule `shapes-1` of `schemas/SPECIFICATION.md`.
 
-        None without weights or if a shape or, in a GGUF, a name is unknown. A tied output layer counts as absent.
+        It is the same for 16-bit and NF4 weights, and for a GGUF whose tensors all have names in the checkpoint. None without
+        weights or if a shape or, in a GGUF, a name is unknown. A tied output layer counts as absent.
         """
+        return self._fingerprint(self.tensors)
+
+    def has_fingerprint(self, fingerprint: str | None) -> bool:
+        """Return whether a recorded fingerprint is of this base, also if the checkpoint was saved again under other names.
+
+        Before the rule had a name, the fingerprint was of the canonical names, which depend on a table of architectures.
+        """
+        if self.fingerprint == fingerprint:
+            return True
+        return fingerprint is not None and self._fingerprint(self.canonical) == fingerprint
+
+    def _fingerprint(self, tensors: Mapping[str, BaseTensor]) -> str | None:
         if (
             not self.tensors
             or self.packed
@@ -130,7 +143,7 @@ class BaseSpec:
         # The output layer is left out if tied, since some files store it anyway.
         lines = (
             f"{name}\t{','.join(map(str, tensor.shape))}\n"
-            for name, tensor in sorted(self.canonical.items())
+            for name, tensor in sorted(tensors.items())
             if not (self.tied and name == "lm_head.weight")
         )
         return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

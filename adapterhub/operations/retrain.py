@@ -1,0 +1,131 @@
+"""Training again from the record of a version, and comparison of the bytes: what a reader can do to check such a record.
+
+The record has the config, the digests of data and base weights, and the versions of the software. The same inputs on the same
+kind of machine with the same versions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.digest import sha256_file
+from adapterhub.manifest.document import AdapterManifest, Training
+from adapterhub_converters.adapter_files import determines_function
+from adapterhub_converters.errors import RefusedError
+
+from . import base_sources, policy_checks
+from . import train as train_operation
+from .merge import RebuildResult
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.registry.registry import Registry
+    from adapterhub.training import TrainConfig
+
+
+def rebuild(
+    ref: str,
+    workspace: Workspace,
+    *,
+    base: StrPath,
+    data: Sequence[StrPath],
+    out: StrPath | None = None,
+    replace: bool = False,
+) -> RebuildResult:
+    """Train a version again from its record, and compare its weights and its config with the stored ones.
+
+    Args:
+        ref: A version of the registry, which must also have the version that it continues, if any.
+        workspace: The registry.
+        base: The model that it was trained on, whose weights must have the recorded digests.
+        data: The files of the training and the held-out data, found by their digests, whatever their names are.
+        out: A new folder for the adapter; None to keep nothing.
+        replace: Replace an earlier output at `out`.
+
+    Raises:
+        RefusedError: There is no record of a training, or an input is not the recorded one. Nothing was trained.
+    """
+    from adapterhub.ref import Ref
+    from adapterhub.registry import adapter_recipe
+
+    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        stored = Path(temporary) / "stored"
+        if out is not None:  # without one, it is a report
+            policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
+        version = registry.pull(Ref.parse(ref), stored)
+        workspace.warn_if_deprecated(version.ref, version.deprecated)
+        location = str(version.ref)
+        manifest = AdapterManifest.read(stored)
+        config = _config(manifest, location, base, data)
+        _check_weights(manifest, location, base, workspace)
+        start = _start(registry, manifest, location)
+        target = Path(out) if out else Path(temporary) / "trained"
+        train_operation.train(config, target, start=start, replace=replace, workspace=workspace)
+        # The card and the log may have been edited since, and no runtime reads them.
+        differences = [
+            difference
+            for difference in adapter_recipe.differences(stored, target)
+            if determines_function(difference.name) or not (target / difference.name).is_file()
+        ]
+        return RebuildResult(version, tuple(differences))
+
+
+def _training(manifest: AdapterManifest | None, location: str) -> Training:
+    training = manifest.training if manifest else None
+    if training is None or training.config is None or not training.data:
+        raise RefusedError(location, "has no record of a training with its config and its data", "Train it anew")
+    return training
+
+
+def _config(manifest: AdapterManifest | None, location: str, base: StrPath, data: Sequence[StrPath]) -> TrainConfig:
+    """Return the recorded config with the inputs at hand."""
+    from adapterhub.training import config_file
+
+    training = _training(manifest, location)
+    config = config_file.from_record(training.config or {}, folder=Path.cwd(), location=f"{location}: training.config")
+    digests = {Path(file.path or "").name: file.digest for file in training.data or ()}
+    files = {sha256_file(Path(file)): str(Path(file).absolute()) for file in data}
+
+    def local(path: str) -> str:
+        digest = digests.get(Path(path).name)
+        if digest is None or digest not in files:
+            problem = f"no file at hand has the digest of its data {Path(path).name[:80]!r}"
+            raise RefusedError(location, f"{problem}, {digest or 'which is not recorded'}", "Pass that file")
+        return files[digest]
+
+    sources = tuple(
+        local(source) if isinstance(source, str) else dataclasses.replace(source, path=local(source.path))
+        for source in config.data.train
+    )
+    heldout = tuple(map(local, config.data.heldout))
+    return dataclasses.replace(
+        config,
+        base=dataclasses.replace(config.base, path=str(Path(base).absolute())),
+        data=dataclasses.replace(config.data, train=sources, heldout=heldout),
+    )
+
+
+def _check_weights(manifest: AdapterManifest | None, location: str, base: StrPath, workspace: Workspace) -> None:
+    """Raise RefusedError unless the weights of the base have the recorded digests."""
+    folder = base_sources.weights(base, workspace)
+    local_files: Mapping[str, Path] = {path.name: path for path in (folder.iterdir() if folder.is_dir() else [folder])}
+    for file in _training(manifest, location).weights or ():
+        if file.path not in local_files or sha256_file(local_files[file.path]) != file.digest:
+            problem = f"was trained on a base whose {file.path[:80]} has the digest {file.digest[:19]}…, and {base} has another"
+            raise RefusedError(location, problem, "Pass that base")
+
+
+def _start(registry: Registry, manifest: AdapterManifest | None, location: str) -> str | None:
+    """Return the ref of the version that a training continued; None if it began anew."""
+    parents = manifest.parents if manifest else ()
+    if not parents:
+        return None
+    versions = registry.versions_with(parents[0].digest)
+    if not versions:
+        problem = f"continues {parents[0].ref or parents[0].digest}, which is not in the registry"
+        raise RefusedError(location, problem, "Push or pull it here first")
+    return str(versions[0].ref)
