@@ -95,10 +95,11 @@ class LocalCatalog(Catalog):
     def find(self, content_queries: Sequence[ContentQuery], bar: Bar = no_bar) -> ContentAnswer:
         """Return the versions that contain files, folders or digests."""
         registry = self._registry
+        # Each as of one moment: a search may list tensors in between, which writes.
+        matches = [
+            content_search.matching(registry, *query, self._list_tensors(bar), self._sees_row) for query in content_queries
+        ]
         with registry.index.snapshot():
-            matches = [
-                content_search.matching(registry, *query, self._list_tensors(bar), self._sees_row) for query in content_queries
-            ]
             unlisted = tensor_search.unlisted_files(registry.index)
             if self._visibility:
                 # Whoever asks learns nothing about the files of names that they may not see.

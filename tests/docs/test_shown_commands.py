@@ -54,6 +54,9 @@ ELSEWHERE = {
     r"eval .*--url": ("asks an endpoint", "tests/operations/test_golden_tests.py"),
     r"(?!promote team/sql:v2 prod --dry-run$|rollback team/sql:prod$|withdraw team/sql:v1 )"
     r"((promote|approve|rollback|withdraw) |gc --withdrawn)": ("steps of one page, in turn", "tests/docs/test_release_page.py"),
+    r"rollout ": ("needs a rollout of a gateway", "tests/cli/test_rollout.py"),
+    r"served ": ("needs the answer of a gateway", "tests/cli/test_served.py"),
+    r"rebuild .*--data": ("needs what adapterhub trained", "tests/cli/test_train_command.py"),
     r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
 }  # fmt: skip
 # Exit codes other than 0.

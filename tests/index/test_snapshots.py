@@ -218,7 +218,8 @@ def objects(registry: Registry) -> dict[str, Any]:
     """Values for the parameters of classes and methods, by their names."""
     version = registry.resolve(Ref.parse("team/sql:v1"))
     return {
-        "registry": registry, "ledger": registry.ledger, "index": registry.index, "store": registry.store,
+        "root": registry.ledger.root, "registry": registry, "ledger": registry.ledger, "index": registry.index,
+        "store": registry.store,
         "registry_rules": lambda: None, "name": "team/sql", "ref": Ref.parse("team/sql:prod"), "version": version,
         "reference": "prod", "digest": version.digest, "tag": "prod", "number": 1, "mover": "ana", "prefix": "team",
         "after": None, "limit": 5, "query": Query(words="sql"), "facets": True, "manifest": registry.oci_manifest(version),
