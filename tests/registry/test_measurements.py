@@ -114,8 +114,8 @@ def test_invalid_numbers_are_left_out() -> None:
 def test_an_older_adapterhub_names_such_an_entry() -> None:
     raw = Entry("team/sql", 1, "evaluate", "", message="x").dump()
     assert json.loads(raw)["version"] == 3
-    with pytest.raises(RefusedError, match="entry version 7 is newer than version 6, the last supported"):
-        Entry.parse(raw.replace(b'"version":3', b'"version":7'), "x")
+    with pytest.raises(RefusedError, match="entry version 8 is newer than version 7, the last supported"):
+        Entry.parse(raw.replace(b'"version":3', b'"version":8'), "x")
 
 
 def test_gates() -> None:
