@@ -11,8 +11,6 @@ from typing import Any
 
 from adapterhub_converters.containers import json_file
 
-from . import canonical_json
-
 NullableFields = Mapping[type, tuple[str, ...]]
 """Fields that the document of a class always has: null, rather than absent, if they are None. Digests depend on it."""
 
@@ -58,7 +56,7 @@ def build(kind: Any, value: Any) -> Any:
 
 def _scalar(kind: type, value: Any) -> Any:
     """Return an integer of an integer field also for 8.0, whose text would be another in a digest."""
-    return int(value) if kind is int and abs(value) <= canonical_json.MAX_INTEGER else value
+    return int(value) if kind is int and abs(value) < 2**53 else value
 
 
 def fits(kind: Any, value: object) -> bool:
