@@ -53,9 +53,9 @@ export function parseJson(bytes) {
     return value;
   };
   const value = (depth) => {
-    if (depth > 64) fail("nested too deep");
     space();
     if (text[at] === '"') return string();
+    if (depth === 64 && (text[at] === "{" || text[at] === "[")) fail("nested too deep");
     if (punctuation("{")) {
       const object = new Map();
       for (let more = !punctuation("}"); more; more = punctuation(",") || (punctuation("}") ? false : fail("no , or }"))) {
@@ -165,7 +165,14 @@ export function readDocument(bytes, schema) {
 
 // ---- section 4: files
 
+// Characters without a shape, and letters, marks and symbols that have none either.
+const INVISIBLE = new RegExp("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\\u034f\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u2800\\u3164\\ufe00-\\ufe0f" +
+  "\\uffa0\\u{e0100}-\\u{e01ef}]", "u");
 const DEVICES = /^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])$/i;
+
+// Full case folding of each character (D145), made of the mappings at hand; a dotless i alone would become another letter.
+const folded = (char) => (char === "\u0131" ? char : char.toLowerCase().toUpperCase().toLowerCase());
+const caseless = (path) => [...path.normalize("NFD")].map(folded).join("").normalize("NFD");
 
 function checkPaths(paths) {
   const seen = new Map();
@@ -173,12 +180,12 @@ function checkPaths(paths) {
     const parts = path.split("/");
     const safe = (part) => part !== "" && [...part].length <= 255 && !/[\u0000-\u001f/\\:*?"<>|%\u007f]|^[. ]|[. ]$/.test(part) &&
       !DEVICES.test(part.split(".")[0]);
-    if ([...path].length > 1024 || parts.length > 32 || !parts.every(safe) || /[\p{Cc}\p{Cf}\p{Co}\p{Cn}]/u.test(path)) {
+    if ([...path].length > 1024 || parts.length > 32 || !parts.every(safe) || INVISIBLE.test(path)) {
       throw new Refused("files", `${JSON.stringify(path)} is no safe path`);
     }
     parts.forEach((_, index) => {
       const prefix = parts.slice(0, index + 1).join("/"), isFile = index + 1 === parts.length;
-      const key = prefix.normalize("NFD").toLowerCase().normalize("NFD"), earlier = seen.get(key);
+      const key = caseless(prefix), earlier = seen.get(key);
       if (earlier && (isFile || earlier.isFile || earlier.prefix !== prefix)) throw new Refused("files", `${path} collides`);
       seen.set(key, { prefix, isFile });
     });

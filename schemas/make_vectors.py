@@ -237,6 +237,26 @@ def all_refusals() -> None:
     write_refusal("two-versions", "schema", lambda _, document: dumps({**document, "schema_version": "1.7"}))
     write_refusal("other-weights", "files", lambda folder, _: edit_weights(folder))
     write_refusal("a-file-that-is-missing", "files", lambda folder, _: (folder / "adapter_model.safetensors").unlink())
+    write_refusal("a-digest-with-a-line-feed", "schema", with_line_feed)
+    write_refusal("a-level-too-many", "json", lambda _, document: nested(document, 63))
+    write_refusal(
+        "an-ignored-integer-that-others-round",
+        "json",
+        lambda _, document: json.dumps({**json.loads(later(document)), "x": 2**53 + 1}),
+    )
+
+
+def with_line_feed(_: Path, document: dict[str, Any]) -> str:
+    """Return a document whose base has a digest with a line feed after it, which `$` of some languages allows."""
+    return json.dumps({**document, "base": {**document["base"], "fingerprint": f"sha256:{'a' * 64}\n"}})
+
+
+def nested(document: dict[str, Any], count: int) -> str:
+    """Return a document with so many lists inside each other in an object of an extension."""
+    lists: Any = []
+    for _ in range(count - 1):
+        lists = [lists]
+    return json.dumps({**document, "extensions": {"org.example.review": lists}})
 
 
 def edit_weights(folder: Path) -> None:

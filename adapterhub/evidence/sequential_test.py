@@ -81,5 +81,5 @@ def pairs_needed(drop: float, error: float, better: float = 0.0) -> int:
         if growth > 0:
             spread = math.sqrt(max(worse * win**2 + better * loss**2 - growth**2, 0.0))
             root = (_Z_POWER * spread + math.sqrt((_Z_POWER * spread) ** 2 + 4 * growth * target)) / (2 * growth)
-            counts.append(root**2)
+            counts.append(min(root, _MAX_NEEDED) ** 2)  # the square of a larger one may overflow
     return min(math.ceil(min(counts, default=_MAX_NEEDED)), _MAX_NEEDED)

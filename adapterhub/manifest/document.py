@@ -271,7 +271,7 @@ class AdapterManifest:
         upgraded = schema_versions.upgrade(document)
         # Only for its error: a document built in Python may have NaN or an object in it. Drafts may have any integer.
         if schema_versions.version_of(document) not in schema_versions.DRAFTS:
-            _dump(upgraded)
+            _dump(document)
         _check(upgraded, location)
         return cls._build(upgraded, document)
 

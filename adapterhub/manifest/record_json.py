@@ -51,7 +51,12 @@ def build(kind: Any, value: Any) -> Any:
         table = value if isinstance(value, Mapping) else {}
         record_type: Any = kind
         return record_type(**{name: build(hint, table.get(name)) for name, hint in _hints(record_type).items()})
-    return value if fits(kind, value) else kind()
+    return _scalar(kind, value) if fits(kind, value) else kind()
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    """Return an integer of an integer field also for 8.0, whose text would be another in a digest."""
+    return int(value) if kind is int and abs(value) < 2**53 else value
 
 
 def fits(kind: Any, value: object) -> bool:

@@ -19,6 +19,7 @@ RUNNING, PAUSED, ROLLED_BACK, DONE = "running", "paused", "rolled back", "done"
 STATES = (RUNNING, PAUSED, ROLLED_BACK, DONE)
 _MAX_LENGTH = 20_000  # characters of a document
 _MAX_STEPS, _MAX_COUNT = 64, 2**53
+_MIN_ERROR = 1e-9  # the smallest error of a document; the logarithm of one near 0 is infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _from_document(document: Mapping[str, Any]) -> RolloutState:
     bounds = {name: _number(bound) for name, bound in document["bounds"].items()}
     counts = {name: _counts(triple) for name, triple in document["counts"].items()}
     error = _number(document["error"], 1)
-    if not error:
+    if error < _MIN_ERROR:
         raise ValueError(error)
     seconds = _number(document["seconds"])
     return RolloutState(**texts, steps=steps, bounds=bounds, error=error, step=step, seconds=seconds, counts=counts)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.digest import sha256_file
 from adapterhub.manifest.document import AdapterManifest, Training
+from adapterhub_converters import trained_prompt
 from adapterhub_converters.adapter_files import determines_function
 from adapterhub_converters.errors import RefusedError
 
@@ -60,7 +61,7 @@ def rebuild(
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         location = str(version.ref)
         manifest = AdapterManifest.read(stored)
-        config = _config(manifest, location, base, data)
+        config = _config(manifest, location, base, data, _template(stored))
         _check_weights(manifest, location, base, workspace)
         start = _start(registry, manifest, location)
         target = Path(out) if out else Path(temporary) / "trained"
@@ -81,9 +82,21 @@ def _training(manifest: AdapterManifest | None, location: str) -> Training:
     return training
 
 
-def _config(manifest: AdapterManifest | None, location: str, base: StrPath, data: Sequence[StrPath]) -> TrainConfig:
-    """Return the recorded config with the inputs at hand."""
+def _template(stored: Path) -> Path | None:
+    """Return the file of the chat template that a version was trained with; None if it is the base's."""
+    path = stored / trained_prompt.FILE
+    return path if path.is_file() else None
+
+
+def _config(
+    manifest: AdapterManifest | None, location: str, base: StrPath, data: Sequence[StrPath], template: Path | None
+) -> TrainConfig:
+    """Return the recorded config with the inputs at hand.
+
+    A record is somebody else's: no file here is read by a path in it, and no tracker that it names is told anything.
+    """
     from adapterhub.training import config_file
+    from adapterhub.training.data import chat_template
 
     training = _training(manifest, location)
     config = config_file.from_record(training.config or {}, folder=Path.cwd(), location=f"{location}: training.config")
@@ -102,10 +115,16 @@ def _config(manifest: AdapterManifest | None, location: str, base: StrPath, data
         for source in config.data.train
     )
     heldout = tuple(map(local, config.data.heldout))
+    setting = config.data.chat_template
+    if setting is not None and setting not in chat_template.NAMED:
+        if template is None:
+            raise RefusedError(location, "its record names a chat template, and it has none", "Train it anew")
+        setting = str(template)
     return dataclasses.replace(
         config,
         base=dataclasses.replace(config.base, path=str(Path(base).absolute())),
-        data=dataclasses.replace(config.data, train=sources, heldout=heldout),
+        data=dataclasses.replace(config.data, train=sources, heldout=heldout, chat_template=setting),
+        train=dataclasses.replace(config.train, log_to=()),
     )
 
 

@@ -199,6 +199,20 @@ def test_a_training_is_repeated_from_its_record_and_gives_the_same_bytes(run: Ru
     assert "and base has another. Pass that base" in run("rebuild", "team/letters", "--base", "base", *data, code=6).stderr
 
 
+def test_a_record_of_a_stranger_reads_no_other_file_and_tells_no_tracker(run: Run, config: Path, tmp_path: Path) -> None:
+    run("train", "letters.toml")
+    path = tmp_path / "letters" / "adapter.json"
+    data = ("--data", "train.jsonl", "--data", "heldout.jsonl")
+    for section, changes in (("train", {"log_to": ["wandb"]}), ("data", {"chat_template": str(config)})):
+        document = json.loads(path.read_text())
+        document["training"]["config"][section] |= changes
+        path.write_text(json.dumps(document))
+        run("push", "letters", "team/letters")
+        result = run("rebuild", "team/letters", "--base", "tiny", *data, "-o", section, code=6 if section == "data" else 0)
+    assert "its record names a chat template, and it has none. Train it anew" in result.stderr
+    assert not (tmp_path / "wandb").exists()
+
+
 def test_a_value_is_set_on_the_command_line_and_recorded(run: Run, config: Path, tmp_path: Path) -> None:
     document = json.loads(run("train", "letters.toml", "--set", "train.steps=1", "--set", "lora.r=1", "--json").stdout)
     assert document["steps"] == 1

@@ -78,3 +78,15 @@ def test_a_state_is_read_as_it_was_written_and_anything_else_is_none() -> None:
 
 def test_a_log_with_a_bound_that_nobody_knows_is_read_without_it() -> None:
     assert verdicts_of(replace(STATE, bounds={"errors": 10.0, "tone": 3.0})).keys() == {"errors"}
+
+
+def test_a_bound_near_0_needs_more_pairs_than_there_are() -> None:
+    [verdict] = rollout_rules.verdicts(replace(STATE, bounds={"errors": 1e-320}))
+    assert (verdict.verdict, verdict.needed) == (UNKNOWN, 10_000_000)
+
+
+def test_a_log_with_an_error_beyond_all_numbers_has_no_state() -> None:
+    assert rollout_state.parse(replace(STATE, error=1e-320).dump()) is None
+    smallest = rollout_state.parse(replace(STATE, error=1e-9).dump())
+    assert smallest is not None
+    assert set(verdicts_of(smallest).values()) == {UNKNOWN}

@@ -85,6 +85,7 @@ class Gateway(GatewayFront):
         self.rollouts = Rollouts(RegistryLookup(self._workspace), self._lookup.find)
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
+        self._adding_feedback = asyncio.Lock()
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
@@ -265,13 +266,14 @@ class Gateway(GatewayFront):
 
     async def add_feedback(self, key: Key | None, ident: str, score: float, label: str, comment: str) -> AnswerRecord:
         """Record what a client thinks of an answer to it; the last counts, and only the first in a rollout."""
-        answer, earlier = await self.find_answer(key, ident)
-        place = (answer.request, answer.key, answer.version, answer.route, answer.arm)
-        opinion = Feedback(*place, time.time(), score, label, comment if self.settings.keep_text else "")
-        self._recorder.add_feedback(opinion)
+        async with self._adding_feedback:  # else two requests at once would both find that they are the first
+            answer, earlier = await self.find_answer(key, ident)
+            place = (answer.request, answer.key, answer.version, answer.route, answer.arm)
+            opinion = Feedback(*place, time.time(), score, label, comment if self.settings.keep_text else "")
+            self._recorder.add_feedback(opinion)
         if earlier is None:
             self.metrics.count_feedback(answer.version, answer.route, answer.arm, is_bad=opinion.is_bad)
-            self.rollouts.add_opinion(answer.route, answer.version, is_bad=opinion.is_bad)
+            self.rollouts.add_opinion(answer, is_bad=opinion.is_bad)
         return answer
 
     def record_outcome(self, request: GatewayRequest, outcome: AnswerOutcome | None) -> None:
@@ -365,7 +367,7 @@ class Gateway(GatewayFront):
         self, route: Route, request: GatewayRequest, identifiers: Mapping[str, str], key: str
     ) -> ResolvedVersion | None:
         """Return the candidate of the route's rollout if it shall answer; None for what the route means else."""
-        choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key, counts=bool(request.id))
+        choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key, request=request.id)
         if choice is None or choice.ref is None:
             return None
         try:

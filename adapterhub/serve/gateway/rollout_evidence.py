@@ -2,7 +2,8 @@
 
 A pair is made when its second request is admitted, before anything is known of an answer, of the newest requests of both arms
 that have no partner: so neither slow nor failing answers choose who is compared with whom. A client that stays with one arm
-counts once, because its requests are alike: a hundred of them are not a hundred facts about the candidate.
+counts once, because its requests are alike: a hundred of them are not a hundred facts about the candidate. Nor are its
+opinions: only one about a request that counted does, once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from adapterhub.evidence.sequential_test import PairCounts
 from adapterhub_converters.lazy_dataclass import dataclass
 
 _MAX_UNITS = 200_000  # clients that are remembered, of 8 bytes each; further ones do not count
+_MAX_REQUESTS = 100_000  # requests without an opinion that are remembered, the newest
 _WORSE, _SAME, _BETTER = PairCounts(worse=1), PairCounts(same=1), PairCounts(better=1)
 
 
@@ -65,11 +67,21 @@ class Evidence:
         self._waiting: dict[bool, Trial] = {}
         self._opinions: dict[bool, bool] = {}
         self._units: set[bytes] = set()
+        self._requests: dict[bytes, None] = {}
 
-    def admit(self, unit: str, *, is_candidate: bool) -> Trial | None:
-        """Return the trial of a request that is about to be answered; None if its client has counted before."""
+    def admit(self, unit: str, request: str, *, is_candidate: bool) -> Trial | None:
+        """Return the trial of a request that is about to be answered; None if its client has counted before.
+
+        Args:
+            unit: What the client is kept with one arm by; empty if it is not.
+            request: The key of the client and the id of the request, by which an opinion finds it.
+        """
         if unit and not self._is_new(unit):
             return None
+        if "feedback" in self._bounds:
+            self._requests[_digest(request)] = None
+            if len(self._requests) > _MAX_REQUESTS:
+                del self._requests[next(iter(self._requests))]
         trial = Trial(is_candidate=is_candidate)
         if partner := self._waiting.pop(not is_candidate, None):
             trial.partner, partner.partner = partner, trial
@@ -78,7 +90,7 @@ class Evidence:
         return trial
 
     def _is_new(self, unit: str) -> bool:
-        digest = hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        digest = _digest(unit)
         if digest in self._units or len(self._units) >= _MAX_UNITS:
             return False
         self._units.add(digest)
@@ -99,10 +111,12 @@ class Evidence:
         """Count a pair."""
         self.counts[test] = self.counts.get(test, PairCounts()) + pair
 
-    def add_opinion(self, *, is_candidate: bool, is_bad: bool) -> None:
-        """Count what somebody thinks of an answer, in a pair with the last opinion of the other arm that has no partner."""
-        if "feedback" not in self._bounds:
+    def add_opinion(self, request: str, *, is_candidate: bool, is_bad: bool) -> None:
+        """Count what a client thinks of an answer, in a pair with the last opinion of the other arm that has no partner."""
+        digest = _digest(request)
+        if digest not in self._requests:
             return
+        del self._requests[digest]
         if (other := self._opinions.pop(not is_candidate, None)) is None:
             self._opinions[is_candidate] = is_bad
             return
@@ -113,6 +127,10 @@ class Evidence:
         """Forget pairs that are in a log now."""
         for test, total in counts.items():
             self.counts[test] -= total
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _pair(candidate: float, stable: float) -> PairCounts:

@@ -22,6 +22,8 @@ from adapterhub.registry import withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import rollouts as rollout_log
 from adapterhub.serve import model_names
+from adapterhub.serve.usage.answer_log import AnswerRecord
+from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -130,12 +132,12 @@ class Rollouts:
         self._registry.close()
 
     def choose(
-        self, route: Route, headers: Mapping[str, str], identifiers: Mapping[str, str], key: str, *, counts: bool = True
+        self, route: Route, headers: Mapping[str, str], identifiers: Mapping[str, str], key: str, *, request: str = ""
     ) -> Choice | None:
         """Return the arm for a request; None if the route has no rollout now, or a rule of it decides.
 
         Args:
-            counts: Whether the request is to be answered, and so is evidence.
+            request: The id of the request; empty for one that is not to be answered, and so is no evidence.
         """
         track = self._tracks.get(route.name)
         if track is None or track.state is None or route.special_target(headers, identifiers.get("user", ""), key):
@@ -144,8 +146,9 @@ class Rollouts:
         place = bucket(route.name, track.candidate.digest, key, unit) if unit else random.random() * 100  # noqa: S311
         is_candidate = place < track.share
         trial = None
-        if counts and track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
-            trial = track.evidence.admit(f"{key}\0{unit}" if unit else "", is_candidate=is_candidate)
+        if request and track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
+            client = f"{key}\0{unit}" if unit else ""
+            trial = track.evidence.admit(client, f"{key}\0{request}", is_candidate=is_candidate)
         arm = str(track.plan.candidate) if is_candidate else route.to.shares[0][0]
         return Choice(arm, track.ref if is_candidate else None, trial, track.evidence)
 
@@ -154,11 +157,12 @@ class Rollouts:
         if track := self._tracks.get(route):
             track.stopped = reason
 
-    def add_opinion(self, route: str, version: str, *, is_bad: bool) -> None:
-        """Count what somebody thinks of an answer of a version, if that is an arm of the route's rollout now."""
-        track = self._tracks.get(route)
-        if track is not None and version in (track.candidate.model, track.stable.model):
-            track.evidence.add_opinion(is_candidate=version == track.candidate.model, is_bad=is_bad)
+    def add_opinion(self, answer: AnswerRecord, *, is_bad: bool) -> None:
+        """Count what somebody thinks of an answer, if its version is an arm of its route's rollout now."""
+        track = self._tracks.get(answer.route)
+        if track is not None and answer.version in (track.candidate.model, track.stable.model):
+            is_candidate = answer.version == track.candidate.model
+            track.evidence.add_opinion(f"{answer.key}\0{answer.request}", is_candidate=is_candidate, is_bad=is_bad)
 
     def documents(self) -> list[dict[str, object]]:
         """Return where the rollouts stand, as JSON."""
@@ -209,7 +213,9 @@ class Rollouts:
         track.cut_off = track.stopped = ""
         if state != track.state:
             if state is not None and (track.state is None or state.summary != track.state.summary):
-                log.warning("%s", state.summary, extra={"fields": {"route": route.name, "version": track.candidate.model}})
+                log.warning(
+                    "%s", printable(state.summary), extra={"fields": {"route": route.name, "version": track.candidate.model}}
+                )
             if state is not None and (track.state is None or state.stable != track.state.stable):
                 track.evidence = Evidence(state.bounds)
             track.state, track.seen_at = state, now

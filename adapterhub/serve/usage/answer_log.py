@@ -91,15 +91,19 @@ DELETE_OLDEST = "DELETE FROM answers WHERE number <= (SELECT max(number) FROM an
 """Statements that add an answer, add or replace feedback, and leave so many answers."""
 
 
-def find_answers(path: Path, ident: str) -> list[tuple[AnswerRecord, Feedback | None]]:
-    """Return the answers with an id, of theirs or of their request, the newest first, each with its feedback."""
+def find_answers(path: Path, ident: str, key: str | None = None) -> list[tuple[AnswerRecord, Feedback | None]]:
+    """Return the answers with an id, of theirs or of their request, the newest first, each with its feedback.
+
+    With a key, only those of its client: others may have given their requests the same id any number of times.
+    """
     if not path.exists():
         return []
     with closing(SqliteReader(path)) as database:
         if not database.has_table("answers"):
             return []
-        sql = f"SELECT {_COLUMNS} FROM answers WHERE request = ?1 OR answer = ?1 ORDER BY number DESC LIMIT {MOST_FOUND}"  # noqa: S608
-        answers = [AnswerRecord(*row) for row in database.select(sql, ident)]
+        condition = "(request = ?1 OR answer = ?1) AND (?2 IS NULL OR key = ?2)"
+        sql = f"SELECT {_COLUMNS} FROM answers WHERE {condition} ORDER BY number DESC LIMIT {MOST_FOUND}"  # noqa: S608
+        answers = [AnswerRecord(*row) for row in database.select(sql, ident, key)]
         sql = f"SELECT {_FEEDBACK} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
         rows = [database.select(sql, answer.request, answer.key) for answer in answers]
     return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]

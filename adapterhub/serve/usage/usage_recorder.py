@@ -134,7 +134,7 @@ class UsageRecorder:
         """Return the newest answer to a key with an id, of its own or of its request, and its feedback; None without one."""
         with self._lock:
             answers, opinions = [*self._answers], [*self._opinions]
-        logged = [] if self.path is None else answer_log.find_answers(self.path, ident)
+        logged = [] if self.path is None else answer_log.find_answers(self.path, ident, key)
         recent = [(answer, None) for answer in reversed(answers) if ident in (answer.request, answer.answer)]
         newest = next(((answer, opinion) for answer, opinion in (*recent, *logged) if answer.key == key), None)
         if newest is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 
@@ -98,6 +99,42 @@ def test_a_client_finds_its_own_answers_only(tmp_path: Path) -> None:
         assert (await gateway.client.get(path, headers=bo)).status_code == 404
         assert (await gateway.client.post("/v1/feedback", json=body, headers=bo)).status_code == 404
         assert (await gateway.client.get("/v1/rollouts", headers=ada)).status_code == 404
+
+    run(tmp_path, test)
+
+
+@pytest.mark.usefixtures("versions")
+def test_another_client_with_the_same_ids_does_not_hide_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "routes.toml").write_text(ROUTE + KEYS)
+
+    async def test(gateway: Running) -> None:
+        ada, bo = ({"authorization": f"Bearer {name}", "x-request-id": "same"} for name in ("ada", "bo"))
+        for headers in (ada, *[bo] * answer_log.MOST_FOUND):
+            await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"}, headers=headers)
+        gateway.gateway._recorder.flush()
+        assert (await gateway.client.get("/v1/served/same", headers=ada)).json()["answer"] == "cmpl-0"
+
+    run(tmp_path, test)
+
+
+def test_a_client_has_one_opinion_in_a_rollout(versions: list[Digest], tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "routes.toml").write_text(ROUTE.replace("errors = 30", "feedback = 30"))
+
+    async def test(gateway: Running) -> None:
+        async def ask(score: float, times: int = 1, **fields: str) -> str:
+            answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x", **fields})
+            bodies = [{"id": answer.headers["x-request-id"], "score": score}] * times
+            await asyncio.gather(*(gateway.client.post("/v1/feedback", json=body) for body in bodies))
+            return answer.headers["x-adapterhub-version"]
+
+        users = [f"user {number}" for number in range(40)]
+        arms = {user: versions[1] in await ask(0, 3, user=user) for user in users}
+        unhappy = next(user for user, is_candidate in arms.items() if is_candidate)
+        for _ in range(40):
+            await ask(0, user=unhappy)
+        [track] = gateway.gateway.rollouts._tracks.values()
+        total = sum(count.total for count in track.evidence.counts.values())
+        assert total <= min(sum(arms.values()), 40 - sum(arms.values()))
 
     run(tmp_path, test)
 
