@@ -34,8 +34,8 @@ def test_an_answer_is_found_by_its_id_and_by_that_of_its_request(tmp_path: Path)
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "answer_not_found")
 
     run(tmp_path, test)
-    [(answer, opinion)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
-    assert (answer.route, answer.engine, opinion) == ("sql", "holder", None)
+    [(answer, feedback)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert (answer.route, answer.engine, feedback) == ("sql", "holder", None)
 
 
 @pytest.mark.usefixtures("versions")
@@ -55,9 +55,9 @@ def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp
         )
 
     run(tmp_path, test)
-    [(answer, opinion)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
-    assert opinion is not None
-    assert (opinion.score, opinion.label, opinion.comment, opinion.version) == (0.2, "dates", "", answer.version)
+    [(answer, feedback)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert feedback is not None
+    assert (feedback.score, feedback.label, feedback.comment, feedback.version) == (0.2, "dates", "", answer.version)
     assert answer_log.feedback_counts(tmp_path / "usage.db", answer.version) == (0, 1)
     assert b"June" not in (tmp_path / "usage.db").read_bytes()
 
