@@ -78,7 +78,7 @@ def _html_text(value: object) -> str:
 
 
 def cell_value(value: object) -> object:
-    """Return a JSON value for a cell of `table`: numbers and texts as they are, lists and objects in one line, long lists cut."""
+    """Return a JSON value for a cell of `table`: numbers and texts as they are, lists and objects in one line, cut if long."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {cell_value(item)}" for key, item in value.items() if item not in (None, [], {}))
     if isinstance(value, list | tuple):
