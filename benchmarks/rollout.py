@@ -31,7 +31,7 @@ JOBS: dict[str, list[str]] = {SIMULATION: [], ADDED: [PLAIN, ALONE]}
 FAILURES = 0.1  # of the stable arm
 DROPS = (2.0, 5.0, 20.0)  # points
 MOST_REQUESTS = 400_000
-EVERY = 20  # requests between two looks
+LOOK_INTERVAL = 20  # requests between two looks at the state
 
 
 def simulations(bench: Bench) -> None:
@@ -42,8 +42,8 @@ def simulations(bench: Bench) -> None:
             work = Program("adapterhub", process(simulate, drop, seeds, is_worse=is_worse), itself=True)
             figures = work.run()
             kind = f"worse by {drop:g} points" if is_worse else f"no worse, for a drop of {drop:g} points"
-            most = (10 if is_worse else 1) + 300 / seeds  # percent; a few seeds say little
-            claims = {"errors as stated": figures["wrong %"] <= most}
+            limit = (10 if is_worse else 1) + 300 / seeds  # percent; a few seeds say little
+            claims = {"errors as stated": figures["wrong %"] <= limit}
             bench.add(SIMULATION, kind, {"adapterhub": figures}, claims)
 
 
@@ -83,9 +83,9 @@ def rollout(seed: int, drop: float, failures: float) -> Any:
         trial = evidence.admit("", is_candidate=is_candidate)
         assert trial is not None
         evidence.finish(trial, outcomes[rng.random() < (failures if is_candidate else FAILURES)])
-        if number % EVERY == 0:
-            more, evidence.counts = evidence.counts, {}
-            state = rollout_rules.next_state(rollout_rules.with_evidence(state, state.seconds + 1, more))
+        if number % LOOK_INTERVAL == 0:
+            new_counts, evidence.counts = evidence.counts, {}
+            state = rollout_rules.next_state(rollout_rules.with_evidence(state, state.seconds + 1, new_counts))
             if state.state != RUNNING:
                 break
     return state
@@ -107,10 +107,10 @@ def added_time(bench: Bench) -> None:
         options = ("--engine", "vllm", "--engine-url", f"http://127.0.0.1:{port}", "--route", folder / "routes.toml")
         gateway = programs.enter_context(serving.gateway(folder / "base", folder / "registry", folder / "gateway", *options))
         count = bench.options.requests
-        ours = Program("adapterhub", process(median, gateway.url, "rolled", count), itself=True)
+        rolled = Program("adapterhub", process(median, gateway.url, "rolled", count), itself=True)
         plain = Program(PLAIN, process(median, gateway.url, "plain", count), itself=True)
         alone = Program(ALONE, process(median, gateway.url, "alone", count), itself=True)
-        bench.add(ADDED, f"{count} requests", bench.turns(ours, plain, alone))
+        bench.add(ADDED, f"{count} requests", bench.turns(rolled, plain, alone))
 
 
 ROUTES = """
@@ -131,14 +131,14 @@ shadow = { to = "team/a2:prod", share = 100 }
 
 
 def make(folder: str) -> None:
-    """A base, and a registry with three adapters of it."""
+    """Write a base, and a registry with three adapters of it."""
     from tests.support import serving
 
     serving.registry(Path(folder) / "registry", serving.make_models(Path(folder), adapters=3), 3).close()
 
 
 def median(url: str, model: str, count: int) -> Figures:
-    """Ask for answers on one connection; the median until the end of one."""
+    """Ask for answers on one connection; return the median time until the end of one."""
     parts, seconds = urlsplit(url), []
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
     body = json.dumps({"model": model, "prompt": "the quick brown fox", "max_tokens": 4})

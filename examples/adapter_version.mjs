@@ -202,8 +202,8 @@ export function mediaType(path) {
 }
 
 // Compare texts by code points, which is the order of their UTF-8 bytes.
-function byCodePoint([one], [other]) {
-  const left = utf8.encode(one), right = utf8.encode(other);
+function byCodePoint([leftText], [rightText]) {
+  const left = utf8.encode(leftText), right = utf8.encode(rightText);
   for (let at = 0; at < Math.min(left.length, right.length); at += 1) if (left[at] !== right[at]) return left[at] - right[at];
   return left.length - right.length;
 }

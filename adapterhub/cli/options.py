@@ -183,7 +183,7 @@ def near_options(typed: str, command: click.Command) -> list[str]:
 
 
 class SwappedOption(click.Option):
-    """A hidden option of a command line in the wrong order: `BASE --adapter SRC`, which is refused with `SRC --base BASE`."""
+    """A hidden option for a mistake: `BASE --adapter SRC` is refused with a hint at `SRC --base BASE`."""
 
     def refuse(self, context: click.Context, words: Sequence[str]) -> None:
         """Raise UsageError if the option is among the words of a command line."""
@@ -193,17 +193,19 @@ class SwappedOption(click.Option):
         first = next(param for param in context.command.params if isinstance(param, click.Argument))
         sources = context.params.get(str(first.name))
         argument = str(sources[0] if isinstance(sources, tuple) and sources else sources or "BASE")
-        right, written = [*words], []
-        while at := next((at for at, word in enumerate(right, 1) if word.partition("=")[0] in self.opts), 0):
-            written.append(right[at - 1].partition("=")[0])
-            del right[at - 1 : at if "=" in right[at - 1] else at + 1]
-        at = right.index(argument) if argument in right else len(right)
+        # The words without this option and its value, then with the adapters as the argument in place of the base.
+        corrected, option = [*words], ""
+        while position := next((at for at, word in enumerate(corrected, 1) if word.partition("=")[0] in self.opts), 0):
+            word = corrected[position - 1]
+            option = option or word.partition("=")[0]
+            del corrected[position - 1 : position if "=" in word else position + 1]
+        position = corrected.index(argument) if argument in corrected else len(corrected)
         if context.params.get("base") is None:
-            right[at : at + 1] = [*adapters, "--base", argument]
+            corrected[position : position + 1] = [*adapters, "--base", argument]
         else:
-            right[at:at] = adapters
-        hint = f"Did you mean `{context.command_path} {shlex.join(right)}`?"
-        raise UsageError(written[0], f"is no option of `{context.command_path}`", hint)
+            corrected[position:position] = adapters
+        hint = f"Did you mean `{context.command_path} {shlex.join(corrected)}`?"
+        raise UsageError(option, f"is no option of `{context.command_path}`", hint)
 
 
 def set_shared(context: click.Context, option: click.Parameter, value: Any) -> None:

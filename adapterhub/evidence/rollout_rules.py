@@ -1,9 +1,9 @@
-"""The rules of a rollout: what its bounds tell by now, and which state follows. No clock and no registry is asked here.
+"""The rules of a rollout: the verdict on each bound, and the state that follows. Pure functions, without a clock or a registry.
 
-Each bound is a sequential test of its own, and all of them together have the error of the rollout. A bound in points is about a
-share of requests (10 is a drop of ten points); one that is a ratio is about a number: in a pair, the candidate is worse if its
-number is more than so many times that of the stable arm, and better if it is less than that. So a number may be a little worse,
-and only one that is past its bound in more than half of the pairs is shown to be.
+Each bound is a sequential test of its own, and all of them together have the error of the rollout. A bound in points limits a
+share of requests (10 is a drop of ten points). A ratio limits a number: in a pair, the candidate is worse if its number is more
+than that many times the stable arm's, and better if it is less. So a number may be a little worse, and breaks its bound only if
+it is past the bound in more than half of the pairs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ SHARES = ("errors", "stops", "feedback")
 RATIOS = ("first_token", "tokens_per_second", "length")
 """Bounds that are ratios: seconds to the first token, tokens a second, tokens of an answer, either way."""
 LONGER, SHORTER = "length", "length (shorter)"
-_RATIO_DROP = 1 / 3  # what is found of a number: that two pairs of three are past the bound
+_RATIO_DROP = 1 / 3  # the drop that a ratio's number of pairs is planned for: two pairs of three are past the bound
 BROKEN, HOLDS, UNKNOWN = "broken", "holds", "cannot tell yet"
-_WORDS = {
+"""The verdicts on a bound."""
+_SYMPTOMS = {
     "errors": "requests fail", "stops": "answers end by length", "feedback": "answers are found bad",
     "first_token": "the first token comes late", "tokens_per_second": "tokens come slowly", LONGER: "answers are long",
     SHORTER: "answers are short",
@@ -33,7 +34,16 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class BoundVerdict:
-    """What a bound tells by now: BROKEN, HOLDS or UNKNOWN, with the reason for people."""
+    """The verdict on a bound so far.
+
+    Attributes:
+        name: The name of the test.
+        limit: The bound, for people.
+        verdict: BROKEN, HOLDS or UNKNOWN.
+        text: The reason, for people.
+        pairs: Pairs of requests so far.
+        needed: About how many pairs a verdict takes.
+    """
 
     name: str
     limit: str
@@ -50,23 +60,34 @@ def tests_of(bounds: Mapping[str, float]) -> tuple[str, ...]:
     )
 
 
+def bound_of(test: str) -> str:
+    """Return the name of the bound that a test is for."""
+    return LONGER if test == SHORTER else test
+
+
+def _pair_counts(state: RolloutState, test: str) -> PairCounts:
+    return PairCounts(*state.counts.get(test, (0, 0, 0)))
+
+
 def verdicts(state: RolloutState) -> list[BoundVerdict]:
-    """Return what each bound tells, by the pairs so far."""
+    """Return the verdict on each bound, by the pairs so far."""
     tests = tests_of(state.bounds)
     return [_verdict(test, state, state.error / len(tests)) for test in tests]
 
 
 def _verdict(test: str, state: RolloutState, error: float) -> BoundVerdict:
-    name = LONGER if test == SHORTER else test
-    bound, counts = state.bounds[name], PairCounts(*state.counts.get(test, (0, 0, 0)))
+    name = bound_of(test)
+    bound, counts = state.bounds[name], _pair_counts(state, test)
     is_share = name in SHARES
     drop = bound / 100 if is_share else _RATIO_DROP
-    # Before some pairs are known: requests that fail are rare, and numbers differ in every pair.
+    # Until 50 pairs tell, assume that failing requests are rare, and that numbers differ in every pair.
     better = counts.better / counts.total if counts.total >= 50 else (0.0 if is_share else (1 - drop) / 2)
     needed = sequential_test.pairs_needed(drop, error, better)
     limit = f"{bound:g} points" if is_share else f"{bound:g} times"
     if sequential_test.is_worse(counts, error):
-        text = f"{_WORDS[test]} more often: in {counts.worse:,} of {counts.total:,} pairs, and less often in {counts.better:,}"
+        text = (
+            f"{_SYMPTOMS[test]} more often: in {counts.worse:,} of {counts.total:,} pairs, and less often in {counts.better:,}"
+        )
         return BoundVerdict(test, limit, BROKEN, text, counts.total, needed)
     if counts.total < needed:
         text = f"{UNKNOWN}: {counts.total:,} of about {_two_digits(needed):,} needed"
@@ -76,7 +97,7 @@ def _verdict(test: str, state: RolloutState, error: float) -> BoundVerdict:
 
 
 def _two_digits(count: int) -> int:
-    """Return an estimate with two digits."""
+    """Return a count rounded up to two digits, as it is an estimate."""
     unit: int = 10 ** max(len(str(count)) - 2, 0)
     return -(-count // unit) * unit
 
@@ -84,7 +105,7 @@ def _two_digits(count: int) -> int:
 def with_evidence(state: RolloutState, seconds: float, counts: Mapping[str, PairCounts]) -> RolloutState:
     """Return the state with more time and pairs, still at its step."""
     tests = tests_of(state.bounds)
-    totals = {test: PairCounts(*state.counts.get(test, (0, 0, 0))) + counts.get(test, PairCounts()) for test in tests}
+    totals = {test: _pair_counts(state, test) + counts.get(test, PairCounts()) for test in tests}
     triples = {test: (total.worse, total.same, total.better) for test, total in totals.items()}
     return replace(state, seconds=max(state.seconds, seconds), counts=triples)
 
@@ -118,7 +139,7 @@ def roll_back(state: RolloutState, reason: str) -> RolloutState:
 
 
 def restart(state: RolloutState, stable: str = "") -> RolloutState:
-    """Return the first step of the same rollout, without evidence, and compared with another version if one is given."""
+    """Return the first step of the same rollout, without evidence; `stable` replaces the version that it compares with."""
     return replace(state, stable=stable or state.stable, state=RUNNING, step=0, seconds=0.0, counts={}, reason="")
 
 
@@ -132,7 +153,7 @@ def resume(state: RolloutState) -> RolloutState:
 
 
 def document(state: RolloutState) -> dict[str, object]:
-    """Return a state with what its bounds tell, as JSON."""
+    """Return a state with the verdicts on its bounds, as JSON."""
     steps = [{"share": step.share, "seconds": step.seconds or None} for step in state.steps]
     bounds = [asdict(verdict) for verdict in verdicts(state)]
     facts = {"state": state.state, "step": state.step + 1, "steps": steps, "seconds": round(state.seconds, 1)}

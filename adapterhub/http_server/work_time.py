@@ -1,6 +1,6 @@
-"""Seconds of CPU that threads work for requests: in all for one request, and in a minute for one client.
+"""Limits on the CPU seconds that threads work: for one request in all, and for one client in a minute.
 
-Each step of a request has a limit of its own; these are for however many steps a request, or a client, asks for.
+Each step of a request has a limit of its own; these bound the sum, however many steps a request or a client asks for.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .rate_windows import Window, Windows
 from .request_bodies import TOO_MANY, BodyError
 
 T = TypeVar("T")
-OF_REQUEST = 60.0
+MAX_OF_REQUEST = 60.0
 """Seconds after which no further work begins for a request."""
-OF_STRANGER, OF_ACCOUNT = 30.0, 45.0
-"""Seconds a minute that a network without an account, and an account, may take; each process has 60 a minute at most, as
+MAX_OF_STRANGER, MAX_OF_ACCOUNT = 30.0, 45.0
+"""Seconds a minute for a network of clients without an account, and for an account. A process has at most 60 a minute, because
 threads of Python take turns."""
 
 
@@ -29,13 +29,13 @@ class WorkMeter:
     seconds: float = 0.0
 
     def with_timer(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Return `work`, to be called in a thread, whose time is counted.
+        """Return `work` with its time counted, to be called in a thread.
 
         Raises:
-            BodyError: The request has had all the time that one may take.
+            BodyError: The request has used up its time.
         """
-        if self.seconds > OF_REQUEST:
-            raise BodyError(429, f"this request has taken over {OF_REQUEST:.0f} seconds", TOO_MANY, seconds=60)
+        if self.seconds > MAX_OF_REQUEST:
+            raise BodyError(429, f"this request has taken over {MAX_OF_REQUEST:.0f} seconds", TOO_MANY, seconds=60)
 
         def work_with_timer() -> T:
             started = time.thread_time()
@@ -51,7 +51,7 @@ class ClientWork:
     """The work of the last minute by client: an account, or a network of clients without one."""
 
     def __init__(self) -> None:
-        self._strangers, self._accounts = Windows(int(OF_STRANGER * 1000), 60), Windows(int(OF_ACCOUNT * 1000), 60)
+        self._strangers, self._accounts = Windows(int(MAX_OF_STRANGER * 1000), 60), Windows(int(MAX_OF_ACCOUNT * 1000), 60)
         self._accounts_over_until = 0.0
 
     def count(self, network: str, account: str, seconds: float) -> None:
@@ -61,7 +61,7 @@ class ClientWork:
             self._accounts_over_until = time.monotonic() + windows.seconds
 
     def exceeded(self, network: str, account_of: Callable[[], str]) -> Window | None:
-        """Return the window in which a client has had all it may take; None if there is more.
+        """Return the window in which a client has used up its time; None if it has time left.
 
         `account_of` looks the account up, and is only called if some client of the network, or some account, is over its limit.
         """

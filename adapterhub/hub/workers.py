@@ -109,7 +109,7 @@ class Workers:
         """Call `work` with a worker in a thread; its moves are recorded as made by the request's account.
 
         Raises:
-            BodyError: The request has taken more time than one may take.
+            BodyError: The request has used up its time.
         """
         meter = request_context.current().work
         return await self._call(self._pool, meter.with_timer(lambda: work(self.worker(), *args, **kwargs)))

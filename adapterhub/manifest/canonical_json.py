@@ -60,7 +60,7 @@ def _scalar(value: object) -> str:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):
-        # One that was read from the text of a larger number has that text again.
+        # ECMAScript writes a double such as 1e20 in digits: an integer whose text is such a number's is exact.
         if abs(value) > MAX_INTEGER and (abs(value) >= _FIRST_EXPONENT or str(value) != _number(float(value))):
             raise ValueError("an integer beyond 2^53 - 1, which other programs round")
         return str(int(value))

@@ -341,7 +341,7 @@ class AdapterManifest:
         document = {key: value for key, value in self.to_dict().items() if key not in ("$schema", "schema_version", "files")}
         size = display.format_size(sum(entry.size for entry in self.files))
         document["files"] = f"{display.format_plural(len(self.files), 'file')}, {size}" if self.files else None
-        rows = [(key, _html_value(value)) for key, value in document.items() if value not in (None, [], {})]
+        rows = [(key, display.cell_value(value)) for key, value in document.items() if value not in (None, [], {})]
         return display.table(rows, head=("field", "value"), caption=caption)
 
     # ---- questions
@@ -397,18 +397,3 @@ _NULLABLE_FIELDS: Mapping[type, tuple[str, ...]] = {
     BaseInfo: tuple(item.name for item in fields(BaseInfo)),
     Recipe: ("rank",),
 }
-
-
-_SHOWN_ITEMS = 20  # of a list in a notebook, such as a curve of losses
-
-
-def _html_value(value: Any) -> Any:
-    """Return a part of a document as a number or a text for a cell."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_html_value(item)}" for key, item in value.items() if item not in (None, [], {}))
-    if isinstance(value, list | tuple):
-        more = [f"and {len(value) - _SHOWN_ITEMS:,} more"] if len(value) > _SHOWN_ITEMS else []
-        return ", ".join([*(str(_html_value(item)) for item in value[:_SHOWN_ITEMS]), *more])
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value

@@ -12,7 +12,7 @@ from typing import Any
 from adapterhub_converters.containers import json_file
 
 NullableFields = Mapping[type, tuple[str, ...]]
-"""Fields that the document of a class always has: null, rather than absent, if they are None. Digests depend on it."""
+"""The fields that each class writes as null if they are None; its other fields are left out. Digests depend on it."""
 
 
 def plain(value: Any, nullable: NullableFields) -> Any:

@@ -1,6 +1,6 @@
-"""Where a rollout stands, as the log of the candidate's name has it: in the message of an entry `rollout`, about its digest.
+"""The state of a rollout, as the log of the candidate's name has it: the message of an entry `rollout` about its digest.
 
-The plan is part of it, so that all gateways follow the one by which the rollout began, whatever their own files say meanwhile.
+The plan is part of it, so that all gateways follow the plan that the rollout began with, whatever their own route files say.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RolloutState:
 
     @property
     def summary(self) -> str:
-        """Where it stands, in a line for people."""
+        """The state in one line, for people."""
         place = f"{self.route}: {self.state}"
         if self.state in (RUNNING, PAUSED):
             place += f" at {self.share:g} %, step {self.step + 1} of {len(self.steps)}"
@@ -79,7 +79,7 @@ class RolloutState:
 
 
 def parse(message: str) -> RolloutState | None:
-    """Parse the message of a log entry; None if it is malformed, as logs from elsewhere may have any."""
+    """Parse the message of a log entry; None if it is malformed: a log copied from elsewhere may have any text."""
     try:
         document = json_file.parse(message, "") if len(message) <= _MAX_LENGTH else None
         return _from_document(document) if isinstance(document, dict) else None

@@ -201,7 +201,7 @@ def _comparison_findings(
         yield Finding(attestation.CODE, "error", version.location, message, "Name the base", "attested-base")
         return
     try:
-        recomputed = _attestation(kind, version, replace(inputs, builder=_builder(recorded)), signers, workspace)
+        recomputed = _attestation(kind, version, replace(inputs, builder=_recorded_builder(recorded)), signers, workspace)
     except (RefusedError, IntegrityError, NotFoundError) as error:
         yield Finding(
             attestation.CODE, "error", version.location, f"{kind}: cannot be computed again: {error.what}", error.hint
@@ -228,7 +228,7 @@ def _comparison_findings(
         yield Finding(attestation.CODE, "error", version.location, message)
 
 
-def _builder(recorded: Attestation) -> str | None:
+def _recorded_builder(recorded: Attestation) -> str | None:
     """Return the builder that a provenance names; None for another kind of statement, or if it names none."""
     details = recorded.predicate.get("runDetails")
     builder = details.get("builder") if isinstance(details, Mapping) else None

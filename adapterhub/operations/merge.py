@@ -434,7 +434,7 @@ def rebuild(
 
     with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         stored = Path(temporary) / "stored"
-        if out is not None:  # without one, it is a report
+        if out is not None:  # without an output, this only reports
             policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
         version = registry.pull(Ref.parse(ref), stored)
         workspace.warn_if_deprecated(version.ref, version.deprecated)

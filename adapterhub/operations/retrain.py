@@ -1,4 +1,4 @@
-"""Training again from the record of a version, and comparison of the bytes: what a reader can do to check such a record.
+"""`rebuild` of a trained version: train again from its record, and compare the bytes, which checks the record.
 
 The record has the config, the digests of data and base weights, and the versions of the software. The same inputs on the same
 kind of machine with the same versions give the same bytes.
@@ -43,7 +43,7 @@ def rebuild(
         ref: A version of the registry, which must also have the version that it continues, if any.
         workspace: The registry.
         base: The model that it was trained on, whose weights must have the recorded digests.
-        data: The files of the training and the held-out data, found by their digests, whatever their names are.
+        data: The files of the training and the held-out data, by any names: they are matched by digest.
         out: A new folder for the adapter; None to keep nothing.
         replace: Replace an earlier output at `out`.
 
@@ -55,7 +55,7 @@ def rebuild(
 
     with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         stored = Path(temporary) / "stored"
-        if out is not None:  # without one, it is a report
+        if out is not None:  # without an output, this only reports
             policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
         version = registry.pull(Ref.parse(ref), stored)
         workspace.warn_if_deprecated(version.ref, version.deprecated)
@@ -63,7 +63,7 @@ def rebuild(
         manifest = AdapterManifest.read(stored)
         config = _config(manifest, location, base, data, _template(stored))
         _check_weights(manifest, location, base, workspace)
-        start = _start(registry, manifest, location)
+        start = _continued_ref(registry, manifest, location)
         target = Path(out) if out else Path(temporary) / "trained"
         train_operation.train(config, target, start=start, replace=replace, workspace=workspace)
         # The card and the log may have been edited since, and no runtime reads them.
@@ -75,7 +75,7 @@ def rebuild(
         return RebuildResult(version, tuple(differences))
 
 
-def _training(manifest: AdapterManifest | None, location: str) -> Training:
+def _training_record(manifest: AdapterManifest | None, location: str) -> Training:
     training = manifest.training if manifest else None
     if training is None or training.config is None or not training.data:
         raise RefusedError(location, "has no record of a training with its config and its data", "Train it anew")
@@ -98,12 +98,12 @@ def _config(
     from adapterhub.training import config_file
     from adapterhub.training.data import chat_template
 
-    training = _training(manifest, location)
+    training = _training_record(manifest, location)
     config = config_file.from_record(training.config or {}, folder=Path.cwd(), location=f"{location}: training.config")
     digests = {Path(file.path or "").name: file.digest for file in training.data or ()}
     files = {sha256_file(Path(file)): str(Path(file).absolute()) for file in data}
 
-    def local(path: str) -> str:
+    def local_path(path: str) -> str:
         digest = digests.get(Path(path).name)
         if digest is None or digest not in files:
             problem = f"no file at hand has the digest of its data {Path(path).name[:80]!r}"
@@ -111,10 +111,10 @@ def _config(
         return files[digest]
 
     sources = tuple(
-        local(source) if isinstance(source, str) else dataclasses.replace(source, path=local(source.path))
+        local_path(source) if isinstance(source, str) else dataclasses.replace(source, path=local_path(source.path))
         for source in config.data.train
     )
-    heldout = tuple(map(local, config.data.heldout))
+    heldout = tuple(map(local_path, config.data.heldout))
     setting = config.data.chat_template
     if setting is not None and setting not in chat_template.NAMED:
         if template is None:
@@ -132,14 +132,14 @@ def _check_weights(manifest: AdapterManifest | None, location: str, base: StrPat
     """Raise RefusedError unless the weights of the base have the recorded digests."""
     folder = base_sources.weights(base, workspace)
     local_files: Mapping[str, Path] = {path.name: path for path in (folder.iterdir() if folder.is_dir() else [folder])}
-    for file in _training(manifest, location).weights or ():
+    for file in _training_record(manifest, location).weights or ():
         if file.path not in local_files or sha256_file(local_files[file.path]) != file.digest:
             problem = f"was trained on a base whose {file.path[:80]} has the digest {file.digest[:19]}…, and {base} has another"
             raise RefusedError(location, problem, "Pass that base")
 
 
-def _start(registry: Registry, manifest: AdapterManifest | None, location: str) -> str | None:
-    """Return the ref of the version that a training continued; None if it began anew."""
+def _continued_ref(registry: Registry, manifest: AdapterManifest | None, location: str) -> str | None:
+    """Return the ref of the version that the training continued; None if it began from the base."""
     parents = manifest.parents if manifest else ()
     if not parents:
         return None

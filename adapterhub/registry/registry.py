@@ -115,7 +115,8 @@ class Registry:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.gate = TagGate(ledger, lambda: self.policy)
-        ledger.check_entry, ledger.has_requirements = self.gate.check, lambda tag: bool(self.gate.rules(tag))
+        ledger.check_entry = self.gate.check
+        ledger.has_requirements = lambda tag: bool(self.gate.rules(tag))
 
     @classmethod
     def init(cls, root: Path, store: Store | None = None) -> Self:
@@ -340,8 +341,10 @@ class Registry:
             if len(entries) == limit or first - seq == most_read or (most_characters and characters > most_characters):
                 return entries, seq + 1
             if logged := self.store.log.entry(ref.name, seq):
-                characters += len(logged[0].message)
-                entries += [logged[0]] if is_about(logged[0]) else []
+                entry, _ = logged
+                characters += len(entry.message)
+                if is_about(entry):
+                    entries.append(entry)
         return entries, 0
 
     def list_tensors(self, progress: Progress | None = None, *, prefix: str | None = None) -> None:
@@ -491,7 +494,7 @@ class Registry:
     def assess(self, ref: Ref, tag: str) -> Assessment:
         """Compare a version with the requirements on a tag; nothing is moved."""
         moves.checked_tags(ref, (tag,))
-        self.resolve(ref)  # which refuses one that was withdrawn
+        self.resolve(ref)  # refuses a withdrawn version
         row, position = find_row_with(self.ledger, ref, lambda row: self.gate.position(row.name, tag))
         return self.gate.assess(row.name, row.number, row.digest, tag, mover=self.author, position=position)
 

@@ -1,14 +1,12 @@
-"""Which texts are addresses, and of which kind of remote: read from the scheme alone, so that a path or a ref needs no more."""
+"""Tell from the scheme alone whether a text is an address, and of which remote, so that a path or a ref imports no remote."""
 
 from __future__ import annotations
 
-_HUB_MODULE, _LAYOUT_MODULE, _OBJECTS_MODULE, _OCI_MODULE = (
-    "hub.hub_repository",
-    "layouts.layout_address",
-    "objects.object_repository",
-    "oci.oci_repository",
-)
-# The module of each scheme, below this package.
+# Modules below this package.
+_HUB_MODULE = "hub.hub_repository"
+_LAYOUT_MODULE = "layouts.layout_address"
+_OBJECTS_MODULE = "objects.object_repository"
+_OCI_MODULE = "oci.oci_repository"
 _MODULES = {
     "az": _OBJECTS_MODULE,
     "file": _OBJECTS_MODULE,
@@ -41,7 +39,7 @@ def schemes() -> tuple[str, ...]:
 
 
 def module_name(text: str) -> str:
-    """Return the module for an address; empty for a text that is not one."""
+    """Return the module for an address, below this package; empty for a text that is not one."""
     scheme, separator, _ = text.partition("://")
     if separator and scheme.lower() in _MODULES:
         return _MODULES[scheme.lower()]

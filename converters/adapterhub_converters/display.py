@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 # Default_Ignorable_Code_Point, and the empty pattern of Braille).
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_MAX_CELL_ITEMS = 20  # of a list in one cell, such as a curve of losses
 # Markup within a line (a _ inside a word is not markup), and what GitHub turns into links: addresses, people, issues.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+>=-]|#(?=[0-9])|:(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
@@ -74,6 +75,18 @@ def _html_text(value: object) -> str:
     elif isinstance(value, int) and not isinstance(value, bool):
         value = f"{value:,}"
     return "" if value is None else html.escape(printable(str(value)))
+
+
+def cell_value(value: object) -> object:
+    """Return a JSON value for a cell of `table`: numbers and texts as they are, lists and objects in one line, cut if long."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {cell_value(item)}" for key, item in value.items() if item not in (None, [], {}))
+    if isinstance(value, list | tuple):
+        remainder = [f"and {len(value) - _MAX_CELL_ITEMS:,} more"] if len(value) > _MAX_CELL_ITEMS else []
+        return ", ".join([*(str(cell_value(item)) for item in value[:_MAX_CELL_ITEMS]), *remainder])
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value
 
 
 # ---- numbers for people

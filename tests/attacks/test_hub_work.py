@@ -16,8 +16,8 @@ from tests.hub.conftest import Running, serving
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """A hub where what a few requests take is the share of a minute."""
-    monkeypatch.setattr(work_time, "OF_STRANGER", 0.001)
-    monkeypatch.setattr(work_time, "OF_ACCOUNT", 0.001)
+    monkeypatch.setattr(work_time, "MAX_OF_STRANGER", 0.001)
+    monkeypatch.setattr(work_time, "MAX_OF_ACCOUNT", 0.001)
     with serving(tmp_path / "hub", behind_proxy=True) as running:
         yield running
 
@@ -48,6 +48,6 @@ def test_an_account_that_has_had_its_share_waits_wherever_it_is_and_others_go_on
 
 
 def test_no_work_begins_for_a_request_that_has_had_its_share(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_time, "OF_REQUEST", -1.0)
+    monkeypatch.setattr(work_time, "MAX_OF_REQUEST", -1.0)
     answer = ask(hub, "GET", "/api/models", "203.0.113.1", hub.token)
     assert (answer.status_code, "has taken over" in answer.text) == (429, True)

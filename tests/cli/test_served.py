@@ -22,8 +22,8 @@ def test_it_shows_the_version_the_arm_and_what_people_think(tmp_path: Path, run:
     Registry.init(tmp_path).close()
     database = UsageDatabase(tmp_path / FILE)
     with database.transaction():
-        opinion = Feedback("req-1", "ada", VERSION, "legal", "team/sql:v2", 1.0, 0.0, "dates")
-        database.add_answers([ANSWER], [opinion])
+        feedback = Feedback("req-1", "ada", VERSION, "legal", "team/sql:v2", 1.0, 0.0, "dates")
+        database.add_answers([ANSWER], [feedback])
     database.close()
     text = run("served", "cmpl-1").stdout
     assert "1970-01-01T00:00:00Z" in text
@@ -46,8 +46,8 @@ def test_show_counts_what_people_think_of_a_version(tmp_path: Path, run: Run, ma
         digest = registry.push(make("a1", 1), Ref("team/sql")).digest
     database = UsageDatabase(tmp_path / FILE)
     with database.transaction():
-        opinions = [Feedback(f"r{number}", "", f"team/sql@{digest}", "", "", 1.0, number / 2) for number in range(3)]
-        database.add_answers([], opinions)
+        feedback = [Feedback(f"r{number}", "", f"team/sql@{digest}", "", "", 1.0, number / 2) for number in range(3)]
+        database.add_answers([], feedback)
     database.close()
     assert "2 good, 1 bad" in run("show", "team/sql").stdout
     assert json.loads(run("show", "team/sql", "--json").stdout)["feedback"] == {"good": 2, "bad": 1}

@@ -1,4 +1,4 @@
-"""`adapterhub rollout`: where the rollouts of a name stand, and what a person decides about them."""
+"""`adapterhub rollout`: show where the rollouts of a name stand, and let a person resume or abort them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def show(settings: Settings, *, ref: str, route: str | None) -> None:
     """
     with open_registry(settings) as registry:
         rollouts = _rollouts(registry, ref, route)
-    document = {"rollouts": [_document(*each) for each in rollouts]}
+    document = {"rollouts": [_document(candidate, state) for candidate, state in rollouts]}
     output.emit(document, as_json=settings.as_json, text=lambda: _write(rollouts))
 
 
@@ -103,7 +103,7 @@ def abort(settings: Settings, *, ref: str, route: str | None, message: str) -> N
 
 
 def _decide(settings: Settings, ref: str, route: str | None, decide: Callable[[RolloutState], RolloutState]) -> None:
-    """Write what a person decides about the one rollout that is meant."""
+    """Apply a person's decision to the one rollout that a ref and a route mean, and show its state."""
     from adapterhub.registry.releases import rollouts as rollout_log
 
     with open_registry(settings) as registry:
@@ -138,6 +138,7 @@ def _rollouts(registry: Registry, text: str, route: str | None) -> list[tuple[Re
 
 
 def _document(candidate: Ref, state: RolloutState) -> Mapping[str, Any]:
+    """Return a rollout as JSON, with the verdicts on its bounds."""
     from adapterhub.evidence import rollout_rules
 
     facts = {"route": state.route, "candidate": str(candidate), "stable": state.stable, "share": state.share}
@@ -161,7 +162,7 @@ def _write(rollouts: Sequence[tuple[Ref, RolloutState]]) -> None:
 
 
 def _drawing(state: RolloutState) -> str:
-    """Return the steps in a line, the current one in brackets with its time."""
+    """Return the steps in one line, the current one in brackets with its time."""
     minutes = f" {state.seconds / 60:.0f}"
     parts = []
     for number, step in enumerate(state.steps):

@@ -56,18 +56,23 @@ def served(settings: Settings, *, ident: str, usage_file: Path | None) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_ANSWERS, rows))
 
 
-def _document(answer: AnswerRecord, opinion: Feedback | None) -> dict[str, Any]:
-    feedback = {"score": opinion.score, "label": opinion.label or None, "comment": opinion.comment or None} if opinion else None
-    return {**asdict(answer), "time": _time(answer.time), "feedback": feedback}
+def _document(answer: AnswerRecord, feedback: Feedback | None) -> dict[str, Any]:
+    texts = {"label": feedback.label or None, "comment": feedback.comment or None} if feedback else {}
+    return {
+        **asdict(answer),
+        "time": _time(answer.time),
+        "feedback": {"score": feedback.score, **texts} if feedback else None,
+    }
 
 
-def _cells(answer: AnswerRecord, opinion: Feedback | None) -> list[str]:
+def _cells(answer: AnswerRecord, feedback: Feedback | None) -> list[str]:
     name, at, digest = answer.version.partition("@")
     texts = [f"{name}{at}{output.digest(digest) if at else ''}", answer.route, answer.arm, answer.key]
-    numbers = [str(answer.status), f"{answer.prompt_tokens}+{answer.answer_tokens}", f"{opinion.score:g}" if opinion else "-"]
+    numbers = [str(answer.status), f"{answer.prompt_tokens}+{answer.answer_tokens}", f"{feedback.score:g}" if feedback else "-"]
     return [_time(answer.time), *(output.one_line(text) or "-" for text in texts), *numbers]
 
 
 def _time(seconds: float) -> str:
+    """Return seconds of Unix time as ISO 8601 in UTC."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

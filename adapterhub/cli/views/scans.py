@@ -43,8 +43,8 @@ def document(scan: Scan) -> dict[str, Any]:
 def lines(scan: Scan, screen: int | None) -> Iterator[str]:
     """Yield the scan for people."""
     report = scan.report
-    counted = f"{output.plural(report.facts['files'], 'file')}, {output.size(report.facts['bytes'])}"  # type: ignore[arg-type]  # both are int
-    yield output.one_line(f"{report.where}: {counted}")
+    contents = f"{output.plural(report.facts['files'], 'file')}, {output.size(report.facts['bytes'])}"  # type: ignore[arg-type]  # both are int
+    yield output.one_line(f"{report.where}: {contents}")
     if report.problems:
         yield from ("", *reports.problem_lines(report, screen))
     yield from ("", *_weight_lines(scan.weights, screen), "")
@@ -70,12 +70,12 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     for name, reason in list(weights.left_out.items())[:3]:
         yield from output.wrap(f"without numbers: {name}: {reason}", screen, indent=2)
     base = weights.base or "an unknown base"
-    compared = f"No other adapter of {base} is in the registry to compare with."
+    comparison = f"No other adapter of {base} is in the registry to compare with."
     if weights.population:
         among = f"{output.plural(weights.population, 'other adapter')} of {base} in the registry"
-        compared = f"PCT: percentile among N adapters, of the {among}."
-    explained = "NORM of the delta, TOP singular value, SHARE of the energy in that one."
-    yield from output.wrap(f"{explained} {compared} No verdict follows from them.", screen)
+        comparison = f"PCT: percentile among N adapters, of the {among}."
+    legend = "NORM of the delta, TOP singular value, SHARE of the energy in that one."
+    yield from output.wrap(f"{legend} {comparison} No verdict follows from them.", screen)
 
 
 def _row(ranked: RankedSummary, *, is_compared: bool) -> list[str]:

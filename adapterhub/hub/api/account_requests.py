@@ -1,7 +1,7 @@
-"""Handlers of requests about accounts and namespaces, made from functions that read or change the tables.
+"""Decorators that turn functions which read or change the tables into handlers of requests about accounts and namespaces.
 
-A decorated function gets a `Call` and the parts of the path, and returns the document of the answer, which nobody caches. It
-checks the client's rights itself; `by` says whom to refuse before the body of a change is read.
+A decorated function gets a `Call` and the parsed parts of the path, and returns the document of the answer, which no cache may
+keep. It checks the client's rights itself; `by` refuses a client earlier, before the body of a change is read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def force(self) -> bool:
-        """Whether the client insists on a change that leaves nobody to undo it."""
+        """Whether the client forces a change that leaves no admin who could undo it."""
         return is_set(self.request, "force")
 
 
@@ -66,7 +66,7 @@ def namespace_of(request: Request) -> str:
 
 
 def number_of(request: Request) -> int:
-    """Return the number in a path; UsageError if it is none."""
+    """Return the number in a path; UsageError for any other text."""
     text = path_part(request, "ident")
     if not text.isdecimal() or not text.isascii() or len(text) > 18:
         raise UsageError(text[:80], "is not a number")
@@ -115,8 +115,8 @@ def change_handler(
     """Decorate a function that changes the tables.
 
     Args:
-        parsers: The parts of the path, which are refused first.
-        by: Raises the error for a client that is refused before the body is read.
+        parsers: Functions that read the parts of the path; a malformed part is refused first.
+        by: Raises an error for a client that may not make the change, before the body is read.
         status: The status of a success.
     """
 

@@ -35,7 +35,7 @@ def state_of(index: Index, ref: Ref, route: str) -> RolloutState | None:
 def change(
     ledger: Ledger, ref: Ref, route: str, decide: Callable[[RolloutState | None], RolloutState | None]
 ) -> RolloutState | None:
-    """Write the state that follows the current one, by compare-and-swap: `decide` is called again after another writer's.
+    """Write the state that follows the current one, by compare-and-swap: `decide` is called again if another writer was first.
 
     Args:
         ref: The candidate, with its digest.
@@ -50,7 +50,7 @@ def change(
     row = find_row(ledger, ref)
 
     def next_entry(log: LogState) -> Entry | None:
-        find_row(ledger, row.ref)
+        find_row(ledger, row.ref)  # again, under the lock: it may have been removed since
         current = state_of(ledger.index, ref, route)
         following = decide(current)
         if following is None or following == current:

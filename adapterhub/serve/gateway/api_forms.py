@@ -10,7 +10,7 @@ from adapterhub.serve.engines.api_paths import MESSAGE_TOKENS, MESSAGES, RESPONS
 from adapterhub_converters.display import printable
 
 from .problems import ProblemError, engine_failed
-from .rollout_plan import STICKY
+from .rollout_plan import STICKY_FIELDS
 
 VERSION_HEADER = "x-adapterhub-version"
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
@@ -47,10 +47,10 @@ def engine_body(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def identifiers_of(body: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a request says of its client, by the names of STICKY; `user` in OpenAI's form or in Anthropic's."""
+    """Return what a request says of its client, by the names of STICKY_FIELDS; `user` in OpenAI's form or in Anthropic's."""
     metadata = body.get("metadata")
     user = body.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else "")
-    values = {name: body.get(name) for name in STICKY} | {"user": user}
+    values = {name: body.get(name) for name in STICKY_FIELDS} | {"user": user}
     return {name: str(value)[:_MAX_IDENTIFIER] for name, value in values.items() if value}
 
 

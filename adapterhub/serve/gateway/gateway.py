@@ -265,15 +265,15 @@ class Gateway(GatewayFront):
         return answer
 
     async def add_feedback(self, key: Key | None, ident: str, score: float, label: str, comment: str) -> AnswerRecord:
-        """Record what a client thinks of an answer to it; the last counts, and only the first in a rollout."""
+        """Record a client's feedback on an answer to it: the last is kept, and only the first counts in a rollout."""
         async with self._adding_feedback:  # else two requests at once would both find that they are the first
             answer, earlier = await self.find_answer(key, ident)
             place = (answer.request, answer.key, answer.version, answer.route, answer.arm)
-            opinion = Feedback(*place, time.time(), score, label, comment if self.settings.keep_text else "")
-            self._recorder.add_feedback(opinion)
+            feedback = Feedback(*place, time.time(), score, label, comment if self.settings.keep_text else "")
+            self._recorder.add_feedback(feedback)
         if earlier is None:
-            self.metrics.count_feedback(answer.version, answer.route, answer.arm, is_bad=opinion.is_bad)
-            self.rollouts.add_opinion(answer, is_bad=opinion.is_bad)
+            self.metrics.count_feedback(answer.version, answer.route, answer.arm, is_bad=feedback.is_bad)
+            self.rollouts.add_feedback(answer, is_bad=feedback.is_bad)
         return answer
 
     def record_outcome(self, request: GatewayRequest, outcome: AnswerOutcome | None) -> None:
@@ -366,7 +366,7 @@ class Gateway(GatewayFront):
     async def _choose_by_rollout(
         self, route: Route, request: GatewayRequest, identifiers: Mapping[str, str], key: str
     ) -> ResolvedVersion | None:
-        """Return the candidate of the route's rollout if it shall answer; None for what the route means else."""
+        """Return the candidate of the route's rollout if that is to answer; None if the route's own target is."""
         choice = request.choice = self.rollouts.choose(route, request.headers, identifiers, key, request=request.id)
         if choice is None or choice.ref is None:
             return None

@@ -129,7 +129,7 @@ async def _stored_response(request: Request) -> Response:
 
 
 async def _feedback(request: Request) -> Response:
-    """POST /v1/feedback: what a client thinks of an answer that it got."""
+    """POST /v1/feedback: a client's feedback on an answer that it got."""
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
     body = await read_json(request, MAX_NAME_BODY, key)
@@ -154,8 +154,8 @@ async def _served(request: Request) -> Response:
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
     with gateway.admit(key):
-        answer, opinion = await gateway.find_answer(key, request.path_params["id"][: _MAX_TEXTS["label"]])
-    return JSONResponse({"object": "served", **asdict(answer), "score": opinion.score if opinion else None})
+        answer, feedback = await gateway.find_answer(key, request.path_params["id"][: _MAX_TEXTS["label"]])
+    return JSONResponse({"object": "served", **asdict(answer), "score": feedback.score if feedback else None})
 
 
 async def _rollouts(request: Request) -> Response:

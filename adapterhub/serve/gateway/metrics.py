@@ -88,7 +88,8 @@ class Metrics:
             self._tokens.labels(*labels, kind).inc(count)
 
     def count_feedback(self, version: str, route: str, arm: str, *, is_bad: bool) -> None:
-        """Count what somebody thinks of an answer."""
+        """Count feedback on an answer."""
+        # With an empty key, like tokens: both share one bound on label sets.
         labels: tuple[str, ...] = (version, "", route, arm)
         if labels not in self._token_labels and len(self._token_labels) >= _MAX_LABELS:
             labels = (_OTHER_VERSIONS,) * len(labels)

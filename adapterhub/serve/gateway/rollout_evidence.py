@@ -1,9 +1,9 @@
 """The evidence of a rollout: requests of both arms in pairs, and how the candidate did in each.
 
-A pair is made when its second request is admitted, before anything is known of an answer, of the newest requests of both arms
-that have no partner: so neither slow nor failing answers choose who is compared with whom. A client that stays with one arm
-counts once, because its requests are alike: a hundred of them are not a hundred facts about the candidate. Nor are its
-opinions: only one about a request that counted does, once.
+A request is paired when it is admitted, with the newest request of the other arm that has no partner. Neither answer has begun
+then, so slow or failing answers do not decide which requests are compared. A client that stays with one arm (a "unit") counts
+once, because its requests are alike: a hundred of them are not a hundred facts about the candidate. So does its feedback, and
+only on a request that counted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from adapterhub.evidence.rollout_rules import LONGER, SHORTER
 from adapterhub.evidence.sequential_test import PairCounts
 from adapterhub_converters.lazy_dataclass import dataclass
 
-_MAX_UNITS = 200_000  # clients that are remembered, of 8 bytes each; further ones do not count
-_MAX_REQUESTS = 100_000  # requests without an opinion that are remembered, the newest
+_MAX_UNITS = 200_000  # clients that are remembered, in 8 bytes each; requests of further ones are no evidence
+_MAX_REQUESTS = 100_000  # requests without feedback that are remembered, the newest
 _WORSE, _SAME, _BETTER = PairCounts(worse=1), PairCounts(same=1), PairCounts(better=1)
 
 
@@ -58,14 +58,15 @@ class Evidence:
         bounds: The bounds by name, as a rollout has them.
 
     Attributes:
-        counts: Pairs by test that no log has yet.
+        counts: Pairs by test that are not in the log yet.
     """
 
     def __init__(self, bounds: Mapping[str, float]) -> None:
         self._bounds = bounds
         self.counts: dict[str, PairCounts] = {}
+        # Without a partner yet, by `is_candidate`.
         self._waiting: dict[bool, Trial] = {}
-        self._opinions: dict[bool, bool] = {}
+        self._waiting_feedback: dict[bool, bool] = {}
         self._units: set[bytes] = set()
         self._requests: dict[bytes, None] = {}
 
@@ -74,7 +75,7 @@ class Evidence:
 
         Args:
             unit: What the client is kept with one arm by; empty if it is not.
-            request: The key of the client and the id of the request, by which an opinion finds it.
+            request: The key of the client and the id of the request, by which feedback finds it.
         """
         if unit and not self._is_new(unit):
             return None
@@ -97,34 +98,34 @@ class Evidence:
         return True
 
     def finish(self, trial: Trial, outcome: AnswerOutcome) -> None:
-        """Record how a request was answered; a pair counts once both are. One whose client left is never finished."""
+        """Record how a request was answered; its pair counts once both are. A request whose client left is never finished."""
         trial.outcome = outcome
         partner = trial.partner
         if partner is None or partner.outcome is None:
             return
         candidate, stable = (outcome, partner.outcome) if trial.is_candidate else (partner.outcome, outcome)
         for test in rollout_rules.tests_of(self._bounds):
-            if pair := _compare(test, candidate, stable, self._bounds.get(LONGER if test == SHORTER else test, 1.0)):
+            if pair := _compare(test, candidate, stable, self._bounds.get(rollout_rules.bound_of(test), 1.0)):
                 self.add(test, pair)
 
     def add(self, test: str, pair: PairCounts) -> None:
         """Count a pair."""
         self.counts[test] = self.counts.get(test, PairCounts()) + pair
 
-    def add_opinion(self, request: str, *, is_candidate: bool, is_bad: bool) -> None:
-        """Count what a client thinks of an answer, in a pair with the last opinion of the other arm that has no partner."""
+    def add_feedback(self, request: str, *, is_candidate: bool, is_bad: bool) -> None:
+        """Count feedback on an answer, in a pair with the last feedback on the other arm that has no partner."""
         digest = _digest(request)
         if digest not in self._requests:
             return
         del self._requests[digest]
-        if (other := self._opinions.pop(not is_candidate, None)) is None:
-            self._opinions[is_candidate] = is_bad
+        if (partner_is_bad := self._waiting_feedback.pop(not is_candidate, None)) is None:
+            self._waiting_feedback[is_candidate] = is_bad
             return
-        candidate, stable = (is_bad, other) if is_candidate else (other, is_bad)
+        candidate, stable = (is_bad, partner_is_bad) if is_candidate else (partner_is_bad, is_bad)
         self.add("feedback", _pair(candidate, stable))
 
-    def take(self, counts: Mapping[str, PairCounts]) -> None:
-        """Forget pairs that are in a log now."""
+    def forget(self, counts: Mapping[str, PairCounts]) -> None:
+        """Subtract pairs that are in the log now."""
         for test, total in counts.items():
             self.counts[test] -= total
 
@@ -134,22 +135,22 @@ def _digest(text: str) -> bytes:
 
 
 def _pair(candidate: float, stable: float) -> PairCounts:
-    """Return a pair of numbers of which the smaller is better."""
+    """Compare two numbers, of which the smaller is better."""
     return _SAME if candidate == stable else _WORSE if candidate > stable else _BETTER
 
 
 def _compare(test: str, candidate: AnswerOutcome, stable: AnswerOutcome, bound: float) -> PairCounts | None:
-    """Return how the candidate did in a pair; None if a test says nothing of it."""
+    """Return how the candidate did in a pair; None if the pair says nothing for this test."""
     if test == "errors":
         return _pair(candidate.failed, stable.failed)
     if candidate.failed or stable.failed:
         return None
     if test == SHORTER:
         return _pair(stable.tokens, bound * candidate.tokens)
-    ours, theirs = _number(test, candidate), _number(test, stable)
-    if ours is None or theirs is None:
+    candidate_number, stable_number = _number(test, candidate), _number(test, stable)
+    if candidate_number is None or stable_number is None:
         return None
-    return _pair(ours, theirs if test in rollout_rules.SHARES else bound * theirs)
+    return _pair(candidate_number, stable_number if test in rollout_rules.SHARES else bound * stable_number)
 
 
 def _number(test: str, outcome: AnswerOutcome) -> float | None:

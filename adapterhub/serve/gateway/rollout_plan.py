@@ -1,4 +1,4 @@
-"""What a route says of a rollout and of its shadow: the part of the route file that `rollouts` and `shadows` follow.
+"""The rollout and the shadow of a route, as the route file describes them; `rollouts` and `shadows` carry them out.
 
 [routes.legal]
 to = "team/legal:prod"
@@ -26,9 +26,9 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.lazy_dataclass import dataclass
 
 NAMES = ("candidate", "steps", "bounds", "false_rollback", "sticky", "shadow")
-"""The names in the table of a route that are read here."""
-STICKY = ("safety_identifier", "prompt_cache_key", "user")
-"""The fields that keep a client with one arm, the first that it has; `user` may be that of Anthropic's metadata."""
+"""The keys in the table of a route that are read here."""
+STICKY_FIELDS = ("safety_identifier", "prompt_cache_key", "user")
+"""The fields of a body that keep a client with one arm: the first that it has. `user` may come from Anthropic's metadata."""
 _DEFAULT_BOUNDS = {"errors": 5.0, "stops": 10.0, "first_token": 2.0}
 _MAX_STEPS, _MAX_STICKY, _MAX_SHADOWS = 32, 8, 16
 _PLAN_NAMES = ("steps", "bounds", "false_rollback")
@@ -72,16 +72,16 @@ class ShadowPlan:
 class Stickiness:
     """What keeps a client with one arm."""
 
-    names: tuple[str, ...] = field(default=STICKY)
+    names: tuple[str, ...] = field(default=STICKY_FIELDS)
 
     def unit_of(self, headers: Mapping[str, str], identifiers: Mapping[str, str]) -> str:
-        """Return what a request is kept by, empty if it has nothing of the kind."""
-        values = ((name, identifiers.get(name) if name in STICKY else headers.get(name)) for name in self.names)
-        return next((value for _, value in values if value), "")
+        """Return the value that keeps a request's client with one arm; empty if the request has none."""
+        values = (identifiers.get(name) if name in STICKY_FIELDS else headers.get(name) for name in self.names)
+        return next((value for value in values if value), "")
 
 
 def bucket(route: str, candidate: str, key: str, unit: str) -> float:
-    """Return where a client is, from 0 to below 100: every gateway says the same, and a growing share keeps whom it had."""
+    """Return a client's position, from 0 to below 100: the same at every gateway, so that a growing share keeps its clients."""
     text = f"{route}\0{candidate}\0{key}\0{unit}"
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64 * 100
 
@@ -117,12 +117,12 @@ def read_shadow(table: Mapping[str, Any]) -> ShadowPlan | None:
 
 def read_stickiness(table: Mapping[str, Any]) -> Stickiness:
     """Read what keeps a client with one arm; PlanError if it is malformed."""
-    names = table.get("sticky", list(STICKY))
+    names = table.get("sticky", list(STICKY_FIELDS))
     if not isinstance(names, list) or len(names) > _MAX_STICKY or not all(isinstance(name, str) and name for name in names):
         raise PlanError(
             "sticky", f"not a list of at most {_MAX_STICKY} fields and headers", 'Write sticky = ["user", "x-session"]'
         )
-    return Stickiness(tuple(name if name in STICKY else name.lower() for name in names))
+    return Stickiness(tuple(name if name in STICKY_FIELDS else name.lower() for name in names))
 
 
 def _ref(text: object, name: str) -> Ref:

@@ -1,9 +1,9 @@
-"""Rollouts of a gateway: each route's candidate gets its share, and the log of the registry says which that is.
+"""Rollouts of a gateway: each route's candidate gets its share of the requests, which is in the log of the registry.
 
-At each look, every gateway adds its pairs of requests to the state in the log and writes what follows, by compare-and-swap: the
-next step, or the way back. Pairs are written when there are a tenth more, so a long rollout has some dozens of entries. Time
-is that of a clock that never jumps, counted while a gateway runs. A gateway without the registry keeps its step and says so; it
-stops a candidate that it sees break a bound, and writes that once it can.
+At each poll, every gateway adds its pairs of requests to the state in the log and writes the state that follows, by
+compare-and-swap: the next step, or rolled back. Pairs are written when there are a tenth more, so a long rollout has some
+dozens of entries. Time is that of a monotonic clock, counted while a gateway runs. A gateway that cannot reach the registry
+keeps its step and says so; it stops a candidate that breaks a bound there, and writes that once it can.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .rollout_plan import RolloutPlan, bucket
 from .route_file import Route, Routes
 
 log = logging.getLogger("adapterhub.serve.rollouts")
-_WORTH, _FEW = 0.1, 5  # pairs are written once there are a tenth more of a test, and at least so many
-_PARTS_OF_STEP = 8  # times that the time of a step is written while it runs
-Find = Callable[[Ref], Awaitable[ResolvedVersion]]
+_MIN_GROWTH, _MIN_PAIRS = 0.1, 5  # pairs are written once a test has a tenth more, and at least so many more
+_ENTRIES_OF_STEP = 8  # the most entries for the time of a step alone
+FindVersion = Callable[[Ref], Awaitable[ResolvedVersion]]
 
 
 @dataclass(slots=True)
@@ -47,9 +47,9 @@ class Track:
         stable: The version that it is compared with.
         state: The state in the log, as last seen; None before.
         seen_at: When that state was first seen, by the gateway's clock.
-        evidence: What this gateway knows beyond it.
+        evidence: The pairs of this gateway that the log does not have yet.
         stopped: Why the candidate gets nothing now although the log does not say so; empty otherwise.
-        cut_off: Why the registry cannot be asked; empty while it can.
+        cut_off: Why the registry cannot be reached; empty while it can.
     """
 
     route: Route
@@ -94,12 +94,13 @@ class Track:
 
 @dataclass(slots=True)
 class Choice:
-    """What a rollout chose for a request.
+    """The arm that a rollout chose for a request.
 
     Attributes:
         arm: The name of the arm, as routes name it.
         ref: The candidate with its digest; None for the route's own target.
-        trial: The request as evidence; None if it is none.
+        trial: The request as half of a pair; None if it is no evidence.
+        evidence: Where the trial is counted.
     """
 
     arm: str
@@ -119,10 +120,10 @@ class Rollouts:
     Args:
         registry: The registry with the log, which is asked in a thread of its own.
         find: Returns the version that a ref means now.
-        clock: A clock that never jumps, in seconds.
+        clock: A monotonic clock, in seconds.
     """
 
-    def __init__(self, registry: RegistryLookup, find: Find, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, registry: RegistryLookup, find: FindVersion, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._find, self._clock = registry, find, clock
         self._tracks: dict[str, Track] = {}
         self._reasons: dict[str, str] = {}  # why the rollouts of routes could not begin, as last logged
@@ -143,8 +144,8 @@ class Rollouts:
         if track is None or track.state is None or route.special_target(headers, identifiers.get("user", ""), key):
             return None
         unit = route.stickiness.unit_of(headers, identifiers)
-        place = bucket(route.name, track.candidate.digest, key, unit) if unit else random.random() * 100  # noqa: S311
-        is_candidate = place < track.share
+        position = bucket(route.name, track.candidate.digest, key, unit) if unit else random.random() * 100  # noqa: S311
+        is_candidate = position < track.share
         trial = None
         if request and track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
             client = f"{key}\0{unit}" if unit else ""
@@ -157,12 +158,12 @@ class Rollouts:
         if track := self._tracks.get(route):
             track.stopped = reason
 
-    def add_opinion(self, answer: AnswerRecord, *, is_bad: bool) -> None:
-        """Count what somebody thinks of an answer, if its version is an arm of its route's rollout now."""
+    def add_feedback(self, answer: AnswerRecord, *, is_bad: bool) -> None:
+        """Count feedback on an answer, if its version is an arm of its route's rollout now."""
         track = self._tracks.get(answer.route)
         if track is not None and answer.version in (track.candidate.model, track.stable.model):
             is_candidate = answer.version == track.candidate.model
-            track.evidence.add_opinion(f"{answer.key}\0{answer.request}", is_candidate=is_candidate, is_bad=is_bad)
+            track.evidence.add_feedback(f"{answer.key}\0{answer.request}", is_candidate=is_candidate, is_bad=is_bad)
 
     def documents(self) -> list[dict[str, object]]:
         """Return where the rollouts stand, as JSON."""
@@ -177,12 +178,12 @@ class Rollouts:
             try:
                 await self._follow(route, plan)
             except AdapterhubError as error:
-                self._cut_off(route.name, error)
+                self._keep_step(route.name, error)
             except Exception:
                 log.exception("the rollout of %s cannot be followed; it will be tried again", route.name)
 
-    def _cut_off(self, name: str, error: AdapterhubError) -> None:
-        """Keep the step while the registry cannot be asked, except of a candidate that breaks a bound here."""
+    def _keep_step(self, name: str, error: AdapterhubError) -> None:
+        """Keep the step while the registry cannot be reached, but stop a candidate that breaks a bound here."""
         track = self._tracks.get(name)
         if track is None:
             if self._reasons.get(name) != str(error):
@@ -205,12 +206,12 @@ class Rollouts:
         if not await self._registry.can_find():  # an open database does not notice that its disk is gone
             raise LocalIOError("the registry", "cannot be reached")
         unlogged, now = dict(track.evidence.counts), self._clock()
-        state, is_written = await self._registry.run(lambda registry: self._change(registry, track, unlogged, now))
+        state, is_written = await self._registry.run(lambda registry: self._write_next_state(registry, track, unlogged, now))
         if is_written:
-            track.evidence.take(unlogged)
+            track.evidence.forget(unlogged)
         if track.cut_off:
             log.info("the rollout of %s is in the registry again", route.name)
-        track.cut_off = track.stopped = ""
+        track.cut_off = track.stopped = ""  # a reason to stop is in the log now
         if state != track.state:
             if state is not None and (track.state is None or state.summary != track.state.summary):
                 log.warning(
@@ -238,15 +239,15 @@ class Rollouts:
         track.route, track.plan, track.stable = route, plan, stable
         return track
 
-    def _change(
+    def _write_next_state(
         self, registry: Registry, track: Track, unlogged: Mapping[str, PairCounts], now: float
     ) -> tuple[RolloutState | None, bool]:
-        """Write what follows, and return the state in the log and whether it has the evidence now; runs in a thread."""
+        """Write the next state; return the state in the log, and whether it has the evidence now. Runs in a thread."""
         is_written = False
 
         def decide(current: RolloutState | None) -> RolloutState | None:
             nonlocal is_written
-            following, is_written = self._following(current, track, unlogged, now)
+            following, is_written = self._next_state(current, track, unlogged, now)
             return following
 
         current = rollout_log.state_of(registry.index, track.ref, track.route.name)
@@ -254,7 +255,7 @@ class Rollouts:
             return current, False
         return rollout_log.change(registry.ledger, track.ref, track.route.name, decide), is_written
 
-    def _following(
+    def _next_state(
         self, current: RolloutState | None, track: Track, unlogged: Mapping[str, PairCounts], now: float
     ) -> tuple[RolloutState | None, bool]:
         """Return the state that follows the one in the log, and whether it has this gateway's evidence."""
@@ -280,6 +281,6 @@ class Rollouts:
 def _is_worth_writing(current: RolloutState, updated: RolloutState) -> bool:
     """Return whether there are enough new pairs, or enough time has passed, for an entry of the log."""
     totals = [(sum(current.counts.get(test, ())), sum(counts)) for test, counts in updated.counts.items()]
-    has_pairs = any(after - before >= max(_FEW, _WORTH * before) for before, after in totals)
+    has_pairs = any(after - before >= max(_MIN_PAIRS, _MIN_GROWTH * before) for before, after in totals)
     length = current.steps[current.step].seconds
-    return has_pairs or (length > 0 and current.seconds < length <= _PARTS_OF_STEP * (updated.seconds - current.seconds))
+    return has_pairs or (length > 0 and current.seconds < length <= _ENTRIES_OF_STEP * (updated.seconds - current.seconds))

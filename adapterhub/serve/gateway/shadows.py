@@ -27,11 +27,11 @@ from . import api_forms, rewriting
 from .engine_versions import EngineVersions
 from .problems import ProblemError
 from .rollout_plan import ShadowPlan, bucket
-from .rollouts import Find
+from .rollouts import FindVersion
 
 log = logging.getLogger("adapterhub.serve.shadows")
 _MAX_RUNNING = 4  # requests beside which a copy may run
-_LARGEST_BODY = 1 << 20  # bytes of a request that is copied
+_MAX_BODY = 1 << 20  # bytes of a request that is copied
 _MAX_ANSWER = 256 << 10  # bytes of an answer that are compared
 _LOWEST_PRIORITY = 1_000_000  # in vLLM, which answers lower numbers first
 
@@ -86,23 +86,23 @@ class Shadows:
         count_running: Returns the number of clients' requests that run.
     """
 
-    def __init__(self, engine: Engine, versions: EngineVersions, find: Find, count_running: Callable[[], int]) -> None:
+    def __init__(self, engine: Engine, versions: EngineVersions, find: FindVersion, count_running: Callable[[], int]) -> None:
         self._engine, self._versions, self._find, self._count_running = engine, versions, find, count_running
         self._tasks: dict[asyncio.Task[None], str] = {}
         self.sums: dict[str, ShadowSums] = {}
 
     def begin(
-        self, route: str, plan: ShadowPlan, path: str, body: Mapping[str, Any], request: Mapping[str, str]
+        self, route: str, plan: ShadowPlan, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
     ) -> RequestCopy | None:
-        """Return a copy of a request if its route's shadow shall get one; None if not.
+        """Return a copy of a request, for its route's shadow; None if it is not copied.
 
         Args:
-            request: The headers of the request.
+            headers: Those of the request.
         """
-        size = request.get("content-length", "")
-        is_small = size.isascii() and size.isdecimal() and len(size) < 9 and int(size) <= _LARGEST_BODY
-        acts = bool(body.get("tools") or body.get("functions")) and not plan.tools
-        if acts or not is_small or bucket(route, str(plan.to), "", str(time.monotonic_ns())) >= plan.share:
+        size = headers.get("content-length", "")
+        is_small = size.isascii() and size.isdecimal() and len(size) < 9 and int(size) <= _MAX_BODY
+        may_act = bool(body.get("tools") or body.get("functions")) and not plan.tools
+        if may_act or not is_small or bucket(route, str(plan.to), "", str(time.monotonic_ns())) >= plan.share:
             return None
         if not self._has_room(route, plan):
             self._sums(route).dropped += 1
@@ -137,7 +137,7 @@ class Shadows:
             await asyncio.wait([*self._tasks])
 
     def documents(self) -> list[dict[str, object]]:
-        """Return what is known of the shadows, as JSON."""
+        """Return the sums of each route, as JSON."""
         return [{"route": route, **sums.document()} for route, sums in self.sums.items()]
 
     def _sums(self, route: str) -> ShadowSums:

@@ -13,12 +13,11 @@ from pathlib import Path
 from adapterhub.sqlite_file import SqliteReader
 from adapterhub_converters.lazy_dataclass import dataclass
 
-MOST_ANSWERS = 1_000_000
+MAX_ANSWERS = 1_000_000
 """Answers that a file keeps: the newest, in about 300 MB."""
-MOST_FOUND = 100
-"""Answers that one id may find: clients can choose the ids of their requests."""
+_MAX_MATCHES = 100  # answers returned for one id, because clients choose the ids of their requests
 GOOD = 0.5
-"""The score from which on an answer is found good, from 0 to 1."""
+"""The lowest score, from 0 to 1, that counts as good."""
 TABLES = """
     CREATE TABLE answers (
         number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL, answer TEXT NOT NULL, time REAL NOT NULL,
@@ -65,7 +64,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What somebody thinks of an answer, by the id of its request: a score from 0, bad, to 1."""
+    """A client's feedback on an answer, by the id of its request: a score from 0, bad, to 1, good."""
 
     request: str
     key: str
@@ -83,16 +82,16 @@ class Feedback:
         return self.score < GOOD
 
 
-_COLUMNS = ", ".join(field.name for field in fields(AnswerRecord))
-_FEEDBACK = ", ".join(field.name for field in fields(Feedback))
-ADD_ANSWER = f"INSERT INTO answers ({_COLUMNS}) VALUES ({', '.join('?' * len(fields(AnswerRecord)))})"  # noqa: S608
-ADD_FEEDBACK = f"INSERT OR REPLACE INTO feedback ({_FEEDBACK}) VALUES ({', '.join('?' * len(fields(Feedback)))})"  # noqa: S608
+_ANSWER_COLUMNS = ", ".join(field.name for field in fields(AnswerRecord))
+_FEEDBACK_COLUMNS = ", ".join(field.name for field in fields(Feedback))
+ADD_ANSWER = f"INSERT INTO answers ({_ANSWER_COLUMNS}) VALUES ({', '.join('?' * len(fields(AnswerRecord)))})"  # noqa: S608
+ADD_FEEDBACK = f"INSERT OR REPLACE INTO feedback ({_FEEDBACK_COLUMNS}) VALUES ({', '.join('?' * len(fields(Feedback)))})"  # noqa: S608
 DELETE_OLDEST = "DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?"
-"""Statements that add an answer, add or replace feedback, and leave so many answers."""
+"""Statements that add an answer, add or replace feedback, and keep only the newest answers, as many as their parameter says."""
 
 
 def find_answers(path: Path, ident: str, key: str | None = None) -> list[tuple[AnswerRecord, Feedback | None]]:
-    """Return the answers with an id, of theirs or of their request, the newest first, each with its feedback.
+    """Return the answers with an id, their own or that of their request, newest first, each with its feedback.
 
     With a key, only those of its client: others may have given their requests the same id any number of times.
     """
@@ -102,9 +101,9 @@ def find_answers(path: Path, ident: str, key: str | None = None) -> list[tuple[A
         if not database.has_table("answers"):
             return []
         condition = "(request = ?1 OR answer = ?1) AND (?2 IS NULL OR key = ?2)"
-        sql = f"SELECT {_COLUMNS} FROM answers WHERE {condition} ORDER BY number DESC LIMIT {MOST_FOUND}"  # noqa: S608
+        sql = f"SELECT {_ANSWER_COLUMNS} FROM answers WHERE {condition} ORDER BY number DESC LIMIT {_MAX_MATCHES}"  # noqa: S608
         answers = [AnswerRecord(*row) for row in database.select(sql, ident, key)]
-        sql = f"SELECT {_FEEDBACK} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
+        sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
         rows = [database.select(sql, answer.request, answer.key) for answer in answers]
     return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]
 

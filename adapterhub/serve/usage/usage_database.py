@@ -118,12 +118,12 @@ class UsageDatabase(SqliteFile):
             self._connection().executemany(_ADD, [(*astuple(key), *astuple(total)) for key, total in usage.items()])
             self._connection().executemany(_ADD_DAY, [(*day, tokens) for day, tokens in days.items()])
 
-    def add_answers(self, answers: Sequence[AnswerRecord], opinions: Sequence[Feedback]) -> None:
+    def add_answers(self, answers: Sequence[AnswerRecord], feedback: Sequence[Feedback]) -> None:
         """Add answers and feedback, of which the last for an answer counts, in a transaction of the caller's."""
         with self._errors():
             self._connection().executemany(answer_log.ADD_ANSWER, [astuple(answer) for answer in answers])
-            self._connection().executemany(answer_log.ADD_FEEDBACK, [astuple(opinion) for opinion in opinions])
-            self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MOST_ANSWERS,))
+            self._connection().executemany(answer_log.ADD_FEEDBACK, [astuple(item) for item in feedback])
+            self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MAX_ANSWERS,))
 
     def delete_old(self, now: float) -> None:
         """Delete the rows that are kept no longer."""

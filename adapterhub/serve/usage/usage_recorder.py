@@ -80,7 +80,7 @@ class UsageRecorder:
         self._hour, self._hour_rows = 0, set[UsageKey]()
         # Not written yet; while the file cannot be written, the oldest are dropped.
         self._answers: deque[AnswerRecord] = deque(maxlen=_MAX_ROWS)
-        self._opinions: deque[Feedback] = deque(maxlen=_MAX_ROWS)
+        self._feedback: deque[Feedback] = deque(maxlen=_MAX_ROWS)
         # What keys have spent: in the file as it was read last, on its way there, and since then.
         self._file_days = _FileDays()
         self._written_days: Counter[tuple[int, str]] = Counter()
@@ -124,24 +124,24 @@ class UsageRecorder:
             with self._lock:
                 self._answers.append(answer)
 
-    def add_feedback(self, opinion: Feedback) -> None:
+    def add_feedback(self, feedback: Feedback) -> None:
         """Add what somebody thinks of an answer."""
         if self.path is not None:
             with self._lock:
-                self._opinions.append(opinion)
+                self._feedback.append(feedback)
 
     def find_answer(self, ident: str, key: str) -> tuple[AnswerRecord, Feedback | None] | None:
         """Return the newest answer to a key with an id, of its own or of its request, and its feedback; None without one."""
         with self._lock:
-            answers, opinions = [*self._answers], [*self._opinions]
+            answers, pending_feedback = [*self._answers], [*self._feedback]
         logged = [] if self.path is None else answer_log.find_answers(self.path, ident, key)
         recent = [(answer, None) for answer in reversed(answers) if ident in (answer.request, answer.answer)]
-        newest = next(((answer, opinion) for answer, opinion in (*recent, *logged) if answer.key == key), None)
+        newest = next(((answer, feedback) for answer, feedback in (*recent, *logged) if answer.key == key), None)
         if newest is None:
             return None
-        answer, opinion = newest
-        later = [pending for pending in opinions if (pending.request, pending.key) == (answer.request, key)]
-        return answer, later[-1] if later else opinion
+        answer, feedback = newest
+        unwritten = [later for later in pending_feedback if (later.request, later.key) == (answer.request, key)]
+        return answer, unwritten[-1] if unwritten else feedback
 
     def spent_by(self, key: str) -> tuple[int, int]:
         """Return the tokens of a key on this day and in this month (UTC), those of other processes as last written."""
@@ -157,10 +157,10 @@ class UsageRecorder:
         """Write the sums now; if that fails, log it and keep them."""
         with self._lock:
             sums, self._sums = self._sums, {}
-            answers, opinions = [*self._answers], [*self._opinions]
+            answers, pending_feedback = [*self._answers], [*self._feedback]
             self._written_days, self._new_days = self._new_days, Counter()
         try:
-            file_days = self._write(sums, answers, opinions)
+            file_days = self._write(sums, answers, pending_feedback)
         except AdapterhubError as error:
             self._discard_database()
             with self._lock:
@@ -176,25 +176,25 @@ class UsageRecorder:
             with self._lock:
                 self._file_days, self._written_days = file_days, Counter()
                 _drop_first(self._answers, answers)
-                _drop_first(self._opinions, opinions)
+                _drop_first(self._feedback, pending_feedback)
             if self._failed_at is not None:
                 log.info("usage is written to %s again", self.path)
             self._failed_at = None
 
     def _write(
-        self, sums: dict[UsageKey, UsageSum], answers: Sequence[AnswerRecord], opinions: Sequence[Feedback]
+        self, sums: dict[UsageKey, UsageSum], answers: Sequence[AnswerRecord], pending_feedback: Sequence[Feedback]
     ) -> _FileDays:
-        """Write sums, and return what all processes have written, if there are budgets."""
+        """Write sums, answers and feedback; return what all processes have written, if there are budgets."""
         if self._database is None:
             self._database = UsageDatabase(cast(Path, self.path))
             self._database.delete_old(self._clock())
         today, month = _days(self._clock())
-        has_rows = bool(sums or answers or opinions)
+        has_rows = bool(sums or answers or pending_feedback)
         with self._database.transaction() if has_rows else nullcontext():
             if sums:
                 self._database.add(sums)
-            if answers or opinions:
-                self._database.add_answers(answers, opinions)
+            if answers or pending_feedback:
+                self._database.add_answers(answers, pending_feedback)
             tokens = self._database.tokens_by_key(today, month) if self._has_budgets() else {}
         return _FileDays(today, month, tokens)
 

@@ -35,8 +35,8 @@ def test_an_answer_is_found_by_its_id_and_by_that_of_its_request(tmp_path: Path)
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "answer_not_found")
 
     run(tmp_path, test)
-    [(answer, opinion)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
-    assert (answer.route, answer.engine, opinion) == ("sql", "holder", None)
+    [(answer, feedback)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert (answer.route, answer.engine, feedback) == ("sql", "holder", None)
 
 
 @pytest.mark.usefixtures("versions")
@@ -56,9 +56,9 @@ def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp
         )
 
     run(tmp_path, test)
-    [(answer, opinion)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
-    assert opinion is not None
-    assert (opinion.score, opinion.label, opinion.comment, opinion.version) == (0.2, "dates", "", answer.version)
+    [(answer, feedback)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert feedback is not None
+    assert (feedback.score, feedback.label, feedback.comment, feedback.version) == (0.2, "dates", "", answer.version)
     assert answer_log.feedback_counts(tmp_path / "usage.db", answer.version) == (0, 1)
     assert b"June" not in (tmp_path / "usage.db").read_bytes()
 
@@ -109,7 +109,7 @@ def test_another_client_with_the_same_ids_does_not_hide_an_answer(tmp_path: Path
 
     async def test(gateway: Running) -> None:
         ada, bo = ({"authorization": f"Bearer {name}", "x-request-id": "same"} for name in ("ada", "bo"))
-        for headers in (ada, *[bo] * answer_log.MOST_FOUND):
+        for headers in (ada, *[bo] * answer_log._MAX_MATCHES):
             await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"}, headers=headers)
         gateway.gateway._recorder.flush()
         assert (await gateway.client.get("/v1/served/same", headers=ada)).json()["answer"] == "cmpl-0"
@@ -117,7 +117,7 @@ def test_another_client_with_the_same_ids_does_not_hide_an_answer(tmp_path: Path
     run(tmp_path, test)
 
 
-def test_a_client_has_one_opinion_in_a_rollout(versions: list[Digest], tmp_path: Path) -> None:  # noqa: F811
+def test_a_client_s_feedback_counts_once_in_a_rollout(versions: list[Digest], tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "routes.toml").write_text(ROUTE.replace("errors = 30", "feedback = 30"))
 
     async def test(gateway: Running) -> None:

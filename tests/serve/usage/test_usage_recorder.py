@@ -261,7 +261,7 @@ def test_without_a_file_what_a_key_spends_is_counted_in_memory(tmp_path: Path, h
 
 
 def test_the_log_keeps_the_newest_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_log, "MOST_ANSWERS", 3)
+    monkeypatch.setattr(answer_log, "MAX_ANSWERS", 3)
     recorder = UsageRecorder(tmp_path / FILE)
     for number in range(5):
         recorder.add_answer(AnswerRecord(f"r{number}", "", 1e10, "", "team/a", "", "", "vllm", "/", 200, 0.1, 1, 1))
