@@ -81,7 +81,9 @@ def _reason(measured: SampledValue, sign: str, bound: float) -> str:
     is_exact = not measured.count or sign == "=" or (not measured.error and bound in (0, 1))
     if is_exact or all(compare(end, bound) for end in measured.interval(measured.count)):
         return ""
-    return f"cannot tell yet: {measured.count:,} of {_needed_text(measured, compare, bound)} needed ({measured.value:.4g} so far)"
+    return (
+        f"cannot tell yet: {measured.count:,} of {_needed_text(measured, compare, bound)} needed ({measured.value:.4g} so far)"
+    )
 
 
 def _needed_text(measured: SampledValue, compare: Callable[[float, float], bool], bound: float) -> str:
