@@ -39,7 +39,7 @@ class SampledValue:
     @property
     def text(self) -> str:
         """The value for people, with the number of its samples."""
-        return f"{self.value:.4g} of {self.count:,} samples" if self.count else f"{self.value:.4g}"
+        return f"{self.value:.4g} ({self.count:,} samples)" if self.count else f"{self.value:.4g}"
 
     def interval(self, count: float) -> tuple[float, float]:
         """Return the 95 % interval that the same value would have on `count` samples."""
@@ -81,7 +81,9 @@ def _reason(measured: SampledValue, sign: str, bound: float) -> str:
     is_exact = not measured.count or sign == "=" or (not measured.error and bound in (0, 1))
     if is_exact or all(compare(end, bound) for end in measured.interval(measured.count)):
         return ""
-    return f"cannot tell yet: {measured.count:,} of {_needed_text(measured, compare, bound)} needed ({measured.text})"
+    return (
+        f"cannot tell yet: {measured.count:,} of {_needed_text(measured, compare, bound)} needed ({measured.value:.4g} so far)"
+    )
 
 
 def _needed_text(measured: SampledValue, compare: Callable[[float, float], bool], bound: float) -> str:
