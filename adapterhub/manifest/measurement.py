@@ -57,6 +57,11 @@ class Evaluation:
         """Return the evaluation as JSON."""
         return json_file.parse_object(self.dump(), self.name)
 
+    def has_same_tests(self, other: Evaluation) -> bool:
+        """Return whether both ran the same tests, so that their pass rates can be compared test by test."""
+        data, other_data = ([file.get("digest") for file in evaluation.data] for evaluation in (self, other))
+        return bool(self.cases) and self.cases.keys() == other.cases.keys() and data == other_data
+
     @property
     def searchable_metrics(self) -> dict[str, float]:
         """Metrics under the names that a search uses."""
@@ -128,7 +133,12 @@ def summary_line(text: str) -> str:
     )
 
 
-def version_evaluations(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
+def evaluations_of(marks: Mapping[str, str], number: int) -> list[Evaluation]:
     """Return the evaluations of one version, taken from the marks of its name, sorted by name."""
-    evaluations = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
-    return [item.document() for item in evaluations if item]
+    evaluations = (parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number))
+    return [evaluation for evaluation in evaluations if evaluation]
+
+
+def version_evaluations(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
+    """Return the evaluations of one version as JSON, as `evaluations_of` does."""
+    return [evaluation.document() for evaluation in evaluations_of(marks, number)]

@@ -147,10 +147,10 @@ def _is_complete(store: Store, manifest: Manifest) -> bool:
 def _check_push(ledger: Ledger, ref: Ref, state: LogState, expect: Digest | None) -> None:
     if state.deleted:
         raise ConflictError(str(ref), "this name was removed", "Restore it first", code="removed-name", name=ref.name)
-    _check_expect(ledger, ref.name, ref.tag, expect)
+    check_expect(ledger, ref.name, ref.tag, expect)
 
 
-def _check_expect(ledger: Ledger, name: str, tag: str | None, expect: Digest | None) -> None:
+def check_expect(ledger: Ledger, name: str, tag: str | None, expect: Digest | None) -> None:
     """Raise ConflictError, which names the current digest, unless a tag (None: `latest`) still points to `expect`."""
     if expect is None:
         return
@@ -174,7 +174,7 @@ def tag(ledger: Ledger, ref: Ref, tag: str, *, expect: Digest | None = None, mes
     row = find_row(ledger, ref)
 
     def decide(state: LogState) -> Entry | None:
-        _check_expect(ledger, ref.name, tag, expect)
+        check_expect(ledger, ref.name, tag, expect)
         if tag in find_row(ledger, row.ref).tags:
             return None
         return replace(_tag_entry(ledger, state, row, tag), message=message)
@@ -270,7 +270,7 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> N
     find_exact_row(ledger, ref)
 
     def decide(state: LogState) -> Entry:
-        _check_expect(ledger, ref.name, ref.tag, expect)
+        check_expect(ledger, ref.name, ref.tag, expect)
         find_exact_row(ledger, ref)
         # Removing a name would remove all its tags, so none of them may be protected.
         for tag in (ref.tag,) if ref.tag else queries.marks(ledger.index, "protect", ref.name):

@@ -498,8 +498,8 @@ class Registry:
         row, position = find_row_with(self.ledger, ref, lambda row: self.gate.position(row.name, tag))
         return self.gate.assess(row.name, row.number, row.digest, tag, mover=self.author, position=position)
 
-    def promote(self, ref: Ref, tag: str, message: str = "") -> tuple[Assessment, Version]:
-        """Point a tag at a version that meets its requirements, unless the tag moves in the meantime.
+    def promote(self, ref: Ref, tag: str, message: str = "", *, expect: Digest | None = None) -> tuple[Assessment, Version]:
+        """Point a tag at a version that meets its requirements, unless the tag moves in the meantime; `expect` is as in `push`.
 
         Raises:
             RefusedError: A requirement is not met (code `requirements-unmet`).
@@ -509,7 +509,7 @@ class Registry:
         assessment.check()
         candidate = assessment.candidate
         rows = queries.versions(self.index, name=ref.name, number=candidate.current)
-        expect = rows[0].digest if rows else moves.ABSENT
+        expect = expect or (rows[0].digest if rows else moves.ABSENT)
         version_ref = Ref(candidate.name, number=candidate.number)
         return assessment, moves.tag(self.ledger, version_ref, tag, expect=expect, message=message)
 

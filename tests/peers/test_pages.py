@@ -10,6 +10,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.operations.workspace import Workspace
+from adapterhub.project import settings_file
 from adapterhub.ref import Ref
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter
@@ -22,6 +23,7 @@ PATHS = [
     *("/team/sql", "/team/sql/v1", "/team/sql/versions", "/team/sql/compare", "/team/sql/v2/tensors", "/team/sql/v2/norms"),
     *("/team/both/v1/lineage", "/team/none", "/-/admin", "/device", "/-/account", "/-/namespaces/team"),
     *("/-/adapters/team/sql", "/-/adapters/team/sql/card", "/team/sql/commits", "/team/sql/commit/v2"),
+    "/team/sql/channels",
 ]
 CARD = "# A card\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\n```python\nprint(1)\n```\n\n> quoted\n\n![loss](loss.png)\n"
 TOML = "description = 'Writes SQL.'\nlicense = 'MIT'\n[training]\nseed = 7\n[training.metrics]\neval_loss = 0.5\n" + "".join(
@@ -89,7 +91,8 @@ result = {"title": page.title(), "ran": page.evaluate("window.ran === undefined"
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A hub with some of everything."""
     root = tmp_path_factory.mktemp("pages")
-    with serving(root / "hub") as running:
+    policy = settings_file.parse("[promote.prod.require]\napprovals = 1\n", root / "adapterhub.toml").policy
+    with serving(root / "hub", policy=policy) as running:
         with running.registry() as registry:
             for seed in (1, 2):
                 folder = write_adapter(root / f"sql{seed}", seed)
@@ -97,6 +100,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 (folder / "adapter.toml").write_text(TOML)
                 registry.push(folder, Ref("team/sql", tag=f"{seed}.0.0"))
             registry.deprecate(Ref("team/sql", number=1), "too old")
+            for number, tag in ((1, "staging"), (2, "staging"), (1, "nightly")):
+                registry.tag(Ref("team/sql", number=number), tag)
             registry.push(write_adapter(root / "tone", 3), Ref("team/tone"))
             evil = write_adapter(root / "evil", 4)
             (evil / "README.md").write_text(

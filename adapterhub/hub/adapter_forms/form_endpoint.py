@@ -1,4 +1,4 @@
-"""What the three kinds of forms share: the name in the path, the lock of the name, and errors in words."""
+"""What the forms share: the name in the path, the lock of the name, and errors in words."""
 
 from __future__ import annotations
 

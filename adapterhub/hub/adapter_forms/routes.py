@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import file_forms, name_forms
+from . import file_forms, name_forms, release_forms
 from .form_endpoint import change_endpoint
 
 _NAME = "/-/adapters/{namespace}/{repo}"
@@ -16,6 +16,10 @@ _CHANGES = {
     "retention": name_forms.keep,
     "remove": name_forms.remove,
     "restore": name_forms.restore,
+    "promote": release_forms.promote,
+    "approve": release_forms.approve,
+    "rollback": release_forms.rollback,
+    "withdraw": release_forms.withdraw,
 }
 
 

@@ -14,6 +14,7 @@ from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
+from adapterhub.manifest import measurement
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -24,6 +25,7 @@ from .site import Page, PageRequest, Site, answer_page, render_page
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference, KeyChange, ModuleChange, TensorChange
+    from adapterhub.evidence.paired_tests import PairedTests
 
 _PATIENCE = 20.0  # seconds; a longer comparison is cached for the next visit
 _MAX_MODULES = 40
@@ -39,6 +41,21 @@ class FileChange:
 
 
 @dataclass(frozen=True)
+class EvaluationChange:
+    """An evaluation that both versions have, the older one first.
+
+    Attributes:
+        name: Its name.
+        metrics: The metrics that both have.
+        pair: The newer version against the older one, test by test; None if they ran no tests, or other ones.
+    """
+
+    name: str
+    metrics: Mapping[str, tuple[float, float]]
+    pair: PairedTests | None
+
+
+@dataclass(frozen=True)
 class ComparePage(Page):
     """The differences between two versions.
 
@@ -48,6 +65,7 @@ class ComparePage(Page):
         rows: All versions, to choose from.
         files: Files that differ.
         numbers: Facts that differ: name to both values.
+        evaluations: How they differ in what was measured of both.
         functions: The differences in what the versions compute; or why that is not known.
     """
 
@@ -56,6 +74,7 @@ class ComparePage(Page):
     rows: Sequence[VersionRow]
     files: Sequence[FileChange]
     numbers: Mapping[str, tuple[object, object]]
+    evaluations: Sequence[EvaluationChange]
     functions: Difference | str
     template: ClassVar[str] = "compare.html"
 
@@ -128,7 +147,28 @@ def _document_differences(page_request: PageRequest, worker: Worker) -> CompareP
     numbers = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     reasons = [facts.unmeasured_reason(facts_of(page_request, worker, row), worker.manifest(row)) for row in (before, after)]
     reason = next(filter(None, reasons), "")
-    return ComparePage(version_with_tags(worker, view, after), before, rows, files, numbers, reason)
+    evaluations = _evaluation_changes(worker, before, after)
+    return ComparePage(version_with_tags(worker, view, after), before, rows, files, numbers, evaluations, reason)
+
+
+def _evaluation_changes(worker: Worker, before: VersionRow, after: VersionRow) -> list[EvaluationChange]:
+    from adapterhub.evidence import paired_tests  # with the statistics, which most pages do without
+
+    marks = queries.marks(worker.registry.index, "evaluate", after.name)
+    earlier = {evaluation.name: evaluation for evaluation in measurement.evaluations_of(marks, before.number)}
+    changes = []
+    for evaluation in measurement.evaluations_of(marks, after.number):
+        reference = earlier.get(evaluation.name)
+        if reference is not None:
+            metrics = {
+                name: (reference.metrics[name], value)
+                for name, value in evaluation.metrics.items()
+                if name in reference.metrics
+            }
+            is_paired = evaluation.has_same_tests(reference)
+            pair = paired_tests.compare_rates(evaluation.cases, reference.cases) if is_paired else None
+            changes.append(EvaluationChange(evaluation.name, metrics, pair))
+    return changes
 
 
 def _number(page_request: PageRequest, key: str) -> int:

@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.registry.signature_policy import SignatureSummary
 
+    from .channel_board import Board
+
 SIGN_IN = "/-/sign-in"
-_MAX_CACHE_BYTES = 16 << 20  # bytes of each of the five caches
+_MAX_CACHE_BYTES = 16 << 20  # bytes of each of the six caches
 # Comparisons and heat maps that wait at a time, and those of an account, or of a network without one.
 _MAX_SLOW, _MAX_SLOW_OF_CLIENT = 200, 16
 _FOLDER = Path(str(resources.files(__package__)))
@@ -74,6 +76,7 @@ class Site:
         self.differences: LRUCache[Difference | str] = LRUCache(_MAX_CACHE_BYTES)
         self.signed: LRUCache[Sequence[SignatureSummary]] = LRUCache(_MAX_CACHE_BYTES)
         self.counts: LRUCache[SearchResult] = LRUCache(_MAX_CACHE_BYTES)
+        self.boards: LRUCache[Board] = LRUCache(_MAX_CACHE_BYTES)
         # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
         self.slow = Workers(hub.storage, 1)
         self._slow_work: Counter[str] = Counter()  # by account, or by network

@@ -14,7 +14,7 @@ from adapterhub.manifest.release_statement import MAX_BUNDLE, ReleaseStatement
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.registry import withdrawals
 from adapterhub.registry.ledger import Ledger
-from adapterhub.registry.moves import check_protected, checked_message, now
+from adapterhub.registry.moves import check_expect, check_protected, checked_message, now
 from adapterhub.registry.version_lookup import Version, find_exact_row, find_row, previous_number, version_of
 from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
@@ -75,10 +75,17 @@ def approve(ledger: Ledger, ref: Ref, tag: str, statement: ReleaseStatement) -> 
     return version_of(ledger, find_row(ledger, row.ref), ref.tag)
 
 
-def rollback(ledger: Ledger, ref: Ref, message: str) -> tuple[Version, Version]:
+def rollback(ledger: Ledger, ref: Ref, message: str, *, expect: Digest | None = None) -> tuple[Version, Version]:
     """Point the tag of `ref` at the version it had before, one step back; return the version it left and the one it has now.
 
+    Args:
+        ledger: The registry's ledger.
+        ref: The tag.
+        message: Why, for the log.
+        expect: The digest that the tag must still have, so that a second request does not go two steps back; None for any.
+
     Raises:
+        ConflictError: The tag has another digest.
         NotFoundError: It had no other version that can still be used.
     """
     tag = ref.tag
@@ -91,6 +98,7 @@ def rollback(ledger: Ledger, ref: Ref, message: str) -> tuple[Version, Version]:
 
     def decide(state: LogState) -> Entry:
         nonlocal left
+        check_expect(ledger, ref.name, tag, expect)
         left = version_of(ledger, find_exact_row(ledger, ref), tag)
         entries, _ = entries_in_force(ledger.store.log.entries(ref.name))
         number = previous_number(entries, tag, lambda number: _is_usable(ledger, ref.name, number))

@@ -229,8 +229,7 @@ def _compare(candidate: Candidate, measured: Evaluation, claim: paired_tests.Cla
     reference, reference_place = candidate.evaluation(measured.name, number)
     if reference is None:
         return False, f"v{number}, which it {tense}, was not measured", place
-    data, reference_data = ([file.get("digest") for file in evaluation.data] for evaluation in (measured, reference))
-    if not measured.cases or measured.cases.keys() != reference.cases.keys() or data != reference_data:
+    if not measured.has_same_tests(reference):
         return False, f"v{number} was measured on other tests", f"{place}, {reference_place}"
     is_met, value = claim.verdict(paired_tests.compare_rates(measured.cases, reference.cases))
     return is_met, value, f"{place}, {reference_place}"

@@ -68,6 +68,7 @@ def test_only_who_may_write_changes_anything(
         "to": "team/other",
         "confirm": "team/sql",
         "parent": "0" * 40,
+        "message": "because",
     }
     multipart = {"Content-Type": "multipart/form-data; boundary=B"}
     assert reader.post(url, {"csrf": reader.csrf(), **fields}).status == 403

@@ -40,7 +40,7 @@ license: mit
 | - | - |
 | {EVIL} | `{EVIL}` |
 """
-OF_AN_ADAPTER = ("", "/v1", "/versions", "/compare", "/v1/tensors", "/v1/norms", "/v1/lineage")
+OF_AN_ADAPTER = ("", "/v1", "/versions", "/channels", "/compare", "/v1/tensors", "/v1/norms", "/v1/lineage")
 
 
 # ---- every page
