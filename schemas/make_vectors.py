@@ -235,7 +235,7 @@ def write_refusals() -> None:
     write_refusal("other-weights", "files", lambda folder, _: edit_weights(folder))
     write_refusal("a-file-that-is-missing", "files", lambda folder, _: (folder / "adapter_model.safetensors").unlink())
     write_refusal("a-digest-with-a-line-feed", "schema", with_line_feed)
-    write_refusal("a-level-too-many", "json", lambda _, document: nested(document, 63))
+    write_refusal("a-level-too-many", "json", lambda _, document: with_levels(document, 63))
     write_refusal(
         "an-ignored-integer-that-others-round",
         "json",
@@ -248,7 +248,7 @@ def with_line_feed(_: Path, document: dict[str, Any]) -> str:
     return json.dumps({**document, "base": {**document["base"], "fingerprint": f"sha256:{'a' * 64}\n"}})
 
 
-def nested(document: dict[str, Any], count: int) -> str:
+def with_levels(document: dict[str, Any], count: int) -> str:
     """Return a document with so many lists inside each other in an object of an extension."""
     lists: Any = []
     for _ in range(count - 1):
