@@ -239,7 +239,7 @@ def write_refusals() -> None:
     write_refusal(
         "an-ignored-integer-that-others-round",
         "json",
-        lambda _, document: json.dumps({**json.loads(later_minor_version(document)), "x": 2**53 + 1}),
+        lambda _, document: later_minor_version({**document, "x": 2**53 + 1}).decode(),
     )
 
 
