@@ -14,8 +14,10 @@ from adapterhub.cli.main import COMMANDS
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.from_settings import open_registry
 from adapterhub.hub.storage.shared_storage import open_bucket
+from adapterhub.manifest.rollout_state import RolloutState, RolloutStep
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
+from adapterhub.registry.releases import rollouts
 from adapterhub.serve.gateway.lookup import RegistryLookup
 from adapterhub.trust import keys
 from tests.conftest import Run
@@ -81,15 +83,16 @@ REFUSED = {
 }
 WITHOUT_A_REGISTRY = {
     "attach", "attest", "completion", "explain", "extract", "fix", "info", "init", "key", "login",
-    "logout", "remote", "usage", "verify-merge",
+    "logout", "remote", "served", "usage", "verify-merge",
 }  # fmt: skip
+WITH_A_GATEWAY = {"rollout"}  # below
 WITH_A_MODEL = {"chat", "eval", "run", "serve", "train"}  # look adapters up as `pull` and `show` do
 _VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|urn:uuid:[0-9a-f-]+|(?<=CHECK) +(?=STATE)|  +|hub.tar.*")
 
 
 def test_every_command_is_tried_at_a_shared_hub() -> None:
     tried = {line.split()[0] for line in STEPS.strip().splitlines()} | REFUSED.keys()
-    assert tried | WITHOUT_A_REGISTRY | WITH_A_MODEL == set(COMMANDS)
+    assert tried | WITHOUT_A_REGISTRY | WITH_A_GATEWAY | WITH_A_MODEL == set(COMMANDS)
 
 
 @pytest.fixture
@@ -131,6 +134,20 @@ def test_each_command_does_at_a_shared_hub_what_it_does_in_a_folder(
 
 def _location(shared: dict[str, str]) -> str:
     return f"{shared['ADAPTERHUB_DATABASE'].replace('postgres@', '')} {shared['ADAPTERHUB_BLOBS']}"
+
+
+def test_a_rollout_at_a_shared_hub_is_shown_and_aborted(run: Run, inputs: Path, tmp_path: Path, shared: dict[str, str]) -> None:
+    for name in ("one", "two"):
+        run("push", name, "team/sql", cwd=inputs, env=shared)
+    settings = HubSettings(
+        tmp_path / "hub", database=shared["ADAPTERHUB_DATABASE"], blobs=shared["ADAPTERHUB_BLOBS"], environ=shared
+    )
+    with open_registry(settings) as registry:
+        stable, candidate = (registry.row(Ref("team/sql", number=number)).digest for number in (1, 2))
+        state = RolloutState("legal", f"team/sql@{stable}", (RolloutStep(5, 600),), {"errors": 10.0})
+        rollouts.change(registry.ledger, Ref("team/sql", digest=candidate), "legal", lambda _: state)
+    assert "legal: running at 5 %, step 1 of 1" in run("rollout", "show", "team/sql", env=shared).stdout
+    assert "legal: rolled back: aborted" in run("rollout", "abort", "team/sql", env=shared).stdout
 
 
 def test_what_only_a_folder_can_do_is_refused(run: Run, inputs: Path, shared: dict[str, str]) -> None:
