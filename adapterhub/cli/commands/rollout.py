@@ -155,7 +155,13 @@ def _write(rollouts: Sequence[tuple[Ref, RolloutState]]) -> None:
         output.write(f"{name}@{output.digest(digest)} beside {stable_name}@{output.digest(stable_digest)}")
         output.write(_drawing(state))
         rows = [
-            [verdict.name, verdict.limit, verdict.verdict, f"{verdict.pairs:,}", verdict.text]
+            [
+                verdict.name,
+                verdict.limit,
+                verdict.verdict,
+                f"{verdict.pairs:,}",
+                verdict.text.removeprefix(f"{verdict.verdict}: "),
+            ]
             for verdict in rollout_rules.verdicts(state)
         ]
         output.write_table(_BOUNDS, rows)
