@@ -10,6 +10,7 @@ cuts cells.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -266,6 +267,18 @@ def _reason(item: str) -> dict[str, str]:
 def digest(text: str) -> str:
     """Return a digest; on a terminal its first 12 digits, which a ref accepts too."""
     return text[: len("sha256:") + 12] if is_terminal() else text
+
+
+def pinned(text: str) -> str:
+    """Return `NAME@DIGEST` with its digest as it is shown, and any other text as it is."""
+    name, at, version_digest = text.partition("@")
+    return f"{name}@{digest(version_digest)}" if at else text
+
+
+def utc_time(seconds: float) -> str:
+    """Return seconds of Unix time as ISO 8601 in UTC, to the second."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def remainder_line(count: int, noun: str = "") -> str:

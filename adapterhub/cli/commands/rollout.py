@@ -149,10 +149,8 @@ def _write(rollouts: Sequence[tuple[Ref, RolloutState]]) -> None:
     from adapterhub.evidence import rollout_rules
 
     for candidate, state in rollouts:
-        name, _, digest = str(candidate).partition("@")
-        stable_name, _, stable_digest = state.stable.partition("@")
         output.write(output.one_line(state.summary))
-        output.write(f"{name}@{output.digest(digest)} beside {stable_name}@{output.digest(stable_digest)}")
+        output.write(f"{output.pinned(str(candidate))} beside {output.pinned(state.stable)}")
         output.write(_drawing(state))
         rows = [
             [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,19 +59,12 @@ def _document(answer: AnswerRecord, feedback: Feedback | None) -> dict[str, Any]
     texts = {"label": feedback.label or None, "comment": feedback.comment or None} if feedback else {}
     return {
         **asdict(answer),
-        "time": _time(answer.time),
+        "time": output.utc_time(answer.time),
         "feedback": {"score": feedback.score, **texts} if feedback else None,
     }
 
 
 def _cells(answer: AnswerRecord, feedback: Feedback | None) -> list[str]:
-    name, at, digest = answer.version.partition("@")
-    texts = [f"{name}{at}{output.digest(digest) if at else ''}", answer.route, answer.arm, answer.key]
+    texts = [output.pinned(answer.version), answer.route, answer.arm, answer.key]
     numbers = [str(answer.status), f"{answer.prompt_tokens}+{answer.answer_tokens}", f"{feedback.score:g}" if feedback else "-"]
-    return [_time(answer.time), *(output.one_line(text) or "-" for text in texts), *numbers]
-
-
-def _time(seconds: float) -> str:
-    """Return seconds of Unix time as ISO 8601 in UTC."""
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return [output.utc_time(answer.time), *(output.one_line(text) or "-" for text in texts), *numbers]

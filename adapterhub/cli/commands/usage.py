@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import io
 import time
 from collections.abc import Iterator
@@ -86,7 +85,7 @@ def usage(settings: Settings, *, by: str, since: str, as_csv: bool, prices_file:
 
 def _document(report: UsageReport, currency: str, *, has_prices: bool) -> dict[str, Any]:
     rows = [dict(zip(report.by, row.group, strict=True)) | _sums(row, has_prices=has_prices) for row in report.rows]
-    document: dict[str, Any] = {"since": _time(report.since), "by": list(report.by), "rows": rows}
+    document: dict[str, Any] = {"since": output.utc_time(report.since), "by": list(report.by), "rows": rows}
     document["total"] = _sums(report.total, has_prices=has_prices)
     return document | ({"currency": currency, "unpriced": list(report.unpriced)} if has_prices else {})
 
@@ -107,7 +106,7 @@ def _csv_text(report: UsageReport, *, has_prices: bool) -> str:
 
 def _write_text(report: UsageReport, currency: str, *, has_prices: bool) -> None:
     if not report.rows:
-        output.write(f"no requests since {_time(report.since)}")
+        output.write(f"no requests since {output.utc_time(report.since)}")
         return
     columns = [*(Column(name.upper()) for name in report.by), *_SUMS]
     if has_prices:
@@ -117,7 +116,7 @@ def _write_text(report: UsageReport, currency: str, *, has_prices: bool) -> None
 
 def _table_rows(report: UsageReport, *, has_prices: bool) -> Iterator[list[str]]:
     """Yield the cells of each row, and of the total if there are several."""
-    groups = [([_short(text) or "-" for text in row.group], row) for row in report.rows]
+    groups = [([output.pinned(text) or "-" for text in row.group], row) for row in report.rows]
     if len(groups) > 1:
         groups.append((["total", *[""] * (len(report.by) - 1)], report.total))
     for cells, row in groups:
@@ -125,13 +124,3 @@ def _table_rows(report: UsageReport, *, has_prices: bool) -> Iterator[list[str]]
         counts = (usage.requests, usage.estimated, usage.prompt_tokens, usage.cached_tokens, usage.answer_tokens)
         cost = [f"{row.cost:,.4f}" if row.cost is not None else "-"] if has_prices else []
         yield [*cells, *(f"{count:,}" for count in counts), *cost]
-
-
-def _short(text: str) -> str:
-    """Return a version with its digest as it is shown, and any other text as it is."""
-    name, at, digest = text.partition("@")
-    return f"{name}@{output.digest(digest)}" if at else text
-
-
-def _time(seconds: int) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
