@@ -16,11 +16,11 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .golden_tests import TestReport
+from .needed_samples import needed_text
 
 MARGIN = 0.02
 """The difference of pass rates that `pass>=against` allows: without any, no number of tests shows that equal is not worse."""
 _Z = 1.959964  # of 95 %
-_MAX_NEEDED = 100_000  # tests
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,9 @@ def parse_claim(text: str) -> Claim | None:
 
 def _needed_text(pair: PairedTests, margin: float) -> str:
     """Return about how many tests would tell, if the difference and the share of those that flip stay as they are."""
-    count = pair.count
-    while count <= _MAX_NEEDED:
-        # In steps of a twentieth: it is an estimate, and shown with two digits.
-        count += max(1, count // 20)
+
+    def suffices(count: int) -> bool:
         low, high = _interval(count, pair.difference * count, pair.squares / pair.count * count)
-        if low > -margin or high < -margin:
-            unit = 10 ** max(len(str(count)) - 2, 0)
-            return f"about {math.ceil(count / unit) * unit:,}"
-    return f"over {_MAX_NEEDED:,}"
+        return low > -margin or high < -margin
+
+    return needed_text(pair.count, suffices)

@@ -15,6 +15,7 @@ from adapterhub.manifest.rollout_state import DONE, PAUSED, ROLLED_BACK, RUNNING
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import sequential_test
+from .needed_samples import two_digits
 from .sequential_test import PairCounts
 
 SHARES = ("errors", "stops", "feedback")
@@ -90,16 +91,10 @@ def _verdict(test: str, state: RolloutState, error: float) -> BoundVerdict:
         )
         return BoundVerdict(test, limit, BROKEN, text, counts.total, needed)
     if counts.total < needed:
-        text = f"{UNKNOWN}: {counts.total:,} of about {_two_digits(needed):,} needed"
+        text = f"{UNKNOWN}: {counts.total:,} of about {two_digits(needed):,} needed"
         return BoundVerdict(test, limit, UNKNOWN, text, counts.total, needed)
     text = f"no drop was found in {counts.total:,} pairs"
     return BoundVerdict(test, limit, HOLDS, text, counts.total, needed)
-
-
-def _two_digits(count: int) -> int:
-    """Return a count rounded up to two digits, as it is an estimate."""
-    unit: int = 10 ** max(len(str(count)) - 2, 0)
-    return -(-count // unit) * unit
 
 
 def with_evidence(state: RolloutState, seconds: float, counts: Mapping[str, PairCounts]) -> RolloutState:

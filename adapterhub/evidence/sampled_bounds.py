@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .needed_samples import needed_text
+
 _Z = 1.959964  # of 95 %
-_MAX_NEEDED = 100_000  # samples
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
 }  # fmt: skip
@@ -81,18 +82,6 @@ def _reason(measured: SampledValue, sign: str, bound: float) -> str:
     is_exact = not measured.count or sign == "=" or (not measured.error and bound in (0, 1))
     if is_exact or all(compare(end, bound) for end in measured.interval(measured.count)):
         return ""
-    return (
-        f"cannot tell yet: {measured.count:,} of {_needed_text(measured, compare, bound)} needed ({measured.value:.4g} so far)"
-    )
-
-
-def _needed_text(measured: SampledValue, compare: Callable[[float, float], bool], bound: float) -> str:
-    """Return about how many samples would tell, if the value stays as it is."""
-    count = measured.count
-    while count <= _MAX_NEEDED:
-        # In steps of a twentieth: it is an estimate, and shown with two digits.
-        count += max(1, count // 20)
-        if all(compare(end, bound) for end in measured.interval(count)):
-            unit = 10 ** max(len(str(count)) - 2, 0)
-            return f"about {math.ceil(count / unit) * unit:,}"
-    return f"over {_MAX_NEEDED:,}"
+    # If the value stays as it is.
+    needed = needed_text(measured.count, lambda count: all(compare(end, bound) for end in measured.interval(count)))
+    return f"cannot tell yet: {measured.count:,} of {needed} needed ({measured.value:.4g} so far)"
