@@ -416,6 +416,23 @@ class RebuildResult:
     differences: tuple[RebuildDifference, ...]
 
 
+@contextmanager
+def version_to_rebuild(ref: str, workspace: Workspace, out: StrPath | None) -> Iterator[tuple[Registry, Version, Path]]:
+    """Yield the registry, a version in it, and a temporary folder whose `stored` is the version.
+
+    Raises:
+        RefusedError: There is an output, and the policy does not allow the version; without one, it is only reported on.
+    """
+    from adapterhub.ref import Ref
+
+    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        if out is not None:
+            policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
+        version = registry.pull(Ref.parse(ref), Path(temporary) / "stored")
+        workspace.warn_if_deprecated(version.ref, version.deprecated)
+        yield registry, version, Path(temporary)
+
+
 def rebuild(
     ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None, replace: bool = False
 ) -> RebuildResult:
@@ -428,18 +445,13 @@ def rebuild(
         base: The model it was converted with, if any.
         replace: Replace an earlier output at `out`.
     """
-    from adapterhub.ref import Ref
     from adapterhub.registry import adapter_recipe
     from adapterhub_converters.containers import atomic
 
-    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        stored = Path(temporary) / "stored"
-        if out is not None:  # without an output, this only reports
-            policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
-        version = registry.pull(Ref.parse(ref), stored)
-        workspace.warn_if_deprecated(version.ref, version.deprecated)
-        parents = list(_parents(registry, version.digest, Path(temporary)))
-        target = Path(out) if out else Path(temporary) / "rebuilt"
+    with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
+        stored = temporary / "stored"
+        parents = list(_parents(registry, version.digest, temporary))
+        target = Path(out) if out else temporary / "rebuilt"
         with atomic.pending_output(target, replace=replace, durable=out is not None) as rebuilt:
             with sources.relabel_errors(stored, str(version.ref)):
                 adapter_recipe.rebuild_adapter(stored, parents, rebuilt, base=base)

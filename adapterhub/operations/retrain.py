@@ -7,7 +7,6 @@ kind of machine with the same versions give the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +17,9 @@ from adapterhub_converters import trained_prompt
 from adapterhub_converters.adapter_files import determines_function
 from adapterhub_converters.errors import RefusedError
 
-from . import base_sources, policy_checks
+from . import base_sources
 from . import train as train_operation
-from .merge import RebuildResult
+from .merge import RebuildResult, version_to_rebuild
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -50,21 +49,16 @@ def rebuild(
     Raises:
         RefusedError: There is no record of a training, or an input is not the recorded one. Nothing was trained.
     """
-    from adapterhub.ref import Ref
     from adapterhub.registry import adapter_recipe
 
-    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        stored = Path(temporary) / "stored"
-        if out is not None:  # without an output, this only reports
-            policy_checks.check_use(registry, registry.resolve(Ref.parse(ref)), ref, workspace)
-        version = registry.pull(Ref.parse(ref), stored)
-        workspace.warn_if_deprecated(version.ref, version.deprecated)
-        location = str(version.ref)
+    with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
+        stored, location = temporary / "stored", str(version.ref)
         manifest = AdapterManifest.read(stored)
-        config = _config(manifest, location, base, data, _template(stored))
-        _check_weights(manifest, location, base, workspace)
+        training = _training_record(manifest, location)
+        config = _config(training, location, base, data, _template(stored))
+        _check_weights(training, location, base, workspace)
         start = _continued_ref(registry, manifest, location)
-        target = Path(out) if out else Path(temporary) / "trained"
+        target = Path(out) if out else temporary / "trained"
         train_operation.train(config, target, start=start, replace=replace, workspace=workspace)
         # The card and the log may have been edited since, and no runtime reads them.
         differences = [
@@ -88,9 +82,7 @@ def _template(stored: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _config(
-    manifest: AdapterManifest | None, location: str, base: StrPath, data: Sequence[StrPath], template: Path | None
-) -> TrainConfig:
+def _config(training: Training, location: str, base: StrPath, data: Sequence[StrPath], template: Path | None) -> TrainConfig:
     """Return the recorded config with the inputs at hand.
 
     A record is somebody else's: no file here is read by a path in it, and no tracker that it names is told anything.
@@ -98,7 +90,6 @@ def _config(
     from adapterhub.training import config_file
     from adapterhub.training.data import chat_template
 
-    training = _training_record(manifest, location)
     config = config_file.from_record(training.config or {}, folder=Path.cwd(), location=f"{location}: training.config")
     digests = {Path(file.path or "").name: file.digest for file in training.data or ()}
     files = {sha256_file(Path(file)): str(Path(file).absolute()) for file in data}
@@ -128,11 +119,11 @@ def _config(
     )
 
 
-def _check_weights(manifest: AdapterManifest | None, location: str, base: StrPath, workspace: Workspace) -> None:
+def _check_weights(training: Training, location: str, base: StrPath, workspace: Workspace) -> None:
     """Raise RefusedError unless the weights of the base have the recorded digests."""
     folder = base_sources.weights(base, workspace)
     local_files: Mapping[str, Path] = {path.name: path for path in (folder.iterdir() if folder.is_dir() else [folder])}
-    for file in _training_record(manifest, location).weights or ():
+    for file in training.weights or ():
         if file.path not in local_files or sha256_file(local_files[file.path]) != file.digest:
             problem = f"was trained on a base whose {file.path[:80]} has the digest {file.digest[:19]}…, and {base} has another"
             raise RefusedError(location, problem, "Pass that base")
