@@ -78,11 +78,11 @@ def _number(value: float) -> str:
     if not math.isfinite(value):
         raise ValueError(f"{value}, which is no number of JSON")
     mantissa, _, exponent = repr(abs(value)).partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    all_digits = whole + fraction
+    integer, _, fraction = mantissa.partition(".")
+    all_digits = integer + fraction
     digits = all_digits.lstrip("0")
     # The place of the decimal point, counted from the first digit that is not 0.
-    point = len(whole) + int(exponent or 0) - (len(all_digits) - len(digits))
+    point = len(integer) + int(exponent or 0) - (len(all_digits) - len(digits))
     digits = digits.rstrip("0")
     sign = "-" if value < 0 else ""
     if not digits:

@@ -141,7 +141,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationResult:
+class DeclaredEvaluation:
     """One declared result of an evaluation; `digest` is of the data's bytes, and `recorder` is who says so."""
 
     metric: str
@@ -243,7 +243,7 @@ class AdapterManifest:
     trigger_words: tuple[str, ...] | None = None
     tokenizer_digest: Digest | None = None
     chat_template_digest: Digest | None = None
-    evaluations: tuple[EvaluationResult, ...] | None = None
+    evaluations: tuple[DeclaredEvaluation, ...] | None = None
     data_sources: tuple[DataSource, ...] | None = None
     energy_kwh: float | None = None
     extensions: Mapping[str, Any] | None = None

@@ -195,9 +195,9 @@ def _param_size(count: int) -> str:
     """Return a count as ModelPack writes it, exactly: `512` is `0.512K`, and 4,587,520 is `4.58752M`."""
     count = int(float(count))  # the number that all programs read from a text beyond 2^53 - 1
     power = min(max((len(str(count)) - 1) // 3, 1), 4)
-    whole, rest = divmod(count, 1000**power)
-    fraction = str(rest).rjust(3 * power, "0").rstrip("0")
-    return f"{whole}{'.' if fraction else ''}{fraction}{'KMBT'[power - 1]}"
+    integer, remainder = divmod(count, 1000**power)
+    fraction = str(remainder).rjust(3 * power, "0").rstrip("0")
+    return f"{integer}{'.' if fraction else ''}{fraction}{'KMBT'[power - 1]}"
 
 
 def _annotations(manifest: AdapterManifest, canonical_bytes: Callable[[object], bytes]) -> dict[str, str]:

@@ -179,12 +179,12 @@ class Shadows:
         async with self._versions.use([(version, 1.0)]) as blend:
             answer = await self._engine.request(path, api_forms.engine_body(path, body), blend)
             try:
-                whole = await rewriting.read_whole(answer.body)
+                content = await rewriting.read_whole(answer.body)
             finally:
                 await answer.close()
         if answer.status != 200:
             raise ProblemError(502, f"its status is {answer.status}")
-        return whole
+        return content
 
 
 def text_of(answer: bytes) -> str:

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -135,8 +136,8 @@ class UsageRecorder:
         with self._lock:
             answers, pending_feedback = [*self._answers], [*self._feedback]
         logged = [] if self.path is None else answer_log.find_answers(self.path, ident, key)
-        recent = [(answer, None) for answer in reversed(answers) if ident in (answer.request, answer.answer)]
-        newest = next(((answer, feedback) for answer, feedback in (*recent, *logged) if answer.key == key), None)
+        recent = (answer for answer in reversed(answers) if answer.key == key and ident in (answer.request, answer.answer))
+        newest = next(chain(((answer, None) for answer in recent), logged), None)
         if newest is None:
             return None
         answer, feedback = newest

@@ -46,11 +46,11 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     saved, backward = _saved_bytes(config, shape, on_card=on_card), _backward_bytes(config, shape, on_card=on_card)
     dense = _dense_bytes(config, shape)
     # A large dense weight stays in memory for the next one (`nf4_matrix.dense_for_one_product`), a small one is freed.
-    kept, backward = (dense, backward) if dense > _MAX_NEW_BYTES and not on_card else (0, backward + dense)
+    reused, backward = (dense, backward) if dense > _MAX_NEW_BYTES and not on_card else (0, backward + dense)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
     logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
-    working = int(_FRAGMENTATION * (saved + max(0, backward - logits))) + kept
+    working = int(_FRAGMENTATION * (saved + max(0, backward - logits))) + reused
     activations = max(working, _loading_bytes(config, shape) - logits)
     return MemoryPlan(
         # Only linear layers are quantized: embeddings and norms stay in the compute dtype.
