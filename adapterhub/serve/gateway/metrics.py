@@ -80,21 +80,22 @@ class Metrics:
         """Count the tokens of a finished request; all but the version may be empty."""
         if not tokens.total:
             return
-        labels: tuple[str, ...] = (version, key, route, arm)
-        if labels not in self._token_labels and len(self._token_labels) >= _MAX_LABELS:
-            labels = (_OTHER_VERSIONS,) * len(labels)
-        self._token_labels.add(labels)
+        labels = self._bounded((version, key, route, arm))
         for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("answer", tokens.answer)):
             self._tokens.labels(*labels, kind).inc(count)
 
     def count_feedback(self, version: str, route: str, arm: str, *, is_bad: bool) -> None:
         """Count feedback on an answer."""
         # With an empty key, like tokens: both share one bound on label sets.
-        labels: tuple[str, ...] = (version, "", route, arm)
+        bounded_version, _, *place = self._bounded((version, "", route, arm))
+        self._feedback.labels(bounded_version, *place, "bad" if is_bad else "good").inc()
+
+    def _bounded(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Return a set of labels, or that of all others once there are too many: each stays in memory for good."""
         if labels not in self._token_labels and len(self._token_labels) >= _MAX_LABELS:
             labels = (_OTHER_VERSIONS,) * len(labels)
         self._token_labels.add(labels)
-        self._feedback.labels(labels[0], *labels[2:], "bad" if is_bad else "good").inc()
+        return labels
 
     def page(self) -> bytes:
         """Return all metrics as text."""
