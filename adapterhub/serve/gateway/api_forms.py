@@ -22,6 +22,7 @@ _LAST_TYPES = ("message_stop", "error", "response.completed", "response.incomple
 _LAST_EVENTS = tuple(f'"type":"{name}"'.encode() for name in _LAST_TYPES)
 _DONE = (b"data: [DONE]\n",)
 _BY_LENGTH = frozenset({"length", "max_tokens", "max_output_tokens"})
+_WITH_REASON = frozenset({"stop_reason", "incomplete_details", "response", "delta"})  # members of messages and responses
 # An engine finds these by a number that any client may guess, whatever version or key they belong to.
 _STATE = ("previous_response_id", "conversation", "background", "store", "prompt")
 _ANTHROPIC_TYPES = {
@@ -97,15 +98,20 @@ def id_of(members: Mapping[str, Any]) -> str:
 def ends_by_length(members: Mapping[str, Any]) -> bool | None:
     """Return whether an answer, or an event of it, says that it ended because it was too long; None if it says no reason."""
     choices = members.get("choices")
-    inner = next((part for name in ("response", "delta") if isinstance(part := members.get(name), dict)), {})
-    details = members.get("incomplete_details") or inner.get("incomplete_details")
     reasons = (
         [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
     )
-    reasons += [members.get("stop_reason"), inner.get("stop_reason")]
-    reasons += [details.get("reason")] if isinstance(details, dict) else []
+    if not _WITH_REASON.isdisjoint(members):  # nearly no event of a stream has one of them
+        reasons += _message_reasons(members)
     texts = [reason for reason in reasons if isinstance(reason, str)]
-    return any(reason in _BY_LENGTH for reason in texts) if texts else None
+    return not _BY_LENGTH.isdisjoint(texts) if texts else None
+
+
+def _message_reasons(members: Mapping[str, Any]) -> list[Any]:
+    """Return the reasons for which a message or a response ended, as it or an event of it states them."""
+    inner = next((part for name in ("response", "delta") if isinstance(part := members.get(name), dict)), {})
+    details = members.get("incomplete_details") or inner.get("incomplete_details")
+    return [members.get("stop_reason"), inner.get("stop_reason"), details.get("reason") if isinstance(details, dict) else None]
 
 
 def is_first(members: Mapping[str, Any]) -> bool:
