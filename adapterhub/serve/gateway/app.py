@@ -159,7 +159,7 @@ class _Generation:
                             copy.add(piece)
                     await reply.end()
                     if copy is not None:
-                        gateway.send_copy(copy)
+                        copy.send()
                     return
                 whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
@@ -170,7 +170,7 @@ class _Generation:
             await reply.send_whole(200, kind, gateway_request.version, whole)
             if copy is not None:
                 copy.add(whole)
-                gateway.send_copy(copy)
+                copy.send()
 
 
 class _OllamaGeneration(_Generation):

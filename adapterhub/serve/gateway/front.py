@@ -178,10 +178,6 @@ class GatewayFront(ABC):
         """Return a copy of a request for the shadow of its route, to which its answer is added; None for no copy."""
         return None
 
-    def send_copy(self, _copy: RequestCopy) -> None:
-        """Send a copy, now that its client has the answer."""
-        raise NotImplementedError
-
     @contextmanager
     def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:
         """Count the tokens of a request, even if its client cancels it."""

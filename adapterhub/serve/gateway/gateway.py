@@ -306,10 +306,6 @@ class Gateway(GatewayFront):
             return None
         return self.shadows.begin(route.name, route.shadow, request.engine_path, body, request.headers)
 
-    def send_copy(self, copy: RequestCopy) -> None:
-        """Send a copy, now that its client has the answer."""
-        self.shadows.send(copy)
-
     # ---- versions
 
     @asynccontextmanager

@@ -68,14 +68,18 @@ class ShadowSums:
 class RequestCopy:
     """A request that may be sent to a shadow, with what its client got so far."""
 
-    def __init__(self, route: str, plan: ShadowPlan, path: str, body: Mapping[str, Any]) -> None:
-        self.route, self.plan, self.path, self.body = route, plan, path, body
+    def __init__(self, shadows: Shadows, route: str, plan: ShadowPlan, path: str, body: Mapping[str, Any]) -> None:
+        self._shadows, self.route, self.plan, self.path, self.body = shadows, route, plan, path, body
         self.answer = bytearray()
         self.started = time.monotonic()
 
     def add(self, piece: bytes) -> None:
         """Add a piece of the answer that the client gets, as far as it is compared."""
         self.answer += piece[: max(_MAX_ANSWER - len(self.answer), 0)]
+
+    def send(self) -> None:
+        """Send it to its shadow, now that its client has the answer."""
+        self._shadows.send(self)
 
 
 class Shadows:
@@ -107,7 +111,7 @@ class Shadows:
         if not self._has_room(route, plan):
             self._sums(route).dropped += 1
             return None
-        return RequestCopy(route, plan, path, body)
+        return RequestCopy(self, route, plan, path, body)
 
     def send(self, copy: RequestCopy) -> None:
         """Send a copy to its shadow, in the background, now that its client has the answer."""
