@@ -36,6 +36,10 @@ class BrokenConnectionError(EngineDownError):
     """The server closed the connection before it answered: an idle one just as it was reused, or it has ended."""
 
 
+class UnsentRequestError(BrokenConnectionError):
+    """The server closed the connection before the whole request was sent, so that it has not begun to answer it."""
+
+
 class _Response:
     """An answer that has begun; the connection can be used again once it is closed."""
 
@@ -197,14 +201,20 @@ class Client:
     async def _send(
         self, method: str, path: str, body_for: Callable[[Any], Mapping[str, Any] | None], patience: float | None
     ) -> _Response:
-        """Send a request; once more on another connection if the server has just closed an idle one."""
+        """Send a request; once more on another connection if the server has just closed an idle one, or one still unused.
+
+        On a busy machine, seconds can pass between a new connection and its first request, and servers close those that wait.
+        """
+        new_connections = 0
         while True:
             connection, is_new = await self._take()
+            new_connections += is_new
             try:
                 return await connection.send(method, path, body_for(connection.facts), patience)
             except BaseException as error:
                 await self._drop(connection)
-                if is_new or not isinstance(error, BrokenConnectionError):
+                is_last = new_connections >= (2 if isinstance(error, UnsentRequestError) else 1)
+                if is_last or not isinstance(error, BrokenConnectionError):
                     raise
 
     async def request(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
@@ -247,12 +257,9 @@ def _engine_errors() -> Iterator[None]:
         yield
     except httpcore2.ReadTimeout as error:
         raise EngineTimeoutError("it does not answer in time") from error
-    except (
-        httpcore2.ReadError,
-        httpcore2.WriteError,
-        httpcore2.RemoteProtocolError,
-        httpcore2.ConnectionNotAvailable,
-    ) as error:
+    except httpcore2.WriteError as error:
+        raise UnsentRequestError(_reason(error)) from error
+    except (httpcore2.ReadError, httpcore2.RemoteProtocolError, httpcore2.ConnectionNotAvailable) as error:
         raise BrokenConnectionError(_reason(error)) from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
         raise EngineDownError(_reason(error)) from error

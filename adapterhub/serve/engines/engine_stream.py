@@ -177,7 +177,7 @@ class EngineNetwork(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
+    ) -> EngineStream:
         """Connect to a server."""
         try:
             async with _time_limit(timeout):

@@ -8,11 +8,13 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines import EngineDownError, engine_client
 from adapterhub.serve.engines.engine_client import Client
+from adapterhub.serve.engines.engine_stream import EngineNetwork, EngineStream
 from adapterhub.serve.engines.over_http import Process
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
@@ -60,6 +62,37 @@ def test_a_connection_that_the_server_has_closed_is_opened_again(asking: Asking)
         writer.close()
 
     assert answers_of(answering, 3, asking) == [b"{}"] * 3
+
+
+@pytest.mark.parametrize(("closed_connections", "answers"), [(1, True), (2, False)])
+def test_a_new_connection_that_the_server_closed_before_its_request_is_opened_once_more(
+    monkeypatch: pytest.MonkeyPatch, closed_connections: int, answers: bool
+) -> None:
+    connections: list[bool] = []
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(len(connections) < closed_connections)
+        if not connections[-1]:
+            await request(reader)
+            writer.write(OK)
+        writer.close()
+
+    class HeldUpNetwork(EngineNetwork):
+        """A network whose new connections are used once the server has closed those that it closes."""
+
+        async def connect_tcp(self, *words: Any, **options: Any) -> EngineStream:
+            stream = await super().connect_tcp(*words, **options)
+            while not connections or (connections[-1] and not stream._transport.is_closing()):
+                await asyncio.sleep(0)
+            return stream
+
+    monkeypatch.setattr(engine_client, "EngineNetwork", HeldUpNetwork)
+    if answers:
+        assert answers_of(answering, 1) == [b"{}"]
+    else:
+        with pytest.raises(EngineDownError, match="closed the connection"):
+            answers_of(answering, 1)
+    assert len(connections) == 2
 
 
 def test_an_answer_that_breaks_off_is_an_error() -> None:
