@@ -17,7 +17,7 @@ from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project.policy import Policy
 from adapterhub.registry import packaging
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import convert
 from tests.conftest import Run
@@ -39,15 +39,15 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], value: float = 1.0) ->
     return path
 
 
-def gguf(folder: Path, more: dict[str, gguf_file.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
+def gguf(folder: Path, more: dict[str, gguf_types.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
     folder.mkdir()
     keys = {"general.type": "adapter", "general.architecture": "next", "adapter.type": "lora"}
-    metadata = {key: gguf_file.string_value(value) for key, value in keys.items()} | {
-        "adapter.lora.alpha": gguf_file.f32_value(4)
+    metadata = {key: gguf_types.string_value(value) for key, value in keys.items()} | {
+        "adapter.lora.alpha": gguf_types.f32_value(4)
     }
     sizes = {"a": A, "b": B, **shapes}
     tensors = {f"blk.0.ffn_up.weight.lora_{end}": np.ones(shape, np.float32) for end, shape in sizes.items()}
-    gguf_file.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
+    gguf_output.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
     return folder
 
 
