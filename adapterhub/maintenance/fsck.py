@@ -120,17 +120,17 @@ def _compare_facts(store: Store, ref: str, manifest: Manifest) -> Iterator[Findi
 
 def _compare_folder_facts(folder: Path, source: str, contents: FolderContents | None = None) -> Iterator[Finding]:
     """Compare the adapter.json of a folder with the headers of its weights, naming the adapter `source`."""
-    from adapterhub.manifest import derive  # needs numpy
+    from adapterhub.manifest import weight_facts
 
     try:
         if contents is None:
-            derive.manifest_matching_weights(folder, location=source)
+            weight_facts.manifest_matching_weights(folder, location=source)
         else:
             manifest = AdapterManifest.parse(contents.manifest_text or "", f"{folder}/{ADAPTER_JSON}")
-            derive.check_facts_of_author(manifest, derive.inspect_contents(contents), source, folder=folder)
+            weight_facts.check_facts_of_author(manifest, weight_facts.inspect_contents(contents), source, folder=folder)
     except IntegrityError as error:
         location = error.where.replace(f"{folder}/", f"{source}: ") if str(folder) != source else error.where
-        yield Finding(derive.WRONG_FACTS, "error", location, error.what, error.hint)
+        yield Finding(weight_facts.WRONG_FACTS, "error", location, error.what, error.hint)
 
 
 def _is_right(store: Store, digest: Digest, count_bytes: ByteCounter | None) -> bool:

@@ -51,7 +51,9 @@ class AdapterFolder:
     def __init__(
         self, folder: Path, location: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None
     ) -> None:
-        from adapterhub.manifest import derive  # needs numpy, which a pull does without
+        from adapterhub.manifest import (
+            derive,  # needs numpy, which a pull does without
+        )
 
         self.folder = folder
         self.location = location or str(folder)
@@ -258,11 +260,14 @@ def _assemble_folder(
     if present_files is not None:
         present_files.check_unchanged()
     listing(folder, strict=True)
-    from adapterhub.manifest import derive  # needs numpy
+    from adapterhub.manifest import (
+        derive,  # needs numpy
+        weight_facts,
+    )
 
     # The manifest must be true of the files, as in a push; without one, it is derived from them.
     if manifest.adapter_json is not None:
-        derive.manifest_matching_weights(folder)
+        weight_facts.manifest_matching_weights(folder)
     else:
         files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
         (folder / ADAPTER_JSON).write_bytes(derive.finalize(folder, files)[1])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.manifest import derive
+from adapterhub.manifest import derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project.policy import Policy
 from adapterhub.registry import packaging
@@ -189,13 +189,15 @@ def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.understood is False
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
-    derive.check_facts(manifest, derive.inspect_adapter(folder), "a", folder=folder)
+    weight_facts.check_facts(manifest, weight_facts.inspect_adapter(folder), "a", folder=folder)
     for lie in ({"r": 1}, {"parameters": 1}, {"method": "full"}):
         with pytest.raises(IntegrityError, match="but the weights have"):
-            derive.check_facts(dataclasses.replace(manifest, **lie), derive.inspect_adapter(folder), "a", folder=folder)
+            weight_facts.check_facts(
+                dataclasses.replace(manifest, **lie), weight_facts.inspect_adapter(folder), "a", folder=folder
+            )
     other = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
-        derive.check_facts(derive.describe(folder), derive.inspect_adapter(other), "b", folder=other)
+        weight_facts.check_facts(derive.describe(folder), weight_facts.inspect_adapter(other), "b", folder=other)
 
 
 @pytest.mark.parametrize("peft_type", ["next", "NEXT", None, 7])
@@ -226,12 +228,12 @@ def test_the_record_has_the_method_and_the_numbers_that_are_there(
     delta: Any, recorded: tuple[object, ...], tmp_path: Path
 ) -> None:
     adapter = Adapter({"model.layers.0.self_attn.q_proj": delta})
-    found = derive._weight_facts(adapter, "peft")
+    found = weight_facts.weight_facts(adapter, "peft")
     assert (found["method"], found["r"], found["alpha"], found["modules"]) == (*recorded, {})
     # What was recorded before this was told apart stays true.
     old = {**found, "method": "lora", "r": delta.r, "alpha": delta.alpha, "modules": {}}
     fields = {"name": None, "base": None, "task": None, "files": ()}
-    derive.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
+    weight_facts.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
 
 
 def test_its_runtimes_are_not_known_unless_they_need_a_conversion(tmp_path: Path) -> None:
