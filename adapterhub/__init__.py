@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from adapterhub.operations.generate import generate
     from adapterhub.operations.load import Adapter, load
     from adapterhub.operations.local_registry import Registry, Versions
-    from adapterhub.operations.merge import MergeResult, merge, merge_into
+    from adapterhub.operations.merge import MergeResult, merge
+    from adapterhub.operations.merge_into import merge_into
     from adapterhub.operations.pull import PullResult, pull
     from adapterhub.operations.push import push
     from adapterhub.operations.push_result import PushResult
@@ -220,8 +221,8 @@ _MODULES = {
     "adapterhub.operations.merge": (
         "MergeResult",
         "merge",
-        "merge_into",
     ),
+    "adapterhub.operations.merge_into": ("merge_into",),
     "adapterhub.operations.pull": (
         "PullResult",
         "pull",
