@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.content_search import ContentMatches
     from adapterhub.registry.lineage_graph import Lineage
-    from adapterhub.registry.registry import Version, VersionDocument
+    from adapterhub.registry.registry import Version
+    from adapterhub.registry.shown_version import VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.serve.prepared_versions import PreparedVersion
     from adapterhub.serve.resolving import resolve
@@ -251,7 +252,8 @@ _MODULES = {
     "adapterhub.registry.adapter_recipe": ("Conversion",),
     "adapterhub.registry.content_search": ("ContentMatches",),
     "adapterhub.registry.lineage_graph": ("Lineage",),
-    "adapterhub.registry.registry": ("Version", "VersionDocument"),
+    "adapterhub.registry.registry": ("Version",),
+    "adapterhub.registry.shown_version": ("VersionDocument",),
     "adapterhub.registry.version_lookup": ("RestoreResult",),
     "adapterhub.serve.prepared_versions": ("PreparedVersion",),
     "adapterhub.serve.resolving": ("resolve",),
