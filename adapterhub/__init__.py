@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from adapterhub.operations.generate import generate
     from adapterhub.operations.load import Adapter, load
     from adapterhub.operations.local_registry import Registry, Versions
-    from adapterhub.operations.merge import MergeResult, merge, merge_into
+    from adapterhub.operations.merge import MergeResult, merge
+    from adapterhub.operations.merge_into import merge_into
     from adapterhub.operations.pull import PullResult, pull
     from adapterhub.operations.push import push
     from adapterhub.operations.push_result import PushResult
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.content_search import ContentMatches
     from adapterhub.registry.lineage_graph import Lineage
-    from adapterhub.registry.registry import Version, VersionDocument
+    from adapterhub.registry.registry import Version
+    from adapterhub.registry.shown_version import VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.serve.prepared_versions import PreparedVersion
     from adapterhub.serve.resolving import resolve
@@ -220,8 +222,8 @@ _MODULES = {
     "adapterhub.operations.merge": (
         "MergeResult",
         "merge",
-        "merge_into",
     ),
+    "adapterhub.operations.merge_into": ("merge_into",),
     "adapterhub.operations.pull": (
         "PullResult",
         "pull",
@@ -250,7 +252,8 @@ _MODULES = {
     "adapterhub.registry.adapter_recipe": ("Conversion",),
     "adapterhub.registry.content_search": ("ContentMatches",),
     "adapterhub.registry.lineage_graph": ("Lineage",),
-    "adapterhub.registry.registry": ("Version", "VersionDocument"),
+    "adapterhub.registry.registry": ("Version",),
+    "adapterhub.registry.shown_version": ("VersionDocument",),
     "adapterhub.registry.version_lookup": ("RestoreResult",),
     "adapterhub.serve.prepared_versions": ("PreparedVersion",),
     "adapterhub.serve.resolving": ("resolve",),

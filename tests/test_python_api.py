@@ -23,7 +23,7 @@ from adapterhub.cli.commands import merge
 from adapterhub.merging.adapters.methods import METHODS, MergeMethod
 from adapterhub.merging.into_base import merge_options, mixtures
 from adapterhub.operations import train
-from adapterhub.operations.merge import BaseWeights
+from adapterhub.operations.merge_into import BaseWeights
 from adapterhub.trust import keys
 from adapterhub_converters import formats
 from adapterhub_converters.containers import safetensors_file

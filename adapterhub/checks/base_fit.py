@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from adapterhub.checks.target_modules import block_of
 from adapterhub_converters.adapter import Delta, StackedLowRank, TunedModule
@@ -18,15 +18,13 @@ from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.formats import peft
 
 from .contents import Contents, Parts
+from .loaded_base import in_memory, rename_base, replicate_layers, weight_of
 from .report import Problem
 from .target_modules import EMBEDDINGS, HEAD_TASKS, OUTPUTS, depths_of, last_of, layer_of, stack_of, targeted_modules
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-_T = TypeVar("_T")
-
-_MAX_LAYERS = 2_000
 # Heads that AutoModelFor… adds to a base (peft/utils/constants.py, SEQ_CLS_HEAD_NAMES).
 _HEADS = ("classifier", "score", "pre_classifier", "qa_outputs", "classification_head")
 # Hugging Face classes whose linear modules are Conv1D, which stores its weight (in, out).
@@ -50,7 +48,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         if not base.derived:
             return
         base = dataclasses.replace(base, tensors=base.derived)
-    base = yield from _rename_base(contents, _replicate_layers(contents, base))
+    base = yield from rename_base(contents, replicate_layers(contents, base))
     missing: list[str] = []
     for target, parts in contents.pairs.items():
         weight = weight_of(base, target)
@@ -77,7 +75,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 def _name_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Yield disagreements in names with a base whose shapes are unknown: missing modules, and layers too many or too few."""
     without_shapes = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
-    base = yield from _rename_base(contents, without_shapes)
+    base = yield from rename_base(contents, without_shapes)
     changed = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
     blocks = _with_experts(base)
     yield from _missing_problems(contents.weights, base, [name for name in changed if not _is_named(name, base, blocks)])
@@ -89,126 +87,9 @@ def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
     return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
-def base_for_class(contents: Contents, base: BaseSpec) -> BaseSpec:
-    """Return the base as the class that loads it names its modules: with or without its head, its layers repeated.
-
-    A prefix that no class explains stays as it is.
-    """
-    replicated = _replicate_layers(contents, base)
-    renaming = _rename_base(contents, replicated)
-    while True:
-        try:
-            if next(renaming).code == "other-prefix":
-                return replicated
-        except StopIteration as result:
-            renamed: BaseSpec = result.value
-            return renamed
-
-
-def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
-    """Return the base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
-    ranges = contents.config.get("layer_replication")
-    if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
-        return base
-    sources = [layer for start, end in ranges for layer in range(start, end)]
-    stacks = {stack_of(target) for target in contents.targets} - {""}
-    # A hostile config could repeat layers without end.
-    if len(sources) > _MAX_LAYERS:
-        return base
-    copies: dict[int, list[int]] = {}
-    for new, source in enumerate(sources):
-        copies.setdefault(source, []).append(new)
-    tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
-    for name, tensor in base.tensors.items():
-        if (stack := stack_of(name)) in stacks:
-            path_in_layer = name.removeprefix(f"{stack}{layer_of(name)}")
-            tensors |= {f"{stack}{new}{path_in_layer}": tensor for new in copies.get(layer_of(name) or 0, ())}
-    return dataclasses.replace(base, tensors=tensors)
-
-
-def _is_range(item: object) -> bool:
-    """Return whether a value is a pair of layer numbers of a plausible size."""
-    return isinstance(item, list) and len(item) == 2 and all(type(n) is int and 0 <= n <= 1000 for n in item)
-
-
-def _rename_base(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
-    """Return the base under the adapter's names of its modules, and yield a problem for each renaming.
-
-    Transformers' own renaming is tried first, then one exchange of prefixes that explains most of what is missing.
-    """
-    missing = _missing_targets(contents, base)
-    if not missing:
-        return base
-    swap = _prefix_swap(missing, base)
-    loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
-    renamed = loaded.tensors.keys() != base.tensors.keys() or loaded.packed.keys() != base.packed.keys()
-    still_missing = _missing_targets(contents, loaded) if renamed else missing
-    loaded_swap = _prefix_swap(still_missing, loaded) if renamed else None
-    # A renaming by transformers counts only where it explains more than an exchange of prefixes alone.
-    if renamed and (
-        len(still_missing) < len(missing)
-        or _unexplained(still_missing, loaded_swap, loaded) < _unexplained(missing, swap, base)
-    ):
-        message = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
-        yield Problem("renamed-modules", contents.weights, "", message)
-        base, missing, swap = loaded, still_missing, loaded_swap
-    if swap is None:
-        return base
-    old, new = swap
-    is_pipeline = base.architecture.endswith("Pipeline")
-    # A model inside the base can be trained alone: one of a pipeline, or the thinker of Qwen3-Omni.
-    inner = "pipeline" if is_pipeline else "base" if base.renaming.has_model_at(new) else ""
-    message = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
-    # The base lacks a component such as `model.`: it was saved without its head.
-    if new == "" and old.count(".") == 1:
-        yield Problem("headless-base", contents.weights, "", message)
-    elif old == "" and new.count(".") == 1 and (inner or contents.config.get("task_type") != "CAUSAL_LM"):
-        hint = f"Put it on the {inner}'s {new.removesuffix('.')}" if inner else "Load the base with AutoModel"
-        yield Problem("headless-adapter", contents.weights, "", message, hint)
-        return dataclasses.replace(base, tensors=_without_prefix(base.tensors, new), packed=_without_prefix(base.packed, new))
-    else:
-        yield Problem("other-prefix", contents.weights, "", message, "Rename the tensors, or use the base it was trained on")
-    return dataclasses.replace(
-        base, tensors=_swap_prefixes(base.tensors, new, old), packed=_swap_prefixes(base.packed, new, old)
-    )
-
-
-def _missing_targets(contents: Contents, base: BaseSpec) -> list[str]:
-    """Return the changed modules that the base does not have under these names."""
-    changed = contents.pairs or dict.fromkeys(name.rpartition(".")[0] for name in contents.replaced)
-    return [target for target in changed if weight_of(base, target) is None]
-
-
-def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
-    """Return the names that transformers gives parameters when it loads them."""
-    return {name: names[stored] for stored, name in base.renaming.names(names).items()}
-
-
-def _without_prefix(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
-    """Return the names that begin with `prefix`, without it: a model without its head."""
-    return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
-
-
-def _swap_prefixes(names: Mapping[str, _T], prefix: str, new_prefix: str) -> dict[str, _T]:
-    """Return the names with `prefix` replaced by `new_prefix`."""
-    return {new_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
-
-
 def is_conv1d(base: BaseSpec) -> bool:
     """Return whether the base's linear modules store `(in, out)`."""
     return base.model_type in _CONV1D
-
-
-def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
-    """Return the weight of a module with its logical shape; the reason if that is unknown; None if there is no module."""
-    weight = base.tensor(f"{target}.weight")
-    if weight is not None:
-        return weight
-    if base.tied and target.rpartition(".")[2] in OUTPUTS:
-        tables = {name: name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
-        table = next((name for name, module in tables.items() if last_of(module) in EMBEDDINGS), "")
-        return base.tensors.get(table) or base.packed.get(table)
-    return base.packed.get(f"{target}.weight") or base.packed.get(target)
 
 
 def _pair_problems(
@@ -252,7 +133,7 @@ def delta_shape(parts: Parts) -> tuple[int, int] | None:
 def _other_delta_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Yield the disagreements of deltas that are not a pair of matrices."""
     blocks = _with_experts(base) if contents.other_deltas else ()
-    loaded = _in_memory(base.tensors, base) if contents.other_deltas else {}
+    loaded = in_memory(base.tensors, base) if contents.other_deltas else {}
     for target, delta in contents.other_deltas.items():
         weight = base.tensor(target) or weight_of(base, target) or _stacked_experts(base, target) or loaded.get(target)
         if weight is None and block_of(target) in blocks:
@@ -428,34 +309,6 @@ def _missing_problems(file: str, base: BaseSpec, missing: list[str]) -> Iterator
         )
     for target in sorted(set(missing) - set(too_deep)):
         yield Problem("no-such-module", file, target, "the base has no such module")
-
-
-def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
-    """Return the prefix of missing modules and the base's prefix in its place, if one exchange explains most of them."""
-    if not missing:
-        return None
-    names = {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
-    first = min((target for target in missing if layer_of(target) is not None), default=min(missing))
-    parts = first.split(".")
-    for cut in range(len(parts) - 1):
-        tail = ".".join(parts[cut:])
-        heads = [name.removesuffix(tail) for name in names if name == tail or name.endswith(f".{tail}")]
-        if len(heads) == 1:
-            old, new = first.removesuffix(tail), heads[0]
-            if any(part.isdigit() for part in f"{old}{new}".split(".")):  # another layer is not another prefix
-                return None
-            explained = sum(_swap_prefix(name, old, new) in names for name in missing)
-            return (old, new) if old != new and 2 * explained > len(missing) else None
-    return None
-
-
-def _unexplained(missing: list[str], swap: tuple[str, str] | None, base: BaseSpec) -> int:
-    """Return how many missing modules are missing after an exchange of prefixes as well."""
-    return len(missing) if swap is None else sum(weight_of(base, _swap_prefix(name, *swap) or "") is None for name in missing)
-
-
-def _swap_prefix(name: str, old: str, new: str) -> str | None:
-    return new + name.removeprefix(old) if name.startswith(old) else None
 
 
 def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.manifest import derive
+from adapterhub.manifest import declarations
 from adapterhub.manifest.base_name import base_name
 from adapterhub.manifest.card import base_repo
 from adapterhub.manifest.document import BaseInfo
@@ -121,7 +121,7 @@ def _recorded_name(contents: Contents, pinned: BaseInfo, base: BaseSpec | None =
     """Return the name that a push records for the base of an adapter."""
     declared: object = None
     with suppress(AdapterhubError):  # of a malformed adapter.toml, which a push reports
-        declared = derive.read_declared(contents.folder).get("base")
+        declared = declarations.read_declared(contents.folder).get("base")
     return base_name(
         declared=declared.get("repo") if isinstance(declared, Mapping) else None,
         recorded=pinned.repo,

@@ -14,9 +14,10 @@ from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.runtime_rules import APPLIED, IGNORED, REFUSED, UNKNOWN, WRONG
 
-from .base_fit import base_for_class, is_head
+from .base_fit import is_head
 from .contents import Contents, Parts
 from .contents_reader import unreadable_file
+from .loaded_base import base_for_class
 from .peft_base import OTHER, PeftBase, Shape, base_in_memory, modules_of_adapter
 from .peft_load import KEY_ERROR, LOADERS, NOT_FOUND, SIZE_MISMATCH, Loader, PeftLoad, peft_loads
 from .report import Problem, RepeatedProblem

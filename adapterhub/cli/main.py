@@ -19,8 +19,9 @@ import click
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
-from . import errors, options, output
-from .options import Settings, refuse_unknown, set_shared
+from . import corrections, errors, output
+from .corrections import refuse_unknown
+from .options import Settings, set_shared
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -309,7 +310,7 @@ def _usage_error(error: click.UsageError) -> UsageError:
     """Return click's error in one sentence, with what was meant or where to look as its hint."""
     command = error.ctx.command_path if error.ctx else PROGRAM
     if isinstance(error, click.NoSuchOption):
-        near = options.near_options(error.option_name, error.ctx.command if error.ctx else app)
+        near = corrections.near_options(error.option_name, error.ctx.command if error.ctx else app)
         hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"See `{command} --help`"
         return UsageError("", error.message.rstrip("."), hint)
     message, separator, suggestion = error.format_message().rstrip(".").partition(". Did you mean ")

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.operations import merge as merge_operation
-from adapterhub.operations import source_names
+from adapterhub.operations import merge_into, source_names
 from adapterhub_converters.errors import UsageError
 
 from . import environment, inputs, output
@@ -59,7 +58,7 @@ def run(
         force=into["force"],
     )
     if not into["recipe_only"]:
-        merge_operation.check_place(out, base)
+        merge_into.check_place(out, base)
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only", code="conflicting-options")
     if method and into["recipe_only"]:
@@ -69,7 +68,7 @@ def run(
     # Refuse an output that exists before the merge is prepared, which reads all weights.
     if not into["dry_run"] and not into["recipe_only"]:
         atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
-    merge, options = merge_operation.prepare_merge_into(adapters, weights, base, options, gguf=gguf, method=method)
+    merge, options = merge_into.prepare_merge_into(adapters, weights, base, options, gguf=gguf, method=method)
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:

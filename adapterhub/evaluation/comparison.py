@@ -11,7 +11,7 @@ from typing import Any
 from adapterhub.training import compute_device
 from adapterhub.training.data import chat_template, document_files, overlap, record_shapes
 from adapterhub.training.data import dataset as data
-from adapterhub.training.data.packed_rows import sample
+from adapterhub.training.data.packed_rows import Rows, sample
 from adapterhub.training.events import InitialAdapter
 from adapterhub.training.loop import heldout
 from adapterhub.training.model import adapter_transfer, quantized_cache
@@ -21,6 +21,7 @@ from adapterhub.training.model.loading import load
 from adapterhub.training.model.probes import check_attention, isolates_documents, share_rows
 from adapterhub.training.train_config import BaseConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from .pairs import PairRows, are_pairs, preference_of
@@ -44,19 +45,9 @@ def compare(
         attention_notes = check_attention(model, settings["sequence"], free, factors.location, packed=False)
         adapter_transfer.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
-        recorded = _recorded_table(factors, "data")
         chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))
-        evaluated_files, training_files = (
-            [_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on)
-        )
-        overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
-        dataset = _build_dataset(model, evaluated_files, settings, pack_rows=recorded.get("pack") is not False)
-        rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
-        pairs, pair_notes = None, list[str]()
-        if are_pairs(evaluated_files):
-            pair_files = [_read_file(path, recorded, pairs=True) for path in files]
-            preference = preference_of(_recorded_table(factors, "preference"))
-            pairs, pair_notes = _pair_rows(model, pair_files, preference, settings["sequence"], options.tokens)
+        evaluated = _read_data(model, factors, files, options, settings)
+        dataset, rows, pairs = evaluated.dataset, evaluated.rows, evaluated.pairs
         with adapter_transfer.with_replaced_modules(model, factors):
             # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
             loss = heldout.evaluate(model, rows, settings["rows"])
@@ -83,8 +74,8 @@ def compare(
             *dataset.notes,
             *adapter_transfer.other_weights(factors, weights),
             *_trained_on_notes(factors, dataset),
-            *overlap_notes,
-            *pair_notes,
+            *evaluated.overlap_notes,
+            *evaluated.pair_notes,
         ),
         pairs=pair_comparison,
         digest=adapter.digest,
@@ -112,6 +103,42 @@ def _load(
             base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device
         )
         return model, factors, settings, base_files.digests
+
+
+@dataclass(frozen=True)
+class _EvaluatedData:
+    """The data of a comparison.
+
+    Attributes:
+        dataset: The documents.
+        rows: The rows whose losses are compared: all of them, or a sample.
+        pairs: The rows of pairs of answers; None without pairs, or where they cannot be compared.
+        overlap_notes: On passages that the adapter was trained on as well.
+        pair_notes: On pairs that are not compared.
+    """
+
+    dataset: data.Dataset
+    rows: Rows
+    pairs: PairRows | None
+    overlap_notes: list[str]
+    pair_notes: list[str]
+
+
+def _read_data(
+    model: Base, factors: adapter_transfer.Factors, files: list[Path], options: EvaluationOptions, settings: dict[str, Any]
+) -> _EvaluatedData:
+    """Read the files of a comparison as the training read its own, and arrange them in rows."""
+    recorded = _recorded_table(factors, "data")
+    evaluated_files, training_files = ([_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on))
+    overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
+    dataset = _build_dataset(model, evaluated_files, settings, pack_rows=recorded.get("pack") is not False)
+    rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
+    pairs, pair_notes = None, list[str]()
+    if are_pairs(evaluated_files):
+        pair_files = [_read_file(path, recorded, pairs=True) for path in files]
+        preference = preference_of(_recorded_table(factors, "preference"))
+        pairs, pair_notes = _pair_rows(model, pair_files, preference, settings["sequence"], options.tokens)
+    return _EvaluatedData(dataset, rows, pairs, overlap_notes, pair_notes)
 
 
 def _build_dataset(

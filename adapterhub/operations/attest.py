@@ -32,8 +32,7 @@ from adapterhub_converters.errors import (
 )
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, signature_checks, source_names, sources
-from . import merge as merge_operation
+from . import base_sources, rebuild, signature_checks, source_names, sources
 from .workspace import StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
@@ -306,7 +305,7 @@ def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Works
         raise RefusedError(
             version.location, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
         )
-    rebuilt = merge_operation.rebuild(version.pinned, workspace)
+    rebuilt = rebuild.rebuild(version.pinned, workspace)
     if rebuilt.differences:
         names = ", ".join(difference.name for difference in rebuilt.differences[:_SHOWN])
         raise RefusedError(

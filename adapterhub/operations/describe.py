@@ -85,9 +85,9 @@ def describe_folder(
         RefusedError: The adapter does not fit the base, or adapter.json pins another one.
         IntegrityError: adapter.json describes other weights.
     """
+    from adapterhub.manifest import declarations, folder_contents
     from adapterhub.manifest import derive as describing
     from adapterhub.manifest import fact_changes as documents
-    from adapterhub.manifest import folder_contents
     from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
     from adapterhub_converters.containers import atomic
 
@@ -102,7 +102,7 @@ def describe_folder(
         _check_base(path, draft.recorded, base)
     manifest, raw = draft.finalize(contents.files)
     if declared:
-        manifest = describing.declare(manifest, declared, path).renewed()
+        manifest = declarations.declare(manifest, declared, path).renewed()
         raw = manifest.dump()
     earlier = draft.recorded.to_dict() if draft.recorded else {}
     changes = tuple(documents.changes(earlier, manifest.to_dict()))

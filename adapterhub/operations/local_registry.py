@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.content_search import ContentMatches
     from adapterhub.registry.lineage_graph import Lineage
-    from adapterhub.registry.registry import Version, VersionDocument
+    from adapterhub.registry.registry import Version
+    from adapterhub.registry.shown_version import VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.store.ref_log import Entry
 

@@ -19,12 +19,14 @@ from .workspace import Progress, StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.ref import Ref
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
-    from adapterhub.registry.registry import Version
+    from adapterhub.registry.registry import Registry, Version
     from adapterhub.remotes.parallel_transfer import PinnedSource
     from adapterhub.remotes.protocol import OpenRemote
     from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub.trust.bundle import SignedStatement
+    from adapterhub_converters.bases import BaseSpec
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,7 +106,6 @@ def pull(
                 "conversion", "only versions in the registry are converted", code="convert-there", address=source
             )
         return _pull_from_address(source, out, workspace, name=name, replace=replace, demand=demand)
-    from adapterhub.manifest import existing_folder
     from adapterhub.ref import Ref
 
     ref = Ref.parse(source)
@@ -114,44 +115,68 @@ def pull(
         signed = check_version(registry, version, VersionNames.of_version(version, source), workspace, demand)
         pinned = Ref(version.name, digest=version.digest)  # a tag may move in the meantime
         if conversion is not None:
-            from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
-            from adapterhub_converters import formats
-
-            suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
-            target = Path(out) if out else Path(ref.name.rpartition("/")[2] + suffix)
             # A signature covers this digest only, so that a signed version is converted by its digest.
-            ref, rules = pinned if signed else ref, workspace.within(registry).rules()
-            converted = conversion_cache.pull(
-                registry, ref, target, conversion, base=spec, model=model, policy=rules, replace=replace
-            )
-            workspace.warn_if_deprecated(converted.version.ref, converted.version.deprecated)
-            size = converted.version.size or 0
-            return PullResult(
-                str(converted.version.ref),
-                converted.version.digest,
-                size,
-                target,
-                version=converted.version,
-                loss=converted.loss,
-                cached=converted.cached,
-            )
+            ref = pinned if signed else ref
+            return _pull_converted(registry, ref, out, conversion, workspace, base=spec, model=model, replace=replace)
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         layers = registry.files(version)
-        existing = existing_folder.inspect_folder(target)
-        is_new = existing is None or not existing.holds(registry.oci_manifest(version))
-        if is_new:
-            if existing is not None:
-                # What nothing else has a copy of is replaced only on request.
-                if not replace:
-                    existing.check_lost(lambda digest: bool(registry.versions_with(digest)))
-                workspace.tell(f"replaces {existing}")
-            with workspace.bar("writing") as advance:
-                registry.pull(pinned, target, advance, present=existing)
+        is_new = _write_version(registry, version, pinned, target, workspace, replace=replace)
     if signed:
         signature_checks.write(target, signed.raw)
     workspace.warn_if_deprecated(version.ref, version.deprecated)
     files = tuple(layer.path for layer in layers)
     return PullResult(str(version.ref), version.digest, version.size or 0, target, files, is_new, version=version)
+
+
+def _pull_converted(
+    registry: Registry,
+    ref: Ref,
+    out: StrPath | None,
+    conversion: Conversion,
+    workspace: Workspace,
+    *,
+    base: BaseSpec | None,
+    model: str | None,
+    replace: bool,
+) -> PullResult:
+    """Write a version of the registry in another format, where `pull` would write its files."""
+    from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
+    from adapterhub_converters import formats
+
+    suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
+    target = Path(out) if out else Path(ref.name.rpartition("/")[2] + suffix)
+    rules = workspace.within(registry).rules()
+    converted = conversion_cache.pull(registry, ref, target, conversion, base=base, model=model, policy=rules, replace=replace)
+    version = converted.version
+    workspace.warn_if_deprecated(version.ref, version.deprecated)
+    return PullResult(
+        str(version.ref),
+        version.digest,
+        version.size or 0,
+        target,
+        version=version,
+        loss=converted.loss,
+        cached=converted.cached,
+    )
+
+
+def _write_version(
+    registry: Registry, version: Version, pinned: Ref, target: Path, workspace: Workspace, *, replace: bool
+) -> bool:
+    """Write the files of a version, in place of those of another; return False if the folder already has exactly these."""
+    from adapterhub.manifest import existing_folder
+
+    existing = existing_folder.inspect_folder(target)
+    if existing is not None:
+        if existing.holds(registry.oci_manifest(version)):
+            return False
+        # What nothing else has a copy of is replaced only on request.
+        if not replace:
+            existing.check_lost(lambda digest: bool(registry.versions_with(digest)))
+        workspace.tell(f"replaces {existing}")
+    with workspace.bar("writing") as advance:
+        registry.pull(pinned, target, advance, present=existing)
+    return True
 
 
 def _pull_from_address(

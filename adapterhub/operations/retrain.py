@@ -19,7 +19,7 @@ from adapterhub_converters.errors import RefusedError
 
 from . import base_sources
 from . import train as train_operation
-from .merge import RebuildResult, version_to_rebuild
+from .rebuild import RebuildResult, version_to_rebuild
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:

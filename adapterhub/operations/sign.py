@@ -182,14 +182,14 @@ def _error_finding(error: IntegrityError) -> Finding:
 
 
 def _byte_findings(source: StrPath, workspace: Workspace) -> Findings:
-    from adapterhub.maintenance import fsck
+    from adapterhub.maintenance import verify
 
     if source_names.is_address(source):
         with sources.open_source(source, workspace, for_report=True) as adapter_source:  # the download compares every digest
-            return fsck.verify_folder(adapter_source.folder)
+            return verify.verify_folder(adapter_source.folder)
     path, ref = source_names.resolve(source, workspace)
     with workspace.bar("verifying") as progress:
         if ref is None:
-            return fsck.verify_folder(Path(source) if path is None else path, progress)
+            return verify.verify_folder(Path(source) if path is None else path, progress)
         with workspace.open_registry() as registry:
-            return fsck.verify(registry, ref, progress)
+            return verify.verify(registry, ref, progress)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.existing_folder import ExistingFolder
     from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.ref import Ref
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat, ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
 
@@ -67,37 +68,59 @@ def open_source(source: StrPath, workspace: Workspace, *, as_stored: bool = True
         UsageError: It is both.
         RefusedError: The policy does not allow the version, or requires signatures that it lacks.
     """
-    from adapterhub_converters.adapter_files import folder_for, resolve_adapter
-
     text = os.fspath(source)
     if source_names.is_address(source):
-        from adapterhub.remotes.parallel_transfer import PinnedSource
-        from adapterhub.remotes.remote_address import parse
+        adapter = _open_address(text, workspace, for_report=for_report)
+    else:
+        path, ref = source_names.resolve(source, workspace)
+        if ref is None:
+            adapter = _open_path(path, text, as_stored=as_stored)
+        else:
+            adapter = _open_version(ref, text, workspace, for_report=for_report)
+    with adapter as opened:
+        yield opened
 
-        from . import policy_checks  # of what comes from elsewhere; a folder needs neither rules nor signatures
-        from .signature_checks import VersionNames
 
-        with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-            address = parse(text)
-            folder = Path(temporary) / address.title
+@contextmanager
+def _open_address(text: str, workspace: Workspace, *, for_report: bool) -> Iterator[Source]:
+    """Download the version at an address, and yield the adapter in it."""
+    from adapterhub.remotes.parallel_transfer import PinnedSource
+    from adapterhub.remotes.remote_address import parse
+    from adapterhub_converters.adapter_files import resolve_adapter
+
+    from . import policy_checks  # of what comes from elsewhere; a folder needs neither rules nor signatures
+    from .signature_checks import VersionNames
+
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        address = parse(text)
+        folder = Path(temporary) / address.title
+        if not for_report:
+            workspace.check_name(address.repository)
+        with workspace.connect(address) as remote:
+            settled = PinnedSource(remote)
             if not for_report:
-                workspace.check_name(address.repository)
-            with workspace.connect(address) as remote:
-                settled = PinnedSource(remote)
-                if not for_report:
-                    policy_checks.check_policy(settled, address.reference, VersionNames.of_address(address, text), workspace)
-                digest = download_version(settled, address.reference, folder, address.host, workspace)[0].digest
-            with relabel_errors(folder, text):
-                yield Source(resolve_adapter(folder), folder, text, text, digest)
-        return
-    path, ref = source_names.resolve(source, workspace)
-    if ref is None:
-        path = folder_for(source_names.existing_path(text) if path is None else path)
-        with stored_form(path, text) if as_stored else nullcontext((path, None)) as (path, original_format):
-            folder = path if path.is_dir() else path.parent
-            yield Source(resolve_adapter(path), folder, text, original_format=original_format)
-        return
+                policy_checks.check_policy(settled, address.reference, VersionNames.of_address(address, text), workspace)
+            digest = download_version(settled, address.reference, folder, address.host, workspace)[0].digest
+        with relabel_errors(folder, text):
+            yield Source(resolve_adapter(folder), folder, text, text, digest)
+
+
+@contextmanager
+def _open_path(path: Path | None, text: str, *, as_stored: bool) -> Iterator[Source]:
+    """Yield the adapter in a folder or a file; `path` is None if `text` names nothing that exists."""
+    from adapterhub_converters.adapter_files import folder_for, resolve_adapter
+
+    path = folder_for(source_names.existing_path(text) if path is None else path)
+    with stored_form(path, text) if as_stored else nullcontext((path, None)) as (path, original_format):
+        folder = path if path.is_dir() else path.parent
+        yield Source(resolve_adapter(path), folder, text, original_format=original_format)
+
+
+@contextmanager
+def _open_version(ref: Ref, text: str, workspace: Workspace, *, for_report: bool) -> Iterator[Source]:
+    """Copy a version out of the registry, and yield the adapter in it."""
     from adapterhub.ref import Ref
+    from adapterhub_converters.adapter_files import resolve_adapter
 
     from . import policy_checks
 

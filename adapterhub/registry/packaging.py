@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.checks import ERROR, FIT, Problem, Report, open_check
 from adapterhub.checks.report import CODES
-from adapterhub.manifest import card, derive
+from adapterhub.manifest import card, derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
 from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
@@ -211,7 +211,7 @@ def check_received(
         with _open_gate(resolve_adapter(folder), None, location=location, force=force) as (report, contents):
             errors = raise_or_collect_errors(report, None, force=force, try_storing=lambda _: None)
             inspected = contents.inspected() if contents is not None else None
-    adapter_manifest = derive.manifest_matching_weights(folder, inspected=inspected, location=location)
+    adapter_manifest = weight_facts.manifest_matching_weights(folder, inspected=inspected, location=location)
     adapter_manifest = adapter_manifest and card.with_card(adapter_manifest, card.read(folder))
     check_manifest(policy, adapter_manifest, location, size=manifest.files_size, metrics=metrics)
     return errors

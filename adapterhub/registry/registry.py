@@ -20,13 +20,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Self
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_extract
 from adapterhub.index.index_database import Index
 from adapterhub.index.queries import LogState, VersionRow
-from adapterhub.manifest import measurement, oci_manifest, schema_versions
+from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.existing_folder import ExistingFolder
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
@@ -35,23 +35,14 @@ from adapterhub.ref import Ref
 from adapterhub.store import ingest
 from adapterhub.store.export import export
 from adapterhub.store.store import Entry, Progress, Store, counter
-from adapterhub_converters.adapter_files import ADAPTER_JSON
-from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
-from . import moves, signature_policy, withdrawals
+from . import moves, shown_version, signature_policy, withdrawals
 from .ledger import Ledger, find
 from .releases.tag_gate import TagGate
-from .version_lookup import (
-    RestoreResult,
-    Version,
-    deprecation_in,
-    find_row,
-    find_row_with,
-    find_row_with_marks,
-    find_version,
-    never_set,
-)
+from .shown_version import VersionDocument
+from .version_lookup import RestoreResult, Version, find_row, find_row_with, find_version, never_set
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -74,34 +65,6 @@ def policy_of(folder: Path) -> Policy | None:
     from adapterhub.project import settings_file
 
     return settings_file.read(file, follow=False).policy
-
-
-class VersionDocument(TypedDict):
-    """A version as JSON.
-
-    Attributes:
-        protected: Its tags that may not move.
-        deprecated: Why it is deprecated; None if it is not.
-        withdrawn: Why it was withdrawn; None if it was not.
-        time: When it was stored, ISO 8601 in UTC.
-        evaluations: Its recorded measurements.
-        manifest: Its adapter.json, upgraded to the current schema; empty for an artifact of another tool.
-        oci_manifest: The document whose digest is the version.
-    """
-
-    ref: str
-    name: str
-    number: int
-    tags: builtins.list[str]
-    protected: builtins.list[str]
-    deprecated: str | None
-    withdrawn: str | None
-    digest: Digest
-    size: int
-    time: str
-    evaluations: builtins.list[dict[str, Any]]
-    manifest: dict[str, Any]
-    oci_manifest: dict[str, Any]
 
 
 class Registry:
@@ -212,27 +175,7 @@ class Registry:
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
-        kinds = ("protect", "deprecate", "evaluate", "withdraw")
-        row, (protected, reasons, evaluations, withdrawn) = find_row_with_marks(self.ledger, ref, *kinds)
-        # Artifacts of other tools may have no adapter.json.
-        raw = self.store.read_document(row.digest)
-        manifest = oci_manifest.parse(raw, str(row.ref))
-        adapter_json = self.store.read_document(manifest.adapter_json.digest) if manifest.adapter_json else b"{}"
-        return {
-            "ref": str(row.ref),
-            "name": row.name,
-            "number": row.number,
-            "tags": list(row.tags),
-            "protected": sorted(set(row.tags) & set(protected)),
-            "deprecated": deprecation_in(reasons, row),
-            "withdrawn": withdrawn.get(row.digest),
-            "digest": row.digest,
-            "size": manifest.size,
-            "time": row.time,
-            "evaluations": measurement.version_evaluations(evaluations, row.number),
-            "manifest": schema_versions.upgrade(json_file.parse_object(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
-            "oci_manifest": json_file.parse_object(raw, str(row.ref)),
-        }
+        return shown_version.show(self.ledger, ref)
 
     def deprecations(self) -> dict[tuple[str, int], str]:
         """Return the reason of each deprecation by name and version number; number 0 means the whole name."""

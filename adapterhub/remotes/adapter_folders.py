@@ -51,7 +51,9 @@ class AdapterFolder:
     def __init__(
         self, folder: Path, location: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None
     ) -> None:
-        from adapterhub.manifest import derive  # needs numpy, which a pull does without
+        from adapterhub.manifest import (
+            derive,  # needs numpy, which a pull does without
+        )
 
         self.folder = folder
         self.location = location or str(folder)
@@ -180,20 +182,7 @@ def download(
     kept_paths = {layer.path for layer in manifest.layers if present_files is not None and present_files.has_file(layer)}
     # Files that `out` has already are linked or copied into the new folder rather than received.
     layers = list({layer.digest: layer for layer in manifest.layers if layer.path not in kept_paths}.values())
-    move = Transfer(layers, progress, jobs, pace)
-    watched = move.watch(source)
-
-    def receive_file(layer: Descriptor) -> None:
-        with receive(watched, layer, files, _part_path(scratch, layer), pauses=pauses):
-            pass
-
-    files = ConfinedFiles(scratch)
-    _make_scratch(scratch)
-    try:
-        move.run_all(receive_file, layers, source)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.rmdir()  # if it is empty
+    _receive_files(source, layers, scratch, Transfer(layers, progress, jobs, pace), pauses=pauses)
     try:
         with atomic.pending_output(out, replace=present_files is not None) as folder, _errors_name(folder, source.location):
             _assemble_folder(folder, manifest, scratch, present_files, kept_paths)
@@ -201,6 +190,25 @@ def download(
         shutil.rmtree(scratch, ignore_errors=True)
         _remove_abandoned(scratch)
     return manifest
+
+
+def _receive_files(
+    source: Source, layers: Sequence[Descriptor], scratch: Path, move: Transfer, *, pauses: Sequence[float]
+) -> None:
+    """Receive files into the scratch folder, which stays for the next run if this one does not get them all."""
+    watched = move.watch(source)
+    files = ConfinedFiles(scratch)
+
+    def receive_file(layer: Descriptor) -> None:
+        with receive(watched, layer, files, _part_path(scratch, layer), pauses=pauses):
+            pass
+
+    _make_scratch(scratch)
+    try:
+        move.run_all(receive_file, layers, source)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.rmdir()  # if it is empty
 
 
 def has_version(source: Source, digest: Digest) -> bool:
@@ -258,11 +266,14 @@ def _assemble_folder(
     if present_files is not None:
         present_files.check_unchanged()
     listing(folder, strict=True)
-    from adapterhub.manifest import derive  # needs numpy
+    from adapterhub.manifest import (
+        derive,  # needs numpy
+        weight_facts,
+    )
 
     # The manifest must be true of the files, as in a push; without one, it is derived from them.
     if manifest.adapter_json is not None:
-        derive.manifest_matching_weights(folder)
+        weight_facts.manifest_matching_weights(folder)
     else:
         files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
         (folder / ADAPTER_JSON).write_bytes(derive.finalize(folder, files)[1])

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from adapterhub.maintenance.disk_usage import BaseUsage, UsageReport
     from adapterhub.ref import Ref
     from adapterhub.registry.content_search import Bar, ContentMatches, FileContents
-    from adapterhub.registry.registry import Version, VersionDocument
+    from adapterhub.registry.registry import Version
     from adapterhub.registry.releases.release_moves import Withdrawal
     from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
+    from adapterhub.registry.shown_version import VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.store.store import Entry, Progress
 

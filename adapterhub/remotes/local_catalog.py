@@ -16,10 +16,11 @@ from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry import content_search, lineage_graph
 from adapterhub.registry.content_search import Bar
-from adapterhub.registry.registry import Registry, Version, VersionDocument
+from adapterhub.registry.registry import Registry, Version
 from adapterhub.registry.releases import release_moves, withdrawal_rights
 from adapterhub.registry.releases.release_moves import Withdrawal
 from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
+from adapterhub.registry.shown_version import VersionDocument
 from adapterhub.registry.version_lookup import RestoreResult
 from adapterhub.store.store import Entry
 from adapterhub.user_files import is_mine

@@ -17,7 +17,7 @@ from .answer_fields import Fields
 from .catalog import Deprecations, Listing, SearchAnswer
 
 if TYPE_CHECKING:
-    from adapterhub.registry.registry import VersionDocument
+    from adapterhub.registry.shown_version import VersionDocument
 
 
 # ---- versions in lists

@@ -18,7 +18,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .adapter_files import ADAPTER_JSON
 from .containers import json_file
-from .containers.gguf_file import GGUFFile, MetadataValue, string_value
+from .containers.gguf_file import GGUFFile
+from .containers.gguf_types import MetadataValue, string_value
 from .errors import FormatError, RefusedError
 
 FILE = "chat_template.jinja"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from adapterhub.generation import llama_cpp
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import (
+from adapterhub_converters.containers import gguf_output
+from adapterhub_converters.containers.gguf_types import (
     MetadataValue,
     bool_value,
     f32_value,
@@ -72,7 +72,7 @@ TENSORS = {
 
 
 def written(path: Path, metadata: dict[str, MetadataValue], tensors: dict[str, tuple[int, ...]] = TENSORS) -> Path:
-    gguf_file.write(path, metadata, {name: np.ones(shape, np.float32) for name, shape in tensors.items()})
+    gguf_output.write(path, metadata, {name: np.ones(shape, np.float32) for name, shape in tensors.items()})
     return path
 
 
@@ -111,7 +111,7 @@ def aborting(tmp_path: Path) -> Path:
     """A model whose number of experts fails an assertion of llama.cpp, which ends the process."""
     need_module("llama_cpp_py_sync")
     metadata = {**GOOD, "llama.expert_count": u32_value(9999)}
-    gguf_file.write(tmp_path / "aborting.gguf", metadata, {"token_embd.weight": np.zeros((4, 16), np.float32)})
+    gguf_output.write(tmp_path / "aborting.gguf", metadata, {"token_embd.weight": np.zeros((4, 16), np.float32)})
     return tmp_path / "aborting.gguf"
 
 

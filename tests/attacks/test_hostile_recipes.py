@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.operations import merge
+from adapterhub.operations import rebuild
 from adapterhub.operations.workspace import Workspace
 from adapterhub.registry.registry import Registry
 from tests.attacks.test_hostile_servers import one_line
@@ -36,7 +36,7 @@ def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(
         return pull(self, ref, out, *rest, **more)
 
     monkeypatch.setattr(Registry, "pull", counted)
-    merge.rebuild("team/both", workspace=Workspace(registry=tmp_path / "r"))
+    rebuild.rebuild("team/both", workspace=Workspace(registry=tmp_path / "r"))
     assert len(pulled) == 3  # the version itself, and two parents
 
 

@@ -19,7 +19,7 @@ from adapterhub.bases.hub_address import Hub, HubPath
 from adapterhub.bases.ranges import RangeClient, WebFile
 from adapterhub.bases.remote_base import read_url
 from adapterhub_converters.bases import BaseSpec, read_base
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RemoteError, UsageError
 from tests.conftest import Run, need_module
 from tests.support.folders import adapter, pairs
@@ -64,13 +64,13 @@ def model(folder: Path, *, shards: int = 1) -> Path:
 def gguf(folder: Path, count: int = 1) -> Path:
     """A llama with a large vocabulary and large weights, in so many parts; the last."""
     folder.mkdir(exist_ok=True)
-    words = gguf_file.strings_value([f"word number {n}" for n in range(100_000)])
-    metadata = {"general.architecture": gguf_file.string_value("llama"), "tokenizer.ggml.tokens": words}
+    words = gguf_types.strings_value([f"word number {n}" for n in range(100_000)])
+    metadata = {"general.architecture": gguf_types.string_value("llama"), "tokenizer.ggml.tokens": words}
     for n in range(count):
-        split = {"split.no": gguf_file.MetadataValue("UINT16", n), "split.count": gguf_file.MetadataValue("UINT16", count)}
+        split = {"split.no": gguf_types.MetadataValue("UINT16", n), "split.count": gguf_types.MetadataValue("UINT16", count)}
         name = "m.gguf" if count == 1 else f"m-{n + 1:05}-of-{count:05}.gguf"
         arrays = {f"blk.{n}.attn_q.weight": np.zeros((BIG // 32, 8), np.float32)}
-        gguf_file.write(folder / name, {**(metadata if n == 0 else {}), **(split if count > 1 else {})}, arrays)
+        gguf_output.write(folder / name, {**(metadata if n == 0 else {}), **(split if count > 1 else {})}, arrays)
     return folder / name
 
 
@@ -197,8 +197,8 @@ def test_a_file_a_folder_and_a_revision_on_a_hub(web: Web, storage: Web, tmp_pat
 
 
 def test_a_gguf_keeps_the_name_of_the_model_it_was_made_of(web: Web, storage: Web, tmp_path: Path) -> None:
-    of = {"general.source.repo_url": gguf_file.string_value("https://huggingface.co/org/model")}
-    gguf_file.write(tmp_path / "m.gguf", {"general.architecture": gguf_file.string_value("llama"), **of}, {})
+    of = {"general.source.repo_url": gguf_types.string_value("https://huggingface.co/org/model")}
+    gguf_output.write(tmp_path / "m.gguf", {"general.architecture": gguf_types.string_value("llama"), **of}, {})
     FakeHub(web, storage).publish("others/model-GGUF", tmp_path)
     spec = read("hf://others/model-GGUF/m.gguf", Hub(web.url))
     assert (spec.repo, spec.revision) == ("org/model", None)

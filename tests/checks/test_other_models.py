@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.checks.runtime_verdicts import _ENCODERS
+from adapterhub.checks.adapter_features import _ENCODERS
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.formats import peft
 from tests.conftest import Run
 from tests.fuzz.fuzz_commands import Tensors, st
@@ -109,8 +109,8 @@ def test_configs_of_absurd_layers(run: Run, tmp_path: Path, numbers: dict[str, A
     ],
 )
 def test_ggufs_whose_parts_do_not_fit(run: Run, tmp_path: Path, architecture: str, tensors: dict[str, tuple[int, ...]]) -> None:
-    header = gguf_file.header_bytes(
-        {"general.architecture": gguf_file.string_value(architecture)},
+    header = gguf_output.header_bytes(
+        {"general.architecture": gguf_types.string_value(architecture)},
         [(name, "F32", shape) for name, shape in tensors.items()],
     )
     sizes = [4 * int(np.prod(shape, dtype=object)) for shape in tensors.values()]
@@ -133,8 +133,8 @@ def test_a_stack_of_more_experts_than_there_can_be_stays_as_it_is(run: Run, tmp_
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gguf_with_numbers_that_are_not_finite(run: Run, tmp_path: Path, value: float) -> None:
-    metadata = {"general.architecture": gguf_file.string_value("llama"), "llama.rope.freq_base": gguf_file.f32_value(value)}
-    gguf_file.write(tmp_path / "x.gguf", metadata, {"blk.0.attn_q.weight": np.ones((8, 8), np.float32)})
+    metadata = {"general.architecture": gguf_types.string_value("llama"), "llama.rope.freq_base": gguf_types.f32_value(value)}
+    gguf_output.write(tmp_path / "x.gguf", metadata, {"blk.0.attn_q.weight": np.ones((8, 8), np.float32)})
     assert f"llama.rope.freq_base is {value}" in run("base", "show", "x.gguf", code=4).stderr
 
 
@@ -147,9 +147,9 @@ def test_module_paths_with_digits_that_are_no_numbers_are_sorted(run: Run, tmp_p
 
 def test_a_base_that_must_be_a_folder_and_a_file_that_must_be_one(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "a", pairs(2))
-    gguf_file.write(
+    gguf_output.write(
         tmp_path / "x.gguf",
-        {"general.architecture": gguf_file.string_value("llama")},
+        {"general.architecture": gguf_types.string_value("llama")},
         {"blk.0.attn_q.weight": np.ones((8, 8), np.float32)},
     )
     assert "Name the base's folder" in run("show", "a", "--base", "x.gguf", code=6).stderr

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from adapterhub.checks import CODES, Problem, Report
-from adapterhub.cli.views import reports
+from adapterhub.cli.views import report_documents
 from tests.cli.test_process import PATH
 from tests.conftest import ROOT, Run, need_module, need_program
 from tests.support import folders
@@ -337,4 +337,4 @@ def test_sarif_has_only_what_2_1_0_defines() -> None:
         [Report("a b", "peft", "base", problems)],
         [Report("c:d", None, None, ()), Report("e", "gguf", None, problems)],
     ):
-        jsonschema.validate(json.loads(reports.sarif(given)), SARIF)
+        jsonschema.validate(json.loads(report_documents.sarif(given)), SARIF)

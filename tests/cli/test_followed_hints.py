@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from adapterhub.cli import errors, options
+from adapterhub.cli import corrections, errors
 from adapterhub.cli.main import app
 from adapterhub_converters.errors import AdapterhubError
 from tests.conftest import ROOT, Run
@@ -214,7 +214,7 @@ def test_what_a_hint_says_does_not_end_with_the_same_error(run: Run, place: Path
 def test_synonyms_of_options_are_options_that_some_command_has() -> None:
     leaves = [command for _, command in _leaves(app)]
     flags = {flag for command in leaves for parameter in command.params for flag in parameter.opts}
-    assert set(options._OPTION_SYNONYMS.values()) <= flags
+    assert set(corrections._OPTION_SYNONYMS.values()) <= flags
 
 
 def _leaves(group: click.Group) -> Iterator[tuple[str, click.Command]]:

@@ -152,8 +152,9 @@ def test_a_file_in_the_base_s_folder_means_the_folder_and_a_name_reports_what_is
 
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
-    from adapterhub_converters.containers import gguf_file
-    from adapterhub_converters.containers.gguf_file import GGUFFile, string_value, u32_value
+    from adapterhub_converters.containers import gguf_output
+    from adapterhub_converters.containers.gguf_file import GGUFFile
+    from adapterhub_converters.containers.gguf_types import string_value, u32_value
 
     said = {
         "general.architecture": string_value("llama"),
@@ -163,7 +164,7 @@ def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
     said["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     embedding, query = np.ones((40, 64), np.float32), rng.normal(size=(64, 64)).astype(np.float32)
-    gguf_file.write(place / "base.gguf", said, {"token_embd.weight": embedding, "blk.0.attn_q.weight": query})
+    gguf_output.write(place / "base.gguf", said, {"token_embd.weight": embedding, "blk.0.attn_q.weight": query})
     run("convert", "./a", "a.gguf", "--to", "gguf", "--base", "base.gguf", cwd=place)
     run("merge", "./a", "--into", "base.gguf", "-o", "one.gguf", cwd=place)
     document = json.loads(run("merge", "a.gguf", "--into", "base.gguf", "-o", "two.gguf", "--json", cwd=place).stdout)

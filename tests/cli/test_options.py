@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from adapterhub.cli.corrections import SwappedOption
 from adapterhub.cli.main import COMMANDS, FIRST_SCREEN, GROUPS, app
-from adapterhub.cli.options import GROUP_SYNONYMS, SYNONYMS, SwappedOption
 from tests.conftest import Run
 
 FILTERS = "search"  # its options are filters, each named for the field it compares
@@ -156,66 +156,6 @@ def test_help_all_lists_every_command_in_its_group(run: Run, words: str) -> None
 def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
     run("init", "adapters")
     assert run("--json", "--registry", "adapters", "list").stdout == run("list", "--registry", "adapters", "--json").stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "meant"),
-    [
-        (["pul"], "pull"),
-        (["delete", "team/sql"], "rm"),
-        (["remove"], "rm"),
-        (["ls"], "list"),
-        (["inspect"], "show"),
-        (["download"], "pull"),
-        (["upload"], "push"),
-        (["history"], "log"),
-        (["version"], "--version"),
-        (["clone"], "pull"),
-        (["rename"], "copy"),
-        (["remote", "remove", "team"], "remote rm"),
-        (["base", "ls"], "base list"),
-        (["attached"], "attach --list"),
-        (["unpack"], "pack --undo"),
-        (["materialize"], "rebuild"),
-        (["find"], "search --file"),
-        (["formats"], "convert --list"),
-        (["hub", "restore"], "hub load-backup"),
-        (["hub", "audit"], "hub log"),
-        (["hub", "serve"], "hub start"),
-        (["checkout"], "pull"),
-        (["revert"], "rollback"),
-        (["images"], "list"),
-        (["start"], "serve"),
-        (["dist-tag"], "tag"),
-    ],
-)
-def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], meant: str) -> None:
-    error = run(*words, code=2).stderr
-    assert f"no such command. Did you mean `adapterhub {meant}`?" in error
-    assert error.count("\n") == 1
-
-
-def test_synonyms_lead_to_commands_and_options_that_exist_and_are_not_commands_themselves() -> None:
-    paths = dict(commands(app))
-    groups = {f"{group} {word}": f"{group} {meant}" for group, words in GROUP_SYNONYMS.items() for word, meant in words.items()}
-    for word, meant in (SYNONYMS | groups).items():
-        assert word not in paths
-        name, _, option = meant.partition(" --")
-        assert name in paths or meant == "--version"
-        assert not option or f"--{option}" in {spelled for parameter in paths[name].params for spelled in parameter.opts}
-
-
-@pytest.mark.parametrize("words", [["frobnicate"], ["hub", "version"], ["rot13", "team/sql"]])
-def test_a_word_near_no_command_leads_to_the_list_of_commands(run: Run, words: list[str]) -> None:
-    assert "no such command. See `adapterhub" in run(*words, code=2).stderr
-
-
-def test_an_option_with_a_typo_names_the_right_one(run: Run, started: Run) -> None:
-    assert run("list", "--jsn", code=2).stderr == "error: No such option '--jsn'. Did you mean '--json'?  [invalid-usage]\n"
-    foreign = started("train", "x.toml", "--plan", code=2).stderr  # which fails before it imports torch
-    assert foreign == "error: No such option '--plan'. Did you mean '--dry-run'?  [invalid-usage]\n"
-    assert "Did you mean '--to'?" in run("convert", "a", "b", "--fromat", "gguf", code=2).stderr
-    assert "No such option '--xyzzy'. See `adapterhub convert --help`" in run("convert", "a", "b", "--xyzzy", code=2).stderr
 
 
 def test_help_and_json_may_come_before_the_command(run: Run) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import string_value, u32_value
+from adapterhub_converters.containers import gguf_output, safetensors_file
+from adapterhub_converters.containers.gguf_types import string_value, u32_value
 from adapterhub_converters.formats import peft
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -56,7 +56,7 @@ def gguf_base(place: Path) -> None:
     said["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     tensors = {"token_embd.weight": np.ones((40, 64)), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}
-    gguf_file.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})
+    gguf_output.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})
 
 
 @pytest.mark.parametrize(

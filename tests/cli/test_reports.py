@@ -11,7 +11,7 @@ import pytest
 from adapterhub import checks
 from adapterhub.checks import Problem, Report
 from adapterhub.cli.commands import validate
-from adapterhub.cli.views import reports
+from adapterhub.cli.views import report_documents, reports
 from adapterhub_converters.runtime_rules import RUNTIMES
 from tests.support.folders import adapter, base, pairs
 
@@ -53,14 +53,14 @@ def test_text_fits_the_screen(report: Report, screen: int) -> None:
 
 
 def test_no_renderer_lets_a_control_character_through() -> None:
-    for name, render in reports.RENDERERS.items():
+    for name, render in report_documents.RENDERERS.items():
         assert "\x1b" not in render([nasty()]), name
 
 
 def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
-    whole = json.loads(reports.as_json([report]))
+    whole = json.loads(report_documents.as_json([report]))
     assert (whole["ok"], len(whole["reports"])) == (False, 1)
-    assert json.loads(reports.as_json([report, report])) == {"ok": False, "reports": whole["reports"] * 2}
+    assert json.loads(report_documents.as_json([report, report])) == {"ok": False, "reports": whole["reports"] * 2}
     [document] = whole["reports"]
     keys = "ok strict source format base base_facts levels facts problems counts ignored runtimes"
     assert list(document) == keys.split()
@@ -71,7 +71,7 @@ def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
 
 
 def test_sarif(report: Report) -> None:
-    document = json.loads(reports.sarif([report]))
+    document = json.loads(report_documents.sarif([report]))
     assert (document["version"], len(document["runs"])) == ("2.1.0", 1)
     run = document["runs"][0]
     rules = run["tool"]["driver"]["rules"]
@@ -87,14 +87,14 @@ def test_sarif(report: Report) -> None:
 
 
 def test_sarif_and_junit_have_one_result_for_each_cause(report: Report) -> None:
-    results = json.loads(reports.sarif([report]))["runs"][0]["results"]
+    results = json.loads(report_documents.sarif([report]))["runs"][0]["results"]
     counts = [(result["ruleId"], result["occurrenceCount"]) for result in results]
     assert counts == [("rank-config", 12), ("no-magnitude", 12)]
     [location] = results[0]["locations"]
     assert [place["fullyQualifiedName"] for place in location["logicalLocations"]] == [
         f"model.layers.{number}.self_attn.q_proj" for number in range(10)
     ]
-    failure = ET.fromstring(reports.junit([report])).find(".//failure")
+    failure = ET.fromstring(report_documents.junit([report])).find(".//failure")
     assert failure is not None
     assert len((failure.text or "").splitlines()) == 11
     assert (failure.text or "").endswith("and 2 more")
@@ -108,11 +108,11 @@ def test_every_report_has_each_text_of_a_cause_with_its_count_and_its_first_plac
         "layers.0, layers.1, layers.2 and 17 more: rank 0 to 19. Mend layers.0; "
         "heads.0, heads.1, heads.2 and 2 more: another text. Another hint"
     )
-    [result] = json.loads(reports.sarif([grouped]))["runs"][0]["results"]
+    [result] = json.loads(report_documents.sarif([grouped]))["runs"][0]["results"]
     assert (result["message"]["text"], result["occurrenceCount"]) == (text, 25)
-    assert text in reports.github([grouped])
-    assert text in reports.markdown([grouped])
-    failure = ET.fromstring(reports.junit([grouped])).find(".//failure")
+    assert text in report_documents.github([grouped])
+    assert text in report_documents.markdown([grouped])
+    failure = ET.fromstring(report_documents.junit([grouped])).find(".//failure")
     assert failure is not None
     lines = (failure.text or "").splitlines()
     assert lines[-2:] == ["a.json: heads.0: another text. Another hint", "and 14 more"]
@@ -120,23 +120,23 @@ def test_every_report_has_each_text_of_a_cause_with_its_count_and_its_first_plac
 
 def test_texts_that_all_differ_are_bounded() -> None:
     problems = tuple(Problem("unsupported", "", "", "x" * number) for number in range(1, 1000))
-    text = reports.github([Report("x", "peft", None, problems)]).splitlines()[0]
-    assert text.endswith(f"{'x' * reports._TEXTS}; and {999 - reports._TEXTS} more")
+    text = report_documents.github([Report("x", "peft", None, problems)]).splitlines()[0]
+    assert text.endswith(f"{'x' * report_documents._TEXTS}; and {999 - report_documents._TEXTS} more")
 
 
 def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
-    suites = ET.fromstring(reports.junit([report]))
+    suites = ET.fromstring(report_documents.junit([report]))
     (suite,) = suites
     cases = suite.findall("testcase")
     assert int(suite.get("tests", "")) == len(cases) == len(checks.CODES) - len(checks.SCAN)
     assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure")) == 2
-    (clean,) = ET.fromstring(reports.junit([Report("x", "peft", None, ())]))
+    (clean,) = ET.fromstring(report_documents.junit([Report("x", "peft", None, ())]))
     assert [case.get("name") for case in clean] == [case.get("name") for case in cases]
 
 
 def test_junit_skips_what_was_not_checked(tmp_path: Path, report: Report) -> None:
     def skipped(*given: Report) -> set[str]:
-        cases = ET.fromstring(reports.junit(given)).iter("testcase")
+        cases = ET.fromstring(report_documents.junit(given)).iter("testcase")
         return {str(case.get("name")).partition(":")[0] for case in cases if case.find("skipped") is not None}
 
     assert skipped(nasty()) == set(checks.CODES) - checks.SCAN - {"malformed"}
@@ -148,27 +148,27 @@ def test_junit_skips_what_was_not_checked(tmp_path: Path, report: Report) -> Non
 
 
 def test_github_has_one_annotation_for_each_cause(report: Report) -> None:
-    lines = [line for line in reports.github([report]).splitlines() if line.startswith("::")]
+    lines = [line for line in report_documents.github([report]).splitlines() if line.startswith("::")]
     assert [line.partition("title=")[2].partition("::")[0] for line in lines] == ["rank-config", "no-magnitude"]
     assert "and 9 more: rank 4, but" in lines[0]
 
 
 def test_markdown_means_the_text_alone() -> None:
-    text = reports.markdown([nasty(), Report("good", "peft", None, ())])
+    text = report_documents.markdown([nasty(), Report("good", "peft", None, ())])
     assert "### 2 adapters: 1 not ok" in text
     assert "&lt;c&gt;" in text
     assert "| good | ok |  |  |  |" in text
 
 
 def test_junit_is_xml_whatever_a_tensor_is_called() -> None:
-    failure = ET.fromstring(reports.junit([nasty()])).find(".//failure")
+    failure = ET.fromstring(report_documents.junit([nasty()])).find(".//failure")
     assert failure is not None
     assert "<c> & 100%" in (failure.text or "")
 
 
 @pytest.mark.parametrize(("code", "level"), [("malformed", "error"), ("does-nothing", "warning"), ("new-head", "notice")])
 def test_github_commands_are_escaped(code: str, level: str) -> None:
-    line = reports.github([nasty(code)]).splitlines()[0]
+    line = report_documents.github([nasty(code)]).splitlines()[0]
     assert line.startswith(f"::{level} file=a b%2Cc%3Ad/adapter_config.json,title={code}::")
     message = line.split("::", 2)[2]
     assert "100%25" in message
@@ -176,15 +176,15 @@ def test_github_commands_are_escaped(code: str, level: str) -> None:
 
 
 def test_the_command_names_every_format() -> None:
-    assert ["text", *reports.RENDERERS] == list(validate._FORMATS)
+    assert ["text", *report_documents.RENDERERS] == list(validate._FORMATS)
 
 
 def test_every_report_has_the_number_of_all_problems_where_a_limit_keeps_some(tmp_path: Path) -> None:
     odd = {f"base_model.model.layers.{n}.q_proj.odd": (1, 1) for n in range(reports.SHOWN + 7)}
     report = checks.check(adapter(tmp_path / "a", odd), limit=reports.SHOWN)
-    document = reports.document(report)
+    document = report_documents.document(report)
     assert document["counts"]["unknown-tensor"] == reports.SHOWN + 7
     assert [problem["code"] for problem in document["problems"]].count("unknown-tensor") == reports.SHOWN
-    assert f"and {reports.SHOWN + 4} more" in reports.github([report])
-    assert f"and {reports.SHOWN + 4} more" in reports.markdown([report])
-    assert f"and {reports.SHOWN - 3:,} more" in reports.junit([report])
+    assert f"and {reports.SHOWN + 4} more" in report_documents.github([report])
+    assert f"and {reports.SHOWN + 4} more" in report_documents.markdown([report])
+    assert f"and {reports.SHOWN - 3:,} more" in report_documents.junit([report])

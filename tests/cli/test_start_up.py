@@ -38,12 +38,12 @@ _BOUNDS = {
     ("log", "team/sql"): (116, 2150),
     ("info",): (110, 2050),
     ("pull", "team/sql", "-o", "out"): (116, 2850),
-    ("validate", "sql"): (110, 6350),
-    ("validate", "sql", "--base", "base"): (181, 12900),
+    ("validate", "sql"): (112, 6350),
+    ("validate", "sql", "--base", "base"): (185, 12900),
     ("show", "team/sql"): (187, 7300),
     ("push", "sql", "team/other"): (173, 10750),
-    ("convert", "sql", "mlx", "--to", "mlx"): (139, 7850),
-    ("convert", "sql", "out.gguf", "--base", "base"): (197, 14500),
+    ("convert", "sql", "mlx", "--to", "mlx"): (144, 7850),
+    ("convert", "sql", "out.gguf", "--base", "base"): (205, 14500),
     ("merge", "sql", "sql2", "-o", "merged"): (215, 14800),
 }
 

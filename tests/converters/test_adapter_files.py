@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.analysis import diff
-from adapterhub.manifest import derive, package_files
+from adapterhub.manifest import derive, package_files, weight_facts
 from adapterhub.merging.into_base import side_files
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
@@ -171,4 +171,4 @@ def test_first_bytes_of_pickles() -> None:
 
 def test_no_adapter_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no adapter in this folder: PEFT and MLX adapters have an adapter_config.json"):
-        derive.inspect_adapter(tmp_path)
+        weight_facts.inspect_adapter(tmp_path)

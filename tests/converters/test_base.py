@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
 from tests.conftest import need_module, need_smollm2
 from tests.support import tiny
@@ -100,13 +100,13 @@ def test_packed_integers_stand_for_their_shape(tmp_path: Path, method: str, pack
 
 def test_a_folder_with_a_config_is_hugging_face_regardless_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
-    gguf_file.write(tmp_path / "m.gguf", {}, {})
+    gguf_output.write(tmp_path / "m.gguf", {}, {})
     (tmp_path / "adapter_config.json").write_text("{}")
     assert read_base(tmp_path).kind == "hf"
 
 
 def _gguf(path: Path, **metadata: str) -> None:
-    gguf_file.write(path, {key.replace("_", "."): gguf_file.string_value(value) for key, value in metadata.items()}, {})
+    gguf_output.write(path, {key.replace("_", "."): gguf_types.string_value(value) for key, value in metadata.items()}, {})
 
 
 @pytest.mark.parametrize(
@@ -256,22 +256,22 @@ def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     assert caught.value.code == "not-a-base"
 
 
-def split(folder: Path, count: int = 3, **changes: dict[str, gguf_file.MetadataValue]) -> list[Path]:
+def split(folder: Path, count: int = 3, **changes: dict[str, gguf_types.MetadataValue]) -> list[Path]:
     """A tiny llama in `count` parts, with the keys that llama-gguf-split writes; `changes` for single parts, `p0`, `p1`, …"""
     folder.mkdir(exist_ok=True)
     tensors = {
         "token_embd.weight": (12, 8), "output.weight": (12, 8), "output_norm.weight": (8,), "blk.0.attn_q.weight": (8, 8),
         "blk.1.attn_q.weight": (8, 8),
     }  # fmt: skip
-    model = {"general.architecture": gguf_file.string_value("llama"), "llama.attention.head_count": gguf_file.u32_value(2)}
+    model = {"general.architecture": gguf_types.string_value("llama"), "llama.attention.head_count": gguf_types.u32_value(2)}
     paths = [folder / f"m-{n + 1:05}-of-{count:05}.gguf" for n in range(count)]
     for n, path in enumerate(paths):
         own = {
-            "split.no": gguf_file.MetadataValue("UINT16", n), "split.count": gguf_file.MetadataValue("UINT16", count),
-            "split.tensors.count": gguf_file.MetadataValue("INT32", len(tensors)),
+            "split.no": gguf_types.MetadataValue("UINT16", n), "split.count": gguf_types.MetadataValue("UINT16", count),
+            "split.tensors.count": gguf_types.MetadataValue("INT32", len(tensors)),
         }  # fmt: skip
         part = {name: np.zeros(shape, np.float32) for i, (name, shape) in enumerate(tensors.items()) if i % count == n}
-        gguf_file.write(path, {**(model if n == 0 else {}), **own, **changes.get(f"p{n}", {})}, part)
+        gguf_output.write(path, {**(model if n == 0 else {}), **own, **changes.get(f"p{n}", {})}, part)
     return paths
 
 
@@ -301,15 +301,15 @@ def test_a_split_gguf_that_is_not_whole_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"p1": {"split.no": gguf_file.MetadataValue("UINT16", 2)}}, "part 2 (from 0) of 3, its name another"),
-        ({"p2": {"split.count": gguf_file.MetadataValue("UINT16", 4)}}, "part 2 (from 0) of 4, its name another"),
-        ({"p0": {"split.count": gguf_file.string_value("3")}}, "split.count is a STRING, not a number"),
-        ({"p0": {"split.no": gguf_file.MetadataValue("[UINT32]", [0, 1])}}, "split.no is a [UINT32], not a number"),
+        ({"p1": {"split.no": gguf_types.MetadataValue("UINT16", 2)}}, "part 2 (from 0) of 3, its name another"),
+        ({"p2": {"split.count": gguf_types.MetadataValue("UINT16", 4)}}, "part 2 (from 0) of 4, its name another"),
+        ({"p0": {"split.count": gguf_types.string_value("3")}}, "split.count is a STRING, not a number"),
+        ({"p0": {"split.no": gguf_types.MetadataValue("[UINT32]", [0, 1])}}, "split.no is a [UINT32], not a number"),
         (
-            {"p0": {"split.tensors.count": gguf_file.MetadataValue("[INT32]", [5, 5])}},
+            {"p0": {"split.tensors.count": gguf_types.MetadataValue("[INT32]", [5, 5])}},
             "split.tensors.count is a [INT32], not a number",
         ),
-        ({"p0": {"split.tensors.count": gguf_file.MetadataValue("INT32", 6)}}, "counts 6 tensors in all, the parts have 5"),
+        ({"p0": {"split.tensors.count": gguf_types.MetadataValue("INT32", 6)}}, "counts 6 tensors in all, the parts have 5"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: Any, says: str) -> None:
@@ -320,8 +320,8 @@ def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: A
 
 def test_a_tensor_that_two_parts_have_is_refused(tmp_path: Path) -> None:
     first, second, _ = split(tmp_path)
-    own = {f"split.{key}": gguf_file.MetadataValue("UINT16", value) for key, value in (("no", 1), ("count", 3))}
-    gguf_file.write(second, own, {"token_embd.weight": np.zeros((12, 8), np.float32)})
+    own = {f"split.{key}": gguf_types.MetadataValue("UINT16", value) for key, value in (("no", 1), ("count", 3))}
+    gguf_output.write(second, own, {"token_embd.weight": np.zeros((12, 8), np.float32)})
     with pytest.raises(FormatError) as caught:
         read_base(first)
     assert str(caught.value) == (

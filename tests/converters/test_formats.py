@@ -137,12 +137,12 @@ from pathlib import Path
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.containers import gguf_file
 from tests.converters.test_formats import BASE
-write = gguf_file.write
+write = gguf_output.write
 def slow(path, *rest):
     write(path, *rest)
     print("written", flush=True)
     time.sleep(60)
-gguf_file.write = slow
+gguf_output.write = slow
 formats.convert(Path(sys.argv[1]), Path(sys.argv[2]), to="gguf", base=BASE)
 """
 

@@ -20,8 +20,9 @@ from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedd
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import BaseSpec, read_base
-from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
+from adapterhub_converters.containers import gguf_output, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.formats import gguf as gguf_lora
 from adapterhub_converters.formats import peft
 from tests.conftest import need_module
@@ -421,7 +422,7 @@ def test_llama_cpp_runs_gate_and_up_on_a_base_that_fuses_them(
         tensors = {name: file.tensor(name) for name in file.tensors}
     halves = [tensors.pop(f"blk.1.ffn_{half}_exps.weight") for half in ("gate", "up")]
     tensors["blk.1.ffn_gate_up_exps.weight"] = np.concatenate(halves, axis=1)
-    gguf_file.write(tmp_path / "fused.gguf", metadata, tensors)
+    gguf_output.write(tmp_path / "fused.gguf", metadata, tensors)
     base = read_base(tmp_path / "fused.gguf")
     assert base.fingerprint == read_base(folder).fingerprint
     adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, ""))))
@@ -463,7 +464,7 @@ def test_llama_cpp_runs_a_fused_projection_on_a_base_that_splits_it(tmp_path: Pa
         rows = tensors.pop(f"blk.{layer}.attn_qkv.weight")
         for name, part in zip("qkv", np.split(rows, [64, 96]), strict=True):
             tensors[f"blk.{layer}.attn_{name}.weight"] = np.ascontiguousarray(part)
-    gguf_file.write(tmp_path / "split.gguf", metadata, tensors)
+    gguf_output.write(tmp_path / "split.gguf", metadata, tensors)
     adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class("Phi3ForCausalLM", ""))))
     assert check(tmp_path, tmp_path / "split.gguf", folder, adapter, read_base(tmp_path / "split.gguf")) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)

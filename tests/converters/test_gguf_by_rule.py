@@ -18,8 +18,9 @@ from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, St
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
@@ -162,7 +163,7 @@ def _foreign(path: Path, dst: Path) -> Path:
             for key, value in file.header.metadata.items()
             if not key.startswith("adapterhub.")
         }
-    gguf_file.write(dst, metadata, tensors)
+    gguf_output.write(dst, metadata, tensors)
     return dst
 
 
@@ -217,11 +218,11 @@ def test_a_base_in_gguf_gives_the_file_that_its_folder_gives(tmp_path: Path, con
 )
 def test_heads_that_differ_between_layers_have_no_number(tmp_path: Path, counts: MetadataValue, expected: int) -> None:
     metadata = {
-        "general.architecture": gguf_file.string_value("granitehybrid"),
-        "granitehybrid.attention.head_count": gguf_file.u32_value(4),
+        "general.architecture": gguf_types.string_value("granitehybrid"),
+        "granitehybrid.attention.head_count": gguf_types.u32_value(4),
         "granitehybrid.attention.head_count_kv": counts,
     }
-    gguf_file.write(tmp_path / "x.gguf", metadata, {"token_embd.weight": np.zeros((8, 8), np.float32)})
+    gguf_output.write(tmp_path / "x.gguf", metadata, {"token_embd.weight": np.zeros((8, 8), np.float32)})
     assert read_base(tmp_path / "x.gguf").config["num_key_value_heads"] == expected
 
 
@@ -235,7 +236,7 @@ def test_a_file_with_some_rows_of_a_module_is_refused(tmp_path: Path, missing: s
         tensors = {name: file.tensor(name) for name in file.tensors if f".{missing}." not in name}
         keys = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
         metadata = {key: MetadataValue(file.header.kinds[key], file.header.metadata[key]) for key in keys}
-    gguf_file.write(tmp_path / "b.gguf", metadata, tensors)
+    gguf_output.write(tmp_path / "b.gguf", metadata, tensors)
     with pytest.raises(RefusedError, match=f"in_proj_qkvz: blk.0.{missing} is missing, which has some of its rows"):
         gguf_lora.read(tmp_path / "b.gguf", base=base)
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, GGUFHeader, MetadataValue
+from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types
+from adapterhub_converters.containers.gguf_file import GGUFFile, GGUFHeader
+from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import FormatError
 from tests.conftest import need_module
 
@@ -75,7 +76,7 @@ def test_what_was_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, MetadataValue], tensors: dict[str, np.ndarray]
 ) -> None:
     path = tmp_path_factory.mktemp("gguf") / "x.gguf"
-    gguf_file.write(path, metadata, tensors)
+    gguf_output.write(path, metadata, tensors)
     with GGUFFile(path) as opened:
         assert opened.header.kinds == {key: value.kind for key, value in metadata.items()}
         assert list(opened.tensors) == list(tensors)
@@ -158,7 +159,7 @@ def test_mutated_files_are_valid_or_refused(data: st.DataObject) -> None:
 def test_a_large_vocabulary_reads_fast_and_in_few_pieces(tmp_path: Path) -> None:
     path = tmp_path / "v.gguf"
     vocabulary = [f"token{n}" * (n % 5) for n in range(100_000)]
-    gguf_file.write(path, {"tokenizer.ggml.tokens": gguf_file.strings_value(vocabulary)}, {})
+    gguf_output.write(path, {"tokenizer.ggml.tokens": gguf_types.strings_value(vocabulary)}, {})
     raw, reads = path.read_bytes(), []
 
     def read_at(offset: int, n: int) -> bytes:
@@ -177,12 +178,12 @@ def test_gguf_py_reads_what_we_wrote(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {f"t{n}": rng.integers(0, 9, (3, 2 + n)).astype(dtype) for n, dtype in enumerate(DTYPES)}
     metadata = {
-        "s": gguf_file.string_value("é"),
-        "f": gguf_file.f32_value(1.5),
-        "l": gguf_file.strings_value(["a", ""]),
-        "u": gguf_file.u32_value(7),
+        "s": gguf_types.string_value("é"),
+        "f": gguf_types.f32_value(1.5),
+        "l": gguf_types.strings_value(["a", ""]),
+        "u": gguf_types.u32_value(7),
     }
-    gguf_file.write(tmp_path / "x.gguf", metadata, tensors)
+    gguf_output.write(tmp_path / "x.gguf", metadata, tensors)
     reader = GGUFReader(tmp_path / "x.gguf")
     assert {key: reader.fields[key].contents() for key in metadata} == {key: value.value for key, value in metadata.items()}
     for found in reader.tensors:
@@ -218,4 +219,4 @@ def test_block_sizes_are_those_of_gguf_py() -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     theirs = {kind.name: (kind.value, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType}
-    assert {name: theirs[name] for name in gguf_file.TYPES} == gguf_file.TYPES
+    assert {name: theirs[name] for name in gguf_types.TYPES} == gguf_types.TYPES

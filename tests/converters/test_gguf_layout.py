@@ -16,7 +16,7 @@ from adapterhub_converters import formats
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, StackedLowRank
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec, BaseTensor, canonical_names
-from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers import gguf_output, gguf_types
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
 from adapterhub_converters.formats import gguf, peft
@@ -59,15 +59,15 @@ def same(one: Adapter, other: Adapter) -> None:
         assert found.scaling == pytest.approx(delta.scaling), target
 
 
-def without_source_config(path: Path, **keep: gguf_file.MetadataValue) -> Path:
+def without_source_config(path: Path, **keep: gguf_types.MetadataValue) -> Path:
     with GGUFFile(path) as file:
         kept = {
-            key: gguf_file.MetadataValue(file.header.kinds[key], value)
+            key: gguf_types.MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith("adapterhub.")
         }
         tensors = {name: file.tensor(name) for name in file.tensors}
-    gguf_file.write(path, kept | keep, tensors)
+    gguf_output.write(path, kept | keep, tensors)
     return path
 
 
@@ -177,11 +177,11 @@ def test_experts_without_a_source_config_are_one_parameter_where_there_are_no_mo
     if not shared:
         tensors[name] = tensors[name] + 1
         metadata = {
-            "general.architecture": gguf_file.string_value("gpt-oss"),
-            "general.type": gguf_file.string_value("adapter"),
+            "general.architecture": gguf_types.string_value("gpt-oss"),
+            "general.type": gguf_types.string_value("adapter"),
         }
-        metadata |= {"adapter.type": gguf_file.string_value("lora"), "adapter.lora.alpha": gguf_file.f32_value(6.0)}
-        gguf_file.write(tmp_path / "a.gguf", metadata, tensors)
+        metadata |= {"adapter.type": gguf_types.string_value("lora"), "adapter.lora.alpha": gguf_types.f32_value(6.0)}
+        gguf_output.write(tmp_path / "a.gguf", metadata, tensors)
     found = gguf.read(without_source_config(tmp_path / "a.gguf"), base=spec).deltas[GATE_UP]
     assert isinstance(found, StackedLowRank)
     assert found.transposed_base
@@ -395,14 +395,14 @@ def test_a_source_config_that_does_not_match_the_file_is_refused(tmp_path: Path,
     path = tmp_path / "a.gguf"
     gguf.write(UNEVEN, path, base=base())
     with GGUFFile(path) as file:
-        metadata = {key: gguf_file.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: gguf_types.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     if change == "more in the file":
         tensors["blk.0.ffn_gate_exps.weight.lora_b"][2] = 1.0
         tensors["blk.0.ffn_gate_exps.weight.lora_a"][2] = 1.0
         alpha = float(metadata["adapter.lora.alpha"].value)
         digest = source_config.payload_digest(tensors, "llama", np.float32(alpha).tobytes().hex())
-        metadata["adapterhub.source.payload"] = gguf_file.string_value(digest)
+        metadata["adapterhub.source.payload"] = gguf_types.string_value(digest)
     key = "adapterhub.source.tensors"
     text = str(metadata[key].value)
     edits = {
@@ -412,8 +412,8 @@ def test_a_source_config_that_does_not_match_the_file_is_refused(tmp_path: Path,
     }
     if change in edits:
         assert edits[change][0] in text
-        metadata[key] = gguf_file.string_value(text.replace(*edits[change]))
-    gguf_file.write(path, metadata, tensors)
+        metadata[key] = gguf_types.string_value(text.replace(*edits[change]))
+    gguf_output.write(path, metadata, tensors)
     with pytest.raises(AdapterhubError):
         gguf.read(path)
 
@@ -488,11 +488,11 @@ def test_odd_blocks_of_a_source_config_are_refused(tmp_path_factory: pytest.Temp
     path = tmp_path_factory.mktemp("odd") / "a.gguf"
     gguf.write(Adapter(ONE), path, base=base())
     with GGUFFile(path) as file:
-        metadata = {key: gguf_file.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: gguf_types.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     rows = json.loads(str(metadata["adapterhub.source.tensors"].value))
-    metadata["adapterhub.source.tensors"] = gguf_file.string_value(json.dumps([[*rows[0][:6], *rest]]))
-    gguf_file.write(path, metadata, tensors)
+    metadata["adapterhub.source.tensors"] = gguf_types.string_value(json.dumps([[*rows[0][:6], *rest]]))
+    gguf_output.write(path, metadata, tensors)
     try:
         gguf.read(path)
     except (FormatError, RefusedError):

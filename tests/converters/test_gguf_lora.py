@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue, f32_value, string_value
+from adapterhub_converters.containers import gguf_output, gguf_types
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import MetadataValue, f32_value, string_value
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats import gguf as gguf_lora
@@ -152,7 +153,7 @@ def test_an_alora_comes_back_with_and_without_its_config_and_ollama_does_not_get
     for ids in ([5, 64], [7]):  # as llama.cpp's script writes it; other tokens than the stored config has
         own = file.header.metadata if ids == [7] else {}
         kept = {key: string_value(text) for key, text in own.items() if key.startswith("adapterhub.")}
-        gguf_file.write(tmp_path / "c.gguf", plain | kept | {INVOCATION: MetadataValue("[UINT32]", ids)}, tensors)
+        gguf_output.write(tmp_path / "c.gguf", plain | kept | {INVOCATION: MetadataValue("[UINT32]", ids)}, tensors)
         found = gguf_lora.read(tmp_path / "c.gguf")
         assert found.meta.invocation == tuple(ids)
         (tmp_path / "c.gguf").unlink()
@@ -226,17 +227,17 @@ def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> N
         gguf_lora.read(path)
 
 
-def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: gguf_file.MetadataValue) -> None:
+def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: gguf_types.MetadataValue) -> None:
     """The file again as somebody else would have written it."""
     with GGUFFile(source) as file:
         kept = {
-            key: gguf_file.MetadataValue(file.header.kinds[key], value)
+            key: gguf_types.MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith(without)
         }
         tensors = {name: file.tensor(name) for name in file.tensors}
     changed = {key.replace("/", ".") if "/" in key else key.replace("_", "."): value for key, value in changes.items()}
-    gguf_file.write(path, kept | changed, tensors)
+    gguf_output.write(path, kept | changed, tensors)
 
 
 @pytest.mark.parametrize("change", ["tensor", "alpha"])
@@ -244,7 +245,7 @@ def test_a_source_config_of_another_payload_is_ignored_and_reported(tmp_path: Pa
     path = tmp_path / "a.gguf"
     gguf_lora.write(ADAPTER, path, base=llama())
     if change == "alpha":
-        strip(path, path, without="never", adapter_lora_alpha=gguf_file.f32_value(64.0))
+        strip(path, path, without="never", adapter_lora_alpha=gguf_types.f32_value(64.0))
     else:
         raw = bytearray(path.read_bytes())
         raw[-40] ^= 1
@@ -263,7 +264,7 @@ def test_a_source_config_with_a_wrong_scale_is_refused(tmp_path: Path) -> None:
         path,
         path,
         without="never",
-        adapterhub_source_config=gguf_file.string_value(config.replace('"lora_alpha": 7', '"lora_alpha": 9')),
+        adapterhub_source_config=gguf_types.string_value(config.replace('"lora_alpha": 7', '"lora_alpha": 9')),
     )
     with pytest.raises(AdapterhubError, match="the scale is 3.5 in the file and 4.5 in the source's config"):
         gguf_lora.read(path)
@@ -314,9 +315,9 @@ def test_a_source_config_that_contradicts_its_file_is_refused_by_name(
 def test_alpha_absent_means_a_scale_of_1(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     gguf_lora.write(Adapter({UP: delta(48)}), path, base=llama())
-    for change in ({}, {"adapter_lora_alpha": gguf_file.f32_value(0.0)}):
-        strip(path, tmp_path / "b.gguf", without="a", general_type=gguf_file.string_value("adapter"))
-        strip(tmp_path / "b.gguf", tmp_path / "b.gguf", adapter_type=gguf_file.string_value("lora"), **change)
+    for change in ({}, {"adapter_lora_alpha": gguf_types.f32_value(0.0)}):
+        strip(path, tmp_path / "b.gguf", without="a", general_type=gguf_types.string_value("adapter"))
+        strip(tmp_path / "b.gguf", tmp_path / "b.gguf", adapter_type=gguf_types.string_value("lora"), **change)
         assert gguf_lora.read(tmp_path / "b.gguf").deltas[UP].scaling == 1.0
 
 
@@ -377,8 +378,8 @@ def test_what_llama_cpp_would_get_wrong_is_refused_by_name(
     assert not (tmp_path / "a.gguf").exists()
 
 
-def string_keys(**values: str) -> dict[str, gguf_file.MetadataValue]:
-    return {key.replace("_", "."): gguf_file.string_value(value) for key, value in values.items()}
+def string_keys(**values: str) -> dict[str, gguf_types.MetadataValue]:
+    return {key.replace("_", "."): gguf_types.string_value(value) for key, value in values.items()}
 
 
 INVOCATION = "adapter.alora.invocation_tokens"
@@ -391,14 +392,14 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
     [
         (KIND | string_keys(general_type="model"), PAIR, "general.type is 'model', not 'adapter'"),
         (KIND | string_keys(adapter_type="other"), PAIR, "adapter.type is 'other'"),
-        (KIND | {"adapter.lora.alpha": gguf_file.u32_value(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
-        (KIND | {"adapter.lora.alpha": gguf_file.f32_value(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
+        (KIND | {"adapter.lora.alpha": gguf_types.u32_value(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
+        (KIND | {"adapter.lora.alpha": gguf_types.f32_value(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
         (
-            KIND | {INVOCATION: gguf_file.MetadataValue("[INT32]", [1])},
+            KIND | {INVOCATION: gguf_types.MetadataValue("[INT32]", [1])},
             PAIR,
             "is a [INT32], but llama.cpp reads only a [UINT32]",
         ),
-        (KIND | {INVOCATION: gguf_file.MetadataValue("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
+        (KIND | {INVOCATION: gguf_types.MetadataValue("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
         (KIND | string_keys(general_architecture="rwkv7"), PAIR, "'rwkv7' has no verified mapping"),
         (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),
         (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 3), np.float32)}, "do not share a rank"),
@@ -418,9 +419,9 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
     ],
 )
 def test_malformed_adapters_are_refused_in_one_line(
-    tmp_path: Path, metadata: dict[str, gguf_file.MetadataValue], tensors: dict[str, np.ndarray], says: str
+    tmp_path: Path, metadata: dict[str, gguf_types.MetadataValue], tensors: dict[str, np.ndarray], says: str
 ) -> None:
-    gguf_file.write(tmp_path / "a.gguf", metadata, tensors)
+    gguf_output.write(tmp_path / "a.gguf", metadata, tensors)
     with pytest.raises(AdapterhubError) as caught:
         gguf_lora.read(tmp_path / "a.gguf")
     assert says in str(caught.value)
@@ -488,7 +489,7 @@ SCRAPS = st.sampled_from(
 )
 def test_hostile_source_configs_are_refused(written: Path, key: str, text: str) -> None:
     path = written.with_name("hostile.gguf")
-    strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_file.string_value(text)})
+    strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_types.string_value(text)})
     with contextlib.suppress(AdapterhubError):
         gguf_lora.read(path, base=llama())
 
@@ -520,7 +521,7 @@ def test_any_alpha_comes_back_bit_for_bit(
 )
 def test_last_places_of_another_size_are_refused(tmp_path: Path, text: str, says: str) -> None:
     gguf_lora.write(ADAPTER, tmp_path / "a.gguf", base=llama())
-    strip(tmp_path / "a.gguf", tmp_path / "b.gguf", without="never", adapterhub_source_ulps=gguf_file.string_value(text))
+    strip(tmp_path / "a.gguf", tmp_path / "b.gguf", without="never", adapterhub_source_ulps=gguf_types.string_value(text))
     with pytest.raises(FormatError) as caught:
         gguf_lora.read(tmp_path / "b.gguf")
     assert says in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers import gguf_output
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import ParameterError, RefusedError
 from adapterhub_converters.formats import gguf
@@ -252,7 +252,7 @@ def test_a_number_that_would_become_infinite_is_refused_and_an_infinite_one_stay
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
 def test_whole_blocks_are_quantized(dtype: str) -> None:
     found = writer.as_dtype("x", ROW, dtype)
-    assert isinstance(found.data, gguf_file.QuantizedTensor)
+    assert isinstance(found.data, gguf_output.QuantizedTensor)
     assert found.data.type_name == dtype.upper()
     assert found.error == np.abs(ROW.astype(np.float64) - found.read_back).max()
     assert 0 < found.error < {"q8_0": 0.005, "q4_0": 0.14}[dtype]

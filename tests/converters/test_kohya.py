@@ -19,7 +19,7 @@ from adapterhub_converters.adapter import Adapter, Loss, LowRank, refuse_bundled
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.image import diffusers, factors, family_tables, kohya, name_table
+from adapterhub_converters.formats.image import diffusers, factors, family_tables, joined_modules, kohya, name_table
 from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import Run
 from tests.support.images import FLUX, SDXL, Numbers, dense, files, kohya_file, pair, peft_folder
@@ -385,9 +385,9 @@ def test_apart_and_together_again_is_the_same_function(kind: str, order: list[st
         )
         for name in "qkv"
     }
-    whole: Any = factors.join_deltas("x", {name: deltas[name] for name in order}, reading)
+    whole: Any = joined_modules.join_deltas("x", {name: deltas[name] for name in order}, reading)
     np.testing.assert_allclose(dense(whole), np.concatenate([dense(deltas[name]) for name in "qkv"]), rtol=1e-6, atol=1e-6)
-    again = factors.split_delta("x", whole, reading, "x")
+    again = joined_modules.split_delta("x", whole, reading, "x")
     for name, delta in deltas.items():
         found: Any = again[name]
         assert (found.lora_A.tobytes(), found.lora_B.tobytes()) == (delta.lora_A.tobytes(), delta.lora_B.tobytes())

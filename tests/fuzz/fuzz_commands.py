@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
 from adapterhub.cli import main as program  # noqa: E402
 from adapterhub_converters import dtypes  # noqa: E402
-from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file  # noqa: E402
 from tests.support import folders  # noqa: E402
 
 SECONDS, MEGABYTES = 5, 500
@@ -228,19 +228,19 @@ _NUMBERS = {
 
 def gguf(rng: random.Random, architecture: str) -> bytes:
     """A GGUF base that holds together, with a number or a shape or two that make no sense."""
-    metadata = {"general.architecture": gguf_file.string_value(architecture), "general.type": gguf_file.string_value("model")}
-    metadata |= {f"{architecture}.{key}": gguf_file.u32_value(value) for key, value in _NUMBERS.items()}
+    metadata = {"general.architecture": gguf_types.string_value(architecture), "general.type": gguf_types.string_value("model")}
+    metadata |= {f"{architecture}.{key}": gguf_types.u32_value(value) for key, value in _NUMBERS.items()}
     tensors = {name: shape for name, shape in _GGUF if rng.random() < 0.6}
     for _ in range(rng.randrange(3)):
         key = rng.choice(
             [*metadata, "split.no", "split.count", "split.tensors.count", "tokenizer.chat_template", "general.source.repo_url"]
         )
         metadata[key] = rng.choice(
-            [gguf_file.u32_value(0), gguf_file.u32_value(2**32 - 1), gguf_file.string_value("\x1b[31m"),
-             gguf_file.strings_value(["a"]),
-             gguf_file.f32_value(float("nan")),
-             gguf_file.f32_value(float("inf")), gguf_file.f32_value(-1.0), gguf_file.string_value("llama"),
-             gguf_file.string_value("https://huggingface.co/a/\x07b")]
+            [gguf_types.u32_value(0), gguf_types.u32_value(2**32 - 1), gguf_types.string_value("\x1b[31m"),
+             gguf_types.strings_value(["a"]),
+             gguf_types.f32_value(float("nan")),
+             gguf_types.f32_value(float("inf")), gguf_types.f32_value(-1.0), gguf_types.string_value("llama"),
+             gguf_types.string_value("https://huggingface.co/a/\x07b")]
         )  # fmt: skip
     if tensors and rng.random() < 0.7:
         name = rng.choice(sorted(tensors))
@@ -261,7 +261,7 @@ def gguf(rng: random.Random, architecture: str) -> bytes:
                 (8, 8, 1, 1),
             ]
         )
-    return gguf_file.header_bytes(metadata, [(name, "F32", shape) for name, shape in tensors.items()]) + b"".join(
+    return gguf_output.header_bytes(metadata, [(name, "F32", shape) for name, shape in tensors.items()]) + b"".join(
         bytes(-(-4 * int(np.prod([float(n) for n in shape])) // 32) * 32) for shape in tensors.values()
     )
 

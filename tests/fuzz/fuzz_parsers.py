@@ -61,7 +61,7 @@ with watched():
     from adapterhub.store.packs import container, cutting
     from adapterhub.store.ref_log import Entry
     from adapterhub.trust import attestation, bundle, log_checkpoint, statement
-    from adapterhub_converters.containers import gguf_file, json_file, safetensors_file, toml_file
+    from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
     from adapterhub_converters.formats import peft, source_config
     from adapterhub_converters.formats.mlx import reader as mlx_reader
@@ -256,11 +256,11 @@ def seeds() -> list[bytes]:
     """A good input for every parser."""
     st = safetensors_file.header_bytes([("a", "F32", (2, 2)), ("b", "F16", (3,))], {"format": "pt"}) + bytes(22)
     metadata = {
-        "general.architecture": gguf_file.string_value("llama"), "general.type": gguf_file.string_value("adapter"),
-        "adapter.lora.alpha": gguf_file.f32_value(2.0), "tokens": gguf_file.strings_value(["a", "b"]),
-        "n": gguf_file.u32_value(3),
+        "general.architecture": gguf_types.string_value("llama"), "general.type": gguf_types.string_value("adapter"),
+        "adapter.lora.alpha": gguf_types.f32_value(2.0), "tokens": gguf_types.strings_value(["a", "b"]),
+        "n": gguf_types.u32_value(3),
     }  # fmt: skip
-    gguf = gguf_file.header_bytes(metadata, [("blk.0.attn_q.weight.lora_a", "F32", (2, 4))]) + bytes(64)
+    gguf = gguf_output.header_bytes(metadata, [("blk.0.attn_q.weight.lora_a", "F32", (2, 4))]) + bytes(64)
     config = (
         b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"q_proj": 3}, "target_modules": ["q_proj"],'
         b' "rank_pattern": {"layers.[0-9]+.*": 2}, "use_rslora": true, "lora_dropout": 0.1, "bias": "none"}'

@@ -17,8 +17,13 @@ import adapterhub as ah  # noqa: E402
 from adapterhub.generation import Prompt, torch_engine  # noqa: E402
 from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
-from adapterhub_converters.containers import gguf_file  # noqa: E402
-from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value  # noqa: E402
+from adapterhub_converters.containers import gguf_output  # noqa: E402
+from adapterhub_converters.containers.gguf_types import (  # noqa: E402
+    MetadataValue,
+    bool_value,
+    string_value,
+    strings_value,
+)
 from adapterhub_converters.errors import FormatError, MissingExtraError, ParameterError, RefusedError  # noqa: E402
 from tests.conftest import Run, need_module, need_smollm2  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
@@ -252,7 +257,7 @@ def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered
     mute = tiny.write_gguf(tiny.model(), tmp_path / "mute.gguf")
     with llama_cpp.opened(mute) as engine, pytest.raises(RefusedError, match=says):
         engine.tokens("hello", raw=True)
-    gguf_file.write(
+    gguf_output.write(
         tmp_path / "bert.gguf", {"general.architecture": string_value("bert"), "bert.attention.causal": bool_value(False)}, {}
     )
     says = "bert.gguf: is an encoder, which computes embeddings and no text. Name a model that generates text"
@@ -262,7 +267,7 @@ def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered
 
 def test_what_llama_cpp_cannot_load_is_one_line_with_its_reason(tmp_path: Path) -> None:
     need_module("llama_cpp_py_sync")
-    gguf_file.write(tmp_path / "odd.gguf", {"general.architecture": string_value("nonsense")}, {})
+    gguf_output.write(tmp_path / "odd.gguf", {"general.architecture": string_value("nonsense")}, {})
     with pytest.raises(FormatError) as caught, llama_cpp.opened(tmp_path / "odd.gguf"):
         pass
     assert f"{tmp_path}/odd.gguf: llama.cpp cannot load it (" in str(caught.value)

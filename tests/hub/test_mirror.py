@@ -29,7 +29,7 @@ from adapterhub.registry.repository_records import commit_id
 from adapterhub.remotes.hub import hub_versions
 from adapterhub.remotes.hub.hub_client import Bounds
 from adapterhub_converters.bases import BaseTensor
-from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers import gguf_output, gguf_types
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import convert
 from tests.conftest import Run, _environment
@@ -395,8 +395,8 @@ def test_strangers_have_a_bounded_number_of_bytes_fetched_in_a_day(
         assert sending.ask("GET", "/v2/org/most/manifests/latest").status == 429
 
 
-MODEL = gguf_file.header_bytes(
-    {"general.architecture": gguf_file.string_value("llama"), "general.type": gguf_file.string_value("model")}, ()
+MODEL = gguf_output.header_bytes(
+    {"general.architecture": gguf_types.string_value("llama"), "general.type": gguf_types.string_value("model")}, ()
 )
 
 

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 
 from adapterhub.maintenance import compress, disk_usage
-from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
+from adapterhub.maintenance.verify import verify
 from adapterhub.manifest import derive, oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry

@@ -15,9 +15,10 @@ import pytest
 from adapterhub.bases import registered_bases
 from adapterhub.index import version_search
 from adapterhub.maintenance import retention
-from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
+from adapterhub.maintenance.verify import verify
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import conversion_cache
 from adapterhub.registry.adapter_recipe import Conversion

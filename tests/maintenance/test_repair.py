@@ -12,9 +12,10 @@ import pytest
 
 from adapterhub.index.index_database import VERSION
 from adapterhub.maintenance import disk_usage
-from adapterhub.maintenance.fsck import fsck, open_rebuilt, verify
+from adapterhub.maintenance.fsck import fsck, open_rebuilt
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
+from adapterhub.maintenance.verify import verify
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError

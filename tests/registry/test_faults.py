@@ -15,8 +15,9 @@ from pathlib import Path
 import jsonschema  # noqa: F401 - so that no process has to import it anew
 import pytest
 
-from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc as collect
+from adapterhub.maintenance.verify import verify
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import LocalIOError

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from adapterhub.index import queries
-from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc as collect
+from adapterhub.maintenance.verify import verify
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.rollout_state import RolloutState, RolloutStep
 from adapterhub.ref import Ref

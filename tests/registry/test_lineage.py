@@ -15,7 +15,7 @@ import pytest
 from adapterhub.cli.views import lineage_tree as view
 from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
-from adapterhub.operations import merge
+from adapterhub.operations import rebuild
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.registry import adapter_recipe, conversion_cache, lineage_graph
@@ -183,7 +183,7 @@ def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: P
         assert error.startswith(prefix)
         assert f", and {words}. Pass it as --base  [recipe-base-required]\n" in error
     with pytest.raises(RefusedError, match="and none was given. Pass that base"):
-        merge.rebuild("team/based", Workspace(registry=team))
+        rebuild.rebuild("team/based", Workspace(registry=team))
     assert "every byte matches" in run("rebuild", "team/based", "--base", "base").stdout
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.manifest import derive
+from adapterhub.manifest import derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project.policy import Policy
 from adapterhub.registry import packaging
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import convert
 from tests.conftest import Run
@@ -39,15 +39,15 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], value: float = 1.0) ->
     return path
 
 
-def gguf(folder: Path, more: dict[str, gguf_file.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
+def gguf(folder: Path, more: dict[str, gguf_types.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
     folder.mkdir()
     keys = {"general.type": "adapter", "general.architecture": "next", "adapter.type": "lora"}
-    metadata = {key: gguf_file.string_value(value) for key, value in keys.items()} | {
-        "adapter.lora.alpha": gguf_file.f32_value(4)
+    metadata = {key: gguf_types.string_value(value) for key, value in keys.items()} | {
+        "adapter.lora.alpha": gguf_types.f32_value(4)
     }
     sizes = {"a": A, "b": B, **shapes}
     tensors = {f"blk.0.ffn_up.weight.lora_{end}": np.ones(shape, np.float32) for end, shape in sizes.items()}
-    gguf_file.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
+    gguf_output.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
     return folder
 
 
@@ -189,13 +189,15 @@ def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.understood is False
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
-    derive.check_facts(manifest, derive.inspect_adapter(folder), "a", folder=folder)
+    weight_facts.check_facts(manifest, weight_facts.inspect_adapter(folder), "a", folder=folder)
     for lie in ({"r": 1}, {"parameters": 1}, {"method": "full"}):
         with pytest.raises(IntegrityError, match="but the weights have"):
-            derive.check_facts(dataclasses.replace(manifest, **lie), derive.inspect_adapter(folder), "a", folder=folder)
+            weight_facts.check_facts(
+                dataclasses.replace(manifest, **lie), weight_facts.inspect_adapter(folder), "a", folder=folder
+            )
     other = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
-        derive.check_facts(derive.describe(folder), derive.inspect_adapter(other), "b", folder=other)
+        weight_facts.check_facts(derive.describe(folder), weight_facts.inspect_adapter(other), "b", folder=other)
 
 
 @pytest.mark.parametrize("peft_type", ["next", "NEXT", None, 7])
@@ -226,12 +228,12 @@ def test_the_record_has_the_method_and_the_numbers_that_are_there(
     delta: Any, recorded: tuple[object, ...], tmp_path: Path
 ) -> None:
     adapter = Adapter({"model.layers.0.self_attn.q_proj": delta})
-    found = derive._weight_facts(adapter, "peft")
+    found = weight_facts.weight_facts(adapter, "peft")
     assert (found["method"], found["r"], found["alpha"], found["modules"]) == (*recorded, {})
     # What was recorded before this was told apart stays true.
     old = {**found, "method": "lora", "r": delta.r, "alpha": delta.alpha, "modules": {}}
     fields = {"name": None, "base": None, "task": None, "files": ()}
-    derive.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
+    weight_facts.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
 
 
 def test_its_runtimes_are_not_known_unless_they_need_a_conversion(tmp_path: Path) -> None:

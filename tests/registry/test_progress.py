@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.maintenance import compress, fsck
+from adapterhub.maintenance import verify as verification
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from tests.support.adapters import Make
@@ -35,14 +36,14 @@ def pull(registry: Registry, folder: Path, told: Told) -> int:
 
 
 def verify(registry: Registry, _folder: Path, told: Told) -> int:
-    assert fsck.verify(registry, SQL, told) == []
+    assert verification.verify(registry, SQL, told) == []
     document = registry.show(SQL)
     return int(document["size"] + document["oci_manifest"]["config"]["size"])
 
 
 def verify_folder(registry: Registry, folder: Path, told: Told) -> int:
     registry.pull(SQL, folder / "out")
-    assert fsck.verify_folder(folder / "out", told) == []
+    assert verification.verify_folder(folder / "out", told) == []
     return sum(path.stat().st_size for path in (folder / "out").iterdir())
 
 

@@ -19,8 +19,9 @@ import pytest
 from adapterhub.index import index_database, queries
 from adapterhub.index.index_opening import create_index
 from adapterhub.maintenance import compress
-from adapterhub.maintenance.fsck import broken_log_findings, fsck, verify, verify_folder
+from adapterhub.maintenance.fsck import broken_log_findings, fsck
 from adapterhub.maintenance.gc import gc
+from adapterhub.maintenance.verify import verify, verify_folder
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import ABSENT

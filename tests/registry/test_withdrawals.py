@@ -9,8 +9,9 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.index import queries
-from adapterhub.maintenance.fsck import fsck, verify
+from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
+from adapterhub.maintenance.verify import verify
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations.copy import copy
 from adapterhub.ref import Ref

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapterhub.store.packs import byte_planes, container, cutting, pack_chains
 from adapterhub.store.store import Store
 from adapterhub_converters import dtypes
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
 DIGEST = "sha256:" + "1" * 64
@@ -104,7 +104,7 @@ def test_every_bit_pattern_survives_either_coding(width: int) -> None:
 def test_a_gguf_file_is_cut_at_its_tensors(tmp_path: Path) -> None:
     values = (np.random.default_rng(0).normal(size=(64, 512)) * 0.02).astype(np.float16)
     arrays = {"a.lora_a": values, "b.lora_b": values.astype(np.float32)}
-    gguf_file.write(tmp_path / "x.gguf", {"general.architecture": gguf_file.MetadataValue("STRING", "llama")}, arrays)
+    gguf_output.write(tmp_path / "x.gguf", {"general.architecture": gguf_types.MetadataValue("STRING", "llama")}, arrays)
     blob = (tmp_path / "x.gguf").read_bytes()
     found = {run.key[0]: run.width for run in cutting.runs(container.offset_reader(io.BytesIO(blob)), len(blob)) if run.key}
     assert found == {"a.lora_a": 2, "b.lora_b": 4}

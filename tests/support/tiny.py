@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
+from adapterhub_converters.containers import gguf_output
+from adapterhub_converters.containers.gguf_types import MetadataValue, f32_value, string_value, u32_value
 from tests.support import tiny_families
 
 CONFIG: dict[str, Any] = {
@@ -273,7 +273,7 @@ def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
         tensors[f"{architecture.stem(module)}.{kind}"] = architecture_lookup.permute_rows(
             array, architecture.order(module, config, "tiny")
         )
-    gguf_file.write(path, metadata, tensors)
+    gguf_output.write(path, metadata, tensors)
     return path
 
 

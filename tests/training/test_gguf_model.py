@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, safetensors_file
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 from adapterhub_converters.formats.gguf_model import to_folder
 from tests.conftest import missing, need_module, need_smollm2
@@ -92,7 +92,7 @@ def test_transformers_loads_it_with_the_same_ids(smollm: tuple[Path, Path], llam
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n")
 
 
-def tiny(path: Path, **changes: gguf_file.MetadataValue) -> Path:
+def tiny(path: Path, **changes: gguf_types.MetadataValue) -> Path:
     """A one-layer llama in F32: hidden 8, two heads of 4, one of keys and values."""
     rng = np.random.default_rng(0)
     shapes = {
@@ -100,7 +100,7 @@ def tiny(path: Path, **changes: gguf_file.MetadataValue) -> Path:
         "blk.0.attn_q": (8, 8), "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8), "blk.0.attn_output": (8, 8),
         "blk.0.ffn_gate": (12, 8), "blk.0.ffn_up": (12, 8), "blk.0.ffn_down": (8, 12),
     }  # fmt: skip
-    u32, f32, text = gguf_file.u32_value, gguf_file.f32_value, gguf_file.string_value
+    u32, f32, text = gguf_types.u32_value, gguf_types.f32_value, gguf_types.string_value
     metadata = {
         "general.architecture": text("llama"),
         "llama.block_count": u32(1),
@@ -113,14 +113,14 @@ def tiny(path: Path, **changes: gguf_file.MetadataValue) -> Path:
         "llama.rope.freq_base": f32(10000.0),
         "tokenizer.ggml.model": text("gpt2"),
         "tokenizer.ggml.pre": text("smollm"),
-        "tokenizer.ggml.tokens": gguf_file.strings_value(["<s>", "a", "b", "ab", "\u0120", "</s>"]),
-        "tokenizer.ggml.token_type": gguf_file.MetadataValue("[INT32]", [3, 1, 1, 1, 1, 3]),
-        "tokenizer.ggml.merges": gguf_file.strings_value(["a b"]),
+        "tokenizer.ggml.tokens": gguf_types.strings_value(["<s>", "a", "b", "ab", "\u0120", "</s>"]),
+        "tokenizer.ggml.token_type": gguf_types.MetadataValue("[INT32]", [3, 1, 1, 1, 1, 3]),
+        "tokenizer.ggml.merges": gguf_types.strings_value(["a b"]),
         "tokenizer.ggml.bos_token_id": u32(0),
         "tokenizer.ggml.eos_token_id": u32(5),
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
-    gguf_file.write(path, metadata, {f"{name}.weight": rng.normal(size=s).astype(np.float32) for name, s in shapes.items()})
+    gguf_output.write(path, metadata, {f"{name}.weight": rng.normal(size=s).astype(np.float32) for name, s in shapes.items()})
     return path
 
 
@@ -148,7 +148,9 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
 
 def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    to_folder.to_hf(tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_file.bool_value(value=True)), tmp_path / "hf")
+    to_folder.to_hf(
+        tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_types.bool_value(value=True)), tmp_path / "hf"
+    )
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     assert tokenizer.encode("ab a</s>").ids == [0, 3, 4, 1, 5]
 
@@ -156,23 +158,23 @@ def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"general__architecture": gguf_file.string_value("qwen2")}, "architecture 'qwen2' cannot be converted to"),
+        ({"general__architecture": gguf_types.string_value("qwen2")}, "architecture 'qwen2' cannot be converted to"),
         (
-            {"tokenizer__ggml__pre": gguf_file.string_value("llama-bpe")},
+            {"tokenizer__ggml__pre": gguf_types.string_value("llama-bpe")},
             "only gpt-2, smollm; another one would split differently",
         ),
-        ({"tokenizer__ggml__model": gguf_file.string_value("llama")}, "tokenizer model 'llama' cannot be converted to"),
-        ({"llama__rope__scaling__type": gguf_file.string_value("yarn")}, "llama.rope.scaling.type = yarn changes"),
-        ({"llama__rope__dimension_count": gguf_file.u32_value(2)}, "a partial rotary embedding"),
-        ({"llama__block_count": gguf_file.string_value("")}, "llama.block_count is '', not a number"),
-        ({"llama__block_count": gguf_file.MetadataValue("[UINT32]", [1])}, "llama.block_count is an array, not one value"),
+        ({"tokenizer__ggml__model": gguf_types.string_value("llama")}, "tokenizer model 'llama' cannot be converted to"),
+        ({"llama__rope__scaling__type": gguf_types.string_value("yarn")}, "llama.rope.scaling.type = yarn changes"),
+        ({"llama__rope__dimension_count": gguf_types.u32_value(2)}, "a partial rotary embedding"),
+        ({"llama__block_count": gguf_types.string_value("")}, "llama.block_count is '', not a number"),
+        ({"llama__block_count": gguf_types.MetadataValue("[UINT32]", [1])}, "llama.block_count is an array, not one value"),
         (
-            {"tokenizer__ggml__token_type": gguf_file.MetadataValue("[INT32]", [3, 1])},
+            {"tokenizer__ggml__token_type": gguf_types.MetadataValue("[INT32]", [3, 1])},
             "tokenizer.ggml.token_type has 2 entries for 6 tokens",
         ),
     ],
 )
-def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_file.MetadataValue], says: str) -> None:
+def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_types.MetadataValue], says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         to_folder.to_hf(tiny(tmp_path / "a.gguf", **changes), tmp_path / "hf")
     assert says in str(caught.value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.checks.peft_base import EMBEDDING, LINEAR, PeftBase
 from adapterhub.checks.peft_targets import RefusalError, Targets, check_config
 from adapterhub.manifest import card as cards
-from adapterhub.manifest import derive
+from adapterhub.manifest import declarations
 from adapterhub.manifest.base_name import base_name
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
@@ -104,7 +104,7 @@ def _declared_repo(draft: Draft) -> object:
     declared: object = None
     if draft.folder is not None:
         with suppress(AdapterhubError):
-            declared = derive.read_declared(draft.folder).get("base")
+            declared = declarations.read_declared(draft.folder).get("base")
     return declared.get("repo") if isinstance(declared, Mapping) else None
 
 

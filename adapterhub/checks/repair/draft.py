@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.manifest import derive
+from adapterhub.manifest import derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.package_files import is_packaged
 from adapterhub_converters.adapter_files import ADAPTER_JSON, folder_for
@@ -214,4 +214,4 @@ def _write_manifest(draft: Draft, source: Path, folder: Path) -> None:
     except AdapterhubError as error:
         draft.propose("files-changed", f"{ADAPTER_JSON} was left out: {error.what}", "Publishing derives a new one")
         return
-    dataclasses.replace(manifest, **{key: getattr(described, key) for key in (*derive.DERIVED, "files")}).write(folder)
+    dataclasses.replace(manifest, **{key: getattr(described, key) for key in (*weight_facts.DERIVED, "files")}).write(folder)

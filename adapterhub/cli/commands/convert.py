@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -109,15 +110,7 @@ def convert(
     if style == "hf" or (style == "gguf" and bases.is_model(Path(source))):
         adapters_only = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
         adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model, "force": force}
-        adapter_option = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
-        if adapter_option:
-            raise UsageError(
-                f"--{adapter_option}", "is for adapters, and SRC is a whole model", "Leave it out", code="conflicting-options"
-            )
-        if style == "hf" and imatrix:
-            raise UsageError(
-                "--imatrix", "is for a quantized GGUF, and the result is a folder", "Leave it out", code="conflicting-options"
-            )
+        _check_model_options(style, adapters_only, imatrix)
         _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype, imatrix=imatrix, replace=replace)
         return
     if imatrix or dtype not in formats.DTYPES:
@@ -160,6 +153,19 @@ def _format_of_name(target: str) -> formats.InstalledFormat:
     if implied := formats.format_of_suffix(Path(target).suffix.lower()):
         return formats.InstalledFormat(implied)
     raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {', '.join(_FORMATS)}")
+
+
+def _check_model_options(style: str, adapters_only: Mapping[str, object], imatrix: str | None) -> None:
+    """Raise UsageError for an option that does not apply to a whole model; `adapters_only` has those of adapters by name."""
+    adapter_option = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
+    if adapter_option:
+        raise UsageError(
+            f"--{adapter_option}", "is for adapters, and SRC is a whole model", "Leave it out", code="conflicting-options"
+        )
+    if style == "hf" and imatrix:
+        raise UsageError(
+            "--imatrix", "is for a quantized GGUF, and the result is a folder", "Leave it out", code="conflicting-options"
+        )
 
 
 def _convert_model(

@@ -21,6 +21,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import workspace
+from adapterhub.operations import extract as extract_operation
 from adapterhub.operations import merge
 from adapterhub_converters.errors import UsageError
 
@@ -71,7 +72,9 @@ def extract(
     folder, tuned_folder = inputs.weights(base, settings), inputs.weights(tuned, settings)
     options = ExtractionOptions(rank, energy, max_rank, rest, dtype.upper())
     target = merge.merge_destination(out)
-    adapter, report, version = merge.extract(folder, tuned_folder, target, options, workspace(settings), replace=replace)
+    adapter, report, version = extract_operation.extract(
+        folder, tuned_folder, target, options, workspace(settings), replace=replace
+    )
     out = str(version.ref if version else target)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))

@@ -89,14 +89,15 @@ def _is_ref(text: str) -> bool:
 def _rebuild_adapter(
     settings: Settings, ref: str, out: str | None, *, base: str | None, data: tuple[str, ...], replace: bool
 ) -> int:
-    from adapterhub.operations import merge, retrain
+    from adapterhub.operations import rebuild as rebuild_operation
+    from adapterhub.operations import retrain
 
     if data:
         prepare_torch()
         result = retrain.rebuild(ref, workspace(settings), base=base or "", data=data, out=out, replace=replace)
     else:
         spec = inputs.read_base(base, settings) if base else None
-        result = merge.rebuild(ref, workspace(settings), out=out, base=spec, replace=replace)
+        result = rebuild_operation.rebuild(ref, workspace(settings), out=out, base=spec, replace=replace)
     name, differences = str(result.version.ref), result.differences
     document = {
         "ref": name,

@@ -32,7 +32,7 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
     Exits 0 without errors, else 1. docs/scan.md lists the codes.
     """
     from adapterhub.cli import output
-    from adapterhub.cli.views import reports, scans
+    from adapterhub.cli.views import report_documents, reports, scans
     from adapterhub.operations import scan as scan_operation
 
     command_workspace = workspace(settings)
@@ -44,7 +44,7 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
         workspace=command_workspace,
     )
     if sarif:
-        output.write_document(reports.sarif([result.report]))
+        output.write_document(report_documents.sarif([result.report]))
     else:
         output.emit(
             scans.document(result),

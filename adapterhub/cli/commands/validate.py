@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -89,9 +90,9 @@ def validate(
     what each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
     Exits 0 without errors, else 1. `adapterhub explain CODE` explains a code.
     """
-    from adapterhub.checks import Problem, Report, check_codes
+    from adapterhub.checks import check_codes
     from adapterhub.cli import output
-    from adapterhub.cli.views import reports
+    from adapterhub.cli.views import report_documents, reports
     from adapterhub.operations.check import check
     from adapterhub_converters.containers import json_file
 
@@ -102,25 +103,40 @@ def validate(
     if project and base is None:
         base = command_workspace.admitted_base(project)
     spec = inputs.read_base(base, settings, notes=False) if base else None
-    sources, finished, failed = (
+    finished, failed = _check_all(
         _adapters([source_at_remote(text, remote) for text in given]),
-        list[Report](),
-        list[AdapterhubError](),
+        partial(
+            check,
+            base=spec,
+            # `environment.validation` has refused every other name.
+            runtimes=runtimes or (cast("tuple[RuntimeName, ...]", rules.runtimes) if rules else ()),
+            max_rank=max_rank or (rules.max_rank if rules else None),
+            headers_only=headers_only,
+            strict=strict if strict is not None else bool(rules and rules.strict),
+            ignore=(*ignore, *(rules.ignore if rules else ())),
+            limit=reports.SHOWN,
+            workspace=command_workspace,
+        ),
     )
+    for written, path in files.items():
+        json_file.write_text(Path(path), report_documents.RENDERERS[written](finished) + "\n")
+    if style == "text":
+        output.write_lines(reports.lines(finished, screen=output.width(), verbose=verbose))
+        if output.is_terminal() and any(report.problems for report in finished):
+            output.write(output.color("`adapterhub explain CODE` explains a code", "dim"))
+    else:
+        output.write_document(report_documents.RENDERERS[style](finished))
+    return _exit_code(finished, failed)
+
+
+def _check_all(sources: Sequence[str], check_source: Callable[[str], Report]) -> tuple[list[Report], list[AdapterhubError]]:
+    """Return the reports of all adapters, and the errors of those that could not be opened; one alone raises its error."""
+    from adapterhub.checks import Problem, Report
+
+    finished, failed = list[Report](), list[AdapterhubError]()
     for source in sources:
         try:
-            report = check(
-                source,
-                base=spec,
-                # `environment.validation` has refused every other name.
-                runtimes=runtimes or (cast("tuple[RuntimeName, ...]", rules.runtimes) if rules else ()),
-                max_rank=max_rank or (rules.max_rank if rules else None),
-                headers_only=headers_only,
-                strict=strict if strict is not None else bool(rules and rules.strict),
-                ignore=(*ignore, *(rules.ignore if rules else ())),
-                limit=reports.SHOWN,
-                workspace=command_workspace,
-            )
+            report = check_source(source)
         except AdapterhubError as error:
             if len(sources) == 1:
                 raise
@@ -129,15 +145,7 @@ def validate(
             code = error.code if error.code == "whole-model" else "no-adapter"
             report = Report(source, None, None, (Problem(code, "", "", error.what, error.hint, cause=error),))
         finished.append(report)
-    for written, path in files.items():
-        json_file.write_text(Path(path), reports.RENDERERS[written](finished) + "\n")
-    if style == "text":
-        output.write_lines(reports.lines(finished, screen=output.width(), verbose=verbose))
-        if output.is_terminal() and any(report.problems for report in finished):
-            output.write(output.color("`adapterhub explain CODE` explains a code", "dim"))
-    else:
-        output.write_document(reports.RENDERERS[style](finished))
-    return _exit_code(finished, failed)
+    return finished, failed
 
 
 def _exit_code(finished: Sequence[Report], failed: Sequence[AdapterhubError]) -> int:

@@ -14,11 +14,11 @@ from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import workspace
-from adapterhub.operations import merge
+from adapterhub.operations import merge_into
 
 if TYPE_CHECKING:
     from adapterhub.merging.into_base.merge_proof import Proof, Proofs
-    from adapterhub.operations.merge import BaseWeights
+    from adapterhub.operations.merge_into import BaseWeights
 
 _SHOWN = 12  # the most rows of a table
 
@@ -48,7 +48,7 @@ def verify_merge(
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
     with ExitStack() as stack:
         sources = [stack.enter_context(inputs.open_source(text, settings, for_report=True)) for text in adapters]
-        proofs = merge.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
+        proofs = merge_into.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
     output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
     return 0 if proofs.good else 1
 

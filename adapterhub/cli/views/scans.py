@@ -10,7 +10,7 @@ from adapterhub.checks import SEVERITIES
 from adapterhub.cli import output
 from adapterhub.cli.output import Column
 
-from . import reports
+from . import report_documents, reports
 
 if TYPE_CHECKING:
     from adapterhub.analysis.spectra import RankedSummary
@@ -27,7 +27,7 @@ def document(scan: Scan) -> dict[str, Any]:
         "source": report.where,
         **report.facts,
         "strict": report.strict,
-        "problems": reports.problems(report),
+        "problems": report_documents.problems(report),
         "counts": dict(report.counted()),
         "weights": {
             "missing": weights.missing or None,

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture
-from adapterhub_converters.containers import gguf_file, json_file
-from adapterhub_converters.containers.gguf_file import MetadataValue
+from adapterhub_converters.containers import gguf_output, gguf_types, json_file
+from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, SourcePart, arrange, negative_exp, rope_tensors
 from adapterhub_converters.formats.gguf_model.metadata import file_type_keys, general, hyperparameters
@@ -62,13 +62,13 @@ class Model:
     def files(self, out: Path) -> tuple[OutFile, ...]:
         """Return the one output file."""
         order = [(tensor.plan.name, tensor.kind.name, tensor.plan.shape) for tensor in self.tensors]
-        head = gguf_file.header_bytes(self.metadata, order)
+        head = gguf_output.header_bytes(self.metadata, order)
         parts: list[Part] = [LiteralBytes(head, 0)]
         at = len(head)
         for tensor in self.tensors:
             parts += tensor.parts(at)
             at += tensor.size
-            if padding := -at % gguf_file.ALIGNMENT:
+            if padding := -at % gguf_types.ALIGNMENT:
                 parts.append(LiteralBytes(bytes(padding), at))
                 at += padding
         return (OutFile(out.name, parts),)
@@ -159,7 +159,7 @@ def gguf_model(folder: Folder, contents: FolderContents, options: Options) -> Mo
         metadata |= options.importance.metadata()
         notes = (*_importance_notes(tensors, options.importance), *notes)
     if options.lineage:
-        metadata[LINEAGE] = gguf_file.string_value(json.dumps(options.lineage, sort_keys=True))
+        metadata[LINEAGE] = gguf_types.string_value(json.dumps(options.lineage, sort_keys=True))
     changed = _changed_tensors(tensors, contents)
     if folder.method:
         notes = (f"the base's weights were quantized ({folder.method}) and are dequantized", *notes)
@@ -252,7 +252,7 @@ def _changed_tensors(tensors: Sequence[_Tensor], contents: FolderContents) -> li
         for piece in tensor.pieces:
             edited = piece.source.edited if isinstance(piece.source, MergedSource) else None
             if edited and contents.edits.get(edited.name) and edited.name not in changed:
-                fits = edited.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
+                fits = edited.source.columns % gguf_types.TYPES[tensor.kind.name][1] == 0
                 target = tensor.kind if fits else floats("F16", edited.name)
                 stepwise = edited.stepwise and target.name == edited.kind.name
                 changed[edited.name] = replace(edited, kind=target, stepwise=stepwise)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile, MetadataValue, string_value, u32_value
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import MAGIC, MetadataValue, string_value, u32_value
 from adapterhub_converters.containers.open_file import open_regular, read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adapterhub_converters.containers.gguf_file import MetadataValue
+from adapterhub_converters.containers.gguf_types import MetadataValue
 
 from .tensor_types import fitting
 

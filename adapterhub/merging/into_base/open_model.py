@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from adapterhub_converters import bases as base_model
 from adapterhub_converters import dtypes
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import MAGIC
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.containers.gguf_file import TYPES
+from adapterhub_converters.containers.gguf_types import TYPES
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 

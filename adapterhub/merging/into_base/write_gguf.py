@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import FILE_TYPES, MetadataValue
+from adapterhub_converters.containers import gguf_output, gguf_types
+from adapterhub_converters.containers.gguf_types import FILE_TYPES, MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -112,7 +112,7 @@ def _changed_metadata(plan: GGUFPlan, tensors: list[_Tensor], options: Options) 
     if changed and options.requantize:
         changes["general.quantization_version"] = MetadataValue("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
     if options.lineage:
-        changes[LINEAGE] = gguf_file.string_value(json.dumps(options.lineage, sort_keys=True))
+        changes[LINEAGE] = gguf_types.string_value(json.dumps(options.lineage, sort_keys=True))
     return changes
 
 
@@ -130,7 +130,7 @@ def _groups(tensors: list[_Tensor], shard_size: int) -> Iterator[list[_Tensor]]:
 
 def _parts(metadata: Mapping[str, MetadataValue], tensors: list[_Tensor], alignment: int) -> list[Part]:
     """Return the header and the tensors, each aligned."""
-    head = gguf_file.header_bytes(
+    head = gguf_output.header_bytes(
         metadata, ((tensor.name, tensor.kind, tensor.stored.info.shape) for tensor in tensors), alignment
     )
     parts: list[Part] = [LiteralBytes(head, 0)]

@@ -18,9 +18,9 @@ from adapterhub.index.version_search import Bounds, Query
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.registry.content_search import Bar
 from adapterhub.registry.moves import ABSENT
-from adapterhub.registry.registry import VersionDocument
 from adapterhub.registry.releases.release_moves import Withdrawal
 from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
+from adapterhub.registry.shown_version import VersionDocument
 from adapterhub.registry.version_lookup import RestoreResult, Version
 from adapterhub.remotes import content_documents, release_documents, version_documents
 from adapterhub.remotes.answer_fields import Fields

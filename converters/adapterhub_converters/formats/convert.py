@@ -11,15 +11,13 @@ import dataclasses
 import functools
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import gc_pause
 from adapterhub_converters.adapter import (
     Adapter,
-    Factored,
     Loss,
     LossReport,
     StackedLowRank,
@@ -37,25 +35,23 @@ from adapterhub_converters.errors import (
     NotUnderstoodError,
     ParameterError,
     RefusedError,
-    refused_error,
 )
 from adapterhub_converters.trained_prompt import FILE as PROMPT_FILE
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import (
-    FORMATS,
     PACKAGES,
     Format,
     adapter_claims,
     find,
     in_order,
-    lossy,
     names,
     peft,
     pickle_conversion,
     pipeline,
     target_matching,
 )
+from .allowed_losses import with_rounding_notes, without_base_dependence, write_with_losses
 from .candidate import Candidate
 from .lossy import LossAllowance
 
@@ -232,7 +228,7 @@ def convert(
         raise ParameterError("dtype", problem, f"One of {', '.join(row.dtypes)}")
     candidate = Candidate(src)
     base = base or _recorded_base(candidate)
-    with _open_source(candidate, unsafe_pickle=unsafe_pickle) as source:
+    with pickle_conversion.open_source(candidate, unsafe_pickle=unsafe_pickle) as source:
         source_format = find(sniff(source))
         _check_scale(source_format, source.path, alpha=alpha, rslora=rslora)
         read_source = functools.partial(_read, source_format, source, base=base, alpha=alpha, rslora=rslora)
@@ -269,11 +265,9 @@ def _write(
         return row.write(adapter_to_write, path, base=base, **options)
 
     if row.deltas != "pairs":
-        return _write_with_losses(write, adapter, path, base, allowed)
-    settled = _without_base_dependence(adapter, base)
-    return _with_rounding_notes(
-        adapter, _write_with_losses(write, with_factored_as_pairs(settled), path, base, allowed), settled
-    )
+        return write_with_losses(write, adapter, path, base, allowed)
+    settled = without_base_dependence(adapter, base)
+    return with_rounding_notes(adapter, write_with_losses(write, with_factored_as_pairs(settled), path, base, allowed), settled)
 
 
 def _copy_template(row: Format, source: Candidate, folder: Path) -> tuple[str, ...]:
@@ -288,37 +282,6 @@ def _write_options(row: Format, source: Candidate, dtype: str) -> dict[str, Any]
     """Return the arguments of a format's writer: the type of the tensors, and in a GGUF the prompt of the adapter."""
     options: dict[str, Any] = {"dtype": dtype} if len(row.dtypes) > 1 else {}
     return options | ({"prompt": TrainedPrompt.read(source.path, source.record)} if row.name == "gguf" else {})
-
-
-@contextlib.contextmanager
-def _open_source(candidate: Candidate, *, unsafe_pickle: bool) -> Iterator[Candidate]:
-    """Yield an adapter or, if it is a pickle that may be loaded, the tensors in it."""
-    pickle = pickle_conversion.pickle_in(candidate)
-    if pickle is None or not unsafe_pickle:
-        if pickle is not None:
-            pickle_conversion.refuse(candidate)
-        yield candidate.adapter
-        return
-    with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
-        try:
-            yield Candidate(_converted_pickle_path(pickle_conversion.convert_pickle(pickle, Path(folder)), pickle))
-        except AdapterhubError as error:
-            error.where = error.where.replace(folder, str(pickle.parent))  # nobody knows the temporary name
-            raise
-
-
-def _converted_pickle_path(converted: Path, pickle: Path) -> Path:
-    """Return the path to read for a converted pickle.
-
-    For a trainer's own format this is the file alone, with the trainer's YAML copied next to it.
-    """
-    weights = converted / peft.WEIGHTS if converted.is_dir() else converted
-    candidate = Candidate(weights)
-    if not any(row.sniff(candidate) for row in FORMATS.values() if row.alpha and row.name != "raw"):
-        return converted
-    for yaml in pickle.parent.glob("*.yaml"):
-        shutil.copyfile(yaml, weights.with_name(yaml.name))
-    return weights
 
 
 def _check_scale(row: Format, path: Path, *, alpha: float | None, rslora: bool) -> None:
@@ -385,68 +348,6 @@ def _has_stacked_experts_only(base: BaseSpec | None) -> bool:
             and not architecture.lists_experts
         )
     return False
-
-
-Write = Callable[[Adapter, Path], LossReport]
-
-
-def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: LossAllowance) -> LossReport:
-    """Write the adapter; approximate or drop what is refused, as far as allowed, and write the remainder again."""
-    try:
-        return write(adapter, path)
-    except RefusedError as error:
-        refusal = error
-    # A writer that stops at its first problem has no list of items.
-    items = refusal.items or (f"{refusal.where}: {refusal.what}",)
-    reduced = lossy.reduce_adapter(adapter, items, allowed, base)
-    try:
-        report = write(reduced.adapter, path) if reduced.losses else None
-    except RefusedError as error:
-        refusal = error
-        report = None
-    if report is None:
-        hint, code, fields = refusal.hint, refusal.code, dict(refusal.fields)
-        if not hint and reduced.options:
-            hint, code, fields = lossy.hint(reduced.options), "loss-not-allowed", {"options": reduced.options}
-        # Reasons for the refusal come first; a failed approximation adds its own.
-        if reasons := [*dict.fromkeys([*refusal.items, *reduced.failed])]:
-            raise refused_error(refusal.where, reasons, hint, code=code, **fields)
-        raise RefusedError(refusal.where, refusal.what, hint, (), code=code, **fields)
-    replaced_names = {line.name for line in reduced.losses}
-    losses = [*(line for line in report.losses if line.name not in replaced_names), *reduced.losses]
-    return dataclasses.replace(report, losses=tuple(sorted(losses, key=lambda line: line.name)))
-
-
-def _without_base_dependence(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """Return the adapter without copies of the base's weights, and as plain LoRA if it is PiSSA.
-
-    It is unchanged if the base's weights are not available.
-    """
-    if base is None or base.folder is None:
-        return adapter
-    from . import base_weights  # of a folder with the base's weights
-
-    folder = base.folder
-    with contextlib.suppress(RefusedError):  # not the base's own table: the writer refuses it by name
-        adapter = base_weights.without_copies(adapter, folder)
-    # PiSSA moved part of the base into the factors, so only the base's numbers tell what they add.
-    return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter
-
-
-def _with_rounding_notes(adapter: Adapter, report: LossReport, settled: Adapter) -> LossReport:
-    """Return the report with every pair that was recomputed before writing, with the same function, marked as rounded."""
-    notes = {t: "factors are products, rounded once in float32" for t, d in adapter.deltas.items() if isinstance(d, Factored)}
-    if settled.meta.init != adapter.meta.init:
-        notes = dict.fromkeys(adapter.deltas, "plain LoRA of twice the rank, from a decomposition of the base in float32")
-    if not notes:
-        return report
-    losses = [
-        dataclasses.replace(line, loss=Loss.ROUNDED, note=notes[target])
-        if line.loss < Loss.ROUNDED and (target := line.name.rpartition(".")[0]) in notes
-        else line
-        for line in report.losses
-    ]
-    return dataclasses.replace(report, losses=tuple(losses))
 
 
 def _recorded_base(candidate: Candidate) -> BaseSpec | None:

@@ -7,10 +7,13 @@ untrusted one. Outside of training, this is the only code path that needs torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapterhub_converters.adapter_files import (
@@ -23,9 +26,16 @@ from adapterhub_converters.adapter_files import (
     starts_like_safetensors,
 )
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, NotFoundError, RefusedError
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    FormatError,
+    LocalIOError,
+    MissingExtraError,
+    NotFoundError,
+    RefusedError,
+)
 
-from . import added_format, peft
+from . import FORMATS, added_format, peft
 from .candidate import Candidate
 
 _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
@@ -104,6 +114,37 @@ def convert_pickle(pickle: Path, folder: Path) -> Path:
         return weights
     shutil.copyfile(config, folder / peft.CONFIG)
     return folder
+
+
+@contextlib.contextmanager
+def open_source(candidate: Candidate, *, unsafe_pickle: bool) -> Iterator[Candidate]:
+    """Yield an adapter or, if it is a pickle that may be loaded, the tensors in it."""
+    pickle = pickle_in(candidate)
+    if pickle is None or not unsafe_pickle:
+        if pickle is not None:
+            refuse(candidate)
+        yield candidate.adapter
+        return
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
+        try:
+            yield Candidate(_converted_pickle_path(convert_pickle(pickle, Path(folder)), pickle))
+        except AdapterhubError as error:
+            error.where = error.where.replace(folder, str(pickle.parent))  # nobody knows the temporary name
+            raise
+
+
+def _converted_pickle_path(converted: Path, pickle: Path) -> Path:
+    """Return the path to read for a converted pickle.
+
+    For a trainer's own format this is the file alone, with the trainer's YAML copied next to it.
+    """
+    weights = converted / peft.WEIGHTS if converted.is_dir() else converted
+    candidate = Candidate(weights)
+    if not any(row.sniff(candidate) for row in FORMATS.values() if row.alpha and row.name != "raw"):
+        return converted
+    for yaml in pickle.parent.glob("*.yaml"):
+        shutil.copyfile(yaml, weights.with_name(yaml.name))
+    return weights
 
 
 def _raise_for_failure(pickle: Path, result: subprocess.CompletedProcess[bytes]) -> None:

@@ -22,8 +22,9 @@ from adapterhub.merging.into_base import merge_proof
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
+from adapterhub_converters.containers import gguf_output, json_file, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model import byte_level, special_tokens, to_folder
 from tests.conftest import Run, need_module, need_smollm2
@@ -708,7 +709,7 @@ def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, llam
         tensors = {name: np.array(file.tensor(name)) for name in file.tensors}
     tensors["blk.0.attn_q.weight"] = np.ones(tensors["blk.0.attn_q.weight"].shape, np.int32)
     metadata = {key: MetadataValue(kinds[key], np.array(said[key]).tolist()) for key in said}
-    gguf_file.write(tmp_path / "out.gguf", metadata, tensors)
+    gguf_output.write(tmp_path / "out.gguf", metadata, tensors)
     with pytest.raises(RefusedError, match=r"blk.0.attn_q.weight: is I32, a type without weights to compare"):
         merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "out.gguf")
 

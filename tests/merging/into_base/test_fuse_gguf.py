@@ -20,16 +20,10 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import (
-    GGUFFile,
-    MetadataValue,
-    QuantizedTensor,
-    f32_value,
-    string_value,
-    strings_value,
-    u32_value,
-)
+from adapterhub_converters.containers import gguf_output, gguf_types
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_output import QuantizedTensor
+from adapterhub_converters.containers.gguf_types import MetadataValue, f32_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
@@ -124,7 +118,7 @@ def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: 
                 blocks = np.empty((len(array), Blocks(form).row_size(info.shape[-1])), np.uint8)
                 Blocks(form).encode(array, blocks)
                 tensors[name] = QuantizedTensor(form, info.shape, blocks)
-    gguf_file.write(path, said | {key.replace("__", "."): value for key, value in metadata.items()}, tensors)
+    gguf_output.write(path, said | {key.replace("__", "."): value for key, value in metadata.items()}, tensors)
     return path
 
 
@@ -179,7 +173,7 @@ def test_blocks_are_those_of_ggml_s_own_quantizers(name: str) -> None:
     rows[0], rows[1, ::2], rows[2] = 0, 0, 1e-7
     wanted, found = (np.zeros((64, Blocks(name).row_size(256)), np.uint8) for _ in range(2))
     pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, wanted))
-    size = ggml.ggml_quantize_chunk(gguf_file.TYPES[name][0], *pointers, *(ctypes.c_int64(n) for n in (0, 64, 256)), None)
+    size = ggml.ggml_quantize_chunk(gguf_types.TYPES[name][0], *pointers, *(ctypes.c_int64(n) for n in (0, 64, 256)), None)
     Blocks(name).encode(rows, found)
     assert size == wanted.nbytes
     assert found.tobytes() == wanted.tobytes()
@@ -215,7 +209,7 @@ def test_other_alignments_stay(tmp_path: Path, llama: Any) -> None:
         said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         said["general.alignment"] = u32_value(128)
         order = [(name, info.type_name, info.shape) for name, info in file.tensors.items()]
-        head = gguf_file.header_bytes(said, order, 128)
+        head = gguf_output.header_bytes(said, order, 128)
         data = [file.raw(name).tobytes() for name in file.tensors]
     (tmp_path / "base.gguf").write_bytes(head + b"".join(raw + bytes(-len(raw) % 128) for raw in data))
     fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf")
@@ -340,7 +334,7 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
         said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors: dict[str, Any] = {name: file.tensor(name) for name in file.tensors}
     tensors["blk.0.attn_q.weight"] = QuantizedTensor("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
-    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    gguf_output.write(tmp_path / "base.gguf", said, tensors)
     adapter = [(Adapter({Q: low_rank(scale=1e3)}), 1.0)]
     with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written") as caught:
         prepare_merge(adapter, tmp_path / "base.gguf")
@@ -359,7 +353,7 @@ def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]
         "llama.block_count": u32_value(1),
     }
     tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
-    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    gguf_output.write(tmp_path / "base.gguf", said, tensors)
     fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
     with pytest.raises(AdapterhubError) as caught:
         prepare_merge([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
@@ -374,7 +368,7 @@ def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]
     ],
 )
 def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options: Options, says: str) -> None:
-    gguf_file.write(tmp_path / "base.gguf", {"general.architecture": string_value("llama")}, {"blk.0.attn_q.weight": TABLE})
+    gguf_output.write(tmp_path / "base.gguf", {"general.architecture": string_value("llama")}, {"blk.0.attn_q.weight": TABLE})
     with pytest.raises(AdapterhubError, match=says) as caught:
         prepare_merge([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", options)
     assert caught.value.exit_code == 6
@@ -388,7 +382,7 @@ def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
         "gemma.attention.head_count": u32_value(2),
         "gemma.rope.freq_base": f32_value(1e4),
     }
-    gguf_file.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
+    gguf_output.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
     with pytest.raises(
         AdapterhubError, match="no output layer but the embedding table: merged, a change of one would act in both"
@@ -403,7 +397,7 @@ def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
         "qwen3moe.attention.head_count": u32_value(2),
     }
     tensors = {"token_embd.weight": np.ones((16, 8), np.float32), "blk.0.ffn_gate_exps.weight": np.ones((2, 8, 8), np.float32)}
-    gguf_file.write(tmp_path / "base.gguf", said, tensors)
+    gguf_output.write(tmp_path / "base.gguf", said, tensors)
     for name, experts in (("down_proj", 2), ("gate_up_proj", 3)):
         lora_A, lora_B = np.ones((experts, 2, 8), np.float32), np.ones((experts, 16 if "up" in name else 8, 2), np.float32)
         delta = StackedLowRank(lora_A, lora_B, alpha=1, transposed_base=False)

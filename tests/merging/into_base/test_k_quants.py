@@ -12,7 +12,7 @@ from adapterhub.merging import Options, fuse
 from adapterhub.merging.into_base.k_quants import K_QUANTS, WEIGHTED, quantize, quantize_weighted
 from adapterhub.merging.into_base.tensor_types import Blocks
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers import gguf_types
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from tests.conftest import need_module
 from tests.support import llama_cpp, tiny
@@ -42,7 +42,7 @@ def by_ggml(rows: np.ndarray, name: str, importance: np.ndarray | None = None) -
     pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, found))
     weights = None if importance is None else importance.ctypes.data_as(ctypes.c_void_p)
     sizes = (ctypes.c_int64(n) for n in (0, *rows.shape))
-    assert ggml.ggml_quantize_chunk(gguf_file.TYPES[name][0], *pointers, *sizes, weights) == found.nbytes
+    assert ggml.ggml_quantize_chunk(gguf_types.TYPES[name][0], *pointers, *sizes, weights) == found.nbytes
     return found
 
 

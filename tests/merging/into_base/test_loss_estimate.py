@@ -14,8 +14,9 @@ from adapterhub.merging import Options, fuse, prepare_merge
 from adapterhub.merging.into_base.nf4_numpy import ThroughNF4, round_trip_sample
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import QuantizedTensor, string_value, u32_value
+from adapterhub_converters.containers import gguf_output, safetensors_file
+from adapterhub_converters.containers.gguf_output import QuantizedTensor
+from adapterhub_converters.containers.gguf_types import string_value, u32_value
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError
 from tests.conftest import need_module
@@ -134,7 +135,7 @@ def quantized(path: Path, kind: str) -> Path:
         "llama.attention.head_count": u32_value(8),
         "llama.block_count": u32_value(1),
     }
-    gguf_file.write(path, metadata, {"blk.0.attn_q.weight": QuantizedTensor(kind, (512, 512), blocks)})
+    gguf_output.write(path, metadata, {"blk.0.attn_q.weight": QuantizedTensor(kind, (512, 512), blocks)})
     return path
 
 

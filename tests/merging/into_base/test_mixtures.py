@@ -18,8 +18,9 @@ from adapterhub.merging import Options, fuse
 from adapterhub.merging.into_base.importance import read_importance
 from adapterhub.operations import base_models
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import FILE_TYPES, GGUFFile, MetadataValue, strings_value, u32_value
+from adapterhub_converters.containers import gguf_output, gguf_types
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.gguf_types import FILE_TYPES, MetadataValue, strings_value, u32_value
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from tests.conftest import Run, need_module
 from tests.merging.into_base.test_folder_to_gguf import contents, written
@@ -106,14 +107,14 @@ def importance_of(gguf: Path) -> dict[str, np.ndarray]:
 
 def write_importance(path: Path, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> Path:
     metadata = {
-        "general.type": gguf_file.string_value("imatrix"),
+        "general.type": gguf_types.string_value("imatrix"),
         "imatrix.datasets": strings_value(["calibration.txt"]),
         "imatrix.chunk_count": u32_value(40),
         "imatrix.chunk_size": u32_value(512),
     }
     tensors = {f"{name}.in_sum2": array for name, array in sums.items()}
     tensors |= {f"{name}.counts": array for name, array in counts.items()}
-    gguf_file.write(path, metadata, tensors)
+    gguf_output.write(path, metadata, tensors)
     return path
 
 

@@ -18,8 +18,8 @@ from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport,
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import FUSED_IN
 from adapterhub_converters.architectures.architecture_lookup import Architecture
-from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import MetadataValue
+from adapterhub_converters.containers import gguf_output, gguf_types
+from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused_error
 from adapterhub_converters.formats import DTYPES, file_alpha, source_config
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -78,11 +78,11 @@ def write(
     except RefusedError as error:
         config = {}
         notes.append(f"the source's config is not stored, so the way back is not exact: {error}")
-    metadata |= {key: gguf_file.string_value(text) for key, text in config.items()}
+    metadata |= {key: gguf_types.string_value(text) for key, text in config.items()}
     with ThreadPoolExecutor(1) as executor:  # hashing takes as long as writing, and neither holds the interpreter's lock
         digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.read_back, adapter.meta.invocation)
-        late = (lambda: {source_config.PAYLOAD: gguf_file.string_value(digest.result())}) if config else None
-        gguf_file.write(path, metadata, writing.tensors, late)
+        late = (lambda: {source_config.PAYLOAD: gguf_types.string_value(digest.result())}) if config else None
+        gguf_output.write(path, metadata, writing.tensors, late)
     return LossReport(tuple(writing.losses), tuple(notes))
 
 
@@ -99,7 +99,7 @@ class _FileContents:
         orders: Mapping[str, architecture_lookup.Order],
         dtype: str,
     ) -> None:
-        self.tensors: dict[str, np.ndarray | gguf_file.QuantizedTensor] = {}
+        self.tensors: dict[str, np.ndarray | gguf_output.QuantizedTensor] = {}
         self.read_back: dict[str, np.ndarray] = {}
         self.losses: list[TensorLoss] = []
         self.lines: list[source_config.Line] = []
@@ -188,21 +188,21 @@ def _plan_alpha(deltas: Mapping[str, FactorPair], layout: Layout) -> file_alpha.
 
 def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alpha: float) -> dict[str, MetadataValue]:
     metadata = {
-        "general.architecture": gguf_file.string_value(architecture.gguf),
-        "general.type": gguf_file.string_value("adapter"),
-        "adapter.type": gguf_file.string_value("lora"),
-        "adapter.lora.alpha": gguf_file.f32_value(alpha),
+        "general.architecture": gguf_types.string_value(architecture.gguf),
+        "general.type": gguf_types.string_value("adapter"),
+        "adapter.type": gguf_types.string_value("lora"),
+        "adapter.lora.alpha": gguf_types.f32_value(alpha),
     }
     if adapter.meta.invocation:
         metadata[INVOCATION] = MetadataValue("[UINT32]", list(adapter.meta.invocation))
     name = adapter.meta.base_model or base.repo
     if name:
-        metadata["general.base_model.count"] = gguf_file.u32_value(1)
-        metadata["general.base_model.0.name"] = gguf_file.string_value(name)
+        metadata["general.base_model.count"] = gguf_types.u32_value(1)
+        metadata["general.base_model.0.name"] = gguf_types.string_value(name)
         if _is_repo(name):
-            metadata["general.base_model.0.repo_url"] = gguf_file.string_value(HUB + name)
+            metadata["general.base_model.0.repo_url"] = gguf_types.string_value(HUB + name)
     if base.fingerprint:
-        metadata["adapterhub.base.fingerprint"] = gguf_file.string_value(base.fingerprint)
+        metadata["adapterhub.base.fingerprint"] = gguf_types.string_value(base.fingerprint)
     return metadata
 
 
@@ -220,7 +220,7 @@ _BLOCK = 32  # elements; of Q8_0 and Q4_0
 class StoredTensor:
     """A tensor as the file stores it, the floats that a reader gets back, and the largest absolute error of any element."""
 
-    data: np.ndarray | gguf_file.QuantizedTensor
+    data: np.ndarray | gguf_output.QuantizedTensor
     read_back: np.ndarray
     error: float
     note: str = ""
@@ -250,7 +250,7 @@ def as_dtype(name: str, array: np.ndarray, dtype: str) -> StoredTensor:
 
 
 def _with_error(
-    name: str, array: np.ndarray, data: np.ndarray | gguf_file.QuantizedTensor, read_back: np.ndarray, kind: str
+    name: str, array: np.ndarray, data: np.ndarray | gguf_output.QuantizedTensor, read_back: np.ndarray, kind: str
 ) -> StoredTensor:
     exact, approximate = array.astype(np.float64), read_back.astype(np.float64)
     finite = np.isfinite(exact)
@@ -271,4 +271,4 @@ def _quantize(name: str, array: np.ndarray, kind: str) -> StoredTensor:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         raw = quants.quantize(np.ascontiguousarray(array, np.float32), GGMLQuantizationType[kind])
         read_back = quants.dequantize(raw, GGMLQuantizationType[kind])
-    return _with_error(name, array, gguf_file.QuantizedTensor(kind, array.shape, raw), read_back, kind)
+    return _with_error(name, array, gguf_output.QuantizedTensor(kind, array.shape, raw), read_back, kind)

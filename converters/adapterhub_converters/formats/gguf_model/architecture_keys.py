@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, f32_value, string_value, u32_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, bool_value, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
 from .model_config import Config

@@ -20,7 +20,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture, layer_of, path_in_layer, text_name
 from adapterhub_converters.bases.names_in_memory import renaming
-from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, f32_value
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 

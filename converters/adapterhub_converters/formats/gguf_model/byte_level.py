@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub_converters.containers.gguf_file import MetadataValue, string_value, strings_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, string_value, strings_value
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 

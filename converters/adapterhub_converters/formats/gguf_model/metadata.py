@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_converters.architectures.architecture import Architecture
-from adapterhub_converters.containers.gguf_file import FILE_TYPES, MetadataValue, f32_value, string_value, u32_value
+from adapterhub_converters.containers.gguf_types import FILE_TYPES, MetadataValue, f32_value, string_value, u32_value
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
 

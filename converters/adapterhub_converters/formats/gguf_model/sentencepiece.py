@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.gguf_file import MetadataValue, string_value, strings_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, string_value, strings_value
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
 from .model_config import Config

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value, u32_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, bool_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, u32_value
+from adapterhub_converters.containers.gguf_types import MetadataValue, bool_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
 from . import byte_level, sentencepiece

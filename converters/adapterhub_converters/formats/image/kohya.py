@@ -37,7 +37,7 @@ from adapterhub_converters.errors import FormatError, NotUnderstoodError, Refuse
 from adapterhub_converters.formats import peft, pipeline
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, family_tables, naming, origin, preserved_header
+from . import factors, family_tables, joined_modules, naming, origin, preserved_header
 from .name_table import Reading
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class _Reader:
             delta_parts, differences = factors.differences(part, parameter=is_parameter)
             for kind, values in differences.items():
                 factors.check_floats(stem, kind, values, self._where)
-                for name, piece in factors.split_difference(stem, values, reading, self._where).items():
+                for name, piece in joined_modules.split_difference(stem, values, reading, self._where).items():
                     self._add_unique(self.added, name if is_parameter else f"{name}.{kind}", piece, stem)
             if delta_parts:
                 single = target if len(reading.targets) == 1 else stem
@@ -187,10 +187,10 @@ class _Reader:
         return self._deltas
 
     def _add_split(self, stem: str, delta: Delta, reading: Reading) -> None:
-        if isinstance(delta, Factored) and not factors.stays_product(delta, reading):
+        if isinstance(delta, Factored) and not joined_modules.stays_product(delta, reading):
             self._products[stem] = delta, reading
             return
-        for target, member in factors.split_delta(stem, delta, reading, self._where).items():
+        for target, member in joined_modules.split_delta(stem, delta, reading, self._where).items():
             self._add_unique(self._deltas, target, member, stem)
 
     def _add_unique(self, collection: dict[str, _T], name: str, value: _T, stem: str) -> None:
@@ -224,7 +224,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
-        delta = factors.join_deltas(stem, members, reading)
+        delta = joined_modules.join_deltas(stem, members, reading)
         parts, alpha = factors.tensors_of(delta)
         outlines[stem] = (delta.shape[0], delta.shape[1])
         tensors |= {f"{stem}.{name}": np.ascontiguousarray(array) for name, array in parts.items()}

@@ -16,7 +16,7 @@ from adapterhub_converters.bases.canonical_names import PIPELINE_PARTS
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import pipeline
 
-from . import factors, family_tables, image_transformers, preserved_header
+from . import family_tables, image_transformers, joined_modules, preserved_header
 from .name_table import Reading, Table
 
 if TYPE_CHECKING:
@@ -422,7 +422,7 @@ def in_diffusers_names(adapter: Adapter, location: str) -> Adapter:
     )
     deltas: dict[str, Delta] = {}
     for target, delta in adapter.deltas.items():
-        deltas |= factors.split_delta(target, delta, readings[target], location)
+        deltas |= joined_modules.split_delta(target, delta, readings[target], location)
     meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=preserved_header.entries(adapter))
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
 
