@@ -41,7 +41,7 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
         "--site-dir",
         str(tmp_path),
         "-f",
-        ROOT / "mkdocs.yml",
+        str(ROOT / "mkdocs.yml"),
     ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

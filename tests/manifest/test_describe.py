@@ -14,6 +14,7 @@ import pytest
 
 from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, ModuleShape, Training, TrainingData
+from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec, BaseTensor
@@ -250,4 +251,4 @@ def test_a_number_is_no_name_of_a_module_and_was_one_in_older_records(tmp_path: 
     assert found["targets"] == ("to_out.0", "to_q")
     fields = {"name": None, "base": None, "task": None, "files": ()}
     old = AdapterManifest(**fields, **{**found, "targets": ("0", "to_q")})  # type: ignore[arg-type]
-    derive.check_facts(old, ("kohya", adapter), "a", folder=tmp_path)
+    derive.check_facts(old, Inspection("kohya", adapter), "a", folder=tmp_path)
