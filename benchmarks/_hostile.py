@@ -115,11 +115,11 @@ class Target:
             for _ in range(count):
                 sock = stack.enter_context(socket.create_connection(self.address, 60))
                 sock.setblocking(False)
-                selector.register(sock, selectors.EVENT_WRITE)
+                selector.register(sock, selectors.EVENT_WRITE, sock)
                 left[sock] = memoryview(data)
             while left and time.monotonic() - last < _PATIENCE:
                 for key, _ in selector.select(0.1):
-                    sock = key.fileobj
+                    sock = key.data
                     try:
                         left[sock], last = left[sock][sock.send(left[sock]) :], time.monotonic()
                     except OSError:  # the hub has cut it

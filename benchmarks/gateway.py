@@ -61,11 +61,11 @@ def costs(bench: Bench) -> None:
     port, proxy_port = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
     with contextlib.ExitStack() as programs:
-        for words in (("engine", port, folder / "base"), ("proxy", proxy_port, url)):
-            command = [sys.executable, HERE / "_made_up_engine.py", *map(str, words)]
+        for role, its_port, target in (("engine", port, str(folder / "base")), ("proxy", proxy_port, url)):
+            command = [sys.executable, str(HERE / "_made_up_engine.py"), role, str(its_port), target]
             server = programs.enter_context(subprocess.Popen(command))
             programs.callback(server.kill)
-            wait_for(words[1])
+            wait_for(its_port)
         options = ("--engine", "vllm", "--engine-url", url)
         ours = programs.enter_context(serving.gateway(folder / "base", folder / "registry", folder / "gateway", *options))
         count = bench.options.requests

@@ -68,7 +68,7 @@ def blobs(bench: Bench) -> None:
         if shutil.which("docker-registry"):
             host = stack.enter_context(serving(serve_registry, made(scratch / "registry")))
             pid = int(subprocess.run(["pgrep", "-n", "docker-registry"], check=True, capture_output=True).stdout)
-            put_to_registry(host, weights, pid, unchanged=True)
+            put_to_registry(host, str(weights), pid, unchanged=True)
             programs.append(program(REGISTRY, fetch, f"http://{host}/v2/bench/blobs/sha256:{digest(weights)}", pid))
             putting.append(program(REGISTRY, put_to_registry, host, weights, pid))
         else:
@@ -217,16 +217,16 @@ def rate(url: str, method: str, path: str, token: str, count: int) -> Figures:
     selector = selectors.DefaultSelector()
     for _ in range(waiting):
         sock = socket.create_connection((host, int(port)))
-        selector.register(sock, selectors.EVENT_READ, length(sock, request, method))
+        selector.register(sock, selectors.EVENT_READ, (sock, length(sock, request, method)))
     start = time.perf_counter()
     for key in selector.get_map().values():
-        key.fileobj.send(request)
+        key.data[0].send(request)
     while waiting:
         for key, _ in selector.select():
-            sock, wanted = key.fileobj, key.data
-            got = len(sock.recv(1 << 16))
-            while got < wanted:
-                got += len(sock.recv(1 << 16))
+            sock, answer_size = key.data
+            received = len(sock.recv(1 << 16))
+            while received < answer_size:
+                received += len(sock.recv(1 << 16))
             left -= 1
             if left >= waiting:
                 sock.send(request)

@@ -147,7 +147,7 @@ def differing(ours: str, theirs: str) -> tuple[int, int]:
     from safetensors import safe_open
 
     def tensors(folder: str) -> dict[str, Any]:
-        files = [safe_open(path, "pt") for path in Path(folder).glob("*.safetensors")]
+        files: list[Any] = [safe_open(path, "pt") for path in Path(folder).glob("*.safetensors")]
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     one, other_tensors, differ, total = tensors(ours), tensors(theirs), 0, 0
@@ -181,8 +181,8 @@ def combine(side: int, rank: int, method: str, repeats: int) -> Figures:
     random = np.random.default_rng(0)
 
     def adapter() -> Adapter:
-        factors = [random.normal(size=shape).astype(np.float32) for shape in ((rank, side), (side, rank))]
-        return Adapter({"0": LowRank(*factors, alpha=float(rank))})
+        lora_A, lora_B = (random.normal(size=shape).astype(np.float32) for shape in ((rank, side), (side, rank)))
+        return Adapter({"0": LowRank(lora_A, lora_B, alpha=float(rank))})
 
     adapters = [adapter(), adapter()]
     return medians([clocked(lambda: merge(adapters, [1.0, 1.0], method=method)) for _ in range(repeats)])

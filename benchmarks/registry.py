@@ -17,6 +17,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,11 @@ def plain(path: Path, registry: Registry) -> sqlite3.Connection:
     return db
 
 
+def rows(peer: sqlite3.Connection, statement: str, text: str) -> list[Any]:
+    """Return all rows that a statement selects for a text."""
+    return peer.execute(statement, (text,)).fetchall()
+
+
 def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None:
     catalog, some, rounds = registry.index, words(), bench.options.rounds
     like = "SELECT name FROM cards WHERE text LIKE ? LIMIT 20"
@@ -158,9 +164,9 @@ def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None
         )
         (hits,) = peer.execute("SELECT count(*) FROM words WHERE words MATCH ?", (phrases,)).fetchone()
         found = {
-            "adapterhub": cost(lambda typed=typed: version_search.search(catalog, Query(typed)), rounds),
-            FTS: cost(lambda phrases=phrases: peer.execute(match, (phrases,)).fetchall(), rounds),
-            LIKE: cost(lambda typed=typed: peer.execute(like, (f"%{typed}%",)).fetchall(), min(rounds, 3)),
+            "adapterhub": cost(partial(version_search.search, catalog, Query(typed)), rounds),
+            FTS: cost(partial(rows, peer, match, phrases), rounds),
+            LIKE: cost(partial(rows, peer, like, f"%{typed}%"), min(rounds, 3)),
         }
         bench.add(f"find {title}", f"{total} versions contain it", found, {f"FTS5 finds as many: {hits}": hits == total})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,7 +32,10 @@ _GENERATED = {
     "adapterhub/training/config_help.py": "reference/training.md",
 }
 # Tables that only the site has, below the text that GitHub shows too.
-_APPENDED = {"commands.md": reference.commands_table, "benchmarks.md": lambda: _run.tables(_run.RESULTS)}
+_APPENDED: dict[str, Callable[[], str]] = {
+    "commands.md": reference.commands_table,
+    "benchmarks.md": lambda: _run.tables(_run.RESULTS),
+}
 _SOURCE = re.compile(r"\]\((?:\.\./)+(adapterhub/[\w./]+)\)")
 
 

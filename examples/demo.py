@@ -178,6 +178,7 @@ def differences() -> tuple[float, float]:
     import torch
     import transformers
 
+    from adapterhub_converters.adapter import LowRank
     from adapterhub_converters.formats import peft
 
     def load(folder: Path) -> Any:
@@ -188,6 +189,7 @@ def differences() -> tuple[float, float]:
     with torch.no_grad():
         base = model(ids).logits
         for target, delta in peft.read(ADAPTER).deltas.items():
+            assert isinstance(delta, LowRank)
             A, B = torch.from_numpy(delta.lora_A), torch.from_numpy(delta.lora_B)
             model.get_submodule(target).weight += delta.scaling * (B @ A)
         both = model(ids).logits

@@ -39,7 +39,7 @@ def write_adapter(
     folder.mkdir(parents=True)
     types: dict[str, type] = {"F32": np.float32, "F16": np.float16, "mixed": np.float32}
     types_of_B: dict[str, type] = {"mixed": np.float16}
-    pair = {
+    pair: dict[str, Any] = {
         TARGET.format("q_proj", "lora_A.weight"): rng.standard_normal((R, SIZE)).astype(types[dtype]),
         TARGET.format("q_proj", "lora_B.weight"): rng.standard_normal((SIZE, R)).astype(types_of_B.get(dtype, types[dtype])),
     }

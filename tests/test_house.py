@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from tests.cli import test_explain
@@ -375,3 +376,10 @@ def test_pages_of_a_hub_escape_all_but_sanitized_cards() -> None:
     templates = [*(ROOT / "adapterhub/hub/web/templates").glob("*.html")]
     assert templates
     assert [path.name for path in templates if re.search(r"\|\s*safe|autoescape", path.read_text())] == []
+
+
+def test_every_python_file_of_the_repository_is_checked_by_mypy() -> None:
+    checked = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"])
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert len(tracked) > 1000
+    assert [path for path in tracked if not path.startswith(checked)] == []

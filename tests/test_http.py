@@ -164,7 +164,7 @@ class Pieces:
         return sum(map(len, self.parts))
 
     def __iter__(self) -> Iterator[memoryview]:
-        yield from map(memoryview, self.parts)
+        yield from (memoryview(part) for part in self.parts)
 
 
 def test_a_body_is_sent_piece_by_piece_under_its_length(web: Web) -> None:

@@ -127,7 +127,7 @@ _SCAN: _Codes = {
 }  # fmt: skip
 
 CODES = _FILES | _BASE | _IDENTITY | _REQUIREMENTS | _SCAN
-"""Severity and meaning of each code. Codes are stable: scripts and CI match on them. docs/validate.md has this table."""
+"""Severity and meaning of each code. Codes are stable: scripts and CI match on them. `explain CODE` shows them."""
 SCAN = frozenset(_SCAN)
 """The codes that only a scan reports."""
 FIT = frozenset(_BASE | _IDENTITY)

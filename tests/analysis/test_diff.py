@@ -228,8 +228,8 @@ def test_changes_are_those_of_pefts_own_deltas(tmp_path: Path) -> None:
         need_module(name)
     targets = ["q_proj", "down_proj", "embed_tokens"]
     adapters = [
-        tiny.adapter(tiny.model(), tmp_path / name, strength=strength, target_modules=targets, **config)
-        for name, strength, config in (("a", 0.1, {"r": 4}), ("b", 0.2, {"r": 6, "use_rslora": True}))
+        tiny.adapter(tiny.model(), tmp_path / "a", strength=0.1, target_modules=targets, r=4),
+        tiny.adapter(tiny.model(), tmp_path / "b", strength=0.2, target_modules=targets, r=6, use_rslora=True),
     ]
     found = {module.name: module for module in diff(tmp_path / "a", tmp_path / "b").modules}
     assert len(found) == 5

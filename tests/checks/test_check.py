@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ Q0 = "model.layers.0.self_attn.q_proj"
         ({**pairs(2), "model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 8)}, {}, "token-rows"),
     ],
 )  # fmt: skip
-def test_what_config_and_tensors_disagree_on(tmp_path: Path, shapes: Shapes, config: dict[str, object], code: str) -> None:
+def test_what_config_and_tensors_disagree_on(tmp_path: Path, shapes: Shapes, config: dict[str, Any], code: str) -> None:
     report = checks.check(adapter(tmp_path / "a", shapes, **config))
     assert codes(report) == {code}
 
@@ -151,14 +152,14 @@ def test_an_untrained_adapter_does_nothing(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_the_base(tmp_path: Path, shapes: Shapes, config: dict[str, object], code: str) -> None:
+def test_what_does_not_fit_the_base(tmp_path: Path, shapes: Shapes, config: dict[str, Any], code: str) -> None:
     report = checks.check(adapter(tmp_path / "a", shapes, **config), base=base(tmp_path / "b"))
     assert code in codes(report)
     assert codes(report) <= {code, "tied-weights"}
 
 
 @pytest.mark.parametrize("config", [{"layers_to_transform": [0]}, {"layers_to_transform": 0}])
-def test_layers_that_were_never_to_be_trained_are_not_missed(tmp_path: Path, config: dict[str, object]) -> None:
+def test_layers_that_were_never_to_be_trained_are_not_missed(tmp_path: Path, config: dict[str, Any]) -> None:
     assert codes(checks.check(adapter(tmp_path / "a", pairs(1), **config), base=base(tmp_path / "b"))) == set()
 
 
@@ -238,7 +239,7 @@ def test_files_that_are_not_the_ones_adapter_json_names(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_a_runtime_makes_of_it(
-    tmp_path: Path, shapes: Shapes, config: dict[str, object], runtime: str, verdict: str, says: str
+    tmp_path: Path, shapes: Shapes, config: dict[str, Any], runtime: str, verdict: str, says: str
 ) -> None:
     report = checks.check(adapter(tmp_path / "a", shapes, **config), base=base(tmp_path / "b"), runtimes=[runtime])
     assert report.verdicts[runtime].verdict == verdict
@@ -265,7 +266,7 @@ def test_what_a_runtime_makes_of_it(
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("runtime", ["llama.cpp", "mlx"])
 def test_a_verdict_that_needs_a_conversion_agrees_with_the_conversion(
-    tmp_path: Path, shapes: Shapes, config: dict[str, object], tied: bool, runtime: str
+    tmp_path: Path, shapes: Shapes, config: dict[str, Any], tied: bool, runtime: str
 ) -> None:
     folder, spec = adapter(tmp_path / "a", shapes, **config), base(tmp_path / "b", tied=tied)
     verdict = checks.check(folder, base=spec).verdicts[runtime]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ EXPERTS = {
     f"{UP}.lora_A.weight": (8, 8), f"{UP}.lora_B.weight": (12, 8),
     f"{DOWN}.lora_A.weight": (8, 6), f"{DOWN}.lora_B.weight": (8, 8),
 }  # fmt: skip
-TARGETS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": []}
+TARGETS: dict[str, Any] = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": []}
 EMBEDDING = "model.embed_tokens"
 
 
@@ -76,7 +77,7 @@ def test_vera_fits_where_the_base_is_as_large_and_needs_its_projections(tmp_path
 
 
 Q = "model.layers.0.self_attn.q_proj"
-ONLY_CONVERTED = {
+ONLY_CONVERTED: dict[str, tuple[folders.Shapes, dict[str, Any]]] = {
     "rows": (
         {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": (1, 8)},
         {"trainable_token_indices": {"embed_tokens": [3]}},

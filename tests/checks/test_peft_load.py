@@ -97,7 +97,7 @@ def test_missing_target_modules_are_those_that_peft_takes_for_the_model_type(
     ],
 )
 def test_a_config_that_peft_reads_otherwise_than_it_was_trained_is_an_error(
-    tmp_path: Path, shapes: Shapes, config: dict[str, object], verdict: str, code: str
+    tmp_path: Path, shapes: Shapes, config: dict[str, Any], verdict: str, code: str
 ) -> None:
     report = checks.check(adapter(tmp_path / "a", shapes, **config))
     assert report.verdicts["peft"].verdict == verdict

@@ -24,8 +24,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         need_module(name)
     root = tmp_path_factory.mktemp("peft")
     tiny.adapter(tiny.model(), root / "a", target_modules=["q_proj", "v_proj"])
-    for name, config in {"same": {}, "deep": {"num_hidden_layers": 3}, "shallow": {"num_hidden_layers": 1},
-                         "wide": {"hidden_size": 128, "head_dim": 32}}.items():  # fmt: skip
+    configs: dict[str, dict[str, Any]] = {
+        "same": {},
+        "deep": {"num_hidden_layers": 3},
+        "shallow": {"num_hidden_layers": 1},
+        "wide": {"hidden_size": 128, "head_dim": 32},
+    }
+    for name, config in configs.items():
         tiny.model(**config).save_pretrained(root / name)
     return root
 

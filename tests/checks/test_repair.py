@@ -113,13 +113,14 @@ def test_what_peft_itself_saved_needs_nothing(tmp_path: Path) -> None:
         need_module(module)
     from peft import LoraConfig
 
-    for name, config in {
+    configs: dict[str, dict[str, Any]] = {
         "plain": {},
         "dora": {"use_dora": True},
         "ranks": RANKS,
         "linear": {"target_modules": "all-linear"},
-    }.items():
-        tiny.adapter(tiny.model(), tmp_path / name, **{"target_modules": ["q_proj", "v_proj"], **config})
+    }
+    for name, config in configs.items():
+        tiny.adapter(tiny.model(), tmp_path / name, **({"target_modules": ["q_proj", "v_proj"]} | config))
         assert fix(tmp_path / name, tmp_path / "out").repairs == ()
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     assert fields - peft.INERT - peft.READ <= repair_config._WRITTEN

@@ -23,7 +23,7 @@ from tests.support.folders import base, pairs
 from tests.support.programs import write_program
 
 
-def adapter(path: Path, shapes: folders.Shapes, **config: object) -> Path:
+def adapter(path: Path, shapes: folders.Shapes, **config: Any) -> Path:
     """An adapter that names its base: `--strict` fails one that does not."""
     return folders.adapter(path, shapes, **{"base_model_name_or_path": "org/base", **config})
 

@@ -63,8 +63,8 @@ def raised() -> tuple[set[str], set[str]]:
 def defaults(tree: ast.Module) -> dict[str, str]:
     """The classes of errors in a module, and the code of an error that is raised without one of its own."""
     found = [(one.name, node) for one in ast.walk(tree) if isinstance(one, ast.ClassDef) for node in one.body]
-    sets = [(name, node) for name, node in found if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
-    return {name: ast.literal_eval(node.value) for name, node in sets if ast.unparse(node).startswith("default_code")}
+    sets = [(name, node, node.value) for name, node in found if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
+    return {name: ast.literal_eval(value) for name, node, value in sets if ast.unparse(node).startswith("default_code")}
 
 
 def strings(tree: ast.Module) -> dict[str, str]:

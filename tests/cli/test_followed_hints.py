@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 import shlex
@@ -70,9 +71,10 @@ def test_a_hint_whose_fields_are_missing_is_not_printed(code: str) -> None:
 def test_the_hint_of_a_finding_has_its_fields_or_is_that_of_the_library() -> None:
     from adapterhub.maintenance.findings import Finding
 
-    words = ("signature", "error", "here", "what", "the hint of the library", "signature-name")
-    assert errors.hint_of(Finding(*words)) == "the hint of the library"
-    assert errors.hint_of(Finding(*words, fields={"name": "sql"})).startswith("Pass --signed-as sql if")
+    finding = Finding("signature", "error", "here", "what", "the hint of the library", "signature-name")
+    assert errors.hint_of(finding) == "the hint of the library"
+    with_name = dataclasses.replace(finding, fields={"name": "sql"})
+    assert errors.hint_of(with_name).startswith("Pass --signed-as sql if")
 
 
 # ---- commands

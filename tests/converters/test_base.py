@@ -92,7 +92,7 @@ def test_a_quantization_state_is_not_trusted(tmp_path: Path, state: object, says
 
 @pytest.mark.parametrize(("method", "packed"), [("gptq", (2, 24)), ("awq", (16, 3))])
 def test_packed_integers_stand_for_their_shape(tmp_path: Path, method: str, packed: tuple[int, int]) -> None:
-    tensors = {"a.qweight": np.zeros(packed, np.int32), "a.scales": np.zeros((1, 24), np.float16)}
+    tensors: dict[str, np.ndarray] = {"a.qweight": np.zeros(packed, np.int32), "a.scales": np.zeros((1, 24), np.float16)}
     safetensors_file.write(tmp_path / "model.safetensors", tensors)
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method, "bits": 4}}))
     assert {name: tensor.shape for name, tensor in read_base(tmp_path).tensors.items()} == {"a.weight": (24, 16)}

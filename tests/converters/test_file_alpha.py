@@ -105,7 +105,7 @@ def test_numbers_that_vanish_are_reported_as_rounded() -> None:
 
 
 def test_two_units_in_the_last_place_are_not_recorded_but_reported() -> None:
-    lora_B = np.float32([[1 + 7 * 2.0**-23]])
+    lora_B = np.array([[1 + 7 * 2.0**-23]], np.float32)
     factor = 0.3 * 2.0**-126  # the product is subnormal
     folded = file_alpha.fold("x", lora_B, factor)
     off = file_alpha.unfold(folded.lora_B, factor, dtypes.F32).view(np.int32) - lora_B.view(np.int32)

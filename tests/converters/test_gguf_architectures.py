@@ -440,7 +440,7 @@ def test_llama_cpp_computes_what_peft_computes_on_routers(tmp_path: Path, conver
     need_module("peft")
     folder, gguf = models(name, converted)
     router = "router" if name == "GptOssForCausalLM" else "gate"
-    more = {"target_modules": ["o_proj"], "target_parameters": [f"mlp.{router}.weight"]}
+    more: dict[str, Any] = {"target_modules": ["o_proj"], "target_parameters": [f"mlp.{router}.weight"]}
     wrapped = tiny.adapter(tiny.model(name), tmp_path / "peft", strength=0.4, **more)
     adapter = peft.read(tmp_path / "peft")
     assert f"model.layers.1.mlp.{router}" in adapter.deltas

@@ -315,7 +315,8 @@ def test_a_source_config_that_contradicts_its_file_is_refused_by_name(
 def test_alpha_absent_means_a_scale_of_1(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     gguf_lora.write(Adapter({UP: delta(48)}), path, base=llama())
-    for change in ({}, {"adapter_lora_alpha": gguf_types.f32_value(0.0)}):
+    changes: list[dict[str, Any]] = [{}, {"adapter_lora_alpha": gguf_types.f32_value(0.0)}]
+    for change in changes:
         strip(path, tmp_path / "b.gguf", without="a", general_type=gguf_types.string_value("adapter"))
         strip(tmp_path / "b.gguf", tmp_path / "b.gguf", adapter_type=gguf_types.string_value("lora"), **change)
         assert gguf_lora.read(tmp_path / "b.gguf").deltas[UP].scaling == 1.0

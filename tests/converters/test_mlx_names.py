@@ -148,7 +148,8 @@ def test_what_mlx_lm_refuses_is_refused_beforehand(name: str, tmp_path: Path) ->
     trained, module = REFUSED[name]
     base = saved(tiny.model(name), tmp_path / "base")
     key = "target_parameters" if trained.endswith(".weight") else "target_modules"
-    tiny.adapter(tiny.model(name), tmp_path / "a", **{"target_modules": ["o_proj"], key: [trained]})
+    config: dict[str, Any] = {"target_modules": ["o_proj"], key: [trained]}
+    tiny.adapter(tiny.model(name), tmp_path / "a", **config)
     with pytest.raises(RefusedError, match=f"{module}: not a module that mlx-lm is known to have"):
         convert.convert(tmp_path / "a", tmp_path / "mlx", to="mlx", base=read_base(base))
     assert checks.check(tmp_path / "a", base=read_base(base)).verdicts["mlx"].verdict == "refused"

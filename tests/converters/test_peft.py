@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from adapterhub_converters.formats.peft import adapter_config, tensor_keys
 from tests.conftest import need_module
 
 
-def folder(path: Path, tensors: dict[str, tuple[int, ...]], **config: object) -> Path:
+def folder(path: Path, tensors: Mapping[str, tuple[int, ...]], **config: object) -> Path:
     """A PEFT folder with tensors of the given shapes, filled with numbers that differ."""
     path.mkdir()
     rng = np.random.default_rng(0)
@@ -238,7 +239,7 @@ def test_a_rank_that_only_the_tensors_know_is_reported(tmp_path: Path) -> None:
 LAMBDAS = {"l.0.q.vera_lambda_b": (6,), "l.0.q.vera_lambda_d": (2,)}
 
 
-def vera(path: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> Path:
+def vera(path: Path, shapes: Mapping[str, tuple[int, ...]], **config: object) -> Path:
     """A VeRA adapter; `vera_A` and `vera_B` are named as peft names them."""
     path.mkdir()
     arrays = {

@@ -70,7 +70,9 @@ def test_dora_without_magnitudes_is_reported_and_converts_only_back(tmp_path: Pa
 
 def test_dora_of_some_modules_is_not_written_as_that_of_all(tmp_path: Path) -> None:
     adapter = peft.read(folder(tmp_path / "a", pair() | pair("model.layers.1.self_attn.q_proj")))
-    one = dataclasses.replace(adapter.deltas[Q], magnitude=np.ones(16, np.float32))
+    delta = adapter.deltas[Q]
+    assert isinstance(delta, LowRank)
+    one = dataclasses.replace(delta, magnitude=np.ones(16, np.float32))
     with pytest.raises(RefusedError, match="has no DoRA magnitude and others have one"):
         peft.write(dataclasses.replace(adapter, deltas={**adapter.deltas, Q: one}, source=None), tmp_path)
 

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -149,7 +149,7 @@ COMMANDS = typed()
 LINES = sorted({line for lines in COMMANDS.values() for line in lines})
 
 
-def matching(table: dict[str, object], line: str) -> list[str]:
+def matching(table: Iterable[str], line: str) -> list[str]:
     return [pattern for pattern in table if re.match(pattern, line)]
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 from adapterhub import evaluation, training  # noqa: E402
 from adapterhub.manifest import oci_manifest  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
+from adapterhub_converters.adapter import LowRank  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.training.test_trainer import settings  # noqa: E402
@@ -69,6 +70,7 @@ def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base:
     adapter = peft_format.read(start.path)
     target = next(iter(adapter.deltas))
     delta = adapter.deltas[target]
+    assert isinstance(delta, LowRank)
     broken = dataclasses.replace(delta, lora_B=np.full_like(delta.lora_B, np.inf))
     (tmp_path / "x").mkdir()
     peft_format.write(dataclasses.replace(adapter, deltas={**adapter.deltas, target: broken}, source=None), tmp_path / "x")

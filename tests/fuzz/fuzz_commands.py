@@ -116,7 +116,7 @@ def adapters(tmp: Path) -> dict[str, Files]:
     for name, (config, tensors) in others.items():
         text = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **config})
         found[name] = {"adapter_config.json": text.encode(), "adapter_model.safetensors": st(tensors)}
-    pair = {
+    pair: Tensors = {
         "model.layers.0.self_attn.q_proj.lora_a": ("F32", (8, 2)),
         "model.layers.0.self_attn.q_proj.lora_b": ("F32", (2, 8)),
     }

@@ -31,7 +31,7 @@ from tests.support.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
 from tests.training.conftest import tiny_base  # noqa: E402, F401
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True, "r": 3},
     "dora": {"use_dora": True},

@@ -80,7 +80,10 @@ def test_a_client_of_lfs_and_our_own_command_line_count(team: Running, run: Run,
         raw = registry.store.read_document(registry.row(Ref("team/sql", number=2)).digest)
     layers = oci_manifest.parse(raw, "team/sql").layers
     weights = next(layer for layer in layers if layer.path == WEIGHTS)
-    wanted = {"operation": "download", "objects": [{"oid": weights.digest.removeprefix("sha256:"), "size": weights.size}]}
+    wanted: dict[str, Any] = {
+        "operation": "download",
+        "objects": [{"oid": weights.digest.removeprefix("sha256:"), "size": weights.size}],
+    }
     batch = requests.post(f"{team.url}/team/sql.git/info/lfs/objects/batch", json=wanted, timeout=20).json()
     requests.get(batch["objects"][0]["actions"]["download"]["href"], timeout=20).raise_for_status()
     assert (2, "hf", 1) in counts(team)

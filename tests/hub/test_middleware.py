@@ -104,7 +104,7 @@ def test_refusals_are_recorded_without_the_token(hub: Running, hf: Any) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     get(hub, "/api/whoami-v2", "hf_secretsecret")
-    reader = client(Running(hub.url, hub.folder, hub.make_token("bob", "read")), hub.folder)
+    reader = client(Running(hub.url, hub.settings, hub.make_token("bob", "read")), hub.folder)
     with pytest.raises(HfHubHTTPError):
         reader.create_repo("team/sql")
     assert recorded(hub) == [("", "refused", ""), ("bob", "refused", "team/sql")]

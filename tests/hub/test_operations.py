@@ -185,7 +185,7 @@ def test_a_restored_hub_is_the_hub(filled: Running, tmp_path: Path, adapter: Cal
         assert after.list() == before.list()
         assert after.log(Ref("team/sql")) == before.log(Ref("team/sql"))
     with serving(tmp_path / "again") as again:
-        found = client(Running(again.url, again.folder, filled.token), tmp_path)  # the token of before
+        found = client(Running(again.url, again.settings, filled.token), tmp_path)  # the token of before
         assert found.model_info("team/sql").private
         assert [one.title for one in found.list_repo_commits("team/soon")]
         found.upload_folder(folder_path=adapter(2), repo_id="team/sql")

@@ -456,7 +456,7 @@ def test_without_zstandard_one_line_names_what_to_install(registry: Registry, tr
     (tmp_path / "zstandard.py").write_text("raise ImportError")
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub.cli.main import main; main()"
     for words in (["pack"], ["pull", "team/sql"]):
-        command = [sys.executable, "-c", code, tmp_path, *words, "--registry", registry.root]
+        command = [sys.executable, "-c", code, str(tmp_path), *words, "--registry", str(registry.root)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENV, cwd=tmp_path)
         assert (done.returncode, "Run `pip install zstandard`" in done.stderr) == (9, True), done.stderr
 

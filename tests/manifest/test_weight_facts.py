@@ -11,6 +11,7 @@ import pytest
 
 from adapterhub.manifest import derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import IntegrityError
 
@@ -31,4 +32,4 @@ def test_a_number_is_no_name_of_a_module_and_was_one_in_older_records(tmp_path: 
     assert found["targets"] == ("to_out.0", "to_q")
     fields = {"name": None, "base": None, "task": None, "files": ()}
     old = AdapterManifest(**fields, **{**found, "targets": ("0", "to_q")})  # type: ignore[arg-type]
-    weight_facts.check_facts(old, ("kohya", adapter), "a", folder=tmp_path)
+    weight_facts.check_facts(old, Inspection("kohya", adapter), "a", folder=tmp_path)

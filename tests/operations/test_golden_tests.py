@@ -143,7 +143,7 @@ def test_an_engine_here_answers_as_generate_does(tmp_path: Path, form: str) -> N
     models = serving.make_models(tmp_path, adapters=1)
     base = models.base if form == "torch" else models.gguf
     right = ah.generate(models.adapter(0), "ab", base=base, compare=False, max_tokens=8)
-    tests = [
+    tests: list[dict[str, Any]] = [
         {"id": "same", "prompt": "ab", "equals": right.text, "pass_rate": 1},
         {"id": "ends", "prompt": "ab", "max_tokens": 8},
         {"id": "talks", "messages": [*TALK, {"role": "user", "content": "ab"}], "equals": right.text},

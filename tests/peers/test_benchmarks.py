@@ -26,7 +26,16 @@ def smoke(tmp_path: Path) -> Any:
 
     def call(script: str, *options: str, **env: str) -> tuple[dict[str, Any], str]:
         file = tmp_path / "report.json"
-        command = [sys.executable, BENCHMARKS / f"{script}.py", "--smoke", "--json", file, "--dir", tmp_path, *options]
+        command = [
+            sys.executable,
+            str(BENCHMARKS / f"{script}.py"),
+            "--smoke",
+            "--json",
+            str(file),
+            "--dir",
+            str(tmp_path),
+            *options,
+        ]
         result = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False)
         assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
         report: dict[str, Any] = json.loads(file.read_text())
@@ -90,7 +99,7 @@ def test_a_plan_for_a_graphics_card_needs_none_and_no_weights(smoke: Any) -> Non
 
 @pytest.mark.peer
 def test_hostile_clients_of_a_hub_stay_within_its_limits() -> None:
-    command = [sys.executable, BENCHMARKS / "hub.py", "--hostile", "--smoke"]
+    command = [sys.executable, str(BENCHMARKS / "hub.py"), "--hostile", "--smoke"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     assert "OVER" not in result.stdout

@@ -49,7 +49,7 @@ def python(extra: str) -> Path:
 def test_an_extra_alone_does_what_it_is_for_and_names_the_extra_that_another_command_needs(extra: str, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     base(tmp_path / "base")
-    program = [python(extra), "-m", "adapterhub", "--registry", "registry"]
+    program = [str(python(extra)), "-m", "adapterhub", "--registry", "registry"]
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         command = [*program, *line.split()]

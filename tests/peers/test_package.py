@@ -26,7 +26,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
     for name in ("one", "another-name"):
         folder = tmp_path_factory.mktemp(name)
         subprocess.run([git, "clone", "-q", "--depth", "1", f"file://{ROOT}", folder / "clone"], check=True)
-        command = [python, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "clone"]
+        command = [str(python), "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "clone")]
         subprocess.run(command, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, check=True, capture_output=True)
         (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
         made.append((sdist, wheel))

@@ -55,7 +55,7 @@ def answers(tmp_path: Path) -> dict[str, list[int]]:
     """What peft answers with a base and with three adapters; beside these are two that have modules which the base has not."""
     for module in ("torch", "transformers", "peft"):
         need_module(module)
-    sizes = {"hidden_size": 128, "head_dim": 32}  # the smallest head of vLLM's attention on a CPU
+    sizes: dict[str, Any] = {"hidden_size": 128, "head_dim": 32}  # the smallest head of vLLM's attention on a CPU
     tiny.model(**sizes).save_pretrained(tmp_path / "base")
     found = {"base": by_peft(tiny.model(**sizes))}
     for name, strength in (("one", 0.1), ("two", 0.2), ("three", 0.3)):

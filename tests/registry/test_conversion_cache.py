@@ -38,7 +38,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("to", WRITTEN)
-def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Path, to: str) -> None:
+def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Path, to: Any) -> None:
     source, spec = ("style", FLUX_BASE) if to in OF_IMAGES else ("sql", trained.LLAMA)
     with Registry.open(team) as registry:
         parent = registry.resolve(Ref.parse(f"team/{source}"))

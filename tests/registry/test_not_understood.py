@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 A, B = (2, 8), (8, 2)
 
 
-def peft(folder: Path, shapes: dict[str, tuple[int, ...]] | None = None, **config: object) -> Path:
+def peft(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, **config: object) -> Path:
     folder.mkdir()
     write(folder / "adapter_model.safetensors", shapes or {f"{Q}.next_s": (8,)})
     settings = {"peft_type": "NEXT", "r": 4, "base_model_name_or_path": "org/base", "target_modules": ["q_proj"], **config}
@@ -34,7 +34,7 @@ def peft(folder: Path, shapes: dict[str, tuple[int, ...]] | None = None, **confi
     return folder
 
 
-def write(path: Path, shapes: dict[str, tuple[int, ...]], value: float = 1.0) -> Path:
+def write(path: Path, shapes: Mapping[str, tuple[int, ...]], value: float = 1.0) -> Path:
     safetensors_file.write(path, {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, {"format": "pt"})
     return path
 

@@ -103,7 +103,7 @@ def test_every_bit_pattern_survives_either_coding(width: int) -> None:
 
 def test_a_gguf_file_is_cut_at_its_tensors(tmp_path: Path) -> None:
     values = (np.random.default_rng(0).normal(size=(64, 512)) * 0.02).astype(np.float16)
-    arrays = {"a.lora_a": values, "b.lora_b": values.astype(np.float32)}
+    arrays: dict[str, np.ndarray | gguf_output.QuantizedTensor] = {"a.lora_a": values, "b.lora_b": values.astype(np.float32)}
     gguf_output.write(tmp_path / "x.gguf", {"general.architecture": gguf_types.MetadataValue("STRING", "llama")}, arrays)
     blob = (tmp_path / "x.gguf").read_bytes()
     found = {run.key[0]: run.width for run in cutting.runs(container.offset_reader(io.BytesIO(blob)), len(blob)) if run.key}

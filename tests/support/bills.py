@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import adapterhub as ah
 from tests.support.adapters import write_adapter
 
 
-def trained(folder: Path, **more: object) -> Path:
+def trained(folder: Path, **more: Any) -> Path:
     """A folder with the record of a training on two sources, one of them without a license and without a count of tokens."""
     write_adapter(folder, base_model_name_or_path="org/base", revision="a" * 40)
     ah.describe(folder, name="sql", license="apache-2.0", **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,11 @@ def pairs(
 
 
 def adapter(
-    path: Path, shapes: Shapes, values: Callable[[str, np.ndarray], np.ndarray] | None = None, **config: object
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    /,
+    **config: object,
 ) -> Path:
     path.mkdir()
     rng = np.random.default_rng(0)
@@ -46,7 +50,7 @@ def two_adapters(folder: Path) -> None:
 
 def vera(path: Path, modules: dict[str, int], widest: tuple[int, int], r: int = 2) -> Path:
     """A VeRA adapter of modules with so many outputs, whose projections are for a weight of the shape `widest`."""
-    shapes = {f"model.{n}.vera_lambda_b": (out,) for n, out in modules.items()}
+    shapes: Shapes = {f"model.{n}.vera_lambda_b": (out,) for n, out in modules.items()}
     shapes |= {f"model.{n}.vera_lambda_d": (r,) for n in modules} | {"vera_A": (r, widest[1]), "vera_B": (widest[0], r)}
     path.mkdir()
     rng = np.random.default_rng(0)
@@ -56,7 +60,7 @@ def vera(path: Path, modules: dict[str, int], widest: tuple[int, int], r: int = 
     return path
 
 
-def _targets(shapes: Shapes) -> list[str]:
+def _targets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The last names of the modules that have pairs, as peft saves them."""
     found = {name.split(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name}
     return sorted(found) or ["q_proj"]

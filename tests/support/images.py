@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def pair(numbers: Numbers, shape: tuple[int, ...], r: int) -> tuple[np.ndarray, 
     return numbers(r, *shape[1:]), numbers(shape[0], r, *(1,) * (len(shape) - 2))
 
 
-def kohya_file(path: Path, modules: dict[str, tuple[int, ...]], header: dict[str, str] | None = None, **alphas: float) -> Path:
+def kohya_file(
+    path: Path, modules: Mapping[str, tuple[int, ...]], header: dict[str, str] | None = None, **alphas: float
+) -> Path:
     """A file as sd-scripts saves it: by the name of each module there, with an alpha of 3 or another."""
     numbers, tensors = Numbers(), {}
     for stem, shape in modules.items():
@@ -45,7 +48,7 @@ def kohya_file(path: Path, modules: dict[str, tuple[int, ...]], header: dict[str
     return path
 
 
-def peft_folder(path: Path, modules: dict[str, tuple[int, ...]], ranks: dict[str, int] | None = None, **config: Any) -> Path:
+def peft_folder(path: Path, modules: Mapping[str, tuple[int, ...]], ranks: dict[str, int] | None = None, **config: Any) -> Path:
     """A folder as peft saves it."""
     path.mkdir()
     numbers, tensors = Numbers(), {}

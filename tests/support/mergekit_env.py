@@ -66,7 +66,7 @@ def _make(place: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     packages = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(place)}))
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, *_PACKAGES]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), *_PACKAGES]
     subprocess.run(pip, check=True)
 
 

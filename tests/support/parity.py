@@ -90,7 +90,7 @@ def compare(family: str, folder: Path, *, quantize: str, device: str = "cpu") ->
     return _difference(family, ours, rows, settings, reference, expected_loss, packed=packed)
 
 
-def _loaded(folder: Path, quantize: str, device: str) -> tuple[Base, Any]:
+def _loaded(folder: Path, quantize: Any, device: str) -> tuple[Base, Any]:
     from adapterhub.training.model import probes
     from tests.training import test_kinds
 

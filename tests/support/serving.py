@@ -167,7 +167,7 @@ class Gateway:
     headers: dict[str, str] = field(default_factory=dict)
     started: Mapping[str, Any] = field(default_factory=dict)
 
-    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+    def request(self, method: str, path: str, body: bytes | None = None, /, **headers: str) -> Reply:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=600)
         try:

@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send(206, data[start:end], **{**etag, "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"} | headers)
 
-    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def send(self, status: int, body: bytes = b"", /, **headers: str) -> None:
         """An answer; a header given here replaces the one that belongs to it."""
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def entry_of(folder: Path, cache: Path) -> quantized_cache.Entry:
     return found
 
 
-def loaded(folder: Path, entry: quantized_cache.Entry | None = None, **options: object) -> Base:
+def loaded(folder: Path, entry: quantized_cache.Entry | None = None, **options: Any) -> Base:
     chosen = replace(BaseConfig(str(folder)), **options)
     return load_base(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", entry=entry)
 
@@ -72,7 +73,7 @@ def test_a_start_from_the_cache_gives_the_same_bytes(tmp_path: Path, tiny_base: 
     config = training.read_config(settings(tmp_path, tiny_base, steps=2))
     notes: list[str] = []
 
-    def run(out: str, **words: object) -> dict[str, bytes]:
+    def run(out: str, **words: Any) -> dict[str, bytes]:
         chosen = replace(config, base=replace(config.base, **words))
         training.run(
             chosen, tmp_path / out, cache=tmp_path / "cache", on_event=lambda event: notes.extend(getattr(event, "notes", ()))

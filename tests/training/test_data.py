@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import tracemalloc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def write(path: Path, *records: object) -> Path:
     return path
 
 
-def load(path: Path, tokenizer: object, **options: object) -> data.Dataset:
+def load(path: Path, tokenizer: object, **options: Any) -> data.Dataset:
     return data.build([document_files.read(path)], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
 
 
@@ -366,7 +367,7 @@ def test_calls_of_tools_are_answers(forgetful, tmp_path: Path, tools: object) ->
     assert "tools look" in forgetful.decode(dataset.rows.ids[0])
 
 
-def learned(turns: list[dict[str, object]], tokenizer: object, **more: object) -> str:
+def learned(turns: Sequence[Mapping[str, object]], tokenizer: object, **more: object) -> str:
     """What of a conversation is trained on."""
     example = encode({"messages": turns, **more}, tokenizer, loss="completion", location="a.jsonl:1")
     return tokenizer.decode(example.ids[example.trained])  # type: ignore[attr-defined,no-any-return]
@@ -403,7 +404,7 @@ def test_content_in_parts_is_learned_as_its_text(name: str, forgetful) -> None: 
     found = learned(parts, forgetful)
     assert found.strip().removeprefix("<think>\n\n</think>\n\n").startswith("yes")
     assert found == learned(plain, forgetful)  # type: ignore[arg-type]
-    image = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}, *say(("assistant", "yes"))]
+    image: list[Any] = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}, *say(("assistant", "yes"))]
     with pytest.raises(FormatError, match=r'a.jsonl:1: the "content" of a message is neither text nor parts of text'):
         learned(image, forgetful)
 
@@ -452,7 +453,7 @@ def test_where_answers_have_no_end_mark_the_role_at_which_the_model_stops_is_lea
     forgetful.chat_template = trls("glm4moe").replace("<|user|>", "<|im_start|>").replace("<|observation|>", "<|endoftext|>")
     turns = say(("user", "q"), ("assistant", "one"), ("user", "q"), ("assistant", "two"))
     call = {"function": {"name": "look", "arguments": {"place": "here"}}}
-    calling = [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    calling: list[Any] = [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}]
     one, two = "\n<think></think>\none", "\n<think></think>\ntwo"
     assert learned(turns, forgetful) == one + two  # type: ignore[arg-type]
     forgetful.stop_tokens = frozenset({0, 1})

@@ -22,6 +22,7 @@ from adapterhub.training.layers import lora  # noqa: E402
 from adapterhub.training.loop import heldout, training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub.training.model import adapter_transfer  # noqa: E402
+from adapterhub_converters.adapter import LowRank  # noqa: E402
 from adapterhub_converters.bases import read_hf  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
@@ -225,6 +226,7 @@ def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path, t
     adapter = peft_format.read(start.path)
     target = next(iter(adapter.deltas))
     delta = adapter.deltas[target]
+    assert isinstance(delta, LowRank)
     dora = dataclasses.replace(delta, magnitude=np.ones(delta.lora_B.shape[0], np.float32))
     (tmp_path / "dora").mkdir()
     meta = dataclasses.replace(adapter.meta, dora=True)

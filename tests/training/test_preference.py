@@ -212,10 +212,10 @@ def test_an_adapter_is_trained_further_on_preferences(tmp_path: Path, tiny_base:
 
 def test_the_reference_is_one_more_forward_pass(tmp_path: Path, tiny_base: Path) -> None:
     spec = read_base(tiny_base)
+    counts: dict[str, Any] = {"tokens": 10, "label_tokens": 3, "trained": 7, "context": 5.0}
     without, with_reference = (
         memory.flops(training.read_config(write_config(tmp_path, tiny_base, method)), spec, **counts)
         for method in ("orpo", "dpo")
-        for counts in [{"tokens": 10, "label_tokens": 3, "trained": 7, "context": 5.0}]
     )
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96
     assert with_reference - without == 10 * (2 * 2 * layer + 4 * 2 * 64 * 5) + 3 * 2 * 259 * 64

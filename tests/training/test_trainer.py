@@ -9,6 +9,7 @@ import json
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
     gradients[name] = parameter.grad.clone()  # type: ignore[attr-defined]
 
 
-def prepared(settings_: train.TrainConfig, dtype: str = "float32"):  # type: ignore[no-untyped-def]
+def prepared(settings_: train.TrainConfig, dtype: Any = "float32"):  # type: ignore[no-untyped-def]
     """The base in `dtype` and the training rows, as the trainer makes them."""
     settings_ = dataclasses.replace(settings_, base=dataclasses.replace(settings_.base, dtype=dtype))
     base = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
@@ -387,7 +388,7 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "full").mkdir()
     for nowhere in ("/proc/out", path / "out"):
         with pytest.raises(LocalIOError, match="out: .*; nothing was left behind") as caught:
-            train.run(train.read_config(path), Path(nowhere), on_event=pytest.fail)
+            train.run(train.read_config(path), Path(nowhere), on_event=lambda event: pytest.fail(str(event)))
         assert caught.value.code == "io-error"
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(OutputExistsError, match="already exists"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_checkpoint_holds_across_cuts_until_its_row_is_cut(database: HubDataba
     keys.generate(tmp_path / "audit", keys.ED25519)
     signed = ah.sign_checkpoint(tmp_path / "r", tmp_path / "ends.json", tmp_path / "audit.key")
     assert signed.rows == 95
-    checkpoint = {"checkpoint": tmp_path / "ends.json", "keys": [tmp_path / "audit.pub"]}
+    checkpoint: dict[str, Any] = {"checkpoint": tmp_path / "ends.json", "keys": [tmp_path / "audit.pub"]}
     record(database, 20)
     assert ah.audit(tmp_path / "r", **checkpoint).ok
     record(database, 60)

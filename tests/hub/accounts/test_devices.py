@@ -71,7 +71,7 @@ def test_hf_auth_login_gets_a_token_that_uploads(hub: Running, tmp_path: Path) -
     rest, _ = login.communicate(timeout=60)
     assert login.returncode == 0, seen + rest
     (tmp_path / "README.md").write_text("# Soon\n")
-    asked = {"HF_TOKEN": "", "HF_HOME": settings["HF_HOME"]}
+    asked: dict[str, Any] = {"HF_TOKEN": "", "HF_HOME": settings["HF_HOME"]}
     assert "ada" in run_hf(hub, tmp_path, "auth", "whoami", **asked)
     run_hf(hub, tmp_path, "upload", "ada/sql", str(tmp_path / "README.md"), "README.md", **asked)
 

@@ -53,7 +53,7 @@ def exchange(hub: Running, token: str, resource: str = "team/sql", **headers: st
 def test_a_job_of_a_trusted_publisher_pushes_by_hf_s_own_exchange(
     trusting: Running, issuer: Issuer, adapter: Callable[..., Path], tmp_path: Path, alg: str
 ) -> None:
-    keyless = {"HF_TOKEN": "", "HF_OIDC_RESOURCE": "team/sql"}
+    keyless: dict[str, Any] = {"HF_TOKEN": "", "HF_OIDC_RESOURCE": "team/sql"}
     for seed in (1, 2):
         token = job(issuer, trusting.url, alg=alg)
         run_hf(trusting, tmp_path, "upload", "team/sql", str(adapter(seed)), HF_OIDC_ID_TOKEN=token, **keyless)

@@ -31,7 +31,13 @@ pytest.importorskip("cryptography")
 from tests.support.issuer import Issuer, issuing
 
 LEAVE, BACK = "/-/sign-in/provider", "/-/sign-in/back"
-ADA = {"sub": "1", "preferred_username": "ada", "groups": ["ml"], "email": "ada@example.org", "email_verified": True}
+ADA: dict[str, Any] = {
+    "sub": "1",
+    "preferred_username": "ada",
+    "groups": ["ml"],
+    "email": "ada@example.org",
+    "email_verified": True,
+}
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Ru
     with hub.registry() as registry, closing(open_database(hub.settings)) as database:
         worker = Worker(registry, Repositories(registry), {}, {}, database)
         seen = commits.find_view(worker, repo)
+        assert seen is not None
         made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
         with pytest.raises(ResponseError, match="team/sql@main has moved meanwhile: commit again"):
             writing._record_commit(worker, seen, "main", CommitRecord({}))

@@ -224,7 +224,7 @@ BESIDE = dataclasses.replace(
 @pytest.mark.parametrize(
     "one",
     [
-        adapter(**{"model.layers.0.mlp.experts.down_proj": stack(2, 0)}),
+        Adapter({"model.layers.0.mlp.experts.down_proj": stack(2, 0)}, meta=Meta(base_model="b")),
         adapter(conv=conv(2, 0)),
         adapter(embed=table(2, 0)),
         BESIDE,

@@ -21,15 +21,13 @@ from tests.merging.factored import Dense, adapter, dense, low_rank, some
 FULL = 9  # the smaller side of the matrices here, so that nothing is truncated
 
 
-def merged(
-    deltas: Sequence[Any], weights: Sequence[float], method: str, *, rank: int | None = FULL, **parameters: Any
-) -> Dense:
-    cut = {"rank": rank if METHODS[method].cuts else None}
+def merged(deltas: Sequence[Any], weights: Sequence[float], method: str, *, rank: Any = FULL, **parameters: Any) -> Dense:
+    cut: dict[str, Any] = {"rank": rank if METHODS[method].cuts else None}
     result, _ = combine([adapter(q=delta) for delta in deltas], weights, method=method, parameters=parameters, **cut)
     return dense(result.deltas["q"])
 
 
-def close(found: Dense, wanted: Dense, most: float = 1e-5) -> None:
+def close(found: np.ndarray, wanted: np.ndarray, most: float = 1e-5) -> None:
     np.testing.assert_allclose(found, wanted, atol=most * np.abs(wanted).max())
 
 
@@ -264,7 +262,7 @@ def test_what_is_done_element_by_element_is_done_to_the_dense_delta(method: str)
     ],
 )
 def test_parameters_that_are_no_probabilities_together_are_refused(
-    method: str, fits: dict[str, float], does_not: dict[str, float]
+    method: str, fits: dict[str, Any], does_not: dict[str, Any]
 ) -> None:
     merged(some(), [1, 1], method, **fits)
     with pytest.raises(ParameterError, match="sum to more than 1|is not a probability above 0. Use a smaller epsilon"):

@@ -116,7 +116,8 @@ def test_a_budget_below_rank_1_of_all_modules_is_refused() -> None:
 def test_as_many_singular_values_are_computed_as_the_cut_can_need() -> None:
     matrix = np.random.default_rng(0).normal(size=(30, 12))
     true = np.linalg.svd(matrix, compute_uv=False)
-    for cut, count in [({}, 3), ({"rank": 4}, 4), ({"budget": 9999}, 5), ({"energy": 1e-3}, 5)]:
+    cuts: list[tuple[dict[str, Any], int]] = [({}, 3), ({"rank": 4}, 4), ({"budget": 9999}, 5), ({"energy": 1e-3}, 5)]
+    for cut, count in cuts:
         found = spectra_of(tiled(matrix), ranks=(2, 3), **cut)
         np.testing.assert_allclose(found.parts[0].s, true[:count], rtol=1e-5)
         assert found.energy == pytest.approx(np.sum(true**2), rel=1e-6)

@@ -186,7 +186,7 @@ def theirs(theta: float, size: int, factor: float) -> Any:
     for frequency in frequencies:
         wave = 2 * math.pi / frequency
         if wave < 8192 / 4.0:
-            made.append(1)
+            made.append(1.0)
         elif wave > 8192 / 1.0:
             made.append(factor)
         else:

@@ -137,7 +137,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Adapter]:
     ],
 )
 def test_the_type_is_the_base_s_or_the_one_asked_for(
-    tmp_path: Path, converted: Converter, llama: Any, flag: str, options: dict[str, str], merged: dict[str, str]
+    tmp_path: Path, converted: Converter, llama: Any, flag: str, options: dict[str, Any], merged: dict[str, Any]
 ) -> None:
     folder, adapter = llama
     fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(**options))
@@ -162,7 +162,7 @@ def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tm
     [(name, {}) for name in ("MixtralForCausalLM", "GptOssForCausalLM", "DeepseekV2ForCausalLM", "GPT2LMHeadModel")]
     + [("FalconForCausalLM", {"dtype": "f16"}), ("Gemma2ForCausalLM", {}), ("LlamaForCausalLM", {"requantize": "q8_0"})],
 )
-def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, options: dict[str, str]) -> None:
+def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     need_module("transformers")
     tiny.model(name).save_pretrained(tmp_path / "hf")
     adapter = Adapter(dict(deltas(read_base(tmp_path / "hf"), architecture_lookup.by_class(name, "test"))))

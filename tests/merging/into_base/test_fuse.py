@@ -18,7 +18,7 @@ from adapterhub.merging import Options, fuse
 from adapterhub.merging.into_base.merge_proof import prove
 from adapterhub.merging.into_base.product import chain, keeps_order, panels, product
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, LocalIOError
 from tests.conftest import ROOT
@@ -87,7 +87,7 @@ def test_tiles_and_workers_do_not_change_a_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magnitude: np.ndarray | None
 ) -> None:
     base = base_in(tmp_path / "base")
-    deltas = {Q: low_rank(), K: low_rank(8), "model.embed_tokens": embedding(magnitude=magnitude)}
+    deltas: dict[str, Delta] = {Q: low_rank(), K: low_rank(8), "model.embed_tokens": embedding(magnitude=magnitude)}
     adapter = Adapter(deltas, rows={"lm_head": Rows((39, 0), TABLE[:2])})
     fuse([(adapter, 1.0)], base, tmp_path / "one")
     monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.output_files"], "TILE", 40)

@@ -46,7 +46,7 @@ def into(base: Path, out: Path, adapters: Sequence[Adapter], weights: Sequence[f
 def test_a_method_adds_to_the_base_what_its_adapter_of_full_rank_would(tmp_path: Path, name: str) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     weights = (0.7, 0.6) if METHODS[name].weights != "none" else (1.0, 1.0)
-    rank = {"rank": WIDE} if METHODS[name].cuts else {}
+    rank: dict[str, Any] = {"rank": WIDE} if METHODS[name].cuts else {}
     adapter, _ = combine([ONE, TWO], weights, method=name, seed=5, **rank)
     fuse([(adapter, 1.0)], base, tmp_path / "by-adapter")
     report = into(base, tmp_path / "directly", [ONE, TWO], weights, method=name, seed=5)

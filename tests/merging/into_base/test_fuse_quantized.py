@@ -125,7 +125,7 @@ def test_gptq_by_hand(tmp_path: Path) -> None:
 def test_awq_by_hand(tmp_path: Path) -> None:
     """One word holds outputs 0, 2, 4, 6, 1, 3, 5, 7 from its lowest bits up."""
     word = 0x76543210  # so output 0 is 0, 2 is 1, 4 is 2, 6 is 3, 1 is 4, 3 is 5, 5 is 6, 7 is 7
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         f"{Q}.qweight": np.full((8, 1), word, np.int32),
         f"{Q}.qzeros": np.full((2, 1), 0x11111111, np.int32),
         f"{Q}.scales": np.stack([np.full(8, 0.5), np.full(8, 2)]).astype(np.float16),
@@ -223,7 +223,11 @@ def test_experts_of_gpt_oss_in_mxfp4(torch: Any, tmp_path: Path) -> None:
     blocks = RNG.integers(0, 256, size=(3, 24, 2, 16)).astype(np.uint8)
     scales = RNG.integers(120, 130, size=(3, 24, 2)).astype(np.uint8)
     name = "model.layers.0.mlp.experts.down_proj"
-    tensors = {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": np.ones((3, 24), np.float32)}
+    tensors: dict[str, np.ndarray] = {
+        f"{name}_blocks": blocks,
+        f"{name}_scales": scales,
+        f"{name}_bias": np.ones((3, 24), np.float32),
+    }
     tensors["model.norm.weight"] = np.ones(64, np.float32)
     base = written(tmp_path / "base", tensors, {"quant_method": "mxfp4"})
     said = {**json.loads((base / "config.json").read_text()), "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}

@@ -88,7 +88,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.peer
 @pytest.mark.parametrize(("name", "mixture"), [("tied", "q4_k_m"), ("fewer experts", "q4_k_s"), ("narrow rows", "q5_k_m")])
-def test_a_mixture_is_llama_quantize_s(tmp_path: Path, folders: Any, name: str, mixture: str) -> None:
+def test_a_mixture_is_llama_quantize_s(tmp_path: Path, folders: Any, name: str, mixture: Any) -> None:
     folder, gguf = folders(name)
     base_models.convert_model(folder, tmp_path / "ours.gguf", to="gguf", dtype=mixture)
     assert_same(tmp_path / "ours.gguf", by_llama_cpp(gguf, tmp_path / "theirs.gguf", mixture))
