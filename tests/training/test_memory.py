@@ -65,7 +65,7 @@ def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = ""
 
 # In float32 a matrix of its MLP takes more than `nf4_matrix.MAX_NEW_BYTES`, so that its memory is used again and stays.
 WIDE = {
-    "vocab_size": 259, "hidden_size": 1024, "intermediate_size": 9216, "num_hidden_layers": 1, "num_attention_heads": 16,
+    "vocab_size": 259, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2, "num_attention_heads": 32,
     "num_key_value_heads": 4,
 }  # fmt: skip
 
