@@ -6,9 +6,10 @@
 
 28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes. A program reports
 the medians of its steps in wall and CPU time, the first two not counted. CPU time on one thread is what a busy machine
-disturbs least. With --busy, ours runs also beside a program that keeps one core busy, which with several threads tells what
-their waiting costs. All train on the same random rows in the same order at the same rate, from the same base with the same
-kernels (bitsandbytes) and lora_B zero: their first losses must agree.
+disturbs least. Ours runs with and without bitsandbytes, whose kernel dequantizes faster. With --busy, ours runs also
+beside a program that keeps one core busy, which with several threads tells what their waiting costs. All train on the
+same random rows in the same order at the same rate, from the same base with the same kernels (bitsandbytes) and lora_B
+zero: their first losses must agree.
 
 On a graphics card, all that is to be known of it is one run, with and without --checkpointing:
 
@@ -41,9 +42,10 @@ from _bench import Bench, Figures, Program, main, medians, process
 from _models import MODELS, base
 
 BUSY = "adapterhub, beside a busy core"
+PLAIN = "adapterhub, without bitsandbytes"
 PEFT, TRL, FULL = "transformers, peft and bitsandbytes", "trl's SFTTrainer", "full fine-tuning in float32"
-JOBS = {"QLoRA step": [BUSY, PEFT, TRL, FULL]}
-NEEDS = {"adapterhub": [], BUSY: [], PEFT: ["peft"], TRL: ["peft", "trl", "datasets"], FULL: []}
+JOBS = {"QLoRA step": [PLAIN, BUSY, PEFT, TRL, FULL]}
+NEEDS = {"adapterhub": [], PLAIN: [], BUSY: [], PEFT: ["peft"], TRL: ["peft", "trl", "datasets"], FULL: []}
 RATE, R, ALPHA = 1e-3, 16, 32
 WARM = 2  # steps that are not counted
 
@@ -59,7 +61,7 @@ def steps(bench: Bench) -> None:
     for name, more in NEEDS.items():
         if (name == BUSY and not options.busy) or (name == FULL and options.device != "cpu"):
             continue
-        needs = ["torch", "transformers", "bitsandbytes", *more]
+        needs = ["torch", "transformers", *([] if name == PLAIN else ["bitsandbytes"]), *more]
         # With spinning threads a busy core costs a factor; the command line of ours sets the same.
         spin = {"GOMP_SPINCOUNT": "0" if name == BUSY else "1000"}
         programs.append(Program(name, process(child, name, told), needs, spin, itself=True))
@@ -149,7 +151,9 @@ def child(program: str, told: dict[str, Any]) -> Figures:
     options = Namespace(**told)
     torch.set_num_threads(options.threads)
     started = time.monotonic()
-    run = {"adapterhub": ours, BUSY: ours, PEFT: peft, TRL: trl, FULL: full}[program](options)
+    if program == PLAIN:
+        sys.modules["bitsandbytes"] = None  # every import of it fails
+    run = {"adapterhub": ours, PLAIN: ours, BUSY: ours, PEFT: peft, TRL: trl, FULL: full}[program](options)
     load = time.monotonic() - started
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) if program == BUSY else nullcontext() as other:
         times, losses = run()

@@ -56,76 +56,74 @@ class Trainer:
         replace: bool,
         thread_count: int,
     ) -> None:
-        if start and config.preference.method == "dpo":
-            problem = "continues an adapter, but dpo compares with the base alone"
-            raise RefusedError(f"{config.location}: [preference] method", problem, "Merge the adapter into the base first")
+        _check_start(start, config)
         self._out, self._replace = out, replace
-        self._device = device = compute_device.select(config.base.device)
+        self._device = compute_device.select(config.base.device)
         # Before anything is planned or recorded: the record has the dtype that was computed in.
-        dtype, dtype_notes = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
-        config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
+        config, dtype_notes = _with_supported_dtype(config, self._device)
         self._on_event = self._meter = Meter(on_event)
-        # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
-        with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
-            self._spec = spec = files.spec
-            self._resolved_config = resolved = _resolve_auto(config, spec, device, force=force)
-            initial = adapter_transfer.read(start, spec) if start else None
-            if initial:
-                adapter_transfer.check_base(initial, spec, config.base.name)
-            self.base = base = _load_base(resolved, files, device, self._on_event)
-            # A thread has computed the digests while the weights were read.
-            weights = files.digests
+        initial, weights = self._load(config, start, cache, force=force)
+        base = self.base
         self._path = training_checkpoint.path_for(out)
         # The checkpoint may have the date that the chat template has written so far, so its path comes first.
         self.config, template_notes = _with_template(config, base.tokenizer, self._path)
-        config = self.config
         # The data are read after the base, whose tokenizer and chat template encode them.
         train_set, heldout = data.datasets(
-            config,
-            base.tokenizer,
-            on_progress=lambda done, total: self._on_event(Encoding(done, total)),
+            self.config, base.tokenizer, on_progress=lambda done, total: self._on_event(Encoding(done, total))
         )
         self.rows = train_set.packed
         self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
-        length_notes = families.check_length(base.model, config.data.sequence, config.location)
-        isolation_hint = "Preferences need a model that does" if config.preference else "Set pack = false"
-        check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.location, hint=isolation_hint)
-        # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
-        lora.reset(base.model, config.train.seed)
-        dtype_notes += compute_device.dtype_notes(config.base.dtype, device)
-        notes = [
-            *base.notes,
-            *dtype_notes,
-            *length_notes,
-            *template_notes,
-            *train_set.notes,
-            *data.overlap(train_set, heldout),
-        ]
-        if initial:
-            notes += adapter_transfer.other_weights(initial, weights)
-            adapter_transfer.check_config(initial, config.lora, base.targets, config.location)
-            adapter_transfer.copy_into_model(base, initial)
         # For the count of operations: the cost of attention depends on the length of documents.
         self._context = self.rows.mean_context
-        self.steps = config.steps(len(self.rows))
-        self._on_event(_ready(resolved, spec, base, train_set, steps=self.steps, notes=tuple(notes)))
+        self.steps = self.config.steps(len(self.rows))
+        length_notes = _check_rows(self.config, base, train_set, heldout)
+        # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
+        lora.reset(base.model, config.train.seed)
+        initial_notes = _copy_initial(initial, self.config, base, weights) if initial else []
+        notes = (
+            *base.notes, *dtype_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout),
+            *initial_notes,
+        )  # fmt: skip
+        self._on_event(_ready(self._resolved_config, self._spec, base, train_set, steps=self.steps, notes=notes))
         self._parents = _parents(start)
         self._record: dict[str, Any] = {
-            "config": config.document(),
+            "config": self.config.document(),
             "data": _data_record(train_set, heldout),
             "seed": config.train.seed,
-            "versions": finished_folder.versions(thread_count, device),
+            "versions": finished_folder.versions(thread_count, self._device),
             "weights": weights,
         }
-        # A checkpoint may only be resumed by a training run with the same identity: everything that the result depends on.
-        identity: dict[str, Any] = {"record": self._record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest}
-        identity["parents"] = self._parents
-        if config.data.chat_template is not None:
-            identity["chat_template"] = base.tokenizer.chat_template
-        self._run_id = training_checkpoint.identity(identity)
+        self._run_id = self._identity()
         self.state = new_state(base.model, config.train)
         if training_checkpoint.restore(self._path, base.model, self.state, self._run_id):
             self._on_event(ResumeEvent(self.state.step, self.state.tokens, self._path))
+
+    def _load(
+        self, config: TrainConfig, start: InitialAdapter | None, cache: Path | None, *, force: bool
+    ) -> tuple[adapter_transfer.Factors | None, list[dict[str, Any]]]:
+        """Load the base; return the adapter to start from, and the digests of the base's weights."""
+        with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
+            self._spec = files.spec
+            # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
+            self._resolved_config = _resolve_auto(config, files.spec, self._device, force=force)
+            initial = adapter_transfer.read(start, files.spec) if start else None
+            if initial:
+                adapter_transfer.check_base(initial, files.spec, config.base.name)
+            self.base = _load_base(self._resolved_config, files, self._device, self._on_event)
+            # A thread has computed the digests while the weights were read.
+            return initial, files.digests
+
+    def _identity(self) -> str:
+        """Return a digest of everything that the result depends on: only a checkpoint with the same one is resumed."""
+        identity: dict[str, Any] = {
+            "record": self._record,
+            "base": self._spec.fingerprint,
+            "tokenizer": self._spec.tokenizer_digest,
+            "parents": self._parents,
+        }
+        if self.config.data.chat_template is not None:
+            identity["chat_template"] = self.base.tokenizer.chat_template
+        return training_checkpoint.identity(identity)
 
     def run(self) -> None:
         """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `training_loop.run`."""
@@ -225,6 +223,19 @@ class Trainer:
         )
 
 
+def _check_start(start: InitialAdapter | None, config: TrainConfig) -> None:
+    if start and config.preference.method == "dpo":
+        problem = "continues an adapter, but dpo compares with the base alone"
+        raise RefusedError(f"{config.location}: [preference] method", problem, "Merge the adapter into the base first")
+
+
+def _with_supported_dtype(config: TrainConfig, device: Any) -> tuple[TrainConfig, list[str]]:
+    """Return the config with the dtype that the device computes in, and notes about it."""
+    dtype, notes = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
+    return config, [*notes, *compute_device.dtype_notes(dtype, device)]
+
+
 def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
     """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
     free, card = compute_device.free(device), compute_device.memory(device)
@@ -273,6 +284,23 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
     chat_template.apply(tokenizer, dataclasses.replace(prompt, date=date))
     note = f"the chat template writes a date: {date}, in all conversations and in the record; [data] date sets it"
     return dataclasses.replace(config, data=dataclasses.replace(config.data, date=date)), [note]
+
+
+def _check_rows(config: TrainConfig, base: Base, train_set: data.Dataset, heldout: data.Dataset | None) -> list[str]:
+    """Return notes on the length of rows; raise RefusedError if the model lets documents that share a row see each other."""
+    notes = families.check_length(base.model, config.data.sequence, config.location)
+    hint = "Preferences need a model that does" if config.preference else "Set pack = false"
+    check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.location, hint=hint)
+    return notes
+
+
+def _copy_initial(
+    initial: adapter_transfer.Factors, config: TrainConfig, base: Base, weights: list[dict[str, Any]]
+) -> list[str]:
+    """Start from the factors of an adapter; return notes, if it was trained on other weights."""
+    adapter_transfer.check_config(initial, config.lora, base.targets, config.location)
+    adapter_transfer.copy_into_model(base, initial)
+    return adapter_transfer.other_weights(initial, weights)
 
 
 def _today() -> str:

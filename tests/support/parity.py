@@ -22,6 +22,8 @@ NEW = (
     "lara_mini", "lfm3", "minimax_m3_vl_text", "qwen3_5_text", "qwen4_exp_text",
 )  # fmt: skip
 NOT_PEFTS = {"gate", "gate_proj", "up_proj", "down_proj"}  # which peft takes for names of experts in some families
+# A small config of these has attention alone, unless it names a layer of each kind.
+LAYERS = {"lfm2": {"layer_types": ["conv", "full_attention"]}}
 DOCUMENTS = (23, 17)  # tokens, more than the windows and choices of tiny models
 MAX_PARAMETERS = 3_000_000
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-3
@@ -72,7 +74,7 @@ def compare(family: str, folder: Path, *, quantize: str, device: str = "cpu") ->
     from adapterhub_converters.errors import AdapterhubError
     from tests.support.byte_tokenizer import write_tokenizer
 
-    tiny_families.model(family).save_pretrained(folder)
+    tiny_families.model(family, **LAYERS.get(family, {})).save_pretrained(folder)
     write_tokenizer(folder)
     try:
         ours, settings = _loaded(folder, quantize, device)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import training
+from adapterhub.training import train_config
 from adapterhub.training.cost import budget, memory, model_sizes
 from adapterhub_converters.bases import read_base
 from tests.conftest import ROOT, need_module
@@ -62,7 +63,14 @@ def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = ""
     return folder / "c.toml"
 
 
-# Four processes hold every kind of what can be trained, three of them in tests/peers; which of a row's kinds is wrong, the
+# In float32 a matrix of its MLP takes more than `nf4_matrix.MAX_NEW_BYTES`, so that its memory is used again and stays.
+WIDE = {
+    "vocab_size": 259, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2, "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+# Five processes hold every kind of what can be trained, four of them in tests/peers; which of a row's kinds is wrong, the
 # parts of the plan say.
 KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
     "small-and-many-tokens": (TINY, {"sequence": 1024, "rows": 12}, "", ""),
@@ -78,6 +86,7 @@ KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
     "pissa-embedding-few-targets": (
         LIKE_135M, {"sequence": 256, "rows": 4}, "", 'init = "pissa"\ntargets = ["q_proj", "down_proj", "embed_tokens"]\n',
     ),
+    "wide-layer-float32": (WIDE, {"sequence": 128, "rows": 1}, 'dtype = "float32"', ""),
 }  # fmt: skip
 EVERY_DAY = "small-and-many-tokens"
 
@@ -208,6 +217,21 @@ def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Pat
         made = load_base(tiny_base, config.base, config.lora, where="")
         trained = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
         assert memory.parameters(config, spec)[1] == trained, words
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "none"])
+def test_the_base_takes_the_planned_bytes(quantize: train_config.BaseForm, tiny_base: Path, tmp_path: Path) -> None:
+    """Those of the loaded tensors, which are what the README and the start of a training tell."""
+    pytest.importorskip("torch")
+    from adapterhub.training.layers import lora, nf4_matrix
+
+    config, spec = config_of(tmp_path, tiny_base), read_base(tiny_base)
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, quantize=quantize))
+    model = load_base(tiny_base, config.base, config.lora, where="").model
+    held = {id(parameter): parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad}
+    matrices = [module.base for module in model.modules() if isinstance(module, lora.Frozen)]
+    held |= {id(matrix): matrix.size if isinstance(matrix, nf4_matrix.NF4) else matrix.nbytes for matrix in matrices}
+    assert memory.plan(config, spec).base == pytest.approx(sum(held.values()), rel=0.01)
 
 
 EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM": ("mlp.experts.down_proj", "q_proj")}
