@@ -46,6 +46,7 @@ from .quotas import Quotas
 from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
+from .storage.folder_store import collecting_new_blobs
 from .storage.from_settings import open_storage
 from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
 from .upstream.models import UpstreamModels
@@ -361,6 +362,23 @@ class Hub:
                 self._change_locks[name] = lock, waiting - 1
             else:
                 del self._change_locks[name]
+
+    @asynccontextmanager
+    async def change(self, name: str) -> AsyncIterator[None]:
+        """Hold the lock on changes of a repository for the block; if that fails, what it has stored is removed again."""
+        async with self.change_lock(name):
+            with collecting_new_blobs() as blobs:
+                try:
+                    yield
+                except Exception:  # not of a canceled request, whose thread goes on
+                    await asyncio.shield(self.workers.read(self._take_back, name, blobs))
+                    raise
+
+    def _take_back(self, name: str, blobs: dict[Digest, int]) -> None:
+        if blobs:
+            with contextlib.suppress(AdapterhubError):  # the disk that has failed: a gc removes them
+                self.forget_uploads(name, self.storage.take_back(self.store, blobs))
+                self.quotas.recount(name)
 
     @asynccontextmanager
     async def commit_turn(self, name: str) -> AsyncIterator[None]:
