@@ -46,6 +46,7 @@ from .quotas import Quotas
 from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
+from .storage.folder_store import collecting_new_blobs
 from .storage.from_settings import open_storage
 from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
 from .upstream.models import UpstreamModels
@@ -55,6 +56,7 @@ from .workers import Worker, Workers
 
 _log = logging.getLogger("adapterhub.hub")
 _MAINTENANCE_INTERVAL = 600.0  # seconds between two runs
+_MAX_LOOKS = 1000  # blobs in a run of which the store is asked whether they are still there
 _MAX_CARD_BYTES = 16 << 20  # bytes of cards kept in memory
 _MAX_HIDDEN_TOKENS = 100  # for how many tokens the names hidden from them are remembered
 
@@ -121,6 +123,7 @@ class Hub:
         self.repository_listing = RepositoryListing()
         self.workers.on_record = self.repository_listing.note
         self._jobs = Jobs(self.database)
+        self._sha512_place = ""
         self._change_locks: dict[str, tuple[asyncio.Lock, int]] = {}
         upstream = settings.mirror
         self.mirror = (
@@ -175,6 +178,7 @@ class Hub:
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
         self._forget_uploads(worker)
+        self._forget_sha512()
 
     def _forget_uploads(self, worker: Worker) -> None:
         """Forget uploads that can be used no more, once they are gone or files of their namespace: until then, they count.
@@ -187,6 +191,14 @@ class Hub:
             is_file = queries.versions(worker.registry.index, prefix=namespace, file=digest)
             if is_file or uploaded_at < now - 2 * LEASE_SECONDS or self.store.size(digest) is None:
                 self.database.execute("DELETE FROM uploaded WHERE name = ? AND digest = ?", name, digest)
+
+    def _forget_sha512(self) -> None:
+        """Forget the sha512 of blobs that a gc has removed, some of them at a time."""
+        sql = "SELECT digest, sha256 FROM sha512 WHERE digest > ? ORDER BY digest LIMIT ?"
+        rows = self.database.select(sql, self._sha512_place, _MAX_LOOKS)
+        gone = [(digest,) for digest, sha256 in rows if self.store.size(sha256) is None]
+        self.database.execute_many("DELETE FROM sha512 WHERE digest = ?", gone)
+        self._sha512_place = rows[-1][0] if len(rows) == _MAX_LOOKS else ""
 
     def close(self) -> None:
         """Wait for running work, then close everything."""
@@ -350,6 +362,23 @@ class Hub:
                 self._change_locks[name] = lock, waiting - 1
             else:
                 del self._change_locks[name]
+
+    @asynccontextmanager
+    async def change(self, name: str) -> AsyncIterator[None]:
+        """Hold the lock on changes of a repository for the block; if that fails, what it has stored is removed again."""
+        async with self.change_lock(name):
+            with collecting_new_blobs() as blobs:
+                try:
+                    yield
+                except Exception:  # not of a canceled request, whose thread goes on
+                    await asyncio.shield(self.workers.read(self._take_back, name, blobs))
+                    raise
+
+    def _take_back(self, name: str, blobs: dict[Digest, int]) -> None:
+        if blobs:
+            with contextlib.suppress(AdapterhubError):  # the disk that has failed: a gc removes them
+                self.forget_uploads(name, self.storage.take_back(self.store, blobs))
+                self.quotas.recount(name)
 
     @asynccontextmanager
     async def commit_turn(self, name: str) -> AsyncIterator[None]:

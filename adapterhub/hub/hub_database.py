@@ -135,6 +135,7 @@ MIGRATIONS = (
         PRIMARY KEY (name, number, day, protocol)
     ) STRICT, WITHOUT ROWID
     """,
+    "CREATE INDEX deliveries_webhook ON deliveries (webhook, id)",
 )
 
 

@@ -179,6 +179,11 @@ class Quotas:
         if self.has_byte_limit(name):
             self._database.execute_many("DELETE FROM arriving WHERE id = ?", [(upload,) for upload in uploads])
 
+    def recount(self, name: str) -> None:
+        """Count the files of the namespace of `name` anew at the next question, as some were removed."""
+        with self._lock:
+            self._counts.pop(name.partition("/")[0], None)
+
     def rename(self, upload: str, new: str, lifetime: float) -> None:
         """Count an upload under another id from now on; one that counts under that id is the same."""
         with self._database.transaction():

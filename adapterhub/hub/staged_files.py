@@ -85,10 +85,13 @@ class StagedFiles:
     def accept(self) -> None:
         """Count the blobs no longer on their own: a commit has them."""
         self._counter.forget_uploads(self._name, self._adopted)
+        self._adopted.clear()
 
     def close(self) -> None:
         """Remove what was not accepted, and stop counting it."""
         for path in self.paths.values():
             with local_errors(path), suppress(FileNotFoundError):
                 self._store.files.remove(path)
+        # Counted before they are blobs, which they have not become, or no longer are.
+        self._counter.forget_uploads(self._name, [digest for digest in self._adopted if self._store.size(digest) is None])
         self._quotas.close(self._name, [self.upload])

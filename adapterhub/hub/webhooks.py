@@ -42,6 +42,8 @@ PAUSES = (10, 60, 300, 1800, 7200)
 """Seconds before each retry."""
 _TIMEOUT = 10.0  # seconds
 _MAX_BATCH = 20  # events per webhook and round, unless they take longer than one of them may
+_MAX_EVENTS = 1000  # of a webhook that are kept, sent or waiting: the newest
+_MAX_MESSAGE = 1000  # characters of a message in an event
 _THREADS = 8  # each serves one webhook at a time
 _CLAIM = 120.0  # seconds in which no other process sends the same event
 _RETENTION = 30 * 86400.0  # seconds for which sent events stay in the list
@@ -117,7 +119,7 @@ def deliveries(database: HubDatabase, limit: int = 100, *, namespace: str = "") 
 def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the events of a log entry: name and payload."""
     about: dict[str, object] = {"name": entry.name, "time": entry.time, "author": entry.author}
-    message = release_statement.log_summary(entry.op, entry.message)
+    message = release_statement.log_summary(entry.op, entry.message)[:_MAX_MESSAGE]
     version = {"number": entry.number, "digest": entry.digest, "message": message}
     if entry.op == "push":
         yield "version.created", {**about, **version}
@@ -134,6 +136,12 @@ def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
         yield "version.rollout", {**about, **version, **fields}
     if entry.op == "delete":
         yield "name.removed", about
+
+
+_DELETE_OLDEST = """
+    DELETE FROM deliveries WHERE webhook = ?
+    AND id <= (SELECT id FROM deliveries WHERE webhook = ? ORDER BY id DESC LIMIT 1 OFFSET ?)
+"""
 
 
 class Webhooks:
@@ -199,6 +207,8 @@ class Webhooks:
                 for event, payload in events(entry):
                     for ident in (ident for ident, since in webhooks if entry.time >= since):
                         database.execute(sql, ident, event, json.dumps({"event": event, **payload}), self._clock())
+            for ident, _ in webhooks if entries else ():
+                database.execute(_DELETE_OLDEST, ident, ident, _MAX_EVENTS)
             if entries:
                 sql = "INSERT INTO announced (name, seq) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
                 database.execute(sql, name, seq)

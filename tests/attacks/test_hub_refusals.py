@@ -325,3 +325,58 @@ def test_documents_and_logs_count_beyond_the_first_mebibyte(red: Tenant, monkeyp
     assert statuses[-1] == 400
     assert disk(red.hub) < before + QUOTA + SLACK
     assert red.request("DELETE", "/api/repos/delete", json={"name": "open", "organization": "red"}).ok
+
+
+# ---- a disk that fails at any write of a commit
+
+
+COMMITTING: dict[str, Callable[[Tenant, Path], requests.Response]] = {
+    "loose files": lambda red, _: by_commit(red, os.urandom(10_000)),
+    "an adapter": lambda red, folder: red.upload("open", folder),
+    "a manifest": lambda red, _: by_manifest(red, os.urandom(3_000)),
+}  # fmt: skip
+
+
+def blobs_of(hub: Running) -> set[str]:
+    return {path.name for path in (hub.folder / ".adapterhub/blobs/sha256").iterdir()}
+
+
+@pytest.mark.parametrize("way", COMMITTING)
+def test_a_disk_that_fails_at_any_flush_of_a_change_leaves_no_blob(
+    tmp_path: Path, red: Tenant, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a commit were blobs by then, and counted against the namespace until a gc."""
+    folder, flush, writes = write_adapter(tmp_path / "adapter", 1), os.fsync, itertools.count()
+    (folder / "NOTES.md").write_bytes(os.urandom(5_000))
+    statuses, after = [], set[str]()
+    for failing in range(40):
+        before, writes = blobs_of(red.hub), itertools.count()
+
+        def fail(file: int, failing: int = failing, writes: Iterator[int] = writes) -> None:
+            if next(writes) >= failing:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            flush(file)
+
+        monkeypatch.setattr(os, "fsync", fail)
+        statuses.append(COMMITTING[way](red, folder).status_code)
+        monkeypatch.setattr(os, "fsync", flush)
+        after = blobs_of(red.hub)
+        if statuses[-1] < 300:
+            break
+        named = {path.name for path in named_blobs(red.hub)}
+        assert named <= after
+        assert after - before <= named, f"flush {failing}: {len(after - before)} blobs"
+        with closing(HubDatabase(red.hub.folder)) as database:
+            uploaded = {digest.removeprefix("sha256:") for (digest,) in database.select("SELECT digest FROM uploaded")}
+            assert uploaded <= after
+    assert statuses[0] == 507
+    assert statuses[-1] < 300, statuses
+
+
+def named_blobs(hub: Running) -> list[Path]:
+    """The blobs that a version or a document needs."""
+    from adapterhub.maintenance.gc import NeededBlobs
+
+    with hub.registry() as registry:
+        needs = NeededBlobs(registry.store, dict, 0.0, {})
+        return [registry.store.blob_path(digest) for digest in needs.update() - needs.spared]

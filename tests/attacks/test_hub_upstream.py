@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,26 @@ def test_the_upstream_leads_the_hub_to_no_address_that_only_the_hub_reaches(
         answer = Sending(hub.url).ask("GET", FILE)
         assert answer.status == 503
         assert location not in answer.data.decode()
+
+
+@pytest.mark.parametrize("lfs", [True, False])
+@pytest.mark.parametrize("lie", [-1, 1, 10**9])
+def test_a_model_that_lists_a_file_with_a_wrong_size_denies_nobody_the_right_one(tmp_path: Path, lie: int, lfs: bool) -> None:
+    """The digest was refused to all for a minute, as its bytes had been wrong."""
+    data = b"y" * 1000
+    digest = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+    with faulty_hub(data) as liar, hub_of(tmp_path, liar.url) as hub:
+        sending, sha256 = Sending(hub.url), hashlib.sha256(data).hexdigest()
+
+        def entry(size: int) -> dict[str, Any]:
+            more = {"lfs": {"sha256": sha256, "size": size, "pointerSize": 1}} if lfs else {}
+            return {"rfilename": PATH, "size": size, "blobId": digest, **more}
+
+        liar.extra = {"siblings": [entry(len(data) + lie)], "sha": "a" * 40}
+        assert sending.ask("GET", f"/{NAME}/resolve/{'a' * 40}/{PATH}").status in (400, 503)
+        liar.extra = {"siblings": [entry(len(data))], "sha": "b" * 40}
+        answer = sending.ask("GET", f"/{NAME}/resolve/{'b' * 40}/{PATH}")
+        assert (answer.status, answer.data) == (200, data)
 
 
 HOSTILE = {

@@ -22,6 +22,7 @@ CODE_LIFETIME, POLL_INTERVAL = 900, 5
 """Seconds until a code expires, and between two polls for it."""
 TOKEN_LIFETIME = 30 * 86400  # seconds; clients renew a token a day before its end
 _REFRESH_LIFETIME = 90 * 86400  # seconds
+_MAX_USED = 100  # used refresh tokens of a login that are remembered, those used last
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # no vowels, so that no code is a word, and no letters that look alike
 _LENGTH = 8
 _MAX_PENDING = 1000  # logins waiting for approval
@@ -171,12 +172,17 @@ def renew(database: HubDatabase, refresh: str) -> TokenGrant:
                 database.execute(_END_FAMILY, now, family)
             if is_valid:
                 database.execute("UPDATE refreshes SET used = ? WHERE hash = ?", now, access_tokens.hash_of(refresh))
+                database.execute(_FORGET_USED, family, family, _MAX_USED)
                 database.execute("UPDATE tokens SET revoked = ? WHERE id = ?", now, old_token)
                 names = access_tokens.parse_scope(namespaces)
                 return _grant(database, Identity(account, role, names), kind, family, parent=parent, old_token=old_token)
     raise DeviceError("invalid_grant")
 
 
+_FORGET_USED = """
+    DELETE FROM refreshes WHERE family = ? AND used IS NOT NULL
+    AND hash NOT IN (SELECT hash FROM refreshes WHERE family = ? AND used IS NOT NULL ORDER BY used DESC LIMIT ?)
+"""
 _END_FAMILY = "UPDATE tokens SET revoked = ? WHERE revoked IS NULL AND id IN (SELECT token FROM refreshes WHERE family = ?)"
 
 

@@ -16,6 +16,7 @@ from .accounts import ROLES
 COOKIE = "adapterhub_session"
 LIFETIME = 30 * 24 * 3600
 """Seconds of a session for which a token was entered."""
+_MAX_SESSIONS = 100  # of one token; a further one ends the oldest
 SIGNED_IN = 12 * 3600
 """Seconds of a session from a provider: the time after which somebody no longer admitted there is locked out here."""
 
@@ -27,6 +28,8 @@ def start(database: HubDatabase, token: int, lifetime: float = LIFETIME) -> str:
     # Wait a minute: the session that refers to a token starts a moment after it, and so ends later.
     database.execute("DELETE FROM tokens WHERE kind = ? AND expires < ?", BROWSER, now - 60)
     database.execute("INSERT INTO sessions (id, token, expires) VALUES (?, ?, ?)", _hash(cookie), token, now + lifetime)
+    kept = "SELECT id FROM sessions WHERE token = ? ORDER BY expires DESC LIMIT ?"
+    database.execute(f"DELETE FROM sessions WHERE token = ? AND id NOT IN ({kept})", token, token, _MAX_SESSIONS)  # noqa: S608 - ours
     return cookie
 
 

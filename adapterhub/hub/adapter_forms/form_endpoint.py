@@ -54,7 +54,7 @@ def change_endpoint(work: FormChange, *, renames: bool = False) -> Callable[[Req
                 return redirect_to(work(page_request, worker, name, fields))
 
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
-            return hub.move_lock(name, new_name(name, fields)) if renames else hub.change_lock(name)
+            return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
 
         return await answer_form(request, run, lock=lock)
 

@@ -53,7 +53,7 @@ async def begin(hub: Hub, request: Request, check: Callable[..., object] = visib
 async def change(hub: Hub, request: Request, move: Callable[[Worker, Hub, Identity | None, str], T]) -> T:
     """Make a change of the repository in the path, with the checks of `name_changes`."""
     identity, name = hub.identify(request), name_of(request)
-    async with hub.change_lock(name):
+    async with hub.change(name):
         return await hub.workers.run(move, hub, identity, name)
 
 
@@ -104,7 +104,7 @@ async def publish(hub: Hub, request: Request) -> Response:
             measurement_log.record(worker.registry, version.ref, evaluation)
         return version
 
-    async with hub.change_lock(name):
+    async with hub.change(name):
         version = await hub.workers.run(work)
     return version_response(version, 201 if version.new else 200)
 

@@ -1,6 +1,6 @@
 """Changes of a name, its versions and its tags, each with its checks: the API and the forms of the pages make them.
 
-Each looks the name and the rights up again, as they may be gone since the request began. Callers hold `Hub.change_lock`.
+Each looks the name and the rights up again, as they may be gone since the request began. Callers hold `Hub.change`.
 """
 
 from __future__ import annotations

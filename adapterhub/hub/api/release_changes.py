@@ -1,7 +1,7 @@
 """Promotions, approvals, rollbacks and withdrawals, each with its checks: the API and the forms of the pages make them.
 
 Every move of a tag is decided by the registry (`registry.releases.tag_gate`); here is who may ask for it: who may write to the
-name. Callers hold `Hub.change_lock`.
+name. Callers hold `Hub.change`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ async def create(hub: Hub, request: Request) -> Response:
         worker.repositories.change(name, lambda _: Repository(private=_is_private(fields), created=now()))
         return True
 
-    async with hub.change_lock(name):
+    async with hub.change(name):
         is_new = await hub.workers.run(work)
     return JSONResponse({"url": f"{hub.url(request)}/{name}", "name": name, "id": name}, 200 if is_new else 409)
 
@@ -106,7 +106,7 @@ async def delete(hub: Hub, request: Request) -> Response:
         hub.access.check_write(identity, name)
         removals.remove(worker, view, partial(hub.may_read_name, worker, identity))
 
-    async with hub.change_lock(name):
+    async with hub.change(name):
         await hub.workers.run(work)
     return JSONResponse({})
 

@@ -231,7 +231,7 @@ async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, chan
     """Commit to `name@branch`, again if another process of the hub moved it meanwhile; return the commit, and notes."""
     name, is_queued = address.partition("@")[0], False
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(hub.change_lock(name))
+        await stack.enter_async_context(hub.change(name))
         for _ in range(_ATTEMPTS):
             try:
                 return await hub.workers.run(_commit, hub, identity, address, changes)
@@ -438,7 +438,7 @@ async def squash(hub: Hub, request: Request) -> Response:
             only = _commits_of_other_branches(worker, view.repository, branch)
             _record_commit(worker, view, branch, record, only=only, has_room=True)
 
-    async with hub.change_lock(name):
+    async with hub.change(name):
         await hub.workers.run(work)
     return JSONResponse({})
 

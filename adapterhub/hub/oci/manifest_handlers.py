@@ -105,7 +105,7 @@ async def put(hub: Hub, request: Request) -> Response:
 
     # In a thread: hashing and parsing 4 MB would hold up the event loop.
     push = await hub.workers.read(parse)
-    async with hub.change_lock(name):
+    async with hub.change(name):
         version = await hub.workers.run(store_manifest, hub, name, push)
     headers = {**VERSION, "location": f"/v2/{name}/manifests/{push.named_digest}", DIGEST: push.named_digest}
     if push.document.subject:
@@ -135,7 +135,12 @@ def store_manifest(worker: Worker, hub: Hub, name: str, push: Push) -> Version |
     publishing.check_attached(namespace, name, attached=_is_attached(worker, hub, view, push.document))
     # Counted as uploaded until the repository has it, in case that is refused.
     hub.count_files(name, {push.digest: len(push.raw)})
-    _keep_other_manifest(worker, view, name, push, blobs)
+    try:
+        _keep_other_manifest(worker, view, name, push, blobs)
+    except BaseException:
+        if hub.store.size(push.digest) is None:
+            hub.forget_uploads(name, [push.digest])
+        raise
     hub.forget_uploads(name, [push.digest])
     return None
 
@@ -252,7 +257,7 @@ async def delete(hub: Hub, request: Request) -> Response:
     name, reference = writable_name(hub, hub.identify(request), request), str(request.path_params["reference"])
     if ":" in reference:
         parse_digest(reference)
-    async with hub.change_lock(name):
+    async with hub.change(name):
         await hub.workers.run(_delete, hub, name, reference)
     return Response(status_code=202, headers=VERSION)
 

@@ -14,6 +14,8 @@ from adapterhub.store.leases import ABANDONED, Lease
 from adapterhub.store.store import FOLDER, Store
 from adapterhub.store.store_files import StoreFiles, local_errors
 
+from .folder_store import FolderStore
+
 if TYPE_CHECKING:
     from adapterhub.remotes.objects.bucket import Bucket
 
@@ -38,11 +40,11 @@ class Storage:
 
     def store(self) -> Store:
         """Return the store, for one thread, or for several that only read and add blobs."""
-        return Store(self.root / FOLDER)
+        return FolderStore(self.root / FOLDER)
 
     def registry(self) -> Registry:
         """Return the registry, for one thread."""
-        return Registry.open(self.root)
+        return Registry.open(self.root, self.store())
 
     def refresh(self, registry: Registry) -> None:
         """Bring a registry up to date with moves by other machines."""
@@ -109,6 +111,10 @@ class Storage:
         with local_errors(path), suppress(FileNotFoundError):
             return self._files().open(path)
         return None
+
+    def take_back(self, store: Store, blobs: dict[Digest, int]) -> list[Digest]:
+        """Remove the blobs that a failed change has stored (`folder_store`); return them."""
+        return store.take_back(blobs) if isinstance(store, FolderStore) else []
 
     def _files(self) -> StoreFiles:
         return self.store().files

@@ -4,8 +4,9 @@
     parts/<key>        the first bytes of files that are being fetched, locked by the process that fetches
     documents/<hash>   documents of models, and the commits that branches were at
 
-A key names the content: `sha256-<hex>` for a file in git-lfs, `git-<sha1>` for any other, so that a file of several models or
-revisions is kept once. The least recently used file is removed first. Several processes may share the folder.
+A key names the content and its size: `sha256-<hex>-<size>` for a file in git-lfs, `git-<sha1>-<size>` for any other, so that a
+file of several models or revisions is kept once, and one that a model lists with a wrong size is not taken for it. The least
+recently used file is removed first. Several processes may share the folder.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def key_of(file: GitFile) -> str:
         RefusedError: The upstream names no digest, so that its bytes could not be verified.
     """
     if file.lfs:
-        return f"sha256-{file.lfs}"
+        return f"sha256-{file.lfs}-{file.size}"
     if file.oid:
-        return f"git-{file.oid}"
+        return f"git-{file.oid}-{file.size}"
     raise RefusedError(file.path, "the upstream names no digest of it, so it cannot be verified")
 
 

@@ -88,6 +88,10 @@ ADD_ANSWER = f"INSERT INTO answers ({_ANSWER_COLUMNS}) VALUES ({', '.join('?' * 
 ADD_FEEDBACK = f"INSERT OR REPLACE INTO feedback ({_FEEDBACK_COLUMNS}) VALUES ({', '.join('?' * len(fields(Feedback)))})"  # noqa: S608
 DELETE_OLDEST = "DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?"
 """Statements that add an answer, add or replace feedback, and keep only the newest answers, as many as their parameter says."""
+FEEDBACK_INDEX = "CREATE INDEX feedback_time ON feedback (time)"
+# Feedback comes after its answer: what came before the oldest answer is about one that is gone.
+DELETE_OLDEST_FEEDBACK = "DELETE FROM feedback WHERE time < (SELECT time FROM answers ORDER BY number LIMIT 1)"
+"""Deletes feedback on answers that are gone, so that there is at most twice as much of it as there are answers."""
 
 
 def find_answers(path: Path, ident: str, key: str | None = None) -> list[tuple[AnswerRecord, Feedback | None]]:

@@ -36,6 +36,7 @@ MIGRATIONS = (
         STRICT, WITHOUT ROWID
     """,
     answer_log.TABLES,
+    answer_log.FEEDBACK_INDEX,
 )
 _ADD = """
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -123,7 +124,8 @@ class UsageDatabase(SqliteFile):
         with self._errors():
             self._connection().executemany(answer_log.ADD_ANSWER, [astuple(answer) for answer in answers])
             self._connection().executemany(answer_log.ADD_FEEDBACK, [astuple(item) for item in feedback])
-            self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MAX_ANSWERS,))
+            if self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MAX_ANSWERS,)).rowcount > 0:
+                self._connection().execute(answer_log.DELETE_OLDEST_FEEDBACK)
 
     def delete_old(self, now: float) -> None:
         """Delete the rows that are kept no longer."""

@@ -67,7 +67,7 @@ def kept(shared: SharedFiles, folder: Path, data: bytes) -> str:
     """Keep a file of these bytes; its key."""
     path = folder / "file"
     path.write_bytes(data)
-    key = f"sha256-{hashlib.sha256(data).hexdigest()}"
+    key = f"sha256-{hashlib.sha256(data).hexdigest()}-{len(data)}"
     with path.open("rb") as file:
         assert shared.keep(key, file, len(data))
     return key
