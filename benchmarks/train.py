@@ -152,7 +152,7 @@ def child(program: str, told: dict[str, Any]) -> Figures:
     torch.set_num_threads(options.threads)
     started = time.monotonic()
     if program == PLAIN:
-        sys.modules["bitsandbytes"] = None  # every import of it fails
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # every import of it fails
     run = {"adapterhub": ours, PLAIN: ours, BUSY: ours, PEFT: peft, TRL: trl, FULL: full}[program](options)
     load = time.monotonic() - started
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) if program == BUSY else nullcontext() as other:
