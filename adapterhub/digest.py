@@ -17,6 +17,7 @@ from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundErro
 Digest = str
 
 CHUNK = 1 << 20  # bytes; larger is not faster, and a copy holds at most two of these
+_FIRST_CHUNK = 1 << 16  # bytes; most files are smaller, and to clear a whole chunk costs more than to copy them
 _PREFIX, _HEX = "sha256:", frozenset("0123456789abcdef")
 
 
@@ -95,6 +96,8 @@ def copy_hashing(
                 chunk = chunk[target.write(chunk) :]
             if on_bytes:
                 on_bytes(n)
+            if n == _FIRST_CHUNK == len(second.buffer):
+                second.grow()
     return "sha256:" + state.hexdigest(), size
 
 
@@ -103,13 +106,18 @@ class _SecondThread:
 
     def __init__(self, work: Callable[[memoryview], object] | None) -> None:
         self._work = work
-        self._buffers = [memoryview(bytearray(CHUNK)) for _ in range(2 if work else 1)]
+        self._buffers = [memoryview(bytearray(_FIRST_CHUNK))]
         self._pool: Any = None
         self._pending: Any = None
 
     @property
     def buffer(self) -> memoryview:
         return self._buffers[0]
+
+    def grow(self) -> None:
+        """Take whole chunks from here on, once the pending work is done with the first."""
+        self._settle()
+        self._buffers = [memoryview(bytearray(CHUNK)) for _ in range(2 if self._work else 1)]
 
     def start(self, size: int) -> memoryview:
         """Start work on the first `size` bytes of the buffer, after the previous chunk is done, and return them."""

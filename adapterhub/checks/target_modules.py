@@ -89,10 +89,18 @@ def matches(
 def _ends_in(names: Collection[str], module: str) -> bool:
     """Return whether a path ends in one of `names`, behind a dot."""
     at = len(module)
-    while (at := module.rfind(".", 0, at)) >= 0:  # from the end: most names are a single component
+    for _ in range(_max_parts(frozenset(names))):  # from the end: most names are a single component
+        if (at := module.rfind(".", 0, at)) < 0:
+            return False
         if module[at + 1 :] in names:
             return True
     return False
+
+
+@lru_cache(maxsize=4)
+def _max_parts(names: frozenset[str]) -> int:
+    """Return the number of components of the longest path."""
+    return max((name.count(".") + 1 for name in names), default=0)
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import field
+from typing import Any
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import card, oci_manifest
@@ -91,7 +92,9 @@ def read(store: Store, digest: Digest) -> VersionExtract:
     try:
         manifest = oci_manifest.parse(store.read_document(digest), digest)
         model_card = _card(store, manifest)
-        adapter_json = card.with_card(_manifest(store, manifest) or AdapterManifest.salvage({}), model_card)
+        # Its files are those of the manifest, which has them checked.
+        document = {**(_document(store, manifest) or {}), "files": []}
+        adapter_json = card.with_card(AdapterManifest.salvage(document), model_card)
     except RemoteError:  # of a store that fetches blobs: the documents exist, and can be read another time
         raise
     except AdapterhubError as error:
@@ -115,16 +118,14 @@ def read(store: Store, digest: Digest) -> VersionExtract:
 
 def adapter_manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
     """Return the usable part of a version's adapter.json, completed from its model card; None without adapter.json."""
-    adapter_json = _manifest(store, manifest)
-    return adapter_json and card.with_card(adapter_json, _card(store, manifest))
+    document = _document(store, manifest)
+    return None if document is None else card.with_card(AdapterManifest.salvage(document), _card(store, manifest))
 
 
-def _manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
-    """Return the usable part of an adapter.json, which may never have been checked."""
+def _document(store: Store, manifest: Manifest) -> Mapping[str, Any] | None:
+    """Return the content of an adapter.json, which may never have been checked; None if there is none."""
     layer = manifest.adapter_json
-    if layer is None:
-        return None
-    return AdapterManifest.salvage(json_file.parse_object(store.read_document(layer.digest), layer.digest))
+    return None if layer is None else json_file.parse_object(store.read_document(layer.digest), layer.digest)
 
 
 def _card(store: Store, manifest: Manifest) -> Card:

@@ -7,9 +7,9 @@ by `JSON.stringify(value, null, 2)`. `schemas/SPECIFICATION.md` says which docum
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from json.encoder import encode_basestring
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every program reads exactly (RFC 7493, section 2.2)."""
@@ -19,33 +19,38 @@ _FIRST_EXPONENT = 10**21  # the smallest number that ECMAScript writes with an e
 
 def compact(document: object) -> bytes:
     """Return the bytes of a document by RFC 8785; ValueError or TypeError for a value that JSON cannot hold exactly."""
-    return "".join(_pieces(document, "", "")).encode()
+    pieces: list[str] = []
+    _append(pieces, document, "", "")
+    return "".join(pieces).encode()
 
 
 def indented(document: object) -> bytes:
     """Return the same text with two spaces for each level and a newline at its end, for files that people read."""
-    return "".join(_pieces(document, "\n", "  ")).encode() + b"\n"
+    pieces: list[str] = []
+    _append(pieces, document, "\n", "  ")
+    return "".join(pieces).encode() + b"\n"
 
 
-def _pieces(value: object, newline: str, indent: str) -> Iterator[str]:
-    """Yield the text of a value; `newline` is the line break with the indentation of its line, empty in the compact form."""
-    inner, space = newline + indent, " " if indent else ""
-    if isinstance(value, Mapping):
-        separator = "{" + inner
-        for key in sorted(value, key=_utf16):
-            yield f"{separator}{_text(key)}:{space}"
-            yield from _pieces(value[key], inner, indent)
-            separator = "," + inner
-        yield newline + "}" if value else "{}"
+def _append(pieces: list[str], value: object, newline: str, indent: str) -> None:
+    """Append the text of a value; `newline` is the line break with the indentation of its line, empty in the compact form."""
+    if isinstance(value, str):
+        pieces.append(encode_basestring(value))
     elif isinstance(value, list | tuple):
-        separator = "[" + inner
+        inner, separator = newline + indent, "["
         for item in value:
-            yield separator
-            yield from _pieces(item, inner, indent)
-            separator = "," + inner
-        yield newline + "]" if value else "[]"
+            pieces.append(separator + inner)
+            _append(pieces, item, inner, indent)
+            separator = ","
+        pieces.append(newline + "]" if value else "[]")
+    elif isinstance(value, Mapping):
+        inner, separator, colon = newline + indent, "{", ": " if indent else ":"
+        for key in sorted(value, key=_utf16):
+            pieces.append(f"{separator}{inner}{encode_basestring(key)}{colon}")
+            _append(pieces, value[key], inner, indent)
+            separator = ","
+        pieces.append(newline + "}" if value else "{}")
     else:
-        yield _scalar(value)
+        pieces.append(_scalar(value))
 
 
 def _utf16(key: object) -> bytes:
@@ -57,8 +62,6 @@ def _utf16(key: object) -> bytes:
 def _scalar(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return _text(value)
     if isinstance(value, int):
         # ECMAScript writes a double such as 1e20 in digits: an integer whose text is such a number's is exact.
         if abs(value) > MAX_INTEGER and (abs(value) >= _FIRST_EXPONENT or str(value) != _number(float(value))):
@@ -67,10 +70,6 @@ def _scalar(value: object) -> str:
     if isinstance(value, float):
         return _number(value)
     raise TypeError(f"an object of the type {type(value).__name__}")
-
-
-def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _number(value: float) -> str:

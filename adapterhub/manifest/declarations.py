@@ -51,8 +51,9 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
         if not isinstance(table, Mapping):
             raise UsageError(location, f"{name} is not a table", f"Write it as [{name}]", code="invalid-config")
         _check_keys(table, allowed_keys, f"{name}.", location)
-    # Declared values pass through the document, so that the schema checks them as it checks all others.
-    document = manifest.to_dict()
+    # Declared values pass through the document, so that the schema checks them as it checks all others. The files do not: they
+    # are derived, cannot be declared, and may be ten thousand.
+    document = dataclasses.replace(manifest, files=()).to_dict()
     document |= {key: _json(value) for key, value in declared.items() if key not in ("base", "training")}
     document["base"] |= base
     if training:
@@ -65,7 +66,7 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
         problem = f"base.repo is {json.dumps(_json(repo))[:100]}, which is no name on a hub: others do not have a path"
         raise UsageError(location, problem, "Write it as organization/name", code="invalid-config")
     checked = AdapterManifest.from_dict(document, location if declared else f"{folder}/{ADAPTER_JSON}")
-    return dataclasses.replace(checked, version=manifest.version)
+    return dataclasses.replace(checked, files=manifest.files, version=manifest.version)
 
 
 def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, location: str) -> None:

@@ -106,11 +106,12 @@ def weight_facts(adapter: Adapter | AdapterClaims, adapter_format: str) -> dict[
     """Return the fields listed in DERIVED, by name."""
     if isinstance(adapter, AdapterClaims):
         return _claims(adapter)
-    names = {dtypes.name_of(tensor.dtype) for _, tensor in adapter.tensors()}
+    names = {dtypes.name_of(dtype) for dtype in {tensor.dtype for tensor, _ in adapter.counted_tensors()}}
+    shapes = {id(delta): _shape(delta) for delta, _ in adapter.distinct_deltas}
     return {
         "method": _method(adapter),
-        **_ranks({target: _shape(delta) for target, delta in adapter.deltas.items()}),
-        "rslora": any(delta.rslora for delta in adapter.deltas.values()),
+        **_ranks({target: shapes[id(delta)] for target, delta in adapter.deltas.items()}),
+        "rslora": any(delta.rslora for delta, _ in adapter.distinct_deltas),
         "targets": tuple(sorted({_last_name(target) for target in (*adapter.deltas, *adapter.tuned)})),
         "replaced": tuple(sorted([*adapter.replaced, *adapter.rows, *adapter.copies, *adapter.added])),
         "dtype": names.pop() if len(names) == 1 else "mixed",
@@ -149,10 +150,10 @@ def _method(adapter: Adapter) -> str:
     """Return `lora`, `dora`, `full` without a delta, or the name of another kind if all deltas are of that kind."""
     if adapter.meta.method:
         return adapter.meta.method
-    kinds = {_METHODS.get(type(delta), "") for delta in adapter.deltas.values()}
+    kinds = {_METHODS.get(type(delta), "") for delta, _ in adapter.distinct_deltas}
     if len(kinds) == 1 and (name := kinds.pop()):
         return name
-    dora = any(getattr(delta, "magnitude", None) is not None for delta in adapter.deltas.values())
+    dora = any(getattr(delta, "magnitude", None) is not None for delta, _ in adapter.distinct_deltas)
     return "dora" if dora else "lora" if adapter.deltas else "full"
 
 
@@ -188,9 +189,9 @@ def _ranks(shapes: Mapping[str, tuple[int | None, float | None]]) -> dict[str, A
     shared = max(counts, key=lambda pair: (counts[pair], pair[0] or 0, pair[1] or 0), default=(None, None))
     r, alpha = shared
     modules = {
-        target: ModuleShape(shape[0], _number(shape[1] or 0))
-        for target, shape in sorted(shapes.items())
-        if shape != shared and shape[0] is not None
+        target: ModuleShape(r_of_module, _number(alpha_of_module or 0))
+        for target, (r_of_module, alpha_of_module) in sorted(item for item in shapes.items() if item[1] != shared)
+        if r_of_module is not None
     }
     return {"r": r, "alpha": None if alpha is None else _number(alpha), "modules": modules}
 

@@ -141,7 +141,8 @@ def push(
 
 def _is_complete(store: Store, manifest: Manifest) -> bool:
     blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, manifest.digest, len(manifest.raw)), manifest.config, *manifest.layers)
-    return all(store.has_blob(blob.digest, blob.size) for blob in blobs)
+    with store.files.folders_kept_open():
+        return all(store.has_blob(blob.digest, blob.size) for blob in blobs)
 
 
 def _check_push(ledger: Ledger, ref: Ref, state: LogState, expect: Digest | None) -> None:

@@ -43,13 +43,14 @@ def ingest(
     count_bytes = counter(progress, sum(_size(folder / path) for path in file_list.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
-    for path in file_list.files:
-        if path == ADAPTER_JSON:  # `finalize` decides what is stored as adapter.json
-            stamps[path] = _stamp(folder / path)
-            continue
-        with open_regular(folder / path) as file:
-            stamps[path] = _stamp(file.fileno())
-            files[path] = store.put_stream(file, count_bytes=count_bytes)
+    with store.files.folders_kept_open():
+        for path in file_list.files:
+            if path == ADAPTER_JSON:  # `finalize` decides what is stored as adapter.json
+                stamps[path] = _stamp(folder / path)
+                continue
+            with open_regular(folder / path) as file:
+                stamps[path] = _stamp(file.fileno())
+                files[path] = store.put_stream(file, count_bytes=count_bytes)
     adapter_manifest, raw = draft.finalize(files)
     # Compared only after the last file was read: the files must be of one state of the folder, and adapter.json about them.
     for path, stamp in stamps.items():

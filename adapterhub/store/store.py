@@ -134,15 +134,18 @@ class Store:
 
     def size(self, digest: Digest, depth: int = 0) -> int | None:
         """Return the bytes of a blob, plain or packed; None if it is missing, or packed against a parent that is missing."""
-        # A second pass finds a blob that was unpacked between the two checks. Parents get one pass only: with two, a hostile
-        # circle of packs would take 2^depth steps.
-        for _ in range(1 if depth else 2):
-            with contextlib.suppress(FileNotFoundError):
-                return self.files.status(self.blob_path(digest)).st_size
-            with contextlib.suppress(IntegrityError):  # an unreadable pack is missing here; fsck reports it
-                head = self.packs.head(digest)
-                if head and (not head.parent or (depth < READ_DEPTH and self.size(head.parent, depth + 1) is not None)):
-                    return head.size
+        path = self.blob_path(digest)
+        if (plain_size := self._plain_size(path)) is not None:
+            return plain_size
+        with contextlib.suppress(IntegrityError):  # an unreadable pack is missing here; fsck reports it
+            head = self.packs.head(digest)
+            if head and (not head.parent or (depth < READ_DEPTH and self.size(head.parent, depth + 1) is not None)):
+                return head.size
+        return self._plain_size(path)  # of a blob that was unpacked between the two checks
+
+    def _plain_size(self, path: Path) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self.files.status(path).st_size
         return None
 
     def stored_size(self, digest: Digest) -> int:

@@ -141,6 +141,36 @@ def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
     assert not (root / "link").is_symlink()
 
 
+def test_folders_that_are_kept_open_are_opened_once_and_not_through_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand small files took as many walks from the root for each of their names."""
+    files, opened = ConfinedFiles(tmp_path), list[str]()
+    open_path = ConfinedFiles._open_path
+
+    def counted(self: ConfinedFiles, folder: str) -> int | None:
+        opened.append(folder)
+        return open_path(self, folder)
+
+    monkeypatch.setattr(ConfinedFiles, "_open_path", counted)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "away").symlink_to(tmp_path / "a")
+    open_handles = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with files.folders_kept_open(), files.folders_kept_open():
+        for n in range(9):
+            files.create(tmp_path / "a" / f"{n}").close()
+            files.move(tmp_path / "a" / f"{n}", tmp_path / f"{n}")
+        with pytest.raises(RefusedError, match="a link"):
+            files.create(tmp_path / "away" / "file")
+        with pytest.raises(FileNotFoundError, match="missing"):
+            files.create(tmp_path / "missing" / "file")
+    assert opened[:2] == [str(tmp_path / "a"), str(tmp_path)]
+    assert len(opened) == 4
+    assert not open_handles or len(os.listdir("/proc/self/fd")) == open_handles
+    assert files.exists(tmp_path / "8")
+    assert len(opened) == 5
+
+
 def test_a_folder_that_another_run_published_first_is_an_output_that_exists(tmp_path: Path) -> None:
     (tmp_path / "pending").mkdir()
     (tmp_path / "out").mkdir()

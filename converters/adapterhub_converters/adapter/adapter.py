@@ -8,9 +8,11 @@ number, so that no format rounds it for another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -147,6 +149,22 @@ class Adapter:
         yield from ((f"{target}.rows", rows.values) for target, rows in sorted(self.rows.items()))
         yield from ((f"{name} (copy)", tensor) for name, tensor in sorted(self.copies.items()))
 
+    @cached_property
+    def distinct_deltas(self) -> list[tuple[Delta, int]]:
+        """The different deltas, and the number of modules of each: of headers alone, modules that are alike share one."""
+        counts = Counter(map(id, self.deltas.values()))
+        return [(delta, counts[key]) for key, delta in {id(delta): delta for delta in self.deltas.values()}.items()]
+
+    def counted_tensors(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the tensors in any order, each with the number of times that it is in `tensors`."""
+        for delta, count in self.distinct_deltas:
+            yield from ((tensor, count) for _, tensor in delta.parts())
+        for change in self.tuned.values():
+            yield from ((tensor, 1) for _, tensor in change.parts())
+        for tensors in (self.shared, self.replaced, self.added, self.copies):
+            yield from ((tensor, 1) for tensor in tensors.values())
+        yield from ((rows.values, 1) for rows in self.rows.values())
+
     @property
     def shared(self) -> Mapping[str, np.ndarray]:
         """Tensors that all deltas share: VeRA's projections, VB-LoRA's vectors."""
@@ -158,7 +176,7 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """The number of elements of all tensors, counting each tensor once."""
-        return self.meta.parameters or sum(tensor.size for _, tensor in self.tensors())
+        return self.meta.parameters or sum(count * tensor.size for tensor, count in self.counted_tensors())
 
 
 def factor_pairs(adapter: Adapter) -> dict[str, FactorPair]:

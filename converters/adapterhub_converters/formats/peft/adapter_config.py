@@ -156,6 +156,7 @@ class Scales:
 
     Attributes:
         rslora: Whether the scale is alpha / sqrt(r).
+        has_patterns: Whether modules may differ in rank or alpha.
         notes: Remarks for the user about the config; filled while modules are resolved.
     """
 
@@ -172,6 +173,7 @@ class Scales:
             "r": (config.get("rank_pattern") or {}) if patterned else {},
             "alpha": (config.get("alpha_pattern") or {}) if patterned else {},
         }
+        self.has_patterns = any(self._patterns.values())
         self._matchers = {quantity: Patterns(patterns, location) for quantity, patterns in self._patterns.items()}
         self.rslora = bool(config.get("use_rslora"))
         self.notes: list[str] = []

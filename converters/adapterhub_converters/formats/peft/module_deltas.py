@@ -72,14 +72,22 @@ class DeltaReader:
         self._stack_targets = target_parameters.parameter_targets(self._config, lora, f"{self._where}")
         stacks = self._stacks(pairs)
         deltas: dict[str, Delta] = {}
+        # Of headers alone, tensors of one kind are one array: modules that are alike get one delta.
+        are_shared = self._config["peft_type"] == "LORA" and not self._scales.has_patterns and self._base is None
+        deltas_by_tensors: dict[tuple[object, ...], Delta] = {}
         first_error: RefusedError | None = None
         reasons: list[str] = []  # not the errors, which hold on to their frames
         for name, tensors in pairs.items():
             try:
                 if name in self._stack_targets and self._stack_targets[name] in stacks:
                     deltas[self._stack_targets[name]] = self._stack(self._stack_targets[name], stacks)
-                else:
+                elif not are_shared:
                     deltas[name] = self._read_delta(name, tensors)
+                elif delta := deltas_by_tensors.get(key := (*tensors, *map(id, tensors.values()))):
+                    self._scales.check_rank(name, delta.r)
+                    deltas[name] = delta
+                else:
+                    deltas[name] = deltas_by_tensors[key] = self._read_delta(name, tensors)
             except RefusedError as error:
                 first_error = first_error or error
                 reasons.append(error.what)

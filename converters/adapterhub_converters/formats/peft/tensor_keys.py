@@ -238,10 +238,10 @@ def tensor_names(adapter: Adapter) -> Iterator[tuple[TensorId, str]]:
     stacks = target_parameters.wrapper_names_by_target(
         [t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)]
     )
+    ends_by_delta = {id(delta): [_key_end(delta, part) for part, _ in delta.parts()] for delta, _ in adapter.distinct_deltas}
     for target, delta in adapter.deltas.items():
-        for part, _ in delta.parts():
-            label, end = _key_end(delta, part)
-            yield ("pair", target, label), PREFIX + stacks.get(target, target) + end
+        module = PREFIX + stacks.get(target, target)
+        yield from ((("pair", target, label), module + end) for label, end in ends_by_delta[id(delta)])
     for name in adapter.replaced:
         yield ("replaced", name, ""), PREFIX + _under_delta(name, adapter)
     for name in adapter.copies:
