@@ -74,7 +74,7 @@ class DeltaReader:
         deltas: dict[str, Delta] = {}
         # Of headers alone, tensors of one kind are one array: modules that are alike get one delta.
         are_shared = self._config["peft_type"] == "LORA" and not self._scales.has_patterns and self._base is None
-        deltas_by_tensors: dict[tuple[str | int, ...], Delta] = {}
+        deltas_by_tensors: dict[tuple[object, ...], Delta] = {}
         first_error: RefusedError | None = None
         reasons: list[str] = []  # not the errors, which hold on to their frames
         for name, tensors in pairs.items():
