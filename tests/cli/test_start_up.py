@@ -41,10 +41,10 @@ _BOUNDS = {
     ("validate", "sql"): (112, 6350),
     ("validate", "sql", "--base", "base"): (185, 12900),
     ("show", "team/sql"): (187, 7300),
-    ("push", "sql", "team/other"): (173, 10750),
+    ("push", "sql", "team/other"): (173, 9650),
     ("convert", "sql", "mlx", "--to", "mlx"): (144, 7850),
     ("convert", "sql", "out.gguf", "--base", "base"): (205, 14500),
-    ("merge", "sql", "sql2", "-o", "merged"): (215, 14800),
+    ("merge", "sql", "sql2", "-o", "merged"): (215, 11900),
 }
 
 
