@@ -49,6 +49,8 @@ _OPTIONS = (
     ),
     click.option("--nf4", is_flag=True, help="Hold the base in NF4, in torch."),
 )
+OPTION_NAMES = ("engine", "urls", "program", "name", "max_rank", "context", "dtype", "nf4")
+"""The arguments of `open_engine` that these options are."""
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -71,6 +71,12 @@ def test_engines_of_the_route_file_are_used_without_a_url(
     assert words in done.stderr
 
 
+def test_names_at_a_hub_that_may_not_be_asked_are_refused_at_the_start(run: Run, base: Path) -> None:
+    words = ("serve", "--base", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, "--remote", "hf://")
+    done = run(*words, env={"HF_HUB_OFFLINE": "1"}, code=6)
+    assert "HF_HUB_OFFLINE: is set, so nothing is fetched" in done.stderr
+
+
 def test_a_base_does_not_answer_for_an_adapter_of_its_name(run: Run, base: Path, tmp_path: Path) -> None:
     folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)))
     run("push", tmp_path / "adapter", "team/sql", "--registry", tmp_path / "registry")

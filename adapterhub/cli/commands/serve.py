@@ -5,14 +5,20 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import engines, environment, inputs, output, registry_choice, remote_choice
+from adapterhub.cli.engines import EngineChoice
 from adapterhub.cli.options import Command, Settings, adapter_swapped_with_base, base_option, usage_file_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.remotes.named_remotes import Remote
+    from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+    from adapterhub.serve.gateway.spans import Tracing
 
 _ENGINE_WORDS = f"{__name__}.engine-words"
 
@@ -133,23 +139,13 @@ def serve(
     sources: tuple[str, ...],
     base: str | None,
     remote: str | None,
-    poll: float | None,
     routes: Path | None,
-    usage_file: Path | None,
-    keep_text: bool,
-    host: str,
-    port: int,
     max_adapters: int,
     one_process: bool,
     plugin: bool,
-    max_requests: int,
     workers: int,
     timeout: float,
-    behind_proxy: bool,
-    cors: tuple[str, ...],
-    certificate: Path | None,
-    key: Path | None,
-    **engine_settings: Any,
+    **options: Any,
 ) -> None:
     """Serve a base model with adapters of the registry, over OpenAI's API.
 
@@ -162,16 +158,12 @@ def serve(
     proxy, and a route file with keys. The route file and the policy are read again when they change, and on SIGHUP.
     """
     from adapterhub.http_server import logs
-    from adapterhub.operations.workspace import Workspace
-    from adapterhub.serve.gateway import cross_origin, route_file, server, spans
-    from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-    from adapterhub.serve.model_names import AllowedNames
-    from adapterhub.serve.usage import usage_database
+    from adapterhub.serve.gateway import route_file, server, spans
 
     settings = context.ensure_object(Settings)
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
     names, base = _names_and_base(sources, base, settings)
-    fields: dict[str, Any] = {
+    engine_fields: dict[str, Any] = {name: options.pop(name) for name in engines.OPTION_NAMES} | {
         "max_adapters": max_adapters,
         "one_process": one_process,
         "has_plugin": plugin,
@@ -179,47 +171,72 @@ def serve(
         "timeout": timeout,
         "listed": route_file.read(routes).engines if routes else (),
     }
-    remote_ = None if remote is None else remote_choice.remote_at(remote)
+    chosen_remote = None if remote is None else remote_choice.remote_at(remote)
     tracing = spans.open_tracing() if environment.is_traced() else None
-    with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:
-        gateway = GatewaySettings(
-            base=chosen.spec,
-            base_name=chosen.name,
-            workspace=replace(workspace(settings), policy=Workspace().policy),  # reads the policy file each time
-            remote=remote_.url if remote_ else "",
-            remote_name=remote_.name if remote_ else "",
-            allowed=AllowedNames.from_patterns(names),
-            routes=routes,
-            tracing=tracing,
-            usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,
-            keep_text=keep_text,
-            host=host,
-            port=port,
-            # A remote is asked over the network, so less often.
-            poll=poll or (5.0 if remote_ else 1.0),
-            requests=max_requests,
-            certificate=certificate,
-            key=key,
-            behind_proxy=behind_proxy,
-            cors=cross_origin.parse_origins(cors),
-        )
-
-        def ready(address: str) -> None:
-            started = chosen.engine
-            document = {
-                "url": address,
-                "base": chosen.name,
-                "engine": started.name,
-                "context": started.context or None,
-                "precision": started.precision or None,
-            }
-            facts = f" ({chosen.facts})" if chosen.facts else ""
-            text = f"{address}/v1  serves {chosen.name} by {started.name}{facts}; stop it with Ctrl-C"
-            output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
-            output.flush()
-
+    with engines.open_engine(base, settings, **engine_fields) as chosen:
+        gateway = _gateway_settings(chosen, names, settings, remote=chosen_remote, routes=routes, tracing=tracing, **options)
         try:
-            server.serve(gateway, chosen.engine, ready=ready, workers=workers)
+            server.serve(gateway, chosen.engine, ready=lambda address: _print_start(chosen, address, settings), workers=workers)
         finally:
             if tracing is not None:
                 tracing.close()
+
+
+def _gateway_settings(
+    chosen: EngineChoice,
+    names: tuple[str, ...],
+    settings: Settings,
+    *,
+    remote: Remote | None,
+    routes: Path | None,
+    tracing: Tracing | None,
+    poll: float | None,
+    usage_file: Path | None,
+    max_requests: int,
+    cors: tuple[str, ...],
+    **fields: Any,
+) -> GatewaySettings:
+    """Return the settings of a gateway in front of an engine.
+
+    Args:
+        names: The patterns of names to serve, none for all.
+        fields: More of `GatewaySettings`, of which options have the names.
+    """
+    from adapterhub.operations.workspace import Workspace
+    from adapterhub.serve.gateway import cross_origin
+    from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+    from adapterhub.serve.model_names import AllowedNames
+    from adapterhub.serve.usage import usage_database
+
+    return GatewaySettings(
+        base=chosen.spec,
+        base_name=chosen.name,
+        workspace=replace(workspace(settings), policy=Workspace().policy),  # reads the policy file each time
+        remote=remote.url if remote else "",
+        remote_name=remote.name if remote else "",
+        allowed=AllowedNames.from_patterns(names),
+        routes=routes,
+        tracing=tracing,
+        usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,
+        # A remote is asked over the network, so less often.
+        poll=poll or (5.0 if remote else 1.0),
+        requests=max_requests,
+        cors=cross_origin.parse_origins(cors),
+        **fields,
+    )
+
+
+def _print_start(chosen: EngineChoice, address: str, settings: Settings) -> None:
+    """Print where a gateway answers, and with what."""
+    engine = chosen.engine
+    document = {
+        "url": address,
+        "base": chosen.name,
+        "engine": engine.name,
+        "context": engine.context or None,
+        "precision": engine.precision or None,
+    }
+    facts = f" ({chosen.facts})" if chosen.facts else ""
+    text = f"{address}/v1  serves {chosen.name} by {engine.name}{facts}; stop it with Ctrl-C"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    output.flush()

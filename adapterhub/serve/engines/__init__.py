@@ -13,7 +13,10 @@
     rendered_prompts.py conversations rendered here, for vLLM
     attached_base.py the base of a server that somebody else has started: is it the one that adapters were checked against?
     llama_logprobs.py probabilities of llama-server in the form of OpenAI
-    llama_server.py  llama.cpp's server: a process for each version behind its router, or one process for all
+    llama_server.py  llama.cpp's server: what its three engines share
+    llama_router.py  a process for each version, behind its router; llama_preset.py: the file that names them
+    llama_one_process.py one process for all
+    llama_attached.py one that somebody else has started
     vllm.py          vLLM
     sglang.py        SGLang
     mlx.py           mlx-lm

@@ -219,10 +219,10 @@ def _weight_type(base: BaseSpec) -> str:
 
 def _open_llama_cpp(options: EngineOptions) -> Engine:
     """Return llama-server, or llama.cpp's library if that program is not installed."""
-    from . import llama_server
+    from . import llama_attached, llama_one_process, llama_router, llama_server
 
     if options.url:
-        return llama_server.AttachedServer(options.url, options.url_key, base=options.base, patience=options.timeout)
+        return llama_attached.AttachedServer(options.url, options.url_key, base=options.base, patience=options.timeout)
     if options.base.kind != "gguf":
         raise UsageError(options.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
     if not options.program and not _has_program(LLAMA, options.environ) and _has_libllama():
@@ -250,7 +250,7 @@ def _open_llama_cpp(options: EngineOptions) -> Engine:
         precision=_weight_type(options.base),
         timeout=options.timeout,
     )
-    return llama_server.OneProcess(server_options) if options.one_process else llama_server.Router(server_options)
+    return llama_one_process.OneProcess(server_options) if options.one_process else llama_router.Router(server_options)
 
 
 def _llama_context(options: EngineOptions) -> int:

@@ -17,8 +17,10 @@ deprecations.py       the header of an answer from a deprecated version
 priorities.py         priorities of keys
 warm_routes.py        targets of routes that are loaded before they are asked for, or stay loaded
 engine_versions.py    the versions that the engine holds: loaded once, forgotten when others need the room
+moving_refs.py        refs that may move, and the versions that they have moved to
+access.py             who may ask, and how much
 front.py              what every process of a gateway has: a request is checked, and the engine is asked
-gateway.py            who asks for what, what they may ask for, and what answers
+gateway.py            which version answers a request, and what is recorded of it
 rewriting.py          answers of engines, with the name of the version written into them
 metrics.py            metrics for Prometheus, and for the gateways of Kubernetes
 engine_metrics.py     those of each of several engines

@@ -78,6 +78,7 @@ class GatewayRequest:
         choice: What a rollout chose for it; None without one.
         failed: Whether the gateway or its engine failed, also in the middle of a stream.
         left: Whether its client left before the answer ended.
+        counted_tokens: Its tokens that were counted against the limit of its key.
     """
 
     path: str
@@ -98,6 +99,7 @@ class GatewayRequest:
     choice: Choice | None = None
     failed: bool = False
     left: bool = False
+    counted_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:

@@ -1,23 +1,18 @@
-"""The gateway: who asks for what, what they may ask for, and which version of an adapter answers."""
+"""The gateway: which version of an adapter answers a request, and what is recorded of the answer."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections import Counter as Bag
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Any, cast
 
-from adapterhub.digest import Digest
-from adapterhub.http_server import binding
-from adapterhub.ref import Ref
 from adapterhub.registry import withdrawals
 from adapterhub.serve import model_names, resolving
-from adapterhub.serve.engines import Blend, Engine, EngineDownError
+from adapterhub.serve.engines import Blend, Engine
 from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
@@ -26,17 +21,18 @@ from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
-from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.runtime_rules import RuntimeName
 
 from . import deprecations, priorities, spans
+from .access import Access
 from .engine_metrics import EngineMetrics
 from .engine_versions import EngineVersions
 from .front import GatewayFront, GatewayRequest
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
 from .metrics import Metrics, counted_name
-from .problems import BUSY, DOWN, ProblemError, not_served
+from .moving_refs import MovingRefs
+from .problems import DOWN, ProblemError, not_served
 from .reloading import Rules
 from .rollout_evidence import AnswerOutcome
 from .rollouts import Rollouts
@@ -45,21 +41,10 @@ from .shadows import RequestCopy, Shadows
 from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
-_MAX_WATCHED = 64  # moving refs that are watched, the most recently requested ones
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
 _MAX_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
-_WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
-
-
-@dataclass(slots=True)
-class _WatchedRef:
-    """A moving ref, the digest it meant last, and the time it was last asked for."""
-
-    ref: Ref
-    digest: Digest | None = None
-    asked_at: float = field(default_factory=time.monotonic)
 
 
 class Gateway(GatewayFront):
@@ -86,10 +71,10 @@ class Gateway(GatewayFront):
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._adding_feedback = asyncio.Lock()
-        self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
-        self._watching: asyncio.Task[None] | None = None
-        self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
-        self.shadows = Shadows(engine, self.versions, self._lookup.find, self._running.total)
+        self.access = Access(settings, self._rules, self._recorder)
+        self._moving_refs = MovingRefs(self._lookup, self.versions, self.metrics)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.shadows = Shadows(engine, self.versions, self._lookup.find, self.access.running)
         self.versions.make_way = self.shadows.make_way
         self.ready = False
 
@@ -117,7 +102,7 @@ class Gateway(GatewayFront):
         await self.rollouts.refresh(self.routes)
         await self._warm_routes.refresh(self.routes)
         self.ready = True
-        self._watching = asyncio.create_task(self._watch())
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self.access.keep_counted())]
         took = round(time.monotonic() - started, 1)
         log.info("%s is ready after %.1f s", self.engine.name, took, extra={"fields": {"engine": self.engine.name, "s": took}})
 
@@ -134,14 +119,16 @@ class Gateway(GatewayFront):
         """Stop the engine, and release all versions."""
         self.ready = False
         await asyncio.to_thread(self._recorder.close)  # first, because the engine may take its time
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self.shadows.close()
         await self.versions.close()
         await self.engine.close()
         self._lookup.close()
         self.rollouts.close()
+        self.access.close()
         self._leases.close()
 
     async def not_ready_reason(self) -> str:
@@ -177,69 +164,26 @@ class Gateway(GatewayFront):
 
     # ---- access
 
-    def key_of(self, headers: Mapping[str, str]) -> Key | None:
-        """Return the key of the client; None if no key is needed.
-
-        Raises:
-            ProblemError: A key is needed and is missing or unknown, or a page of another site sent the request.
-        """
-        if not self.routes.keys:
-            if not self.settings.behind_proxy:
-                _check_site(headers, self.settings.cors)
-            return None
-        kind, _, secret = headers.get("authorization", "").partition(" ")
-        if not secret or kind.lower() != "bearer":
-            secret = headers.get("x-api-key", "")  # Anthropic's clients send it so
-        if not secret:
-            raise ProblemError(401, "Send an API key as Authorization: Bearer KEY, or as x-api-key", code="invalid_api_key")
-        key = self.routes.key_of(secret.strip())
-        if key is None:
-            raise ProblemError(401, "Incorrect API key", code="invalid_api_key")
-        return key
-
     @contextmanager
     def admit(self, key: Key | None) -> Iterator[None]:
-        """Count a request until it ends; ProblemError if there are too many."""
+        """Count a request until it ends; ProblemError if the engine has not started, or there are too many."""
         if not self.ready:
             raise ProblemError(503, "The engine is starting", code=DOWN, seconds=2)
-        if key is not None and key.windows is not None and (window := key.windows.count(key.name)).over:
-            raise ProblemError(
-                429,
-                f"More than {key.windows.limit} requests in {key.windows.seconds:,} seconds",
-                code=BUSY,
-                seconds=window.seconds,
-            )
-        if key is not None and key.tokens is not None and (window := key.tokens.count(key.name, 0)).over:
-            raise ProblemError(
-                429, f"More than {key.tokens.limit} tokens in {key.tokens.seconds:,} seconds", code=BUSY, seconds=window.seconds
-            )
-        if key is not None and key.budget:
-            key.budget.check(*self._recorder.spent_by(key.name))
-        name = key.name if key is not None else ""
-        if key is not None and key.max_running and self._running[name] >= key.max_running:
-            raise ProblemError(
-                429, f"This key has reached its limit of requests at once: {key.max_running}", code=BUSY, seconds=1
-            )
-        if self._running.total() >= self.settings.requests:
-            message = f"The gateway has reached its limit of requests at once: {self.settings.requests}"
-            raise ProblemError(429, message, code=BUSY, seconds=1)
-        self._running[name] += 1
-        self.shadows.relieve()
-        try:
-            with self.metrics.running_requests.track_inprogress():
-                yield
-        finally:
-            self._running[name] -= 1
+        with self.access.admit(key), self.metrics.running_requests.track_inprogress():
+            self.shadows.relieve()
+            yield
 
     @asynccontextmanager
     async def enter(self, request: GatewayRequest) -> AsyncIterator[None]:
         """Find the key of a request, and count the request until the context ends."""
-        request.key = self.key_of(request.headers)
+        request.key = self.access.key_of(request.headers)
         with self.admit(request.key):
             yield
 
     async def settle(self, request: GatewayRequest) -> None:
-        """Do nothing: in one process, the end of a request is recorded before the next request is looked at."""
+        """Count the tokens of an answer for its key, at other gateways too."""
+        if request.key is not None and request.key.tokens is not None:
+            self._count_for_key(request, request.tokens)
 
     def record_end(self, request: GatewayRequest, status: int, first: float | None, seconds: float) -> None:
         """Record a request that has ended."""
@@ -283,10 +227,8 @@ class Gateway(GatewayFront):
 
     def record_tokens(self, request: GatewayRequest, tokens: TokenCounts) -> None:
         """Count the tokens of a request, also against the budget of its key."""
-        key = request.key
-        if key is not None and key.tokens is not None:
-            key.tokens.count(key.name, tokens.total)
-        key_name = key.name if key else ""
+        self._count_for_key(request, tokens)
+        key_name = request.key.name if request.key else ""
         self.metrics.count_tokens(request.label, key_name, request.route, request.arm, tokens)
         if request.engine:
             self._recorder.add(
@@ -298,6 +240,11 @@ class Gateway(GatewayFront):
                 path=request.path,
                 tokens=tokens,
             )
+
+    def _count_for_key(self, request: GatewayRequest, tokens: TokenCounts) -> None:
+        """Count those tokens of a request against the limit of its key that were not counted before."""
+        self.access.count_tokens(request.key, tokens.total - request.counted_tokens)
+        request.counted_tokens = tokens.total
 
     def begin_copy(self, request: GatewayRequest, body: Mapping[str, Any]) -> RequestCopy | None:
         """Return a copy of a request for the shadow of its route; None for no copy."""
@@ -355,7 +302,7 @@ class Gateway(GatewayFront):
         # A version that occurs several times in a blend gets the sum of its weights.
         weights: dict[ResolvedVersion, float] = {}
         for part in parsed:
-            version = await self._find_version(part.ref)
+            version = await self._moving_refs.find(part.ref)
             weights[version] = weights.get(version, 0.0) + part.weight
         return tuple(weights.items())
 
@@ -388,17 +335,6 @@ class Gateway(GatewayFront):
         """Parse a `model` with the gateway's namespace and remote."""
         return model_names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote_name)
 
-    async def _find_version(self, ref: Ref) -> ResolvedVersion:
-        """Look up a ref, and watch it from now on if it may move."""
-        version = await self._lookup.find(ref)
-        if model_names.is_moving(ref):
-            watched = self._watched.setdefault(str(ref), _WatchedRef(ref))
-            watched.asked_at, watched.digest = time.monotonic(), version.digest
-            self._watched.move_to_end(str(ref))
-            if len(self._watched) > _MAX_WATCHED:
-                self._watched.popitem(last=False)
-        return version
-
     def version_of(self, parts: VersionParts) -> str:
         """Return the version that an answer states as its source."""
         if not parts:
@@ -427,7 +363,7 @@ class Gateway(GatewayFront):
         """Return the versions that a name means for a client."""
         return await self._resolve_parts(request, {})
 
-    # ---- watching moving tags
+    # ---- watching rules and moving tags
 
     async def _watch(self) -> None:
         """Watch the files of rules, the tags in use and those of routes, and prepare the versions they have moved to."""
@@ -440,49 +376,6 @@ class Gateway(GatewayFront):
                 await self._warm_routes.refresh(self.routes)
             except Exception:
                 log.exception("the warm routes cannot be checked; it will be tried again")
-            for watched in self._refs_to_watch():
-                try:
-                    await self._check_moved(watched)
-                except (AdapterhubError, EngineDownError):
-                    pass  # requests will report it
-                except Exception:
-                    log.exception("%s cannot be checked; it will be tried again", watched.ref)
+            await self._moving_refs.refresh(self.routes.routes.values())
             await self.versions.forget_idle()
             await asyncio.sleep(self.settings.poll)
-
-    def _refs_to_watch(self) -> list[_WatchedRef]:
-        """Return the moving refs to check: those of routes, and those asked for recently."""
-        for route in list(self.routes.routes.values())[:_MAX_WATCHED]:
-            for ref in route.refs():
-                self._watched.setdefault(str(ref), _WatchedRef(ref)).asked_at = time.monotonic()
-        since = time.monotonic() - _WATCH_SECONDS
-        for name in [name for name, watched in self._watched.items() if watched.asked_at < since]:
-            del self._watched[name]
-        return [*self._watched.values()]
-
-    async def _check_moved(self, watched: _WatchedRef) -> None:
-        """Check whether a ref has moved, and prepare its new version."""
-        version = await self._lookup.find(watched.ref)
-        if version.digest == watched.digest:
-            return
-        if watched.digest is not None:
-            self.metrics.moves.inc()
-            fields = {"ref": str(watched.ref), "version": version.model}
-            log.info("%s is %s now", watched.ref, version.digest, extra={"fields": fields})
-        watched.digest = version.digest
-        await self.versions.prefetch(version)
-
-
-def _check_site(headers: Mapping[str, str], origins: frozenset[str]) -> None:
-    """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
-
-    Any site but one whose name resolves to this machine sends its name as the origin, which may be one of those that are
-    allowed.
-    """
-    host = headers.get("host", "")
-    if not binding.is_local_site(host):
-        message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
-        raise ProblemError(403, message, code="foreign_site")
-    origin = headers.get("origin", "")
-    if origin and origin not in origins and origin.partition("://")[2] != host:
-        raise ProblemError(403, f"Without keys, no page of {printable(origin[:80])} is answered", code="foreign_site")

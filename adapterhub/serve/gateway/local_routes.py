@@ -63,7 +63,7 @@ async def _unknown_route(request: Request, error: Exception) -> Response:
 async def _models(request: Request) -> Response:
     """GET /v1/models: the models that the client may ask for."""
     gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
+    key = gateway.access.key_of(request.headers)
     with gateway.admit(key):
         models = await gateway.list_models(key)
     base = gateway.settings.base_name
@@ -81,7 +81,7 @@ async def _model(request: Request) -> Response:
 async def _resolve(request: Request, name: str) -> tuple[str, str, dict[str, str]]:
     """Return the version that a name means now, its base, empty for the base itself, and the headers of an answer about it."""
     gateway = _gateway(request)
-    gateway_request = GatewayRequest("", request.headers, gateway.key_of(request.headers), name)
+    gateway_request = GatewayRequest("", request.headers, gateway.access.key_of(request.headers), name)
     try:
         with gateway.admit(gateway_request.key):
             parts = await gateway.resolve_model(gateway_request)
@@ -95,7 +95,7 @@ async def _resolve(request: Request, name: str) -> tuple[str, str, dict[str, str
 async def _ollama_models(request: Request) -> Response:
     """GET /api/tags: the models that the client may ask for."""
     gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
+    key = gateway.access.key_of(request.headers)
     with gateway.admit(key):
         models = await gateway.list_models(key)
     base, precision = gateway.settings.base_name, gateway.engine.precision
@@ -107,7 +107,7 @@ async def _ollama_models(request: Request) -> Response:
 async def _ollama_model(request: Request) -> Response:
     """POST /api/show: the version that a name means now."""
     gateway = _gateway(request)
-    body = await read_json(request, MAX_NAME_BODY, gateway.key_of(request.headers))
+    body = await read_json(request, MAX_NAME_BODY, gateway.access.key_of(request.headers))
     name = body.get("model") or body.get("name")
     if not isinstance(name, str):
         raise ProblemError(400, "`model` is missing, or not a text", param="model")
@@ -118,20 +118,20 @@ async def _ollama_model(request: Request) -> Response:
 
 async def _ollama_version(request: Request) -> Response:
     """GET /api/version."""
-    _gateway(request).key_of(request.headers)
+    _gateway(request).access.key_of(request.headers)
     return JSONResponse({"version": __version__})
 
 
 async def _stored_response(request: Request) -> Response:
     """/v1/responses/ID and what is below it: an engine would show responses of any version to any client."""
-    _gateway(request).key_of(request.headers)
+    _gateway(request).access.key_of(request.headers)
     raise ProblemError(404, "No responses are stored here; send the whole conversation", code="unsupported")
 
 
 async def _feedback(request: Request) -> Response:
     """POST /v1/feedback: a client's feedback on an answer that it got."""
     gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
+    key = gateway.access.key_of(request.headers)
     body = await read_json(request, MAX_NAME_BODY, key)
     ident, score = body.get("id"), body.get("score")
     if not isinstance(ident, str) or not ident:
@@ -152,7 +152,7 @@ async def _feedback(request: Request) -> Response:
 async def _served(request: Request) -> Response:
     """GET /v1/served/ID: which version gave an answer to this client."""
     gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
+    key = gateway.access.key_of(request.headers)
     with gateway.admit(key):
         answer, feedback = await gateway.find_answer(key, request.path_params["id"][: _MAX_TEXTS["label"]])
     return JSONResponse({"object": "served", **asdict(answer), "score": feedback.score if feedback else None})
@@ -161,7 +161,7 @@ async def _served(request: Request) -> Response:
 async def _rollouts(request: Request) -> Response:
     """GET /v1/rollouts: where the rollouts of routes stand, for clients that may ask for everything."""
     gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
+    key = gateway.access.key_of(request.headers)
     if key is not None and key.allowed.patterns:
         raise not_served("/v1/rollouts")
     return JSONResponse({"object": "list", "data": gateway.rollouts.documents(), "shadows": gateway.shadows.documents()})
@@ -193,7 +193,7 @@ async def _ready(request: Request) -> Response:
 async def _metrics(request: Request) -> Response:
     """GET /metrics: only for clients that may ask for everything, because it has the names of all models."""
     gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
+    key = gateway.access.key_of(request.headers)
     if key is not None and key.allowed.patterns:
         raise not_served("/metrics")
     return Response(gateway.metrics.page(), media_type=metrics.TYPE)

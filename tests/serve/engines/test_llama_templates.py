@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.serve.engines.llama_server import LlamaServerOptions, Router
+from adapterhub.serve.engines.llama_router import Router
+from adapterhub.serve.engines.llama_server import LlamaServerOptions
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.trained_prompt import TrainedPrompt

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapterhub.operations.local_registry import Registry
 from tests.support import serving
 from tests.support.serving import Gateway, Models, Reply
 
@@ -73,6 +74,22 @@ def test_what_it_refuses_is_told_by_name(gateway: Gateway) -> None:
     assert reply.status == 400
     assert "best_of" in reply.document["error"]["message"]
     assert complete(gateway, "team/none", "x").status == 404
+
+
+def test_what_it_refuses_in_a_file_is_told_by_the_ref_and_not_by_the_folder(
+    gateway: Gateway, models: Models, registry: Path, tmp_path: Path
+) -> None:
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(models.base)
+    config = peft.LoraConfig(r=65, target_modules=["q_proj"], task_type="CAUSAL_LM")  # slots have room for 64
+    peft.get_peft_model(base, config).save_pretrained(str(tmp_path / "wide"))
+    with Registry(registry) as opened_registry:
+        opened_registry.push(tmp_path / "wide", "team/wide")
+    reply = complete(gateway, "team/wide", "x")
+    assert (reply.status, reply.document["error"]["code"]) == (400, "rank-above-max")
+    assert reply.document["error"]["message"] == "team/wide: has rank 65, and slots have room for 64"
 
 
 def test_what_cannot_be_computed_is_the_asker_s_error_and_nobody_else_s(gateway: Gateway, models: Models) -> None:

@@ -62,7 +62,7 @@ def in_loop(settings: GatewaySettings, test: Test) -> None:
 
 
 async def use(gateway: Gateway) -> None:
-    version = await gateway._find_version(Ref.parse("team/sql"))
+    version = await gateway._moving_refs.find(Ref.parse("team/sql"))
     async with gateway.versions.use([(version, 1.0)]):
         pass
 
@@ -193,7 +193,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
     (settings.routes or Path()).touch()
 
     async def test(gateway: Gateway, engine: Holder) -> None:
-        version = await gateway._find_version(Ref.parse("team/sql"))
+        version = await gateway._moving_refs.find(Ref.parse("team/sql"))
         async with gateway.versions.use([(version, 1.0)]):
             Path("adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
             gateway.reload()
@@ -208,7 +208,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
 
 def test_a_blend_is_named_with_the_weights_that_were_asked_for(settings: GatewaySettings) -> None:
     async def test(gateway: Gateway, _engine: Holder) -> None:
-        version = await gateway._find_version(Ref.parse("team/sql"))
+        version = await gateway._moving_refs.find(Ref.parse("team/sql"))
         for weight in ("0.1234567", "-1000", "0.7", "1e-09"):
             assert gateway.version_of(((version, float(weight)),)) == f"{version.model}*{weight}"
         assert gateway.version_of(((version, 0.1 + 0.2),)) == f"{version.model}*0.3"
@@ -227,10 +227,10 @@ def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: Gatew
             ({"x-api-key": "x"}, "Incorrect API key"),
         ):
             with pytest.raises(ProblemError, match=words) as is_refused:
-                gateway.key_of(headers)
+                gateway.access.key_of(headers)
             assert (is_refused.value.status, is_refused.value.code) == (401, "invalid_api_key")
-        key = gateway.key_of({"authorization": "Bearer secret"})
-        assert gateway.key_of({"x-api-key": "secret"}) is key
+        key = gateway.access.key_of({"authorization": "Bearer secret"})
+        assert gateway.access.key_of({"x-api-key": "secret"}) is key
         for second, words in ((key, "This key has reached its limit of requests at once: 1"),
                               (None, "The gateway has reached its limit of requests at once: 1")):  # fmt: skip
             with gateway.admit(key), pytest.raises(ProblemError, match=words) as is_refused, gateway.admit(second):
@@ -297,6 +297,51 @@ def test_an_engine_that_fails_before_its_first_event_is_an_error_with_its_status
     assert len(before) == len(events)
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "service_unavailable"
     assert reply.headers["x-adapterhub-version"].startswith("team/sql@sha256:")
+
+
+class Pausing(Holder):
+    """An engine that streams two events, and never goes on."""
+
+    async def request(self, path: str, body: Any, blend: Any) -> EngineAnswer:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(2):
+                yield b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n'
+            await asyncio.Event().wait()
+
+        return EngineAnswer(200, "text/event-stream", pieces())
+
+
+def test_the_tokens_of_a_stream_that_its_client_leaves_are_estimated(
+    settings: GatewaySettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "adapterhub.serve.requests")
+    app = cast(Starlette, create_app(gateway := Gateway(replace(settings, routes=None), Pausing())))
+    body = json.dumps({"model": "team/sql", "prompt": "x" * 40, "stream": True}).encode()
+    headers = [(b"host", b"localhost"), (b"x-request-id", b"left")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": headers}
+
+    async def main() -> None:
+        messages = [{"type": "http.request", "body": body}]
+        sent: list[bytes] = []
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await until(lambda: b"".join(sent).count(b"data:") == 2)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+
+        async with app.router.lifespan_context(app):
+            await until(lambda: gateway.ready)
+            await app(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    [fields] = [getattr(record, "fields") for record in caplog.records if record.name == "adapterhub.serve.requests"]  # noqa: B009
+    assert (fields["id"], fields["answer_tokens"], fields["estimated"]) == ("left", 2, True)
+    assert fields["prompt_tokens"] > 10
+    assert "~" in caplog.text
 
 
 class Loading(Holder):

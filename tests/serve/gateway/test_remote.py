@@ -10,8 +10,10 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.operations import tag
+from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
 from tests.conftest import Run
+from tests.hub import killing
 from tests.support import llama_server, registry, serving
 from tests.support.serving import Models
 
@@ -53,6 +55,21 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
             lost = gateway.complete("team/sql:v7", P)
             assert (lost.status, lost.document["error"]["code"]) == (503, "service_unavailable")
             assert gateway.log.read_text().count("its last known tags are used") == 1
+
+
+def test_what_is_removed_at_a_hub_is_served_no_longer_by_its_digest_either(models: Models, tmp_path: Path) -> None:
+    with Registry(tmp_path / "hub") as hub_registry:
+        digest = hub_registry.push(models.adapter(0), "team/sql:prod").digest
+        with killing.killable_hub(tmp_path / "hub") as hub:
+            options = ("--program", llama_server.program(), "--remote", f"hub+{hub.url}", "--poll", 0.2)
+            with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
+                assert gateway.complete(f"team/sql@{digest}", P).text == models.answer(P, 0)
+                hub_registry.remove("team/sql")
+                while (reply := gateway.complete(f"team/sql@{digest}", P)).status == 200:
+                    time.sleep(0.05)
+                assert (reply.status, reply.document["error"]["code"]) == (404, "model_not_found")
+            with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
+                assert gateway.complete(f"team/sql@{digest}", P).status == 404
 
 
 def test_a_remote_that_is_not_there_by_name(run: Run, models: Models) -> None:

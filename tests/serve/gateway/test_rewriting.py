@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub.serve.engines import EngineAnswer
 from adapterhub.serve.gateway import rewriting
@@ -88,6 +91,67 @@ def test_a_later_event_is_checked_like_the_first(event: bytes) -> None:
     first = b'data: {"model":"engine","choices":[]}\n\n'
     with pytest.raises(ProblemError, match="engine_failed|its answer"):
         rewritten(first, b"data: " + event + b"\n\n", b"data: [DONE]\n\n")
+
+
+TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\\n\u2028{}:,'), max_size=6)
+DELTAS = st.fixed_dictionaries({}, optional={"content": TEXTS, "role": TEXTS, "reasoning_content": TEXTS, "model": TEXTS})
+CHOICES = st.fixed_dictionaries(
+    {"index": st.integers(0, 1)},
+    optional={"delta": DELTAS, "text": TEXTS, "finish_reason": st.sampled_from([None, "stop", "length"]), "content": TEXTS},
+)
+EVENTS = st.fixed_dictionaries(
+    {"model": st.just("engine")},
+    optional={
+        "choices": st.lists(CHOICES, max_size=2),
+        "usage": st.sampled_from([None, {"prompt_tokens": 3, "completion_tokens": 2}]),
+        "content": TEXTS,
+        "id": st.sampled_from(["a", "b"]),
+    },
+)
+
+
+@given(st.lists(EVENTS, min_size=2, max_size=6), st.booleans(), st.booleans(), st.integers(1, 4))
+def test_an_event_that_differs_from_others_in_its_text_alone_is_renamed_and_counted_like_any(
+    drawn: list[dict[str, Any]], has_spaces: bool, is_ascii: bool, times: int
+) -> None:
+    separators = (", ", ": ") if has_spaces else (",", ":")
+    drawn = [event for event in drawn for _ in range(times)]
+    lines = [json.dumps(event, ensure_ascii=is_ascii, separators=separators).encode() for event in drawn]
+    body = {"stream": True, "stream_options": {"include_usage": True}}
+    quick, slow = Usage(body), Usage(body)
+    renamer = rewriting._Renamer("team/a@sha256:1", quick, "engine")
+    for line in lines:
+        expected = rewriting.rename_model(line, "team/a@sha256:1", slow, expected="engine")
+        assert json.loads(renamer.rename(line) or b"0") == json.loads(expected or b"0")
+    assert quick == slow
+
+
+def test_events_that_arrive_alone_are_renamed_and_counted_as_if_they_arrived_together() -> None:
+    texts = ["a", "b", "c d", "é", "x\ny", "z", 'a"', "b"]
+    events = [b"data: " + json.dumps({"model": "engine", "choices": [{"text": text}]}).encode() + b"\n\n" for text in texts]
+    events.append(b"data: [DONE]\n\n")
+    alone, together = Usage({"stream": True}), Usage({"stream": True})
+    whole = rewritten(*events, usage=alone)
+    assert whole == rewritten(b"".join(events), usage=together)
+    assert [json.loads(line[6:])["choices"][0]["text"] for line in whole.decode().split("\n") if "{" in line] == texts
+    assert alone == together
+    assert alone.parts == len(texts)
+
+
+def test_the_text_of_an_event_may_not_break_out_of_its_string() -> None:
+    events = [json.dumps({"model": "engine", "choices": [{"text": "abc"}]}).encode()] * 3
+    renamer = rewriting._Renamer("team/a", Usage({"stream": True}), "engine")
+    assert len({renamer.rename(event) for event in events}) == 2  # written anew, then with one member replaced
+    for text in (b'a"}], "b": [{"text": "c', b"a\\", b"\xff", b"\n", b"\x00"):
+        event = events[0].replace(b"abc", text)
+        slow = Usage({"stream": True})
+        try:
+            expected = rewriting.rename_model(event, "team/a", slow, expected="engine")
+        except ProblemError:
+            with pytest.raises(ProblemError):
+                renamer.rename(event)
+        else:
+            assert json.loads(renamer.rename(event)) == json.loads(expected)
 
 
 def test_an_event_without_anything_is_left_out() -> None:

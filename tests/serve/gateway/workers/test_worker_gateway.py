@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from adapterhub.operations.workspace import Workspace
-from adapterhub.serve.engines.llama_server import LlamaServerOptions, OneProcess
+from adapterhub.serve.engines.llama_one_process import OneProcess
+from adapterhub.serve.engines.llama_server import LlamaServerOptions
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.workers import channel
 from adapterhub.serve.gateway.workers.channel import Conversation, Message

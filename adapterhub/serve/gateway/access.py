@@ -1,0 +1,124 @@
+"""Who may ask, and how much: the keys of clients, and what their limits allow now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapterhub.http_server import binding
+from adapterhub.serve.usage import shared_limits
+from adapterhub.serve.usage.shared_limits import SharedLimits
+from adapterhub.serve.usage.usage_recorder import UsageRecorder
+from adapterhub_converters.display import printable
+
+from .gateway_settings import GatewaySettings
+from .problems import BUSY, ProblemError
+from .reloading import Rules
+from .route_file import Key
+
+_LIMITS = ".limits.db"  # what the name of the file of shared limits adds to that of the record of usage
+
+
+class Access:
+    """The keys of clients, with the requests that run and what was counted for each."""
+
+    def __init__(self, settings: GatewaySettings, rules: Rules, recorder: UsageRecorder) -> None:
+        self._settings, self._rules, self._recorder = settings, rules, recorder
+        self._limits = SharedLimits(limits_file(settings.usage) if settings.usage else None)
+        self._running: Counter[str] = Counter()  # requests by the name of their key, empty without a key
+
+    async def keep_counted(self) -> None:
+        """Let other gateways count the running requests of this one, until this is canceled."""
+        while True:
+            await asyncio.sleep(shared_limits.REFRESH_SECONDS)
+            self._limits.refresh()
+
+    def close(self) -> None:
+        """Leave the limits that are shared."""
+        self._limits.close()
+
+    def running(self) -> int:
+        """Return how many requests run."""
+        return self._running.total()
+
+    def key_of(self, headers: Mapping[str, str]) -> Key | None:
+        """Return the key of the client; None if no key is needed.
+
+        Raises:
+            ProblemError: A key is needed and is missing or unknown, or a page of another site sent the request.
+        """
+        routes = self._rules.routes
+        if not routes.keys:
+            if not self._settings.behind_proxy:
+                _check_site(headers, self._settings.cors)
+            return None
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        if not secret or kind.lower() != "bearer":
+            secret = headers.get("x-api-key", "")  # Anthropic's clients send it so
+        if not secret:
+            raise ProblemError(401, "Send an API key as Authorization: Bearer KEY, or as x-api-key", code="invalid_api_key")
+        key = routes.key_of(secret.strip())
+        if key is None:
+            raise ProblemError(401, "Incorrect API key", code="invalid_api_key")
+        return key
+
+    @contextmanager
+    def admit(self, key: Key | None) -> Iterator[None]:
+        """Count a request until it ends; ProblemError if there are too many."""
+        if key is not None:
+            self._check_windows(key)
+            if key.budget:
+                key.budget.check(*self._recorder.spent_by(key.name))
+        name = key.name if key is not None else ""
+        max_running = key.max_running if key is not None else 0
+        if max_running and not self._limits.begin(name, max_running):
+            raise _busy(f"This key has reached its limit of requests at once: {max_running}", 1)
+        try:
+            if self._running.total() >= self._settings.requests:
+                raise _busy(f"The gateway has reached its limit of requests at once: {self._settings.requests}", 1)
+            self._running[name] += 1
+            try:
+                yield
+            finally:
+                self._running[name] -= 1
+        finally:
+            if max_running:
+                self._limits.end(name)
+
+    def _check_windows(self, key: Key) -> None:
+        """Count a request of a key; ProblemError if it has used up its requests, or its tokens."""
+        for kind, windows, events in (("requests", key.windows, 1), ("tokens", key.tokens, 0)):
+            if windows is not None and (window := self._limits.count(key.name, kind, windows, events)).over:
+                raise _busy(f"More than {windows.limit} {kind} in {windows.seconds:,} seconds", window.seconds)
+
+    def count_tokens(self, key: Key | None, tokens: int) -> None:
+        """Count the tokens of a request against the limit of its key in a window; the record counts those of days."""
+        if key is not None and key.tokens is not None and tokens:
+            self._limits.count(key.name, "tokens", key.tokens, tokens)
+
+
+def limits_file(usage: Path) -> Path:
+    """Return the file of the limits that gateways with a record of usage share."""
+    return usage.with_name(usage.name.removesuffix(".db") + _LIMITS)
+
+
+def _busy(message: str, seconds: int) -> ProblemError:
+    return ProblemError(429, message, code=BUSY, seconds=seconds)
+
+
+def _check_site(headers: Mapping[str, str], origins: frozenset[str]) -> None:
+    """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
+
+    Any site but one whose name resolves to this machine sends its name as the origin, which may be one of those that are
+    allowed.
+    """
+    host = headers.get("host", "")
+    if not binding.is_local_site(host):
+        message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
+        raise ProblemError(403, message, code="foreign_site")
+    origin = headers.get("origin", "")
+    if origin and origin not in origins and origin.partition("://")[2] != host:
+        raise ProblemError(403, f"Without keys, no page of {printable(origin[:80])} is answered", code="foreign_site")
