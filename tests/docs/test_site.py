@@ -88,8 +88,8 @@ def test_a_page_begins_with_what_its_reader_can_do_and_is_short_enough_to_read(n
 
 
 def test_the_pages_do_not_grow_back() -> None:
-    # 34,518 when they were cut; releases have rollouts and a board since.
-    assert sum(len(pages.page(name).split()) for name in {*PAGES} - _PRINTED) <= 36_200
+    # 34,518 when they were cut; releases have rollouts, a board and a tutorial since.
+    assert sum(len(pages.page(name).split()) for name in {*PAGES} - _PRINTED) <= 37_190
 
 
 # A row of a table that answers a question with a command.
