@@ -6,14 +6,14 @@ measures. Importing this package does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapterhub.training import InitialAdapter, check_extra
 
 from .results import EvaluationOptions, EvaluationResult, PairComparison
 
-__all__ = ["EvaluationOptions", "EvaluationResult", "PairComparison", "evaluate"]
+__all__ = ["EvaluationOptions", "EvaluationResult", "PairComparison", "evaluate", "evaluate_sets"]
 
 
 def evaluate(
@@ -41,7 +41,31 @@ def evaluate(
     Example:
         `evaluate(adapter, Path("Qwen3-0.6B"), [Path("heldout.jsonl")], EvaluationOptions()).metrics["perplexity"]`
     """
+    [result] = evaluate_sets(adapter, base, [files], options, progress=progress, cache=cache)
+    return result
+
+
+def evaluate_sets(
+    adapter: InitialAdapter,
+    base: Path,
+    data_sets: Sequence[Sequence[Path]],
+    options: EvaluationOptions,
+    *,
+    against: InitialAdapter | None = None,
+    against_base: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+) -> list[EvaluationResult]:
+    """Return the result of each data set, as `evaluate` does, for one loading of the base.
+
+    Args:
+        data_sets: The files of each data set.
+        against: Another adapter, to compare with on the same documents; it is read and rendered as for the first.
+        against_base: Compare with the base alone instead.
+    """
     check_extra()
     from .comparison import compare
 
-    return compare(adapter, base, files, options, progress=progress, cache=cache)
+    return compare(
+        adapter, base, data_sets, options, against=against, against_base=against_base, progress=progress, cache=cache
+    )

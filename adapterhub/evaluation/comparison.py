@@ -1,19 +1,25 @@
-"""The comparison of a base with and without an adapter: the same rows, the same arithmetic, and one model in memory."""
+"""The comparison of a base with and without an adapter: the same rows, the same arithmetic, and one model in memory.
+
+Another adapter is compared on the same rows after the first, so that it takes no more memory.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub.evidence import paired_losses
 from adapterhub.training import compute_device
 from adapterhub.training.data import chat_template, document_files, overlap, record_shapes
 from adapterhub.training.data import dataset as data
-from adapterhub.training.data.packed_rows import Rows, sample
+from adapterhub.training.data.packed_rows import sample
 from adapterhub.training.events import InitialAdapter
-from adapterhub.training.loop import heldout
 from adapterhub.training.model import adapter_transfer, quantized_cache
 from adapterhub.training.model.base_files import BaseFiles
 from adapterhub.training.model.base_model import Base
@@ -24,6 +30,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import TrainedPrompt
 
+from .document_losses import DocumentRows, document_rows
 from .pairs import PairRows, are_pairs, preference_of
 from .results import EvaluationOptions, EvaluationResult
 
@@ -31,56 +38,146 @@ from .results import EvaluationOptions, EvaluationResult
 def compare(
     adapter: InitialAdapter,
     base: Path,
-    files: list[Path],
+    data_sets: Sequence[Sequence[Path]],
     options: EvaluationOptions,
     *,
+    against: InitialAdapter | None = None,
+    against_base: bool = False,
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
-) -> EvaluationResult:
-    """Evaluate in this process; arguments, result and errors are those of `adapterhub.evaluation.evaluate`."""
+) -> list[EvaluationResult]:
+    """Evaluate in this process; arguments, results and errors are those of `adapterhub.evaluation.evaluate_sets`."""
     with compute_device.threads(options.threads):
-        model, factors, settings, weights = _load(adapter, base, options, progress, cache)
-        # For documents that share rows there is `isolates_documents`.
-        free = compute_device.free(model.device)
-        attention_notes = check_attention(model, settings["sequence"], free, factors.location, packed=False)
-        adapter_transfer.copy_into_model(model, factors)
-        # Losses are comparable only if the data are read and rendered as in the training.
-        chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))
-        evaluated = _read_data(model, factors, files, options, settings)
-        dataset, rows, pairs = evaluated.dataset, evaluated.rows, evaluated.pairs
-        with adapter_transfer.with_replaced_modules(model, factors):
-            # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
-            loss = heldout.evaluate(model, rows, settings["rows"])
-            adapted = pairs.sums(model, settings["rows"]) if pairs else None
-        adapter_transfer.remove(model)
-        base_loss = heldout.evaluate(model, rows, settings["rows"])
-        pair_comparison = pairs.compare(adapted, pairs.sums(model, settings["rows"])) if pairs and adapted else None
-    if not (math.isfinite(loss) and math.isfinite(base_loss)):
-        raise RefusedError(factors.location, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
-    return EvaluationResult(
-        loss=loss,
-        base_loss=base_loss,
-        tokens=rows.label_tokens,
-        data=tuple({"path": file.path, "digest": file.digest} for file in dataset.files),
-        base={
-            "quantize": settings["quantize"],
-            "dtype": settings["dtype"],
-            "weights": [{"path": item["path"], "digest": item["digest"]} for item in weights],
-        },
-        sequence=settings["sequence"],
-        notes=(
-            *model.notes,
-            *attention_notes,
-            *dataset.notes,
-            *adapter_transfer.other_weights(factors, weights),
-            *_trained_on_notes(factors, dataset),
-            *evaluated.overlap_notes,
-            *evaluated.pair_notes,
-        ),
-        pairs=pair_comparison,
-        digest=adapter.digest,
-        ref=adapter.ref,
-    )
+        measurements, settings = _measure(adapter, base, data_sets, options, progress=progress, cache=cache)
+        if against is not None:
+            choices = {key: settings[key] for key in ("quantize", "dtype", "sequence", "loss", "rows")}
+            rows_of_sets = [measurement.rows for measurement in measurements]
+            options = EvaluationOptions(**choices)
+            others = _other_losses(against, base, rows_of_sets, options, progress=progress, cache=cache)
+        elif against_base:
+            others = [measurement.base_losses for measurement in measurements]
+        else:
+            return [measurement.result for measurement in measurements]
+    return [
+        dataclasses.replace(
+            measurement.result, against=paired_losses.compare(measurement.losses, other, measurement.rows.tokens)
+        )
+        for measurement, other in zip(measurements, others, strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Measurement:
+    """A data set as it was measured: the result, the rows, and the losses of each document with the adapter and without."""
+
+    result: EvaluationResult
+    rows: DocumentRows
+    losses: NDArray[np.float64]
+    base_losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparedSet:
+    """A data set in rows, with the notes about it."""
+
+    dataset: data.Dataset
+    rows: DocumentRows
+    pairs: PairRows | None
+    notes: tuple[str, ...]
+
+
+def _measure(
+    adapter: InitialAdapter,
+    base: Path,
+    data_sets: Sequence[Sequence[Path]],
+    options: EvaluationOptions,
+    *,
+    progress: Callable[[int, int], None] | None,
+    cache: Path | None,
+) -> tuple[list[_Measurement], dict[str, Any]]:
+    """Load the base once and measure all data sets with the adapter and without; return the settings too."""
+    model, factors, settings, weights = _load(adapter, base, options, progress, cache)
+    # For documents that share rows there is `isolates_documents`.
+    free = compute_device.free(model.device)
+    attention_notes = check_attention(model, settings["sequence"], free, factors.location, packed=False)
+    adapter_transfer.copy_into_model(model, factors)
+    # Losses are comparable only if the data are read and rendered as in the training.
+    chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))
+    prepared_sets = [_prepare(model, factors, files, options, settings) for files in data_sets]
+    size = settings["rows"]
+    with adapter_transfer.with_replaced_modules(model, factors):
+        # Replaced modules are in use for the first losses only; `remove` then disables deltas and trained rows.
+        adapted = [
+            (item.rows.measure(model, size), item.pairs.sums(model, size) if item.pairs else None) for item in prepared_sets
+        ]
+    adapter_transfer.remove(model)
+    notes = (*model.notes, *attention_notes, *adapter_transfer.other_weights(factors, weights))
+    base_facts = {
+        "quantize": settings["quantize"],
+        "dtype": settings["dtype"],
+        "weights": [{"path": item["path"], "digest": item["digest"]} for item in weights],
+    }
+    measurements = []
+    for item, ((loss, losses), sums) in zip(prepared_sets, adapted, strict=True):
+        base_loss, base_losses = item.rows.measure(model, size)
+        if not (math.isfinite(loss) and math.isfinite(base_loss)):
+            raise RefusedError(
+                factors.location, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged"
+            )
+        result = EvaluationResult(
+            loss=loss,
+            base_loss=base_loss,
+            tokens=item.rows.rows.label_tokens,
+            data=tuple({"path": file.path, "digest": file.digest} for file in item.dataset.files),
+            base=base_facts,
+            sequence=settings["sequence"],
+            notes=(*notes, *item.notes),
+            pairs=item.pairs.compare(sums, item.pairs.sums(model, size)) if item.pairs and sums else None,
+            digest=adapter.digest,
+            ref=adapter.ref,
+        )
+        measurements.append(_Measurement(result, item.rows, losses, base_losses))
+    return measurements, settings
+
+
+def _prepare(
+    model: Base,
+    factors: adapter_transfer.Factors,
+    files: Sequence[Path],
+    options: EvaluationOptions,
+    settings: dict[str, Any],
+) -> _PreparedSet:
+    """Read a data set, and arrange it in rows."""
+    recorded = _recorded_table(factors, "data")
+    evaluated_files, training_files = ([_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on))
+    overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
+    dataset = _build_dataset(model, evaluated_files, settings, pack_rows=recorded.get("pack") is not False)
+    pairs, pair_notes = None, list[str]()
+    if are_pairs(evaluated_files):
+        pair_files = [_read_file(path, recorded, pairs=True) for path in files]
+        preference = preference_of(_recorded_table(factors, "preference"))
+        pairs, pair_notes = _pair_rows(model, pair_files, preference, settings["sequence"], options.tokens)
+    notes = (*dataset.notes, *_trained_on_notes(factors, dataset), *overlap_notes, *pair_notes)
+    return _PreparedSet(dataset, document_rows(dataset, options.tokens), pairs, notes)
+
+
+def _other_losses(
+    against: InitialAdapter,
+    base: Path,
+    rows_of_sets: Sequence[DocumentRows],
+    options: EvaluationOptions,
+    *,
+    progress: Callable[[int, int], None] | None,
+    cache: Path | None,
+) -> list[NDArray[np.float64]]:
+    """Return the losses of each document of rows under another adapter: its layers may differ, so the base is loaded again."""
+    model, factors, settings, _ = _load(against, base, options, progress, cache)
+    adapter_transfer.copy_into_model(model, factors)
+    with adapter_transfer.with_replaced_modules(model, factors):
+        measured = [rows.measure(model, settings["rows"]) for rows in rows_of_sets]
+    if loss := next((loss for loss, _ in measured if not math.isfinite(loss)), 0.0):
+        raise RefusedError(factors.location, f"the loss is {loss}", code="diverged")
+    return [losses for _, losses in measured]
 
 
 def _load(
@@ -103,42 +200,6 @@ def _load(
             base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device
         )
         return model, factors, settings, base_files.digests
-
-
-@dataclass(frozen=True)
-class _EvaluatedData:
-    """The data of a comparison.
-
-    Attributes:
-        dataset: The documents.
-        rows: The rows whose losses are compared: all of them, or a sample.
-        pairs: The rows of pairs of answers; None without pairs, or where they cannot be compared.
-        overlap_notes: On passages that the adapter was trained on as well.
-        pair_notes: On pairs that are not compared.
-    """
-
-    dataset: data.Dataset
-    rows: Rows
-    pairs: PairRows | None
-    overlap_notes: list[str]
-    pair_notes: list[str]
-
-
-def _read_data(
-    model: Base, factors: adapter_transfer.Factors, files: list[Path], options: EvaluationOptions, settings: dict[str, Any]
-) -> _EvaluatedData:
-    """Read the files of a comparison as the training read its own, and arrange them in rows."""
-    recorded = _recorded_table(factors, "data")
-    evaluated_files, training_files = ([_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on))
-    overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
-    dataset = _build_dataset(model, evaluated_files, settings, pack_rows=recorded.get("pack") is not False)
-    rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
-    pairs, pair_notes = None, list[str]()
-    if are_pairs(evaluated_files):
-        pair_files = [_read_file(path, recorded, pairs=True) for path in files]
-        preference = preference_of(_recorded_table(factors, "preference"))
-        pairs, pair_notes = _pair_rows(model, pair_files, preference, settings["sequence"], options.tokens)
-    return _EvaluatedData(dataset, rows, pairs, overlap_notes, pair_notes)
 
 
 def _build_dataset(

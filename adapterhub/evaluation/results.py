@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from adapterhub.evidence.paired_losses import PairedLosses
 from adapterhub_converters.lazy_dataclass import dataclass
 
 
@@ -66,6 +67,7 @@ class EvaluationResult:
         base: The quantization, the dtype, and the name and digest of each weight file.
         notes: Notes for the user, one line each.
         pairs: Where all data are preference pairs, how they compare; the losses are those of the chosen sides.
+        against: The perplexity relative to another adapter's, on the same documents, if it was asked for.
         digest: The digest of the adapter's manifest; `ref` is the ref or address that it came from.
         recorded: Whether the result is in the log of the version.
     """
@@ -78,6 +80,7 @@ class EvaluationResult:
     sequence: int
     notes: tuple[str, ...] = ()
     pairs: PairComparison | None = None
+    against: PairedLosses | None = None
     digest: str = ""
     ref: str | None = None
     recorded: bool = False
@@ -102,6 +105,7 @@ class EvaluationResult:
             "base_loss": self.base_loss,
             "perplexity_ratio": _exp(self.loss - self.base_loss),
             "tokens": self.tokens,
+            **({"perplexity_against": self.against.ratio} if self.against else {}),
             **(self.pairs.metrics if self.pairs else {}),
         }
 

@@ -7,12 +7,13 @@ evaluation.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.manifest.measurement import DEFAULT, Evaluation, check_name
 from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from adapterhub.training.trainer import Trainer
     from adapterhub_converters.formats import FloatDtype
 
+BASE_ALONE = "base"
+"""What `against` calls the base without an adapter."""
 # Data types as the other functions name them, to the names of torch.
 _DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
@@ -156,6 +159,7 @@ def evaluate(
     *,
     data: StrPath | Sequence[StrPath],
     base: StrPath,
+    against: StrPath | None = None,
     trained_on: Sequence[StrPath] = (),
     tokens: int | None = None,
     sequence: int | None = None,
@@ -176,6 +180,8 @@ def evaluate(
         source: A folder, a file, a ref or an address.
         data: Files that the adapter was not trained on, in the formats of a training.
         base: The model's folder, with its weights, or a GGUF file.
+        against: Another adapter, named as `source` is, or `base`, the base alone: `against` of the result compares the
+            perplexities, document by document.
         trained_on: Files that it was trained on; overlaps between `data` and these are noted.
         tokens: Use about so many tokens, evenly spread; all of them if None.
         sequence: The length of a sequence; this and the next three are as in the training if None.
@@ -197,15 +203,54 @@ def evaluate(
         >>> measured.perplexity < measured.base_perplexity
         True
     """
+    [result] = evaluate_sets(
+        source,
+        data={record or DEFAULT: as_list(data)},
+        base=base,
+        against=against,
+        trained_on=trained_on,
+        tokens=tokens,
+        sequence=sequence,
+        loss=loss,
+        quantize=quantize,
+        dtype=dtype,
+        threads=threads,
+        record=record is not None,
+        progress=progress,
+        workspace=workspace,
+    ).values()
+    return result
+
+
+def evaluate_sets(
+    source: StrPath,
+    *,
+    data: Mapping[str, Sequence[StrPath]],
+    base: StrPath,
+    against: StrPath | None = None,
+    trained_on: Sequence[StrPath] = (),
+    tokens: int | None = None,
+    sequence: int | None = None,
+    loss: LossTokens | None = None,
+    quantize: BaseForm | None = None,
+    dtype: FloatDtype | None = None,
+    threads: int | None = None,
+    record: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> dict[str, EvaluationResult]:
+    """Evaluate several data sets by name with one loading of the base; arguments and errors are those of `evaluate`.
+
+    Args:
+        record: Record each result under the name of its data set, where `source` is in the registry.
+    """
     from adapterhub.evaluation import EvaluationOptions
-    from adapterhub.evaluation import evaluate as measured
-    from adapterhub.manifest.measurement import Evaluation, check_name
+    from adapterhub.evaluation import evaluate_sets as measured
     from adapterhub.training import InitialAdapter
 
-    if record is not None:
-        check_name(record, "record")
+    for name in data:
+        check_name(name, "record")
     workspace = workspace or Workspace()
-    files = list(map(Path, as_list(data)))
     model = base_sources.weights(base, workspace)
     if not (model.is_dir() or model.suffix == ".gguf"):
         raise UsageError(
@@ -214,15 +259,26 @@ def evaluate(
     training_files = tuple(Path(file) for file in trained_on)
     options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads, trained_on=training_files)
     cache = Path(workspace.cache) if workspace.cache is not None else None
-    with sources.open_source(source, workspace) as adapter_source:
-        initial = InitialAdapter(*sources.initial_adapter(adapter_source))
-        result = measured(initial, model, files, options, progress=progress, cache=cache)
+    sets = [[Path(file) for file in files] for files in data.values()]
+    with ExitStack() as stack:
+        adapters = [
+            InitialAdapter(*sources.initial_adapter(stack.enter_context(sources.open_source(adapter, workspace))))
+            for adapter in (source, against)
+            if adapter is not None and adapter != BASE_ALONE
+        ]
+        other = adapters[1] if len(adapters) == 2 else None
+        results = measured(
+            adapters[0], model, sets, options, against=other, against_base=against == BASE_ALONE, progress=progress, cache=cache
+        )
+    named = dict(zip(data, results, strict=True))
+    ref = results[0].ref
     # Only a version of the registry has a log for the result.
-    if record is None or result.ref is None or source_names.is_address(result.ref):
-        return result
+    if not record or ref is None or source_names.is_address(ref):
+        return named
     from adapterhub.ref import Ref
     from adapterhub.registry import measurement_log
 
     with workspace.open_registry() as registry:
-        measurement_log.record(registry, Ref.parse(result.ref), Evaluation(record, result.metrics, result.data, result.base))
-    return replace(result, recorded=True)
+        for name, result in named.items():
+            measurement_log.record(registry, Ref.parse(ref), Evaluation(name, result.metrics, result.data, result.base))
+    return {name: replace(result, recorded=True) for name, result in named.items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from adapterhub.evidence import rollout_rules
 from adapterhub.manifest.rollout_state import RolloutState, RolloutStep
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
@@ -32,10 +34,26 @@ def test_it_shows_the_step_and_what_each_bound_tells(run: Run, terminal: Termina
     text = terminal("rollout", "show", "team/sql")
     assert "legal: running at 25 %, step 2 of 2" in text
     assert "5 % -> [25 % 0 min, then a person] -> 100 %" in text
-    assert "cannot tell yet" in text
+    assert text.count("cannot tell yet: 40 of about ") == text.count("cannot tell yet") == 1
+    assert max(map(len, text.splitlines())) <= 80
     [shown] = json.loads(run("rollout", "show", "team/sql:v2", "legal", "--json").stdout)["rollouts"]
     assert (shown["route"], shown["state"], shown["step"], shown["share"]) == ("legal", "running", 2, 25)
     assert (shown["bounds"][0]["pairs"], shown["bounds"][0]["verdict"]) == (40, "cannot tell yet")
+
+
+def test_a_broken_bound_is_told_once_with_its_reason(place: Path, run: Run) -> None:
+    with Registry.open(place) as registry:
+        ref = Ref("team/sql", digest=registry.row(Ref("team/sql")).digest)
+
+        def break_bound(state: RolloutState | None) -> RolloutState:
+            assert state is not None
+            return rollout_rules.next_state(replace(state, counts={"errors": (60, 20, 1)}))
+
+        rollouts.change(registry.ledger, ref, "legal", break_bound)
+    text = run("rollout", "show", "team/sql").stdout
+    assert text.startswith("legal: rolled back: errors: requests fail more often: in 60 of 81 pairs")
+    assert text.count("requests fail") == 1
+    assert text.splitlines()[-1].split() == ["errors", "10", "points", "81", "broken"]
 
 
 @pytest.mark.usefixtures("place")

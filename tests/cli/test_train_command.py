@@ -295,9 +295,36 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     assert "recorded" not in stdout
 
 
+@pytest.mark.usefixtures("config")
+def test_data_sets_have_results_and_gates_of_their_own_and_are_compared_with_another_version(run: Run, tmp_path: Path) -> None:
+    run("init")
+    for steps in (1, 3):
+        run("train", "letters.toml", "-o", f"s{steps}", "--set", f"train.steps={steps}", "--push", "team/letters")
+    (tmp_path / "many.jsonl").write_text("".join(f'{{"text": "{" ".join("abcdefgh"[n % 8 :] * 2)}"}}\n' for n in range(12)))
+    words = ("eval", "team/letters:v2", "--base", "tiny", "--threads", "1", "--data", "few=heldout.jsonl")
+    compared = (*words, "--data", "many=many.jsonl", "--against", "team/letters:v1")
+    gates = ("--gate", "ppl<1000", "--gate", "many_ppl/against<100", "--gate", "few_ppl/against<100")
+    document = json.loads(run(*compared, *gates, "--json", code=1).stdout)
+    few, many = document["evaluations"]
+    assert [few["name"], many["name"], document["recorded"]] == ["few", "many", "team/letters:v2"]
+    assert (many["against"]["ref"], many["against"]["documents"]) == ("team/letters:v1", 12)
+    assert many["metrics"]["perplexity_against"] == many["against"]["perplexity_ratio"]
+    assert [(gate["gate"], gate["ok"]) for gate in many["gates"]] == [("ppl<1000", True), ("ppl/against<100", True)]
+    assert [gate["ok"] for gate in few["gates"]] == [True, False]
+    assert few["gates"][1]["reason"].startswith("cannot tell yet: 8 of at least 10 documents needed")
+    assert {item["name"] for item in json.loads(run("show", "team/letters", "--json").stdout)["evaluations"]} >= {"few", "many"}
+    text = run(*words, "--against", "base", "--no-record", "--gate", "ppl/against<100", code=1).stdout
+    assert "perplexity relative to base: " in text
+    assert "FAILED: ppl/against<100 (cannot tell yet: 8 of at least 10 documents needed" in text
+
+
 @pytest.mark.parametrize(
     ("extra", "says", "code"),
     [
+        (["--gate", "ppl/against<1"], "compares two versions", 2),
+        (["--gate", "ppl/against>1", "--against", "base"], "is no comparison of perplexities", 2),
+        (["--data", "sql=train.jsonl", "--name", "sql-test"], "no such file or folder", 3),
+        (["--data", "B d=train.jsonl"], "not a valid name for an evaluation", 2),
         (["--gate", "bleu>1"], "is not measured", 2),
         (["--gate", "ppl"], "is not a comparison", 2),
         (["--name", "A b"], "not a valid name for an evaluation", 2),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, _environment, need_program
-from tests.docs.test_tutorials import HEAVY, fill
+from tests.conftest import ROOT, Run, _environment, need_program, need_smollm2
+from tests.docs.test_tutorials import HEAVY, REAL, fill
 from tests.support import pages
 from tests.training.conftest import tiny_base
 
@@ -59,5 +59,16 @@ def test_every_step_works_as_printed(name: str, tiny_base: Path, tmp_path: Path)
     need_program("curl")
     fill(tmp_path, tiny_base)
     with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": free_port(), "8000": free_port()}) as session:
+        for step in pages.steps(pages.page(f"tutorials/{name}.md")):
+            session.do(step)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", REAL)
+def test_every_step_works_as_printed_with_the_real_model(name: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/smollm2.gguf").symlink_to(need_smollm2())
+    run("convert", "demo/smollm2.gguf", "demo/base", "--to", "hf")
+    with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": 0, "8000": free_port()}) as session:
         for step in pages.steps(pages.page(f"tutorials/{name}.md")):
             session.do(step)

@@ -25,7 +25,7 @@ from tests.support.programs import write_program
 NOT_RUN = ("llama-server ", "pip install ", "make ")
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _PORTS = {"8090": "hub start", "8000": "serve "}
-_SECONDS = 90
+_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Session:
         if step.typed.startswith(NOT_RUN):
             return
         output = self._typed(step)
-        if self._code and not re.search("error|not ok", "\n".join(step.printed)):
+        if self._code and not re.search("error|not ok|FAILED|MISSING", "\n".join(step.printed)):
             raise AssertionError(f"$ {step.typed}\nexit {self._code}\n{output}")
         if not as_printed(step.printed, output):
             raise AssertionError(f"$ {step.typed}\nprinted\n{output}\nand not\n" + "\n".join(step.printed))
@@ -153,7 +153,7 @@ class Session:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=1200,
         )
 
     def _served(self, line: str, printed: tuple[str, ...]) -> str:

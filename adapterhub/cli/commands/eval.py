@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import gate_options, golden_tests, imported_results, output, signed_results, signing_options
-from adapterhub.cli.environment import prepare_torch
+from adapterhub.cli import data_evaluation, golden_tests, imported_results, signing_options
 from adapterhub.cli.options import Settings, base_option, command, dtype_option, sampling_options
-from adapterhub.cli.output import Column
-from adapterhub.cli.registry_choice import workspace
 from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.cli.signing_options import SignerOption
-    from adapterhub.evaluation import EvaluationResult, PairComparison
 
 
 # The options that each kind of evaluation has, besides those of all.
 _SIGNER = ("key", "keyless", "token", "trust_config", "from_stdin")
 _ALL = ("source", "gates", "name", "no_record", *_SIGNER)
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "--data": ("files", "base", "trained_on", "tokens", "sequence", "loss", "quantize", "dtype", "threads"),
+    "--data": ("files", "against", "base", "trained_on", "tokens", "sequence", "loss", "quantize", "dtype", "threads"),
     "--tests": (
         *("tests", "against", "base", "url", "served_as", "trust_name", "programs", "junit"),
         *("samples", "temperature", "seed", "max_tokens"),
@@ -38,13 +34,20 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     example="""
     adapterhub eval team/sql:prod --data heldout.jsonl --base ./Qwen3-0.6B
     adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'
+    adapterhub eval team/sql:v2 --data heldout.jsonl --base ./Qwen3-0.6B --against team/sql:prod --gate 'ppl/against<1.01'
     adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --junit golden.xml
     adapterhub eval team/sql:v2 --tests golden.jsonl --base ./Qwen3-0.6B --against team/sql:v1
     adapterhub eval team/sql:v2 --import results.json --gate 'exact_match>0.7' --key ci.key
     adapterhub eval team/sql:v2 --tests golden.yaml --url http://127.0.0.1:8000/v1 --samples 5 --temperature 0.7""",
 )
 @click.argument("source", metavar="SRC")
-@click.option("--data", "files", metavar="FILE", multiple=True, help="Data: held out, as in [data] heldout.")
+@click.option(
+    "--data",
+    "files",
+    metavar="FILE",
+    multiple=True,
+    help="Data: held out, as in [data] heldout; NAME=FILE for a data set with a result of its own; repeatable.",
+)
 @click.option("--tests", metavar="FILE", help="Golden tests, in JSONL or YAML: prompts, and what must hold of the answers.")
 @click.option(
     "--import",
@@ -54,7 +57,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     help="Results of another tool: lm-evaluation-harness, promptfoo, inspect_ai or JUnit; repeatable.",
 )
 @click.option(
-    "--against", metavar="REF", help="Version that answers the same --tests, to compare with; or `base`, the base alone."
+    "--against", metavar="REF", help="Version to compare with, on the same --data or --tests; or `base`, the base alone."
 )
 @base_option("its folder with the weights, or a GGUF file. [default: for --tests, the one SRC records]")
 @click.option(
@@ -106,7 +109,8 @@ def eval(  # noqa: A001 - its name
 
     --data measures the perplexity under the base with and without the adapter. A gate compares ppl, loss, tokens, ppl/base,
     the perplexity relative to the base alone, or of preference pairs accuracy, the share of them whose chosen side is
-    preferred, and margin. Needs the extra: pip install 'adapterhub[train]'.
+    preferred, and margin. With --against, 'ppl/against<1.01' holds if the whole 95 % interval of the ratio does. A gate that
+    begins with the name of a data set is for that one. Needs the extra: pip install 'adapterhub[train]'.
 
     --tests answers prompts and checks what must hold of the answers: in torch, in llama.cpp for a GGUF file, or at --url. A
     gate compares pass, the share of the right answers, or passed, the number of tests. Without a gate every test must pass.
@@ -124,7 +128,7 @@ def eval(  # noqa: A001 - its name
         return golden_tests.run(settings, gate_texts=gates, name=name or "tests", signer=signer, **options)
     if kind == "--import":
         return imported_results.run(settings, gate_texts=gates, name=name, signer=signer, **options)
-    return _evaluate_data(settings, gates=gates, name=name or "eval", signer=signer, **options)
+    return data_evaluation.run(settings, gate_texts=gates, name=name, signer=signer, **options)
 
 
 def _kind(context: click.Context) -> str:
@@ -143,79 +147,3 @@ def _kind(context: click.Context) -> str:
     if foreign:
         raise UsageError(foreign[0], f"is not for {kinds[0]}", "Leave it out", code="conflicting-options")
     return kinds[0]
-
-
-def _evaluate_data(
-    settings: Settings,
-    *,
-    source: str,
-    files: tuple[str, ...],
-    base: str | None,
-    gates: tuple[str, ...],
-    name: str,
-    no_record: bool,
-    signer: SignerOption | None,
-    **settings_of_evaluation: Any,
-) -> int:
-    from adapterhub.manifest.measurement import Evaluation, check_name
-    from adapterhub.operations import train
-    from adapterhub.registry.releases.metric_gates import DATA_GATES
-
-    if base is None:
-        raise UsageError("--base", "is required for --data", "Name the model that the adapter is for", code="base-required")
-    prepare_torch()
-    # Parsed before the evaluation, which can take minutes.
-    parsed_gates = gate_options.parse(gates, DATA_GATES)
-    check_name(name, "--name")
-    record = None if no_record else name
-    measured = train.evaluate(
-        source, data=files, base=base, record=record, workspace=workspace(settings), **settings_of_evaluation
-    )
-    for note in measured.notes:
-        output.say(output.one_line(f"note: {note}"))
-    verdicts = gate_options.verdicts(parsed_gates, measured.metrics)
-    ok = all(passed for _, passed in verdicts)
-    recorded = measured.ref if measured.recorded else None
-    evaluation, gate_documents = (
-        Evaluation(name, measured.metrics, measured.data, measured.base),
-        gate_options.documents(verdicts, measured.metrics),
-    )
-    signed = signed_results.sign(settings, signer, measured.ref, measured.digest, [evaluation], ok=ok, gates=gate_documents)
-    document = {
-        "ok": ok,
-        "source": source,
-        "ref": measured.ref,
-        "digest": measured.digest,
-        **evaluation.document(),
-        "sequence": measured.sequence,
-        "preference": {"method": pairs.method, "beta": pairs.beta} if (pairs := measured.pairs) else None,
-        "recorded": recorded,
-        "gates": gate_documents,
-        "attestations": signed,
-    }
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(measured, verdicts, recorded, signed))
-    return 0 if ok else 1
-
-
-def _text(measured: EvaluationResult, verdicts: gate_options.Verdicts, recorded: str | None, signed: Sequence[object]) -> None:
-    metrics = measured.metrics
-    columns = (Column(""), Column("LOSS", right=True), Column("PERPLEXITY", right=True), Column("TOKENS", right=True))
-    tokens = str(measured.tokens)
-    rows = [
-        ["base", f"{measured.base_loss:.4f}", f"{metrics['base_perplexity']:.3f}", tokens],
-        ["with the adapter", f"{measured.loss:.4f}", f"{metrics['perplexity']:.3f}", tokens],
-    ]
-    output.write_table(columns, rows)
-    output.write(f"perplexity relative to the base: {metrics['perplexity_ratio']:.3f}")
-    if measured.pairs:
-        output.write(_pairs_line(measured.pairs))
-    gate_options.write(verdicts, metrics)
-    if recorded:
-        output.write(f"recorded for {recorded}")
-    signed_results.write(signed)
-
-
-def _pairs_line(pairs: PairComparison) -> str:
-    base = "" if pairs.method == "dpo" else f" (base: {pairs.base_accuracy:.1%}, {pairs.base_margin:.3f})"
-    preferred = f"{pairs.accuracy:.1%} preferred, margin {pairs.margin:.3f}{base}"
-    return f"{output.plural(pairs.count, 'pair')}: {preferred}, by {pairs.method} with beta = {pairs.beta:g}"

@@ -15,17 +15,12 @@ from adapterhub.cli.registry_choice import open_registry
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.evidence.rollout_rules import BoundVerdict
     from adapterhub.manifest.rollout_state import RolloutState
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Registry
 
-_BOUNDS = (
-    Column("BOUND"),
-    Column("LIMIT", drop=1),
-    Column("VERDICT"),
-    Column("PAIRS", right=True, drop=2),
-    Column("WHY", wrap=True),
-)
+_BOUNDS = (Column("BOUND"), Column("LIMIT", drop=1), Column("PAIRS", right=True, drop=2), Column("VERDICT", wrap=True))
 
 
 @click.group(
@@ -150,19 +145,23 @@ def _write(rollouts: Sequence[tuple[Ref, RolloutState]]) -> None:
 
     for candidate, state in rollouts:
         output.write(output.one_line(state.summary))
-        output.write(f"{output.pinned(str(candidate))} beside {output.pinned(state.stable)}")
+        output.write(f"candidate: {output.pinned(str(candidate))}")
+        output.write(f"stable:    {output.pinned(state.stable)}")
         output.write(_drawing(state))
         rows = [
-            [
-                verdict.name,
-                verdict.limit,
-                verdict.verdict,
-                f"{verdict.pairs:,}",
-                verdict.text.removeprefix(f"{verdict.verdict}: "),
-            ]
+            [verdict.name, verdict.limit, f"{verdict.pairs:,}", _verdict_text(verdict)]
             for verdict in rollout_rules.verdicts(state)
         ]
         output.write_table(_BOUNDS, rows)
+
+
+def _verdict_text(verdict: BoundVerdict) -> str:
+    """Return a verdict with its reason, but for a broken bound: the first line has that."""
+    from adapterhub.evidence import rollout_rules
+
+    if verdict.verdict == rollout_rules.BROKEN:
+        return verdict.verdict
+    return verdict.text if verdict.text.startswith(verdict.verdict) else f"{verdict.verdict}: {verdict.text}"
 
 
 def _drawing(state: RolloutState) -> str:

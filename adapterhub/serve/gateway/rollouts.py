@@ -186,9 +186,7 @@ class Rollouts:
         """Keep the step while the registry cannot be reached, but stop a candidate that breaks a bound here."""
         track = self._tracks.get(name)
         if track is None:
-            if self._reasons.get(name) != str(error):
-                log.warning("the rollout of %s waits: %s", name, error)
-            self._reasons[name] = str(error)
+            self._warn_once(name, str(error))
             return
         if not track.cut_off:
             log.error("the rollout of %s stays as it is, at %g %%: %s", name, track.share, error)
@@ -198,6 +196,12 @@ class Rollouts:
             if following.state == ROLLED_BACK and not track.stopped:
                 track.stopped = following.reason
                 log.error("%s gets no more requests of %s: %s", track.candidate.model, name, following.reason)
+
+    def _warn_once(self, name: str, reason: str) -> None:
+        """Log why the rollout of a route does not begin, unless that was the last reason."""
+        if self._reasons.get(name) != reason:
+            log.warning("the rollout of %s waits: %s", name, printable(reason))
+        self._reasons[name] = reason
 
     async def _follow(self, route: Route, plan: RolloutPlan) -> None:
         track = await self._track(route, plan)
@@ -232,7 +236,8 @@ class Rollouts:
             candidate, track.stopped = track.candidate, error.what
         stable = await self._find(model_names.parse(route.to.shares[0][0])[0].ref)
         if candidate.digest == stable.digest:
-            self._tracks.pop(route.name, None)
+            if self._tracks.pop(route.name, None) is None:
+                self._warn_once(route.name, f"{plan.candidate} is what {route.to.shares[0][0]} means already, {stable.model}")
             return None
         if track is None or track.candidate != candidate:
             track = self._tracks[route.name] = Track(route, plan, candidate, stable, Evidence(plan.bounds))

@@ -29,6 +29,7 @@ class Dataset:
     Attributes:
         notes: Notes for the user, one line each.
         digests: Eight bytes of each document's digest, to find documents that another set has too.
+        starts: The place of the first token of each document among the tokens of all, ascending.
         truncated: The number of documents that are longer than a row and were cut.
         shared: For held-out data, the share of their passages that the training data have too.
     """
@@ -37,6 +38,7 @@ class Dataset:
     files: tuple[File, ...]
     notes: tuple[str, ...]
     digests: np.ndarray
+    starts: np.ndarray
     truncated: int
     shared: float = 0.0
 
@@ -212,7 +214,8 @@ def arrange_rows(
         *left_out_notes(lines, sequence, pairs=pairs),
         *learning_notes(lines[lines["length"] > 0], truncated_documents, max_length, tokenizer),
     )
-    return Dataset(packed, used_files, notes, np.unique(tokens.documents["digest"]), truncated_documents)
+    digests = np.unique(tokens.documents["digest"])
+    return Dataset(packed, used_files, notes, digests, tokens.starts, truncated_documents)
 
 
 def _checksum(tokens: Tokens, unit: int, pairs: bool) -> int:

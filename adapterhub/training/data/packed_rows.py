@@ -125,6 +125,11 @@ def mean_context(lengths_of_documents: np.ndarray) -> float:
     return float((sizes**2).sum() / sizes.sum()) if sizes.any() else 0.0
 
 
+def document_numbers(rows: Rows) -> np.ndarray:
+    """Return the number of each token's document in its row, `(rows, tokens)`."""
+    return np.cumsum(rows.positions == 0, axis=1) - 1
+
+
 def document_lengths(rows: Rows) -> np.ndarray:
     """Return the number of tokens read of each document of `rows`, in order; padding, which has no labels, does not count."""
     width = rows.ids.shape[1]
@@ -227,8 +232,13 @@ def _best_fit(sizes: np.ndarray, sequence: int) -> np.ndarray:
 
 def sample(rows: PackedRows, tokens: int) -> Rows:
     """Return rows with about `tokens` tokens, evenly spaced among all; all rows if they have no more."""
-    count = max(1, tokens // rows.sequence)
-    return rows.all() if count >= len(rows) else rows.take(np.arange(count) * len(rows) // count)
+    return rows.take(sample_numbers(rows, tokens))
+
+
+def sample_numbers(rows: PackedRows, tokens: int | None) -> np.ndarray:
+    """Return the numbers of the rows that `sample` takes; of all rows if `tokens` is None."""
+    count = len(rows) if tokens is None else max(1, tokens // rows.sequence)
+    return np.arange(len(rows)) if count >= len(rows) else np.arange(count) * len(rows) // count
 
 
 def order(rows: int, needed: int, seed: int) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapterhub.training.data import chat_template
 from adapterhub.training.data.examples import open_ended_ids
@@ -24,9 +25,17 @@ from .state import State, best_step, copy_trained
 _MAX_LOSS = 700.0  # in nats; the perplexity of a larger loss overflows
 
 
-def evaluate(base: Base, rows: Rows, size: int) -> float:
-    """Return the mean loss of all rows, in nats per token, computed `size` rows at a time."""
-    sums = [label_logprobs.sum() for _, label_logprobs in evaluated_passes(base, rows, size)]
+def evaluate(base: Base, rows: Rows, size: int, *, on_pass: Callable[[Rows, Tensor], None] | None = None) -> float:
+    """Return the mean loss of all rows, in nats per token, computed `size` rows at a time.
+
+    Args:
+        on_pass: Called with the trimmed rows of each pass in order, and with the log-probability of each label.
+    """
+    sums = []
+    for batch, label_logprobs in evaluated_passes(base, rows, size):
+        sums.append(label_logprobs.sum())
+        if on_pass is not None:
+            on_pass(batch, label_logprobs)
     # Divided once at the end, so that each label counts the same, no matter how the rows are divided.
     return -sum_of_parts(sums) / max(1, rows.label_tokens)
 

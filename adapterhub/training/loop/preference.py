@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adapterhub.training.data.packed_rows import IGNORED, Rows
+from adapterhub.training.data.packed_rows import IGNORED, Rows, document_numbers
 from adapterhub.training.layers.lora import without_delta
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import PreferenceConfig
@@ -100,7 +100,7 @@ def pair_count(rows: Rows) -> int:
     """Return the number of pairs in rows."""
     # A document counts once if it has any label; two documents are a pair.
     labeled = rows.labels != IGNORED
-    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _document_numbers(rows))[labeled])) // 2
+    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + document_numbers(rows))[labeled])) // 2
 
 
 def _pair_losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -128,11 +128,6 @@ def _complete_pairs(answer_lengths: Tensor) -> Tensor:
 
 def _sums_by_side(values: Tensor, rows: Rows) -> Tensor:
     """Return the sums of `values` `(rows, tokens)` over each document, two per pair: `(pairs, 2)`."""
-    documents = _document_numbers(rows)
+    documents = document_numbers(rows)
     places, width = torch.from_numpy(documents).to(values.device, non_blocking=True), 2 * (int(documents.max()) // 2 + 1)
     return values.new_zeros(len(values), width).scatter_add(1, places, values).view(-1, 2)
-
-
-def _document_numbers(rows: Rows) -> np.ndarray:
-    """Return the number of each token's document in its row, `(rows, tokens)`."""
-    return np.cumsum(rows.positions == 0, axis=1) - 1

@@ -363,3 +363,18 @@ def test_another_stable_version_begins_the_comparison_again(versions: list[Diges
         assert gateway.gateway.rollouts.documents() == []  # the candidate is what the route means now
 
     run(tmp_path, test)
+
+
+def test_a_candidate_that_is_the_stable_version_is_said_once_when_the_gateway_starts(
+    versions: list[Digest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Registry(tmp_path / "registry") as registry:
+        registry.tag("team/sql:v2", "prod")
+
+    async def test(gateway: Running) -> None:
+        await gateway.look()
+        [line] = [record.getMessage() for record in caplog.records if "the rollout of sql" in record.getMessage()]
+        reason = f"team/sql:v2 is what team/sql:prod means already, team/sql@{versions[1]}"
+        assert line == f"the rollout of sql waits: {reason}"
+
+    run(tmp_path, test)
