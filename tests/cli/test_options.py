@@ -171,7 +171,7 @@ def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
         (["history"], "log"),
         (["version"], "--version"),
         (["clone"], "pull"),
-        (["rename"], "copy"),
+        (["rename"], "mv"),
         (["remote", "remove", "team"], "remote rm"),
         (["base", "ls"], "base list"),
         (["attached"], "attach --list"),

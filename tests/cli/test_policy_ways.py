@@ -37,7 +37,7 @@ USES = (
 # and resolve, which ask for each version they prepare (tests/serve).
 OTHERS = {
     "approve", "attach", "attest", "base", "bom", "chat", "copy", "deprecate", "describe", "diff", "du", "keep",
-    "lineage", "list", "log", "login", "logout", "pack", "promote", "push", "resolve", "restore", "rm", "rollback", "rollout",
+    "lineage", "list", "log", "login", "logout", "mv", "pack", "promote", "push", "resolve", "restore", "rm", "rollback", "rollout",
     "scan", "serve", "show", "sign", "tag", "validate", "verify", "verify-merge", "withdraw",
 }  # fmt: skip
 

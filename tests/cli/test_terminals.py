@@ -117,6 +117,7 @@ INVOCATIONS = {
     "base show": "small",
     "base rm": "small",
     "tag": "team/sql blessed",
+    "mv": "team/both team/moved",
     "rm": "team/both -y",
     "restore": "team/gone",
     "deprecate": "team/sql overfits",
