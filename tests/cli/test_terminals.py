@@ -94,6 +94,7 @@ INVOCATIONS = {
     "hub webhook add": "team https://ci.example/hook",
     "hub webhook list": "",
     "hub webhook rm": "--help",
+    "hub member list": "team",
     "hub member set": "--help",
     "hub member rm": "--help",
     "hub namespace set": "team --readers members",

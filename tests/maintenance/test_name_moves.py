@@ -122,9 +122,7 @@ def killed(root: Path, steps: int, *, after: bool) -> int:
     return finished([fork(work)])[0]
 
 
-def test_a_move_killed_at_any_entry_leaves_the_old_name_whole_and_the_same_call_ends_it(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_move_killed_at_any_entry_leaves_the_old_name_whole_and_the_same_call_ends_it(root: Path, tmp_path: Path) -> None:
     with Registry.open(root) as registry:
         before = contents(registry, OLD)
     codes = []
