@@ -33,8 +33,12 @@ def open_local(settings: Settings) -> Catalog:
 
 
 @contextmanager
-def open_local_to_change(settings: Settings, *, dry_run: bool) -> Iterator[Catalog]:
-    """Yield the catalog of the local registry; with `dry_run`, changes are only rehearsed."""
+def open_to_change(settings: Settings, opened: tuple[Catalog, Ref] | None, *, dry_run: bool) -> Iterator[Catalog]:
+    """Yield the catalog that `open_hub` opened, or else that of the local registry; with `dry_run`, changes are rehearsed."""
+    if opened is not None:
+        with opened[0] as catalog:
+            yield catalog
+        return
     from adapterhub.registry.rehearsal import rehearsal
     from adapterhub.remotes.local_catalog import LocalCatalog
 
@@ -75,7 +79,7 @@ def catalog_of(
     refuse_dry_run(dry_run and is_address(address))
     if not is_address(address):
         ref = Ref.parse(text)
-        with open_local_to_change(settings, dry_run=dry_run) as catalog:
+        with open_to_change(settings, None, dry_run=dry_run) as catalog:
             yield catalog, ref
         return
     opened = open_hub(address)

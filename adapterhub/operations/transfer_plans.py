@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,10 +178,9 @@ def plan_copy(source: StrPath, target: StrPath, workspace: Workspace) -> Transfe
         return plan_pull(os.fspath(source), target, workspace)
     workspace.check_name(ref.name)
     with ExitStack() as stack:
-        try:
+        registry: Registry | None = None
+        with suppress(NotFoundError):  # a copy would create it
             registry = stack.enter_context(workspace.open_registry())
-        except NotFoundError:  # a copy would create it
-            registry = None
         if registry is not None:
             moves.check_push(registry.ledger, ref, None)
             for policy in registry.gate.policies():

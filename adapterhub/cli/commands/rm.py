@@ -50,7 +50,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
         return
     target = Ref.parse(ref) if opened is None else opened[1]
     kind = "tag" if target.tag else "name"
-    with catalogs.open_local_to_change(settings, dry_run=dry_run) if opened is None else opened[0] as catalog:
+    with catalogs.open_to_change(settings, opened, dry_run=dry_run) as catalog:
         # Only a person at a terminal is asked: a program would wait forever.
         if kind == "name" and not (yes or dry_run or settings.as_json) and sys.stdin.isatty():
             versions = output.plural(len(catalog.list(target.name).rows), "version")

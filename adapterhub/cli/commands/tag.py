@@ -75,7 +75,7 @@ def tag(
         raise UsageError("--restore", "takes NAME:TAG only", f"Write `adapterhub tag {target.name}:TAG --restore`")
     if not tag_name and restore is None and protect is None:
         raise UsageError(ref, "TAG is missing", f"Write `adapterhub tag {ref} TAG`")
-    with catalogs.open_local_to_change(settings, dry_run=dry_run) if opened is None else opened[0] as catalog:
+    with catalogs.open_to_change(settings, opened, dry_run=dry_run) as catalog:
         version = _tag_in_catalog(catalog, target, tag_name, expect=expect, protect=protect, restore=restore)
     document = version_document(version)
     del document["new"], document["skipped"]
