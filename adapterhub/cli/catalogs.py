@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import NotFoundError, UsageError
@@ -19,11 +19,31 @@ if TYPE_CHECKING:
     from adapterhub.remotes.catalog import Catalog
 
 
+def refuse_dry_run(is_asked: bool) -> None:
+    """Raise UsageError if a change at an address is to be rehearsed."""
+    if is_asked:
+        raise UsageError("--dry-run", "is for the local registry", "Leave it out", code="conflicting-options")
+
+
 def open_local(settings: Settings) -> Catalog:
     """Open the catalog of the local registry; the caller closes it."""
     from adapterhub.remotes.local_catalog import LocalCatalog
 
     return LocalCatalog(open_registry(settings))
+
+
+@contextmanager
+def open_to_change(settings: Settings, opened: tuple[Catalog, Ref] | None, *, dry_run: bool) -> Iterator[Catalog]:
+    """Yield the catalog that `open_hub` opened, or else that of the local registry; with `dry_run`, changes are rehearsed."""
+    if opened is not None:
+        with opened[0] as catalog:
+            yield catalog
+        return
+    from adapterhub.registry.rehearsal import rehearsal
+    from adapterhub.remotes.local_catalog import LocalCatalog
+
+    with open_registry(settings) as registry, rehearsal(registry) if dry_run else nullcontext():
+        yield LocalCatalog(registry)
 
 
 def open_hub(address: str) -> tuple[Catalog, Ref] | None:
@@ -44,8 +64,10 @@ def open_hub(address: str) -> tuple[Catalog, Ref] | None:
 
 
 @contextmanager
-def catalog_of(settings: Settings, text: str, remote: str | None, feature: str) -> Iterator[tuple[Catalog, Ref]]:
-    """Yield the catalog that has a ref or an address, and the ref in it.
+def catalog_of(
+    settings: Settings, text: str, remote: str | None, feature: str, *, dry_run: bool = False
+) -> Iterator[tuple[Catalog, Ref]]:
+    """Yield the catalog that has a ref or an address, and the ref in it; with `dry_run`, changes are only rehearsed.
 
     Raises:
         UsageError: It is at a remote that has no `feature`.
@@ -54,9 +76,10 @@ def catalog_of(settings: Settings, text: str, remote: str | None, feature: str) 
     from adapterhub.remotes.address_schemes import is_address
 
     address = ref_at_remote(text, remote)
+    refuse_dry_run(dry_run and is_address(address))
     if not is_address(address):
         ref = Ref.parse(text)
-        with open_local(settings) as catalog:
+        with open_to_change(settings, None, dry_run=dry_run) as catalog:
             yield catalog, ref
         return
     opened = open_hub(address)

@@ -25,7 +25,7 @@ SYNONYMS = {
     "repos": "list", "scan-cache": "du", "i": "pull", "ci": "pull --locked", "update": "lock --update",
     "upgrade": "lock --update", "outdated": "lock --check", "view": "show", "dist-tag": "tag", "unpublish": "withdraw",
     "yank": "withdraw",
-    "mv": "copy", "rename": "copy", "shrinkwrap": "lock", "sbom": "bom", "licenses": "bom",
+    "rename": "mv", "move": "mv", "shrinkwrap": "lock", "sbom": "bom", "licenses": "bom",
 }  # fmt: skip
 # The same for a word in a group of commands.
 GROUP_SYNONYMS = {"hub": {"restore": "load-backup", "audit": "log", "serve": "start", "run": "start", "up": "start"}}

@@ -180,6 +180,7 @@ ERRORS: dict[str, str] = {
     "malformed-test": "A golden test of the file is malformed, or needs what is not checked here, such as an expression that RE2 does not read. The message names the test. The page on evaluation lists the keys.",
     "metric-not-measured": "A gate on accuracy or margin needs data of preference pairs alone, whose sides fit into half a sequence each.",
     "misplaced": "A file of the log of a name is an entry of another name or place: somebody copied or moved it. `adapterhub fsck` tells more.",
+    "moved": "The name was given another one by `adapterhub mv`, under which its versions have the same numbers and digests. `adapterhub restore` brings the old name back beside it.",
     "missing-extra": "The function needs a package that is not part of the smallest installation, or that cannot be loaded on this machine. The message has the command that installs it, or what the system says.",
     "mixed-chat-templates": "A conversation is rendered by one chat template, and the versions of the blend were trained with different ones, or with other options of one. Ask /v1/completions with a text, or blend versions that were trained alike.",
     "mixed-embeddings": "One llama-server computes embeddings with all of its adapters at once, whichever a request names. Leave out --one-process.",

@@ -109,6 +109,7 @@ GROUPS = {
         "init": "Create a registry.",
         "base": "Manage base models by name.",
         "tag": "Point a tag at a version.",
+        "mv": "Rename a name, with its history.",
         "rm": "Remove a tag or a name.",
         "restore": "Restore a name that was removed.",
         "deprecate": "Mark a version as deprecated.",

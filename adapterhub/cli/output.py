@@ -241,6 +241,13 @@ def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
         text()
 
 
+def emit_change(document: dict[str, Any], *, as_json: bool, text: Callable[[], None], dry_run: bool) -> None:
+    """Print what was changed as `emit` does; of a dry run, say that nothing was."""
+    if dry_run and not as_json:
+        write("dry run, nothing was changed; without --dry-run:")
+    emit({**document, "dry_run": True} if dry_run else document, as_json=as_json, text=text)
+
+
 def error_document(error: AdapterhubError) -> dict[str, Any]:
     """Return an error for `--json`.
 

@@ -283,6 +283,7 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     "GET /api/adapterhub/v1/usage": Operation("Tell the disk usage of versions", query={"prefix": TEXT}, needs=LOGIN),
     f"DELETE {_NAMES}": _changing("Remove a name with its versions", force=BOOLEAN),
     f"POST {_NAMES}/restore": _changing("Restore a name that was removed"),
+    f"POST {_NAMES}/move": _changing("Rename a name; the old one leads to the new one", {JSON: object_of("to", to=TEXT)}),
     f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": TEXT, "cursor": COUNT}),
     f"GET {_NAMES}/downloads": _reading("Tell how often each version was downloaded, by day and protocol"),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),

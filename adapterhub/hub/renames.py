@@ -15,16 +15,10 @@ from dataclasses import replace
 
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
-from adapterhub.maintenance import retention
-from adapterhub.manifest import measurement
+from adapterhub.maintenance import name_moves
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.moves import now
-from adapterhub.registry.registry import Registry
-from adapterhub.registry.releases import release_moves
 from adapterhub.registry.repository_records import Repository, needed_blobs
-from adapterhub.store.ref_log import entries_in_force
 
 from . import commits, downloads, mirror_origin, publishing, request_context
 from .accounts.accounts import Namespace
@@ -69,55 +63,14 @@ def finish(worker: Worker, old: str, new: str) -> None:
         if source and source.moved_to == new:
             _finish_rename(worker, old, new)
         elif commits.find_view(worker, old) and not (source and source.moved_to):
-            _push_versions(worker, old, new)
+            name_moves.push_versions(worker.registry, old, new)
             _redirect_old_name(worker, old, new)
             _finish_rename(worker, old, new)
         else:
-            _remove_versions(worker.registry, new)
+            name_moves.remove_versions(worker.registry, new)
             # The old name is gone or leads elsewhere: undo.
             worker.repositories.remove(new)
     worker.database.execute("DELETE FROM moves WHERE new = ?", new)
-
-
-def _push_versions(worker: Worker, old: str, new: str) -> None:
-    """Push the versions of a name under a new one that has none, with their numbers, authors, messages, marks, withdrawals."""
-    registry = worker.registry
-    mover, entries = registry.author, list(registry.store.log.entries(old))
-    pushes = {entry.number: entry for entry in entries_in_force(entries)[0] if entry.op == "push"}
-    _undo_withdrawals(registry, new)
-    with registry.store.lease("move"):
-        for row in reversed(queries.versions(registry.index, name=old)):
-            push = pushes.get(row.number)
-            # By the author of the push: approvals by that author do not count, no matter who renames.
-            registry.author, message = (push.author, push.message) if push else (mover, "")
-            # Oldest first: version numbers only grow.
-            registry.push_manifest(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
-    registry.author = mover
-    _set_marks(registry, old, new)
-    reasons = withdrawals.reasons(registry.index, old)
-    for entry in {entry.digest: entry for entry in entries if entry.op == "withdraw" and entry.digest in reasons}.values():
-        registry.author = entry.author
-        release_moves.copy_withdrawal(registry.ledger, entry, new)
-    registry.author = mover
-
-
-def _undo_withdrawals(registry: Registry, new: str) -> None:
-    """Undo the withdrawals that an interrupted move has copied: no version that is withdrawn could be pushed."""
-    reasons = withdrawals.reasons(registry.index, new)
-    for row in queries.versions(registry.index, name=new):
-        if row.digest in reasons:
-            release_moves.undo_withdrawal(registry.ledger, row.ref)
-
-
-def _set_marks(registry: Registry, old: str, new: str) -> None:
-    """Copy deprecations, measurements and retention from one name to another."""
-    for number, reason in queries.marks(registry.index, "deprecate", old).items():
-        registry.deprecate(Ref(new, number=int(number) or None), reason)
-    for key, text in queries.marks(registry.index, "evaluate", old).items():
-        if measured := measurement.parse(text):
-            measurement_log.record(registry, Ref(new, number=int(key.partition(" ")[0])), measured)
-    for last in queries.marks(registry.index, "keep", old).values():
-        retention.keep(registry, Ref(new), int(last))
 
 
 def _redirect_old_name(worker: Worker, old: str, new: str) -> None:
@@ -158,14 +111,8 @@ def _blobs(worker: Worker, row: VersionRow) -> list[Descriptor]:
 def _finish_rename(worker: Worker, old: str, new: str) -> None:
     """Move the remaining rows, and delete the old name's versions."""
     _move_rows(worker.database, old, new)
-    _remove_versions(worker.registry, old)
+    name_moves.remove_versions(worker.registry, old)
     worker.repositories.change(new, lambda state: replace(state, moved_from=""))
-
-
-def _remove_versions(registry: Registry, name: str) -> None:
-    state = registry.ledger.current(name)
-    if state.seq and not state.deleted:
-        registry.rm(Ref(name), force=True)
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:

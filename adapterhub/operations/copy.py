@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,22 +30,26 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace) -> PushResult |
 
     A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`.
     """
-    from adapterhub.ref import Ref
-
-    text = os.fspath(target)
     if source_names.is_address(target):
-        return push(source, text, workspace=workspace)
-    try:
-        ref = None if not isinstance(target, str) or text.startswith((".", os.sep)) else Ref.parse(text)
-    except UsageError:
-        ref = None
-    if ref is not None:
+        return push(source, os.fspath(target), workspace=workspace)
+    if (ref := copied_ref(source, target, workspace)) is not None:
         workspace.check_name(ref.name)
         with workspace.open_registry(create=True) as registry:
             return stored_result(_into_registry(registry, source, ref, workspace))
+    return pull(os.fspath(source), target, workspace=workspace)
+
+
+def copied_ref(source: StrPath, target: StrPath, workspace: Workspace) -> Ref | None:
+    """Return the ref that a target which is no address means; None for a folder, to which only a version can be copied."""
+    from adapterhub.ref import Ref
+
+    text = os.fspath(target)
+    if isinstance(target, str) and not text.startswith((".", os.sep)):
+        with suppress(UsageError):
+            return Ref.parse(text)
     if not source_names.is_address(source) and source_names.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
-    return pull(os.fspath(source), target, workspace=workspace)
+    return None
 
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace) -> Version:

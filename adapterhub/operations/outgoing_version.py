@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.manifest.card import with_card
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import signature_checks, source_names, sources
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import OpenRemote, Source
     from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub_converters.bases import BaseSpec
+
+_NO_LICENSE = (
+    "no license is recorded, so that nobody knows who may use it: set one in README.md, or under [card] of the training"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def open_package(
         workspace.tell(f"{source.location} is in {source.original_format}, a format of another package: what is stored is PEFT")
     if options.conversion is None:
         with sources.as_folder(source) as folder:
-            yield packaging.package(
+            package = packaging.package(
                 folder,
                 location=source.location,
                 base=options.base,
@@ -77,6 +82,10 @@ def open_package(
                 selection=options.selection,
                 metrics=metrics,
             )
+            recorded = package.draft.recorded
+            if recorded and recorded.training and with_card(recorded, package.draft.card).license is None:
+                workspace.tell(f"{source.location}: {_NO_LICENSE}")
+            yield package
         return
     from adapterhub.registry import adapter_recipe
 

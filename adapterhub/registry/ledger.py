@@ -75,6 +75,7 @@ class Ledger:
         check_entry: Called under the lock with an entry that is about to be committed, to refuse it by an error.
         has_requirements: Returns whether a tag has requirements: then it is never a range, also where it was removed.
         on_commit: Callback for each committed log entry; None for no callback.
+        rehearses: Whether moves are rehearsed (`rehearsal`): none is written.
         verified_heads: Log heads already compared with the index, by version and tag.
     """
 
@@ -86,6 +87,7 @@ class Ledger:
         self.check_entry: Callable[[Entry], object] = lambda _entry: None
         self.has_requirements: Callable[[str], bool] = lambda _tag: False
         self.on_commit: Callable[[Entry], object] | None = None
+        self.rehearses = False
         self.verified_heads: dict[tuple[object, ...], Digest] = {}
         self._verified_states: dict[str, LogState] = {}  # the last state of each name that agreed with its log
 
@@ -218,7 +220,8 @@ class Ledger:
                     entry = replace(entry, author=self.author)
                     self.check_entry(entry)
                     log_check.check_end(self.store.log, state, self.index.path, verified_state=self._verified_states.get(name))
-                    self._verified_states[name] = state
+                    if not self.rehearses:
+                        self._verified_states[name] = state
                     # Read the version before its entry is in the log: a document that crashes this process would otherwise
                     # crash every later process that replays the entry.
                     extracts = replay.extracts(self.store, entry)
@@ -227,7 +230,8 @@ class Ledger:
                     pending = self.store.log.begin_move(name)
                     committed = self.store.log.append(entry)
                     replay.catch_up(self.index, self.store, name, extracts)
-                    index_file.write(self.index, self.store)
+                    if not self.rehearses:
+                        index_file.write(self.index, self.store)
             except LocalIOError as error:
                 # Once the log has the entry, the move has happened: only the index is behind, and the error says so.
                 if not committed:
@@ -237,7 +241,7 @@ class Ledger:
             with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
                 self.store.files.remove(pending)
             # Called without the lock, which the callback may need itself.
-            if committed and self.on_commit:
+            if committed and self.on_commit and not self.rehearses:
                 self.on_commit(entry)
 
     def rebuild(self) -> list[AdapterhubError]:

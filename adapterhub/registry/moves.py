@@ -262,8 +262,9 @@ def deprecate(ledger: Ledger, ref: Ref, message: str, *, undo: bool) -> int:
     return number
 
 
-def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> None:
+def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool, message: str = "") -> None:
     """Remove a tag, or a name with all its versions; with `force`, even if other adapters were made from them."""
+    message = checked_message(message, ref)
     if ref.number or ref.digest:
         raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
     if ref.tag:
@@ -279,7 +280,8 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> N
         if not (ref.tag or force):
             _check_childless(ledger, ref.name)
         tags = (ref.tag,) if ref.tag else ()
-        return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
+        op = "untag" if tags else "delete"
+        return Entry(ref.name, state.seq + 1, op, now(), tags=tags, previous=state.head, message=message)
 
     ledger.move(ref.name, decide)
 

@@ -468,7 +468,7 @@ class Registry:
         """Mark a version, or all versions of a bare name, as deprecated; return its number, 0 for all."""
         return moves.deprecate(self.ledger, ref, message, undo=undo)
 
-    def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
+    def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False, message: str = "") -> None:
         """Remove a tag, or a name with all its versions, until `restore`.
 
         Args:
@@ -476,8 +476,9 @@ class Registry:
             expect: As in `push`.
             force: Remove a name even if other adapters in the registry were made from its versions; without them, those could
                 not be made again, so that the default is a RefusedError.
+            message: Why, for the log.
         """
-        moves.remove(self.ledger, ref, expect=expect, force=force)
+        moves.remove(self.ledger, ref, expect=expect, force=force, message=message)
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name: restore its versions, tags and settings, except for versions whose bytes gc has removed.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from adapterhub import semver
@@ -25,6 +26,8 @@ from . import log_check, withdrawals
 from .ledger import Ledger
 
 T = TypeVar("T")
+MOVED_TO = "moved to "
+"""What the message of a removal begins with that ended a move to the name that follows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,7 +188,7 @@ def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
             raise NotFoundError(str(ref), "no such adapter", hint, code="no-such-adapter", meant=close[0])
         raise NotFoundError(str(ref), "no such adapter", "List the adapters of the registry", code="no-such-adapter")
     if state.deleted:
-        raise NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)
+        raise removed_error(ledger, ref, state)
     tag: str | None = None
     if ref.digest:
         rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
@@ -198,6 +201,16 @@ def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
         raise _no_such_version_error(ledger, ref)
     _check_against_log(ledger, state, rows[0], tag)
     return rows[0]
+
+
+def removed_error(ledger: Ledger, ref: Ref, state: LogState) -> NotFoundError:
+    """Return the error for a ref of a name that was removed, or moved to another one."""
+    logged = ledger.store.log.entry(ref.name, state.seq)
+    message = logged[0].message if logged else ""
+    if message.startswith(MOVED_TO):
+        current_ref = replace(ref, name=message.removeprefix(MOVED_TO))
+        return NotFoundError(str(ref), f"was moved to {current_ref.name}", f"Write {current_ref}", code="moved")
+    return NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)
 
 
 def _check_against_log(ledger: Ledger, state: LogState, row: VersionRow, tag: str | None) -> None:

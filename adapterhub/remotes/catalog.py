@@ -166,6 +166,15 @@ class Catalog(ABC):
         """Remove a tag, or a name with all its versions."""
 
     @abstractmethod
+    def mv(self, name: str, new: str) -> int:
+        """Rename a name, with its versions and what was recorded of them; return the number of versions.
+
+        Raises:
+            ConflictError: The new name exists.
+            RefusedError: The new name was removed, the policy does not allow it, or a tag is protected or has requirements.
+        """
+
+    @abstractmethod
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
 

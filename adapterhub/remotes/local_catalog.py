@@ -10,7 +10,7 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query
-from adapterhub.maintenance import disk_usage
+from adapterhub.maintenance import disk_usage, name_moves
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -172,6 +172,10 @@ class LocalCatalog(Catalog):
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
         """Remove a tag, or a name with all its versions."""
         self._registry.rm(ref, expect=expect, force=force)
+
+    def mv(self, name: str, new: str) -> int:
+        """Rename a name, with its versions and what was recorded of them."""
+        return name_moves.move(self._registry, name, new)
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""

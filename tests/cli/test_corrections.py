@@ -23,7 +23,7 @@ from tests.conftest import Run
         (["history"], "log"),
         (["version"], "--version"),
         (["clone"], "pull"),
-        (["rename"], "copy"),
+        (["rename"], "mv"),
         (["remote", "remove", "team"], "remote rm"),
         (["base", "ls"], "base list"),
         (["attached"], "attach --list"),

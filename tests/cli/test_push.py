@@ -80,11 +80,11 @@ def test_validate_reports_what_push_will_leave_out_and_refuse(run: Run, make: Ma
 
 
 def test_an_edited_card_keeps_the_record_of_the_training(run: Run, trained: Path, tmp_path: Path) -> None:
-    run("push", "sql", "team/sql")
+    assert "sql: no license is recorded" in run("push", "sql", "team/sql").stderr
     (trained / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     (trained / "tokenizer.json").write_text("{}")
     assert "wrong" not in run("validate", "sql").stdout
-    run("push", "sql", "team/sql")
+    assert "license" not in run("push", "sql", "team/sql").stderr
     made = pulled(run, "team/sql:v2", tmp_path / "out")
     assert made.training == Training(seed=7, metrics={"heldout_loss": 1.5})
     assert made.license == "mit"

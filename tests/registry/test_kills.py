@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.index import queries
+from adapterhub.maintenance import name_moves
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc as collect
 from adapterhub.maintenance.verify import verify
@@ -92,11 +93,19 @@ def gc(root: Path) -> None:
         collect(registry, grace=0, last=1)
 
 
+def rename(root: Path) -> None:
+    with Registry.open(root) as registry:
+        with contextlib.suppress(NotFoundError):  # killed after its last entry
+            name_moves.move(registry, "team/sql", "team/new")
+        assert [row.number for row in registry.list("team/new")] == [4, 3, 2, 1]
+        assert registry.list("team/sql") == []
+
+
 def migrate(root: Path) -> None:
     Registry.open(root).close()
 
 
-@pytest.mark.parametrize("work", [push, tag, roll, gc, migrate])
+@pytest.mark.parametrize("work", [push, tag, roll, gc, rename, migrate])
 def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[Path], None]) -> None:
     if work is migrate:
         age(template / "registry.db", 1)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import runpy
 import signal
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,16 @@ def test_the_manifest_names_base_data_and_outcome(trained) -> None:  # type: ign
     card = (out / "README.md").read_text()
     assert 'base_model: "someone/tiny"\nlibrary_name: "peft"' in card
     assert "# Squares: a test" in card
+
+
+def test_the_card_has_the_license_and_lines_that_load_the_adapter(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+    card = (trained[0] / "README.md").read_text()
+    assert 'license: "mit"' in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert 'from_pretrained("someone/tiny")' in code
+    script = tmp_path / "load.py"
+    script.write_text(code.replace("someone/tiny", str(tiny_base)).replace("PATH", str(trained[0])))
+    assert type(runpy.run_path(str(script))["model"]).__name__ == "PeftModelForCausalLM"
 
 
 def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, tiny_base: Path) -> None:

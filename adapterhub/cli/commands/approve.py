@@ -6,7 +6,7 @@ import click
 
 from adapterhub.cli import catalogs, output, signing_options
 from adapterhub.cli.completions import complete_ref
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.remote_choice import remote_option
 
 
@@ -20,6 +20,7 @@ from adapterhub.cli.remote_choice import remote_option
 @click.option("--for", "tag", metavar="TAG", required=True, help="Tag that the version is approved for.")
 @click.option("-m", "--message", metavar="TEXT", required=True, help="Record a reason, for the log: what was looked at.")
 @signing_options.optional_signer
+@dry_run_option
 @remote_option
 @click.pass_obj
 def approve(
@@ -29,6 +30,7 @@ def approve(
     tag: str,
     message: str,
     signer: signing_options.SignerOption | None,
+    dry_run: bool,
     remote: str | None,
 ) -> None:
     """Approve a version for a tag: a statement about its digest, by your key or, on a hub, by your account.
@@ -36,7 +38,7 @@ def approve(
     A requirement `approvals = 2` of the tag counts people: two accounts, or two of the keys in `approvers`, never one twice.
     The statement is an entry of the log, and counts for these bytes and this tag only.
     """
-    with catalogs.catalog_of(settings, ref, remote, "approvals") as (catalog, target):
+    with catalogs.catalog_of(settings, ref, remote, "approvals", dry_run=dry_run) as (catalog, target):
         bundle = b""
         if signer is not None:
             from adapterhub.trust import release_claims
@@ -46,4 +48,4 @@ def approve(
         version = catalog.approve(target, tag, message, bundle)
     document = {"ref": str(version.ref), "digest": version.digest, "tag": tag, "signed": bool(bundle), "message": message}
     text = f"{version.ref} ({output.digest(version.digest)}) is approved for {tag}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

@@ -7,7 +7,7 @@ import sys
 import click
 
 from adapterhub.cli import catalogs, output
-from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
+from adapterhub.cli.options import Settings, command, dry_run_option, expect_option, force_option, yes_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import ref_at_remote, remote_option, remote_words
 from adapterhub.operations import tag
@@ -24,9 +24,10 @@ from adapterhub_converters.errors import UsageError
 @yes_option
 @expect_option
 @force_option("remove a name even if other adapters in the registry were made from it.")
+@dry_run_option
 @remote_option
 @click.pass_obj
-def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bool, remote: str | None) -> None:
+def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bool, dry_run: bool, remote: str | None) -> None:
     """Remove a tag, or a name with all its versions.
 
     On a terminal, removing a name asks first. `adapterhub restore` brings a name back until `adapterhub gc` removes its
@@ -38,6 +39,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     from adapterhub.remotes.address_schemes import is_address
 
     address = ref_at_remote(ref, remote)
+    catalogs.refuse_dry_run(dry_run and is_address(address))
     opened = catalogs.open_hub(address) if is_address(address) else None
     if is_address(address) and opened is None:
         if expect:
@@ -48,9 +50,9 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
         return
     target = Ref.parse(ref) if opened is None else opened[1]
     kind = "tag" if target.tag else "name"
-    with catalogs.open_local(settings) if opened is None else opened[0] as catalog:
+    with catalogs.open_to_change(settings, opened, dry_run=dry_run) as catalog:
         # Only a person at a terminal is asked: a program would wait forever.
-        if kind == "name" and not yes and not settings.as_json and sys.stdin.isatty():
+        if kind == "name" and not (yes or dry_run or settings.as_json) and sys.stdin.isatty():
             versions = output.plural(len(catalog.list(target.name).rows), "version")
             if not output.confirm(f"Remove {target} with {versions}?"):
                 output.say("nothing was removed")
@@ -58,4 +60,5 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
         catalog.rm(target, expect=expect, force=force)
     undo = f"tag {ref} --restore" if target.tag else f"restore {ref}"
     text = f"removed {kind} {target}; `adapterhub {undo}{remote_words(remote)}` undoes it"
-    output.emit({"removed": str(target), "kind": kind}, as_json=settings.as_json, text=lambda: output.write(text))
+    document = {"removed": str(target), "kind": kind}
+    output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

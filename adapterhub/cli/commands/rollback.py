@@ -6,7 +6,7 @@ import click
 
 from adapterhub.cli import catalogs, output
 from adapterhub.cli.completions import complete_ref
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.remote_choice import remote_option
 
 
@@ -18,15 +18,16 @@ from adapterhub.cli.remote_choice import remote_option
 )
 @click.argument("ref", metavar="NAME:TAG", shell_complete=complete_ref)
 @click.option("-m", "--message", metavar="TEXT", default="", help="Record a reason, for the log.")
+@dry_run_option
 @remote_option
 @click.pass_obj
-def rollback(settings: Settings, *, ref: str, message: str, remote: str | None) -> None:
+def rollback(settings: Settings, *, ref: str, message: str, dry_run: bool, remote: str | None) -> None:
     """Point a tag at the version it had before: one step back, to a version that was not withdrawn.
 
     That version met the requirements of the tag when it had it, so that they are not asked again. Another rollback goes a
     further step back. A protected tag stays.
     """
-    with catalogs.catalog_of(settings, ref, remote, "rollbacks") as (catalog, target):
+    with catalogs.catalog_of(settings, ref, remote, "rollbacks", dry_run=dry_run) as (catalog, target):
         left, current = catalog.rollback(target, message)
     document = {
         "name": current.name,
@@ -37,4 +38,4 @@ def rollback(settings: Settings, *, ref: str, message: str, remote: str | None) 
         "message": message or None,
     }
     text = f"{current.name}:{target.tag} is {current.ref} again, and was v{left.number}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import catalogs, output, remotes
-from adapterhub.cli.options import Settings, command, expect_option
+from adapterhub.cli.options import Settings, command, dry_run_option, expect_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     flag_value=-1,
     help="Undo its last move, or restore its value at SEQ.",
 )
+@dry_run_option
 @remote_option
 @click.pass_obj
 def tag(
@@ -50,6 +51,7 @@ def tag(
     expect: str | None,
     protect: bool | None,
     restore: int | None,
+    dry_run: bool,
     remote: str | None,
 ) -> None:
     """Point a tag at a version, wherever it pointed before. Only pushes set `latest` and v1, v2 ….
@@ -63,6 +65,7 @@ def tag(
     from adapterhub.remotes.version_documents import version_document
 
     address = ref_at_remote(ref, remote)
+    catalogs.refuse_dry_run(dry_run and is_address(address))
     opened = catalogs.open_hub(address) if is_address(address) else None
     if is_address(address) and opened is None:
         _tag_at_address(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
@@ -72,13 +75,13 @@ def tag(
         raise UsageError("--restore", "takes NAME:TAG only", f"Write `adapterhub tag {target.name}:TAG --restore`")
     if not tag_name and restore is None and protect is None:
         raise UsageError(ref, "TAG is missing", f"Write `adapterhub tag {ref} TAG`")
-    with catalogs.open_local(settings) if opened is None else opened[0] as catalog:
+    with catalogs.open_to_change(settings, opened, dry_run=dry_run) as catalog:
         version = _tag_in_catalog(catalog, target, tag_name, expect=expect, protect=protect, restore=restore)
     document = version_document(version)
     del document["new"], document["skipped"]
     word = {True: ", protected", False: ", not protected", None: ""}[protect]
     text = f"{version.name}:{version.tag} is {version.ref}{word}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)
 
 
 def _tag_at_address(settings: Settings, address: str, name: str | None, *, expect: str | None, only_here: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli import catalogs, output, signing_options
 from adapterhub.cli.completions import complete_ref
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.remote_choice import remote_option, remote_words
 from adapterhub_converters.errors import UsageError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--everywhere", is_flag=True, help="Withdraw these bytes under every name that has them.")
 @click.option("--undo", is_flag=True, help="Undo it: let the version be used again.")
 @signing_options.optional_signer
+@dry_run_option
 @remote_option
 @click.pass_obj
 def withdraw(
@@ -41,6 +42,7 @@ def withdraw(
     everywhere: bool,
     undo: bool,
     signer: signing_options.SignerOption | None,
+    dry_run: bool,
     remote: str | None,
 ) -> None:
     """Withdraw one version: it is served, pulled, resolved and promoted no more, by any name of it.
@@ -55,21 +57,21 @@ def withdraw(
     if undo:
         if message or everywhere or signer:
             raise UsageError("--undo", "takes REF alone", "Leave the other options out", code="conflicting-options")
-        with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions") as (catalog, target):
+        with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions", dry_run=dry_run) as (catalog, target):
             version = catalog.undo_withdrawal(target)
         undone = version_document(version)
         del undone["new"], undone["skipped"]
         text = f"{version.ref} can be used again"
-        output.emit(undone, as_json=settings.as_json, text=lambda: output.write(text))
+        output.emit_change(undone, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)
         return
     if not (message or "").strip():
         raise UsageError(
             "--message", "is required: everybody who asks for the version is told", "Say why", code="reason-required"
         )
-    with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions") as (catalog, target):
+    with catalogs.catalog_of(settings, ref, remote, "withdrawal of versions", dry_run=dry_run) as (catalog, target):
         withdrawals = _withdraw(catalog, target, str(message), signer, everywhere=everywhere)
     document = {"withdrawn": [withdrawal_document(withdrawal) for withdrawal in withdrawals]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _write(withdrawals, remote))
+    output.emit_change(document, as_json=settings.as_json, text=lambda: _write(withdrawals, remote), dry_run=dry_run)
 
 
 def _withdraw(

@@ -26,7 +26,7 @@ from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import ConflictError, UsageError
 
 from . import name_changes
 from .api_requests import check_known, is_set, name_of, tag_of, visible_view
@@ -197,6 +197,21 @@ async def delete_name(hub: Hub, request: Request) -> Response:
     force = is_set(request, "force")
     await change(hub, request, partial(name_changes.remove_name, expect=_expected_digest(request), force=force))
     return JSONResponse({"removed": name_of(request), "kind": "name"})
+
+
+async def move(hub: Hub, request: Request) -> Response:
+    """POST …/names/{name}/move: rename it to the name in the field `to`; it then leads there."""
+    refuse_condition(request)
+    identity, name = await begin(hub, request, name_changes.check_movable)
+    new = parse_name(text := text_field(await read_object(request, _MAX_BODY), "to"), text[:210])
+    request_context.current().record_detail(to=new)
+    # Not under the lock, which a name would wait for twice.
+    if name == new:
+        raise ConflictError(new, "exists already", "Choose another name")
+    # Both names stay locked until the move is finished, so no push can slip in between.
+    async with hub.move_lock(name, new):
+        versions = await hub.workers.run(name_changes.move_name, hub, identity, name, new)
+    return JSONResponse({"from": name, "to": new, "versions": versions})
 
 
 async def restore_name(hub: Hub, request: Request) -> Response:

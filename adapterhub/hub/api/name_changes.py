@@ -5,6 +5,7 @@ Each looks the name and the rights up again, as they may be gone since the reque
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,12 @@ from adapterhub.digest import Digest
 from adapterhub.hub import commits, removals
 from adapterhub.hub.access_control import check_admin
 from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.hf import repositories
+from adapterhub.hub.hf.hf_errors import MovedError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.manifest_handlers import move_branches
 from adapterhub.hub.workers import Worker
+from adapterhub.index import queries
 from adapterhub.maintenance import retention
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN
@@ -99,6 +103,19 @@ def remove_name(
     """Remove a name with its versions; with `force` even one that others were made from."""
     view = check_writer(worker, hub, identity, name, size=0)
     removals.remove(worker, view, partial(hub.may_read_name, worker, identity), expect=expect, force=force)
+
+
+def check_movable(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
+    """Raise NotFoundError unless a client may see a name, or the one that it was moved to."""
+    with suppress(MovedError):
+        visible_view(worker, hub, identity, name)
+
+
+def move_name(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> int:
+    """Rename a name, which then leads to the new one; return the number of versions. The caller holds `Hub.move_lock`."""
+    check_movable(worker, hub, identity, old)
+    repositories.move_repository(worker, hub, identity, old, new)
+    return len(queries.versions(worker.registry.index, name=new))
 
 
 def restore_name(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> dict[str, Any]:

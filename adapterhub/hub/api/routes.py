@@ -19,6 +19,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{PREFIX}/usage", reading.usage),
     ("DELETE", _NAME, changing.delete_name),
     ("POST", f"{_NAME}/restore", changing.restore_name),
+    ("POST", f"{_NAME}/move", changing.move),
     ("GET", f"{_NAME}/log", reading.log),
     ("GET", f"{_NAME}/downloads", reading.downloads),
     ("PUT", f"{_NAME}/deprecation", changing.deprecate),

@@ -18,12 +18,12 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
+from adapterhub.maintenance import name_moves
 from adapterhub.manifest import card as cards
 from adapterhub.ref import LATEST, Ref, is_tag, parse_name
 from adapterhub.registry import signature_policy
 from adapterhub.registry.moves import check_protected, now
 from adapterhub.registry.repository_records import MAIN, Repository, with_head, without_head
-from adapterhub.store.ref_log import TAG_MOVES, entries_in_force
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
 from .hf_errors import MovedError, ResponseError, no_such_repository
@@ -154,31 +154,16 @@ def _check_move(worker: Worker, hub: Hub, identity: Identity | None, view: View,
     if worker.registry.ledger.current(new).deleted:
         raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
     check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
-    _check_no_gated_tag(worker, identity, view)
+    tags = {*queries.tags(worker.registry.index, old), *(view.repository.heads if view.repository else ())}
+    # To leave evidence behind takes an admin.
+    is_admin = identity is not None and identity.has_role("admin", old)
+    name_moves.check_requirements(worker.registry, old, tags, leaves_evidence=is_admin)
     if old.partition("/")[0] != new.partition("/")[0]:
         renames.check_attached(worker, view, new, hub.access.namespace_settings(new.partition("/")[0]))
         hub.quotas.check(worker, new, quotas.repository_files(worker, old), count=True)
     for row in queries.versions(worker.registry.index, name=old):
         attached = partial(publishing.attached_signatures, worker, old, row.digest)
         signature_policy.check(policy, worker.manifest(row), attached, name=new, location=f"{old}:v{row.number}")
-
-
-def _check_no_gated_tag(worker: Worker, identity: Identity | None, view: View) -> None:
-    """Refuse to rename a repository one of whose tags has requirements: the evidence is in the log of the old name.
-
-    So is what a removed tag meant, with which the next version is compared: to leave that behind takes an admin.
-    """
-    gated_tags = worker.registry.gate.gated_tags()
-    names = {*queries.tags(worker.registry.index, view.name), *(view.repository.heads if view.repository else ())}
-    for tag in sorted(names & gated_tags):
-        problem = "has requirements, and the evidence for its version stays with the old name"
-        raise RefusedError(f"{view.name}:{tag}", problem, "Remove that tag, and promote the version under the new name")
-    if gated_tags and not (identity and identity.has_role("admin", view.name)):
-        entries, _ = entries_in_force(worker.registry.store.log.entries(view.name))
-        former_tags = gated_tags.intersection(tag for entry in entries if entry.op in TAG_MOVES for tag in entry.tags)
-        for tag in sorted(former_tags):
-            problem = "has requirements, and what it meant stays with the old name"
-            raise RefusedError(f"{view.name}:{tag}", problem, "Ask an admin of the namespace")
 
 
 async def settings(hub: Hub, request: Request) -> Response:

@@ -60,18 +60,19 @@ class TagGate:
 
         return VersionEvidence(self._ledger.store, read_signatures)
 
-    def _policies(self) -> list[Policy]:
+    def policies(self) -> list[Policy]:
+        """Return the policies in force: the registry's, and that of the caller that opened it."""
         # Each once: a project's policy may be the registry's own file.
         policies = (self._registry_rules(), self.rules_of_caller())
         return list(dict.fromkeys(policy for policy in policies if policy is not None))
 
     def rules(self, tag: str) -> list[TagRules]:
         """Return the requirements on a tag: the registry's, and those of the caller that opened it."""
-        return list(dict.fromkeys(rules for policy in self._policies() for rules in policy.tag_rules(tag)))
+        return list(dict.fromkeys(rules for policy in self.policies() for rules in policy.tag_rules(tag)))
 
     def gated_tags(self) -> set[str]:
         """Return the tags that have requirements."""
-        return set().union(*(policy.gated_tags() for policy in self._policies()))
+        return set().union(*(policy.gated_tags() for policy in self.policies()))
 
     def kept_tags(self) -> set[str]:
         """Return the tags whose previous version a gc keeps."""

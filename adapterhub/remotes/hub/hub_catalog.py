@@ -199,6 +199,11 @@ class HubCatalog(Catalog):
         path = _tag_path(ref.name, _tag_of(ref)) if ref != Ref(ref.name) else _name_path(ref.name)
         self.api.request("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
 
+    def mv(self, name: str, new: str) -> int:
+        """Rename a name, which then leads to the new one."""
+        fields = Fields(self.api.request("POST", f"{_name_path(name)}/move", body={"to": new}), self.location)
+        return fields.count("versions")
+
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
         return version_documents.read_restore(

@@ -195,6 +195,16 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
         "\n".join(front_matter(front)) + f"\n\n# {markdown(title)}\n\n{config.card.description or 'A LoRA adapter.'}\n\n"
-        f"![Loss by step](loss.png)\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"![Loss by step](loss.png)\n\n| | |\n| --- | --- |\n{table}\n\n{_usage(config)}"
         "`adapter.json` has the whole record: config, data digests, versions.\n"
+    )
+
+
+def _usage(config: TrainConfig) -> str:
+    """Return the section of a card with the lines that load the adapter onto its base."""
+    base = json.dumps(config.base.name or config.base.path)
+    return (
+        "## Load it\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained({base})\nmodel = PeftModel.from_pretrained(base, "PATH")\n```\n\n'
+        "`PATH` is the folder with this file.\n\n"
     )

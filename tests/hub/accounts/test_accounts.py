@@ -178,6 +178,10 @@ def test_the_commands_about_accounts_tell_what_to_do_next(run: Run, tmp_path: Pa
     assert result.stderr == "save it now, it is not shown again: anyone who has it can act as the account\n"
     missing = run("hub", "member", "set", "team", "bo", "--role", "read", "--registry", tmp_path / "hub", code=3).stderr
     assert missing.startswith("error: bo: no account with this name. `adapterhub hub user list` shows the accounts")
+    nobody = run("hub", "member", "list", "team", "--registry", tmp_path / "hub").stderr
+    assert nobody == "nobody has a role in team; `adapterhub hub member set` gives one\n"
+    run("hub", "member", "set", "team", "ada", "--role", "read", "--registry", tmp_path / "hub")
+    assert run("hub", "member", "list", "team", "--registry", tmp_path / "hub").stdout == "ACCOUNT  ROLE\nada      read\n"
     twice = run("hub", "user", "add", "ada", "--registry", tmp_path / "hub", code=7).stderr
     assert "ada: an account with this name already exists. Choose another name" in twice
     slash = run("hub", "user", "add", "b/o", "--registry", tmp_path / "hub", code=2).stderr

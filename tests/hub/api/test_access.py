@@ -77,6 +77,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("DELETE", "versions/v1/withdrawal", None),
     ("POST", "tags/prod/promotion", {"reference": "v2"}),
     ("POST", "tags/prod/rollback", {}),
+    ("POST", "move", {"to": "team/moved"}),
     ("PUT", "retention", {"keep": 1}),
     ("DELETE", "retention", None),
     ("POST", "versions", {"manifest": "{}"}),

@@ -83,6 +83,11 @@ log other/sql
 restore team/sql => 6
 restore other/sql
 list other --json
+mv other/sql team/sql => 7
+mv other/sql other/sql => 7
+mv other/sql third/sql --json
+list third
+log third/sql
 """
 # Their results do not depend on a registry, or are compared elsewhere: with files, a base or a model.
 ELSEWHERE = {

@@ -71,6 +71,7 @@ fsck --repair --from two
 audit verify
 rm other/sql
 restore other/sql
+mv other/sql other/moved
 list
 hub namespace list
 hub doctor

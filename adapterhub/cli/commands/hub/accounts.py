@@ -15,7 +15,7 @@ from .tables import changed_database, emit_once, emit_removed, read_hub
 from .tokens import ONCE, ROLES
 
 if TYPE_CHECKING:
-    from adapterhub.hub.accounts.accounts import Account, Namespace
+    from adapterhub.hub.accounts.accounts import Account, Member, Namespace
 
 
 FORCE = force_option("go on even if the account is the last admin of a namespace or of the hub.")
@@ -173,7 +173,37 @@ def approve(settings: Settings, *, code: str, account: str) -> None:
     adapterhub hub member set team ada --role write""",
 )
 def member() -> None:
-    """Give accounts roles in namespaces; `adapterhub hub user list` shows them."""
+    """Give accounts roles in namespaces, and list those with one."""
+
+
+_MEMBERS = (Column("ACCOUNT"), Column("ROLE"))
+
+
+@member.command(
+    "list",
+    short_help="List the accounts with a role in a namespace.",
+    example="""
+    adapterhub hub member list team""",
+)
+@click.argument("namespace")
+@click.pass_obj
+def list_members(settings: Settings, *, namespace: str) -> None:
+    """List the accounts with a role in NAMESPACE; an account of that name is its admin without one."""
+    from adapterhub.hub.accounts import accounts
+
+    members = read_hub(settings, lambda database: accounts.members(database, namespace))
+    output.emit(
+        {"namespace": namespace, "members": [asdict(member) for member in members]},
+        as_json=settings.as_json,
+        text=lambda: _members_text(namespace, members),
+    )
+
+
+def _members_text(namespace: str, members: list[Member]) -> None:
+    if not members:
+        output.say(f"nobody has a role in {output.one_line(namespace)}; `adapterhub hub member set` gives one")
+        return
+    output.write_table(_MEMBERS, [[member.account, member.role] for member in members])
 
 
 @member.command(

@@ -1,0 +1,42 @@
+"""`adapterhub mv`."""
+
+from __future__ import annotations
+
+import click
+
+from adapterhub.cli import catalogs, output
+from adapterhub.cli.completions import complete_ref
+from adapterhub.cli.options import Settings, command, dry_run_option
+from adapterhub.cli.remote_choice import remote_option
+
+
+@command(
+    "mv",
+    example="""
+    adapterhub mv team/sql team/text2sql
+    adapterhub mv team/sql team/text2sql --remote""",
+)
+@click.argument("name", metavar="OLD", shell_complete=complete_ref)
+@click.argument("new_name", metavar="NEW")
+@dry_run_option
+@remote_option
+@click.pass_obj
+def mv(settings: Settings, *, name: str, new_name: str, dry_run: bool, remote: str | None) -> None:
+    """Rename a name: its versions keep their numbers, digests, tags, messages and everything recorded of them.
+
+    The old name says where they are; on a hub of adapterhub, it leads there. NEW must be free. A tag that is protected or has
+    requirements is refused. If it is interrupted, the same command goes on.
+    """
+    from adapterhub.ref import parse_name
+    from adapterhub.remotes.address_schemes import is_address
+
+    with catalogs.catalog_of(settings, name, remote, "renaming", dry_run=dry_run) as (catalog, target):
+        old, new = parse_name(str(target), name), parse_name(new_name, new_name)
+        versions = catalog.mv(old, new)
+    document = {"from": old, "to": new, "versions": versions}
+    text = f"{old} is now {new}, with {output.plural(versions, 'version')}"
+    if remote is not None or is_address(name):
+        text += f"; {old} leads there"
+    else:
+        text += f"; `adapterhub restore {old}` and `adapterhub rm {new}` undo it"
+    output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

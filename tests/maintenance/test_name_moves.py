@@ -1,0 +1,143 @@
+"""A name that gets another one keeps what it had, whole under the old name until it is whole under the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.index import queries
+from adapterhub.maintenance import name_moves, retention
+from adapterhub.maintenance.fsck import fsck
+from adapterhub.manifest.measurement import Evaluation
+from adapterhub.manifest.release_statement import ReleaseStatement
+from adapterhub.ref import Ref
+from adapterhub.registry import measurement_log, withdrawals
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import release_moves
+from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
+from tests.registry.forks import finished, fork
+from tests.support.adapters import Make
+
+OLD, NEW = "team/sql", "team/new"
+
+
+@pytest.fixture
+def root(make: Make, tmp_path: Path) -> Path:
+    """A name with versions 2 to 4 of different authors, tags, a deprecation, a measurement, a withdrawal and a retention."""
+    with Registry.init(tmp_path / "registry") as registry:
+        for seed in range(1, 5):
+            registry.author = f"author{seed}"
+            registry.push(make(f"a{seed}", seed), Ref(OLD))
+        registry.tag(Ref(OLD, number=2), "prod")
+        retention.keep(registry, Ref(OLD), 2)
+        retention.drop(registry, None, dry_run=False)
+        registry.deprecate(Ref(OLD, number=2), "Use v4.")
+        measurement_log.record(registry, Ref(OLD, number=4), Evaluation("eval", {"loss": 0.5}))
+        release_moves.withdraw(registry.ledger, Ref(OLD, number=3), ReleaseStatement("a leaked key"))
+    return tmp_path / "registry"
+
+
+def contents(registry: Registry, name: str) -> Any:
+    """All that is kept of a name but its times, its digests of entries, and its past."""
+    rows = [(row.number, row.tags, row.digest) for row in queries.versions(registry.index, name=name)]
+    pushes = {entry.number: (entry.author, entry.message) for entry in registry.log(Ref(name)) if entry.op == "push"}
+    marks = [queries.marks(registry.index, kind, name) for kind in ("deprecate", "evaluate", "keep")]
+    reasons = withdrawals.reasons(registry.index, name)
+    return rows, [pushes[number] for number, *_ in rows], marks, reasons
+
+
+def errors(registry: Registry) -> list[str]:
+    return [str(finding) for finding in fsck(registry) if finding.severity == "error"]
+
+
+def test_a_moved_name_keeps_its_versions_and_what_was_recorded_of_them(root: Path) -> None:
+    with Registry.open(root) as registry:
+        before = contents(registry, OLD)
+        registry.author = "mover"
+        assert name_moves.move(registry, OLD, NEW) == 3
+        assert registry.author == "mover"
+        assert contents(registry, NEW) == before
+        assert errors(registry) == []
+        with pytest.raises(NotFoundError, match=r"team/sql:v4: was moved to team/new\. Write team/new:v4") as raised:
+            registry.resolve(Ref(OLD, number=4))
+        assert raised.value.code == "moved"
+        with pytest.raises(NotFoundError, match="was moved to team/new"):
+            name_moves.move(registry, OLD, NEW)
+        registry.restore(OLD)
+        registry.rm(Ref(NEW))
+        assert contents(registry, OLD) == before
+
+
+def test_a_name_that_is_taken_was_removed_or_is_not_allowed_is_refused_and_nothing_moves(root: Path, make: Make) -> None:
+    with Registry.open(root) as registry:
+        registry.push(make("other", 9), Ref("team/taken"))
+        registry.push(make("gone", 8), Ref("team/gone"))
+        registry.rm(Ref("team/gone"))
+        before = registry.list()
+        for new, error, problem in (
+            ("team/taken", ConflictError, "exists already"),
+            (OLD, ConflictError, "exists already"),
+            ("team/gone", RefusedError, "this name was removed"),
+        ):
+            with pytest.raises(error, match=problem):
+                name_moves.move(registry, OLD, new)
+        registry.protect(Ref(OLD, tag="prod"))
+        with pytest.raises(RefusedError, match="is protected"):
+            name_moves.move(registry, OLD, NEW)
+        registry.protect(Ref(OLD, tag="prod"), on=False)
+        assert registry.list() == before
+    (root / "adapterhub.toml").write_text("[promote.prod.require]\napprovals = 1\n")
+    with Registry.open(root) as registry, pytest.raises(RefusedError, match="has requirements, and the evidence"):
+        name_moves.move(registry, OLD, NEW)
+    (root / "adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
+    with Registry.open(root) as registry, pytest.raises(RefusedError, match="allow"):
+        name_moves.move(registry, OLD, NEW)
+    with Registry.open(root) as registry:
+        assert registry.list() == before
+
+
+def killed(root: Path, steps: int, *, after: bool) -> int:
+    """The exit code of a process that moves the name, killed at an entry of the log: before it is there, or after."""
+
+    def work() -> None:
+        with Registry.open(root) as registry:
+            append, left = registry.store.log.append, steps
+
+            def counting(*words: Any, **more: Any) -> bool:
+                nonlocal left
+                left -= 1
+                done = append(*words, **more) if left or after else False
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return done
+
+            registry.store.log.append = counting  # type: ignore[method-assign]
+            name_moves.move(registry, OLD, NEW)
+
+    return finished([fork(work)])[0]
+
+
+def test_a_move_killed_at_any_entry_leaves_the_old_name_whole_and_the_same_call_ends_it(root: Path, tmp_path: Path) -> None:
+    with Registry.open(root) as registry:
+        before = contents(registry, OLD)
+    codes = []
+    while not codes or codes[-1]:
+        again = tmp_path / f"killed-{len(codes)}"
+        shutil.copytree(root, again)
+        # At every second entry, in turn before it is in the log and after.
+        codes.append(killed(again, 2 * len(codes) + 1, after=len(codes) % 2 == 1))
+        assert codes[-1] in (0, -signal.SIGKILL)
+        with Registry.open(again) as registry:
+            if queries.name(registry.index, OLD).deleted:  # it was killed after its last entry, or not at all
+                assert contents(registry, NEW) == before
+            else:
+                assert contents(registry, OLD) == before
+                name_moves.move(registry, OLD, NEW)
+            assert contents(registry, NEW) == before
+            assert errors(registry) == []
+    assert len(codes) > 4  # three pushes, the marks, the withdrawal, and the removal
