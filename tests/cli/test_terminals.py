@@ -206,6 +206,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked
         "base add small base",
         "hub user add grace",
         "hub namespace set grace --readers members",
+        "hub member set team grace --role read",
     ):
         result = world.piped(line.split())
         assert result.returncode == 0, (line, result.stderr)
