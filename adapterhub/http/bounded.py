@@ -30,18 +30,18 @@ class SlowError(OSError):
 
 
 class Progress:
-    """The minimum speed of a body of any length: MIN_RATE bytes per second of waiting for it."""
+    """The minimum speed of a body of any length, in bytes per second of waiting for it."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience, self._waited, self._received = patience, 0.0, 0
+    def __init__(self, patience: float, min_rate: int = MIN_RATE) -> None:
+        self._patience, self._min_rate, self._waited, self._received = patience, min_rate, 0.0, 0
 
     def add(self, waited: float, size: int) -> None:
         """Count the bytes of one read and its seconds. SlowError if they stay below the rate for as long as `patience`."""
         self._waited += waited
         self._received += size
         if self._waited >= self._patience:
-            if self._received < MIN_RATE * self._waited:
-                raise SlowError(f"the server sends less than {MIN_RATE // 1000} kB a second")
+            if self._received < self._min_rate * self._waited:
+                raise SlowError(f"the server sends less than {self._min_rate // 1000} kB a second")
             self._waited, self._received = 0.0, 0
 
 
@@ -62,6 +62,10 @@ class _Wire(io.RawIOBase):
         self._head_left, self._deadline, self._patience, self._received = None, None, patience, 0
         self._progress = Progress(patience)
         self._socket.settimeout(patience)
+
+    def require_rate(self, min_rate: int, patience: float) -> None:
+        """Demand so many bytes per second of waiting for the rest of the body, counted over `patience` seconds of it."""
+        self._progress = Progress(patience, min_rate)
 
     def hurry(self, deadline: float, message: str) -> None:
         """Make all reads fail at a time of `time.monotonic`, with a SlowError of this text."""

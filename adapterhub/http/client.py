@@ -127,6 +127,10 @@ class Body:
             raise error_for(error, self._label) from error
         return bytes(data)
 
+    def require_rate(self, min_rate: int, patience: float) -> None:
+        """Make reads raise RemoteError below `min_rate` bytes per second of waiting, counted over `patience` seconds of it."""
+        self._raw.wire.require_rate(min_rate, patience)
+
     def check_identity(self) -> None:
         """Raise RemoteError if the server has compressed the body."""
         if self.headers.get("content-encoding", "identity").lower() not in ("", "identity"):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from starlette.routing import Route
 
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.accounts import READERS, Namespace
 from adapterhub.hub.hf import routes
 from adapterhub.hub.storage.from_settings import open_database
+from adapterhub.hub.upstream import model_client, models
 from tests.hub.conftest import Running, adapter, client
 from tests.hub.sending import Sending
 from tests.hub.upstream.conftest import hub_of
@@ -165,6 +169,34 @@ def test_what_only_the_token_of_the_operator_may_read_is_not_handed_on(
     upstream.extra = extra
     with hub_of(tmp_path, upstream.url, token="hf_operator") as hub:
         assert statuses(hub) == MISSING
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_bodies_that_drip_do_not_keep_the_threads_that_pass_files_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    """They did at 1 kB a second: a part of a file for days, and what an upstream without ranges has skipped for 36 hours."""
+    monkeypatch.setattr(model_client, "RATE_SECONDS", 0.2)
+    monkeypatch.setattr(models, "_THREADS", 2)
+    with faulty_hub(b"x" * 1_000_000) as upstream, ThreadPoolExecutor(4) as pool:
+        upstream.drips, upstream.ranges, upstream.others = True, ranges, {"fast.bin": b"fast" * 1000}
+        with hub_of(tmp_path, upstream.url, max_bytes=1) as hub:
+            slow = [pool.submit(body_until_cut, hub.url, FILE, "bytes=900000-") for _ in range(4)]
+            assert all(len(answer.result()) < 100_000 for answer in slow)
+            assert Sending(hub.url).ask("GET", f"/{NAME}/resolve/main/fast.bin").data == b"fast" * 1000
+        assert upstream.ended == len(slow)
+
+
+def body_until_cut(url: str, path: str, byte_range: str) -> bytes:
+    """What a client gets of a part of a file until its connection is cut; nothing if it is refused."""
+    answer = urllib3.PoolManager().request(
+        "GET", url + path, headers={"range": byte_range}, preload_content=False, retries=False
+    )
+    data = bytearray()
+    with suppress(urllib3.exceptions.HTTPError):
+        for piece in answer.stream(1 << 14) if answer.status == 206 else ():
+            data += piece
+    return bytes(data)
 
 
 @pytest.mark.parametrize(

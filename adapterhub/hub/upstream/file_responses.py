@@ -67,7 +67,7 @@ class PassedResponse(BlobResponse):
         file: The file.
         headers: Headers besides lengths and ranges.
         range_header: The request's Range header.
-        pool: Threads that wait for the upstream.
+        pool: Threads that wait for the upstream, as long as it is not too slow (`open_range`).
         open_body: Opens the body with the bytes from the first to the last, both included.
     """
 

@@ -27,7 +27,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalI
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .cached_files import CachedFiles, key_of
-from .model_client import ModelClient, open_range
+from .model_client import MIN_RATE, RATE_SECONDS, ModelClient, open_range
 from .shared_files import PIECE_SIZE, ArrivingPieces, SharedFiles
 
 _log = logging.getLogger("adapterhub.hub")
@@ -35,7 +35,6 @@ _THREADS = 4  # files fetched at a time
 # Bytes read at a time: a read waits until it has all of them, and so do clients of a slow upstream.
 _PIECE_SIZE = 1 << 16
 HELD_BACK = 1 << 16  # bytes at the end of a file that are sent once all of it is verified
-_MIN_RATE, _RATE_SECONDS = 20_000, 60.0  # bytes per second that a download has, over so many seconds
 _MAX_REQUESTS = 50  # for one file, if the connection is cut again and again
 _BAD_TTL = 60.0  # seconds in which a file whose bytes were wrong is not fetched again
 _FULL_TTL = 30.0  # seconds in which nothing is kept after a write has failed
@@ -284,7 +283,7 @@ def _copy_whole(shared: SharedFiles, arrival: _Arrival) -> None:
 
 
 class Pace:
-    """The least speed of a download."""
+    """The least speed of a download, with its pauses and all connections that it takes."""
 
     def __init__(self, location: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._location, self._clock = location, clock
@@ -293,9 +292,9 @@ class Pace:
     def add(self, count: int) -> None:
         """Count bytes. RemoteError if they are too few for the time."""
         self._count += count
-        if (elapsed := self._clock() - self._since) >= _RATE_SECONDS:
-            if self._count < _MIN_RATE * elapsed:
-                raise RemoteError(self._location, f"the upstream sends less than {_MIN_RATE // 1000} kB a second")
+        if (elapsed := self._clock() - self._since) >= RATE_SECONDS:
+            if self._count < MIN_RATE * elapsed:
+                raise RemoteError(self._location, f"the upstream sends less than {MIN_RATE // 1000} kB a second")
             self._since, self._count = self._clock(), 0
 
 

@@ -15,6 +15,7 @@ from adapterhub_converters.errors import IntegrityError, NotFoundError, RemoteEr
 from adapterhub_converters.lazy_dataclass import dataclass
 
 TIMEOUT = 15.0  # seconds without a byte
+MIN_RATE, RATE_SECONDS = 20_000, 60.0  # bytes per second that a file arrives with, over so many seconds
 _PAUSES = (0.5,)  # seconds before a retry, while clients wait
 
 
@@ -76,10 +77,11 @@ def open_range(client: ModelClient, url: str, location: str, start: int, end: in
 
     Raises:
         IntegrityError: The upstream has another number of bytes.
-        RemoteError: It does not answer, or with another range.
+        RemoteError: It does not answer, or with another range; or it is too slow, which reads raise as well.
     """
     headers = {"Range": f"bytes={start}-{end}"} if (start, end) != (0, size - 1) else {}
     with client.stream(url, location, headers=headers) as body:
+        body.require_rate(MIN_RATE, RATE_SECONDS)  # from here on: what is skipped may take as long as the rest
         length = end - start + 1
         if body.status == 206 and body.headers.get("content-range") != f"bytes {start}-{end}/{size}":
             raise RemoteError(location, "the upstream sends another range than requested")

@@ -24,6 +24,9 @@ class Faulty(ThreadingHTTPServer):
         others: Other files by path, which it always sends at once.
         cut: Bytes of a body after which the connection is cut, once; None for never.
         slow_after: Bytes of a body after which the rest waits for `go`; None for never.
+        drips: Whether it sends 100 bytes of the file at a time, 5 kB a second, until `go`.
+        ranges: Whether it answers a request of a part with that part.
+        ended: The bodies of which it could not send all, as the client had gone.
         hangs: Whether its documents, too, wait for `go`.
         location: Where a request of the file is redirected to; empty for nowhere.
         refuses: The status of all answers; 0 to answer.
@@ -40,6 +43,7 @@ class Faulty(ThreadingHTTPServer):
         self.cut: int | None = None
         self.slow_after: int | None = None
         self.go, self.hangs = threading.Event(), False
+        self.drips, self.ranges, self.ended = False, True, 0
         self.location, self.refuses, self.code, self.extra = "", 0, "", dict[str, Any]()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
 
@@ -91,13 +95,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, data: bytes) -> None:
         hub = self.server
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if hub.ranges else None
         start, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
         self.send_response(206 if asked else 200)
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
+        if hub.drips:
+            self._drip(data[start:end])
+            return
         for position in range(start, end, 1 << 14):
             if hub.slow_after is not None and position >= hub.slow_after:
                 hub.go.wait(20)
@@ -106,6 +113,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.wfile.write(data[position : min(position + (1 << 14), end)])
+
+    def _drip(self, data: bytes) -> None:
+        try:
+            for position in range(0, len(data), 100):
+                self.server.go.wait(0.02)
+                self.wfile.write(data[position : position + 100])
+        except OSError:
+            self.server.ended += 1
+            self.close_connection = True
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
