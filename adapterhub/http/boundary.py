@@ -2,8 +2,8 @@
 
 A redirect, a link, an upload location or the address of a token service may name an address that only this machine can reach:
 itself, the network behind its firewall, or a cloud's metadata service, which hands out credentials. The host the user named may
-be anywhere. Any other host is judged by the address actually connected to, not by an earlier lookup, so that a name whose
-address changes in between cannot get around this.
+be anywhere. Any other host is judged by each address before a connection to it is opened, so that nobody learns which ports of
+a network are open, and by the address actually connected to, so that a name whose address changes cannot get around this.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _METADATA = {ipaddress.ip_address(text) for text in ("168.63.129.16", "fd00:ec2::254", "100.100.100.200", "192.0.0.192")}
 _METADATA_NAMES = {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: whatever a network embeds there
 
 
 class Reach(enum.IntEnum):
@@ -56,15 +57,17 @@ def reach_of(address: str) -> Reach:
         return Reach.LINK
     if ip.is_loopback or ip.is_unspecified:
         return Reach.LOOPBACK
-    return Reach.PUBLIC if ip.is_global else Reach.PRIVATE
+    is_local = ip in _LOCAL_NAT64 or ip.is_multicast or (isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local)
+    return Reach.PUBLIC if ip.is_global and not is_local else Reach.PRIVATE
 
 
 def _embedded_ipv4(ip: _Address) -> _Address:
     """Return the IPv4 address embedded in an IPv6 address, if there is one."""
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
-    nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
-    return ip.ipv4_mapped or ip.sixtofour or nat64 or ip
+    is_compatible = 1 < int(ip) < 1 << 32  # `::10.0.0.1`, but neither `::` nor `::1` (RFC 4291, section 2.5.5.1)
+    low_bits = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 or is_compatible else None
+    return ip.ipv4_mapped or ip.sixtofour or low_bits or ip
 
 
 def _reach_by_name(host: str) -> Reach | None:
@@ -105,8 +108,8 @@ class Boundary:
         if host.lower() != self.home and (reach := _reach_by_name(host)) is not None:
             self._check(host, reach)
 
-    def check_peer(self, host: str, address: str) -> None:
-        """Refuse a host after connecting to it at an address; errors as in `check_name`."""
+    def check_peer(self, host: str, address: str, *, is_connected: bool = True) -> None:
+        """Refuse a host at an address, before and after connecting to it; errors as in `check_name`."""
         reach = reach_of(address)
         if is_loopback(host) and reach != Reach.LOOPBACK:
             raise LedAstrayError(f"{host} is {address} here, which is not this machine")
@@ -116,7 +119,7 @@ class Boundary:
         with self._lock:
             if self._reach is not None and reach > self._reach:
                 raise LedAstrayError(f"{host} was {_REACH_TEXT[self._reach]} address and is now {address}")
-            self._reach = reach if self._reach is None else self._reach
+            self._reach = reach if self._reach is None and is_connected else self._reach
 
     def _check(self, target: str, reach: Reach) -> None:
         own_reach = self._reach or Reach.PUBLIC

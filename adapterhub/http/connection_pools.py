@@ -11,6 +11,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from weakref import WeakSet
 from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.util.connection import allowed_gai_family, create_connection
 
 from adapterhub_converters.errors import RemoteError
 
@@ -32,6 +34,7 @@ FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError)
 PERMANENT = (NonsenseError, SlowError, LedAstrayError)
 """Failures that a retry would meet as well; their text is for people."""
 _MAX_IDLE = 16  # idle connections to one origin
+_MAX_ADDRESSES = 8  # of a name that are tried, in the time of one
 
 
 class StaleError(ConnectionError):
@@ -47,13 +50,28 @@ class _BoundedConnection(HTTPConnection):
     _answered = False
 
     def _new_conn(self) -> socket.socket:
-        connected = super()._new_conn()
+        if self.proxy is not None:
+            return super()._new_conn()
+        # Not urllib3's way, which connects before anybody has judged the address, and waits for the whole timeout at each of
+        # the hundreds of addresses that a name may have.
+        addresses = _addresses(self._dns_host, self.port)[:_MAX_ADDRESSES]
+        deadline, failure = time.monotonic() + (self.timeout or 0.0), OSError("no address")
+        for number, address in enumerate(addresses):
+            try:
+                return self._connected(address, (deadline - time.monotonic()) / (len(addresses) - number))
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _connected(self, address: str, patience: float) -> socket.socket:
+        self.boundary.check_peer(self.host, address, is_connected=False)
+        connected = create_connection((address, self.port), max(patience, 0.001), socket_options=self.socket_options)
         try:
-            if self.proxy is None:
-                self.boundary.check_peer(self.host, connected.getpeername()[0])
+            self.boundary.check_peer(self.host, connected.getpeername()[0])
         except BaseException:
             connected.close()
             raise
+        connected.settimeout(self.timeout)
         return connected
 
     def connect(self) -> None:
@@ -168,6 +186,12 @@ class Connections:
             self._managers.clear()
         for manager in managers:
             manager.clear()
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    """Return the addresses that a host has now, each once."""
+    answers = socket.getaddrinfo(host.strip("[]"), port, allowed_gai_family(), socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in answers))
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:
