@@ -43,8 +43,9 @@ _MAX_CHARACTERS = 160  # of a foreign text in an error
 _INVALID_BUNDLE_ERRORS = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
     InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
 )  # fmt: skip
-"""Errors that `sigstore` raises, besides its own, for a bundle with a part that is missing or of an unexpected kind."""
+"""What `sigstore` (besides its own errors) and `cryptography` raise for a part of a bundle that is missing or unexpected."""
 
 
 def check_extra() -> None:

@@ -60,7 +60,7 @@ with watched():
     from adapterhub.remotes.oci import challenges
     from adapterhub.store.packs import container, cutting
     from adapterhub.store.ref_log import Entry
-    from adapterhub.trust import attestation, bundle, log_checkpoint, statement
+    from adapterhub.trust import attestation, bundle, keyless, keys, log_checkpoint, statement
     from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
     from adapterhub_converters.formats import peft, source_config
@@ -222,6 +222,14 @@ def _signature(data: bytes) -> None:
     bundle.claimed_payload(data, "x")
 
 
+def _certificate(data: bytes) -> None:
+    assert keyless.claimed_identity(data, "x").title
+
+
+def _public_key(data: bytes) -> None:
+    assert keys.parse_public(data.decode(errors="surrogateescape"), "x").hints
+
+
 def _attestation(data: bytes) -> None:
     attestation.base_fingerprint(attestation.parse(data, "x"))
 
@@ -246,7 +254,7 @@ PARSERS: tuple[Callable[[bytes], None], ...] = (
     _safetensors, _gguf, _peft_config, _mlx_config, _source_config, _json, _toml, _card, _ref, _adapter_json, _manifest, _index,
     _log, _recipe, _lock, _settings, _hub_answer, _headers, _tar, _pack,
     _commit, _lfs_batch, _xorb, _shard, _oci_upload, _range, _signature, _statement, _attestation,
-    _scan, _checkpoint,
+    _scan, _checkpoint, _certificate, _public_key,
 )  # fmt: skip
 NUMBERS = {parser.__name__.removeprefix("_"): n for n, parser in enumerate(PARSERS)}
 CORPUS = Path(__file__).parent / "corpus"  # documents by what becomes of them; the suffix is the parser
