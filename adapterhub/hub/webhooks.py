@@ -3,8 +3,9 @@
 The thread that makes a move adds a row for each event and webhook; the rows are sent in the background: at least once, in any
 order, with longer and longer pauses until one is accepted. Events come from the log: how far the log of a name is announced
 changes in one transaction with the rows, so that a move by a killed process, or by a program that is not a hub, is announced by
-the next hub that looks. A receiver that does not answer does not delay the others. A URL may not lead to an address that only
-this machine or its network can reach, unless the operator has allowed that for this webhook; redirects are not followed.
+the next hub that looks. Receivers that do not answer delay none of other namespaces: those of one namespace have a thread
+together. A URL may not lead to an address that only this machine or its network can reach, unless the operator has allowed that
+for this webhook; redirects are not followed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _TIMEOUT = 10.0  # seconds
 _MAX_BATCH = 20  # events per webhook and round, unless they take longer than one of them may
 _MAX_EVENTS = 1000  # of a webhook that are kept, sent or waiting: the newest
 _MAX_MESSAGE = 1000  # characters of a message in an event
-_THREADS = 8  # each serves one webhook at a time
+_THREADS = 8  # each serves the webhooks of one namespace at a time
 _CLAIM = 120.0  # seconds in which no other process sends the same event
 _RETENTION = 30 * 86400.0  # seconds for which sent events stay in the list
 _POLL_INTERVAL = 5.0  # seconds between checks for due events
@@ -241,16 +242,16 @@ class Webhooks:
         """Send due events, to several receivers at a time."""
         now = self._clock()
         sql = (
-            "SELECT webhook, d.id, event, body, tries, url, secret, private FROM (SELECT *, row_number()"
+            "SELECT namespace, d.id, event, body, tries, url, secret, private FROM (SELECT *, row_number()"
             " OVER (PARTITION BY webhook ORDER BY due, id) AS place FROM deliveries WHERE state = 'waiting' AND due <= ?) d"
-            " JOIN webhooks w ON w.id = webhook WHERE place <= ? ORDER BY webhook, place"
+            " JOIN webhooks w ON w.id = webhook WHERE place <= ? ORDER BY namespace, place, webhook"
         )
         rows = self._database.select(sql, now, _MAX_BATCH)
         list(self._pool.map(self._send, [[row[1:] for row in group] for _, group in groupby(rows, lambda row: row[0])]))
         self._database.execute("DELETE FROM deliveries WHERE state <> 'waiting' AND due < ?", now - _RETENTION)
 
     def _send(self, events: Sequence[tuple[Any, ...]]) -> None:
-        """Send events to one receiver, until that has taken longer than one of them may."""
+        """Send events of one namespace, until that has taken longer than one of them may."""
         now, end = self._clock(), time.monotonic() + _TIMEOUT
         for ident, event, body, tries, url, secret, private in events:
             if self._stopped or time.monotonic() > end:

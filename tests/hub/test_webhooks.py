@@ -279,6 +279,37 @@ def test_a_receiver_that_does_not_answer_has_no_other_one_wait(database: HubData
     assert [delivery.state for delivery in webhooks.deliveries(database)] == ["delivered"] * 2
 
 
+def test_no_namespace_holds_more_than_one_of_the_threads_however_many_receivers_of_it_hang(
+    database: HubDatabase, log: RefLog, receiver: Receiver
+) -> None:
+    """Each of 50 webhooks held one for ten seconds, so that events of all others came a minute late."""
+    told = threading.Event()
+    receiver.meanwhile = told.set
+    with Receiver() as slow:
+        slow.meanwhile = lambda: told.wait(20)  # it answers once the other namespace has been told
+        threading.Thread(target=slow.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        sender = Webhooks(database, log)
+        for namespace, url in [*(("slow", slow.url) for _ in range(webhooks._THREADS)), ("team", receiver.url)]:
+            webhooks.add(database, namespace, url, private=True)
+        for namespace in ("slow", "team"):
+            announced(sender, log, replace(REMOVED, name=f"{namespace}/sql"))
+        sender.deliver()
+        slow.shutdown()
+    assert {delivery.state for delivery in webhooks.deliveries(database)} == {"delivered"}
+
+
+def test_the_words_of_a_move_are_no_headers(database: HubDatabase, log: RefLog, receiver: Receiver) -> None:
+    webhooks.add(database, "team", receiver.url, private=True)
+    sender = Webhooks(database, log)
+    announced(sender, log, replace(ENTRY, message="x\r\nX-Evil: 1\r\n\r\n", author="ada\r\nX-Evil: 2"))
+    sender.deliver()
+    assert receiver.received.queue
+    for headers, body in receiver.received.queue:
+        assert "x-evil" not in headers
+        assert headers["x-hub-event"] in ("version.created", "tag.moved")
+        assert json.loads(body)["message"] == "x\r\nX-Evil: 1\r\n\r\n"
+
+
 def test_an_answer_of_an_empty_line_is_none(database: HubDatabase, log: RefLog) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: _answer(server, b"\r\n\r\n"), daemon=True).start()
