@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -383,3 +387,49 @@ def test_every_python_file_of_the_repository_is_checked_by_mypy() -> None:
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert len(tracked) > 1000
     assert [path for path in tracked if not path.startswith(checked)] == []
+
+
+_OURS = ("adapterhub", "adapterhub_converters", "adapterhub_schemas", "tests")
+
+
+def embedded_programs() -> dict[str, str]:
+    """Return the programs in the texts of tests and benchmarks that import something of ours, by file and line."""
+    programs = {}
+    paths = {*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")}
+    for path in sorted(paths - {ROOT / "tests/test_selection.py"}):  # whose modules are made up
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+                text = re.sub(r"\{\w+\}", "None", textwrap.dedent(node.value))  # a template's blanks are filled
+                with contextlib.suppress(SyntaxError, ValueError):
+                    tree = ast.parse(text)
+                    modules = {item.module or "" for item in tree.body if isinstance(item, ast.ImportFrom)}
+                    if any(module.partition(".")[0] in _OURS for module in modules):
+                        programs[f"{path.relative_to(ROOT)}-{node.lineno}"] = text
+    return programs
+
+
+def _exists(module: str, name: str) -> bool:
+    if hasattr(importlib.import_module(module), name):
+        return True
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.util.find_spec(f"{module}.{name}") is not None
+    return False
+
+
+def test_programs_in_texts_import_what_they_use_and_what_exists(tmp_path: Path) -> None:
+    programs = embedded_programs()
+    assert any(name.startswith("tests/converters/test_formats.py") for name in programs)
+    for name, text in programs.items():
+        (tmp_path / f"{re.sub('[^0-9A-Za-z]', '_', name)}.py").write_text(text)
+    options = ["--isolated", "--select", "F821", "--output-format", "concise", str(tmp_path)]
+    result = subprocess.run([sys.executable, "-m", "ruff", "check", *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    missing = [
+        f"{name}: {node.module}.{alias.name}"
+        for name, text in programs.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in _OURS
+        for alias in node.names
+        if not _exists(str(node.module), alias.name)
+    ]
+    assert missing == []

@@ -135,7 +135,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers import gguf_output
 from tests.converters.test_formats import BASE
 write = gguf_output.write
 def slow(path, *rest):

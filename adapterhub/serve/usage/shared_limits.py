@@ -98,8 +98,8 @@ class SharedLimits:
         """
         own_window = windows.count(key, events)
         now = self._clock()
-        values = (key, kind, windows.limit, windows.seconds, now)
-        rows = self._ask(lambda file: file.select(_COUNT, *values, events) if events else file.select(_LOOK, *values))
+        values = [key, kind, windows.limit, windows.seconds, now, *([events] if events else [])]
+        rows = self._ask(lambda file: file.select(_COUNT if events else _LOOK, *values))
         if rows is None:
             return own_window
         [(count, ends)] = rows or [(0, now + windows.seconds)]

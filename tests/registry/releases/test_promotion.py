@@ -310,7 +310,8 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
         called.add(name)
         for ref in refs:
             for seq in numbers:
-                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "seq": seq, "text": "x", "reason": "x", "message": "x"}
+                texts = dict.fromkeys(("text", "reason", "message"), "x")
+                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, **texts}
                 arguments = {key: chosen[key] for key in parameters if key in chosen}
                 try:
                     method(**arguments)
