@@ -46,7 +46,7 @@ from .quotas import Quotas
 from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
-from .storage.folder_store import collecting_new_blobs
+from .storage.folder_store import FileState, collecting_new_blobs
 from .storage.from_settings import open_storage
 from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
 from .upstream.models import UpstreamModels
@@ -374,7 +374,7 @@ class Hub:
                     await asyncio.shield(self.workers.read(self._take_back, name, blobs))
                     raise
 
-    def _take_back(self, name: str, blobs: dict[Digest, int]) -> None:
+    def _take_back(self, name: str, blobs: dict[Digest, FileState]) -> None:
         if blobs:
             with contextlib.suppress(AdapterhubError):  # the disk that has failed: a gc removes them
                 self.forget_uploads(name, self.storage.take_back(self.store, blobs))

@@ -31,14 +31,19 @@ def move(registry: Registry, old: str, new: str) -> int:
         ConflictError: The new name exists, unless it is what an interrupted call left.
         RefusedError: The new name was removed, the policy does not allow it, or a tag is protected or has requirements.
     """
-    count = check(registry, old, new)
-    push_versions(registry, old, new)
-    remove_versions(registry, old, message=f"{MOVED_TO}{new}")
-    return count
+    check(registry, old, new)
+    while True:
+        state = registry.ledger.current(old)
+        push_versions(registry, old, new)
+        with registry.ledger.write_lock():
+            # Whatever another process has pushed or recorded under the old name meanwhile is not under the new one yet.
+            if registry.ledger.current(old) == state:
+                remove_versions(registry, old, message=f"{MOVED_TO}{new}")
+                return len(queries.versions(registry.index, name=new))
 
 
-def check(registry: Registry, old: str, new: str) -> int:
-    """Raise the error that `move` would end with before it changes anything; return the number of versions."""
+def check(registry: Registry, old: str, new: str) -> None:
+    """Raise the error that `move` would end with before it changes anything."""
     find_row(registry.ledger, Ref(old))  # raises NotFoundError
     rows = queries.versions(registry.index, name=old)
     _check_new_name(registry, old, new)
@@ -50,7 +55,6 @@ def check(registry: Registry, old: str, new: str) -> int:
             manifest = oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref))
             signatures = partial(signature_policy.all_signatures, registry.store, manifest, ())
             signature_policy.check(policy, manifest, signatures, name=new, location=str(row.ref))
-    return len(rows)
 
 
 def _check_new_name(registry: Registry, old: str, new: str) -> None:

@@ -19,6 +19,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
+from adapterhub.store.ref_log import Entry
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
 from tests.registry.forks import finished, fork
 from tests.support.adapters import Make
@@ -99,6 +100,26 @@ def test_a_name_that_is_taken_was_removed_or_is_not_allowed_is_refused_and_nothi
         name_moves.move(registry, OLD, NEW)
     with Registry.open(root) as registry:
         assert registry.list() == before
+
+
+def test_what_another_process_records_meanwhile_moves_too(root: Path, make: Make) -> None:
+    """A version that was pushed between the last copy and the removal went with the old name."""
+    folder = make("late", 7)
+    with Registry.open(root) as registry, Registry.open(root) as other:
+        before = contents(registry, OLD)
+
+        def push_meanwhile(_entry: Entry) -> None:
+            registry.ledger.on_commit = None
+            other.push(folder, Ref(OLD))
+            other.deprecate(Ref(OLD, number=4), "Use v5.")
+
+        registry.ledger.on_commit = push_meanwhile
+        assert name_moves.move(registry, OLD, NEW) == 4
+        (newest, *older), _, marks, _ = contents(registry, NEW)
+        assert (newest[0], newest[1]) == (5, ("latest",))
+        assert [number for number, *_ in older] == [number for number, *_ in before[0]]
+        assert marks[0] == {"2": "Use v4.", "4": "Use v5."}
+        assert errors(registry) == []
 
 
 def killed(root: Path, steps: int, *, after: bool) -> int:

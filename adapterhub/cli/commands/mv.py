@@ -22,7 +22,7 @@ from adapterhub.cli.remote_choice import remote_option
 @remote_option
 @click.pass_obj
 def mv(settings: Settings, *, name: str, new_name: str, dry_run: bool, remote: str | None) -> None:
-    """Rename a name: its versions keep their numbers, digests, tags, messages and everything recorded of them.
+    """Rename a name: its versions keep their numbers, digests, tags, messages and what was recorded of them but approvals.
 
     The old name says where they are; on a hub of adapterhub, it leads there. NEW must be free. A tag that is protected or has
     requirements is refused. If it is interrupted, the same command goes on.

@@ -14,7 +14,7 @@ from adapterhub.store.leases import ABANDONED, Lease
 from adapterhub.store.store import FOLDER, Store
 from adapterhub.store.store_files import StoreFiles, local_errors
 
-from .folder_store import FolderStore
+from .folder_store import FileState, FolderStore
 
 if TYPE_CHECKING:
     from adapterhub.remotes.objects.bucket import Bucket
@@ -112,7 +112,7 @@ class Storage:
             return self._files().open(path)
         return None
 
-    def take_back(self, store: Store, blobs: dict[Digest, int]) -> list[Digest]:
+    def take_back(self, store: Store, blobs: dict[Digest, FileState]) -> list[Digest]:
         """Remove the blobs that a failed change has stored (`folder_store`); return them."""
         return store.take_back(blobs) if isinstance(store, FolderStore) else []
 

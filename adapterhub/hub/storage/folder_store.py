@@ -6,6 +6,8 @@ else relies on by then stays: whoever finds a blob stored lists it in a lease an
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -18,13 +20,16 @@ from adapterhub.store.ref_log import REFS, Entry, RefLog
 from adapterhub.store.store import Store
 from adapterhub.store.store_files import local_errors, random_name
 
-_COLLECTED: ContextVar[dict[Digest, int] | None] = ContextVar("_COLLECTED", default=None)
+FileState = tuple[int, int]
+"""The inode of a file, and its time in nanoseconds."""
+_COLLECTED: ContextVar[dict[Digest, FileState] | None] = ContextVar("_COLLECTED", default=None)
+_HEAD_START = 10  # seconds between the time of a new blob and now: more than a clock of a file system may be coarse
 
 
 @contextmanager
-def collecting_new_blobs() -> Iterator[dict[Digest, int]]:
-    """Collect the blobs that the block stores before a log names them: digest to the time of the file, in nanoseconds."""
-    blobs: dict[Digest, int] = {}
+def collecting_new_blobs() -> Iterator[dict[Digest, FileState]]:
+    """Collect the blobs that the block stores before a log names them, with the states of their files."""
+    blobs: dict[Digest, FileState] = {}
     token = _COLLECTED.set(blobs)
     try:
         yield blobs
@@ -60,35 +65,41 @@ class FolderStore(Store):
 
     def commit_blob(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Turn a complete file in tmp/ into a blob."""
+        if (blobs := _COLLECTED.get()) is None:
+            super().commit_blob(path, file, digest)
+            return
+        # Set and read before the blob has its name: whoever finds it sets a later time, however coarse the clock is.
+        earlier = int(time.time()) - _HEAD_START
+        os.utime(file.fileno() if os.utime in os.supports_fd else path, (earlier, earlier))
+        state = _state(os.fstat(file.fileno()))
         super().commit_blob(path, file, digest)
-        if (blobs := _COLLECTED.get()) is not None:
-            blobs[digest] = self.files.status(self.blob_path(digest)).st_mtime_ns
+        blobs[digest] = state
 
     def retain_if_present(self, digest: Digest, size: int) -> bool:
         """Return whether the blob is stored, and protect it from a gc and from a change that fails."""
         # Looked for again: it may have been taken back before its time was renewed.
         return super().retain_if_present(digest, size) and self.has_blob(digest, size)
 
-    def take_back(self, blobs: dict[Digest, int]) -> list[Digest]:
+    def take_back(self, blobs: dict[Digest, FileState]) -> list[Digest]:
         """Remove the blobs that a failed change has stored and nobody else relies on; return them."""
         removed = []
-        for digest, stored_at in blobs.items():
+        for digest, state in blobs.items():
             path, aside = self.blob_path(digest), self.root / "tmp" / random_name()
             with local_errors(path), suppress(FileNotFoundError):
-                if self._is_relied_on(path, digest, stored_at):
+                if self._is_relied_on(path, digest, state):
                     continue
                 # Aside first: whoever found it before has listed it or renewed its time, and whoever looks now stores it anew.
                 self.files.move(path, aside)
-                if self._is_relied_on(aside, digest, stored_at):
+                if self._is_relied_on(aside, digest, state):
                     self.files.move(aside, path)
                     continue
                 self.files.remove(aside)
                 removed.append(digest)
         return removed
 
-    def _is_relied_on(self, path: Path, digest: Digest, stored_at: int) -> bool:
-        """Return whether somebody else has renewed the time of a blob's file, or has listed the blob in a lease."""
-        if self.files.status(path).st_mtime_ns != stored_at:
+    def _is_relied_on(self, path: Path, digest: Digest, state: FileState) -> bool:
+        """Return whether somebody else has stored a blob too, has renewed the time of its file, or lists it in a lease."""
+        if _state(self.files.status(path)) != state:
             return True
         own, line = self.files.lease.id if self.files.lease else "", f"{digest}\n".encode()
         with local_errors(self.root / LEASES):
@@ -101,3 +112,7 @@ class FolderStore(Store):
     def _content(self, path: Path) -> bytes:
         with self.files.open(path) as file:
             return file.read()
+
+
+def _state(status: os.stat_result) -> FileState:
+    return status.st_ino, status.st_mtime_ns
