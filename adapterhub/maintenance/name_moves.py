@@ -1,7 +1,8 @@
 """Rename a name in a registry: its versions with their numbers, authors, messages, tags, marks and withdrawals.
 
 The old name is whole until the new one is: `move` removes it last, by an entry that says where it went. A killed process leaves
-both, and the same call goes on. A hub moves more than this, and in other steps (`hub.renames`); it shares the parts.
+both, and the same call goes on. A name can be moved back: its log is restored with the versions that are left, and goes on. A
+hub moves more than this, and in other steps (`hub.renames`); it shares the parts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import partial
 from adapterhub.index import queries
 from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import measurement_log, signature_policy, withdrawals
+from adapterhub.registry import measurement_log, moves, signature_policy, withdrawals
 from adapterhub.registry.moves import check_protected
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
@@ -21,6 +22,8 @@ from adapterhub.store.ref_log import TAG_MOVES, entries_in_force
 from adapterhub_converters.errors import ConflictError, RefusedError
 
 from . import retention
+
+_MOVED_BACK = "moved back from "
 
 
 def move(registry: Registry, old: str, new: str) -> int:
@@ -58,16 +61,37 @@ def check(registry: Registry, old: str, new: str) -> None:
 
 
 def _check_new_name(registry: Registry, old: str, new: str) -> None:
-    """Refuse a name that was removed, or that has anything which an interrupted move from `old` would not have left there."""
+    """Refuse a name that was removed, or that has anything which an interrupted move from `old` would not have left there.
+
+    The name that was moved to `old` is not refused: this moves it back.
+    """
     state = registry.ledger.current(new)
     if state.deleted:
-        raise RefusedError(new, "this name was removed", "Restore it first", code="removed-name", name=new)
-    if state.seq:
+        if not _was_moved_to(registry, new, old):
+            raise RefusedError(new, "this name was removed", "Restore it first", code="removed-name", name=new)
+    elif state.seq:
         sources = {row.number: row for row in queries.versions(registry.index, name=old)}
         for row in queries.versions(registry.index, name=new):
             source = sources.get(row.number)
-            if old == new or source is None or row.digest != source.digest or not set(row.tags) <= set(source.tags):
+            has_other_tags = not set(row.tags) <= set(source.tags if source else ()) and not _is_moving_back(registry, new, old)
+            if old == new or source is None or row.digest != source.digest or has_other_tags:
                 raise ConflictError(new, "exists already", "Choose another name")
+
+
+def _was_moved_to(registry: Registry, name: str, new: str) -> bool:
+    """Return whether the removal of a name, its last entry, says that it was moved to `new`."""
+    logged = registry.store.log.entry(name, registry.ledger.current(name).seq)
+    return logged is not None and logged[0].message == f"{MOVED_TO}{new}"
+
+
+def _is_moving_back(registry: Registry, name: str, old: str) -> bool:
+    """Return whether an interrupted move from `old` has restored a name, and nothing else was done with it since."""
+    for entry in reversed(list(registry.store.log.entries(name))):
+        if entry.op == "restore":
+            return entry.message == f"{_MOVED_BACK}{old}"
+        if entry.op not in ("untag", "undeprecate"):
+            return False
+    return False
 
 
 def check_requirements(registry: Registry, name: str, tags: Iterable[str], *, leaves_evidence: bool) -> None:
@@ -88,7 +112,11 @@ def check_requirements(registry: Registry, name: str, tags: Iterable[str], *, le
 
 
 def push_versions(registry: Registry, old: str, new: str) -> None:
-    """Push the versions of a name under another, which has none but those of an interrupted call, and copy their marks."""
+    """Push the versions of a name under another, and copy their marks.
+
+    The other name has no versions but those of an interrupted call, or was removed because it was moved to `old`.
+    """
+    _bring_back(registry, old, new)
     mover, entries = registry.author, list(registry.store.log.entries(old))
     pushes = {entry.number: entry for entry in entries_in_force(entries)[0] if entry.op == "push"}
     _undo_withdrawals(registry, new)
@@ -109,6 +137,24 @@ def push_versions(registry: Registry, old: str, new: str) -> None:
             release_moves.copy_withdrawal(registry.ledger, entry, new)
     finally:
         registry.author = mover
+
+
+def _bring_back(registry: Registry, old: str, new: str) -> None:
+    """Restore a removed name with those of its versions that `old` still has, and only with tags and marks that it still has.
+
+    Raises:
+        RefusedError: The name was restored as often as is possible.
+    """
+    if registry.ledger.current(new).deleted:
+        digests = {row.number: row.digest for row in queries.versions(registry.index, name=old)}
+        moves.restore(registry.ledger, new, among=digests, message=f"{_MOVED_BACK}{old}")
+    for tag in queries.tags(registry.index, new).keys() - queries.tags(registry.index, old).keys():
+        registry.rm(Ref(new, tag=tag))
+    deprecations = queries.marks(registry.index, "deprecate", old)
+    for number in queries.marks(registry.index, "deprecate", new).keys() - deprecations.keys():
+        registry.deprecate(Ref(new, number=int(number) or None), undo=True)
+    if queries.marks(registry.index, "keep", new) and not queries.marks(registry.index, "keep", old):
+        retention.keep(registry, Ref(new), None)
 
 
 def _undo_withdrawals(registry: Registry, new: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from adapterhub.digest import Digest
@@ -301,10 +301,16 @@ def _check_childless(ledger: Ledger, name: str) -> None:
         raise RefusedError(name, problem, "Use force to remove it all the same", code="has-children", child=child.name)
 
 
-def restore(ledger: Ledger, name: str) -> RestoreResult:
+def restore(ledger: Ledger, name: str, *, among: Mapping[int, Digest] | None = None, message: str = "") -> RestoreResult:
     """Undo the removal of a name, except for versions whose bytes gc has removed.
 
     If `latest` pointed to one of those, it points to the newest version that is back.
+
+    Args:
+        ledger: The registry's ledger.
+        name: The name.
+        among: Versions that may be restored, number to digest; None for all.
+        message: Why, for the log.
     """
     result = RestoreResult(name, (), ())
 
@@ -318,10 +324,14 @@ def restore(ledger: Ledger, name: str) -> RestoreResult:
         # Each restore makes a replay apply the whole log again.
         if sum(entry.op == "restore" for entry in entries) >= MAX_RESTORES:
             raise RefusedError(name, f"was restored {MAX_RESTORES} times, which is the limit", "Push to another name")
-        pushed = removed_versions(entries)
+        pushed = {
+            number: digest
+            for number, digest in removed_versions(entries).items()
+            if among is None or among.get(number) == digest
+        }
         restorable = {number for number, digest in pushed.items() if _is_stored(ledger.store, digest)}
         result = RestoreResult(name, tuple(sorted(restorable)), tuple(sorted(pushed.keys() - restorable)))
-        entry = Entry(name, state.seq + 1, "restore", now(), numbers=result.numbers, previous=state.head)
+        entry = Entry(name, state.seq + 1, "restore", now(), numbers=result.numbers, previous=state.head, message=message)
         if restorable and tag_number(entries_in_force(entries)[1], LATEST) not in restorable:
             number = max(restorable)
             entry = replace(entry, digest=pushed[number], number=number, tags=(LATEST,))

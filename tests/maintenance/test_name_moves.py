@@ -74,6 +74,30 @@ def test_a_moved_name_keeps_its_versions_and_what_was_recorded_of_them(root: Pat
         assert contents(registry, OLD) == before
 
 
+def test_a_name_is_moved_back_with_what_was_done_under_the_other_one_and_without_what_was_undone_there(
+    root: Path, make: Make
+) -> None:
+    with Registry.open(root) as registry:
+        registry.tag(Ref(OLD, number=2), "old")
+        name_moves.move(registry, OLD, NEW)
+        registry.rm(Ref(NEW, tag="old"))
+        registry.deprecate(Ref(NEW, number=2), undo=True)
+        release_moves.undo_withdrawal(registry.ledger, Ref(NEW, number=3))
+        retention.keep(registry, Ref(NEW), None)
+        registry.push(make("a5", 5), Ref(NEW))
+        before = contents(registry, NEW)
+        for there, back in ((NEW, OLD), (OLD, NEW), (NEW, OLD)):
+            assert name_moves.move(registry, there, back) == 4
+            assert contents(registry, back) == before
+        assert errors(registry) == []
+        with pytest.raises(NotFoundError, match="was moved to team/sql"):
+            registry.resolve(Ref(NEW))
+        registry.rm(Ref(OLD))
+        registry.restore(NEW)
+        with pytest.raises(RefusedError, match="this name was removed"):
+            name_moves.move(registry, NEW, OLD)
+
+
 def test_a_name_that_is_taken_was_removed_or_is_not_allowed_is_refused_and_nothing_moves(root: Path, make: Make) -> None:
     with Registry.open(root) as registry:
         registry.push(make("other", 9), Ref("team/taken"))
@@ -122,8 +146,8 @@ def test_what_another_process_records_meanwhile_moves_too(root: Path, make: Make
         assert errors(registry) == []
 
 
-def killed(root: Path, steps: int, *, after: bool) -> int:
-    """The exit code of a process that moves the name, killed at an entry of the log: before it is there, or after."""
+def killed(root: Path, steps: int, old: str, new: str, *, after: bool) -> int:
+    """The exit code of a process that moves a name, killed at an entry of the log: before it is there, or after."""
 
     def work() -> None:
         with Registry.open(root) as registry:
@@ -138,27 +162,35 @@ def killed(root: Path, steps: int, *, after: bool) -> int:
                 return done
 
             registry.store.log.append = counting  # type: ignore[method-assign]
-            name_moves.move(registry, OLD, NEW)
+            name_moves.move(registry, old, new)
 
     return finished([fork(work)])[0]
 
 
-def test_a_move_killed_at_any_entry_leaves_the_old_name_whole_and_the_same_call_ends_it(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), [(OLD, NEW), (NEW, OLD)])
+def test_a_move_killed_at_any_entry_leaves_the_old_name_whole_and_the_same_call_ends_it(
+    root: Path, tmp_path: Path, old: str, new: str
+) -> None:
     with Registry.open(root) as registry:
-        before = contents(registry, OLD)
+        if old == NEW:
+            registry.tag(Ref(OLD, number=2), "old")
+            name_moves.move(registry, OLD, NEW)
+            registry.rm(Ref(NEW, tag="old"))
+            registry.deprecate(Ref(NEW, number=2), undo=True)
+        before = contents(registry, old)
     codes = []
     while not codes or codes[-1]:
         again = tmp_path / f"killed-{len(codes)}"
         shutil.copytree(root, again)
         # At every second entry, in turn before it is in the log and after.
-        codes.append(killed(again, 2 * len(codes) + 1, after=len(codes) % 2 == 1))
+        codes.append(killed(again, 2 * len(codes) + 1, old, new, after=len(codes) % 2 == 1))
         assert codes[-1] in (0, -signal.SIGKILL)
         with Registry.open(again) as registry:
-            if queries.name(registry.index, OLD).deleted:  # it was killed after its last entry, or not at all
-                assert contents(registry, NEW) == before
+            if queries.name(registry.index, old).deleted:  # it was killed after its last entry, or not at all
+                assert contents(registry, new) == before
             else:
-                assert contents(registry, OLD) == before
-                name_moves.move(registry, OLD, NEW)
-            assert contents(registry, NEW) == before
+                assert contents(registry, old) == before
+                name_moves.move(registry, old, new)
+            assert contents(registry, new) == before
             assert errors(registry) == []
-    assert len(codes) > 4  # three pushes, the marks, the withdrawal, and the removal
+    assert len(codes) > 2 + 2 * (old == OLD)  # three pushes or a restore, the marks, the withdrawal, and the removal
