@@ -23,6 +23,7 @@ _ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # in the 
 _COLUMNS = 80  # of a picture; further columns are only counted
 _CELLS = 1 << 20
 _A_SECOND = 5 * 10**9  # multiplications; one core does 3 to 13 of 10**9, depending on the rank
+_BELOW = 2.2  # inches of what is drawn below a picture
 _A_MODULE = 50e-6  # seconds for each, whatever its size
 
 
@@ -194,15 +195,25 @@ def _sort_key(kind: str) -> tuple[int, str]:
     return _ORDER.index(last) if last in _ORDER else len(_ORDER), kind
 
 
-def plot(heat_map: NormHeatMap, path: Path, *, title: str) -> None:
-    """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display."""
+def plot(heat_map: NormHeatMap, path: Path, *, title: str, draw_below: Callable[[Any], None] | None = None) -> None:
+    """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display.
+
+    Args:
+        heat_map: The norms.
+        path: The PNG.
+        title: Its title.
+        draw_below: Draws on further axes below the heat map.
+    """
     folded = heat_map.fold(80)
     kinds = [picture.fit_label(kind, 3, size=10) for kind in folded.short_kinds[:_COLUMNS]]
     longest = max((picture.extent(kind, size=10)[0] for kind in kinds), default=0.0)
     label_height = longest if longest > 0.6 else 0.0  # inches, if they are too long to stand side by side
     height = min(9.0, max(3.0, 1.8 + 0.2 * len(folded.layers)) + label_height)
-    with picture.figure(path, max(5.5, 2.4 + 0.75 * len(kinds)), height) as figure:
-        axes = figure.add_subplot()
+    heights = [height, _BELOW] if draw_below else [height]
+    with picture.figure(path, max(5.5, 2.4 + 0.75 * len(kinds)), sum(heights)) as figure:
+        axes, *further_axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        if draw_below:
+            draw_below(*further_axes)
         axes.set_xticks(range(len(kinds)), kinds, rotation=90 if label_height else 0)
         _draw(figure, axes, heat_map, folded, title)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.argument("source", metavar="SRC")
 @base_option("show norms relative to its weights (a Hugging Face folder).")
-@plot_option("the norms, by layer and module")
+@plot_option("the norms, by layer and module, and the pass rates of tests, by version")
 @headers_only_option("fast, but without norms.")
 @click.option("--full", is_flag=True, help="Compute norms and digests even if that takes over two seconds.")
 @remote_option
@@ -66,6 +68,8 @@ def show(
     if (opened := _catalog_with(source, settings)) is not None:
         with opened[0] as catalog:
             document: Mapping[str, Any] = catalog.show(opened[1])
+            if plot:
+                demand = replace(demand, draw_below=_pass_rate_drawing(catalog, opened[1].name, document["number"]))
         output.warn_deprecated(document["ref"], document["deprecated"])
         if document["withdrawn"] is not None:  # its files are opened no more
             output.say(output.one_line(f"warning: {document['ref']} was withdrawn: {document['withdrawn']}"))
@@ -96,6 +100,15 @@ def _feedback(document: Mapping[str, Any], settings: Settings) -> dict[str, int]
     return {"good": good, "bad": bad} if good or bad else {}
 
 
+def _pass_rate_drawing(catalog: Catalog, name: str, number: int) -> Callable[[Any], None] | None:
+    """Return what draws the pass rates of all versions of a name; None if it has none."""
+    from adapterhub.cli.views import pass_rate_plot
+    from adapterhub.ref import Ref
+
+    lines = pass_rate_plot.pass_rates(catalog.log(Ref(name)))
+    return partial(pass_rate_plot.draw, lines=lines, number=number) if lines else None
+
+
 def _catalog_with(source: str, settings: Settings) -> tuple[Catalog, Ref] | None:
     """Open the catalog that has a version, and return it with the ref; None for a path and for other addresses."""
     if inputs.is_elsewhere(source):
@@ -106,11 +119,16 @@ def _catalog_with(source: str, settings: Settings) -> tuple[Catalog, Ref] | None
 
 @dataclass(frozen=True)
 class _NormDemand:
-    """The options for which norms are computed however long it takes."""
+    """The options for which norms are computed however long it takes.
+
+    Attributes:
+        draw_below: Draws below the norms in the picture of `plot`.
+    """
 
     base: str | None
     plot: str | None
     full: bool
+    draw_below: Callable[[Any], None] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.base or self.plot or self.full)
@@ -245,7 +263,7 @@ def _norms(source: str, settings: Settings, demand: _NormDemand, inspected: Insp
             raise
         return output.one_line(f"not available: {error}")
     if demand.plot:
-        analysis.plot(norms, Path(demand.plot), title=label)
+        analysis.plot(norms, Path(demand.plot), title=label, draw_below=demand.draw_below)
     return norms
 
 
