@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
+from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations import tag
 from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
+from adapterhub.ref import Ref
+from adapterhub.registry.releases import release_moves
 from tests.conftest import Run
 from tests.hub import killing
+from tests.hub.conftest import serving as serving_hub
 from tests.support import llama_server, registry, serving
 from tests.support.serving import Models
 
@@ -70,6 +74,23 @@ def test_what_is_removed_at_a_hub_is_served_no_longer_by_its_digest_either(model
                 assert (reply.status, reply.document["error"]["code"]) == (404, "model_not_found")
             with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
                 assert gateway.complete(f"team/sql@{digest}", P).status == 404
+
+
+def test_what_is_withdrawn_at_a_hub_is_refused_by_a_running_gateway_with_the_reason(models: Models, tmp_path: Path) -> None:
+    with serving_hub(tmp_path / "hub") as hub:
+        with hub.registry() as registry_of_hub:
+            version = registry_of_hub.push(models.adapter(0), Ref.parse("team/sql:prod"))
+        options = ("--program", llama_server.program(), "--remote", f"hub+{hub.url}", "--poll", 0.2)
+        with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
+            for name in ("team/sql:prod", f"team/sql@{version.digest}"):
+                assert gateway.complete(name, P).text == models.answer(P, 0)
+            with hub.registry() as registry_of_hub:
+                release_moves.withdraw(registry_of_hub.ledger, Ref.parse("team/sql:v1"), ReleaseStatement("a leaked key"))
+            for name in ("team/sql:prod", f"team/sql@{version.digest}"):
+                while (reply := gateway.complete(name, P, count=1)).status == 200:
+                    time.sleep(0.05)
+                assert (reply.status, reply.document["error"]["code"]) == (410, "withdrawn")
+                assert "a leaked key" in reply.document["error"]["message"]
 
 
 def test_a_remote_that_is_not_there_by_name(run: Run, models: Models) -> None:
