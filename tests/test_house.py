@@ -389,7 +389,7 @@ def test_every_python_file_of_the_repository_is_checked_by_mypy() -> None:
     assert [path for path in tracked if not path.startswith(checked)] == []
 
 
-_OURS = ("adapterhub", "adapterhub_converters", "adapterhub_schemas", "tests")
+_OUR_PACKAGES = ("adapterhub", "adapterhub_converters", "adapterhub_schemas", "tests")
 
 
 def embedded_programs() -> dict[str, str]:
@@ -403,7 +403,7 @@ def embedded_programs() -> dict[str, str]:
                 with contextlib.suppress(SyntaxError, ValueError):
                     tree = ast.parse(text)
                     modules = {item.module or "" for item in tree.body if isinstance(item, ast.ImportFrom)}
-                    if any(module.partition(".")[0] in _OURS for module in modules):
+                    if any(module.partition(".")[0] in _OUR_PACKAGES for module in modules):
                         programs[f"{path.relative_to(ROOT)}-{node.lineno}"] = text
     return programs
 
@@ -428,7 +428,7 @@ def test_programs_in_texts_import_what_they_use_and_what_exists(tmp_path: Path) 
         f"{name}: {node.module}.{alias.name}"
         for name, text in programs.items()
         for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in _OURS
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in _OUR_PACKAGES
         for alias in node.names
         if not _exists(str(node.module), alias.name)
     ]
