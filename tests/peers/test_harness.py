@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import need_module
+from tests.conftest import Run, need_module
 from tests.support import serving
 from tests.support.environments import environment
 from tests.support.serving import Models
@@ -44,17 +44,18 @@ def score(models: Models, context: str, choice: str) -> float:
     return sum(float(logarithms[at - 1, ids[at]]) for at in range(start, len(ids)))
 
 
-def test_its_scores_of_choices_are_those_of_the_merged_weights(tmp_path: Path) -> None:
+def test_its_scores_of_choices_are_those_of_the_merged_weights_and_count_for_that_version(run: Run, tmp_path: Path) -> None:
     for module in ("torch", "transformers", "peft"):
         need_module(module)
     models = serving.make_models(tmp_path / "models", adapters=1)
-    serving.registry(tmp_path / "registry", models, 1).close()
+    with serving.registry(tmp_path, models, 1) as registry:
+        version = f"team/a0@{registry.resolve('team/a0').digest}"
     (tmp_path / "letters.yaml").write_text(TASK)
     (tmp_path / "letters.jsonl").write_text("".join(json.dumps({"q": question}) + "\n" for question in QUESTIONS))
     [packages] = environment("lm_eval[api]==0.4.13").parent.parent.glob("lib/python*/site-packages")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
-    with serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", "--engine", "torch") as gateway:
-        arguments = f"model=team/a0:prod,base_url={gateway.url}/v1/completions,tokenizer={models.base}"
+    with serving.gateway(models.base, tmp_path, tmp_path / "gateway", "--engine", "torch") as gateway:
+        arguments = f"model={version},base_url={gateway.url}/v1/completions,tokenizer={models.base}"
         words = [sys.executable, "-c", PROGRAM, packages, "--model", "local-completions", "--model_args", arguments]
         words += ["--tasks", "letters", "--include_path", tmp_path, "--log_samples", "--output_path", tmp_path / "out"]
         done = subprocess.run(
@@ -67,3 +68,8 @@ def test_its_scores_of_choices_are_those_of_the_merged_weights(tmp_path: Path) -
     for question in QUESTIONS:
         scores = [float(value) for value, _ in rows[question]]
         assert scores == pytest.approx([score(models, question, choice) for choice in ("fox", "dog")], abs=1e-3)
+    [results] = (tmp_path / "out").rglob("results_*.json")
+    document = json.loads(run("eval", "team/a0", "--import", results, "--json").stdout)
+    [evaluation] = document["evaluations"]
+    assert (evaluation["name"], set(evaluation["cases"])) == ("letters", {"doc-0", "doc-1"})
+    assert evaluation["base"]["tool"] == "lm-evaluation-harness"
