@@ -108,9 +108,10 @@ class _SetGates:
         from adapterhub.evidence import paired_losses
         from adapterhub.registry.releases.metric_gates import DATA_GATES
 
-        own = [text.removeprefix(prefix) for text in texts if (prefix := _set_prefix(text, names)) in ("", f"{name}_")]
-        claims = [claim for text in own if (claim := paired_losses.parse_claim(text)) is not None]
-        others = [text for text in own if paired_losses.parse_claim(text) is None]
+        set_texts = [text.removeprefix(prefix) for text in texts if (prefix := _set_prefix(text, names)) in ("", f"{name}_")]
+        parsed = [(text, paired_losses.parse_claim(text)) for text in set_texts]
+        claims = [claim for _, claim in parsed if claim is not None]
+        others = [text for text, claim in parsed if claim is None]
         if malformed := next((text for text in others if "against" in text), ""):
             raise UsageError("--gate", f"{malformed[:60]!r} is no comparison of perplexities", "Write ppl/against<1.01")
         if claims and against is None:

@@ -29,8 +29,11 @@ class DocumentRows:
     @property
     def tokens(self) -> NDArray[np.int64]:
         """The number of tokens with a loss of each document that has any."""
-        counts = self._by_document(self._by_part(self.rows, self.rows.labels != IGNORED, 0))
+        counts = self._label_counts()
         return counts[counts > 0].astype(np.int64)
+
+    def _label_counts(self) -> NDArray[np.float64]:
+        return self._by_document(self._by_part(self.rows, self.rows.labels != IGNORED, 0))
 
     def measure(self, model: Base, size: int) -> tuple[float, NDArray[np.float64]]:
         """Return the mean loss, and the sum of the losses of each document that has any; `size` rows are computed at a time."""
@@ -42,8 +45,7 @@ class DocumentRows:
             start += len(batch)
 
         loss = heldout.evaluate(model, self.rows, size, on_pass=add)
-        has_labels = self._by_document(self._by_part(self.rows, self.rows.labels != IGNORED, 0)) > 0
-        return loss, self._by_document(parts)[has_labels]
+        return loss, self._by_document(parts)[self._label_counts() > 0]
 
     def _by_part(self, batch: Rows, values: NDArray[np.generic], start: int) -> NDArray[np.float64]:
         """Return the sums of `values` `(rows, tokens)` of rows from number `start` on over each part, `(parts + 1,)`."""

@@ -17,7 +17,7 @@ from adapterhub.registry import measurement_log, moves, signature_policy, withdr
 from adapterhub.registry.moves import check_protected
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.version_lookup import MOVED_TO, find_row
+from adapterhub.registry.version_lookup import MOVED_TO, find_row, name_after_move
 from adapterhub.store.ref_log import TAG_MOVES, entries_in_force
 from adapterhub_converters.errors import ConflictError, RefusedError
 
@@ -67,7 +67,7 @@ def _check_new_name(registry: Registry, old: str, new: str) -> None:
     """
     state = registry.ledger.current(new)
     if state.deleted:
-        if not _was_moved_to(registry, new, old):
+        if name_after_move(registry.ledger, new, state) != old:
             raise RefusedError(new, "this name was removed", "Restore it first", code="removed-name", name=new)
     elif state.seq:
         sources = {row.number: row for row in queries.versions(registry.index, name=old)}
@@ -76,12 +76,6 @@ def _check_new_name(registry: Registry, old: str, new: str) -> None:
             has_other_tags = not set(row.tags) <= set(source.tags if source else ()) and not _is_moving_back(registry, new, old)
             if old == new or source is None or row.digest != source.digest or has_other_tags:
                 raise ConflictError(new, "exists already", "Choose another name")
-
-
-def _was_moved_to(registry: Registry, name: str, new: str) -> bool:
-    """Return whether the removal of a name, its last entry, says that it was moved to `new`."""
-    logged = registry.store.log.entry(name, registry.ledger.current(name).seq)
-    return logged is not None and logged[0].message == f"{MOVED_TO}{new}"
 
 
 def _is_moving_back(registry: Registry, name: str, old: str) -> bool:

@@ -1,4 +1,4 @@
-"""Merges of adapters into a base model, and the proof of one: `merge --into`, `verify-merge` and `adapterhub.merge_into()`."""
+"""Merges of adapters into a base model, and the proof of one: `merge_into` and `verify_merge`."""
 
 from __future__ import annotations
 

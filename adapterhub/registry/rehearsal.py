@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.store.ref_log import REFS, Entry, RefLog
+from adapterhub.store.store_files import StoreFiles
 
 from .registry import Registry
 
@@ -18,8 +19,9 @@ from .registry import Registry
 class _RehearsedLog(RefLog):
     """A log with entries that only this process sees, after those of the log that it stands before."""
 
-    def __init__(self, log: RefLog) -> None:
-        self.root, self._log = log.root, log
+    def __init__(self, log: RefLog, files: StoreFiles) -> None:
+        super().__init__(files)
+        self._log = log
         self._rehearsed: dict[tuple[str, str, int], Entry] = {}
 
     def append(self, entry: Entry, *, log: str = REFS) -> bool:
@@ -52,7 +54,7 @@ def rehearsal(registry: Registry) -> Iterator[None]:
     verified_heads = dict(ledger.verified_heads)
     try:
         with ledger.write_lock():
-            ledger.rehearses, ledger.store.log = True, _RehearsedLog(log)
+            ledger.rehearses, ledger.store.log = True, _RehearsedLog(log, registry.store.files)
             yield
             raise _RollbackError
     except _RollbackError:

@@ -203,12 +203,17 @@ def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
     return rows[0]
 
 
+def name_after_move(ledger: Ledger, name: str, state: LogState) -> str:
+    """Return the name to which a removed one was moved, as its last entry says; empty if it was only removed."""
+    logged = ledger.store.log.entry(name, state.seq)
+    message = logged[0].message if logged else ""
+    return message.removeprefix(MOVED_TO) if message.startswith(MOVED_TO) else ""
+
+
 def removed_error(ledger: Ledger, ref: Ref, state: LogState) -> NotFoundError:
     """Return the error for a ref of a name that was removed, or moved to another one."""
-    logged = ledger.store.log.entry(ref.name, state.seq)
-    message = logged[0].message if logged else ""
-    if message.startswith(MOVED_TO):
-        current_ref = replace(ref, name=message.removeprefix(MOVED_TO))
+    if new_name := name_after_move(ledger, ref.name, state):
+        current_ref = replace(ref, name=new_name)
         return NotFoundError(str(ref), f"was moved to {current_ref.name}", f"Write {current_ref}", code="moved")
     return NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)
 

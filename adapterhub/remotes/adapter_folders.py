@@ -51,9 +51,7 @@ class AdapterFolder:
     def __init__(
         self, folder: Path, location: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None
     ) -> None:
-        from adapterhub.manifest import (
-            derive,  # needs numpy, which a pull does without
-        )
+        from adapterhub.manifest import derive  # needs numpy, which a pull does without
 
         self.folder = folder
         self.location = location or str(folder)
@@ -266,10 +264,7 @@ def _assemble_folder(
     if present_files is not None:
         present_files.check_unchanged()
     listing(folder, strict=True)
-    from adapterhub.manifest import (
-        derive,  # needs numpy
-        weight_facts,
-    )
+    from adapterhub.manifest import derive, weight_facts  # need numpy
 
     # The manifest must be true of the files, as in a push; without one, it is derived from them.
     if manifest.adapter_json is not None:

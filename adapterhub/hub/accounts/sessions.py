@@ -28,8 +28,8 @@ def start(database: HubDatabase, token: int, lifetime: float = LIFETIME) -> str:
     # Wait a minute: the session that refers to a token starts a moment after it, and so ends later.
     database.execute("DELETE FROM tokens WHERE kind = ? AND expires < ?", BROWSER, now - 60)
     database.execute("INSERT INTO sessions (id, token, expires) VALUES (?, ?, ?)", _hash(cookie), token, now + lifetime)
-    kept = "SELECT id FROM sessions WHERE token = ? ORDER BY expires DESC LIMIT ?"
-    database.execute(f"DELETE FROM sessions WHERE token = ? AND id NOT IN ({kept})", token, token, _MAX_SESSIONS)  # noqa: S608 - ours
+    newest = "SELECT id FROM sessions WHERE token = ? ORDER BY expires DESC LIMIT ?"
+    database.execute(f"DELETE FROM sessions WHERE token = ? AND id NOT IN ({newest})", token, token, _MAX_SESSIONS)  # noqa: S608 - ours
     return cookie
 
 
