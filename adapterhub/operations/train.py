@@ -261,15 +261,13 @@ def evaluate_sets(
     cache = Path(workspace.cache) if workspace.cache is not None else None
     sets = [[Path(file) for file in files] for files in data.values()]
     with ExitStack() as stack:
-        adapters = [
-            InitialAdapter(*sources.initial_adapter(stack.enter_context(sources.open_source(adapter, workspace))))
-            for adapter in (source, against)
-            if adapter is not None and adapter != BASE_ALONE
-        ]
-        other = adapters[1] if len(adapters) == 2 else None
-        results = measured(
-            adapters[0], model, sets, options, against=other, against_base=against == BASE_ALONE, progress=progress, cache=cache
-        )
+
+        def opened(adapter: StrPath) -> InitialAdapter:
+            return InitialAdapter(*sources.initial_adapter(stack.enter_context(sources.open_source(adapter, workspace))))
+
+        is_base = against == BASE_ALONE
+        judged, other = opened(source), None if against is None or is_base else opened(against)
+        results = measured(judged, model, sets, options, against=other, against_base=is_base, progress=progress, cache=cache)
     named = dict(zip(data, results, strict=True))
     ref = results[0].ref
     # Only a version of the registry has a log for the result.

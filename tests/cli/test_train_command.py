@@ -316,6 +316,13 @@ def test_data_sets_have_results_and_gates_of_their_own_and_are_compared_with_ano
     text = run(*words, "--against", "base", "--no-record", "--gate", "ppl/against<100", code=1).stdout
     assert "perplexity relative to base: " in text
     assert "FAILED: ppl/against<100 (cannot tell yet: 8 of at least 10 documents needed" in text
+    # A folder of that name is the adapter that was named, whatever it is compared with.
+    (tmp_path / "s1").rename(tmp_path / "base")
+    asked = ("--base", "tiny", "--threads", "1", "--data", "many.jsonl", "--against", "team/letters:v2", "--json")
+    of_folder, of_version = (
+        json.loads(run("eval", source, *asked, "--no-record").stdout) for source in ("base", "team/letters:v1")
+    )
+    assert of_folder["metrics"] == of_version["metrics"]
 
 
 @pytest.mark.parametrize(
