@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ class Access:
     def __init__(self, settings: GatewaySettings, rules: Rules, recorder: UsageRecorder) -> None:
         self._settings, self._rules, self._recorder = settings, rules, recorder
         self._limits = SharedLimits(limits_file(settings.usage) if settings.usage else None)
-        self._running: Counter[str] = Counter()  # requests by the name of their key, empty without a key
+        self._running = 0  # requests
 
     async def keep_counted(self) -> None:
         """Let other gateways count the running requests of this one, until this is canceled."""
@@ -42,7 +41,7 @@ class Access:
 
     def running(self) -> int:
         """Return how many requests run."""
-        return self._running.total()
+        return self._running
 
     def key_of(self, headers: Mapping[str, str]) -> Key | None:
         """Return the key of the client; None if no key is needed.
@@ -77,13 +76,13 @@ class Access:
         if max_running and not self._limits.begin(name, max_running):
             raise _busy(f"This key has reached its limit of requests at once: {max_running}", 1)
         try:
-            if self._running.total() >= self._settings.requests:
+            if self._running >= self._settings.requests:
                 raise _busy(f"The gateway has reached its limit of requests at once: {self._settings.requests}", 1)
-            self._running[name] += 1
+            self._running += 1
             try:
                 yield
             finally:
-                self._running[name] -= 1
+                self._running -= 1
         finally:
             if max_running:
                 self._limits.end(name)
