@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from .signature_checks import VersionNames
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Registry, Version
     from adapterhub.remotes.protocol import Source
@@ -54,36 +55,52 @@ def copied_ref(source: StrPath, target: StrPath, workspace: Workspace) -> Ref | 
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace) -> Version:
     """Store the source's manifest as a version of `ref`, or a new version if the source has no adapter.json."""
-    from adapterhub.remotes.local_name import LocalName
-    from adapterhub.remotes.remote_address import parse
-
     # The registry's own policy applies to its names, whatever project the command runs in.
     if registry.policy is not None:
         registry.policy.check_name(ref.name)
     workspace = workspace.within(registry)
-    if source_names.is_address(source):
-        place = parse(os.fspath(source))
-        with workspace.connect(place) as remote:
-            # Without an adapter.json there is no version to copy: the files are packaged below, as those of a folder are.
-            manifest = remote.manifest(place.reference)
-            if manifest.adapter_json is not None:
-                names = VersionNames.of_address(place, os.fspath(source), into=ref.name)
-                check_policy(remote, manifest.digest, names, workspace)
-                version = _copy_version(registry, remote, manifest.digest, ref, workspace)
+    with ExitStack() as stack:
+        if (opened := open_version(stack, source, ref, workspace, registry)) is not None:
+            origin, manifest = opened
+            version = _copy_version(registry, origin, manifest.digest, ref, workspace)
+            if source_names.is_address(source):
                 # Stored with the version, so that the policy can verify them here as well.
-                signatures = signature_checks.carried_signatures(remote, manifest, workspace)
+                signatures = signature_checks.carried_signatures(origin, manifest, workspace)
                 store_signatures(registry.store, manifest, signatures, workspace.rules(), ref.name)
-                return version
-    elif (source_ref := source_names.ref_of(source, workspace)) is not None:
-        with registry.lease_version(source_ref) as version:
-            local = LocalName(registry, version.name)
-            check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
-            return _copy_version(registry, local, version.digest, ref, workspace)
+            return version
     with (
         sources.open_source(source, replace(workspace, policy=None)) as opened_source,  # the policy is about the new name
         open_package(opened_source, workspace, name=ref.name) as package,
     ):
         return registry.publish(package, ref)
+
+
+def open_version(
+    stack: ExitStack, source: StrPath, ref: Ref, workspace: Workspace, registry: Registry | None
+) -> tuple[Source, Manifest] | None:
+    """Open what has the version that a copy to `ref` takes as it is, and return it with the manifest, which the policy allows.
+
+    Returns:
+        None for files that are to be packaged: those of a folder, or at an address without an adapter.json.
+    """
+    from adapterhub.remotes.local_name import LocalName
+    from adapterhub.remotes.remote_address import parse
+
+    if source_names.is_address(source):
+        place = parse(os.fspath(source))
+        remote = stack.enter_context(workspace.connect(place))
+        manifest = remote.manifest(place.reference)
+        if manifest.adapter_json is None:
+            return None
+        check_policy(remote, manifest.digest, VersionNames.of_address(place, os.fspath(source), into=ref.name), workspace)
+        return remote, manifest
+    source_ref = source_names.ref_of(source, workspace)
+    if source_ref is None or registry is None:
+        return None
+    version = stack.enter_context(registry.lease_version(source_ref))
+    local = LocalName(registry, version.name)
+    check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
+    return local, local.manifest(version.digest)
 
 
 def _copy_version(registry: Registry, source: Source, digest: str, ref: Ref, workspace: Workspace) -> Version:

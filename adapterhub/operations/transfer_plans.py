@@ -16,16 +16,14 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import copy, pull, push, source_names, sources
 from .outgoing_version import PackageOptions, open_package, outgoing_version
-from .policy_checks import check_policy
 from .push_result import target_address
-from .signature_checks import NO_DEMAND, Demand, VersionNames
+from .signature_checks import NO_DEMAND, Demand
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Descriptor, Manifest
     from adapterhub.manifest.package_files import Selection
-    from adapterhub.ref import Ref
     from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.protocol import Source
@@ -186,37 +184,13 @@ def plan_copy(source: StrPath, target: StrPath, workspace: Workspace) -> Transfe
             for policy in registry.gate.policies():
                 policy.check_name(ref.name)
             workspace = workspace.within(registry)
-        versions = _copied_versions(stack, source, ref, workspace, registry)
-        if versions is None:
+        opened = copy.open_version(stack, source, ref, workspace, registry)
+        if opened is None:
             return plan_push(source, str(ref), workspace)
-        manifest = versions[0].manifest(versions[1])
+        _, manifest = opened
         local = LocalName(registry, ref.name, workspace.rules()) if registry else None
 
         def is_stored(blob: Descriptor) -> bool:
             return registry is not None and registry.store.size(blob.digest) == blob.size
 
         return _plan(str(ref), manifest, local, is_stored)
-
-
-def _copied_versions(
-    stack: ExitStack, source: StrPath, ref: Ref, workspace: Workspace, registry: Registry | None
-) -> tuple[Source, str] | None:
-    """Open what has the version that a copy takes as it is, and return it with the digest; None for files to be packaged."""
-    from adapterhub.remotes.local_name import LocalName
-    from adapterhub.remotes.remote_address import parse
-
-    if source_names.is_address(source):
-        place = parse(os.fspath(source))
-        remote = stack.enter_context(workspace.connect(place))
-        manifest = remote.manifest(place.reference)
-        if manifest.adapter_json is None:
-            return None
-        check_policy(remote, manifest.digest, VersionNames.of_address(place, os.fspath(source), into=ref.name), workspace)
-        return remote, manifest.digest
-    source_ref = source_names.ref_of(source, workspace)
-    if source_ref is None or registry is None:
-        return None
-    version = stack.enter_context(registry.lease_version(source_ref))
-    local = LocalName(registry, version.name)
-    check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
-    return local, version.digest
