@@ -11,8 +11,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from urllib.parse import quote
 from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError
 
 from . import Blend, EngineAnswer, EngineDownError, command_lines, error_text, llama_logprobs
@@ -30,6 +32,7 @@ from .over_http import Server
 
 log = logging.getLogger("adapterhub.serve.engine")
 _LOAD_SECONDS = 120.0  # seconds for a version to be loaded
+_MAX_ERROR = 1 << 20  # bytes of the router's answer with a failure
 SILENCE = 60.0
 """Seconds after which the process of a version that answers nothing counts as hanging."""
 
@@ -182,8 +185,35 @@ class Router(LlamaCpp, Server):
                 await self._reload()
 
     async def request(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
-        """Send the request to the process of the version."""
+        """Send the request to the process of the version, and once more if it closed the connection before it answered.
+
+        Raises:
+            EngineDownError: The process has ended, and the router starts it again.
+        """
         self.check()
         section = section_of(blend[0][0]) if blend else BASE
-        answer = await self.client.request(path, llama_logprobs.engine_body(path, body), section)
+        sent_body = llama_logprobs.engine_body(path, body)
+        answer = await self.client.request(path, sent_body, section)
+        reason, answer = await _proxy_error(answer)
+        if reason:  # a process that is short of time closes a connection whose request it has not read yet
+            reason, answer = await _proxy_error(await self.client.request(path, sent_body, section))
+        if reason:
+            raise EngineDownError(f"the process of {section} does not answer ({reason})", 1)
         return llama_logprobs.in_openais_form(answer, path, body)
+
+
+async def _proxy_error(answer: EngineAnswer) -> tuple[str, EngineAnswer]:
+    """Return why the router did not reach the process, empty if it did, and the answer with its body still to be read."""
+    if answer.status != 500:
+        return "", answer
+    content = bytearray()
+    async for piece in answer.body:
+        content += piece
+        if len(content) > _MAX_ERROR:
+            raise EngineDownError(f"llama-server reports an error in more than {_MAX_ERROR} bytes")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield bytes(content)
+
+    reason = printable(content.decode(errors="replace")) if content.startswith(b"proxy error: ") else ""
+    return reason, replace(answer, body=pieces())

@@ -92,8 +92,7 @@ def test_the_hanging_process_of_one_version_is_started_again_and_holds_up_no_oth
                 await answer.close()
                 return answer.status
 
-            alias = section_of(served[0])
-            [pid] = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if alias in words_of(entry)]
+            pid = process_of(served[0])
             os.kill(pid, signal.SIGSTOP)
             with pytest.raises(EngineTimeoutError):
                 await ask(served[0])
@@ -106,6 +105,49 @@ def test_the_hanging_process_of_one_version_is_started_again_and_holds_up_no_oth
             await router.close()
 
     asyncio.run(main())
+
+
+def test_a_request_whose_process_is_killed_before_it_answers_is_answered_or_may_be_repeated(models: Models, tmp_path: Path) -> None:
+    """llama.cpp's router answers 500, also to the next requests, until it has started the process again."""
+    path, _ = gguf_adapters(models, tmp_path)
+    version = PreparedVersion("t/x:v1", "t/a", f"sha256:{'a' * 64}", "llama.cpp", path, 4)
+    question = ("/v1/completions", {"prompt": "x", "max_tokens": 1}, ((version, 1.0),))
+
+    async def main() -> None:
+        router = Router(LlamaServerOptions(llama_server.program(), models.gguf, tmp_path / "presets", os.environ))
+        await router.start()
+        try:
+            await router.ensure(version)
+            pid = process_of(version)
+            os.kill(pid, signal.SIGSTOP)
+            asking = asyncio.create_task(router.request(*question))
+            while not has_unread_bytes(pid):
+                await asyncio.sleep(0.01)
+            os.kill(pid, signal.SIGKILL)
+            try:
+                answer = await asking
+                assert answer.status == 200
+                await answer.close()
+            except EngineDownError as error:  # the router has not yet noticed that the process has ended
+                assert str(error).startswith(f"the process of {section_of(version)} does not answer (proxy error: ")
+        finally:
+            await router.close()
+
+    asyncio.run(main())
+
+
+def process_of(version: PreparedVersion) -> int:
+    """The number of the process that the router has started for a version."""
+    [pid] = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if section_of(version) in words_of(entry)]
+    return pid
+
+
+def has_unread_bytes(pid: int) -> bool:
+    """Whether a process has been sent something on its port that it has not read."""
+    words = words_of(Path(f"/proc/{pid}"))
+    port = f":{int(words[words.index('--port') + 1]):04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[1].endswith(port) and not row[4].endswith(":00000000") for row in rows if row[3] == "01")
 
 
 def words_of(process: Path) -> list[str]:
