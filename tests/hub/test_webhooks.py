@@ -232,7 +232,7 @@ def test_nothing_is_posted_to_this_machine_or_its_network_unasked(
     announced(sender, log, ENTRY)
     sender.deliver()
     assert receiver.received.empty()
-    assert {"address, which it must not" in delivery.error for delivery in webhooks.deliveries(database)} == {True}
+    assert {"it is not at a public address" in delivery.error for delivery in webhooks.deliveries(database)} == {True}
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "x", "https://user:password@host/", "file:///etc/passwd"])
