@@ -35,7 +35,7 @@ def test_a_saved_base_has_the_states_that_transformers_computes(family: str, tmp
         torch.testing.assert_close(base.states(ids, positions), expected, rtol=1e-4, atol=1e-4)
 
 
-def _families_in_float32() -> list[str]:
+def families_in_float32() -> list[str]:
     """The families with a tiny model that keep parameters in float32 whatever the type of the others is."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
@@ -43,8 +43,14 @@ def _families_in_float32() -> list[str]:
     return [family for family in kept if (tiny_families.parameter_count(family) or 1e9) < 2e6]
 
 
-@pytest.mark.parametrize("family", [*_families_in_float32(), "llama"])
-def test_parameters_have_the_types_that_transformers_loads_them_with(family: str, tmp_path: Path) -> None:
+def test_parameters_have_the_types_that_transformers_loads_them_with(tmp_path: Path) -> None:
+    # Not a test for each: transformers would import all of its models in each process that collects tests.
+    for family in (*families_in_float32(), "llama"):
+        check_types(family, tmp_path / family)
+
+
+def check_types(family: str, tmp_path: Path) -> None:
+    """Assert that our base has the types of transformers' model of the same files."""
     tiny_families.model(family).bfloat16().save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
     settings = dataclasses.replace(whole(tmp_path).base, dtype="bfloat16")
@@ -52,5 +58,5 @@ def test_parameters_have_the_types_that_transformers_loads_them_with(family: str
     ours = load_base(tmp_path, settings, None, where="c.toml").model
     expected = {name: parameter.dtype for name, parameter in model.named_parameters()}
     types = {name: parameter.dtype for name, parameter in ours.named_parameters() if name in expected}
-    assert types
-    assert types == {name: expected[name] for name in types}
+    assert types, family
+    assert types == {name: expected[name] for name in types}, family

