@@ -7,7 +7,9 @@ What cannot be installed is a missing peer.
 
 from __future__ import annotations
 
+import ast
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -17,14 +19,20 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT, missing, need_program
 
 _OUR_PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+# Keys of pip's configuration, with the variables of uv and what separates several values in these.
+_UV_NAMES = {
+    "index-url": ("UV_DEFAULT_INDEX", " "), "extra-index-url": ("UV_INDEX", " "), "find-links": ("UV_FIND_LINKS", ","),
+    "constraint": ("UV_CONSTRAINT", " "), "no-index": ("UV_NO_INDEX", " "),
+}  # fmt: skip
 _COMPLETE = "complete"  # written last: a folder without it was interrupted, and is made anew
 
 
@@ -37,9 +45,9 @@ def environment(*requirements: str, without: tuple[str, ...] = ()) -> Path:
 
     def make(folder: Path) -> None:
         _install(sys.executable, "-m", "venv", "--without-pip", folder)
-        _install(*_pip(folder, "install"), "--no-compile", *requirements)
+        _pip(folder, "install", *requirements)
         if without:
-            _install(*_pip(folder, "uninstall"), "--yes", *without)
+            _pip(folder, "uninstall", *without)
 
     expected = (*requirements, *(f"without {name}" for name in without))
     return _made(f"python{sys.version_info[0]}.{sys.version_info[1]}", expected, make) / "bin/python"
@@ -139,11 +147,28 @@ def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None], *, r
     return folder
 
 
-def _pip(folder: Path, verb: str) -> list[object]:
-    """pip's verb on an environment that has no pip: by uv, which takes a tenth of the time, or by our own pip."""
-    if uv := shutil.which("uv"):
-        return [uv, "pip", verb, "--quiet", "--python", folder / "bin/python"]
-    return [*_OUR_PIP, "--python", folder / "bin/python", verb]
+def _pip(folder: Path, *words: str) -> None:
+    """Run pip on an environment that has none: by uv, which takes a tenth of the time, or by our own pip."""
+    scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    if uv := shutil.which("uv", path=scripts):
+        _install(uv, "pip", *words, "--quiet", "--python", folder / "bin/python", variables=_uv_variables())
+    else:
+        confirmed = ["--yes"] if words[0] == "uninstall" else []
+        _install(*_OUR_PIP, "--python", folder / "bin/python", *words, *confirmed)
+
+
+@functools.cache
+def _uv_variables() -> dict[str, str]:
+    """The indexes and constraints that pip is configured with as variables of uv, which reads nothing of pip's."""
+    listing = (sys.executable, "-m", "pip", "config", "list")
+    listed = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
+    pairs = [line.partition("=") for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:"))]
+    values = {name.rpartition(".")[2]: str(ast.literal_eval(value)).split() for name, _, value in pairs}
+    variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # the newest release of all indexes, as pip has it
+    for name, (variable, separator) in _UV_NAMES.items():
+        if name in values:
+            variables[variable] = separator.join(values[name])
+    return variables
 
 
 def _reason(said: str) -> str:
@@ -151,5 +176,6 @@ def _reason(said: str) -> str:
     return " ".join(re.split("(?i)error: ", said)[-1].split())[-300:]
 
 
-def _install(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _install(*command: object, variables: Mapping[str, str] | None = None) -> None:
+    words, env = [str(word) for word in command], {**os.environ, **(variables or {})}
+    subprocess.run(words, env=env, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
