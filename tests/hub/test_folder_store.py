@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub.storage.folder_storage import Storage
 from adapterhub.hub.storage.folder_store import FileState, FolderStore, collecting_new_blobs
 from adapterhub.store.store_files import StoreFiles
 
@@ -78,3 +79,22 @@ def test_a_blob_that_the_lease_of_another_process_lists_stays(stores: tuple[Fold
         lease.note(digest)
         assert store.take_back(blobs) == []
     assert store.has_blob(digest, len(DATA))
+
+
+def test_a_blob_that_a_killed_process_had_set_aside_is_restored(
+    stores: tuple[FolderStore, FolderStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = stores
+    (digest,) = blobs = store_in_a_change(store)
+    move = store.files.move
+
+    def move_and_die(path: Path, final: Path) -> None:
+        move(path, final)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.files, "move", move_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        store.take_back(blobs)
+    assert not other.has_blob(digest, len(DATA))
+    Storage.open(store.root.parent).remove_stale()
+    assert other.has_blob(digest, len(DATA))

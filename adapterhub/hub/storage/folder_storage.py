@@ -120,9 +120,12 @@ class Storage:
         return self.store().files
 
     def remove_stale(self) -> None:
-        """Remove what killed processes left: their leases, and files not written to for a day."""
-        files = self._files()
-        for path in self.store().leftovers(ABANDONED):
+        """Restore or remove what killed processes left: blobs set aside, leases, and files not written to for a day."""
+        store = self.store()
+        files = store.files
+        if isinstance(store, FolderStore):
+            store.restore_set_aside()
+        for path in store.leftovers(ABANDONED):
             # Another process may be faster; and a folder is not ours to remove.
             with local_errors(path), suppress(FileNotFoundError, IsADirectoryError):
                 files.remove(path)
