@@ -24,6 +24,17 @@ TOGETHER = {
     "host": ("tests/serve/torch_engine/",),
 }  # fmt: skip
 
+# Files that take minutes and come late in the alphabet: begun last, they would leave the other workers without work.
+LONG = (
+    "tests/serve/", "tests/peers/test_schemathesis", "tests/peers/test_storm", "tests/peers/test_tutorials",
+    "tests/peers/test_upstream", "tests/peers/test_vllm",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
