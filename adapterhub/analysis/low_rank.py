@@ -141,7 +141,7 @@ def basis(x: F64Array) -> tuple[F64Array, F64Array]:
     for _ in range(2):
         vectors, values, _ = np.linalg.svd(transpose_times(q, q))  # of a symmetric matrix; the threads of eigh spin, see above
         keep = values > len(values) * np.finfo(np.float64).eps * max(float(values[0]), np.finfo(np.float64).tiny)
-        keep[0] = True
+        keep[0] = True  # of a zero matrix too, so that no result is empty
         q = times(q, vectors[:, keep] / np.sqrt(np.maximum(values[keep], np.finfo(np.float64).tiny)))
     return q, transpose_times(q, x)
 

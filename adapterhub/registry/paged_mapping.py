@@ -116,6 +116,7 @@ def split(
     start, is_same = 0, True
     for end in page_ends(len(entries)):
         old = pages_before.pages[len(pages)] if is_same and len(pages) < len(pages_before.pages) else None
+        # A page has the digest of the one before, so that all pages after the first changed one are new.
         is_same = old is not None and old.end == end and entries[start:end] == entries_before[start:end]
         if old is not None and is_same:
             pages.append(old)
@@ -144,6 +145,7 @@ def join(
     def read_blob(digest: Digest) -> dict[str, Any]:
         nonlocal size
         raw = read(digest)
+        # Counted while the chain is followed: nothing in the document says how long it is.
         size += len(raw)
         if size > limit:
             raise FormatError(location, f"its pages have more than {limit:,} bytes")
@@ -160,6 +162,7 @@ def join(
         if not isinstance(document.get("entries"), dict):
             raise FormatError(location, "not a page of a document")
         entries, blobs = unpack(document["entries"])
+        # Its end is known once the older pages are: the chain leads from the newest back.
         parts.append((entries, Page(0, last, size - before, blobs)))
         last = str(document.get("before", ""))
     mapping: dict[str, Any] = {}

@@ -87,6 +87,7 @@ class Transfer:
 
     def run_all(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
         """Call `work` for each blob, and return its results. The first error stops the other blobs and `places`."""
+        # An earlier run that failed may have stopped them.
         self._stop_places(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
             return [self._run_one(work, blob) for blob in blobs]
@@ -114,6 +115,7 @@ class Transfer:
         if self._stop.is_set():
             raise StoppedError
         result = work(blob)
+        # Whole, even if nothing was read because the target had it.
         self.report(blob.digest, blob.size)
         return result
 

@@ -2,7 +2,7 @@
 
 A source is read, and a target is written to as well. `OpenRemote` is an open remote, whose methods show what its kind can do
 beyond that. An object represents one adapter's name; a reference, which is a tag or a digest, selects one of its versions.
-`tests/remotes/test_contract.py` runs the same tests on every implementation.
+`tests/remotes/test_protocol.py` runs the same tests on every implementation.
 """
 
 from __future__ import annotations

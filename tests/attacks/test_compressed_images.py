@@ -16,7 +16,7 @@ from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.oci.adapter_image import AdapterImage, UnpackedSource
 from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.errors import FormatError, NotFoundError
-from tests.remotes.test_contract import read
+from tests.remotes.test_protocol import read
 from tests.support.adapters import Make
 
 

@@ -20,13 +20,13 @@ from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.formats import gguf as gguf_lora
 from adapterhub_converters.formats import peft
 from tests.conftest import ROOT
-from tests.converters import test_gguf_by_rule
-from tests.converters.test_gguf_architectures import CLASSES, deltas
-from tests.converters.test_gguf_by_rule import saved
+from tests.converters import test_rule_named_models
+from tests.converters.test_architecture_lookup import CLASSES, deltas
+from tests.converters.test_rule_named_models import saved
 from tests.support.llama_cpp_scripts import LoraConverter
 
 pytestmark = pytest.mark.peer
-ROWS = [("", name) for name in CLASSES] + test_gguf_by_rule.CLASSES
+ROWS = [("", name) for name in CLASSES] + test_rule_named_models.CLASSES
 _PREDICTING = ("qwen35", "qwen35moe", "qwen3next")  # the script wants layers for the prediction of several tokens
 _PERMUTED = "NotImplementedError"  # it cannot put the rows of a pair in another order than by heads
 _TOKENIZER = "ValueError"  # it writes the vocabulary of the model as well, and asks for it
@@ -41,7 +41,7 @@ _NOT_PERMUTED = "it leaves the rows of q and k as they are, which the conversion
 WRONG = {
     ("", "GPT2LMHeadModel"): "it transposes lora_A and lora_B in place of their product",
     ("nemotron_h", "NemotronHForCausalLM"): "it takes the model for one with experts",
-    **{(kind, name): _NOT_PERMUTED for kind, name in ROWS if name == test_gguf_by_rule.GRANITE4},
+    **{(kind, name): _NOT_PERMUTED for kind, name in ROWS if name == test_rule_named_models.GRANITE4},
 }
 
 

@@ -37,7 +37,7 @@ ELSEWHERE = {
     r"serve ": ("serves until it is stopped", "tests/cli/test_serve.py"),
     r"chat ": ("a conversation", "tests/cli/test_chat.py"),
     r"train \S+\.toml": ("trains for minutes", "tests/cli/test_train_command.py"),
-    r"login |logout ": ("asks for a password, or for a browser", "tests/remotes/test_configured.py"),
+    r"login |logout ": ("asks for a password, or for a browser", "tests/remotes/test_named_remotes.py"),
     r"hub approve": ("answers a login that waits", "tests/hub/accounts/test_devices.py"),
     r"(--registry \S+ )?hub (migrate|recover)|hub gc": ("needs PostgreSQL and a bucket", "tests/peers/hub/test_migration.py"),
     r"hub doctor --certificate": ("needs a certificate", "tests/hub/test_operations.py"),
@@ -47,7 +47,7 @@ ELSEWHERE = {
     r"key generate \S+ .*--passphrase": ("asks for a passphrase", "tests/trust/test_signed_versions.py"),
     r".* demo/": ("the session of `make demo`", "examples/demo.py"),
     r"push .*--remote$|push .*--remote team$|remote test|.* --remote( |$)": (
-        "asks a remote that a user has configured", "tests/remotes/test_configured.py",
+        "asks a remote that a user has configured", "tests/remotes/test_named_remotes.py",
     ),
     r"lock --update '": ("a form, not a command", "tests/cli/test_commands.py"),
     r"eval .*--import": ("needs results about the digest of here", "tests/operations/test_import_results.py"),
@@ -57,7 +57,7 @@ ELSEWHERE = {
     r"rollout ": ("needs a rollout of a gateway", "tests/cli/test_rollout.py"),
     r"served ": ("needs the answer of a gateway", "tests/cli/test_served.py"),
     r"rebuild .*--data": ("needs what adapterhub trained", "tests/cli/test_train_command.py"),
-    r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestations.py"),
+    r"attest .*--training": ("needs what adapterhub trained", "tests/trust/test_attestation.py"),
 }  # fmt: skip
 # Exit codes other than 0.
 CODES = {r"show team/nosuch": 3, r"diff .*--exit-code": 1, r"eval .*--gate '?(ppl|pass>=against)": 1}

@@ -16,7 +16,7 @@ from tests.hub.conftest import Running, client, serving
 from tests.hub.oci.conftest import Registry
 from tests.hub.oci.test_adapters import sent, whole
 from tests.registry.test_not_understood import peft as not_understood
-from tests.registry.test_publish import break_it
+from tests.registry.test_packaging import break_it
 
 NAME = "team/bad"
 REASONS = {

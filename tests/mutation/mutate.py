@@ -36,14 +36,14 @@ TARGETS = {
     "adapterhub.ref": "tests/test_ref.py -k 'not inverse and not any_text'",
     "adapterhub.semver": "tests/test_semver.py -k 'not ref'",
     "adapterhub_converters.formats.file_alpha": "tests/converters/test_file_alpha.py",
-    "adapterhub.merging.adapters.methods.element_rules": "tests/merging/adapters/test_rules.py",
+    "adapterhub.merging.adapters.methods.element_rules": "tests/merging/adapters/methods/test_element_rules.py",
     "adapterhub.merging.adapters.methods.sphere": "tests/merging/adapters/test_methods.py -k 'slerp or karcher or stock'",
     "adapterhub.merging.adapters.methods.elementwise": "tests/merging/adapters/test_methods.py -k 'element_by or probabil'",
-    "adapterhub_converters.formats.peft.adapter_config": "tests/converters/test_peft_config.py",
+    "adapterhub_converters.formats.peft.adapter_config": "tests/converters/test_adapter_config.py",
     "adapterhub_converters.formats.gguf.writer": "tests/converters/test_gguf_writer.py "
-    "tests/converters/test_gguf_layout.py::test_split_projections_go_where_the_base_fuses_them_and_come_back",
+    "tests/converters/test_gguf_tensor_layout.py::test_split_projections_go_where_the_base_fuses_them_and_come_back",
     "adapterhub.registry.version_selection": "tests/registry/test_version_selection.py",
-    "adapterhub.registry.version_lookup": "tests/registry/test_versions.py",
+    "adapterhub.registry.version_lookup": "tests/registry/test_version_lookup.py",
     "adapterhub.project.lockfile": "tests/project/test_lockfile.py "
     "-k 'not (pull or next_to_the or missing or asked or was_changed or words)'",
     "adapterhub.store.ref_log": "tests/store/test_ref_log.py -k 'not usage and not commands'",
@@ -51,7 +51,7 @@ TARGETS = {
     "-k 'test_moves or test_ref_log and (protected or restored or undone or deprecation or expects or author) "
     "or local and (numbered or same_content or tags_move or removed_name or restored or versions_whose or without_any "
     "or cannot_be_done or learns_who_won)'",
-    "adapterhub.merging.into_base.nf4_numpy": "tests/merging/into_base/test_nf4.py -k 'not two_threads'",
+    "adapterhub.merging.into_base.nf4_numpy": "tests/merging/into_base/test_nf4_numpy.py -k 'not two_threads'",
     "adapterhub.merging.adapters.truncation": "tests/merging/adapters/test_truncation.py "
     "-k 'cut_is or range or stack or loss_is or budget_goes or passes or below or computed or rounding'",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, need_program
-from tests.registry.test_publish import write_base
+from tests.registry.test_packaging import write_base
 from tests.support.adapters import Make
 
 pytestmark = pytest.mark.peer

@@ -20,7 +20,7 @@ from adapterhub.trust import bundle, keyless, keys
 from adapterhub.trust.statement import Statement
 from adapterhub_converters.errors import AdapterhubError
 from tests.conftest import Run
-from tests.registry.test_publish import write_base
+from tests.registry.test_packaging import write_base
 from tests.support import sigstore
 from tests.support.adapters import Make
 from tests.support.sigstore import ADA, ISSUER, Sigstore

@@ -15,7 +15,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.serve.resolving import resolve
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run
-from tests.registry.test_publish import put_elsewhere
+from tests.registry.test_packaging import put_elsewhere
 from tests.support.adapters import write_adapter
 
 IN = {

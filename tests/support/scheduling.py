@@ -17,9 +17,9 @@ TOGETHER = {
         "tests/cli/test_chat", "tests/cli/test_train_command", "tests/generation/", "tests/training/",
     ),
     "llama.cpp": (
-        "tests/converters/test_gguf_architectures", "tests/converters/test_gguf_by_rule",
+        "tests/converters/test_architecture_lookup", "tests/converters/test_rule_named_models",
         "tests/merging/into_base/test_folder_by_rule", "tests/merging/into_base/test_folder_to_gguf",
-        "tests/merging/into_base/test_fuse_gguf",
+        "tests/merging/into_base/test_write_gguf",
     ),
     "host": ("tests/serve/torch_engine/",),
 }  # fmt: skip

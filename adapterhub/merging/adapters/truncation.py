@@ -95,6 +95,7 @@ def _pad(factors: Factors, rank: int) -> Factors:
 
 def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Truncation, random: Random) -> ModuleSpectra:
     """Return the singular values that the truncation needs; `ranks` are the adapters' ranks."""
+    # Nothing is asked for: as large as the largest adapter. An energy or a budget may need up to the rank of the exact sum.
     rank = cut.rank or (max(ranks) if not cut.is_set else sum(ranks))
     module_spectra = _spectra(matrices, rank, random)
     # A sketch has only the leading values: double its rank until they hold the energy.

@@ -287,6 +287,7 @@ class _Scheme:
 
     def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return words of packed integers, by AutoAWQ or GPTQ."""
+        # Both call their words `qweight`, so only the config tells them apart.
         method = str(self.config.get("quant_method", "")) + str(self.config.get("packing_format", ""))
         return self._awq(name, shape, leaves) if "awq" in method else self._gptq(name, shape, leaves)
 
@@ -312,12 +313,13 @@ class _Scheme:
             raise RefusedError(
                 name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}, an unknown layout"
             )
-        size = -(-inputs // groups)
+        size = -(-inputs // groups)  # the last group may be shorter
 
         def make(opened: OpenFiles) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
             offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, outputs) + zero_offset
             index = order.load(opened) if order and order.info.size else np.arange(inputs) // size
+            # numpy would take a negative number from the end, and the weights would be wrong without an error.
             if index.shape != (inputs,) or index.min() < 0 or index.max() >= groups:
                 raise FormatError(name, "g_idx names groups that do not exist")
 

@@ -63,6 +63,7 @@ class AddLowRank:
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             delta = _delta(left, right, tile.shape, start, scratch)
             delta *= scale
+            # Only an embedding's delta: peft adds that of a linear layer in float32, and rounds the sum.
             if rounds:
                 np.copyto(delta, delta.astype(dtype), casting="safe")
             tile += delta
@@ -103,6 +104,7 @@ class AddDora:
         def look(tile: F32Array, start: int, scratch: F32Array) -> None:
             add(tile, start, scratch)
             tile_squares = np.square(tile, dtype=np.float64)
+            # The sums so far join as a row of this tile. Row 0 begins anew: an estimate may have looked at the tensor before.
             tile_squares[:1] += squares if start else 0
             np.sum(tile_squares, axis=0, out=squares)
 
@@ -220,6 +222,7 @@ class AddConvolution:
                 squares[:] = 0
             add(tile, start, scratch)
             rows = np.sum(np.square(tile, dtype=np.float64), axis=1)
+            # Not `+=`, which would count one row where a tile has several of the same output.
             np.add.at(squares, np.arange(start, start + len(tile)) // height, rows)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:

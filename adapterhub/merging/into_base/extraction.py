@@ -251,6 +251,7 @@ class WeightChange:
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             rows = self._after.rows(self._tuned_name, start, stop)
+            # Infinity minus infinity is NaN, which is refused by the tensor's name once the norm is known.
             with np.errstate(invalid="ignore"):
                 rows -= self._before.rows(self._name, start, stop)
             yield slice(start, stop), rows
@@ -322,6 +323,7 @@ def _svd(change: WeightChange, rank: int) -> tuple[F32Array, F32Array, F32Array]
     for _ in range(_ROUNDS):
         V = _orthonormal(change.transposed_times(_orthonormal(change.times(V))))
     images = change.times(V)
+    # The SVD of the small Gram matrix, in float64, since squaring takes half of the digits: float32 would leave three.
     vectors, squares, _ = np.linalg.svd(images.T.astype(np.float64) @ images)
     S = np.sqrt(squares)
     # Directions with a negligible singular value are noise: they get a zero vector instead of a division by almost 0.

@@ -165,6 +165,7 @@ def _fit_signed(x: F32Array, squares: F32Array, half: int) -> tuple[F32Array, F3
         squares: The weights of the errors, usually the squares of the numbers.
     """
     largest = np.abs(x).max(axis=0)
+    # With its sign: dividing a negative number by it gives the largest the level -half, which has no positive counterpart.
     top = _first(largest, x)
     cubes = squares * x
     scale, best_levels, best = np.zeros_like(top), np.zeros_like(x), np.zeros_like(top)
@@ -224,6 +225,7 @@ def _fit_positive(x: F32Array, weights: F32Array, levels: int) -> tuple[F32Array
 
 def _nearest_int(values: F32Array) -> Ints:
     """Return what ggml's `nearest_int` returns, also for numbers that are too large for it."""
+    # 1.5 * 2^23: float32 has no fraction there, so the addition rounds, and the integer is in the low bits.
     bits = (values + _F(12582912)).view(np.int32)
     integers: Ints = (bits & 0x007FFFFF) - 0x00400000
     return integers

@@ -145,8 +145,10 @@ class PreparedTensor:
         """
         applies = self._touching(start, start + len(wide))
         for number, apply in enumerate(applies):
+            # peft adds the next adapter to the weights that the last merge has rounded.
             if self.tensor.stepwise and number:
                 self.tensor.kind.decode(raw, wide)
+            # Numbers that overflow are not warned of: `fits` refuses them with the name of the tensor.
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 apply(wide, start, scratch)
             if self.tensor.stepwise or number == len(applies) - 1:
@@ -274,12 +276,14 @@ class OutputWriter:
     def _tiles(self, tensor: EditedTensor, opened: OpenFiles, sink: int) -> Iterator[Callable[[], int]]:
         """Yield the jobs that write a tensor, one for each tile."""
         ready = tensor.prepare()
+        # To the last row before the first job: workers change tiles in any order.
         self.look(ready, opened)
         rows, columns, step = tensor.source.rows, tensor.source.columns, tensor.tile_rows
         write_packed = tensor.packing.writer(sink) if tensor.packing else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 
+            # Bound as defaults: the loop has gone on by the time a worker runs the job.
             def tile(start: int = start, stop: int = stop) -> int:
                 wide, raw = self._read(ready, start, stop, opened, ready.change)
                 if write_packed:

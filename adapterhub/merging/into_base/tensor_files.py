@@ -50,6 +50,7 @@ class OpenFiles:
 
     def cached(self, key: str, load: Callable[[], T]) -> T:
         """Return the result of `load`, cached until a few other keys were used: tensors are processed one after another."""
+        # Loaded under the lock: workers on tiles of the same tensor wait for its scales instead of computing them again.
         with self._cache_lock:
             if key not in self._cache:
                 self._cache[key] = load()
@@ -185,6 +186,7 @@ def copy_range(source: int, target: int, offset: int, size: int, at: int) -> Non
             if error.errno in _NO_COPY_RANGE:
                 break
             raise
+        # The end of the source: `read_at` below finds it too, and names the byte.
         if not count:
             break
         copied += count

@@ -93,6 +93,7 @@ class Floats:
 
     def fits(self, wide: F32Array) -> bool:
         """Return whether every number stays finite."""
+        # Sums are in float32, where one that does not fit is infinite already. With a NaN, both comparisons are false.
         limit = _OVERFLOW[self.dtype]
         return not wide.size or bool(wide.max() < limit and wide.min() > -limit)
 

@@ -48,6 +48,8 @@ def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int 
         # Unsigned subtraction wraps around, and the addition in `decode` wraps back: nothing is lost.
         words = _zigzag(words - parent.view(_WORDS[width]))
     elif width > 1:
+        # The sign, which is noise, becomes the lowest bit. The highest byte of a bfloat16 or float32 is then the exponent, of
+        # which weights have few.
         words = _rotate_left(words)
     # Only bytes that are not numbers have repeated sequences for a higher level to find.
     compress = _compressor(level if width == 1 and parent is None else 0).compress
@@ -58,7 +60,7 @@ def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = N
     """Decode the block of `count` words from its stored planes; FormatError if they are invalid."""
     words = _join([_decompressed(plane, count) for plane in planes], width)
     if parent is not None:
-        # The inverse of `_zigzag`.
+        # The inverse of `_zigzag`; the negative of 1 has all bits set.
         signs = words & 1
         words = words >> 1
         words ^= np.negative(signs, out=signs)

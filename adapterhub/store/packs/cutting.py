@@ -67,6 +67,7 @@ def _with_gaps(tensor_runs: list[Run], size: int) -> Iterator[Run]:
     """Yield the runs in order, with runs of bytes for the gaps before, between and after them."""
     position = 0
     for run in sorted(tensor_runs, key=lambda run: run.offset):
+        # A tensor without numbers may have the offset of the next one.
         if not run.size:
             continue
         if run.offset > position:
@@ -85,6 +86,7 @@ def match_to_parent(child: list[Run], parent: list[Run], equal: Mapping[str, str
         parent: The runs of another file.
         equal: Name of a tensor in the child to the name of one in the parent that is known to have the same bytes.
     """
+    # By type and shape too: a difference of numbers that are not in the same places is larger than the numbers.
     places = {run.key: run.offset for run in parent if run.key}
     named = {run.key[0]: run for run in parent if run.key}
 

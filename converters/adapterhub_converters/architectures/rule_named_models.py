@@ -3,7 +3,7 @@
 `STEMS` is gguf-py's name of each linear module, which hardly depends on the architecture. A row selects those that a layer has,
 and adds its norms and what is permuted, stacked, tiled, or ignored. A row is admitted if its conversion is linear: llama.cpp's
 own conversion of a model, applied to the model with the adapter merged, differs by exactly what is written
-(tests/converters/test_gguf_by_rule.py); and its folders if they match llama.cpp's own conversion byte for byte
+(tests/converters/test_rule_named_models.py); and its folders if they match llama.cpp's own conversion byte for byte
 (tests/merging/into_base/test_folder_by_rule.py).
 """
 

@@ -1,7 +1,7 @@
 """The table of llama.cpp's architectures: names and orders of the modules of Hugging Face models.
 
 An architecture is listed if gguf-py's `TensorNameMap` agrees with the names, and llama.cpp's own conversion of a model was
-found to be linear and equal to ours on every module (tests/converters/test_gguf_architectures.py): a renaming and, for some,
+found to be linear and equal to ours on every module (tests/converters/test_architecture_lookup.py): a renaming and, for some,
 a permutation of a module's rows or a stack of experts. For these, complete models are converted, too; for those in
 `rule_named_models`, mostly adapters and folders. Everything else is refused by name.
 """

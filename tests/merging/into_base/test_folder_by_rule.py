@@ -21,8 +21,8 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import rope_tensors
 from adapterhub_converters.formats.gguf_model.model_config import complete_config
 from tests.conftest import need_module
-from tests.converters.test_gguf_architectures import TOKENS, deltas
-from tests.converters.test_gguf_by_rule import SAME_MODULES, saved
+from tests.converters.test_architecture_lookup import TOKENS, deltas
+from tests.converters.test_rule_named_models import SAME_MODULES, saved
 from tests.merging.into_base.test_folder_to_gguf import assert_converted, changed, written
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter

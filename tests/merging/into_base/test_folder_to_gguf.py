@@ -28,7 +28,7 @@ from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model import byte_level, special_tokens, to_folder
 from tests.conftest import Run, need_module, need_smollm2
-from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, logits_of
+from tests.converters.test_architecture_lookup import CLASSES, TOKENS, deltas, logits_of
 from tests.support import llama_cpp, llama_cpp_scripts, tiny
 from tests.support.llama_cpp_scripts import Converter
 

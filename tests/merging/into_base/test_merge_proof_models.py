@@ -17,8 +17,8 @@ from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.formats import peft
 from tests.conftest import need_module
-from tests.merging.into_base.test_fuse_features import MOE, RESIZED, TIED, loaded, saved, stacked, tensors_of, tied_adapter
-from tests.merging.into_base.test_fuse_gguf import stored_as
+from tests.merging.into_base.test_write_folder import MOE, RESIZED, TIED, loaded, saved, stacked, tensors_of, tied_adapter
+from tests.merging.into_base.test_write_gguf import stored_as
 from tests.support import tiny
 
 pytestmark = pytest.mark.peer

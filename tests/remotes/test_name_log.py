@@ -24,7 +24,7 @@ from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RemoteError
 from tests.cli.test_process import PATH
 from tests.conftest import Run
-from tests.remotes.test_objects import place, synced
+from tests.remotes.test_object_repository import place, synced
 from tests.support.adapters import write_adapter
 from tests.support.object_stores import Server
 from tests.support.proxy import Exchange, Proxy

@@ -17,7 +17,7 @@ from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from tests.conftest import need_module
-from tests.merging.into_base.test_fuse_features import TOKENS, loaded, logits
+from tests.merging.into_base.test_write_folder import TOKENS, loaded, logits
 from tests.support import tiny
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -1,7 +1,7 @@
 """Each architecture of which adapters alone are converted, and each vision or audio model, against llama.cpp itself.
 
-As in `test_gguf_architectures`: with f its conversion of models, f(W + s·BA) − f(W) is what our file adds, on every tensor; and
-where llama.cpp computes what transformers computes of such a small model, the logits agree.
+As in `test_architecture_lookup`: with f its conversion of models, f(W + s·BA) − f(W) is what our file adds, on every tensor;
+where llama.cpp computes what transformers computes of such a small model, the logits agree as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapterhub_converters.containers.gguf_types import MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
-from tests.converters.test_gguf_architectures import TOKENS, assert_linear, deltas, merged, read_back
+from tests.converters.test_architecture_lookup import TOKENS, assert_linear, deltas, merged, read_back
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 

@@ -21,7 +21,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import IntegrityError, ParameterError, RefusedError, UsageError
 from tests.conftest import Run
-from tests.registry.test_publish import write_base
+from tests.registry.test_packaging import write_base
 from tests.support.adapters import write_adapter
 
 KEY, PUBLIC = ("--key", "ci.key"), ("--key", "ci.pub")

@@ -16,7 +16,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import WRITTEN, convert, mlx
 from adapterhub_converters.formats.mlx import full_tuning
 from tests.conftest import Run, need_module
-from tests.converters.test_mlx_names import loaded, saved
+from tests.converters.test_mlx_module_names import loaded, saved
 from tests.support import mlx_models, tiny
 
 CONFIG = {"fine_tune_type": "full", "num_layers": 1, "model": "org/base", "lora_parameters": {"rank": 8, "scale": 20.0}}

@@ -27,7 +27,7 @@ from adapterhub_converters.containers.gguf_types import MetadataValue, f32_value
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
-from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, merged
+from tests.converters.test_architecture_lookup import CLASSES, TOKENS, deltas, merged
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 

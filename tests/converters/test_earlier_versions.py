@@ -19,7 +19,7 @@ from adapterhub_converters.formats import convert
 from adapterhub_converters.formats import peft as format_peft
 from adapterhub_converters.formats.peft import earlier_versions, stacks, target_parameters
 from tests.conftest import need_module
-from tests.converters import test_stacked_experts as today
+from tests.converters import test_stacks as today
 
 R, ALPHA = 2, 6
 # Versions with the three layouts, and whether each has the factors of a base's experts swapped.

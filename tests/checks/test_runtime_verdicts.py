@@ -185,7 +185,7 @@ def happened(made: Made, runtime: str, spec: BaseSpec, room: Path) -> str:
         (name, runtime)
         for name, case in CASES.items()
         for runtime in RUNTIMES
-        # Of Mixtral only llama.cpp's own scripts make a GGUF, in test_gguf_architectures.py.
+        # Of Mixtral only llama.cpp's own scripts make a GGUF, in test_architecture_lookup.py.
         if (runtime, case.kind) != ("llama.cpp", "MixtralForCausalLM")
     ],
 )

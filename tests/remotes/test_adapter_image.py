@@ -20,8 +20,8 @@ from adapterhub.remotes.oci.adapter_image import AdapterImage, UnpackedSource
 from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run, need_program
-from tests.remotes.test_contract import read
 from tests.remotes.test_oci_peers import call, contents
+from tests.remotes.test_protocol import read
 from tests.support.registry import listed
 
 Make = Callable[..., Path]

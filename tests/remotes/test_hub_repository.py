@@ -33,7 +33,7 @@ from adapterhub_converters.errors import (
     RemoteError,
 )
 from tests.cli.test_process import PATH
-from tests.remotes.test_oci_faults import flip
+from tests.remotes.test_oci_repository import flip
 from tests.support.adapters import write_adapter
 from tests.support.hub_server import TOKEN, File, Hub
 from tests.support.proxy import Exchange, Proxy, kill_when_noted

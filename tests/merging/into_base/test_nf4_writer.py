@@ -24,7 +24,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, need_module
-from tests.merging.into_base.test_fuse_features import loaded, logits, saved, tensors_of
+from tests.merging.into_base.test_write_folder import loaded, logits, saved, tensors_of
 from tests.support import tiny
 
 pytestmark = pytest.mark.peer

@@ -35,7 +35,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
 from tests.cli.test_process import PATH
 from tests.conftest import Run
-from tests.remotes.test_contract import Bytes, blob_of
+from tests.remotes.test_protocol import Bytes, blob_of
 from tests.support import uploads
 from tests.support.adapters import write_adapter
 from tests.support.proxy import Exchange, Proxy
