@@ -42,6 +42,8 @@ from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
+# Seconds between looks for an answer by its id: a worker records it after its client has it, another gateway in two seconds.
+_WAITS_FOR_ANSWER = (0.01, 0.04, 0.2, 0.75, 1.5)
 _MAX_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
@@ -67,7 +69,7 @@ class Gateway(GatewayFront):
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.max_adapters)
         self._warm_routes = WarmRoutes(self._lookup, self.versions)
         # A connection of its own, so that a write that waits for the registry's lock holds up no lookup.
-        self.rollouts = Rollouts(RegistryLookup(self._workspace), self._lookup.find)
+        self.rollouts = Rollouts(RegistryLookup(self._workspace), self._lookup.find, settings.usage)
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._adding_feedback = asyncio.Lock()
@@ -202,14 +204,17 @@ class Gateway(GatewayFront):
 
     async def find_answer(self, key: Key | None, ident: str) -> tuple[AnswerRecord, Feedback | None]:
         """Return the newest answer to a key with an id, and its feedback; ProblemError if there is none."""
-        answer = await asyncio.to_thread(self._recorder.find_answer, ident, key.name if key else "")
-        if answer is None:
-            message = f"No answer with the id {printable(ident[:80])!r} is recorded here for this client"
-            raise ProblemError(404, message, code="answer_not_found", param="id")
-        return answer
+        for seconds in (0.0, *_WAITS_FOR_ANSWER):
+            await asyncio.sleep(seconds)
+            answer = await asyncio.to_thread(self._recorder.find_answer, ident, key.name if key else "")
+            if answer is not None:
+                return answer
+        message = f"No answer with the id {printable(ident[:80])!r} is recorded here for this client"
+        raise ProblemError(404, message, code="answer_not_found", param="id")
 
     async def add_feedback(self, key: Key | None, ident: str, score: float, label: str, comment: str) -> AnswerRecord:
         """Record a client's feedback on an answer to it: the last is kept, and only the first counts in a rollout."""
+        await self.find_answer(key, ident)  # which may wait, and holds nobody up
         async with self._adding_feedback:  # else two requests at once would both find that they are the first
             answer, earlier = await self.find_answer(key, ident)
             place = (answer.request, answer.key, answer.version, answer.route, answer.arm)
@@ -217,7 +222,7 @@ class Gateway(GatewayFront):
             self._recorder.add_feedback(feedback)
         if earlier is None:
             self.metrics.count_feedback(answer.version, answer.route, answer.arm, is_bad=feedback.is_bad)
-            self.rollouts.add_feedback(answer, is_bad=feedback.is_bad)
+            self.rollouts.add_feedback(feedback)
         return answer
 
     def record_outcome(self, request: GatewayRequest, outcome: AnswerOutcome | None) -> None:

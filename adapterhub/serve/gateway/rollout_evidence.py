@@ -17,7 +17,7 @@ from adapterhub.evidence.sequential_test import PairCounts
 from adapterhub_converters.lazy_dataclass import dataclass
 
 _MAX_UNITS = 200_000  # clients that are remembered, in 8 bytes each; requests of further ones are no evidence
-_MAX_REQUESTS = 100_000  # requests without feedback that are remembered, the newest
+_MAX_REQUESTS = 100_000  # requests that are remembered for their feedback, the newest
 _WORSE, _SAME, _BETTER = PairCounts(worse=1), PairCounts(same=1), PairCounts(better=1)
 
 
@@ -68,7 +68,7 @@ class Evidence:
         self._waiting: dict[bool, Trial] = {}
         self._waiting_feedback: dict[bool, bool] = {}
         self._units: set[bytes] = set()
-        self._requests: dict[bytes, None] = {}
+        self._requests: dict[bytes, bool] = {}  # whether their feedback has counted; clients may use an id again
 
     def admit(self, unit: str, request: str, *, is_candidate: bool) -> Trial | None:
         """Return the trial of a request that is about to be answered; None if its client has counted before.
@@ -80,7 +80,7 @@ class Evidence:
         if unit and not self._is_new(unit):
             return None
         if "feedback" in self._bounds:
-            self._requests[_digest(request)] = None
+            self._requests.setdefault(_digest(request), False)
             if len(self._requests) > _MAX_REQUESTS:
                 del self._requests[next(iter(self._requests))]
         trial = Trial(is_candidate=is_candidate)
@@ -115,9 +115,9 @@ class Evidence:
     def add_feedback(self, request: str, *, is_candidate: bool, is_bad: bool) -> None:
         """Count feedback on an answer, in a pair with the last feedback on the other arm that has no partner."""
         digest = _digest(request)
-        if digest not in self._requests:
+        if self._requests.get(digest, True):
             return
-        del self._requests[digest]
+        self._requests[digest] = True
         if (partner_is_bad := self._waiting_feedback.pop(not is_candidate, None)) is None:
             self._waiting_feedback[is_candidate] = is_bad
             return

@@ -8,11 +8,13 @@ keeps its step and says so; it stops a candidate that breaks a bound there, and 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
+from pathlib import Path
 
 from adapterhub.evidence import rollout_rules
 from adapterhub.evidence.sequential_test import PairCounts
@@ -22,7 +24,8 @@ from adapterhub.registry import withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import rollouts as rollout_log
 from adapterhub.serve import model_names
-from adapterhub.serve.usage.answer_log import AnswerRecord
+from adapterhub.serve.usage import answer_log
+from adapterhub.serve.usage.answer_log import Feedback
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -35,6 +38,7 @@ from .route_file import Route, Routes
 log = logging.getLogger("adapterhub.serve.rollouts")
 _MIN_GROWTH, _MIN_PAIRS = 0.1, 5  # pairs are written once a test has a tenth more, and at least so many more
 _ENTRIES_OF_STEP = 8  # the most entries for the time of a step alone
+_LATE_SECONDS = 60.0  # in which another gateway has written the feedback that it got
 FindVersion = Callable[[Ref], Awaitable[ResolvedVersion]]
 
 
@@ -120,11 +124,19 @@ class Rollouts:
     Args:
         registry: The registry with the log, which is asked in a thread of its own.
         find: Returns the version that a ref means now.
+        usage: The file with the feedback that other gateways got; None without one.
         clock: A monotonic clock, in seconds.
     """
 
-    def __init__(self, registry: RegistryLookup, find: FindVersion, clock: Callable[[], float] = time.monotonic) -> None:
-        self._registry, self._find, self._clock = registry, find, clock
+    def __init__(
+        self,
+        registry: RegistryLookup,
+        find: FindVersion,
+        usage: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry, self._find, self._usage, self._clock = registry, find, usage, clock
+        self._feedback_read_at = time.time()
         self._tracks: dict[str, Track] = {}
         self._reasons: dict[str, str] = {}  # why the rollouts of routes could not begin, as last logged
 
@@ -158,19 +170,33 @@ class Rollouts:
         if track := self._tracks.get(route):
             track.stopped = reason
 
-    def add_feedback(self, answer: AnswerRecord, *, is_bad: bool) -> None:
-        """Count feedback on an answer, if its version is an arm of its route's rollout now."""
-        track = self._tracks.get(answer.route)
-        if track is not None and answer.version in (track.candidate.model, track.stable.model):
-            is_candidate = answer.version == track.candidate.model
-            track.evidence.add_feedback(f"{answer.key}\0{answer.request}", is_candidate=is_candidate, is_bad=is_bad)
+    def add_feedback(self, feedback: Feedback) -> None:
+        """Count the first feedback on an answer of this gateway, if its version is an arm of its route's rollout now."""
+        track = self._tracks.get(feedback.route)
+        if track is not None and feedback.version in (track.candidate.model, track.stable.model):
+            is_candidate = feedback.version == track.candidate.model
+            request = f"{feedback.key}\0{feedback.request}"
+            track.evidence.add_feedback(request, is_candidate=is_candidate, is_bad=feedback.is_bad)
 
     def documents(self) -> list[dict[str, object]]:
         """Return where the rollouts stand, as JSON."""
         return [track.document(self._clock()) for track in self._tracks.values()]
 
+    async def _read_feedback(self) -> None:
+        """Count the feedback on answers of this gateway that other gateways with its record got."""
+        if self._usage is None or not any("feedback" in track.plan.bounds for track in self._tracks.values()):
+            return
+        now = time.time()
+        since, self._feedback_read_at = min(self._feedback_read_at, now) - _LATE_SECONDS, now
+        for feedback in await asyncio.to_thread(answer_log.feedback_since, self._usage, since):
+            self.add_feedback(feedback)
+
     async def refresh(self, routes: Routes) -> None:
         """Look at the log, and write what follows from this gateway's evidence."""
+        try:
+            await self._read_feedback()
+        except AdapterhubError as error:
+            log.error("feedback that other gateways got does not count: %s", error)
         plans = {name: (route, route.rollout) for name, route in routes.routes.items() if route.rollout}
         for name in self._tracks.keys() - plans.keys():
             del self._tracks[name]

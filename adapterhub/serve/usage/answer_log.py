@@ -16,6 +16,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 MAX_ANSWERS = 1_000_000
 """Answers that a file keeps: the newest, in about 300 MB."""
 _MAX_MATCHES = 100  # answers returned for one id, because clients choose the ids of their requests
+_MAX_FEEDBACK = 100_000  # rows returned at once
 GOOD = 0.5
 """The lowest score, from 0 to 1, that counts as good."""
 TABLES = """
@@ -110,6 +111,17 @@ def find_answers(path: Path, ident: str, key: str | None = None) -> list[tuple[A
         sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
         rows = [database.select(sql, answer.request, answer.key) for answer in answers]
     return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]
+
+
+def feedback_since(path: Path, time: float) -> list[Feedback]:
+    """Return the feedback of all gateways since a time, in seconds of Unix time; the newest, if it is very much."""
+    if not path.exists():
+        return []
+    with closing(SqliteReader(path)) as database:
+        if not database.has_table("feedback"):
+            return []
+        sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE time >= ? ORDER BY time DESC LIMIT {_MAX_FEEDBACK}"  # noqa: S608
+        return [Feedback(*row) for row in database.select(sql, time)]
 
 
 def feedback_counts(path: Path, version: str) -> tuple[int, int]:

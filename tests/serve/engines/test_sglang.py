@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -78,6 +80,57 @@ def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> Non
         asyncio.run(main())
     reason = "Failed to load LoRA adapter: rank 8 is over max_lora_rank 4"
     assert str(refused.value).endswith(f"{DIGEST}: SGLang cannot load it ({reason})")
+
+
+class Slow(Server):
+    """One that loads and unloads a version only when it may, as SGLang waits for the requests that use one."""
+
+    def __init__(self, slow: PreparedVersion) -> None:
+        super().__init__("")
+        self.slow, self.is_waiting, self.may_go_on = slow.model, asyncio.Event(), asyncio.Event()
+
+    async def wait(self, path: str, body: Mapping[str, Any]) -> None:
+        if body.get("lora_name") == self.slow:
+            self.is_waiting.set()
+            await self.may_go_on.wait()
+
+    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
+        if path not in ("/load_lora_adapter", "/unload_lora_adapter"):
+            return super().answer(path, {**body, "model": body.get("model", "").removeprefix("base:")})
+        if path == "/load_lora_adapter":
+            self.known[body["lora_name"]] = body["lora_path"]
+        return 200, {"success": True}
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["loading", "unloading"])
+def test_a_version_that_it_is_loading_or_unloading_holds_up_no_other(tmp_path: Path, forgets: bool) -> None:
+    spec = base(tmp_path / "base")
+    loaded, new, slow = (replace(SQL, digest=f"sha256:{digit * 64}") for digit in "bcd")
+
+    async def main() -> None:
+        server = Slow(slow)
+        async with server.running() as url, asyncio.timeout(20):
+            engine = sglang.Sglang(Client(url), None, base=spec, max_adapters=4)
+            await engine.start()
+            await engine.ensure(loaded)
+            if forgets:
+                server.may_go_on.set()
+                await engine.ensure(slow)
+                server.is_waiting.clear()
+                server.may_go_on.clear()
+            waiting = asyncio.create_task(engine.forget(slow) if forgets else engine.ensure(slow))
+            await server.is_waiting.wait()
+            for version in (loaded, new):
+                await engine.ensure(version)
+                answer = await engine.request("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
+                assert answer.status == 200
+                await answer.close()
+            assert not waiting.done()
+            server.may_go_on.set()
+            await waiting
+            await engine.close()
+
+    asyncio.run(main())
 
 
 def test_alone_it_takes_unknown_names_for_the_base() -> None:

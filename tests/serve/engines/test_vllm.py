@@ -66,6 +66,9 @@ class Server:
         self.asked.append(body["model"])
         return 200, {}
 
+    async def wait(self, path: str, body: Mapping[str, Any]) -> None:
+        """Return once it is to answer a request."""
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +76,9 @@ class Server:
                 while True:
                     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                     length = next((int(line[16:]) for line in head.split("\r\n") if line.startswith("content-length: ")), 0)
-                    status, document = self.answer(head.split(" ")[1], json.loads(await reader.readexactly(length) or b"{}"))
+                    path, posted = head.split(" ")[1], json.loads(await reader.readexactly(length) or b"{}")
+                    await self.wait(path, posted)
+                    status, document = self.answer(path, posted)
                     body = json.dumps(document).encode()
                     writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
 

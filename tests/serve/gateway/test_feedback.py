@@ -10,16 +10,23 @@ import pytest
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.rollout_state import ROLLED_BACK
+from adapterhub.serve.gateway import gateway as gateway_module
 from adapterhub.serve.usage import answer_log
 
-from .test_rollouts import ROUTE, Running, run, state, versions  # noqa: F401
+from .test_rollouts import ROUTE, Running, run, running, state, versions  # noqa: F401
 
 KEYS = "".join(
     f'[keys.{name}]\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nadapters = ["sql"]\n' for name in ("ada", "bo")
 )
 
 
-@pytest.mark.usefixtures("versions")
+@pytest.fixture
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have unknown ids refused at once."""
+    monkeypatch.setattr(gateway_module, "_WAITS_FOR_ANSWER", ())
+
+
+@pytest.mark.usefixtures("versions", "_no_waits")
 def test_an_answer_is_found_by_its_id_and_by_that_of_its_request(tmp_path: Path) -> None:
     async def test(gateway: Running) -> None:
         answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
@@ -63,6 +70,23 @@ def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp
     assert b"June" not in (tmp_path / "usage.db").read_bytes()
 
 
+@pytest.mark.usefixtures("versions")
+def test_feedback_that_overtakes_the_record_of_its_answer_counts_and_holds_up_no_other(tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        async def ask(request: str) -> None:
+            body, headers = {"model": "sql", "prompt": "x"}, {"x-request-id": request}
+            await gateway.client.post("/v1/completions", json=body, headers=headers)
+
+        await ask("recorded")
+        early = asyncio.create_task(gateway.client.post("/v1/feedback", json={"id": "running", "score": 1}))
+        assert (await gateway.client.post("/v1/feedback", json={"id": "recorded", "score": 1})).status_code == 200
+        assert not early.done()
+        await ask("running")
+        assert (await early).json()["id"] == "running"
+
+    run(tmp_path, test)
+
+
 def answer_arm(page: str) -> str:
     """Return the arm in the line of feedback."""
     line = next(line for line in page.splitlines() if line.startswith("adapterhub_feedback_total{"))
@@ -87,7 +111,7 @@ def test_malformed_feedback_is_refused_with_the_field(tmp_path: Path, body: dict
     run(tmp_path, test)
 
 
-@pytest.mark.usefixtures("versions")
+@pytest.mark.usefixtures("versions", "_no_waits")
 def test_a_client_finds_its_own_answers_only(tmp_path: Path) -> None:
     (tmp_path / "routes.toml").write_text(ROUTE + KEYS)
 
@@ -153,3 +177,30 @@ def test_answers_that_people_find_bad_roll_a_candidate_back(versions: list[Diges
         assert state(tmp_path, versions[1]).state == ROLLED_BACK
 
     run(tmp_path, test)
+
+
+def test_feedback_to_another_gateway_with_the_same_record_counts_once_at_the_one_that_answered(
+    versions: list[Digest],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "routes.toml").write_text(ROUTE.replace("errors = 30", "feedback = 30"))
+
+    async def main() -> None:
+        async with running(tmp_path, "one") as one, running(tmp_path, "two") as two:
+            for number in range(80):
+                answer = await one.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+                is_candidate = versions[1] in answer.headers["x-adapterhub-version"]
+                body = {"id": answer.headers["x-request-id"], "score": 0 if is_candidate else 1}
+                one.gateway._recorder.flush()  # as after two seconds at most
+                for client in (two.client, one.client)[: 2 if number % 8 == 0 else 1]:
+                    assert (await client.post("/v1/feedback", json=body)).status_code == 200
+                two.gateway._recorder.flush()
+            [track] = one.gateway.rollouts._tracks.values()
+            await one.gateway.rollouts._read_feedback()
+            pairs = track.evidence.counts["feedback"]
+            await one.gateway.rollouts._read_feedback()
+            assert 10 < track.evidence.counts["feedback"].total == pairs.total <= 40
+            await one.look()
+            assert state(tmp_path, versions[1]).state == ROLLED_BACK
+
+    asyncio.run(main())

@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import rollouts
 from tests.conftest import Run
 from tests.support import llama_server, serving
 from tests.support.serving import COUNT, Gateway, Models, Reply
@@ -233,6 +236,38 @@ def test_a_changed_route_file_reaches_all_workers(limited: Gateway) -> None:
     headers = {"authorization": f"Bearer {KEYS['all']}"}
     replies = [limited.complete("legal", P, count=1, headers=headers) for _ in range(9)]
     assert {reply.version.partition("@")[0] for reply in replies} == {"team/a2"}
+
+
+ROLLOUT = """
+[routes.legal]
+to = "team/a0:prod"
+candidate = "team/a1:prod"
+steps = [{ share = 50, for = "10m" }, 100]
+bounds = { feedback = 60 }
+false_rollback = 0.2
+"""
+
+
+def test_feedback_at_any_worker_rolls_a_candidate_back_at_all(models: Models, tmp_path: Path) -> None:
+    serving.registry(tmp_path / "registry", models, 2).close()
+    (tmp_path / "routes.toml").write_text(ROLLOUT)
+    options = ("--route", tmp_path / "routes.toml", "--usage-file", tmp_path / "usage.db", "--poll", 0.1)
+    with running(models, tmp_path / "registry", tmp_path, *options) as gateway:
+        answers = 0
+        while (document := gateway.get("/v1/rollouts").document["data"][0])["state"] != "rolled back":
+            assert answers < 400, document
+            reply = gateway.complete("legal", P, count=1)
+            feedback = {"id": reply.document["id"], "score": int(reply.version.startswith("team/a0@"))}
+            assert gateway.post("/v1/feedback", feedback).status == 200
+            answers += 1
+        time.sleep(1)  # until every worker has looked at the log
+        versions = {gateway.complete("legal", P, count=1).version.partition("@")[0] for _ in range(12)}
+        assert versions == {"team/a0"}
+    with Registry.open(tmp_path / "registry") as registry:
+        row = registry.row(Ref("team/a1"))
+        logged = rollouts.state_of(registry.index, Ref(row.name, digest=row.digest), "legal")
+    assert logged is not None
+    assert logged.reason.startswith("feedback: answers are found bad more often: in ")
 
 
 # ---- start and end
