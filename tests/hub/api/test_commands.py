@@ -88,6 +88,9 @@ mv other/sql other/sql => 7
 mv other/sql third/sql --json
 list third
 log third/sql
+mv third/sql other/sql --json
+list other --json
+list third => 3
 """
 # Their results do not depend on a registry, or are compared elsewhere: with files, a base or a model.
 ELSEWHERE = {
