@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def refuse_dry_run(is_asked: bool) -> None:
     """Raise UsageError if a change at an address is to be rehearsed."""
     if is_asked:
-        raise UsageError("--dry-run", "is for the local registry", "Leave it out", code="conflicting-options")
+        raise UsageError(
+            "--dry-run", "is for the local registry", "Leave it out to make the change", code="conflicting-options"
+        )
 
 
 def open_local(settings: Settings) -> Catalog:
