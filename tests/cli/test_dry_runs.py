@@ -129,7 +129,7 @@ def test_a_dry_run_says_that_it_is_one_and_asks_nothing(place: Path, run: Run) -
     assert first == "dry run, nothing was changed; without --dry-run:"
     assert second == "removed name team/sql; `adapterhub restore team/sql` undoes it"
     assert (
-        "--dry-run: is for the local registry. Leave it out to make the change"
+        "--dry-run: is for the local registry and hubs of adapterhub, and not for oci://h.example/a/b:c. Leave it out to make"
         in run("rm", "oci://h.example/a/b:c", "--dry-run", code=2).stderr
     )
 
