@@ -46,6 +46,10 @@ def of_one_snapshot(function: Callable[Concatenate[D, P], T]) -> Callable[Concat
     return wrapper
 
 
+class _RollbackError(Exception):
+    """Ends a rehearsal."""
+
+
 class ConstraintError(Exception):
     """A statement would break a constraint of a table; its transaction can only be rolled back."""
 
@@ -109,7 +113,10 @@ class SqliteFile:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Hold the write lock for the block; commit at its end, or roll back after an error."""
+        """Hold the write lock for the block; commit at its end, or roll back after an error. In a rehearsal, join that."""
+        if self.is_rehearsing:
+            yield
+            return
         with self._errors():
             self._connection().execute("BEGIN IMMEDIATE")
         try:
@@ -120,6 +127,22 @@ class SqliteFile:
             raise
         with self._errors():
             self._connection().execute("COMMIT")
+
+    @property
+    def is_rehearsing(self) -> bool:
+        """Whether this thread is in the block of a `rehearsal`."""
+        return getattr(self._local, "is_rehearsing", False)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Roll back, at the end of the block, everything that this thread has changed in it."""
+        with suppress(_RollbackError), self.transaction():
+            self._local.is_rehearsing = True
+            try:
+                yield
+            finally:
+                self._local.is_rehearsing = False
+            raise _RollbackError
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from adapterhub.remotes.catalog import Catalog
 
 
-def refuse_dry_run(is_asked: bool) -> None:
-    """Raise UsageError if a change at an address is to be rehearsed."""
-    if is_asked:
-        raise UsageError("--dry-run", "is for the local registry", "Leave it out", code="conflicting-options")
+def refuse_dry_run(address: str) -> None:
+    """Raise UsageError for a change to be rehearsed at an address that is no hub of ours."""
+    problem = f"is for the local registry and hubs of adapterhub, and not for {address}"
+    raise UsageError("--dry-run", problem, "Leave it out to make the change", code="conflicting-options")
 
 
 def open_local(settings: Settings) -> Catalog:
@@ -46,10 +46,10 @@ def open_to_change(settings: Settings, opened: tuple[Catalog, Ref] | None, *, dr
         yield LocalCatalog(registry)
 
 
-def open_hub(address: str) -> tuple[Catalog, Ref] | None:
+def open_hub(address: str, *, dry_run: bool = False) -> tuple[Catalog, Ref] | None:
     """Open the catalog of the hub at an address, and return it with the ref there; None if it is no hub of ours.
 
-    The caller closes it.
+    The caller closes it. With `dry_run`, changes are rehearsed.
     """
     from adapterhub.remotes.hub.hub_client import HubAddress
     from adapterhub.remotes.remote_address import parse
@@ -60,7 +60,11 @@ def open_hub(address: str) -> tuple[Catalog, Ref] | None:
     from adapterhub.remotes.hub import hub_catalog, hub_repository
 
     catalog = hub_catalog.connect(place, hub_repository.hub_for(place, remotes.surroundings()))
-    return None if catalog is None else (catalog, hub_catalog.ref_at(place))
+    if catalog is None:
+        return None
+    if dry_run:
+        catalog.rehearse()
+    return catalog, hub_catalog.ref_at(place)
 
 
 @contextmanager
@@ -76,13 +80,12 @@ def catalog_of(
     from adapterhub.remotes.address_schemes import is_address
 
     address = ref_at_remote(text, remote)
-    refuse_dry_run(dry_run and is_address(address))
     if not is_address(address):
         ref = Ref.parse(text)
         with open_to_change(settings, None, dry_run=dry_run) as catalog:
             yield catalog, ref
         return
-    opened = open_hub(address)
+    opened = open_hub(address, dry_run=dry_run)
     if opened is None:
         raise remotes.unsupported_error(address, feature)
     with opened[0] as catalog:

@@ -153,7 +153,7 @@ ERRORS: dict[str, str] = {
     "gguf-type-for-folder": "Types such as q8_0 exist only in GGUF files.",
     "has-children": "Other versions were made from it, and their lineage would lead nowhere.",
     "hole": "The header of a safetensors file leaves bytes that belong to no tensor, in which something could be hidden. safetensors does not write such files.",
-    "older-hub": "The hub runs an adapterhub, but not with the API that lists, logs, tags, deprecates and restores from another machine. Pushing and pulling work all the same.",
+    "older-hub": "The hub runs an adapterhub, but not with the API that lists, logs, tags, deprecates and restores from another machine, or with one that would make a change instead of trying it. Pushing and pulling work all the same.",
     "hub-only": "This command asks an index of all names, which the local registry and a hub of adapterhub have.",
     "hub-needs-login": "Beyond this machine, anyone who reaches the address could read the adapters.",
     "image-here": "A container image can only be pushed to a remote or an image layout; versions in the local registry are files.",

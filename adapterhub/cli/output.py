@@ -10,6 +10,7 @@ cuts cells.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -202,6 +203,9 @@ def say(text: str, *, aside: str = "", whole: bool = False) -> None:
     label = next((label for label in _LABELS if pieces[0].startswith(label)), "")
     if label and has_color(sys.stderr):
         pieces[0] = f"\x1b[{_LABELS[label]}m{label}\x1b[0m{pieces[0].removeprefix(label)}"
+    # In the log of a CI job, both streams are one file: what was printed before must be in it before.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     print("\n".join(pieces), file=sys.stderr)
 
 

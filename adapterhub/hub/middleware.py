@@ -221,7 +221,7 @@ def _action(scope: Scope, status: int) -> str:
     sent_token = any(name == b"authorization" for name, _ in scope["headers"])
     if status == 403 or (status == 401 and sent_token):
         return _REFUSED
-    if status >= 400 or "endpoint" not in scope:
+    if status >= 400 or "endpoint" not in scope or request_context.current().is_rehearsal:
         return ""
     module, name = handler_of(scope)
     if scope["method"] in _READING and f"{module}.{name}" not in _CHANGING:

@@ -254,6 +254,7 @@ _PUBLISHED = object_of("manifest", manifest=TEXT, tags=list_of(TEXT), message=TE
 
 def _changing(summary: str, body: Mapping[str, Schema] | None = None, **query: Schema) -> Operation:
     """Return an operation that changes a name: with `If-Match` or `If-None-Match` only if a tag is where these say."""
+    query = {"dry_run": {**BOOLEAN, "description": "Change nothing, and answer as if it were changed."}, **query}
     return Operation(summary, errors=(403, 404, 409, 412, 413, 507), query=query, body=body or {}, needs=LOGIN)
 
 
@@ -288,6 +289,7 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"GET {_NAMES}/downloads": _reading("Tell how often each version was downloaded, by day and protocol"),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
     f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
+    f"GET {_NAMES}/retention": _reading("Tell how many of the newest versions of a name a gc keeps; null for all"),
     f"PUT {_NAMES}/retention": _changing(
         "Set a gc to drop the versions of a name but the newest and those with tags", {JSON: object_of("keep", keep=COUNT)}
     ),

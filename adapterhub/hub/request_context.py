@@ -33,6 +33,7 @@ class RequestContext:
         names: The repositories and namespaces it asked to change.
         detail: What it asked to change them to, for the audit log; empty if its path says that.
         work: The CPU that it has taken in threads that work on the registry.
+        is_rehearsal: Whether the request changes nothing, and so has no row of the audit log unless it is refused.
         warning: A warning for the client, sent in a header of the response; empty for none.
         id: 16 hexadecimal digits, in the log and in the response.
     """
@@ -43,6 +44,7 @@ class RequestContext:
     token: int = 0
     names: list[str] = field(default_factory=list)
     detail: str = ""
+    is_rehearsal: bool = False
     warning: str = ""
     work: WorkMeter = field(default_factory=WorkMeter)
     id: str = field(default_factory=lambda: secrets.token_hex(8))

@@ -15,6 +15,7 @@ from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.rehearsal import rehearsal
 from adapterhub.registry.repository_records import Repositories, Repository
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -113,6 +114,17 @@ class Workers:
         """
         meter = request_context.current().work
         return await self._call(self._pool, meter.with_timer(lambda: work(self.worker(), *args, **kwargs)))
+
+    async def rehearse(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work` as `run` does, with the same result and the same errors, and undo everything that it has changed."""
+        request_context.current().is_rehearsal = True
+
+        def rehearsed_work(worker: Worker) -> T:
+            # The lock of the index first, as in every change that looks into the tables.
+            with rehearsal(worker.registry), worker.repositories.rehearsal(), worker.database.rehearsal():
+                return work(worker, *args, **kwargs)
+
+        return await self.run(rehearsed_work)
 
     async def read(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work`, which reads or writes bytes, in a thread of the second pool."""

@@ -11,11 +11,12 @@ branches and a visibility; an OCI repository has manifests that are not adapters
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, field, replace
 from typing import Any
 
-from adapterhub.digest import Digest, is_hex, parse_digest
+from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
 from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import HUB, Entry, Store
@@ -220,6 +221,16 @@ class Repositories:
     ) -> None:
         self._registry, self.check_size, self._on_change = registry, check_size, on_change
         self._cache: dict[str, tuple[NamedDocument, Repository | None]] = {}
+        self._rehearsed_blobs: dict[Digest, bytes] | None = None
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Keep the documents of the block in memory, and forget them at its end; a rehearsal of the registry is around it."""
+        cache, self._rehearsed_blobs = dict(self._cache), {}
+        try:
+            yield
+        finally:
+            self._cache, self._rehearsed_blobs = cache, None
 
     @property
     def _store(self) -> Store:
@@ -257,16 +268,16 @@ class Repositories:
             if not has_room and whole_size >= size_before:
                 self.check_size(name, len(raw) + pages_written + ENTRY_SIZE)
             for page in new_blobs.values():
-                self._store.put_bytes(page)
-            digest, size = self._store.put_bytes(raw)
+                self._put_bytes(page)
+            self._put_bytes(raw)
             # The blobs must be on the disk before the log entry that names them.
             self._store.sync_blobs()
-            return replace(state.next("push", now(), digest, size), number=pages_written)
+            return replace(state.next("push", now(), sha256_bytes(raw), len(raw)), number=pages_written)
 
         # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
             self._move(name, decide)
-        self._on_change(name, repository)
+        self._tell(name, repository)
         return repository
 
     def _check_names(self, name: str, before: Repository, after: Repository) -> None:
@@ -286,7 +297,7 @@ class Repositories:
     def remove(self, name: str) -> None:
         """Remove a repository, but not its versions: those belong to the registry."""
         self._move(name, lambda state: state.next("delete", now()) if state.exists else None)
-        self._on_change(name, None)
+        self._tell(name, None)
 
     def document(self, name: str) -> NamedDocument:
         """Return the last entry of the log of a repository."""
@@ -331,8 +342,22 @@ class Repositories:
     def _read(self, state: NamedDocument) -> Repository | None:
         if not state.exists or state.entry is None:
             return None
-        raw = self._store.read_document(state.entry.digest)
-        return Repository.parse(raw, f"hub/{state.name}", self._store.read_document)
+        return Repository.parse(self._read_document(state.entry.digest), f"hub/{state.name}", self._read_document)
+
+    def _read_document(self, digest: Digest) -> bytes:
+        if self._rehearsed_blobs and digest in self._rehearsed_blobs:
+            return self._rehearsed_blobs[digest]
+        return self._store.read_document(digest)
+
+    def _put_bytes(self, raw: bytes) -> None:
+        if self._rehearsed_blobs is None:
+            self._store.put_bytes(raw)
+        else:
+            self._rehearsed_blobs[sha256_bytes(raw)] = raw
+
+    def _tell(self, name: str, repository: Repository | None) -> None:
+        if self._rehearsed_blobs is None:
+            self._on_change(name, repository)
 
 
 def required_blobs(store: Store, document: Digest) -> set[Digest]:

@@ -175,6 +175,14 @@ class Catalog(ABC):
         """
 
     @abstractmethod
+    def keep(self, name: str, last: int | None) -> None:
+        """Set a gc to drop the versions of a name but the `last` newest and those with tags; None keeps all."""
+
+    @abstractmethod
+    def retention(self, name: str) -> int | None:
+        """Return how many of the newest versions of a name a gc keeps, besides those with tags; None for all."""
+
+    @abstractmethod
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
 

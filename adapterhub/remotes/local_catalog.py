@@ -10,7 +10,7 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query
-from adapterhub.maintenance import disk_usage, name_moves
+from adapterhub.maintenance import disk_usage, name_moves, retention
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -176,6 +176,14 @@ class LocalCatalog(Catalog):
     def mv(self, name: str, new: str) -> int:
         """Rename a name, with its versions and what was recorded of them."""
         return name_moves.move(self._registry, name, new)
+
+    def keep(self, name: str, last: int | None) -> None:
+        """Set a gc to drop the versions of a name but the `last` newest and those with tags; None keeps all."""
+        retention.keep(self._registry, Ref(name), last)
+
+    def retention(self, name: str) -> int | None:
+        """Return how many of the newest versions of a name a gc keeps; None for all."""
+        return retention.retention_limit(self._registry, Ref(name))
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""

@@ -116,11 +116,22 @@ def test_a_dry_run_answers_as_the_real_one_and_changes_nothing(place: Path, run:
     assert (files(place) == before) == (code != 0)
 
 
+def test_a_rename_names_the_command_that_undoes_it(place: Path, run: Run) -> None:
+    before = run("list").stdout
+    assert "team/sql is now team/new, with" in (text := run("mv", "team/sql", "team/new").stdout)
+    assert text.endswith("; `adapterhub mv team/new team/sql` undoes it\n")
+    run("mv", "team/new", "team/sql")
+    assert run("list").stdout == before
+
+
 def test_a_dry_run_says_that_it_is_one_and_asks_nothing(place: Path, run: Run) -> None:
     first, second = run("rm", "team/sql", "--dry-run").stdout.splitlines()
     assert first == "dry run, nothing was changed; without --dry-run:"
     assert second == "removed name team/sql; `adapterhub restore team/sql` undoes it"
-    assert "--dry-run: is for the local registry" in run("rm", "oci://h.example/a/b:c", "--dry-run", code=2).stderr
+    assert (
+        "--dry-run: is for the local registry and hubs of adapterhub, and not for oci://h.example/a/b:c. Leave it out to make"
+        in run("rm", "oci://h.example/a/b:c", "--dry-run", code=2).stderr
+    )
 
 
 @pytest.mark.parametrize(

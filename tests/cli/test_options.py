@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
@@ -49,6 +50,11 @@ def test_an_option_has_one_meaning_in_all_commands(name: str) -> None:
     helps = {option.help or "" for option in found}
     before_colon, two_words = {text.partition(":")[0] for text in helps}, {tuple(text.split()[:2]) for text in helps}
     assert 1 in (len(before_colon), len(two_words)), helps
+
+
+def test_no_help_of_an_option_has_a_colon_before_a_preposition() -> None:
+    helps = {option.help or "" for uses in options().values() for option in uses.values()}
+    assert [text for text in helps if re.match(r"\w+: (at|for|from|in|of|on|where)\b", text)] == []
 
 
 def leaves() -> dict[str, click.Command]:

@@ -240,3 +240,12 @@ def test_a_runtime_that_is_asked_for_must_apply_it(run: Run, tmp_path: Path) -> 
     run("validate", "rs", "--for", "peft", "--for", "llama.cpp")
     result = run("validate", "rs", "--for", "sglang", "--format", "github", code=1)
     assert "title=runtime::sglang wrong: scales by alpha / r" in result.stdout
+
+
+def test_results_and_messages_are_in_one_file_in_the_order_in_which_they_were_printed() -> None:
+    code = "from adapterhub.cli import output; output.write('a'); output.say('b'); output.write('c')"
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    result = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=environment
+    )
+    assert result.stdout == "a\nb\nc\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from adapterhub.hub import mirror_origin, renames
 from adapterhub.hub.accounts import publishers
@@ -53,6 +54,28 @@ def test_a_moved_repository_keeps_numbers_and_what_was_set_of_them(hub: Running,
         assert queries.marks(registry.index, "deprecate", "other/text2sql") == {"0": "Use team/new.", "2": "Use v4."}
         assert registry.show(Ref("other/text2sql", number=3))["evaluations"][0]["metrics"] == {"loss": 0.5}
         assert retention.retention_limit(registry, Ref("other/text2sql")) == 2
+
+
+def test_a_moved_repository_can_be_moved_back_and_the_other_name_leads_to_it(
+    hub: Running, hf: Any, adapter: Callable[..., Path]
+) -> None:
+    with hub.registry() as registry:
+        registry.push(adapter(1), Ref("team/sql"))
+        registry.tag(Ref("team/sql"), "prod")
+        hf.create_branch("team/sql", branch="next")
+        hf.move_repo("team/sql", "team/new")
+        registry.push(adapter(2), Ref("team/new"))
+        registry.rm(Ref("team/new", tag="prod"))
+        hf.move_repo("team/new", "team/sql")
+        registry.ledger.current("team/sql")
+        rows = queries.versions(registry.index, name="team/sql")
+    assert [(row.number, row.tags) for row in rows] == [(2, ("latest",)), (1, ())]
+    assert [branch.name for branch in hf.list_repo_refs("team/sql").branches] == ["main", "next"]
+    assert hf.model_info("team/new").id == "team/sql"
+    hf.delete_repo("team/sql")
+    hf.create_repo("team/other")
+    with pytest.raises(HfHubHTTPError, match="was removed"):
+        hf.move_repo("team/other", "team/sql")
 
 
 def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any, adapter: Callable[..., Path]) -> None:
@@ -159,11 +182,17 @@ def seen(hub: Hub, *names: str) -> list[tuple[str, list[tuple[int, tuple[str, ..
     return [(name, [(row.number, row.tags) for row in queries.versions(worker.registry.index, name=name)]) for name in found]
 
 
-def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, stride: int = 2) -> None:
-    """Kill processes that move a repository, each some steps later, until one is not killed: all of it is under one name."""
+def check_every_step(
+    settings: HubSettings, run: Callable[..., int] = forked, stride: int = 2, *, is_back: bool = False
+) -> None:
+    """Kill processes that move a repository, each some steps later, until one is not killed: all of it is under one name.
+
+    With `is_back`, it is moved to and fro between two names, otherwise to a name that is new each time.
+    """
     name, steps, killed_before, killed_after = "team/sql", 0, 0, 0
     while True:
-        old, new, steps = name, f"team/new-{steps}", steps + stride
+        new = ("team/new" if name == "team/sql" else "team/sql") if is_back else f"team/new-{steps}"
+        old, steps = name, steps + stride
         code = run(settings, old, new, steps)
         with closing(Hub(settings)) as hub:
             ((name, versions),) = seen(hub, old, new)
@@ -188,6 +217,10 @@ def test_a_move_whose_process_is_killed_at_any_step_is_under_one_name_and_the_ne
     settings: HubSettings,
 ) -> None:
     check_every_step(settings)
+
+
+def test_a_move_back_whose_process_is_killed_at_any_step_is_under_one_name(settings: HubSettings) -> None:
+    check_every_step(settings, stride=3, is_back=True)
 
 
 def test_what_another_process_changes_just_before_the_old_name_redirects_moves_too(settings: HubSettings) -> None:

@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import catalogs, output
 from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, dry_run_option
-from adapterhub.cli.remote_choice import remote_option
+from adapterhub.cli.remote_choice import ref_at_remote, remote_option, remote_words
 
 
 @command(
@@ -24,8 +24,8 @@ from adapterhub.cli.remote_choice import remote_option
 def mv(settings: Settings, *, name: str, new_name: str, dry_run: bool, remote: str | None) -> None:
     """Rename a name: its versions keep their numbers, digests, tags, messages and what was recorded of them but approvals.
 
-    The old name says where they are; on a hub of adapterhub, it leads there. NEW must be free. A tag that is protected or has
-    requirements is refused. If it is interrupted, the same command goes on.
+    The old name says where they are; on a hub of adapterhub, it leads there. NEW must be free, or a name that was moved to OLD,
+    which is moved back. A tag that is protected or has requirements is refused. If it is interrupted, the same command goes on.
     """
     from adapterhub.ref import parse_name
     from adapterhub.remotes.address_schemes import is_address
@@ -34,9 +34,9 @@ def mv(settings: Settings, *, name: str, new_name: str, dry_run: bool, remote: s
         old, new = parse_name(str(target), name), parse_name(new_name, new_name)
         versions = catalog.mv(old, new)
     document = {"from": old, "to": new, "versions": versions}
-    text = f"{old} is now {new}, with {output.plural(versions, 'version')}"
-    if remote is not None or is_address(name):
-        text += f"; {old} leads there"
-    else:
-        text += f"; `adapterhub restore {old}` and `adapterhub rm {new}` undo it"
+    address = ref_at_remote(name, remote)
+    leads = f"; {old} leads there" if is_address(address) else ""
+    # A remote whose address has a namespace is given names without it.
+    undo = f"{new} {old}{remote_words(remote)}" if str(target) == name else f"{address.removesuffix(old)}{new} {old}"
+    text = f"{old} is now {new}, with {output.plural(versions, 'version')}{leads}; `adapterhub mv {undo}` undoes it"
     output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

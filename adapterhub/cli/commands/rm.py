@@ -39,9 +39,10 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     from adapterhub.remotes.address_schemes import is_address
 
     address = ref_at_remote(ref, remote)
-    catalogs.refuse_dry_run(dry_run and is_address(address))
-    opened = catalogs.open_hub(address) if is_address(address) else None
+    opened = catalogs.open_hub(address, dry_run=dry_run) if is_address(address) else None
     if is_address(address) and opened is None:
+        if dry_run:
+            catalogs.refuse_dry_run(address)
         if expect:
             raise UsageError("--expect", "is for a registry or a hub of adapterhub", "Leave it out", code="conflicting-options")
         tag.untag(address, workspace(settings))

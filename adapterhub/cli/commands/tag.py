@@ -65,9 +65,10 @@ def tag(
     from adapterhub.remotes.version_documents import version_document
 
     address = ref_at_remote(ref, remote)
-    catalogs.refuse_dry_run(dry_run and is_address(address))
-    opened = catalogs.open_hub(address) if is_address(address) else None
+    opened = catalogs.open_hub(address, dry_run=dry_run) if is_address(address) else None
     if is_address(address) and opened is None:
+        if dry_run:
+            catalogs.refuse_dry_run(address)
         _tag_at_address(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
         return
     target = Ref.parse(ref) if opened is None else opened[1]

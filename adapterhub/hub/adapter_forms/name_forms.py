@@ -57,7 +57,7 @@ def set_visibility(page_request: PageRequest, worker: Worker, name: str, fields:
 def keep(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
     """POST …/retention: how many versions a gc leaves; empty for all."""
     count = count_in(fields, "keep")
-    request_context.current().record_detail(keep=count or "all")
+    request_context.current().record_detail(keep="all" if count is None else count)
     name_changes.set_retention(worker, page_request.hub, page_request.who, name, count)
     return f"{settings_url(name)}#retention"
 

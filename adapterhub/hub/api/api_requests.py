@@ -27,9 +27,12 @@ from adapterhub_converters.errors import (
     ConflictError,
     NotFoundError,
     RefusedError,
+    UsageError,
 )
 
 PREFIX = "/api/adapterhub/v1"
+DRY_RUN = "dry_run"
+"""A parameter of the query: the change is only rehearsed, and answered as if it were made."""
 _MAX_FIELD = 300  # characters of a text in an error
 _MAX_UNLISTED = 64 << 20  # bytes of weights that one request may have read for their tensors
 _NO_NAME = "-/-"  # a valid path, and no valid name
@@ -38,12 +41,14 @@ _OCI_ERRORS: dict[int, type[AdapterhubError]] = {404: NotFoundError, 409: Confli
 _FAILURES = (BodyError, OciError, ResponseError, NoTokenError, ForbiddenError, AdapterhubError)
 
 
-def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
-    """Return the endpoint of a handler, with its errors turned into responses."""
+def endpoint_of(handler: Handler, *, rehearses: bool) -> Callable[[Request], Awaitable[Any]]:
+    """Return the endpoint of a handler, with its errors turned into responses, which `rehearses` if it is asked to."""
 
     @wraps(handler)
     async def endpoint(request: Request) -> Any:
         try:
+            if not rehearses and request.method not in ("GET", "HEAD") and is_set(request, DRY_RUN):
+                raise UsageError(DRY_RUN, "is for changes of names, tags and versions", "Leave it out to make the change")
             return await handler(request.app.state.hub, request)
         except MovedError as moved:
             if request.method in ("GET", "HEAD"):

@@ -29,7 +29,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, UsageError
 
 from . import name_changes
-from .api_requests import check_known, is_set, name_of, tag_of, visible_view
+from .api_requests import DRY_RUN, check_known, is_set, name_of, tag_of, visible_view
 from .reading import version_response
 from .request_fields import count_field, text_field
 
@@ -51,10 +51,21 @@ async def begin(hub: Hub, request: Request, check: Callable[..., object] = visib
 
 
 async def change(hub: Hub, request: Request, move: Callable[[Worker, Hub, Identity | None, str], T]) -> T:
-    """Make a change of the repository in the path, with the checks of `name_changes`."""
+    """Make a change of the repository in the path, with the checks of `name_changes`; with `dry_run=true`, rehearse it."""
     identity, name = hub.identify(request), name_of(request)
     async with hub.change(name):
-        return await hub.workers.run(move, hub, identity, name)
+        return await _run(hub, request, move, identity, name)
+
+
+async def _run(hub: Hub, request: Request, work: Callable[..., T], identity: Identity | None, *names: str) -> T:
+    """Make a change of `names`; with `dry_run=true`, rehearse it."""
+    if not is_set(request, DRY_RUN):
+        return await hub.workers.run(work, hub, identity, *names)
+    try:
+        return await hub.workers.rehearse(work, hub, identity, *names)
+    finally:
+        for name in names:  # what was rehearsed has been counted
+            hub.quotas.recount(name)
 
 
 def _expected_digest(request: Request) -> Digest | None:
@@ -187,7 +198,7 @@ async def keep(hub: Hub, request: Request) -> Response:
     count = None
     if request.method == "PUT" and (count := count_field(await read_object(request, _MAX_BODY), "keep")) is None:
         raise UsageError("keep", "is not a number of versions")
-    request_context.current().record_detail(keep=count or "all")
+    request_context.current().record_detail(keep="all" if count is None else count)
     await change(hub, request, partial(name_changes.set_retention, keep=count))
     return JSONResponse({"name": name_of(request), "keep": count})
 
@@ -210,7 +221,7 @@ async def move(hub: Hub, request: Request) -> Response:
         raise ConflictError(new, "exists already", "Choose another name")
     # Both names stay locked until the move is finished, so no push can slip in between.
     async with hub.move_lock(name, new):
-        versions = await hub.workers.run(name_changes.move_name, hub, identity, name, new)
+        versions = await _run(hub, request, name_changes.move_name, identity, name, new)
     return JSONResponse({"from": name, "to": new, "versions": versions})
 
 

@@ -132,7 +132,7 @@ def set_retention(worker: Worker, hub: Hub, identity: Identity | None, name: str
     """Set a gc to drop the versions of a name but the `keep` newest and those with tags; None keeps all. For admins."""
     visible_view(worker, hub, identity, name)
     check_admin(identity, name.partition("/")[0])
-    if keep is not None and not 0 < keep <= _MAX_KEPT:
-        raise UsageError("keep", f"{keep} is not a number of versions", "Choose a number above 0")
+    if keep is not None and not 0 <= keep <= _MAX_KEPT:
+        raise UsageError("keep", f"{keep} is not a number of versions", "Choose 0, which keeps those with tags, or more")
     hub.quotas.check_record(worker, name, ENTRY_SIZE)
     retention.keep(worker.registry, Ref(name), keep)

@@ -16,6 +16,7 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index.version_search import Bounds, Query, parse_bounds, parse_metric
+from adapterhub.maintenance.retention import retention_limit
 from adapterhub.ref import Ref
 from adapterhub.registry.version_lookup import Version, never_set
 from adapterhub.remotes import content_documents, version_documents
@@ -23,7 +24,18 @@ from adapterhub.remotes.catalog import Listing
 from adapterhub.version import __version__
 from adapterhub_converters.errors import UsageError
 
-from .api_requests import catalog_for, check_known, check_reader, is_set, name_of, ref_of, ref_to, tag_of, visible_view
+from .api_requests import (
+    DRY_RUN,
+    catalog_for,
+    check_known,
+    check_reader,
+    is_set,
+    name_of,
+    ref_of,
+    ref_to,
+    tag_of,
+    visible_view,
+)
 
 _MAX_COUNTS = 10_000  # versions, days and protocols
 _PAGE, _MAX_RESULTS, _MAX_CONDITIONS = 500, 1000, 50
@@ -36,8 +48,8 @@ MAX_TENSORS = 50_000
 
 
 async def about(_hub: Hub, _request: Request) -> Response:
-    """GET /api/adapterhub: that this is a hub of ours, with which versions of the API."""
-    return JSONResponse({"program": "adapterhub", "version": __version__, "api": [1]})
+    """GET /api/adapterhub: that this is a hub of ours, with which versions of the API, whose changes can be rehearsed."""
+    return JSONResponse({"program": "adapterhub", "version": __version__, "api": [1], DRY_RUN: True})
 
 
 async def versions(hub: Hub, request: Request) -> Response:
@@ -173,6 +185,17 @@ async def log(hub: Hub, request: Request) -> Response:
 
     document, last = await hub.workers.run(work)
     return JSONResponse(document, headers=_next_page(hub, request, str(last) if last else ""))
+
+
+async def retention(hub: Hub, request: Request) -> Response:
+    """GET …/names/{name}/retention: how many of the newest versions a gc keeps, besides those with tags; null for all."""
+    identity, name = hub.identify(request), name_of(request)
+
+    def work(worker: Worker) -> int | None:
+        visible_view(worker, hub, identity, name)
+        return retention_limit(worker.registry, Ref(name))
+
+    return JSONResponse({"name": name, "keep": await hub.workers.run(work)})
 
 
 async def downloads(hub: Hub, request: Request) -> Response:

@@ -24,6 +24,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_NAME}/downloads", reading.downloads),
     ("PUT", f"{_NAME}/deprecation", changing.deprecate),
     ("DELETE", f"{_NAME}/deprecation", changing.deprecate),
+    ("GET", f"{_NAME}/retention", reading.retention),
     ("PUT", f"{_NAME}/retention", changing.keep),
     ("DELETE", f"{_NAME}/retention", changing.keep),
     ("POST", f"{_NAME}/versions", changing.publish),
@@ -83,4 +84,12 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 def routes() -> list[BaseRoute]:
     """Return the routes."""
-    return [Route(path, endpoint_of(handler), methods=[method]) for method, path, handler in _ROUTES]
+    return [
+        Route(path, endpoint_of(handler, rehearses=rehearses(path, handler)), methods=[method])
+        for method, path, handler in _ROUTES
+    ]
+
+
+def rehearses(path: str, handler: Handler) -> bool:
+    """Return whether a change takes `dry_run`: each of a name, but a push, whose client rehearses what it would send."""
+    return path.startswith(_NAME) and handler is not changing.publish

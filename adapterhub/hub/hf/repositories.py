@@ -149,10 +149,13 @@ def _check_move(worker: Worker, hub: Hub, identity: Identity | None, view: View,
     old, policy = view.name, hub.settings.policy
     if policy is not None:
         policy.check_name(new)
-    if commits.find_view(worker, new) is not None:
-        raise ConflictError(new, "exists already", "Choose another name")
-    if worker.registry.ledger.current(new).deleted:
-        raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
+    target = worker.repositories.get(new)
+    # The redirect to this repository gives way: it is moved back.
+    if target is None or target.moved_to != old:
+        if commits.find_view(worker, new) is not None:
+            raise ConflictError(new, "exists already", "Choose another name")
+        if worker.registry.ledger.current(new).deleted:
+            raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
     check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
     tags = {*queries.tags(worker.registry.index, old), *(view.repository.heads if view.repository else ())}
     # To leave evidence behind takes an admin.

@@ -138,7 +138,13 @@ class PostgresDatabase(HubDatabase):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Change several tables in one step, one process at a time; commit, or roll back after an error."""
+        """Change several tables in one step, one process at a time; commit, or roll back after an error.
+
+        In a rehearsal, join that.
+        """
+        if self.is_rehearsing:
+            yield
+            return
         # SQLite has a single writer, and the statements rely on it.
         with self._transaction_of_thread("SELECT pg_advisory_xact_lock(%s)", (_CHANGES,)):
             yield
@@ -178,6 +184,11 @@ class PostgresDatabase(HubDatabase):
         if current is not None:
             yield current
             return
+        with self._pooled_connection() as connection:
+            yield connection
+
+    @contextmanager
+    def _pooled_connection(self) -> Iterator[Any]:
         with self._errors():
             connection = self._pool.getconn()
         try:
@@ -258,8 +269,10 @@ class PostgresDatabase(HubDatabase):
 
     def note_blob(self, digest: Digest) -> None:
         """Note that a process relies on a blob of the bucket, after waiting for any gc that is removing it."""
-        sql = "INSERT INTO held (digest, time) VALUES (?, now()) ON CONFLICT (digest) DO UPDATE SET time = excluded.time"
-        self.execute(sql, digest)
+        sql = "INSERT INTO held (digest, time) VALUES (%s, now()) ON CONFLICT (digest) DO UPDATE SET time = excluded.time"
+        # Not in the transaction of the thread: the process remembers the note even if that is rolled back.
+        with self._pooled_connection() as connection, self._errors():
+            connection.execute(sql, (digest,))
 
     def noted_blobs(self, hours: float) -> set[Digest]:
         """Return the blobs noted within some hours."""

@@ -144,6 +144,10 @@ class HubApi:
             retry=retry,
         )
 
+    def takes_dry_run(self) -> bool:
+        """Return whether the hub rehearses a change that is sent with `dry_run=true`; an older one would make it."""
+        return (_document_at(f"{self.endpoint}{_API}", self.wire, self.location) or {}).get("dry_run") is True
+
     def pages(self, path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects of all pages of a list."""
         for response in self.wire.pages(self._url(path, query), self.location, limit=_MAX_ANSWER):

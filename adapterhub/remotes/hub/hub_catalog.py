@@ -71,6 +71,7 @@ class HubCatalog(Catalog):
 
     def __init__(self, api: HubApi) -> None:
         self.api, self.location = api, api.location
+        self._dry_run: dict[str, str] = {}
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,6 +135,20 @@ class HubCatalog(Catalog):
 
     # ---- changing
 
+    def rehearse(self) -> None:
+        """Only rehearse the changes from here on: they are answered as if they were made.
+
+        Raises:
+            RefusedError: The hub cannot, and would make them.
+        """
+        if not self.api.takes_dry_run():
+            problem = "this hub runs an adapterhub that cannot try a change without making it"
+            raise RefusedError(self.location, problem, "Ask its operator to upgrade it", code="older-hub")
+        self._dry_run = {"dry_run": "true"}
+
+    def _change(self, method: str, path: str, query: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
+        return self.api.request(method, path, {**(query or {}), **self._dry_run}, **options)
+
     def publish(
         self,
         name: str,
@@ -156,7 +171,7 @@ class HubCatalog(Catalog):
         """
         body = {"manifest": manifest.raw.decode(), "tags": list(tags), "message": message, "metrics": dict(metrics)}
         path, retry = f"{_name_path(name)}/versions", expect is None
-        document = self.api.request("POST", path, body=body, headers=_conditions(expect), retry=retry)
+        document = self._change("POST", path, body=body, headers=_conditions(expect), retry=retry)
         return version_documents.read_version(document, self.location)
 
     def check_writable(self, name: str) -> None:
@@ -166,22 +181,22 @@ class HubCatalog(Catalog):
             DeniedError: The user may not write there.
         """
         with suppress(UsageError):  # the manifest is missing: it has looked at the role before
-            self.api.request("POST", f"{_name_path(name)}/versions", body={})
+            self._change("POST", f"{_name_path(name)}/versions", body={})
 
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
         """Point a tag at a version."""
         path, body, retry = _tag_path(ref.name, tag), {"reference": reference_text(ref) or LATEST}, expect is None
-        document = self.api.request("PUT", path, body=body, headers=_conditions(expect), retry=retry)
+        document = self._change("PUT", path, body=body, headers=_conditions(expect), retry=retry)
         return version_documents.read_version(document, self.location, tag)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
         """Point a tag where it pointed before."""
-        document = self.api.request("POST", f"{_tag_path(ref.name, _tag_of(ref))}/restore", body={"seq": seq}, retry=False)
+        document = self._change("POST", f"{_tag_path(ref.name, _tag_of(ref))}/restore", body={"seq": seq}, retry=False)
         return version_documents.read_version(document, self.location, ref.tag)
 
     def protect(self, ref: Ref, *, on: bool = True) -> Version:
         """Keep a tag from being moved or removed, or lift that protection."""
-        document = self.api.request("PUT" if on else "DELETE", f"{_tag_path(ref.name, _tag_of(ref))}/protection")
+        document = self._change("PUT" if on else "DELETE", f"{_tag_path(ref.name, _tag_of(ref))}/protection")
         return version_documents.read_version(document, self.location, ref.tag)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
@@ -189,7 +204,7 @@ class HubCatalog(Catalog):
         path = _name_path(ref.name) if ref == Ref(ref.name) else _version_path(ref)
         body = None if undo else {"message": message}
         return version_documents.read_number(
-            self.api.request("DELETE" if undo else "PUT", f"{path}/deprecation", body=body), self.location
+            self._change("DELETE" if undo else "PUT", f"{path}/deprecation", body=body), self.location
         )
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
@@ -197,18 +212,29 @@ class HubCatalog(Catalog):
         if ref.number or ref.digest:
             raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
         path = _tag_path(ref.name, _tag_of(ref)) if ref != Ref(ref.name) else _name_path(ref.name)
-        self.api.request("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
+        self._change("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
 
     def mv(self, name: str, new: str) -> int:
         """Rename a name, which then leads to the new one."""
-        fields = Fields(self.api.request("POST", f"{_name_path(name)}/move", body={"to": new}), self.location)
+        fields = Fields(self._change("POST", f"{_name_path(name)}/move", body={"to": new}), self.location)
         return fields.count("versions")
+
+    def keep(self, name: str, last: int | None) -> None:
+        """Set a gc to drop the versions of a name but the `last` newest and those with tags; None keeps all."""
+        self._change(
+            "DELETE" if last is None else "PUT",
+            f"{_name_path(name)}/retention",
+            body=None if last is None else {"keep": last},
+        )
+
+    def retention(self, name: str) -> int | None:
+        """Return how many of the newest versions of a name a gc keeps; None for all."""
+        fields = Fields(self.api.request("GET", f"{_name_path(name)}/retention"), self.location)
+        return None if fields.values.get("keep") is None else fields.count("keep")
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
-        return version_documents.read_restore(
-            self.api.request("POST", f"{_name_path(name)}/restore", retry=False), self.location
-        )
+        return version_documents.read_restore(self._change("POST", f"{_name_path(name)}/restore", retry=False), self.location)
 
     # ---- releases
 
@@ -222,19 +248,19 @@ class HubCatalog(Catalog):
     def promote(self, ref: Ref, tag: str, message: str = "") -> PromotionReport:
         """Point a tag at a version that meets its requirements."""
         body = {"reference": reference_text(ref) or LATEST, "message": message}
-        document = self.api.request("POST", f"{_tag_path(ref.name, tag)}/promotion", body=body, retry=False)
+        document = self._change("POST", f"{_tag_path(ref.name, tag)}/promotion", body=body, retry=False)
         return release_documents.read_promotion(document, self.location)
 
     def approve(self, ref: Ref, tag: str, text: str, bundle: bytes = b"") -> Version:
         """Approve a version for a tag, by the account that is logged in and, with a bundle, its signature."""
         body = {"tag": tag, "message": text, "bundle": bundle.decode()}
-        document = self.api.request("POST", f"{_version_path(ref)}/approvals", body=body, retry=False)
+        document = self._change("POST", f"{_version_path(ref)}/approvals", body=body, retry=False)
         return version_documents.read_version(document, self.location)
 
     def rollback(self, ref: Ref, message: str = "") -> tuple[Version, Version]:
         """Point a tag at the version it had before."""
         path = f"{_tag_path(ref.name, _tag_of(ref))}/rollback"
-        fields = Fields(self.api.request("POST", path, body={"message": message}, retry=False), self.location)
+        fields = Fields(self._change("POST", path, body={"message": message}, retry=False), self.location)
         left, current = (
             version_documents.read_version(fields.values.get(key), self.location, ref.tag) for key in ("left", "current")
         )
@@ -249,12 +275,12 @@ class HubCatalog(Catalog):
             if isinstance(claim.signer, Identity):
                 raise UsageError(str(ref), "a hub takes the key of a signer, and no identity", "Ask an admin of the hub")
             body |= {"bundle": claim.bundle.decode(), "key": claim.signer.pem.decode()}
-        fields = Fields(self.api.request("PUT", f"{_version_path(ref)}/withdrawal", body=body), self.location)
+        fields = Fields(self._change("PUT", f"{_version_path(ref)}/withdrawal", body=body), self.location)
         return [release_documents.read_withdrawal(entry) for entry in fields.objects("withdrawn")]
 
     def undo_withdrawal(self, ref: Ref) -> Version:
         """Let a withdrawn version be used again."""
-        document = self.api.request("DELETE", f"{_version_path(ref)}/withdrawal")
+        document = self._change("DELETE", f"{_version_path(ref)}/withdrawal")
         return version_documents.read_version(document, self.location)
 
 

@@ -88,11 +88,14 @@ mv other/sql other/sql => 7
 mv other/sql third/sql --json
 list third
 log third/sql
+mv third/sql other/sql --json
+list other --json
+list third => 3
 """
-# Their results do not depend on a registry, or are compared elsewhere: with files, a base or a model.
+# Their results do not depend on a registry, or are compared elsewhere: with files, a base, a model, or as an admin.
 ELSEWHERE = {
-    "approve", "attach", "attest", "bom", "chat", "copy", "diff", "eval", "lock", "pull", "resolve", "run", "scan", "serve",
-    "sign", "validate", "verify",
+    "approve", "attach", "attest", "bom", "chat", "copy", "diff", "eval", "keep", "lock", "pull", "resolve", "run", "scan",
+    "serve", "sign", "validate", "verify",
 }  # fmt: skip
 _VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|\d{4}-\d\d-\d\d| *(BY|alice|root) *| {2,}|-+")
 

@@ -43,7 +43,7 @@ def user() -> None:
     adapterhub hub user add root --role admin""",
 )
 @click.argument("name")
-@click.option("--role", type=click.Choice(ROLES), help="Role: in every namespace. [default: none but in its own]")
+@click.option("--role", type=click.Choice(ROLES), help="Role in every namespace. [default: none but in its own]")
 @click.pass_obj
 def add(settings: Settings, *, name: str, role: str | None) -> None:
     """Add an account and print its first token, which is shown once.
@@ -214,7 +214,7 @@ def _members_text(namespace: str, members: list[Member]) -> None:
 )
 @click.argument("namespace")
 @click.argument("account")
-@click.option("--role", type=click.Choice(ROLES), required=True, help="Role: in the namespace.")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="Role in the namespace.")
 @FORCE
 @click.pass_obj
 def set_(settings: Settings, *, namespace: str, account: str, role: str, force: bool) -> None:

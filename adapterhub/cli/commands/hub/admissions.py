@@ -41,9 +41,9 @@ def admission() -> None:
     help="Claim that they must have; one that is a list must contain the value; email=@DOMAIN is a whole domain; repeatable.",
 )
 @click.option("--everybody", is_flag=True, help="Admit all whom the provider knows: one of your own.")
-@click.option("--role", type=click.Choice(ROLES), help="Role: in the namespace. [default: none but in their own]")
+@click.option("--role", type=click.Choice(ROLES), help="Role in the namespace. [default: none but in their own]")
 @click.option(
-    "--namespace", metavar="NAME", default="*", show_default="every namespace", help="Namespace: where the role holds."
+    "--namespace", metavar="NAME", default="*", show_default="every namespace", help="Namespace in which the role holds."
 )
 @click.pass_obj
 def add(settings: Settings, *, issuer: str, claims: tuple[str, ...], everybody: bool, role: str | None, namespace: str) -> None:

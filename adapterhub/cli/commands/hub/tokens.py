@@ -41,10 +41,13 @@ def token() -> None:
 )
 @click.argument("name")
 @click.option(
-    "--role", type=click.Choice(ROLES), required=True, help="Role: read, write (push, tag, remove) or admin (members too)."
+    "--role",
+    type=click.Choice(ROLES),
+    required=True,
+    help="Role in its namespaces: read, write (push, tag, remove) or admin (members too).",
 )
 @click.option(
-    "--namespace", "namespaces", metavar="NAME", multiple=True, help="Namespace: all that the token is good for; repeatable."
+    "--namespace", "namespaces", metavar="NAME", multiple=True, help="Namespace in which the token is good; repeatable."
 )
 @click.option("--days", metavar="N", type=click.FloatRange(0, min_open=True), help="Days until it expires. [default: never]")
 @click.pass_obj
