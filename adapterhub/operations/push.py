@@ -17,6 +17,7 @@ from adapterhub_converters.errors import ParameterError, RefusedError, RemoteErr
 
 from . import base_sources, signature_checks, source_names, sources
 from .outgoing_version import EarlyUpload, PackageOptions, open_package, outgoing_version
+from .policy_checks import parent_reader
 from .push_result import PushResult, push_result, stored_result, target_address
 from .tag import tag
 from .workspace import Progress, StrPath, Workspace
@@ -136,7 +137,7 @@ def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
     """Check an adapter that was created in a temporary folder, and store it; errors name the ref."""
     from adapterhub.registry import packaging
 
-    package = packaging.package(folder, location=str(ref), policy=workspace.rules())
+    package = packaging.package(folder, location=str(ref), policy=workspace.rules(), read_parent=parent_reader(workspace))
     with workspace.open_registry(create=True) as registry:
         return registry.publish(package, ref)
 
