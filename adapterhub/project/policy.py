@@ -86,6 +86,7 @@ class Policy:
         base_models: The allowed base models by their names.
         data: Digests of allowed training data, or patterns of names and addresses.
         evaluations: Results that adapter.json must have.
+        builders: The builders, one of which an attestation of a training must name.
         unexpired: The day on which adapter.json says that it expires must be yet to come.
         max_age: The largest number of seconds since its training or its release.
         scan: `clean`, or empty.
@@ -118,6 +119,7 @@ class Policy:
     base_models: tuple[AllowedBase, ...] = ()
     data: tuple[str, ...] = ()
     evaluations: tuple[EvaluationRule, ...] = ()
+    builders: tuple[str, ...] = ()
     unexpired: bool = False
     max_age: int = 0
     scan: str = ""
@@ -194,6 +196,11 @@ class Policy:
             if policy.base_models
         )
         return next(filter(None, checks), "")
+
+    def builder_violation(self, builder: str) -> str:
+        """Return what is wrong with the builder that a signed claim about a training names; empty if nothing is."""
+        is_allowed = all(builder in policy.builders for policy in self._policies if policy.builders)
+        return "" if is_allowed else f"names the builder {builder[:120] or 'of nothing'}, which is not allowed"
 
     def check_manifest(self, manifest: AdapterManifest, location: str, facts: VersionFacts = NO_FACTS) -> None:
         """Check an adapter.json against the requirements.

@@ -103,8 +103,8 @@ def check_remote_name(name: str) -> str:
 
 _POLICY_RULES = (
     "max_rank", "require_base", "require_understood", "licenses", "allow", "signers", "bases", "formats", "recorders",
-    "max_size", "metrics", "attestations", "license_parts", "base_models", "data", "evaluations", "unexpired", "max_age",
-    "scan",
+    "max_size", "metrics", "attestations", "license_parts", "base_models", "data", "evaluations", "builders", "unexpired",
+    "max_age", "scan",
 )  # fmt: skip
 
 
@@ -123,6 +123,9 @@ def _policy(document: SettingsDocument, path: Path) -> Policy:
     document.check(scan in (None, CLEAN), table, "scan", f"is not {CLEAN!r}")
     max_age = parse_duration(age or "")
     document.check(age is None or max_age, table, "max_age", "is not a duration", 'Write it like "90d"')
+    builders = document.texts(table, "builders")
+    if builders:
+        _check_attested(document, (table,), "builders")
     evaluations = [_evaluation(document, metric, path) for metric in document.patterns(("policy", "evaluations"))]
     signing_rules = [*_attestations(document, path), *_joint_signers(document, path)]
     return Policy(
@@ -147,6 +150,7 @@ def _policy(document: SettingsDocument, path: Path) -> Policy:
         base_models=tuple(_allowed_base(document, repo) for repo in document.patterns(("policy", "base_models"))),
         data=document.texts(table, "data"),
         evaluations=tuple(rule for rule in evaluations if isinstance(rule, EvaluationRule)),
+        builders=builders,
         unexpired=document.switch(table, "unexpired"),
         max_age=max_age,
         scan=scan or "",
@@ -189,12 +193,20 @@ def _allowed_base(document: SettingsDocument, repo: str) -> AllowedBase:
     table = ("policy", "base_models", repo)
     document.check_keys(table, ("revisions", "weights", "license"))
     weights = _digests(document, table, "weights")
-    # What adapter.json records can be written by hand; an attestation is signed by somebody whom the policy accepts.
+    if weights:
+        _check_attested(document, table, "weights")
+    return AllowedBase(repo, document.texts(table, "revisions"), weights, document.text(table, "license") or "")
+
+
+def _check_attested(document: SettingsDocument, table: tuple[str, ...], key: str) -> None:
+    """Raise UsageError for a rule about a training that not every training must be attested for.
+
+    What adapter.json records can be written by hand; an attestation is signed by somebody whom the policy accepts.
+    """
     all_attested = document.document["policy"].get("attestations", {})
     is_attested = isinstance(all_attested, dict) and "training" in (all_attested.get("*") or ())
     problem, hint = "needs an attestation of the training of every name", 'Require training in [policy.attestations."*"]'
-    document.check(is_attested or not weights, table, "weights", problem, hint)
-    return AllowedBase(repo, document.texts(table, "revisions"), weights, document.text(table, "license") or "")
+    document.check(is_attested, table, key, problem, hint)
 
 
 def _joint_signers(document: SettingsDocument, path: Path) -> Iterator[SigningRule]:

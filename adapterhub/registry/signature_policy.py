@@ -149,6 +149,8 @@ def _check_claim(policy: Policy | None, rule: Rule, location: str, claim: Attest
             raise IntegrityError(location, f"the attestation is about the base {base[:19]}…, which the policy does not allow")
     if claim.kind == attestation.TRAINING and policy and (problem := policy.base_violation(*attestation.trained_base(claim))):
         raise IntegrityError(location, f"the attestation is about the base {problem}")
+    if claim.kind == attestation.TRAINING and policy and (problem := policy.builder_violation(attestation.builder(claim))):
+        raise IntegrityError(location, f"the attestation {problem}")
     if rule.evaluation is not None:
         metric = rule.evaluation.bounds.metric
         if problem := rule.evaluation.violation(*attestation.measured(claim, metric)):

@@ -157,6 +157,14 @@ def trained_base(attestation: Attestation) -> tuple[str, str | None, list[Digest
     return name, revision if isinstance(revision, str) else None, weights
 
 
+def builder(attestation: Attestation) -> str:
+    """Return the id of the builder that a provenance names; empty if it names none."""
+    details = attestation.predicate.get("runDetails")
+    named = details.get("builder") if isinstance(details, Mapping) else None
+    name = named.get("id") if isinstance(named, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
 def measured(attestation: Attestation, metric: str) -> tuple[float | None, list[Digest]]:
     """Return the value of a metric that a test result has, None without one, and the digests of the data it was measured on."""
     evaluation, data = attestation.predicate.get("evaluation"), attestation.predicate.get("configuration")

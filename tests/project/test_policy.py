@@ -147,6 +147,7 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
         ('max_age = "1 year"', "'policy.max_age' is not a duration"),
         (f'base_models."org/m".weights = ["{ONE}"]', "'policy.base_models.org/m.weights' needs an attestation"),
         ('base_models."org/m".revision = "1"', "'policy.base_models.org/m.revision' is unknown"),
+        ('builders = ["urn:x"]', "'policy.builders' needs an attestation of the training of every name"),
         (f'evaluations.bleu = {{ data = ["{ONE}"] }}', "'policy.evaluations.bleu' is not a table of numbers"),
         ('evaluations.bleu = { min = 1, data = ["x"] }', "'policy.evaluations.bleu.data' is not a list of digests"),
         (
