@@ -199,8 +199,9 @@ def _push_to_address(
         signatures = [*outgoing.signatures, *signature_checks.carried_signatures(version_source, manifest, workspace)]
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
-        with suppress(RemoteError, RefusedError):
-            attached = signature_checks.carry(remote, manifest, signatures)
+        if remote.as_referring_target() is not None:
+            with suppress(RemoteError, RefusedError):
+                attached = signature_checks.carry(remote, manifest, signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
             copied = copying.copy_version(
                 version_source, reference, remote, address.reference, progress, **workspace.transfer()
@@ -212,6 +213,9 @@ def _push_to_address(
                 if remote.as_referring_target()
                 else f"{remote.kind} has no attachments, so the signatures stay behind"
             )
+        elif 0 < attached < len(signatures) and remote.as_referring_target() is None:
+            others = len(signatures) - attached
+            workspace.tell(f"{remote.kind} keeps one {SIGNATURE} and no attachments, so {others} other claims stay behind")
     result = replace(
         push_result(address, copied, remote, workspace),
         sent=copied.sent + early_upload.sent,

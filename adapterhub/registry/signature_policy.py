@@ -114,7 +114,7 @@ def _check_rule(
         return _joint_signature(rule, manifest, bundles, name=name, location=location)
     keys = read_trusted(rule.keys)
     if not rule.attestation:
-        return bundle.find_accepted(bundles, keys, signed_files(manifest), name, location)
+        return bundle.find_accepted(bundles, keys, signed_files(manifest), name, location, digest=manifest.digest)
     attestation.find_accepted(
         bundles, rule.attestation, keys, manifest.digest, location, check=partial(_check_claim, policy, rule, location)
     )
@@ -132,7 +132,8 @@ def _joint_signature(rule: Rule, manifest: Manifest, bundles: Sequence[bytes], *
         keys = [key for key in read_trusted([person]) if key.id not in used]
         used.update(key.id for key in keys)
         try:
-            signatures.append(bundle.find_accepted(bundles, keys, signed_files(manifest), name, location))
+            signed = bundle.find_accepted(bundles, keys, signed_files(manifest), name, location, digest=manifest.digest)
+            signatures.append(signed)
         except IntegrityError as error:
             reasons.append(error)
     if len(signatures) < rule.least:

@@ -245,7 +245,8 @@ def _signed(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) ->
     keys, files = read_trusted(rules.signers), signature_policy.signed_files(evidence.manifest(candidate.digest))
     location = f"{candidate.name}:v{candidate.number}"
     try:
-        signed = bundle.find_accepted(evidence.signatures(candidate), keys, files, candidate.name, location)
+        signatures = evidence.signatures(candidate)
+        signed = bundle.find_accepted(signatures, keys, files, candidate.name, location, digest=candidate.digest)
     except AdapterhubError as error:
         return False, error.what, ""
     return True, f"by {signed.signer.title}", "a signature of the version"
