@@ -96,6 +96,7 @@ HINTS: dict[str, str] = {
     "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
     "nothing-to-attest": "Pass --fits BASE, --merge or --training",
     "not-locked": "Run `adapterhub lock {ref}`",
+    "other-builder": "Sign when it trains, with `adapterhub train CONFIG --push REF --key PEM`, or leave out --builder",
     "other-recorder": "Name what trained it with --builder",
     "protected": "Run `adapterhub tag {ref} --unprotect` first",
     "public-needs-tls": "Pass --certificate and --key, or put a proxy with TLS in front and pass --behind-proxy; or bind 127.0.0.1",

@@ -225,6 +225,7 @@ ERRORS: dict[str, str] = {
     "offline": "HF_HUB_OFFLINE is set, or a command was asked to stay offline, so that nothing is fetched from a Hub. Unset it, or name a model or an adapter on this machine.",
     "other-base": "The recipe records the digest of every file of its base, and this is another model.",
     "other-base-shapes": "Names or shapes of this base do not match the adapter's tensors.",
+    "other-builder": "Only the trainer knows what it did. It names itself in the provenance that it signs at the end of its run; what is signed afterwards names the record that was read, or another builder on your word.",
     "other-recorder": "The provenance of a training names its builder, and adapterhub's trainer did not record this one: its owner declared it, or another tool imported it. `--builder URI` names what trained it, on your word.",
     "other-version": "The evidence is about another version, by the digest that it names itself, or about several at once. A tag may have moved in between: ask a gateway by digest, or name the version that was evaluated.",
     "out-of-memory": "More memory was needed than the machine has left. Close other programs, or use a smaller model.",

@@ -82,6 +82,7 @@ GROUPS = {
         "sign": "Sign an adapter.",
         "attest": "Sign claims about a version that anyone can recompute.",
         "bom": "Write a bill of materials of an adapter.",
+        "policy": "Compare versions with the policies.",
         "attach": "Attach files to a version in an OCI registry, or list them.",
         "lock": "Lock the versions that a project uses.",
         "remote": "Manage other registries by name.",

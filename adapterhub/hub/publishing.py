@@ -26,6 +26,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.registry.repository_records import OtherManifest, with_manifest
 from adapterhub.registry.signature_policy import LIMIT, is_about
 from adapterhub.registry.signature_policy import check as check_signed
+from adapterhub.registry.version_facts import read_parent, stored_facts
 from adapterhub.registry.version_lookup import Version
 from adapterhub.remotes.oci import referrers
 from adapterhub.store.export import linked_folder
@@ -212,7 +213,9 @@ def publish_tree(
     if policy is not None:
         policy.check_name(name)
     with _linked_folder(registry, files, name, staged) as folder, _errors_naming(folder, name):
-        package = packaging.package(folder, location=name, policy=policy, file_list=Listing(tuple(sorted(files))))
+        parents = partial(read_parent, registry.store)
+        file_list = Listing(tuple(sorted(files)))
+        package = packaging.package(folder, location=name, policy=policy, file_list=file_list, read_parent=parents)
         files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
         manifest, raw = package.draft.finalize(files_to_store)
         with registry.store.lease("push"):
@@ -257,7 +260,9 @@ def publish_manifest(
     files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
     with _linked_folder(registry, files, name) as folder, _errors_naming(folder, name), registry.store.lease("push"):
         packaging.check_listed(registry.store, manifest, name)
-        packaging.check_received(folder, manifest, location=name, policy=policy)
+        packaging.check_received(
+            folder, manifest, location=name, policy=policy, read_parent=partial(read_parent, registry.store)
+        )
         registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
         return registry.push_manifest(manifest, ref, expect=expect, tags=tags, message=message)
@@ -275,8 +280,8 @@ def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:
     policy.check_name(row.name)
     digest = worker.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a conversion of the version
     oci = oci_manifest.parse(worker.registry.store.read_document(digest), location)
-    manifest, metrics = worker.registry.adapter_manifest(digest), worker.registry.metrics(digest)
-    packaging.check_manifest(policy, manifest, location, size=oci.files_size, metrics=metrics)
+    facts = stored_facts(worker.registry.store, oci, worker.registry.metrics(digest))
+    packaging.check_manifest(policy, worker.registry.adapter_manifest(digest), location, facts)
     check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, location=location)
 
 

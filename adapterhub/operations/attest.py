@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from .signature_checks import Signable
 
 BUILDER = "urn:adapterhub:trainer"
-"""The id of adapterhub's own trainer as the builder in the provenance of a training, which nothing else may have."""
+"""The id of adapterhub's own trainer as the builder in the provenance that it signs at the end of its run."""
+RECORD = "urn:adapterhub:record"
+"""The builder in the provenance of a training by the trainer's record, signed by somebody who has read it."""
 _BUILD = "urn:adapterhub:build:train:1"
 # Facts of the base that go into the predicate. Its name and revision do too, but are not compared: the digests identify it.
 _BASE = ("fingerprint", "architecture", "model_type", "tokenizer_digest", "chat_template_digest", "quantization")
@@ -64,7 +66,7 @@ class Inputs:
         base: The model that the version fits or was trained on.
         parents: Public keys, one of which must have signed each parent of a merge.
         data: Files that the version was trained on.
-        builder: The URI of the system that trained it; None if adapterhub's own trainer did.
+        builder: The URI of the system that trained it; None if adapterhub's own trainer recorded it.
     """
 
     base: StrPath | BaseSpec | None = None
@@ -95,6 +97,7 @@ def attest(
         training: Attest the config, the data and the base of its training, as adapter.json records them: SLSA's provenance.
         parents: Public keys, one of which must have signed each parent; by default that of `key`.
         builder: The URI of what trained it, in the provenance; required unless adapterhub's own trainer recorded the training.
+            The trainer itself is named only by `trained`.
         passphrase: The passphrase of the key, if it is encrypted, or the PIN of its hardware.
         workspace: The registry and the credentials.
 
@@ -112,6 +115,9 @@ def attest(
     kinds = [kind for kind, requested in ((FITS, fits is not None), (MERGE, merge), (TRAINING, training)) if requested]
     if not kinds:
         raise ParameterError("fits", "nothing to attest", "Choose what to attest", code="nothing-to-attest")
+    if builder == BUILDER:
+        problem = "is named only in what the trainer signs itself, at the end of its run"
+        raise RefusedError(builder, problem, "Sign the training when it runs, or leave the builder out", code="other-builder")
     trusted = keys.read_trusted(parent_keys) if parent_keys else [signer.public]
     with _open_version(ref, workspace) as version:
         inputs = Inputs(fits, parent_keys, builder=builder)
@@ -120,6 +126,31 @@ def attest(
         for statement in attestations:
             version.add(statement.sign(signer))
     return tuple(VerifiedAttestation(statement, signer.public) for statement in attestations)
+
+
+def trained(folder: Path, name: str) -> Attestation:
+    """Return the provenance of a training that has just ended, with adapterhub's trainer as its builder.
+
+    Args:
+        folder: What the trainer wrote. The statement is about the version that a push of it makes.
+        name: The name that it is going to have.
+    """
+    from adapterhub.manifest import derive, folder_contents
+
+    source = sources.Source(folder, folder, str(folder))
+    contents = folder_contents.read_folder(folder)
+    digest = oci_manifest.complete(contents.files, *derive.draft_contents(contents).finalize(contents.files)).digest
+    return Attestation(TYPES[TRAINING], name, digest, _training(source, BUILDER))
+
+
+def add(statement: Attestation, ref: str, key: Signer, workspace: Workspace) -> VerifiedAttestation:
+    """Sign a statement, and attach it to the version that it is about; RefusedError if `ref` is another one."""
+    with _open_version(ref, workspace) as version:
+        if version.digest != statement.digest:
+            problem = f"is {version.digest[:19]}…, and the training ended with {statement.digest[:19]}…"
+            raise RefusedError(version.location, problem, "Attest the version by its record", code="other-version")
+        version.add(statement.sign(key))
+    return VerifiedAttestation(statement, key.public)
 
 
 def verify(
@@ -200,7 +231,9 @@ def _comparison_findings(
         yield Finding(attestation.CODE, "error", version.location, message, "Name the base", "attested-base")
         return
     try:
-        recomputed = _attestation(kind, version, replace(inputs, builder=_recorded_builder(recorded)), signers, workspace)
+        recomputed = _attestation(
+            kind, version, replace(inputs, builder=attestation.builder(recorded) or None), signers, workspace
+        )
     except (RefusedError, IntegrityError, NotFoundError) as error:
         yield Finding(
             attestation.CODE, "error", version.location, f"{kind}: cannot be computed again: {error.what}", error.hint
@@ -225,14 +258,6 @@ def _comparison_findings(
         remainder = f" (and {len(differences) - _SHOWN} more)" if differences[_SHOWN:] else ""
         message = f"{kind}: is another statement when it is computed again: {'; '.join(differences[:_SHOWN])}{remainder}"
         yield Finding(attestation.CODE, "error", version.location, message)
-
-
-def _recorded_builder(recorded: Attestation) -> str | None:
-    """Return the builder that a provenance names; None for another kind of statement, or if it names none."""
-    details = recorded.predicate.get("runDetails")
-    builder = details.get("builder") if isinstance(details, Mapping) else None
-    name = builder.get("id") if isinstance(builder, Mapping) else None
-    return name if isinstance(name, str) else None
 
 
 # Both sides are compared as parsed JSON: a tuple and a list, or two orders of keys, are no difference.
@@ -347,7 +372,7 @@ def _training(source: sources.Source, builder: str | None) -> dict[str, Any]:
     training = manifest.training if manifest else None
     if manifest is None or training is None or training.config is None:
         raise RefusedError(source.location, "has no record of a training", "Attest what adapterhub trained")
-    if builder in (None, BUILDER) and training.recorder != TRAINER:
+    if builder in (None, BUILDER, RECORD) and training.recorder != TRAINER:
         recorder = f"by {training.recorder[:64]}" if training.recorder else "by nobody that it names"
         problem = f"its training was recorded {recorder}, and not by adapterhub's trainer"
         raise RefusedError(source.location, problem, "Name what trained it, as its builder", code="other-recorder")
@@ -380,7 +405,7 @@ def _training(source: sources.Source, builder: str | None) -> dict[str, Any]:
             "resolvedDependencies": [{"name": base.repo or "base", "annotations": base_annotations}, *weights, *data, *parents],
         },
         "runDetails": {
-            "builder": {"id": builder or BUILDER, "version": dict(training.versions or {})},
+            "builder": {"id": builder or RECORD, "version": dict(training.versions or {})},
             "metadata": {"finishedOn": training.created},
         },
     }

@@ -16,7 +16,7 @@ from adapterhub.manifest.card import with_card
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import signature_checks, source_names, sources
-from .policy_checks import check_policy, check_version
+from .policy_checks import check_policy, check_version, parent_reader
 from .promotion_checks import check_tags_at
 from .signature_checks import VersionNames
 from .workspace import StrPath, Workspace
@@ -81,6 +81,7 @@ def open_package(
                 hash_below=hash_below,
                 selection=options.selection,
                 metrics=metrics,
+                read_parent=parent_reader(workspace),
             )
             recorded = package.draft.recorded
             if recorded and recorded.training and with_card(recorded, package.draft.card).license is None:
@@ -105,7 +106,13 @@ def open_package(
         )
         convert()
         package = packaging.package(
-            folder, location=source.location, base=options.base, policy=workspace.rules(), already_checked=True, metrics=metrics
+            folder,
+            location=source.location,
+            base=options.base,
+            policy=workspace.rules(),
+            already_checked=True,
+            metrics=metrics,
+            read_parent=parent_reader(workspace),
         )
         yield replace(package, overridden=overridden)
 

@@ -5,8 +5,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from adapterhub.project.policy_rules import ReadParent, VersionFacts
+from adapterhub_converters.errors import AdapterhubError
 
 from . import signature_checks
 from .signature_checks import NO_DEMAND, Demand, VersionNames
@@ -14,6 +20,8 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.registry.registry import Registry, Version
     from adapterhub.remotes.protocol import Source
     from adapterhub.trust.bundle import SignedStatement
@@ -38,10 +46,49 @@ def check_policy(
         manifest = read_adapter_manifest(source, oci_manifest, names.location)
         if policy.needs_license and manifest.license is None:
             manifest = with_card(source, oci_manifest, manifest, names.location)
-        policy.check_manifest(
-            manifest, names.location, size=oci_manifest.files_size, metrics=_recorded_metrics(source, oci_manifest.digest)
-        )
+        policy.check_manifest(manifest, names.location, version_facts(source, oci_manifest, workspace))
     return signature_checks.require(source, reference, names, workspace, demand)
+
+
+def version_facts(source: Source, manifest: Manifest, workspace: Workspace) -> VersionFacts:
+    """Return what the policy asks about a version besides its adapter.json."""
+    return VersionFacts(
+        manifest.files_size,
+        _recorded_metrics(source, manifest.digest),
+        parent_reader(workspace),
+        partial(_first_problem, source, manifest),
+    )
+
+
+def parent_reader(workspace: Workspace) -> ReadParent:
+    """Return the function that reads the adapter.json of a version in the registry, which is opened if the policy asks."""
+
+    def read(digest: Digest) -> AdapterManifest | None:
+        from adapterhub.registry.version_facts import read_parent
+
+        try:
+            with workspace.open_registry() as registry:
+                return read_parent(registry.store, digest)
+        except AdapterhubError:  # no registry
+            return None
+
+    return read
+
+
+def _first_problem(source: Source, manifest: Manifest) -> str:
+    """Return the first problem that a scan of the files of a version finds, which are fetched for it; empty for none."""
+    from adapterhub.registry.version_facts import first_problem, first_stored_problem
+    from adapterhub.remotes.adapter_folders import download
+    from adapterhub.remotes.local_name import LocalName
+    from adapterhub.remotes.parallel_transfer import unwrapped
+
+    place = unwrapped(source)
+    if isinstance(place, LocalName):
+        return first_stored_problem(place.registry.store, manifest)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / "scanned"
+        download(source, manifest.digest, folder)
+        return first_problem(folder, [layer.path for layer in manifest.layers])
 
 
 def _recorded_metrics(source: Source, digest: Digest) -> Mapping[str, float]:

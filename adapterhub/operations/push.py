@@ -17,6 +17,7 @@ from adapterhub_converters.errors import ParameterError, RefusedError, RemoteErr
 
 from . import base_sources, signature_checks, source_names, sources
 from .outgoing_version import EarlyUpload, PackageOptions, open_package, outgoing_version
+from .policy_checks import parent_reader
 from .push_result import PushResult, push_result, stored_result, target_address
 from .tag import tag
 from .workspace import Progress, StrPath, Workspace
@@ -136,7 +137,7 @@ def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
     """Check an adapter that was created in a temporary folder, and store it; errors name the ref."""
     from adapterhub.registry import packaging
 
-    package = packaging.package(folder, location=str(ref), policy=workspace.rules())
+    package = packaging.package(folder, location=str(ref), policy=workspace.rules(), read_parent=parent_reader(workspace))
     with workspace.open_registry(create=True) as registry:
         return registry.publish(package, ref)
 
@@ -198,8 +199,9 @@ def _push_to_address(
         signatures = [*outgoing.signatures, *signature_checks.carried_signatures(version_source, manifest, workspace)]
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
-        with suppress(RemoteError, RefusedError):
-            attached = signature_checks.carry(remote, manifest, signatures)
+        if remote.as_referring_target() is not None:
+            with suppress(RemoteError, RefusedError):
+                attached = signature_checks.carry(remote, manifest, signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
             copied = copying.copy_version(
                 version_source, reference, remote, address.reference, progress, **workspace.transfer()
@@ -211,6 +213,9 @@ def _push_to_address(
                 if remote.as_referring_target()
                 else f"{remote.kind} has no attachments, so the signatures stay behind"
             )
+        elif 0 < attached < len(signatures) and remote.as_referring_target() is None:
+            others = len(signatures) - attached
+            workspace.tell(f"{remote.kind} keeps one {SIGNATURE} and no attachments, so {others} other claims stay behind")
     result = replace(
         push_result(address, copied, remote, workspace),
         sent=copied.sent + early_upload.sent,

@@ -46,7 +46,7 @@ class Signature:
     signer: TrustedSigner
 
     def __repr__(self) -> str:
-        return f"<Signature {self.ref}: {len(self.files)} files, as {self.name} by {self.signer.title}>"
+        return f"<Signature {self.ref}: {len(self.files)} files, as {self.name or 'any name'} by {self.signer.title}>"
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,7 +21,7 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_about, signed_files
 from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
-from adapterhub.trust import attestation, bundle
+from adapterhub.trust import attestation, bundle, statement
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -107,8 +107,6 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
 
 def _folder(folder: Path) -> Signable:
     """Return what can be signed in a folder."""
-    from adapterhub.trust import statement
-
     files, name = statement.files_in(folder), folder.absolute().resolve().name
     return Signable(str(folder), name, "", "", files, lambda: in_folder(folder), lambda raw: write(folder, raw))
 
@@ -160,7 +158,10 @@ def verify(
     with open_signable(source, workspace) as signable:
         expected = name or (signable.name if signable.digest else None)
         try:
-            return signable, bundle.find_accepted(signable.read(), keys, signable.files, expected, signable.location)
+            digest = signable.digest or None
+            return signable, bundle.find_accepted(
+                signable.read(), keys, signable.files, expected, signable.location, digest=digest
+            )
         except IntegrityError:
             if tags := signable.cosign_tags():
                 workspace.tell(f"{signable.location}: only cosign reads what it has under {' and '.join(tags)}")
@@ -269,7 +270,8 @@ def require(
     name = demand.signed_as or names.own_name or names.name
 
     def accepted_signature(keys: Sequence[TrustedSigner]) -> SignedStatement:
-        return bundle.find_accepted(signatures, keys, signed_files(manifest), name, names.location)
+        files = signed_files(manifest)
+        return bundle.find_accepted(signatures, keys, files, name, names.location, digest=manifest.digest)
 
     if known_signers := _known_signers(names.origin, workspace):
         signed = _verify_by_known(accepted_signature, known_signers, names, workspace)
@@ -325,7 +327,8 @@ def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
         return place.registry.store.signatures.read(digest, LIMIT)
     referring = place.as_referring_target() if isinstance(place, OpenRemote) else None
     if referring is None:
-        return []
+        raw = place.file_signature(digest) if isinstance(place, OpenRemote) else None
+        return [raw] if raw is not None else []
 
     def sized_signatures() -> Iterator[Sized]:
         for referrer in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
@@ -353,10 +356,13 @@ def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace)
 
 
 def carry(remote: OpenRemote, manifest: Manifest, signatures: Sequence[bytes]) -> int:
-    """Attach signatures to a version that was copied to an address, if it stores attachments; return their number."""
+    """Attach signatures to a version that was copied to an address, if it stores attachments; return their number.
+
+    A place that keeps files alone takes one of them, as `model.sig` beside the files.
+    """
     # A place without attachments still gets the version; the caller decides whether that needs a note.
     if not signatures or remote.as_referring_target() is None:
-        return 0
+        return int(any(is_about(raw, manifest) and _put_file(remote, manifest, raw) for raw in signatures))
     attached = 0
     for raw in signatures:
         # A signature that is malformed or about other files is no reason to fail a copy that has succeeded.
@@ -365,12 +371,20 @@ def carry(remote: OpenRemote, manifest: Manifest, signatures: Sequence[bytes]) -
     return attached
 
 
+def _put_file(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
+    """Write a signature of the files beside them; return False for any other claim, and where no such file is kept."""
+    is_of_files = bundle.predicate_type(signature) == statement.PREDICATE_TYPE
+    return is_of_files and remote.put_file_signature(manifest, signature)
+
+
 def _attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
     """Attach one signature or attestation to a version at an address; return True."""
     from adapterhub.remotes.oci import referrers
 
     referring = remote.as_referring_target()
     if referring is None:
+        if _put_file(remote, manifest, signature):
+            return True
         raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
     file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
     blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)

@@ -7,7 +7,8 @@ versions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import datetime
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +20,8 @@ from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from . import policy_rules
+from .policy_rules import NO_FACTS, AllowedBase, Bounds, EvaluationRule, RuleCheck, VersionFacts
 from .tag_rules import TagRules
 
 if TYPE_CHECKING:
@@ -30,25 +33,6 @@ CODE = "against-policy"
 """The code of the error for an adapter that a policy forbids."""
 ATTESTATIONS = ("fits", "merge", "training", "tests")
 """The kinds of attestations that can be required, as in `adapterhub.trust.attestation`."""
-_NO_METRICS: Mapping[str, float] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The smallest and the largest allowed value of a metric; None for no limit."""
-
-    metric: str
-    min: float | None = None
-    max: float | None = None
-
-    def violation(self, value: float | None) -> str:
-        """Return what is wrong with a value, or with None for an unmeasured one; empty if it is allowed."""
-        if value is None:
-            return "was not measured"
-        # Written as `not >=`, so that NaN is out of bounds too.
-        if self.min is not None and not value >= self.min:
-            return f"{value:g} is below {self.min:g}"
-        return f"{value:g} is over {self.max:g}" if self.max is not None and not value <= self.max else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +44,22 @@ class SigningRule:
         keys: Files or folders of public keys, and identities; a signature by one of them is enough.
         attestation: The required kind of attestation, of `ATTESTATIONS`; empty for a signature of the files themselves.
         file: The file that has the rule.
+        least: How many of `keys` must have signed it. Each file, folder or identity is one person, however many keys are in it.
+        evaluation: What the attested tests must have measured; None for any tests.
     """
 
     pattern: str
     keys: tuple[Path | Identity, ...]
     attestation: str = ""
     file: str = ""
+    least: int = 1
+    evaluation: EvaluationRule | None = None
 
     @property
     def rule(self) -> str:
         """The key of the rule in the file."""
+        if self.evaluation is not None:
+            return self.evaluation.rule
         return f"attestations.{self.pattern}.{self.attestation}" if self.attestation else f"signers.{self.pattern}"
 
 
@@ -91,7 +81,15 @@ class Policy:
         recorders: Who may have recorded a training, such as `trainer`; a version without a training has no record to forge.
         max_size: The largest number of bytes of its files, without adapter.json.
         metrics: Bounds of measurements, under the names that a search uses.
-        attestations: Required attestations, by patterns and keys like those of `signers`.
+        attestations: Required attestations, by patterns and keys like those of `signers`; also rules about several signers.
+        license_parts: Parts of `policy_rules.PARTS`, which must have an allowed license too.
+        base_models: The allowed base models by their names.
+        data: Digests of allowed training data, or patterns of names and addresses.
+        evaluations: Results that adapter.json must have.
+        builders: The builders, one of which an attestation of a training must name.
+        unexpired: The day on which adapter.json says that it expires must be yet to come.
+        max_age: The largest number of seconds since its training or its release.
+        scan: `clean`, or empty.
         promotions: Requirements on the versions that tags are moved to.
         also: More policies that must be met.
 
@@ -117,6 +115,14 @@ class Policy:
     attestations: tuple[SigningRule, ...] = ()
     promotions: tuple[TagRules, ...] = ()
     also: tuple[Policy, ...] = ()
+    license_parts: tuple[str, ...] = ()
+    base_models: tuple[AllowedBase, ...] = ()
+    data: tuple[str, ...] = ()
+    evaluations: tuple[EvaluationRule, ...] = ()
+    builders: tuple[str, ...] = ()
+    unexpired: bool = False
+    max_age: int = 0
+    scan: str = ""
 
     @property
     def needs_manifest(self) -> bool:
@@ -126,9 +132,16 @@ class Policy:
             or policy.max_size is not None
             or policy.require_base
             or policy.require_understood
+            or policy.unexpired
             or bool(policy.licenses or policy.bases or policy.formats or policy.recorders or policy.metrics)
+            or bool(policy.base_models or policy.data or policy.evaluations or policy.max_age or policy.scan)
             for policy in self._policies
         )
+
+    @property
+    def needs_scan(self) -> bool:
+        """Whether the files themselves are needed, because they are scanned."""
+        return any(policy.scan for policy in self._policies)
 
     @property
     def needs_license(self) -> bool:
@@ -162,25 +175,52 @@ class Policy:
         """Return the base digests that each policy allows, for the policies that restrict them."""
         return [policy.bases for policy in self._policies if policy.bases]
 
-    def check_manifest(
-        self, manifest: AdapterManifest, location: str, *, size: int | None = None, metrics: Mapping[str, float] = _NO_METRICS
-    ) -> None:
+    def name_checks(self, name: str) -> list[RuleCheck]:
+        """Return the rules about names beside the name of a ref or a whole address."""
+        return [
+            RuleCheck(
+                policy.where,
+                "allow",
+                name,
+                "" if any(fnmatchcase(name, pattern) for pattern in policy.allow) else "matches no pattern",
+            )
+            for policy in self._policies
+            if policy.allow
+        ]
+
+    def base_violation(self, repo: str | None, revision: str | None, weights: Collection[Digest]) -> str:
+        """Return what is wrong with the base of a training, which a signed claim names; empty if nothing is."""
+        checks = (
+            policy_rules.base_violation(repo, revision, weights, policy.base_models)
+            for policy in self._policies
+            if policy.base_models
+        )
+        return next(filter(None, checks), "")
+
+    def builder_violation(self, builder: str) -> str:
+        """Return what is wrong with the builder that a signed claim about a training names; empty if nothing is."""
+        is_allowed = all(builder in policy.builders for policy in self._policies if policy.builders)
+        return "" if is_allowed else f"names the builder {builder[:120] or 'of nothing'}, which is not allowed"
+
+    def check_manifest(self, manifest: AdapterManifest, location: str, facts: VersionFacts = NO_FACTS) -> None:
         """Check an adapter.json against the requirements.
 
         Args:
             manifest: The adapter.json.
             location: The name of the adapter, for errors.
-            size: Bytes of its files, without adapter.json; None for the sum of those in the manifest.
-            metrics: Measurements besides the metrics of its training.
+            facts: What else is asked about the version.
 
         Raises:
             RefusedError: With every requirement of a policy that the adapter does not meet.
         """
-        size = sum(file.size for file in manifest.files) if size is None else size
-        all_metrics = {**((manifest.training.metrics if manifest.training else None) or {}), **metrics}
         for policy in self._policies:
-            if reasons := [*policy._violations(manifest), *policy._number_violations(size, all_metrics)]:
+            checks = policy._checks(manifest, facts)
+            if reasons := [f"{check.rule}: {check.problem}" for check in checks if check.problem]:
                 raise refusal(location, policy.where, reasons)
+
+    def manifest_checks(self, manifest: AdapterManifest, facts: VersionFacts = NO_FACTS) -> list[RuleCheck]:
+        """Return every rule about the content of a version beside what the version has."""
+        return [check for policy in self._policies for check in policy._checks(manifest, facts)]
 
     @property
     def _policies(self) -> Iterator[Policy]:
@@ -189,45 +229,111 @@ class Policy:
         for policy in self.also:
             yield from policy._policies
 
-    def _violations(self, manifest: AdapterManifest) -> Iterable[str]:
-        """Yield the rules that a manifest violates, with the reasons."""
-        if self.max_rank is not None and manifest.max_rank > self.max_rank:
-            yield f"max_rank: rank {manifest.max_rank} is over {self.max_rank}"
-        # An adapter of unknown kind has no rank that could be compared, so the rule cannot be met.
-        if manifest.understood is False and self.max_rank is not None:
-            problem = f"its rank cannot be compared with {self.max_rank}, because it is not understood ({manifest.reason})"
-            yield f"max_rank: {problem}"
-        elif manifest.understood is False and self.require_understood:
-            yield f"require_understood: it is not understood ({manifest.reason})"
-        if self.require_base and not manifest.base.fingerprint:
-            yield "require_base: its base is not pinned; push it with its base"
-        if self.bases and not _has_base(manifest, self.bases):
-            base = manifest.base.fingerprint
-            subject = f"{manifest.base.repo or 'its base'} ({base[:19]}…) is" if base else "its base is not pinned, and thus"
-            yield f"bases: {subject} not one of the {len(self.bases)} digests that are allowed"
-        if self.licenses and not licensing.permits(manifest.license, self.licenses):
-            yield f"licenses: its license is {manifest.license or 'not declared'}, not {' or '.join(self.licenses)}"
-        if self.formats and manifest.format not in self.formats:
-            yield f"formats: its format is {manifest.format}, not {' or '.join(self.formats)}"
-        if self.recorders and manifest.training and manifest.training.recorder not in self.recorders:
-            recorder = manifest.training.recorder or "nobody that it names"
-            yield f"recorders: its training was recorded by {recorder}, not {' or '.join(self.recorders)}"
+    def _checks(self, manifest: AdapterManifest, facts: VersionFacts) -> Iterator[RuleCheck]:
+        """Yield the rules of this policy alone beside what a version has."""
+        origin = policy_rules.origin_of(manifest, facts.read_parent)
+        for rule, value, problem in (
+            *self._form_checks(manifest, facts),
+            *self._base_checks(manifest, origin),
+            *self._license_checks(manifest, facts),
+            *self._record_checks(manifest, origin, facts),
+            *self._time_checks(manifest, origin, facts),
+        ):
+            yield RuleCheck(self.where, rule, value, problem)
 
-    def _number_violations(self, size: int, metrics: Mapping[str, object]) -> Iterable[str]:
-        """Yield the rules about sizes and metrics that are violated, with the reasons."""
-        if self.max_size is not None and size > self.max_size:
-            yield f"max_size: {size:,} bytes are over {self.max_size:,}"
+    def _form_checks(self, manifest: AdapterManifest, facts: VersionFacts) -> Iterator[tuple[str, str, str]]:
+        """Yield the rules about the files: the key, what they are, and what is wrong with that."""
+        reason = f"({manifest.reason})"
+        if self.max_rank is not None:
+            # An adapter of unknown kind has no rank that could be compared, so the rule cannot be met.
+            if manifest.understood is False:
+                problem = f"its rank cannot be compared with {self.max_rank}, because it is not understood {reason}"
+            else:
+                problem = f"rank {manifest.max_rank} is over {self.max_rank}" if manifest.max_rank > self.max_rank else ""
+            yield "max_rank", f"rank {manifest.max_rank}", problem
+        if self.require_understood:
+            is_known = manifest.understood is not False
+            yield "require_understood", manifest.method, "" if is_known else f"it is not understood {reason}"
+        if self.formats:
+            is_allowed = manifest.format in self.formats
+            problem = "" if is_allowed else f"its format is {manifest.format}, not {' or '.join(self.formats)}"
+            yield "formats", manifest.format, problem
+        if self.max_size is not None:
+            size = sum(file.size for file in manifest.files) if facts.size is None else facts.size
+            yield "max_size", f"{size:,} bytes", f"{size:,} bytes are over {self.max_size:,}" if size > self.max_size else ""
+        if self.scan:
+            # Without the files at hand nothing is known of them, and the rule cannot be met.
+            finding = facts.find_problem() if facts.find_problem else "its files are not at hand"
+            yield "scan", finding or self.scan, finding
+
+    def _base_checks(self, manifest: AdapterManifest, origin: AdapterManifest) -> Iterator[tuple[str, str, str]]:
+        """Yield the rules about the base model; `origin` has the record of the training."""
+        base, fingerprint = manifest.base, manifest.base.fingerprint
+        value = f"{base.repo or 'its base'} ({fingerprint[:19]}…)" if fingerprint else "not pinned"
+        if self.require_base:
+            yield "require_base", value, "" if fingerprint else "its base is not pinned; push it with its base"
+        if self.bases:
+            subject = f"{value} is" if fingerprint else "its base is not pinned, and thus"
+            problem = f"{subject} not one of the {len(self.bases)} digests that are allowed"
+            yield "bases", value, "" if _has_base(manifest, self.bases) else problem
+        if self.base_models:
+            weights = policy_rules.trained_weights(origin)
+            problem = policy_rules.base_violation(base.repo, base.revision, weights, self.base_models)
+            name = f"{base.repo or 'without a name'}{f'@{base.revision}' if base.revision else ''}"
+            yield "base_models", name, f"its base is {problem}" if problem else ""
+
+    def _license_checks(self, manifest: AdapterManifest, facts: VersionFacts) -> Iterator[tuple[str, str, str]]:
+        """Yield the rules about licenses, of the adapter and of its parts."""
+        if not self.licenses:
+            return
+        license_, allowed = manifest.license or "not declared", " or ".join(self.licenses)
+        is_permitted = licensing.permits(manifest.license, self.licenses)
+        yield "licenses", license_, "" if is_permitted else f"its license is {license_}, not {allowed}"
+        for name, part_license in policy_rules.part_licenses(manifest, self.license_parts, self.base_models, facts):
+            problem = policy_rules.license_violation(name, part_license, self.licenses)
+            yield "license_parts", f"{name}: {part_license or 'not recorded'}", problem
+
+    def _record_checks(
+        self, manifest: AdapterManifest, origin: AdapterManifest, facts: VersionFacts
+    ) -> Iterator[tuple[str, str, str]]:
+        """Yield the rules about what was recorded of the training, in `origin`, and of measurements."""
+        training = origin.training
+        if self.recorders and training:
+            recorder = training.recorder or "nobody that it names"
+            problem = f"its training was recorded by {recorder}, not {' or '.join(self.recorders)}"
+            yield "recorders", recorder, "" if training.recorder in self.recorders else problem
+        if self.data:
+            for title, problem in policy_rules.data_violations(manifest, self.data, facts):
+                yield "data", title, problem
+        metrics = {**((training.metrics if training else None) or {}), **facts.metrics}
         for bounds in self.metrics:
             value = metrics.get(bounds.metric)
             number = float(value) if is_number(value) else None
-            if reason := bounds.violation(number):
-                yield f"metrics.{bounds.metric}: {reason}"
+            yield f"metrics.{bounds.metric}", "not measured" if number is None else f"{number:g}", bounds.violation(number)
+        for rule in self.evaluations:
+            results = [result for result in origin.evaluations or () if result.metric == rule.bounds.metric]
+            problems = [rule.violation_by(result) for result in results]
+            value = ", ".join(f"{result.value:g}" for result in results) or "not measured"
+            yield rule.rule, value, "" if "" in problems else "; ".join(problems) or "was not measured"
+
+    def _time_checks(
+        self, manifest: AdapterManifest, origin: AdapterManifest, facts: VersionFacts
+    ) -> Iterator[tuple[str, str, str]]:
+        """Yield the rules about the age of an adapter."""
+        now = facts.now or datetime.datetime.now(datetime.UTC)
+        if self.unexpired:
+            parents = [parent for _, parent in policy_rules.ancestors(manifest, facts.read_parent) if parent]
+            expires = min(filter(None, (part.expires for part in (manifest, *parents))), default=None)
+            yield "unexpired", expires or "does not expire", policy_rules.expiry_violation(expires, now)
+        if self.max_age:
+            made = (origin.training.created if origin.training else None) or origin.released
+            yield "max_age", *policy_rules.age_violation(made, self.max_age, now)
 
 
 def _has_base(manifest: AdapterManifest, bases: tuple[Digest, ...]) -> bool:
     """Return whether the base is one of `bases`, by its fingerprint or by every weight file that the training read."""
-    weights = (manifest.training.weights if manifest.training else None) or ()
-    return manifest.base.fingerprint in bases or (bool(weights) and all(file.digest in bases for file in weights))
+    weights = policy_rules.trained_weights(manifest)
+    return manifest.base.fingerprint in bases or (bool(weights) and all(digest in bases for digest in weights))
 
 
 def refusal(location: str, file: str, reasons: Iterable[str], hint: str = "") -> RefusedError:

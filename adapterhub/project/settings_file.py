@@ -13,7 +13,7 @@ from dataclasses import field
 from pathlib import Path
 
 from adapterhub import user_files
-from adapterhub.digest import is_hex
+from adapterhub.digest import Digest, is_hex
 from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub.ref import LATEST, is_tag
 from adapterhub_converters import safe_regex
@@ -21,7 +21,8 @@ from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import FORMATS
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .policy import ATTESTATIONS, Bounds, Policy, SigningRule
+from .policy import ATTESTATIONS, Policy, SigningRule
+from .policy_rules import PARTS, AllowedBase, Bounds, EvaluationRule
 from .settings_document import SettingsDocument
 from .tag_rules import CLEAN, TagRules, parse_duration
 
@@ -102,7 +103,8 @@ def check_remote_name(name: str) -> str:
 
 _POLICY_RULES = (
     "max_rank", "require_base", "require_understood", "licenses", "allow", "signers", "bases", "formats", "recorders",
-    "max_size", "metrics", "attestations",
+    "max_size", "metrics", "attestations", "license_parts", "base_models", "data", "evaluations", "builders", "unexpired",
+    "max_age", "scan",
 )  # fmt: skip
 
 
@@ -110,37 +112,115 @@ def _policy(document: SettingsDocument, path: Path) -> Policy:
     """Return the policy in the table `policy`."""
     table, signers = "policy", ("policy", "signers")
     document.check_keys(table, _POLICY_RULES)
-    bases, formats = document.texts(table, "bases"), document.texts(table, "formats")
     # What the rules cannot mean is an error here, not later: a wrong digest or format would just match nothing.
-    are_digests = all(base.startswith("sha256:") and is_hex(base[7:]) for base in bases)
-    document.check(are_digests, table, "bases", "is not a list of digests", "Write each as sha256: and 64 hexadecimal digits")
+    bases, formats = _digests(document, (table,), "bases"), document.texts(table, "formats")
     are_known = {*FORMATS, "other"}.issuperset(formats)
     document.check(are_known, table, "formats", "has an unknown format", f"Known formats: {', '.join(FORMATS)}, other")
+    licenses, parts = document.texts(table, "licenses"), document.texts(table, "license_parts")
+    document.check(set(PARTS).issuperset(parts), table, "license_parts", "has an unknown part", f"Parts: {', '.join(PARTS)}")
+    document.check(licenses or not parts, table, "license_parts", "needs licenses", "Name the allowed licenses")
+    scan, age = document.text(table, "scan"), document.text(table, "max_age")
+    document.check(scan in (None, CLEAN), table, "scan", f"is not {CLEAN!r}")
+    max_age = parse_duration(age or "")
+    document.check(age is None or max_age, table, "max_age", "is not a duration", 'Write it like "90d"')
+    builders = document.texts(table, "builders")
+    if builders:
+        _check_attested(document, (table,), "builders")
+    evaluations = [_evaluation(document, metric, path) for metric in document.patterns(("policy", "evaluations"))]
+    signing_rules = [*_attestations(document, path), *_joint_signers(document, path)]
     return Policy(
         str(path),
         max_rank=document.count(table, "max_rank"),
         require_base=document.switch(table, "require_base"),
-        licenses=document.texts(table, "licenses"),
+        licenses=licenses,
         allow=document.texts(table, "allow"),
         require_understood=document.switch(table, "require_understood"),
-        signers=tuple((pattern, document.signers(signers, pattern, path)) for pattern in document.patterns(signers)),
+        signers=tuple(
+            (pattern, document.signers(signers, pattern, path))
+            for pattern in document.patterns(signers)
+            if not isinstance(document.table(*signers)[pattern], dict)
+        ),
         bases=bases,
         formats=formats,
         recorders=document.texts(table, "recorders"),
         max_size=document.count(table, "max_size"),
         metrics=tuple(_bounds(document, metric) for metric in document.patterns(("policy", "metrics"))),
-        attestations=tuple(_attestations(document, path)),
+        attestations=(*signing_rules, *(rule for rule in evaluations if isinstance(rule, SigningRule))),
+        license_parts=parts,
+        base_models=tuple(_allowed_base(document, repo) for repo in document.patterns(("policy", "base_models"))),
+        data=document.texts(table, "data"),
+        evaluations=tuple(rule for rule in evaluations if isinstance(rule, EvaluationRule)),
+        builders=builders,
+        unexpired=document.switch(table, "unexpired"),
+        max_age=max_age,
+        scan=scan or "",
         promotions=tuple(_tag_rules(document, tag, path) for tag in document.patterns("promote")),
     )
 
 
-def _bounds(document: SettingsDocument, metric: str) -> Bounds:
-    """Return the bounds of a metric, such as `{ min = 0.7 }`."""
-    limits, table = document.table("policy", "metrics", metric), ("policy", "metrics", metric)
-    document.check_keys(table, ("min", "max"))
+def _bounds(document: SettingsDocument, metric: str, kind: str = "metrics", also: tuple[str, ...] = ()) -> Bounds:
+    """Return the bounds of a metric, such as `{ min = 0.7 }`, from a table that may have other keys `also`."""
+    table = ("policy", kind, metric)
+    document.check_keys(table, ("min", "max", *also))
+    limits = {key: value for key, value in document.table(*table).items() if key not in also}
     is_valid = limits and all(type(value) in (int, float) for value in limits.values())
     document.check(is_valid, table[:-1], metric, "is not a table of numbers", "Write it like { max = 12.5 }")
     return Bounds(metric, *(float(limits[key]) if key in limits else None for key in ("min", "max")))
+
+
+def _evaluation(document: SettingsDocument, metric: str, path: Path) -> EvaluationRule | SigningRule:
+    """Return the table `policy.evaluations.METRIC`: a rule about a declared result, or about an attested one."""
+    table, also = ("policy", "evaluations", metric), ("data", "recorders", "signers")
+    bounds, data = _bounds(document, metric, "evaluations", also), _digests(document, table, "data")
+    recorders = document.texts(table, "recorders")
+    if "signers" not in document.table(*table):
+        return EvaluationRule(bounds, data, recorders)
+    document.check(not recorders, table, "recorders", "is for results without signers", "Leave one of them out")
+    rule = EvaluationRule(bounds, data)
+    return SigningRule("*", document.signers(table, "signers", path), "tests", str(path), evaluation=rule)
+
+
+def _digests(document: SettingsDocument, table: tuple[str, ...], key: str) -> tuple[Digest, ...]:
+    """Return a list of digests; empty if it is missing."""
+    digests = document.texts(table, key)
+    are_digests = all(digest.startswith("sha256:") and is_hex(digest[7:]) for digest in digests)
+    document.check(are_digests, table, key, "is not a list of digests", "Write each as sha256: and 64 hexadecimal digits")
+    return digests
+
+
+def _allowed_base(document: SettingsDocument, repo: str) -> AllowedBase:
+    """Return the table `policy.base_models.REPO`."""
+    table = ("policy", "base_models", repo)
+    document.check_keys(table, ("revisions", "weights", "license"))
+    weights = _digests(document, table, "weights")
+    if weights:
+        _check_attested(document, table, "weights")
+    return AllowedBase(repo, document.texts(table, "revisions"), weights, document.text(table, "license") or "")
+
+
+def _check_attested(document: SettingsDocument, table: tuple[str, ...], key: str) -> None:
+    """Raise UsageError for a rule about a training that not every training must be attested for.
+
+    What adapter.json records can be written by hand; an attestation is signed by somebody whom the policy accepts.
+    """
+    all_attested = document.document["policy"].get("attestations", {})
+    is_attested = isinstance(all_attested, dict) and "training" in (all_attested.get("*") or ())
+    problem, hint = "needs an attestation of the training of every name", 'Require training in [policy.attestations."*"]'
+    document.check(is_attested, table, key, problem, hint)
+
+
+def _joint_signers(document: SettingsDocument, path: Path) -> Iterator[SigningRule]:
+    """Yield the rules about several signers, such as `"team/*" = { of = ["ana", "ben", "eva"], at_least = 2 }`."""
+    above = ("policy", "signers")
+    for pattern in document.patterns(above):
+        if not isinstance(document.table(*above)[pattern], dict):
+            continue
+        table = (*above, pattern)
+        document.check_keys(table, ("of", "at_least"))
+        people, least = document.signers(table, "of", path), document.count(table, "at_least")
+        is_possible = least is not None and least <= len(set(people))
+        document.check(is_possible, table, "at_least", f"is not a number of the {len(set(people))} signers")
+        yield SigningRule(pattern, people, "", str(path), least or 1)
 
 
 def _attestations(document: SettingsDocument, path: Path) -> Iterator[SigningRule]:

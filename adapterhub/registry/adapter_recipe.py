@@ -116,7 +116,7 @@ def convert(
 
 
 # Fields that a conversion does not change. The training is recorded in the parent.
-_INHERITED = ("name", "task", "license", "description")
+_INHERITED = ("name", "task", "license", "description", "expires")
 
 
 def _with_inherited_fields(manifest: AdapterManifest, parent_manifest: AdapterManifest | None) -> AdapterManifest:

@@ -13,11 +13,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.project.policy_rules import VersionFacts
 from adapterhub.version import __version__
 from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.containers import atomic
@@ -27,6 +29,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import packaging
 from .adapter_recipe import Conversion, ParentAdapter, convert
+from .version_facts import first_problem, read_parent
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -123,7 +126,12 @@ def converted_folder(
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
         manifest = AdapterManifest.read(folder)
-        packaging.check_manifest(policy, manifest, str(version.ref), metrics=registry.metrics(version.digest))
+        facts = VersionFacts(
+            metrics=registry.metrics(version.digest),
+            read_parent=partial(read_parent, registry.store),
+            find_problem=partial(first_problem, folder, [file.path for file in manifest.files] if manifest else ()),
+        )
+        packaging.check_manifest(policy, manifest, str(version.ref), facts)
         if entry is not None and not cached:
             _store(folder, entry)
         yield folder, manifest, cached

@@ -17,9 +17,12 @@ from adapterhub.checks.report import CODES
 from adapterhub.manifest import card, derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
+from adapterhub.project.policy_rules import NO_FACTS, ReadParent, VersionFacts, no_parent
 from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
+
+from .version_facts import first_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +55,7 @@ class Package:
         policy: The policy it meets, which also says who must have signed it.
         signatures: The signatures that came with it, unverified.
         metrics: What other programs measured, under the names that a search uses.
+        read_parent: Returns the adapter.json of a parent by its digest; None for one that is not at hand.
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class Package:
     policy: Policy | None = None
     signatures: tuple[bytes, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    read_parent: ReadParent = no_parent
 
 
 def package(
@@ -75,6 +80,7 @@ def package(
     selection: Selection | None = None,
     file_list: Listing | None = None,
     metrics: Mapping[str, float] | None = None,
+    read_parent: ReadParent = no_parent,
 ) -> Package:
     """Check the adapter in `folder` and compare it with the policy; nothing is stored.
 
@@ -89,6 +95,7 @@ def package(
         selection: Patterns of files to package and to leave out.
         file_list: The files to package, if the caller has looked at each.
         metrics: What other programs measured, under the names that a search uses, for a policy that bounds them.
+        read_parent: Returns the adapter.json of a parent by its digest, for a policy that asks; None if it is not at hand.
 
     Raises:
         RefusedError: The check finds errors (code `check-failed`), or the policy does not allow the adapter
@@ -96,7 +103,7 @@ def package(
     """
     location = location or str(folder)
     if already_checked:
-        result = Package(folder, location, derive.draft(folder, base=base), metrics=metrics or {})
+        result = Package(folder, location, derive.draft(folder, base=base), metrics=metrics or {}, read_parent=read_parent)
         return apply_policy(_with_signatures(result), policy)
     with _open_gate(resolve_adapter(folder), base, location=location, force=force) as (report, contents):
 
@@ -123,7 +130,7 @@ def package(
             )
 
         overridden = raise_or_collect_errors(report, base, force=force, try_storing=draft)
-        result = Package(folder, location, draft(overridden), overridden, metrics=metrics or {})
+        result = Package(folder, location, draft(overridden), overridden, metrics=metrics or {}, read_parent=read_parent)
     return apply_policy(_with_signatures(result), policy)
 
 
@@ -151,9 +158,14 @@ def _with_signatures(package: Package) -> Package:
 def apply_policy(package: Package, policy: Policy | None) -> Package:
     """Return the adapter with one more policy that it meets; raise RefusedError if it does not meet it."""
     if policy is not None and policy.needs_manifest:
-        files = (package.folder / path for path in package.draft.listing.files if path != ADAPTER_JSON)
-        size = sum(file.stat().st_size for file in files)
-        policy.check_manifest(package.draft.manifest(), package.where, size=size, metrics=package.metrics)
+        paths = [path for path in package.draft.listing.files if path != ADAPTER_JSON]
+        facts = VersionFacts(
+            size=sum((package.folder / path).stat().st_size for path in paths),
+            metrics=package.metrics,
+            read_parent=package.read_parent,
+            find_problem=partial(first_problem, package.folder, paths),
+        )
+        policy.check_manifest(package.draft.manifest(), package.where, facts)
     from adapterhub.project.policy import join
 
     return replace(package, policy=join(package.policy, policy))
@@ -186,6 +198,7 @@ def check_received(
     force: bool = False,
     check: bool = True,
     metrics: Mapping[str, float] | None = None,
+    read_parent: ReadParent = no_parent,
 ) -> tuple[Problem, ...]:
     """Check a version that somebody else packaged, as `package` does: its adapter, its adapter.json, and the policy.
 
@@ -197,6 +210,7 @@ def check_received(
         force: Accept an adapter whose check finds errors. An adapter.json that contradicts the weights is never accepted.
         check: Check the adapter; otherwise, only compare its adapter.json with the headers of the weights.
         metrics: What was measured of it, apart from the metrics at the end of its training.
+        read_parent: Returns the adapter.json of a parent by its digest; None if it is not at hand.
 
     Returns:
         The errors that `force` accepted.
@@ -213,7 +227,9 @@ def check_received(
             inspected = contents.inspected() if contents is not None else None
     adapter_manifest = weight_facts.manifest_matching_weights(folder, inspected=inspected, location=location)
     adapter_manifest = adapter_manifest and card.with_card(adapter_manifest, card.read(folder))
-    check_manifest(policy, adapter_manifest, location, size=manifest.files_size, metrics=metrics)
+    paths = [layer.path for layer in manifest.layers if layer.path != ADAPTER_JSON]
+    facts = VersionFacts(manifest.files_size, metrics or {}, read_parent, partial(first_problem, folder, paths))
+    check_manifest(policy, adapter_manifest, location, facts)
     return errors
 
 
@@ -240,9 +256,7 @@ def check_manifest(
     policy: Policy | None,
     manifest: AdapterManifest | None,
     location: str,
-    *,
-    size: int | None = None,
-    metrics: Mapping[str, float] | None = None,
+    facts: VersionFacts = NO_FACTS,
 ) -> None:
     """Compare the manifest of an adapter with the policy, if there is one that needs it.
 
@@ -252,7 +266,7 @@ def check_manifest(
     if policy is not None and policy.needs_manifest:
         if manifest is None:
             raise RefusedError(location, "no adapter.json to compare with the project's policy", code="no-manifest")
-        policy.check_manifest(manifest, location, size=size, metrics=metrics or {})
+        policy.check_manifest(manifest, location, facts)
 
 
 def raise_or_collect_errors(

@@ -38,7 +38,7 @@ from adapterhub.store.store import Entry, Progress, Store, counter
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
-from . import moves, shown_version, signature_policy, withdrawals
+from . import moves, shown_version, signature_policy, version_facts, withdrawals
 from .ledger import Ledger, find
 from .releases.tag_gate import TagGate
 from .shown_version import VersionDocument
@@ -391,6 +391,7 @@ class Registry:
         # The registry's own policy applies in addition to the project's, which the package has met already.
         if self.policy is not None:
             self.policy.check_name(ref.name)
+            package = replace(package, read_parent=partial(version_facts.read_parent, self.store))
             package = packaging.apply_policy(package, self.policy)
         return package
 

@@ -6,6 +6,7 @@ cryptography is in `adapterhub.trust`, the files in `store.signature_files`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.project.policy import Policy, refusal
 from adapterhub.project.policy import SigningRule as Rule
+from adapterhub.project.policy_rules import RuleCheck
 from adapterhub.store.signature_files import MAX_SIGNATURES, MAX_UNREQUESTED
 from adapterhub.trust import attestation, bundle, statement
 from adapterhub_converters.containers.confined_files import ConfinedFiles
@@ -86,27 +88,74 @@ def check(
     return signed
 
 
+def rule_checks(
+    policy: Policy, manifest: Manifest, bundles: Sequence[bytes], *, name: str, signed_as: str, location: str
+) -> list[RuleCheck]:
+    """Return every rule about signers that applies to a name, beside the signatures of a version."""
+    checks = []
+    for rule in policy.signing_rules(name):
+        problem, value = "", "attested" if rule.attestation else "signed"
+        try:
+            signed = _check_rule(policy, rule, manifest, bundles, name=signed_as, location=location)
+            value = f"signed by {signed.signer.title}" if signed else value
+        except IntegrityError as error:
+            problem, value = error.what, f"not {value}"
+        checks.append(RuleCheck(rule.file, rule.rule, value, problem))
+    return checks
+
+
 def _check_rule(
     policy: Policy | None, rule: Rule, manifest: Manifest, bundles: Sequence[bytes], *, name: str, location: str
 ) -> SignedStatement | None:
     """Return the signature that a rule requires, or None for an attestation; IntegrityError if it is missing."""
     from adapterhub.trust.keys import read_trusted  # needs cryptography
 
+    if rule.least > 1:
+        return _joint_signature(rule, manifest, bundles, name=name, location=location)
     keys = read_trusted(rule.keys)
     if not rule.attestation:
-        return bundle.find_accepted(bundles, keys, signed_files(manifest), name, location)
+        return bundle.find_accepted(bundles, keys, signed_files(manifest), name, location, digest=manifest.digest)
     attestation.find_accepted(
-        bundles, rule.attestation, keys, manifest.digest, location, check=partial(_check_base, policy, location)
+        bundles, rule.attestation, keys, manifest.digest, location, check=partial(_check_claim, policy, rule, location)
     )
     return None
 
 
-def _check_base(policy: Policy | None, location: str, claim: Attestation) -> None:
-    """Raise IntegrityError if an attestation says that the adapter fits a base which the policy does not allow."""
+def _joint_signature(rule: Rule, manifest: Manifest, bundles: Sequence[bytes], *, name: str, location: str) -> SignedStatement:
+    """Return a signature of a version that enough people have signed; IntegrityError if too few have."""
+    from adapterhub.trust.keys import read_trusted
+
+    used: set[str] = set()
+    signatures, reasons = [], []
+    for person in rule.keys:
+        # A key counts for the first person who has it: nobody signs for two.
+        keys = [key for key in read_trusted([person]) if key.id not in used]
+        used.update(key.id for key in keys)
+        try:
+            signed = bundle.find_accepted(bundles, keys, signed_files(manifest), name, location, digest=manifest.digest)
+            signatures.append(signed)
+        except IntegrityError as error:
+            reasons.append(error)
+    if len(signatures) < rule.least:
+        problem = f"is signed by {len(signatures)} of the {rule.least} people who must sign it"
+        raise IntegrityError(location, problem, "Have it signed by more of them", code="signature") from reasons[0]
+    return signatures[0]
+
+
+def _check_claim(policy: Policy | None, rule: Rule, location: str, claim: Attestation) -> None:
+    """Raise IntegrityError if an attestation is about a base or a result that the policy does not allow."""
     if claim.kind == attestation.FITS:
         base = attestation.base_fingerprint(claim)
         if policy and not all(base in bases for bases in policy.base_digests()):
             raise IntegrityError(location, f"the attestation is about the base {base[:19]}…, which the policy does not allow")
+    if claim.kind == attestation.TRAINING and policy and (problem := policy.base_violation(*attestation.trained_base(claim))):
+        raise IntegrityError(location, f"the attestation is about the base {problem}")
+    if claim.kind == attestation.TRAINING and policy and (problem := policy.builder_violation(attestation.builder(claim))):
+        raise IntegrityError(location, f"the attestation {problem}")
+    if rule.evaluation is not None:
+        metric = rule.evaluation.bounds.metric
+        if problem := rule.evaluation.violation(*attestation.measured(claim, metric)):
+            raise IntegrityError(location, f"the attested {metric} {problem}")
 
 
 @dataclass(frozen=True)
@@ -149,7 +198,8 @@ def _is_required(policy: Policy | None, manifest: Manifest, raw: bytes, name: st
     """Return True if a bundle alone meets one of the policy's rules about signers."""
     for rule in policy.signing_rules(name) if policy else ():
         with suppress(AdapterhubError):
-            _check_rule(policy, rule, manifest, [raw], name=name, location=name)
+            # One of several people who must sign it is required as well.
+            _check_rule(policy, dataclasses.replace(rule, least=1), manifest, [raw], name=name, location=name)
             return True
     return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from adapterhub.manifest import oci_manifest
@@ -11,6 +12,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
+from adapterhub.registry.version_facts import read_parent
 from adapterhub.store.export import linked_folder
 from adapterhub.store.store import local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
@@ -121,6 +123,7 @@ class LocalName:
                     force=force,
                     check=not facts_only,
                     metrics=self.registry.metrics(manifest.digest),
+                    read_parent=partial(read_parent, self.registry.store),
                 )
             # The files were linked into a temporary folder, whose name means nothing to the user.
             except AdapterhubError as error:

@@ -234,6 +234,14 @@ class OpenRemote(Target, ABC):
         """Return the remote itself if it can store attachments, else None."""
         return None
 
+    def file_signature(self, digest: Digest) -> bytes | None:
+        """Return the `model.sig` beside the files of a version, unverified; None without one, or where none is kept."""
+        return None
+
+    def put_file_signature(self, manifest: Manifest, raw: bytes) -> bool:
+        """Write `model.sig` beside the files of a version; return False where none is kept, or where the version is not."""
+        return False
+
     def as_unnamed_target(self) -> UnnamedBlobTarget | None:
         """Return the remote itself if it takes blobs before their digests are known, else None."""
         return None

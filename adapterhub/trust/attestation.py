@@ -141,9 +141,45 @@ def base_fingerprint(attestation: Attestation) -> str:
     return fingerprint if isinstance(fingerprint, str) else ""
 
 
+def trained_base(attestation: Attestation) -> tuple[str, str | None, list[Digest]]:
+    """Return the base that a provenance of a training names: its name, its revision, and the digests of its weight files."""
+    definition = attestation.predicate.get("buildDefinition")
+    resources = definition.get("resolvedDependencies") if isinstance(definition, dict) else None
+    name, revision, weights = "", None, []
+    for resource in resources if isinstance(resources, list) else ():
+        annotations = resource.get("annotations") if isinstance(resource, dict) else None
+        if isinstance(annotations, dict) and annotations.get("role") == "base":
+            digest = resource.get("digest")
+            if isinstance(digest, dict):
+                weights.append(f"sha256:{digest.get('sha256')}")
+            else:
+                name, revision = str(resource.get("name")), annotations.get("revision")
+    return name, revision if isinstance(revision, str) else None, weights
+
+
+def builder(attestation: Attestation) -> str:
+    """Return the id of the builder that a provenance names; empty if it names none."""
+    details = attestation.predicate.get("runDetails")
+    named = details.get("builder") if isinstance(details, Mapping) else None
+    name = named.get("id") if isinstance(named, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def measured(attestation: Attestation, metric: str) -> tuple[float | None, list[Digest]]:
+    """Return the value of a metric that a test result has, None without one, and the digests of the data it was measured on."""
+    evaluation, data = attestation.predicate.get("evaluation"), attestation.predicate.get("configuration")
+    metrics = evaluation.get("metrics") if isinstance(evaluation, dict) else None
+    value = metrics.get(metric) if isinstance(metrics, dict) else None
+    digests = [item.get("digest") for item in data if isinstance(item, dict)] if isinstance(data, list) else []
+    return (
+        float(value) if json_file.is_number(value) else None,
+        [f"sha256:{digest.get('sha256') if isinstance(digest, dict) else None}" for digest in digests],
+    )
+
+
 def attestation_bundles(bundles: Iterable[bytes]) -> list[bytes]:
     """Return the bundles that claim to attest something, leaving out signatures of files; nothing is verified."""
-    return [raw for raw in bundles if bundle.predicate_type(raw) not in ("", PREDICATE_TYPE)]
+    return [raw for raw in bundles if bundle.predicate_type(raw) not in ("", PREDICATE_TYPE, bundle.COSIGN_TYPE)]
 
 
 def find_accepted(

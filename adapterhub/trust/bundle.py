@@ -29,14 +29,15 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits in a manifest of that size fits in a bundle
 _KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
-_COSIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"  # what `cosign sign` of cosign 3 writes
+COSIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"
+"""The type of statement by which `cosign sign` of cosign 3 signs a manifest: its digest, and no name."""
 _NOT_ACCEPTED_HINT = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
 _MAX_REASONS = 5  # in an error
 
 
 @dataclass(frozen=True)
 class SignedStatement:
-    """A verified statement, its trusted signer, and the bundle it came in."""
+    """A verified statement, its trusted signer, and the bundle it came in. The name in a statement of cosign is empty."""
 
     statement: Statement
     signer: TrustedSigner
@@ -104,20 +105,36 @@ def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> Signe
 
 
 def find_accepted(
-    signatures: Sequence[bytes], signers: Sequence[TrustedSigner], files: Mapping[str, Digest], name: str | None, location: str
+    signatures: Sequence[bytes],
+    signers: Sequence[TrustedSigner],
+    files: Mapping[str, Digest],
+    name: str | None,
+    location: str,
+    *,
+    digest: Digest | None = None,
 ) -> SignedStatement:
     """Return the first statement signed by one of `signers` that covers exactly these files and, unless None, this name.
 
     Statements about something other than files are skipped.
 
+    Args:
+        signatures: Bundles, unverified.
+        signers: The accepted signers.
+        files: The digests of the files, by path.
+        name: The name that a signature must be for; None for any.
+        location: The name of the version in errors.
+        digest: The digest of its manifest, which cosign signs, for every name; None to accept no signature of cosign.
+
     Raises:
         IntegrityError: There is no such statement; with the reason for each rejected one.
     """
-    # A bundle that cannot be parsed (an empty type) and a signature of cosign, which binds no name, are kept for the reasons.
-    signatures = [raw for raw in signatures if predicate_type(raw) in ("", statement.PREDICATE_TYPE, _COSIGN_TYPE)]
+    # A bundle that cannot be parsed (an empty type) is kept for the reasons.
+    signatures = [raw for raw in signatures if predicate_type(raw) in ("", statement.PREDICATE_TYPE, COSIGN_TYPE)]
     reasons: dict[str, AdapterhubError] = {}
     for raw in signatures:
         try:
+            if digest is not None and predicate_type(raw) == COSIGN_TYPE:
+                return _verify_cosign(raw, signers, files, digest, location)
             signed = verify(raw, signers, location)
             signed.statement.check_files(files, location)
             if name is not None:
@@ -132,6 +149,19 @@ def find_accepted(
         raise IntegrityError(location, "is not signed", "Ask its owner to sign it", code="signature-missing")
     problem = f"none of its {len(signatures)} signatures is accepted: {'; '.join(list(reasons)[:_MAX_REASONS])}"
     raise IntegrityError(location, problem, _NOT_ACCEPTED_HINT, code="signature")
+
+
+def _verify_cosign(
+    raw: bytes, signers: Sequence[TrustedSigner], files: Mapping[str, Digest], digest: Digest, location: str
+) -> SignedStatement:
+    """Return what cosign signed, if one of `signers` did and it is the manifest with this digest."""
+    payload, signer = verify_payload(raw, signers, location)
+    subjects = json_file.parse_object(payload, location).get("subject")
+    # One subject with one digest: anything else could be read as a statement about other bytes.
+    digests = [subject.get("digest") for subject in subjects if isinstance(subject, dict)] if isinstance(subjects, list) else []
+    if digests != [{"sha256": digest.removeprefix("sha256:")}] or len(subjects or ()) != 1:
+        raise IntegrityError(location, f"the signature of cosign is not about {digest[:19]}… alone", code="signature")
+    return SignedStatement(Statement("", files), signer, raw)
 
 
 def claimed_payload(raw: bytes, location: str) -> bytes:

@@ -19,8 +19,8 @@ from tests.support.adapters import write_adapter
 READS = {
     "audit verify", "base list", "base show", "completion", "diff", "du", "explain", "hub admission list", "hub doctor",
     "hub log", "hub member list", "hub namespace list", "hub publisher list", "hub token list", "hub user list",
-    "hub webhook list", "info", "lineage", "list", "log", "remote list", "remote test", "rollout show", "scan", "search",
-    "served", "show", "usage", "validate", "verify", "verify-merge",
+    "hub webhook list", "info", "lineage", "list", "log", "policy check", "remote list", "remote test", "rollout show", "scan",
+    "search", "served", "show", "usage", "validate", "verify", "verify-merge",
 }  # fmt: skip
 # Write one new file or folder that the command line names, and refuse what is there; or record what they answer.
 WRITES_WHAT_IT_IS_TOLD = {

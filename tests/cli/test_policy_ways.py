@@ -37,8 +37,8 @@ USES = (
 # and resolve, which ask for each version they prepare (tests/serve).
 OTHERS = {
     "approve", "attach", "attest", "base", "bom", "chat", "copy", "deprecate", "describe", "diff", "du", "keep",
-    "lineage", "list", "log", "login", "logout", "mv", "pack", "promote", "push", "resolve", "restore", "rm", "rollback",
-    "rollout", "scan", "serve", "show", "sign", "tag", "validate", "verify", "verify-merge", "withdraw",
+    "lineage", "list", "log", "login", "logout", "mv", "pack", "policy", "promote", "push", "resolve", "restore", "rm",
+    "rollback", "rollout", "scan", "serve", "show", "sign", "tag", "validate", "verify", "verify-merge", "withdraw",
 }  # fmt: skip
 
 

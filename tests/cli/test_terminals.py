@@ -56,6 +56,7 @@ INVOCATIONS = {
     "key generate": "signing",
     "sign": "--help",
     "attest": "--help",
+    "policy check": "team/sql",
     "audit verify": "",
     "audit checkpoint": "--help",
     "bom": "team/sql -o sql.cdx.json",

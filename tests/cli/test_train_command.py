@@ -264,6 +264,24 @@ def test_an_evaluation_of_pairs_tells_how_many_are_preferred(run: Run, config: P
     assert "% preferred, margin " in done.stderr
 
 
+def test_the_trainer_signs_what_it_did_for_the_version_that_it_pushes(run: Run, config: Path, tmp_path: Path) -> None:
+    run("key", "generate", "trainer")
+    assert "nothing is pushed" in run("train", "letters.toml", "--key", "trainer.key", code=2).stderr
+    words = ("train", "letters.toml", "--push", "team/letters", "--key", "trainer.key", "--json")
+    document = json.loads(run(*words).stdout)
+    (signed,) = document["attestations"]
+    assert signed["predicate"]["runDetails"]["builder"]["id"] == "urn:adapterhub:trainer"
+    data, base = ["--data", "train.jsonl", "--data", "heldout.jsonl"], ["--base", "tiny"]
+    check = ("verify", "team/letters", "--attestations", "--key", "trainer.pub", "--recompute", *base, *data)
+    assert "training attested by trainer.pub (inputs compared, training not repeated)" in run(*check).stdout
+    policy = '[policy]\nbuilders = ["urn:adapterhub:trainer"]\n[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
+    (tmp_path / "adapterhub.toml").write_text(policy)
+    run("pull", "team/letters", "-o", "out")
+    # The record in another version has no such signature.
+    (tmp_path / "out" / "README.md").write_text("# Better letters\n")
+    assert "no attestation 'training'" in run("push", "out", "team/forged", code=6).stderr
+
+
 def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
     run: Run, config: Path, tmp_path: Path
 ) -> None:

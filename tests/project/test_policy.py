@@ -9,7 +9,8 @@ import pytest
 
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project import settings_file
-from adapterhub.project.policy import ATTESTATIONS, Bounds, Policy, SigningRule, join
+from adapterhub.project.policy import ATTESTATIONS, Policy, SigningRule, join
+from adapterhub.project.policy_rules import Bounds, VersionFacts
 from adapterhub.trust.attestation import TYPES
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -70,9 +71,9 @@ def test_what_meets_the_rules_passes() -> None:
     for base in (ONE, OTHER):  # by its names and shapes, or by its weight files
         Policy("p", bases=(base,), formats=("peft",), max_size=1500).check_manifest(KNOWN, "team/sql")
     measured = Policy("p", metrics=(Bounds("eval_loss", 0.5, 0.5), Bounds("reported_bleu", min=31)))
-    measured.check_manifest(KNOWN, "team/sql", metrics={"reported_bleu": 31.0})
+    measured.check_manifest(KNOWN, "team/sql", VersionFacts(metrics={"reported_bleu": 31.0}))
     with pytest.raises(RefusedError, match="1,501 bytes"):
-        Policy("p", max_size=1500).check_manifest(KNOWN, "team/sql", size=1501)
+        Policy("p", max_size=1500).check_manifest(KNOWN, "team/sql", VersionFacts(1501))
 
 
 def test_several_policies_are_met_where_each_is() -> None:
@@ -140,6 +141,22 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
         ('attestations."*".safe = ["k"]', "'policy.attestations.*.safe' is unknown"),
         ('attestations."*".fits = []', "'policy.attestations.*.fits' is not a list of at most 256 paths"),
         ('attestations."*" = ["k"]', "'policy.attestations.*' is not a table"),
+        ('licenses = ["MIT"]\nlicense_parts = ["bases"]', "'policy.license_parts' has an unknown part"),
+        ('license_parts = ["data"]', "'policy.license_parts' needs licenses"),
+        ('scan = "some"', "'policy.scan' is not 'clean'"),
+        ('max_age = "1 year"', "'policy.max_age' is not a duration"),
+        (f'base_models."org/m".weights = ["{ONE}"]', "'policy.base_models.org/m.weights' needs an attestation"),
+        ('base_models."org/m".revision = "1"', "'policy.base_models.org/m.revision' is unknown"),
+        ('builders = ["urn:x"]', "'policy.builders' needs an attestation of the training of every name"),
+        (f'evaluations.bleu = {{ data = ["{ONE}"] }}', "'policy.evaluations.bleu' is not a table of numbers"),
+        ('evaluations.bleu = { min = 1, data = ["x"] }', "'policy.evaluations.bleu.data' is not a list of digests"),
+        (
+            'evaluations.bleu = { min = 1, recorders = ["a"], signers = ["k"] }',
+            "'policy.evaluations.bleu.recorders' is for results without signers",
+        ),
+        ('signers."*" = { of = ["a", "b"], at_least = 3 }', "'policy.signers.*.at_least' is not a number of the 2 signers"),
+        ('signers."*" = { of = ["a", "a"], at_least = 2 }', "'policy.signers.*.at_least' is not a number of the 1 signers"),
+        ('signers."*" = { of = ["a"] }', "'policy.signers.*.at_least' is not a number"),
     ],
 )
 def test_a_rule_that_means_nothing_is_refused_by_its_name(tmp_path: Path, rules: str, words: str) -> None:

@@ -158,12 +158,28 @@ weights = [{{path = "model.safetensors", digest = "{sha256_file(weights)}", size
 
 
 def test_a_declared_training_is_not_attested_as_one_by_our_trainer(forged: str, here: Workspace, run: Run) -> None:
-    for builder in (None, "urn:adapterhub:trainer"):
-        with pytest.raises(RefusedError, match="its training was recorded by owner, and not by adapterhub's trainer") as caught:
-            ah.attest(forged, "ci.key", training=True, builder=builder, workspace=here)
-        assert caught.value.code == "other-recorder"
+    with pytest.raises(RefusedError, match="its training was recorded by owner, and not by adapterhub's trainer") as caught:
+        ah.attest(forged, "ci.key", training=True, workspace=here)
+    assert caught.value.code == "other-recorder"
     ah.attest(forged, "ci.key", training=True, builder="https://ci.example/gpu", workspace=here)
     assert predicate(run, forged)["runDetails"]["builder"]["id"] == "https://ci.example/gpu"
+
+
+def test_the_trainer_is_named_by_itself_alone_and_a_policy_can_ask_for_that(
+    place: Path, here: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    with pytest.raises(RefusedError, match="is named only in what the trainer signs itself") as caught:
+        ah.attest("team/sql", "ci.key", training=True, builder="urn:adapterhub:trainer", workspace=here)
+    assert caught.value.code == "other-builder"
+    ah.attest("team/sql", "ci.key", training=True, workspace=here)
+    assert predicate(run, "team/sql")["runDetails"]["builder"]["id"] == "urn:adapterhub:record"
+    text = '[policy]\nbuilders = ["{}"]\n[policy.attestations."*"]\ntraining = ["ci.pub"]\n'
+    (place / "adapterhub.toml").write_text(text.format("urn:adapterhub:trainer"))
+    problem = "names the builder urn:adapterhub:record, which is not allowed"
+    assert problem in run("pull", "team/sql", "-o", "out", code=6).stderr
+    (place / "adapterhub.toml").write_text(text.format("urn:adapterhub:record"))
+    run("pull", "team/sql", "-o", "out")
 
 
 def test_a_provenance_that_names_our_trainer_for_a_declared_training_is_refused(

@@ -10,8 +10,9 @@ import pytest
 from adapterhub.operations import pull as pull_operation
 from adapterhub.operations.signature_checks import Demand
 from adapterhub.operations.workspace import Workspace
+from adapterhub.registry.registry import Registry
 from adapterhub.serve.resolving import resolve
-from adapterhub.trust import keys
+from adapterhub.trust import bundle, keys
 from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import Make
@@ -279,3 +280,41 @@ def test_gc_removes_the_signatures_of_versions_that_are_gone(
     digest = json.loads(run("show", "team/sql", "--json").stdout)["digest"]
     assert f"sha256:{left.parent.name}" == digest
     run("fsck")
+
+
+def cosign_bundle(key: keys.PrivateKey, *subjects: dict[str, dict[str, str]]) -> bytes:
+    """What `cosign sign` of cosign 3 attaches: a statement about the digest of a manifest, without a name."""
+    document = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": list(subjects),
+        "predicateType": "https://sigstore.dev/cosign/sign/v1",
+        "predicate": {},
+    }
+    signed = json.loads(bundle.sign_payload(json.dumps(document).encode(), key, "x"))
+    signed["verificationMaterial"] = {"publicKey": {"hint": key.public.hints[1]}}
+    return json.dumps(signed).encode()
+
+
+def test_a_signature_of_cosign_is_verified_by_keys_and_policies_for_these_bytes_alone(
+    run: Run, make: Make, tmp_path: Path
+) -> None:
+    run("key", "generate", "team")
+    run("key", "generate", "other")
+    key = keys.read_private(tmp_path / "team.key")
+    (make("other") / "README.md").write_text("# Another adapter\n")
+    make("sql")
+    first, second = (
+        json.loads(run("push", name, f"team/{name}", "--json").stdout)["digest"].removeprefix("sha256:")
+        for name in ("sql", "other")
+    )
+    good, another = {"digest": {"sha256": first}}, {"digest": {"sha256": second}}
+    with Registry.open(tmp_path / "xdg" / "adapterhub") as registry:
+        for subjects in ((another,), (good, another), (good,)):
+            registry.store.signatures.add(f"sha256:{first}", cosign_bundle(key, *subjects), 64)
+        registry.store.signatures.add(f"sha256:{second}", cosign_bundle(key, good), 64)
+    assert "signed by cosign, for every name, by team.pub" in run("verify", "team/sql", "--key", "team.pub").stdout
+    assert "which is not accepted" in run("verify", "team/sql", "--key", "other.pub", code=1).stdout
+    assert "not about" in run("verify", "team/other", "--key", "team.pub", code=1).stdout
+    (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"*" = ["team.pub"]\n')
+    run("pull", "team/sql", "-o", "out")
+    assert "the signature of cosign is not about" in run("pull", "team/other", "-o", "out2", code=6).stderr

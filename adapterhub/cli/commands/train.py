@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import errors, output
+from adapterhub.cli import errors, output, signing_options
 from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.inputs import byte_count
 from adapterhub.cli.options import (
@@ -26,8 +26,11 @@ from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.version_results import render_push
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
-from adapterhub.operations import push
+from adapterhub.operations import attest, push
 from adapterhub_converters.errors import AdapterhubError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.trust.keys import Signer
 
 
 @command(
@@ -39,7 +42,8 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     adapterhub train sql.toml --dry-run
     adapterhub train sql.toml --dry-run --set base.device=cuda --memory 24GiB
     adapterhub train sql.toml --set train.steps=10
-    adapterhub train more.toml --from team/sql:prod --push team/sql""",
+    adapterhub train more.toml --from team/sql:prod --push team/sql
+    adapterhub train sql.toml --push team/sql --key trainer.key""",
 )
 @click.argument("config", metavar="[CONFIG]", required=False)
 @output_option("folder for the adapter. [default: CONFIG without .toml]")
@@ -59,6 +63,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 )
 @click.option("--from", "start", metavar="SRC", help="Source: an adapter to continue training, which must fit CONFIG.")
 @click.option("--push", "ref", metavar="REF", help="Push the result to REF, like `adapterhub push`.")
+@signing_options.optional_signer
 @click.pass_obj
 def train(
     settings: Settings,
@@ -75,6 +80,7 @@ def train(
     memory: str | None,
     start: str | None,
     ref: str | None,
+    signer: signing_options.SignerOption | None,
 ) -> int:
     """Train a LoRA adapter on a base in 4 bits (QLoRA), and record how it was made.
 
@@ -82,7 +88,8 @@ def train(
     it needs, and refuses what cannot fit (exit 6). --dry-run trains nothing: it reads and checks the data, shows examples,
     tokens, steps and the least time, and compares the memory with other settings. Afterwards the command reports the
     held-out perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command
-    resumes. A push that fails leaves OUT in place. Needs the extra: pip install 'adapterhub[train]'.
+    resumes. A push that fails leaves OUT in place. With --key or --keyless, the trainer signs at the end what it did, for the
+    version that it pushes. Needs the extra: pip install 'adapterhub[train]'.
     """
     from adapterhub.operations import train as train_operation
     from adapterhub.training import read_config
@@ -97,9 +104,8 @@ def train(
         planned_memory = byte_count(memory, "--memory") if memory else None
         forecast = train_operation.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
         return train_plan.show(settings, train_config, forecast, force=force, is_local=planned_memory is None)
-    if ref:
-        # Checked before a training of hours, not after it.
-        push.check_target(ref, workspace(settings))
+    # Checked before a training of hours, not after it.
+    key = _checked_key(signer, ref, settings)
     target = Path(out) if out else Path(Path(config).stem)
     with view.Screen(train_config) as screen:
         result = train_operation.train(
@@ -107,11 +113,31 @@ def train(
         )
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # torchrun starts several processes; only the first one reports
+    # Before the push, whose folder somebody could edit meanwhile.
+    statement = attest.trained(target, ref or "") if key is not None else None
     document = view.document(result, screen.ready)
     if ref:
         document["pushed"] = _push_result(target, ref, settings)
-    output.emit(document, as_json=settings.as_json, text=lambda: view.text(result, document.get("pushed")))
+    if statement is not None and key is not None:
+        signed = attest.add(statement, document["pushed"]["ref"], key, workspace(settings))
+        document["attestations"] = [signing_options.attestation_document(signed)]
+
+    def text() -> None:
+        view.text(result, document.get("pushed"))
+        if "attestations" in document and key is not None:
+            output.write(output.one_line(f"training attested by {key.public.title}"))
+
+    output.emit(document, as_json=settings.as_json, text=text)
     return 0
+
+
+def _checked_key(signer: signing_options.SignerOption | None, ref: str | None, settings: Settings) -> Signer | None:
+    """Check the target of the push, if there is one, and read the key that signs the training, if there is one."""
+    if ref:
+        push.check_target(ref, workspace(settings))
+    elif signer is not None:
+        raise UsageError("--key and --keyless", "sign a version, and nothing is pushed", "Pass --push REF too")
+    return signer.read() if signer is not None else None
 
 
 def _push_result(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:

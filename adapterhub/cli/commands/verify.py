@@ -82,7 +82,8 @@ def verify(
     )
     success_text = "every byte matches"
     if (signature := result.signature) is not None:
-        success_text += f", signed as {signature.name} by {signing_options.signer_line(signature.signer)}"
+        name = f"as {signature.name}" if signature.name else "by cosign, for every name,"
+        success_text += f", signed {name} by {signing_options.signer_line(signature.signer)}"
     for statement in result.attestations:
         success_text += f", {statement.kind} attested by {statement.signer.source}"
         if recompute and statement.kind == TRAINING:

@@ -7,11 +7,9 @@ met. `tag_gate` asks for every move of a tag, no matter who makes it.
 from __future__ import annotations
 
 import datetime
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from adapterhub.digest import Digest
 from adapterhub.evidence import paired_tests, sampled_bounds
@@ -20,7 +18,7 @@ from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.project.tag_rules import UNMET, TagRules
 from adapterhub.registry import signature_policy
-from adapterhub.store.export import export
+from adapterhub.registry.version_facts import first_stored_problem
 from adapterhub.store.ref_log import TAG_MOVES, Entry
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
@@ -124,14 +122,7 @@ class VersionEvidence:
     def finding(self, digest: Digest) -> str:
         """Return the first problem that a scan of a version's files finds; empty for none. The bytes are read once."""
         if digest not in self._findings:
-            from adapterhub.checks.scan import scan  # needs numpy
-
-            # Copied: a scan reports links, of which a folder of blobs would consist.
-            with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-                export(self._store, self.manifest(digest).layers, Path(temporary), None)
-                report = scan(Path(temporary), display_name=digest[:19], limit=1)
-            problem = next((problem for problem in report.problems if problem.severity in ("error", "warning")), None)
-            self._findings[digest] = "" if problem is None else f"{problem.code}: {problem.file or problem.what}"
+            self._findings[digest] = first_stored_problem(self._store, self.manifest(digest))
         return self._findings[digest]
 
 
@@ -254,7 +245,8 @@ def _signed(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) ->
     keys, files = read_trusted(rules.signers), signature_policy.signed_files(evidence.manifest(candidate.digest))
     location = f"{candidate.name}:v{candidate.number}"
     try:
-        signed = bundle.find_accepted(evidence.signatures(candidate), keys, files, candidate.name, location)
+        signatures = evidence.signatures(candidate)
+        signed = bundle.find_accepted(signatures, keys, files, candidate.name, location, digest=candidate.digest)
     except AdapterhubError as error:
         return False, error.what, ""
     return True, f"by {signed.signer.title}", "a signature of the version"

@@ -21,8 +21,10 @@ from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.remotes.download import ResumingReader, check_range, read_blob
 from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, Source, check_complete
+from adapterhub.trust.bundle import MAX_BUNDLE
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import (
@@ -176,6 +178,34 @@ class HubRepository(OpenRemote):
         registry = self._own_registry()
         return registry.oci if registry else None
 
+    def file_signature(self, digest: Digest) -> bytes | None:
+        """Return the `model.sig` in the commit of a version, where model_signing puts it; a hub of ours attaches it instead."""
+        if self._own_registry() is not None:
+            return None
+        listing = self._versions.find(digest).listing
+        entry = listing.files.get(SIGNATURE)
+        if entry is None or (entry.size or 0) > MAX_BUNDLE:
+            return None
+        return self._versions.read_small_file(listing, SIGNATURE, MAX_BUNDLE + 1)
+
+    def put_file_signature(self, manifest: Manifest, raw: bytes) -> bool:
+        """Commit `model.sig` to the branch at the address if that is at the version, whose digest stays the same."""
+        branch = self.address.reference
+        if self._own_registry() is not None or branch not in self._client.refs().branches:
+            return False
+        listing = self._client.listing(branch)
+        if self._versions.version_at(listing).manifest.digest != manifest.digest:
+            return False
+        if not hub_files.matches_entry(listing.files.get(SIGNATURE), raw):
+            changes = {SIGNATURE: raw}
+            self.commit_id = self._writer.create_commit(branch, listing.commit, f"Signature of {manifest.digest}", changes)
+        if hub_files.CARD in listing.files:
+            card = self._client.read_small_file(listing.commit, hub_files.CARD, 2 * hub_files.MAX_CARD)
+            if sha256_bytes(card) not in [layer.digest for layer in manifest.layers if layer.path == hub_files.CARD]:
+                problem = "is completed on the hub, so that other programs find it changed since it was signed"
+                self.notes.append(f"{hub_files.CARD} {problem}")
+        return True
+
     def untag(self, tag: str) -> None:
         """Remove a tag from a hub of ours."""
         if (registry := self._own_registry()) is None:
@@ -328,6 +358,8 @@ class HubRepository(OpenRemote):
             return PutResult(new=False, moved=False)
         is_new_branch = branch not in refs.branches and not branch.startswith("refs/")
         start, changes = self._parent_and_changes(branch, manifest, adapter_manifest, is_new_branch=is_new_branch)
+        if changes and SIGNATURE in start.files:
+            changes[SIGNATURE] = None  # it is about the files that were there
         # The branch must exist before the commit, and must not stay behind if the commit fails.
         if is_new_branch:
             self._create_branch(branch, start.commit)

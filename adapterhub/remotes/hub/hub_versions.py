@@ -12,7 +12,7 @@ from itertools import islice
 from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.manifest.package_files import MAX_FILES
+from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE
 from adapterhub.registry import version_selection, withdrawals
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
@@ -124,7 +124,7 @@ class Versions:
                 bytes_left -= size
                 self.content[digest] = data
             files[path] = digest, size
-        self.notes += [f"left out: {path[:200]}" for path in skipped]
+        self.notes += [f"left out: {path[:200]}" for path in skipped if path != SIGNATURE]
         return hub_files.manifest_of_files(files, label)
 
     def _name_in_range(self, reference: str) -> str:

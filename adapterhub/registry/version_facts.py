@@ -1,0 +1,57 @@
+"""What a policy asks about a stored version besides its adapter.json: its parents, and what a scan of its files finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.manifest import oci_manifest
+from adapterhub.project.policy_rules import VersionFacts
+from adapterhub.store.export import linked_folder
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import AdapterhubError
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.store.store import Store
+
+
+def stored_facts(store: Store, manifest: Manifest, metrics: Mapping[str, float]) -> VersionFacts:
+    """Return the facts of a version whose files are in a store."""
+    return VersionFacts(
+        manifest.files_size, metrics, partial(read_parent, store), partial(first_stored_problem, store, manifest)
+    )
+
+
+def read_parent(store: Store, digest: Digest) -> AdapterManifest | None:
+    """Return the usable part of the adapter.json of a stored version, by the digest of its manifest; None if it is not here."""
+    from adapterhub.index import version_extract  # with SQLite, and only for a policy that asks
+
+    try:
+        return version_extract.adapter_manifest(store, oci_manifest.parse(store.read_document(digest), digest))
+    except AdapterhubError:
+        return None
+
+
+def first_stored_problem(store: Store, manifest: Manifest) -> str:
+    """Return what `first_problem` does, of the files of a stored version."""
+    with linked_folder(store, manifest.layers) as folder:
+        return first_problem(folder, [layer.path for layer in manifest.layers])
+
+
+def first_problem(folder: Path, paths: Iterable[str]) -> str:
+    """Return the first error or warning that a scan of these files of a folder finds, in a line; empty for none."""
+    from adapterhub.checks.scan import problems  # with numpy
+    from adapterhub.checks.scan.scanned_file import wrap_file
+
+    for path in paths:
+        # The files of a stored version may be links to its blobs; a folder is listed, and its links refused, before.
+        with open_regular((folder / path).resolve()) as file:
+            for problem in problems(wrap_file(file, path)):
+                if problem.severity in ("error", "warning"):
+                    return f"{problem.code}: {problem.file or problem.what}"
+    return ""
