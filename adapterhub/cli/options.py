@@ -7,6 +7,7 @@ exception is `adapterhub search`: its options are filters, each named for the fi
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run as click does, and add a hint for this command to its errors."""
+        if not gc.isenabled():  # since the process began: what was imported until here needs no traversal later
+            gc.freeze()
+            gc.enable()
         try:
             return super().invoke(ctx)
         except AdapterhubError as error:
