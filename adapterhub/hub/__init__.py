@@ -18,6 +18,7 @@
     staged_files.py         small files of a commit, until it is accepted
     git_objects.py          the object ids git would give to files
     access_control.py       who is asking, and what they may do
+    gates.py                gated names, and requests for access to them
     policy_gate.py          the policy, and withdrawals, applied to what is served
     mirrored_withdrawals.py withdrawals that a mirror learns from its upstream
     request_context.py      the request being answered

@@ -1,7 +1,7 @@
 """Authentication by the Authorization header, and what an account may do with a repository.
 
 A repository that a client may not see is answered like one that does not exist, and a blob can be read only through a
-repository that has it.
+repository that has it. Who sees a gated repository does not yet read its files: `check_files` decides that for every protocol.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapterhub.registry.repository_records import Repository
 from adapterhub_converters import safe_regex
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import aliases, request_context
+from . import aliases, gates, request_context
 from .accounts import access_tokens, accounts
 from .accounts.access_tokens import Identity
 from .accounts.accounts import EVERYWHERE, READERS, ROLES, Namespace
@@ -50,6 +50,25 @@ class ThrottledError(BadTokenError):
 
 class ForbiddenError(Exception):
     """The token is valid but lacks the role for this; `str()` says which."""
+
+
+class GatedError(ForbiddenError):
+    """The files of a name are for accounts with access to it, and the client has none; `anonymous` if it has no account."""
+
+    def __init__(self, name: str, status: str, *, anonymous: bool) -> None:
+        problem = _GATED["anonymous" if anonymous else status]
+        super().__init__(f"{name} is gated: {problem}")
+        self.anonymous = anonymous
+
+
+_GATED = {
+    "anonymous": "its files are for accounts with access. Log in, and ask for access on its page",
+    "": "its files are for accounts with access. Accept its terms and ask for access on its page",
+    gates.PENDING: "the request for access waits for its owners",
+    gates.REJECTED: "its owners have rejected the request for access",
+    gates.ACCEPTED: "the account has access, but this token is limited to other names",
+}
+"""Why a client reads no files, by the status of its account's request."""
 
 
 @dataclass
@@ -133,6 +152,25 @@ class Access:
         if (repository and repository.private) or readers == READERS[2]:
             return False
         return identity is not None or (readers == READERS[0] and not self.require_login)
+
+    def check_files(self, identity: Identity | None, name: str) -> None:
+        """Raise GatedError unless a client that sees a repository, or an alias of it, may read its files."""
+        alias = aliases.parse(name)
+        source = alias.name if alias else name
+        if identity is not None and identity.has_role("read", source):
+            return
+        status = gates.access_status(self.database, source, identity.account if identity else "")
+        if status is None or (status == gates.ACCEPTED and identity is not None and not identity.namespaces):
+            return
+        raise GatedError(source, status, anonymous=identity is None)
+
+    def may_read_files(self, identity: Identity | None, name: str) -> bool:
+        """Return whether a client may read the files of a repository that it sees."""
+        try:
+            self.check_files(identity, name)
+        except GatedError:
+            return False
+        return True
 
     def namespace_settings(self, namespace: str) -> Namespace:
         """Return the settings of a namespace, as of the last few seconds."""

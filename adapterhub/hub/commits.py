@@ -164,6 +164,11 @@ def frozen_view(name: str, source: View, row: VersionRow) -> View:
     return View(name, state, row, frozen=True, head=f"{source.head} {row.digest}")
 
 
+def source_name(view: View) -> str:
+    """Return the name of a repository, and for an alias that of the repository it refers to."""
+    return view.newest.name if view.newest else view.name
+
+
 def rows(worker: Worker, view: View) -> Sequence[VersionRow]:
     """Return the versions of a repository, the newest first."""
     if view.newest is None:

@@ -115,7 +115,7 @@ class Hub:
         self.git = GitObjectIds(self.store)
         self.cards: LRUCache[Card] = LRUCache(_MAX_CARD_BYTES)
         self.conversions = ConvertedVersions(self.storage, settings.policy)
-        self.policy_gate = PolicyGate(settings.policy, self._views_with_file)
+        self.policy_gate = PolicyGate(settings.policy, self.access.check_files, self._views_with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
         # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4)
@@ -343,6 +343,7 @@ class Hub:
         source = self.visible(worker, identity, alias.source)
         if source is None or source.newest is None or source.frozen != bool(alias.number):
             return None
+        self.access.check_files(identity, name)  # nothing is converted for a client that may not read it
         if self.quotas.has_byte_limit(name):
             self.quotas.check(worker, name, self.conversions.blob_sizes(worker.registry, name.partition("/")[0]))
         return source.newest

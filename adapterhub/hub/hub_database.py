@@ -136,6 +136,16 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID
     """,
     "CREATE INDEX deliveries_webhook ON deliveries (webhook, id)",
+    """
+    CREATE TABLE gates (name TEXT PRIMARY KEY, mode TEXT NOT NULL, terms TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE access_requests (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL, account TEXT NOT NULL REFERENCES accounts, status TEXT NOT NULL,
+        asked REAL NOT NULL, terms TEXT NOT NULL, decided REAL, decider TEXT NOT NULL, reason TEXT NOT NULL,
+        UNIQUE (name, account)
+    ) STRICT;
+    CREATE INDEX access_requests_status ON access_requests (name, status, id);
+    CREATE INDEX access_requests_account ON access_requests (account)
+    """,
 )
 
 

@@ -19,6 +19,7 @@ from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub.version import __version__
 
 from . import openapi_accounts
+from .gates import MODES, STATUSES
 from .hf.api_documents import EXPANDABLE
 from .hub import Hub
 from .openapi_schemas import (
@@ -43,6 +44,9 @@ _RAW: Schema = {"type": "string", "format": "binary"}
 _BODY: Mapping[str, Schema] = {_BYTES: _RAW}
 _DIGEST: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"}
 _MODEL: Schema = {"type": "string", "enum": ["model"]}
+_MODE: Schema = {"type": "string", "enum": [*MODES]}
+_GATED: Schema = {"enum": [*MODES, False]}
+_STATUS: Schema = {"type": "string", "enum": [*STATUSES]}
 _NAME: Schema = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "maxLength": 100}
 _PATH_PARAMETERS: Mapping[str, Schema] = {
     "namespace": {**_NAME, "examples": ["team"]},
@@ -58,6 +62,7 @@ _PATH_PARAMETERS: Mapping[str, Schema] = {
     "session": NONEMPTY,
     "tag": {**NONEMPTY, "examples": ["prod"]},
     "account": {**_NAME, "examples": ["ada"]},
+    "status": _STATUS,
     "ident": {"type": "integer", "minimum": 1, "description": "A number of the list."},
 }
 _TREE: Mapping[str, Schema] = {"recursive": BOOLEAN, "expand": BOOLEAN, "cursor": TEXT}
@@ -180,7 +185,21 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     ),
     f"POST {_REPO}/commit/{{revision}}": _writing("Commit: a JSON document a line", {_LINES: list_of(_LINE)}),
     f"POST {_REPO}/super-squash/{{branch}}": _writing("Make one commit of those of a branch", {JSON: object_of(message=TEXT)}),
-    f"PUT {_REPO}/settings": _writing("Settle who can see a repository", {JSON: object_of(**_VISIBLE)}),
+    f"PUT {_REPO}/settings": _writing(
+        "Settle who can see a repository, and whether it is gated", {JSON: object_of(**_VISIBLE, gated=_GATED)}
+    ),
+    f"POST {_REPO}/ask-access": _writing("Accept the terms of a gated repository, and ask for access"),
+    "POST /{namespace}/{repo}/ask-access": _writing("Accept the terms of a gated repository, and ask for access"),
+    f"GET {_REPO}/user-access-request/{{status}}": Operation(
+        "List requests for access", _MOVED, (403, 404), {"cursor": COUNT}, needs=LOGIN
+    ),
+    f"POST {_REPO}/user-access-request/handle": _writing(
+        "Accept or reject a request for access, or let it wait again",
+        {JSON: object_of("status", user=TEXT, requestId=TEXT, status=_STATUS, rejectionReason=TEXT)},
+    ),
+    f"POST {_REPO}/user-access-request/grant": _writing(
+        "Give an account access that it need not have asked for", {JSON: object_of("user", user=TEXT)}
+    ),
     "POST /{namespace}/{repo}.git/info/lfs/objects/batch": Operation(
         "Ask for the addresses of large files",
         {200: _LFS, 307: NOTHING},
@@ -287,6 +306,9 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"POST {_NAMES}/move": _changing("Rename a name; the old one leads to the new one", {JSON: object_of("to", to=TEXT)}),
     f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": TEXT, "cursor": COUNT}),
     f"GET {_NAMES}/downloads": _reading("Tell how often each version was downloaded, by day and protocol"),
+    f"GET {_NAMES}/gate": _reading("Tell whether a name is gated, its terms, and whether the client may read its files"),
+    f"PUT {_NAMES}/gate": _changing("Gate a name", {JSON: object_of("mode", mode=_MODE, terms=TEXT)}),
+    f"DELETE {_NAMES}/gate": _changing("Remove the gate of a name"),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
     f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
     f"GET {_NAMES}/retention": _reading("Tell how many of the newest versions of a name a gc keeps; null for all"),

@@ -3,7 +3,8 @@
 A version is compared when its manifest or its files are requested, and a blob through the versions that have it when it is
 requested by digest. A verdict is remembered for one state of the logs of its name: a measurement, an attached signature or
 another version may change it. Manifests that are not versions, such as images, are not compared. Clients that may write to a
-namespace get everything in it, so that they can sign or attest what is missing; but nobody gets a version that was withdrawn.
+namespace get everything in it, so that they can sign or attest what is missing; but nobody gets a version that was withdrawn,
+and only accounts with access get anything of a gated name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from adapterhub_converters.errors import RefusedError
 
 from .access_control import may_write
 from .accounts.access_tokens import Identity
-from .commits import View
+from .commits import View, source_name
 from .lru_cache import LRUCache
 from .publishing import check_released
 from .workers import Worker
@@ -35,17 +36,25 @@ class PolicyGate:
 
     Args:
         policy: Requirements on what is served; None for no requirements.
+        check_files: Refuses a client that may not read the files of a name.
         views_with_file: Yields the repositories with a version that has a file, as far as a client may see them.
     """
 
     def __init__(
-        self, policy: Policy | None, views_with_file: Callable[[Worker, Identity | None, Digest], Iterator[View]]
+        self,
+        policy: Policy | None,
+        check_files: Callable[[Identity | None, str], None],
+        views_with_file: Callable[[Worker, Identity | None, Digest], Iterator[View]],
     ) -> None:
-        self._policy, self._views_with_file = policy, views_with_file
+        self._policy, self._check_files, self._views_with_file = policy, check_files, views_with_file
         self._verdicts: LRUCache[RefusedError | None] = LRUCache(_MAX_VERDICTS)
 
-    def check(self, worker: Worker, identity: Identity | None, row: VersionRow | None) -> None:
-        """Raise RefusedError for a version the policy does not allow. Other manifests (`row` None) are not compared."""
+    def check(self, worker: Worker, identity: Identity | None, view: View, row: VersionRow | None) -> None:
+        """Raise GatedError or RefusedError for a version that a client may not read.
+
+        Other manifests of the repository (`row` None) are not compared with the policy.
+        """
+        self._check_files(identity, view.name)
         if row is not None:
             check_not_withdrawn(worker, row)
         if self._policy is not None and row is not None and not may_write(identity, row.name):
@@ -57,8 +66,10 @@ class PolicyGate:
         Versions of other repositories that the client may read count, too: it could get the blob there.
 
         Raises:
+            GatedError: The client may not read the files of this repository.
             RefusedError: Also for one that this repository has only in versions that were withdrawn.
         """
+        self._check_files(identity, view.name)
         self.check_blob_not_withdrawn(worker, view, digest)
         if self._policy is None or may_write(identity, view.name):
             return
@@ -71,7 +82,7 @@ class PolicyGate:
 
     def check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
         """Raise RefusedError for a blob that a repository has only in versions that were withdrawn."""
-        source = view.newest.name if view.newest else view.name  # of an alias, the repository that has the version
+        source = source_name(view)
         # Nor through a manifest that is no version: a writer could name the blob in one, and an image of the same
         # adapter has the bytes that were withdrawn.
         if not withdrawals.reasons(worker.registry.index, source):

@@ -20,7 +20,7 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.registry.moves import now
 from adapterhub.registry.repository_records import Repository, needed_blobs
 
-from . import commits, downloads, mirror_origin, publishing, request_context
+from . import commits, downloads, gates, mirror_origin, publishing, request_context
 from .accounts.accounts import Namespace
 from .commits import View
 from .hub_database import HubDatabase
@@ -68,6 +68,8 @@ def finish(worker: Worker, old: str, new: str) -> None:
             _finish_rename(worker, old, new)
         else:
             name_moves.remove_versions(worker.registry, new)
+            with worker.database.transaction():
+                gates.remove(worker.database, new)
             # The old name is gone or leads elsewhere: undo.
             worker.repositories.remove(new)
     worker.database.execute("DELETE FROM moves WHERE new = ?", new)
@@ -76,6 +78,8 @@ def finish(worker: Worker, old: str, new: str) -> None:
 def _redirect_old_name(worker: Worker, old: str, new: str) -> None:
     """Give the new name the current document and redirect the old name: for readers, this is the move."""
     _copy_sha512(worker, old, new)
+    with worker.database.transaction():  # before anybody sees the new name
+        gates.copy(worker.database, old, new)
     is_redirected = False
     while not is_redirected:
         source = worker.repositories.get(old)
@@ -116,7 +120,7 @@ def _finish_rename(worker: Worker, old: str, new: str) -> None:
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:
-    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, and its trusted publishers.
+    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, its gate, and its trusted publishers.
 
     A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
@@ -128,6 +132,8 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
         database.execute(sql, new, old)
         database.execute("DELETE FROM uploaded WHERE name = ?", old)
         downloads.rename(database, old, new)
+        gates.copy(database, old, new)  # once more: another process may have gated the old name before it led here
+        gates.remove(database, old)
         mirror_origin.copy_pins(database, old, new)
         if old.partition("/")[0] == new.partition("/")[0]:
             database.execute("UPDATE publishers SET scope = ? WHERE scope = ?", new, old)

@@ -1,11 +1,11 @@
 """Webhooks: events of a namespace, posted to a URL and signed with a secret that both ends know.
 
 The thread that makes a move adds a row for each event and webhook; the rows are sent in the background: at least once, in any
-order, with longer and longer pauses until one is accepted. Events come from the log: how far the log of a name is announced
-changes in one transaction with the rows, so that a move by a killed process, or by a program that is not a hub, is announced by
-the next hub that looks. Receivers that do not answer delay none of other namespaces: those of one namespace have a thread
-together. A URL may not lead to an address that only this machine or its network can reach, unless the operator has allowed that
-for this webhook; redirects are not followed.
+order, with longer and longer pauses until one is accepted. Most events come from the log: how far the log of a name is
+announced changes in one transaction with the rows, so that a move by a killed process, or by a program that is not a hub, is
+announced by the next hub that looks. Receivers that do not answer delay none of other namespaces: those of one namespace have
+a thread together. A URL may not lead to an address that only this machine or its network can reach, unless the operator has
+allowed that for this webhook; redirects are not followed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
@@ -164,6 +164,19 @@ class Webhooks:
     def announce(self, entry: Entry) -> None:
         """Queue the events of a move. The move is already made, so an error here is only logged."""
         self._announce(entry.name, entry.seq)
+
+    def announce_event(self, name: str, event: str, about: Mapping[str, object]) -> None:
+        """Queue an event about a name that is not in its log. An error here is only logged, as above."""
+        database, namespace = self._database, name.partition("/")[0]
+        body = json.dumps({"event": event, "name": name, "time": now(), **about})
+        sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"
+        try:
+            for (ident,) in database.select("SELECT id FROM webhooks WHERE namespace = ?", namespace):
+                with database.transaction():
+                    database.execute(sql, ident, event, body, self._clock())
+                    database.execute(_DELETE_OLDEST, ident, ident, _MAX_EVENTS)
+        except AdapterhubError:
+            _log.exception("%s of %s is not announced to webhooks", event, name)
 
     def catch_up(self, names_in: Callable[[str], Iterable[LogState]]) -> None:
         """Announce moves made by killed processes, or by programs that announce nothing.

@@ -26,6 +26,8 @@ _FEW = 1_000  # versions that are looked up rather than met on the way
 _SCANNED_FOR_WORDS = 500  # the most versions that a page compares with words which many versions contain
 _IN_NAMESPACE = "v.name > ? || '/' AND v.name < ? || '0'"  # as in queries.IN_NAMESPACE
 
+_AMONG = f"SELECT v.id FROM json_each(?) j CROSS JOIN versions v ON v.name = j.value WHERE {NEWEST}"
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -55,6 +57,7 @@ class Conditions:
         facets: Kinds of facets, of which one must have a value, and the value, ignoring case.
         namespace: The namespace of the name; empty for all.
         parameters: The least and the most parameters of the adapter; None for no bound.
+        among: Names of which the version's must be one; None for any.
         without: Names to leave out.
     """
 
@@ -62,6 +65,7 @@ class Conditions:
     facets: tuple[tuple[tuple[str, ...], str], ...] = ()
     namespace: str = ""
     parameters: tuple[int | None, int | None] = (None, None)
+    among: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
 
 
@@ -172,6 +176,8 @@ def _few_candidates(index: Index, wanted: Conditions, words: str, visible: str) 
         statements.append((sql, (*kinds, _storable(value))))
     if wanted.namespace:
         statements.append((f"SELECT id FROM versions v WHERE {_IN_NAMESPACE}", (_storable(wanted.namespace),) * 2))
+    if wanted.among is not None:
+        statements.append((_AMONG, (json.dumps(wanted.among),)))
     for sql, values in statements:
         few = f"SELECT 1 FROM ({sql}) c CROSS JOIN versions v ON v.id = c.id WHERE {visible} LIMIT {_FEW + 1}"
         ((count,),) = index.select(f"SELECT count(*) FROM ({few})", *values, kinds="i")
@@ -190,6 +196,9 @@ def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
     if wanted.namespace:
         conditions.append(_IN_NAMESPACE)
         values += [_storable(wanted.namespace)] * 2
+    if wanted.among is not None:
+        conditions.append(f"v.id IN ({_AMONG})")
+        values.append(json.dumps(wanted.among))
     for operator, bound in zip((">=", "<="), wanted.parameters, strict=True):
         if bound is not None:
             conditions.append(f"v.parameters {operator} ?")

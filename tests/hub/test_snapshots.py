@@ -153,7 +153,7 @@ def arguments(database: HubDatabase) -> dict[str, object]:
         "identity": replace(_identified(database, ident), role="admin", roles=None),
         "options": own_tokens.TokenOptions("x", "read"), "roles": {"team": "read"}, "disabled": True, "force": False,
         "issuer": "https://gitlab.com", "claims": {"sub": "x"}, "scope": "team/sql", "url": "https://hooks.example/x",
-        "max_bytes": 1, "max_files": None, "limit": 10, "job": "x", "names": ["team/sql"], "headers": {},
+        "max_bytes": 1, "max_files": None, "limit": 10, "status": "pending", "job": "x", "names": ["team/sql"], "headers": {},
     }  # fmt: skip
 
 

@@ -10,12 +10,16 @@ import inspect
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 from types import SimpleNamespace
 from typing import Any
 
+from adapterhub.hub import gates
+from adapterhub.hub.gates import Gate
+from adapterhub.hub.storage.from_settings import open_database
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter
 
@@ -64,6 +68,12 @@ _OF_CLIENT = {
     "get_safetensors_metadata", "get_sharded_safetensors_metadata", "list_dataset_parquet_files", "list_jobs",
     "batch_bucket_files",
 }  # fmt: skip
+# The status of a request, for the methods about one.
+_STATUS = {
+    "list_pending_access_requests": gates.PENDING, "accept_access_request": gates.PENDING,
+    "reject_access_request": gates.PENDING, "list_accepted_access_requests": gates.ACCEPTED,
+    "cancel_access_request": gates.ACCEPTED, "list_rejected_access_requests": gates.REJECTED,
+}  # fmt: skip
 _INFERENCE = "inference"  # in the names of methods that ask another host
 
 
@@ -71,7 +81,8 @@ def outcomes(hub: Running, folder: Path) -> dict[str, tuple[str, str]]:
     """Return for each public method what it does, and the words of a refusal or of a failure."""
     from huggingface_hub import HfApi
 
-    api = HfApi(hub.url, token=hub.token)
+    api = HfApi(hub.url, token=hub.make_token("alice", "admin"))
+    hub.make_token("bob", "read")
     names = [name for name, _ in inspect.getmembers(HfApi, inspect.isfunction) if not name.startswith("_")]
     found = {}
     for number, name in enumerate(names):
@@ -80,7 +91,10 @@ def outcomes(hub: Running, folder: Path) -> dict[str, tuple[str, str]]:
         elif _INFERENCE in name or name in _WAITING | _OF_CLIENT:
             found[name] = ELSEWHERE, ""
         else:
-            found[name] = _outcome(api, name, _repository(api, f"team/a{number}", folder / str(number)), folder / str(number))
+            repository = _repository(api, f"team/a{number}", folder / str(number))
+            if "access" in name:
+                _gate(hub, repository, _STATUS.get(name, ""))
+            found[name] = _outcome(api, name, repository, folder / str(number))
     return found
 
 
@@ -97,6 +111,16 @@ def _repository(api: Any, name: str, folder: Path) -> str:
     api.create_branch(name, branch="draft")
     api.create_tag(name, tag="stable")
     return name
+
+
+def _gate(hub: Running, repository: str, status: str) -> None:
+    """Gate a repository, and have the account bob ask for access; without a status it has not asked."""
+    with closing(open_database(hub.settings)) as database:
+        gates.set_gate(database, repository, Gate(gates.MANUAL))
+        if status:
+            gates.ask(database, repository, "bob")
+        if status not in ("", gates.PENDING):
+            gates.decide(database, repository, "bob", status, decider="alice")
 
 
 def _outcome(api: Any, name: str, repository: str, folder: Path) -> tuple[str, str]:

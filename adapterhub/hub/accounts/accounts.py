@@ -132,6 +132,7 @@ def remove(database: HubDatabase, name: str, *, force: bool = True) -> None:
         database.execute("UPDATE tokens SET revoked = ? WHERE account = ? AND revoked IS NULL", time.time(), name)
         database.execute("DELETE FROM members WHERE account = ?", name)
         database.execute("DELETE FROM publishers WHERE account = ?", name)
+        database.execute("DELETE FROM access_requests WHERE account = ?", name)
 
 
 def set_disabled(database: HubDatabase, name: str, *, disabled: bool, force: bool = True) -> None:

@@ -13,7 +13,7 @@ from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
 from adapterhub.hub.hf.reading import name_of
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.oci_errors import OciError
-from adapterhub.hub.web.posting import answer_form
+from adapterhub.hub.web.posting import MAX_FORM, answer_form
 from adapterhub.hub.web.site import PageRequest, redirect_to
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import parse_name
@@ -41,8 +41,13 @@ def errors_in_words(name: str) -> Iterator[None]:
         raise kind(name, error.message.removeprefix(f"{name}: ")) from error
 
 
-def change_endpoint(work: FormChange, *, renames: bool = False) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint of a form that changes the name in its path, or with `renames` moves it to that of its field `to`."""
+def change_endpoint(
+    work: FormChange, *, renames: bool = False, limit: int = MAX_FORM
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a form of `limit` bytes that changes the name in its path.
+
+    `renames`: It moves the name to that of its field `to`.
+    """
 
     @wraps(work)
     async def endpoint(request: Request) -> Response:
@@ -56,7 +61,7 @@ def change_endpoint(work: FormChange, *, renames: bool = False) -> Callable[[Req
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
             return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
 
-        return await answer_form(request, run, lock=lock)
+        return await answer_form(request, run, lock=lock, limit=limit)
 
     return endpoint
 

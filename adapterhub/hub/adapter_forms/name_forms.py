@@ -1,10 +1,11 @@
-"""Forms for a name: its tags, deprecation, visibility, retention, new name, removal and restore."""
+"""Forms for a name: its tags, deprecation, visibility, gate, access, retention, new name, removal and restore."""
 
 from __future__ import annotations
 
 from adapterhub.hub import request_context
 from adapterhub.hub.api import name_changes
-from adapterhub.hub.hf import repositories
+from adapterhub.hub.gates import MAX_TERMS, Gate
+from adapterhub.hub.hf import gating, repositories
 from adapterhub.hub.web.posting import count_in
 from adapterhub.hub.web.site import PageRequest
 from adapterhub.hub.workers import Worker
@@ -13,6 +14,8 @@ from adapterhub_converters.errors import UsageError
 from .form_endpoint import new_name, settings_url
 
 Fields = dict[str, str]
+MAX_GATE_FORM = 8192 + 12 * MAX_TERMS
+"""Bytes of the form with the terms, in which a letter may take twelve."""
 
 
 def set_tag(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
@@ -52,6 +55,34 @@ def set_visibility(page_request: PageRequest, worker: Worker, name: str, fields:
     request_context.current().record_detail(visibility=visibility)
     repositories.set_private(worker, page_request.hub, page_request.who, name, private=visibility == "private")
     return f"{settings_url(name)}#visibility"
+
+
+def set_gate(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/gate: gate a name by a mode and terms; an empty mode for no gate."""
+    mode, terms = fields.get("mode", ""), fields.get("terms", "").replace("\r\n", "\n").strip()
+    request_context.current().record_detail(gated=mode or False)
+    gating.set_gate(worker, page_request.hub, page_request.who, name, Gate(mode, terms) if mode else None)
+    return f"{settings_url(name)}#access"
+
+
+def ask_access(page_request: PageRequest, worker: Worker, name: str, _fields: Fields) -> str:
+    """POST …/ask-access: accept the terms of a gated name, and ask for access."""
+    gating.ask(worker, page_request.hub, page_request.who, name)
+    return f"/{name}"
+
+
+def decide_access(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/decide-access: accept or reject the request of an account."""
+    about = {"account": fields.get("account", ""), "status": fields.get("status", "")}
+    gating.decide(worker, page_request.hub, page_request.who, name, **about)
+    return f"{settings_url(name)}#access"
+
+
+def grant_access(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/grant-access: give an account access that has not asked for it."""
+    account = fields.get("account", "").strip()
+    gating.give_access(worker, page_request.hub, page_request.who, name, account=account)
+    return f"{settings_url(name)}#access"
 
 
 def keep(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:

@@ -13,6 +13,9 @@ _CHANGES = {
     "remove-tag": name_forms.remove_tag,
     "deprecate": name_forms.deprecate,
     "visibility": name_forms.set_visibility,
+    "ask-access": name_forms.ask_access,
+    "decide-access": name_forms.decide_access,
+    "grant-access": name_forms.grant_access,
     "retention": name_forms.keep,
     "remove": name_forms.remove,
     "restore": name_forms.restore,
@@ -27,6 +30,7 @@ def routes() -> list[BaseRoute]:
     """Return the routes."""
     return [
         *(Route(f"{_NAME}/{action}", change_endpoint(work), methods=["POST"]) for action, work in _CHANGES.items()),
+        Route(f"{_NAME}/gate", change_endpoint(name_forms.set_gate, limit=name_forms.MAX_GATE_FORM), methods=["POST"]),
         Route(f"{_NAME}/rename", change_endpoint(name_forms.rename, renames=True), methods=["POST"]),
         Route(f"{_NAME}/card", file_forms.commit_card, methods=["POST"]),
         Route(f"{_NAME}/upload", file_forms.upload_files, methods=["POST"]),

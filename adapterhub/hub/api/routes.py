@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import administration, changing, namespaces, own_account, reading, releasing
+from . import administration, changing, gate, namespaces, own_account, reading, releasing
 from .api_requests import PREFIX, Handler, endpoint_of
 
 _NAME = f"{PREFIX}/names/{{namespace}}/{{repo}}"
@@ -22,6 +22,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", f"{_NAME}/move", changing.move),
     ("GET", f"{_NAME}/log", reading.log),
     ("GET", f"{_NAME}/downloads", reading.downloads),
+    ("GET", f"{_NAME}/gate", gate.show_gate),
+    ("PUT", f"{_NAME}/gate", gate.set_gate),
+    ("DELETE", f"{_NAME}/gate", gate.set_gate),
     ("PUT", f"{_NAME}/deprecation", changing.deprecate),
     ("DELETE", f"{_NAME}/deprecation", changing.deprecate),
     ("GET", f"{_NAME}/retention", reading.retention),

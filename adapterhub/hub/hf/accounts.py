@@ -9,6 +9,7 @@ from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 
 from .hf_errors import error_response
@@ -43,9 +44,14 @@ def _organizations(identity: Identity) -> list[str]:
 
 
 async def auth_check(hub: Hub, request: Request) -> Response:
-    """GET …/auth-check: whether the client may read a repository."""
+    """GET …/auth-check: whether the client may read a repository and its files."""
     identity, name = hub.identify(request), name_of(request)
-    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
+
+    def work(worker: Worker) -> None:
+        visible_view(hub, worker, identity, name)
+        hub.access.check_files(identity, name)
+
+    await hub.workers.run(work)
     return JSONResponse({})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,14 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.card import Card
 
 
-def with_milliseconds(time: str) -> str:
+def with_milliseconds(moment: str) -> str:
     """Return a registry time with the milliseconds that old clients require."""
-    return f"{time.removesuffix('Z')}.000Z" if time else "1970-01-01T00:00:00.000Z"
+    return f"{moment.removesuffix('Z')}.000Z" if moment else "1970-01-01T00:00:00.000Z"
+
+
+def time_of(seconds: float) -> str:
+    """Return a time in seconds since the epoch as documents have it."""
+    return with_milliseconds(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)))
 
 
 Facets = Mapping[str, Sequence[str]]
@@ -57,9 +63,8 @@ def summary(view: View, row: VersionRow | None, sha: str, facets: Facets) -> dic
         "sha": sha,
         "private": bool(repository and repository.private),
         "downloads": 0,  # callers set it, as it changes without the repository
-        # Fields that clients expect, for features this hub does not have.
-        "gated": False,
-        "disabled": False,
+        "gated": False,  # likewise
+        "disabled": False,  # which clients expect, and nothing here is
         "likes": 0,
         "createdAt": with_milliseconds(created),
         "lastModified": with_milliseconds(changed),

@@ -27,6 +27,7 @@ async def headers(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> dict[str, Any]:
         commit = commit_at(worker, visible_view(hub, worker, identity, name), commits.HEAD)
+        hub.access.check_files(identity, name)
         folder, slash, file = path.rpartition("/")
         index, shards = _read_index(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
         read, remaining = {}, _MAX_HEADERS

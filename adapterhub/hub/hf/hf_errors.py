@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from adapterhub.http_server.request_bodies import BodyError
 from adapterhub.hub import error_responses
-from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
+from adapterhub.hub.access_control import BadTokenError, ForbiddenError, GatedError, NoTokenError, ThrottledError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.mirror import NotMirroredError
 from adapterhub.registry import withdrawals
@@ -29,7 +29,7 @@ from adapterhub_converters.errors import (
 )
 
 Handler = Callable[[Hub, Request], Awaitable[Any]]
-REPO, REVISION, ENTRY = "RepoNotFound", "RevisionNotFound", "EntryNotFound"
+REPO, REVISION, ENTRY, GATED = "RepoNotFound", "RevisionNotFound", "EntryNotFound", "GatedRepo"
 # A refusal is never 5xx, which clients retry five times; for 400 they show our message without a URL before it.
 _STATUS: tuple[tuple[type[AdapterhubError], int], ...] = (
     (NotFoundError, 404), (ConflictError, 409), (RefusedError, 400), (IntegrityError, 400), (UsageError, 400),
@@ -133,5 +133,7 @@ def failure_response(failure: Exception) -> Response:
     if not status:
         raise failure
     # huggingface_hub raises its own exception for each of these codes.
-    code = "" if status != 404 else REPO if isinstance(failure, NotMirroredError) else REVISION
+    code = GATED if isinstance(failure, GatedError) else ""
+    if status == 404:
+        code = REPO if isinstance(failure, NotMirroredError) else REVISION
     return error_response(status, str(failure), code)

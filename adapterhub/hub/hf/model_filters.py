@@ -39,7 +39,8 @@ class ListRequest:
     """A parsed request for a list.
 
     Attributes:
-        conditions: What the repositories must meet; None if none can.
+        conditions: What the repositories must meet.
+        gated: Whether they must be gated, or must not; None for both.
         after: Where the page before ended.
         limit: The most repositories of the page.
         oldest_first: List in the order of the first push.
@@ -48,7 +49,8 @@ class ListRequest:
         with_card: Return the front matter of the card.
     """
 
-    conditions: Conditions | None
+    conditions: Conditions
+    gated: bool | None
     after: Position | None
     limit: int
     oldest_first: bool
@@ -69,7 +71,8 @@ def parse(params: QueryParams) -> ListRequest:
     fields = expanded_fields(params)
     full = _flag(params, "full")
     return ListRequest(
-        None if _flag(params, "gated") else _conditions(params),
+        _conditions(params),
+        _flag(params, "gated") if params.get("gated") else None,
         Position.parse(params["cursor"]) if params.get("cursor") else None,
         _limit(params),
         params.get("direction") == "1",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import commits
+from adapterhub.hub import commits, gates
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import Commit, View
@@ -23,7 +23,7 @@ from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_listing
-from adapterhub.index.version_listing import Position
+from adapterhub.index.version_listing import Conditions, Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
 from adapterhub_converters.containers import json_file
@@ -146,17 +146,17 @@ async def model_info(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> bytes:
         view = visible_view(hub, worker, identity, name)
-        downloads = hub.downloads.recent([view.name])[view.name]
-        key = ("model", name, view.head, revision, blobs, fields, downloads)
-        return worker.answers.get(key, partial(build, worker, view, downloads))[0]
+        (changing,) = _changing_fields(hub, worker, [commits.source_name(view)])
+        key = ("model", name, view.head, revision, blobs, fields, *changing.values())
+        return worker.answers.get(key, partial(build, worker, view, changing))[0]
 
-    def build(worker: Worker, view: View, downloads: int) -> tuple[bytes, str]:
+    def build(worker: Worker, view: View, changing: dict[str, Any]) -> tuple[bytes, str]:
         # Without a revision it is about the repository, which stays even if no version of it can be used.
         find_commit = usable_commit_at if "revision" in request.path_params else commit_at
         commit = find_commit(worker, view, revision)
         facets = facets_of(worker, view, commit)
         document = api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), facets, blobs=blobs)
-        document["downloads"] = downloads
+        document.update(changing)
         return _dump(api_documents.only(document, fields)), ""
 
     return _json(await hub.workers.run(work))
@@ -181,9 +181,7 @@ async def list_models(hub: Hub, request: Request) -> Response:
     wanted = model_filters.parse(params)
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], Position | None]:
-        if wanted.conditions is None:
-            return [], None
-        conditions = replace(wanted.conditions, without=hub.hidden_names(worker, identity))
+        conditions = _with_names(worker, wanted, hub.hidden_names(worker, identity))
         index = worker.registry.index
         page = version_listing.page(index, conditions, after=wanted.after, limit=wanted.limit, oldest_first=wanted.oldest_first)
         may_read = hub.reader(worker, identity)
@@ -203,10 +201,10 @@ async def list_models(hub: Hub, request: Request) -> Response:
                     return listed, positions[str(listed[-1]["id"])]
                 document |= _extras(hub, commit, wanted, facets_of_row)
             listed.append(api_documents.only(document, wanted.fields))
-        downloads = hub.downloads.recent([str(document["id"]) for document in listed])
-        for document in listed:
-            if "downloads" in document:
-                document["downloads"] = downloads[str(document["id"])]
+        for fields, document in zip(
+            _changing_fields(hub, worker, [str(document["id"]) for document in listed]), listed, strict=True
+        ):
+            document.update((key, value) for key, value in fields.items() if key in document)
         return listed, page.end
 
     listed, end = await hub.workers.run(work)
@@ -216,6 +214,22 @@ async def list_models(hub: Hub, request: Request) -> Response:
         query_text = urlencode([*kept_params, ("cursor", str(end))])
         headers["link"] = f'<{hub.url(request)}/api/models?{query_text}>; rel="next"'
     return JSONResponse(listed, headers=headers)
+
+
+def _with_names(worker: Worker, wanted: ListRequest, hidden: tuple[str, ...]) -> Conditions:
+    """Return the conditions of a list for a client, without the names hidden from it, and for gated names or for others."""
+    conditions = replace(wanted.conditions, without=hidden)
+    if wanted.gated is None:
+        return conditions
+    hidden_names = frozenset(hidden)
+    names = tuple(name for name in gates.gated_names(worker.database) if name not in hidden_names)
+    return replace(conditions, among=names) if wanted.gated else replace(conditions, without=(*hidden, *names))
+
+
+def _changing_fields(hub: Hub, worker: Worker, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what changes of each name without its repository: downloads, and whether it is gated."""
+    downloads, modes = hub.downloads.recent(names), gates.modes(worker.database, names)
+    return [{"downloads": downloads[name], "gated": modes.get(name, False)} for name in names]
 
 
 def _extras(hub: Hub, commit: Commit, wanted: ListRequest, facets: Facets) -> dict[str, Any]:
@@ -403,7 +417,7 @@ async def resolve(hub: Hub, request: Request) -> Any:
             raise ResponseError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
         file = hub.git.file(path, *commit.files[path])
         if commit.row:
-            hub.policy_gate.check(worker, identity, commit.row)
+            hub.policy_gate.check(worker, identity, view, commit.row)
         else:
             hub.policy_gate.check_blob(worker, identity, view, file.digest)
         if request.method == "GET":

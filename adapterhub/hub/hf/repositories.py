@@ -10,10 +10,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub import commits, publishing, quotas, removals, renames
+from adapterhub.hub import commits, gates, publishing, quotas, removals, renames, request_context
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
+from adapterhub.hub.gates import Gate
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
@@ -26,6 +27,7 @@ from adapterhub.registry.moves import check_protected, now
 from adapterhub.registry.repository_records import MAIN, Repository, with_head, without_head
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
+from . import gating
 from .hf_errors import MovedError, ResponseError, no_such_repository
 from .reading import commit_at, name_of, path_part, visible_view
 
@@ -170,14 +172,20 @@ def _check_move(worker: Worker, hub: Hub, identity: Identity | None, view: View,
 
 
 async def settings(hub: Hub, request: Request) -> Response:
-    """PUT …/settings: who can see a repository."""
+    """PUT …/settings: who can see a repository, and whether it is gated."""
     (identity, name), fields = await identify_writer(hub, request), await read_document(request)
-    if fields.get("gated"):
-        raise ResponseError(501, "NotImplemented", "this hub has no gated repositories: make it private")
-
+    if (mode := fields.get("gated")) is not None:
+        await hub.workers.run(_set_mode, hub, identity, name, mode)
     if "private" in fields or "visibility" in fields:
         await hub.workers.run(set_private, hub, identity, name, private=_is_private(fields))
     return JSONResponse({"private": _is_private(fields)})
+
+
+def _set_mode(worker: Worker, hub: Hub, identity: Identity | None, name: str, mode: object) -> None:
+    """Gate a repository with the terms that it has, or no longer with False."""
+    gate = gates.find_gate(worker.database, name) or Gate(gates.AUTO)
+    request_context.current().record_detail(gated=mode)
+    gating.set_gate(worker, hub, identity, name, replace(gate, mode=str(mode)) if mode else None)
 
 
 def set_private(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, private: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import accounts, headers, lfs, reading, repositories, upstream_reading, writing
+from . import access_requests, accounts, headers, lfs, reading, repositories, upstream_reading, writing
 from .hf_errors import Handler, endpoint_of
 
 _MODEL = "/api/models/{namespace}/{repo}"
@@ -23,6 +23,7 @@ _GET: dict[str, Handler] = {
     f"{_MODEL}/commits/{{revision}}": reading.history,
     f"{_MODEL}/safetensors-metadata/{{path:path}}": headers.headers,
     f"{_MODEL}/auth-check": accounts.auth_check,
+    f"{_MODEL}/user-access-request/{{status}}": access_requests.list_requests,
     "/{namespace}/{repo}/resolve/{revision}/{path:path}": reading.resolve,
     "/{namespace}/{repo}/raw/{revision}/{path:path}": reading.resolve,
     "/{namespace}/{repo}/info/refs": accounts.git,
@@ -45,6 +46,10 @@ _POST: dict[str, Handler] = {
     f"{_MODEL}/preupload/{{revision}}": writing.preupload,
     f"{_MODEL}/commit/{{revision}}": writing.commit,
     f"{_MODEL}/super-squash/{{branch}}": writing.squash,
+    f"{_MODEL}/ask-access": access_requests.ask_access,
+    "/{namespace}/{repo}/ask-access": access_requests.ask_access,
+    f"{_MODEL}/user-access-request/handle": access_requests.handle,
+    f"{_MODEL}/user-access-request/grant": access_requests.grant,
     "/{namespace}/{repo}.git/info/lfs/objects/batch": lfs.batch,
     "/lfs/{namespace}/{repo}/{oid}": lfs.verify,
 }

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.http_server.request_bodies import TOO_LARGE, TOO_MANY, BodyError
 from adapterhub.hub import error_responses
-from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
+from adapterhub.hub.access_control import BadTokenError, ForbiddenError, GatedError, NoTokenError, ThrottledError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.mirror import NotMirroredError
 from adapterhub.ref import is_name
@@ -67,7 +67,9 @@ def endpoint_of(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
         except NoTokenError as error:
             return _challenge(hub, request, is_invalid=isinstance(error, BadTokenError))
         except (OciError, ForbiddenError, AdapterhubError) as failure:
-            return _failure_response(failure)
+            # Clients that log in only when challenged may belong to an account with access.
+            is_challenged = isinstance(failure, GatedError) and failure.anonymous
+            return _challenge(hub, request, message=str(failure)) if is_challenged else _failure_response(failure)
 
     return endpoint
 
@@ -93,12 +95,12 @@ def _error_response(status: int, code: str, message: str, headers: Mapping[str, 
     return JSONResponse({"errors": [error]}, status, {**VERSION, **(headers or {})})
 
 
-def _challenge(hub: Hub, request: Request, *, is_invalid: bool) -> Response:
+def _challenge(hub: Hub, request: Request, *, is_invalid: bool = False, message: str = "") -> Response:
     """Return the response to a client without a valid token: where to get one, or that it can be sent as a password.
 
     Bearer comes first: skopeo takes the first challenge it gets, and would answer a Basic one with an empty password.
     """
-    message = (
+    message = message or (
         "the token is not valid" if is_invalid else "a token is needed: log in with any user name and the token as the password"
     )
     url, name = hub.url(request), str(request.path_params.get("name", ""))

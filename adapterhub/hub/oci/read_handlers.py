@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
-from adapterhub.hub.access_control import NoTokenError, may_write
+from adapterhub.hub.access_control import GatedError, NoTokenError, may_write
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.downloads import OCI
@@ -56,8 +56,9 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
     digest = parse_digest(reference) if ":" in reference else ""
 
     def work(worker: Worker) -> StoredManifest:
-        found_manifest = find_manifest(hub, worker, visible_view(hub, worker, identity, name), reference)
-        hub.policy_gate.check(worker, identity, found_manifest.row)
+        view = visible_view(hub, worker, identity, name)
+        found_manifest = find_manifest(hub, worker, view, reference)
+        hub.policy_gate.check(worker, identity, view, found_manifest.row)
         if request.method == "GET" and found_manifest.row:
             hub.downloads.count(found_manifest.row, OCI)
         return found_manifest
@@ -134,6 +135,7 @@ def readable_size(hub: Hub, worker: Worker, identity: Identity | None, name: str
     A client that may write also sees uploads, even before the repository exists.
 
     Raises:
+        GatedError: The client may not read the files of the repository.
         RefusedError: Every version with the blob is refused by the policy.
     """
     view = _visible_or_new(hub, worker, identity, name)
@@ -245,5 +247,5 @@ def mountable_size(hub: Hub, worker: Worker, identity: Identity | None, name: st
     """Like `readable_size`, for a mount: None also if the source repository is missing or its blob hidden from the client."""
     try:
         return readable_size(hub, worker, identity, name, digest)
-    except (OciError, NoTokenError, RefusedError):
+    except (OciError, NoTokenError, GatedError, RefusedError):
         return None

@@ -36,6 +36,7 @@ from . import drawings, facts
 from .browsing import Event, log_events
 from .drawings import Box, Graph, HeatMap
 from .facts import Facts
+from .gate_panel import GatePanel, gate_panel
 from .site import MovedError, Page, PageRequest, answer_page, error_page, render_page
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class AdapterPage(Page):
     attached: Mapping[str, OtherManifest]
     events: Sequence[Event]
     downloads: int
+    gate: GatePanel | None
     template: ClassVar[str] = "adapter.html"
 
     @property
@@ -186,6 +188,7 @@ class UnfinishedPage(Page):
 
     of: View
     commit: Commit
+    gate: GatePanel | None
     template: ClassVar[str] = "unfinished.html"
 
 
@@ -197,7 +200,7 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
         and not (view.repository and view.repository.moved_to)
         and "number" not in page_request.request.path_params
     ):
-        return UnfinishedPage(view, commits.find(worker, view, commits.HEAD))
+        return UnfinishedPage(view, commits.find(worker, view, commits.HEAD), gate_panel(page_request, worker, view))
     version = usable_version_of(page_request, worker)
     row, registry = version.row, worker.registry
     adapter_facts, oci = facts_of(page_request, worker, row), worker.manifest(row)
@@ -229,6 +232,7 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
         attached={digest: attached[digest] for digest in attached if digest not in signatures},
         events=log_events(worker, [row.name], per_name=12, limit=6),
         downloads=page_request.hub.downloads.recent([row.name])[row.name],
+        gate=gate_panel(page_request, worker, view),
     )
 
 

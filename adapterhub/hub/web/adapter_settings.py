@@ -1,12 +1,13 @@
-"""The settings of an adapter, for who may write to it: tags, deprecation, visibility, retention, new name, removal."""
+"""The settings of an adapter, for who may write to it: tags, deprecation, visibility, gate, retention, new name, removal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from adapterhub.hub import commits
+from adapterhub.hub import commits, gates
 from adapterhub.hub.commits import View
+from adapterhub.hub.gates import AccessRequest, Gate
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
@@ -15,6 +16,7 @@ from adapterhub.ref import Ref, is_name
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .gate_panel import access_requests
 from .site import MovedError, Page, PageRequest
 
 CARD, MAX_CARD = "README.md", 256 << 10
@@ -29,7 +31,9 @@ class AdapterSettingsPage(Page):
         tags: Each tag but `latest`, with its version and whether it is protected.
         deprecated: The reason by the number of a version; 0 for all.
         keep: How many of the newest versions a gc keeps; None for all.
-        is_admin: Whether the client may set that.
+        gate: Its gate; None without one.
+        requests: Requests for access.
+        is_admin: Whether the client may set those.
     """
 
     name: str
@@ -38,6 +42,8 @@ class AdapterSettingsPage(Page):
     tags: Mapping[str, tuple[VersionRow, bool]]
     deprecated: Mapping[str, str]
     keep: int | None
+    gate: Gate | None
+    requests: Sequence[AccessRequest]
     is_admin: bool
     template: ClassVar[str] = "adapter_settings.html"
 
@@ -96,6 +102,7 @@ def settings_page(page_request: PageRequest, worker: Worker) -> Page:
     with index.snapshot():
         protected, deprecated = queries.marks(index, "protect", name), queries.marks(index, "deprecate", name)
     tags = {tag: (row, tag in protected) for row in versions for tag in row.tags if tag != "latest"}
+    is_admin = page_request.who is not None and page_request.who.has_role("admin", name.partition("/")[0])
     return AdapterSettingsPage(
         name=name,
         private=bool(view.repository and view.repository.private),
@@ -103,7 +110,9 @@ def settings_page(page_request: PageRequest, worker: Worker) -> Page:
         tags=dict(sorted(tags.items())),
         deprecated=deprecated,
         keep=retention.retention_limit(worker.registry, Ref(name)) if versions else None,
-        is_admin=page_request.who is not None and page_request.who.has_role("admin", name.partition("/")[0]),
+        gate=gates.find_gate(worker.database, name),
+        requests=access_requests(worker, name) if is_admin else (),
+        is_admin=is_admin,
     )
 
 

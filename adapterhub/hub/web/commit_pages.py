@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
+from adapterhub.hub.access_control import GatedError
 from adapterhub.hub.commits import EMPTY, Commit, View
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import RefusedError
@@ -91,7 +92,7 @@ def _difference(
 
 
 def _lines(page_request: PageRequest, worker: Worker, view: View, file: _File | None) -> list[str] | None:
-    """Return the lines of a file, none if it is missing; None if it is no text, too large, or the policy keeps it back."""
+    """Return the lines of a file, none if it is missing; None if it is no text, too large, or the client may not read it."""
     if file is None:
         return []
     digest, size = file
@@ -99,7 +100,7 @@ def _lines(page_request: PageRequest, worker: Worker, view: View, file: _File | 
         return None
     try:
         page_request.hub.policy_gate.check_blob(worker, page_request.who, view, digest)
-    except RefusedError:
+    except (GatedError, RefusedError):
         return None
     raw = worker.registry.store.read_document(digest)
     if b"\0" in raw:

@@ -21,7 +21,9 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 
 from .site import Page, PageRequest, answer_page, error_page, redirect_to, render_page
 
-_MAX_FORM, _MAX_FIELDS = 8192, 20  # limits of a form: bytes and fields
+MAX_FORM = 8192
+"""Bytes of a form, unless it says otherwise."""
+_MAX_FIELDS = 20
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/%?=&+:,")
 FormWork = Callable[[PageRequest, dict[str, str]], Page | str]
 """The work of a form with these fields: returns the address to go to, or a page."""
@@ -37,8 +39,9 @@ async def answer_form(
     work: Callable[[PageRequest, Worker, dict[str, str]], Response],
     *,
     lock: Callable[[dict[str, str]], AbstractAsyncContextManager[None]] = lambda _fields: nullcontext(),
+    limit: int = MAX_FORM,
 ) -> Response:
-    """Answer a form within a session; `work` gets its fields, while what `lock` returns for them is held."""
+    """Answer a form of `limit` bytes within a session; `work` gets its fields, while what `lock` returns for them is held."""
 
     def check_sender(page_request: PageRequest, _worker: Worker) -> None:
         check_origin(page_request)
@@ -47,7 +50,7 @@ async def answer_form(
 
     if refusal := await answer_page(request, check_sender):
         return refusal
-    fields = await read_fields(request)
+    fields = await read_fields(request, limit)
 
     def run_checked(page_request: PageRequest, worker: Worker) -> Response:
         check_origin(page_request)
@@ -126,7 +129,7 @@ def check_origin(page_request: PageRequest) -> None:
         raise ForbiddenError("This form was sent by another site. Open the page on this hub, and retry.")
 
 
-async def read_fields(request: Request, limit: int = _MAX_FORM) -> dict[str, str]:
+async def read_fields(request: Request, limit: int = MAX_FORM) -> dict[str, str]:
     """Return the fields of a form of at most `limit` bytes; none if it has more than any form of these pages."""
     raw = await read_body(request, limit)
     try:

@@ -69,6 +69,8 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("POST", "versions/v1/approvals", {"tag": "prod", "message": "read it"}),
     ("PUT", "versions/v1/withdrawal", {"message": "leaked"}),
     ("DELETE", "versions/v1/withdrawal", None),
+    ("PUT", "gate", {"mode": "auto"}),
+    ("DELETE", "gate", None),
     ("PUT", "deprecation", {"message": "old"}),
     ("DELETE", "deprecation", None),
     ("PUT", "versions/v1/deprecation", {"message": "old"}),

@@ -1,0 +1,60 @@
+"""Changes of the gate of a repository and of the access to it, which handlers of every protocol and the forms of pages make."""
+
+from __future__ import annotations
+
+from adapterhub.hub import gates, request_context
+from adapterhub.hub.access_control import NoTokenError, check_admin
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.gates import AccessRequest, Gate
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.workers import Worker
+
+from .reading import visible_view
+
+REQUESTED, DECIDED = "access.requested", "access.decided"
+"""Events for webhooks."""
+
+
+def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> AccessRequest:
+    """Ask for access to a gated repository for the account of a client, which accepts the terms."""
+    visible_view(hub, worker, identity, name)
+    if identity is None:
+        raise NoTokenError
+    is_new = gates.find_request(worker.database, name, identity.account) is None
+    request = gates.ask(worker.database, name, identity.account)
+    request_context.current().record_detail(status=request.status, terms=request.terms)
+    if is_new:
+        hub.webhooks.announce_event(name, REQUESTED, {"account": request.account, "status": request.status})
+    return request
+
+
+def decide(
+    worker: Worker, hub: Hub, identity: Identity | None, name: str, *, account: str, status: str, reason: str = ""
+) -> AccessRequest:
+    """Set the status of the request of an account, as an admin of the namespace."""
+    decider = check_decider(worker, hub, identity, name)
+    request_context.current().record_detail(account=account, status=status, reason=reason or None)
+    request = gates.decide(worker.database, name, account, status, decider=decider.account, reason=reason)
+    hub.webhooks.announce_event(name, DECIDED, {"account": account, "status": status})
+    return request
+
+
+def give_access(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, account: str) -> AccessRequest:
+    """Give an account access that need not have asked for it, as an admin of the namespace."""
+    decider = check_decider(worker, hub, identity, name)
+    request_context.current().record_detail(account=account, status=gates.ACCEPTED)
+    request = gates.decide(worker.database, name, account, gates.ACCEPTED, decider=decider.account, unasked=True)
+    hub.webhooks.announce_event(name, DECIDED, {"account": account, "status": gates.ACCEPTED})
+    return request
+
+
+def set_gate(worker: Worker, hub: Hub, identity: Identity | None, name: str, gate: Gate | None) -> None:
+    """Gate a repository, or with None let all who see it read it, as an admin of the namespace."""
+    check_decider(worker, hub, identity, name)
+    gates.set_gate(worker.database, name, gate)
+
+
+def check_decider(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Identity:
+    """Return the identity of a client that may decide on access to a repository it sees."""
+    visible_view(hub, worker, identity, name)
+    return check_admin(identity, name)

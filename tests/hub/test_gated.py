@@ -1,0 +1,409 @@
+"""A gated name is seen by all who may see it, and read only by members and by accounts with access, through every protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from starlette.routing import Route
+
+from adapterhub.hub import gates, middleware, renames, webhooks
+from adapterhub.hub.access_control import NOBODY
+from adapterhub.hub.accounts import accounts, audit_log
+from adapterhub.hub.app import api_routes, page_routes
+from adapterhub.hub.gates import Gate
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.storage.from_settings import open_database
+from adapterhub.ref import Ref
+from adapterhub_converters.errors import RefusedError, UsageError
+from tests.hub.conftest import Running, client
+from tests.hub.web.conftest import Visitor, hide, person, visitor
+from tests.support.hub_tenants import Tenant
+
+__all__ = ["visitor"]
+
+SECRET = b"swordfish-" * 4
+NEWER = SECRET + b"\nand more\n"
+API = "/api/adapterhub/v1/names/team/sql"
+MODEL = "/api/models/team/sql"
+REQUESTS = f"{MODEL}/user-access-request"
+
+
+@pytest.fixture
+def team(hub: Running, adapter: Callable[..., Path]) -> Running:
+    """A hub with an adapter that is gated, and has a secret in a text file that no page shows."""
+    folder = adapter(1)
+    (folder / "training.txt").write_bytes(SECRET)
+    with hub.registry() as registry:
+        registry.push(folder, Ref("team/sql", tag="prod"))
+        (folder / "training.txt").write_bytes(NEWER)
+        registry.push(folder, Ref("team/sql"))
+    with closing(open_database(hub.settings)) as database:
+        gates.set_gate(database, "team/sql", Gate(gates.MANUAL, "Use it for good."))
+    return hub
+
+
+@pytest.fixture
+def database(team: Running) -> Iterator[HubDatabase]:
+    with closing(HubDatabase(team.folder)) as tables:
+        yield tables
+
+
+@pytest.fixture
+def owner(team: Running) -> Tenant:
+    return Tenant(team, "team", "admin")
+
+
+@pytest.fixture
+def reader(team: Running) -> Tenant:
+    """An account without a role in the namespace, whose token is not limited."""
+    tenant = Tenant(team, "ada")
+    tenant.token = team.make_token("ada", "read", kind="personal")
+    return tenant
+
+
+@pytest.fixture
+def stranger(team: Running) -> Tenant:
+    """A client without an account."""
+    tenant = Tenant(team, "nobody")
+    tenant.token = NOBODY
+    return tenant
+
+
+def give(hub: Running) -> None:
+    """Give the reader access to the adapter."""
+    with closing(open_database(hub.settings)) as database:
+        gates.decide(database, "team/sql", "ada", gates.ACCEPTED, decider="team", unasked=True)
+
+
+# ---- every route
+
+SHA, SHA_NEW = (hashlib.sha256(text).hexdigest() for text in (SECRET, NEWER))
+# What each parameter of a path is, for the repository above.
+VALUES = {
+    "namespace": ["team"], "repo": ["sql"], "name": ["team/sql"], "revision": ["main"], "path": ["training.txt"],
+    "digest": [f"sha256:{SHA}"], "oid": [SHA], "number": ["2"], "reference": ["latest"], "tag": ["prod"], "branch": ["main"],
+    "status": ["pending"], "account": ["ada"], "ident": ["1"], "session": ["x"], "hash": [SHA], "epoch": ["x"],
+    "paper": ["1.5"],
+}  # fmt: skip
+BODIES: dict[str, Any] = {
+    "objects/batch": {"operation": "download", "objects": [{"oid": SHA, "size": len(SECRET)}]},
+    "paths-info": {"paths": ["training.txt"]},
+}
+# Those that change something.
+LEFT_OUT = ("/ask-access", "/user-access-request/", "/move", "/delete", "/-/adapters/", "/sign-out")
+
+
+def requests_of_all_routes() -> list[tuple[str, str]]:
+    """Method and path of every route about a name or a digest; a parameter that VALUES does not know fails."""
+    listed = []
+    for route in (*api_routes(), *page_routes()):
+        assert isinstance(route, Route)
+        paths = [re.sub(r":[a-z]+}", "}", route.path)]
+        for key in re.findall(r"{(\w+)}", paths[0]):
+            paths = [path.replace(f"{{{key}}}", value) for path in paths for value in VALUES[key]]
+        if "{" in route.path:
+            methods = [method for method in route.methods or () if method in ("GET", "POST")]
+            listed += [(method, path) for path in paths for method in methods]
+    return [(method, path) for method, path in listed if method == "GET" or not any(part in path for part in LEFT_OUT)]
+
+
+def routes_to_the_secret(tenant: Tenant) -> set[str]:
+    """The requests whose answer has the secret, or an address of it."""
+    found = set()
+    with requests.Session() as session:
+        session.headers = {"authorization": f"Bearer {tenant.token}"}
+        for method, path in requests_of_all_routes():
+            body = next((body for part, body in BODIES.items() if part in path), None)
+            answer = session.request(method, tenant.hub.url + path, json=body, allow_redirects=False, timeout=60)
+            assert answer.status_code != 429, path
+            if SECRET in answer.content or '"href"' in answer.text:
+                found.add(f"{method} {path}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _many_refusals_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "REFUSALS", 100_000)
+
+
+def test_no_route_hands_out_a_file_before_access_is_given(team: Running, reader: Tenant, stranger: Tenant) -> None:
+    assert routes_to_the_secret(reader) == set()
+    assert routes_to_the_secret(stranger) == set()
+    give(team)
+    # The secret would have been seen: it is now.
+    assert routes_to_the_secret(reader) == {
+        "GET /team/sql/resolve/main/training.txt",
+        "GET /team/sql/raw/main/training.txt",
+        f"GET /v2/team/sql/blobs/sha256:{SHA}",
+        "GET /team/sql/commit/main",
+        "POST /team/sql.git/info/lfs/objects/batch",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/team/sql/resolve/main/training.txt", 403, "ask for access"),
+        ("/team/sql.v1/resolve/main/training.txt", 403, "ask for access"),
+        ("/TEAM/SQL/raw/main/training.txt", 403, "ask for access"),
+        ("/team/sql.mlx/resolve/main/adapters.safetensors", 403, "ask for access"),
+        ("/team/sql.v1.mlx/resolve/main/adapters.safetensors", 403, "ask for access"),
+        (f"{MODEL}/safetensors-metadata/adapter_model.safetensors", 403, "ask for access"),
+        (f"{MODEL}/auth-check", 403, "ask for access"),
+        (f"/v2/team/sql/blobs/sha256:{SHA}", 403, "DENIED"),
+        (f"/v2/team/sql.v1/blobs/sha256:{SHA}", 403, "DENIED"),
+        ("/v2/team/sql/manifests/prod", 403, "DENIED"),
+        ("/v2/team/sql.v1.mlx/manifests/latest", 403, "DENIED"),
+        (MODEL, 200, '"gated":"manual"'),
+        (f"{MODEL}/tree/main", 200, "training.txt"),
+        ("/v2/team/sql/tags/list", 200, "prod"),
+        ("/team/sql", 200, "Use it for good."),
+        (f"{API}/versions/v1", 200, "sha256"),
+    ],
+)
+def test_what_is_refused_is_refused_in_words_and_the_rest_is_shown(reader: Tenant, path: str, status: int, words: str) -> None:
+    answer = reader.get(path)
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+    if status == 403 and not path.startswith("/v2"):
+        assert answer.headers["x-error-code"] == "GatedRepo"
+
+
+def test_a_client_of_a_registry_without_a_token_is_asked_for_one(stranger: Tenant) -> None:
+    answer = stranger.get("/v2/team/sql/manifests/prod")
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (401, "UNAUTHORIZED")
+    assert "is gated" in answer.text
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert stranger.get("/team/sql/resolve/main/training.txt").status_code == 403
+
+
+def test_a_blob_is_neither_mounted_nor_named_from_a_gated_name(team: Running, reader: Tenant) -> None:
+    writer = Tenant(team, "mine")
+    answer = writer.post(f"/v2/mine/copy/blobs/uploads/?mount=sha256:{SHA}&from=team/sql")
+    assert answer.status_code == 202  # an upload has begun, and nothing was mounted
+    writer.create("copy")
+    batch = {"operation": "upload", "objects": [{"oid": SHA, "size": len(SECRET)}]}
+    upload = writer.post("/mine/copy.git/info/lfs/objects/batch", json=batch)
+    assert "upload" in upload.json()["objects"][0]["actions"]  # its bytes are to be sent
+    line = {"key": "lfsFile", "value": {"path": "training.txt", "algo": "sha256", "oid": SHA, "size": len(SECRET)}}
+    assert writer.send("copy", json.dumps(line).encode()).status_code == 400
+    assert reader.get("/mine/copy/resolve/main/training.txt").status_code == 404
+
+
+# ---- asking and deciding
+
+
+def test_access_is_asked_for_given_and_taken_away(team: Running, owner: Tenant, reader: Tenant) -> None:
+    file = "/team/sql/resolve/main/training.txt"
+    assert [reader.post(f"{path}/ask-access").json() for path in (MODEL, "/team/sql")] == [{"status": "pending"}] * 2
+    assert "waits for its owners" in reader.get(file).text
+    (pending,) = owner.get(f"{REQUESTS}/pending").json()
+    assert (pending["user"]["user"], pending["status"]) == ("ada", "pending")
+    for status, code in (("accepted", 200), ("pending", 403), ("accepted", 200), ("rejected", 403)):
+        by = {"user": "ada"} if code == 200 else {"requestId": pending["requestId"]}
+        owner.post(f"{REQUESTS}/handle", json={**by, "status": status, "rejectionReason": "No"}).raise_for_status()
+        assert reader.get(file).status_code == code, status
+    assert "rejected" in reader.get(file).text
+    reader.post(f"{MODEL}/ask-access")
+    assert reader.get(file).status_code == 403  # who was rejected does not get in by asking again
+    assert [len(owner.get(f"{REQUESTS}/{status}").json()) for status in gates.STATUSES] == [0, 0, 1]
+    with closing(open_database(team.settings)) as database:
+        actions = [event for event in audit_log.events(database) if event.action != "refused"]
+    newest = actions[1]
+    assert (newest.action, newest.account, newest.name) == ("hf.handle", "team", "team/sql")
+    assert newest.detail == "account=ada status=rejected reason=No"
+
+
+def test_a_gate_that_is_automatic_opens_for_who_accepts_the_terms(owner: Tenant, reader: Tenant, stranger: Tenant) -> None:
+    owner.request("PUT", f"{MODEL}/settings", json={"gated": "auto"}).raise_for_status()
+    shown = reader.get(f"{API}/gate").json()
+    assert (shown["mode"], shown["terms"], shown["request"], shown["may_read"]) == ("auto", "Use it for good.", None, False)
+    assert stranger.post(f"{MODEL}/ask-access").status_code == 401
+    assert reader.post(f"{MODEL}/ask-access").json() == {"status": "accepted"}
+    assert reader.get("/team/sql/resolve/main/training.txt").content == NEWER
+    owner.request("DELETE", f"{API}/gate").raise_for_status()
+    assert stranger.get("/team/sql/resolve/main/training.txt").content == NEWER
+    assert reader.post(f"{MODEL}/ask-access").status_code == 400
+    assert owner.get(f"{REQUESTS}/pending").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", f"{API}/gate", {"mode": "auto", "terms": ""}),
+        ("DELETE", f"{API}/gate", None),
+        ("PUT", f"{MODEL}/settings", {"gated": False}),
+        ("GET", f"{REQUESTS}/pending", None),
+        ("POST", f"{REQUESTS}/handle", {"user": "ada", "status": "accepted"}),
+        ("POST", f"{REQUESTS}/grant", {"user": "ada"}),
+    ],
+)
+def test_only_admins_of_the_namespace_decide(
+    team: Running, reader: Tenant, stranger: Tenant, method: str, path: str, body: Any
+) -> None:
+    reader.post(f"{MODEL}/ask-access")
+    writer = Tenant(team, "team", "write")
+    assert [who.request(method, path, json=body).status_code for who in (reader, writer, stranger)] == [403, 403, 401]
+    assert reader.get("/team/sql/resolve/main/training.txt").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("handle", {"user": "ada", "status": "open"}, 400),
+        ("handle", {"status": "accepted"}, 400),
+        ("handle", {"requestId": "f" * 24, "status": "accepted"}, 400),
+        ("handle", {"requestId": "0" * 24, "status": "accepted"}, 404),
+        ("handle", {"requestId": "٣" * 24, "status": "accepted"}, 400),
+        ("handle", {"user": "bob", "status": "accepted"}, 404),
+        ("grant", {"user": "bob"}, 404),
+        ("grant", {}, 404),
+    ],
+)
+def test_hostile_decisions_are_refused(owner: Tenant, path: str, body: Any, status: int) -> None:
+    answer = owner.post(f"{REQUESTS}/{path}", json=body)
+    assert (answer.status_code, bool(answer.headers["x-error-message"])) == (status, True)
+    assert owner.get(f"{REQUESTS}/opened").status_code == 400
+    assert owner.get(f"{REQUESTS}/pending?cursor={'9' * 40}").json() == []
+
+
+def test_a_token_that_is_limited_to_other_names_reads_nothing(team: Running, reader: Tenant) -> None:
+    give(team)
+    assert reader.get("/team/sql/resolve/main/training.txt").status_code == 200
+    reader.token = team.make_token("ada", "read", kind="personal", namespaces=("ada",))
+    refused = reader.get("/team/sql/resolve/main/training.txt")
+    assert (refused.status_code, "limited to other names" in refused.text) == (403, True)
+
+
+def test_requests_are_bounded(database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "MAX_WAITING", 2)
+    monkeypatch.setattr(gates, "MAX_REQUESTS", 2)
+    for name in ("team/a", "team/b", "team/c"):
+        gates.set_gate(database, name, Gate(gates.AUTO))
+    for account in ("ada", "bob", "eve"):
+        accounts.add(database, account)
+    for account in ("ada", "bob"):
+        gates.ask(database, "team/sql", account)
+    with pytest.raises(RefusedError, match="2 accounts wait"):
+        gates.ask(database, "team/sql", "eve")
+    gates.ask(database, "team/a", "ada")
+    with pytest.raises(RefusedError, match="ada has asked for 2 names"):
+        gates.ask(database, "team/b", "ada")
+    with pytest.raises(UsageError, match="characters"):
+        gates.set_gate(database, "team/sql", Gate(gates.AUTO, "x" * (gates.MAX_TERMS + 1)))
+
+
+# ---- what becomes of it
+
+
+def test_a_renamed_name_is_gated_at_every_moment(
+    team: Running, owner: Tenant, reader: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(team)
+    seen = []
+    finish = renames._finish_rename
+
+    def look(worker: Any, old: str, new: str) -> None:
+        seen.extend((gates.find_gate(worker.database, new), gates.access_status(worker.database, new, "ada")))
+        finish(worker, old, new)
+
+    monkeypatch.setattr(renames, "_finish_rename", look)
+    owner.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
+    assert seen == [Gate("manual", "Use it for good."), gates.ACCEPTED]
+    assert reader.get("/team/new/resolve/main/training.txt").status_code == 200
+    with closing(open_database(team.settings)) as database:
+        assert gates.gated_names(database) == ("team/new",)
+        assert gates.find_request(database, "team/sql", "ada") is None
+
+
+def test_a_restored_name_is_gated_as_it_was(owner: Tenant, reader: Tenant) -> None:
+    owner.request("DELETE", API).raise_for_status()
+    owner.post(f"{API}/restore").raise_for_status()
+    assert reader.get("/team/sql/resolve/main/training.txt").status_code == 403
+
+
+def test_an_account_that_is_removed_has_no_access(team: Running, database: HubDatabase, reader: Tenant) -> None:
+    give(team)
+    accounts.remove(database, "ada")
+    assert gates.find_request(database, "team/sql", "ada") is None
+
+
+def test_lists_say_what_is_gated_and_filter_by_it(team: Running, reader: Tenant, adapter: Callable[..., Path]) -> None:
+    with team.registry() as registry:
+        registry.push(adapter(2), Ref("team/open"))
+        registry.push(adapter(3), Ref("secret/plans"))
+    hide(team, "secret/plans")
+    with closing(open_database(team.settings)) as database:
+        gates.set_gate(database, "secret/plans", Gate(gates.MANUAL))
+
+    def listed(query: str) -> dict[str, Any]:
+        return {model["id"]: model["gated"] for model in reader.get(f"/api/models{query}").json()}
+
+    assert listed("") == {"team/sql": "manual", "team/open": False}
+    assert listed("?gated=true") == {"team/sql": "manual"}
+    assert listed("?gated=false") == {"team/open": False}
+
+
+def test_an_event_is_sent_for_a_request_and_for_a_decision(database: HubDatabase, owner: Tenant, reader: Tenant) -> None:
+    webhooks.add(database, "team", "https://site.example/hook")
+    reader.post(f"{MODEL}/ask-access")
+    owner.post(f"{REQUESTS}/handle", json={"user": "ada", "status": "accepted"})
+    bodies = [json.loads(body) for (body,) in database.select("SELECT body FROM deliveries ORDER BY id")]
+    assert [(body["event"], body["name"], body["account"], body["status"]) for body in bodies] == [
+        ("access.requested", "team/sql", "ada", "pending"),
+        ("access.decided", "team/sql", "ada", "accepted"),
+    ]
+
+
+# ---- its pages, and clients
+
+
+def test_people_ask_and_decide_on_pages(visitor: Visitor, database: HubDatabase, team: Running) -> None:
+    assert "Sign in to ask for access" in visitor.get("/team/sql").text
+    admin, ada = person(visitor, database, "root", team="admin"), person(visitor, database, "ada")
+    page = ada.get("/team/sql")
+    assert "Use it for good." in page.text
+    settings = "/-/adapters/team/sql"
+    assert ada.post(f"{settings}/ask-access", {"csrf": "x"}).status == 403
+    assert ada.post(f"{settings}/ask-access", {"csrf": ada.csrf("/team/sql")}).status == 303
+    assert "Your request for access waits" in ada.get("/team/sql").text
+    assert ada.post(f"{settings}/decide-access", {"csrf": ada.csrf(), "account": "ada", "status": "accepted"}).status == 403
+    csrf = admin.csrf(settings)
+    assert "ada" in admin.get(settings).text
+    admin.post(f"{settings}/decide-access", {"csrf": csrf, "account": "ada", "status": "accepted"})
+    assert "You may read the files" in ada.get("/team/sql").text
+    admin.post(f"{settings}/gate", {"csrf": csrf, "mode": "auto", "terms": "é" * gates.MAX_TERMS})
+    assert gates.find_gate(database, "team/sql") == Gate("auto", "é" * gates.MAX_TERMS)
+    admin.post(f"{settings}/gate", {"csrf": csrf, "mode": "", "terms": ""})
+    assert "Gated" not in visitor.get("/team/sql").text
+
+
+def test_huggingface_hub_asks_decides_and_raises_its_own_error(
+    team: Running, owner: Tenant, reader: Tenant, tmp_path: Path
+) -> None:
+    api = client(team, tmp_path)
+    from huggingface_hub.errors import GatedRepoError
+
+    def download() -> Any:
+        return api.hf_hub_download("team/sql", "training.txt", token=reader.token, cache_dir=tmp_path / "cache")
+
+    with pytest.raises(GatedRepoError, match="is gated"):
+        download()
+    assert api.model_info("team/sql", token=reader.token).gated == "manual"
+    reader.post("/team/sql/ask-access")
+    (request,) = api.list_pending_access_requests("team/sql", token=owner.token)
+    assert (request.username, request.status, request.timestamp.year > 2000) == ("ada", "pending", True)
+    api.accept_access_request("team/sql", "ada", token=owner.token)
+    assert Path(download()).read_bytes() == NEWER
+    api.reject_access_request("team/sql", "ada", rejection_reason="No", token=owner.token)
+    assert [entry.username for entry in api.list_rejected_access_requests("team/sql", token=owner.token)] == ["ada"]
+    api.grant_access("team/sql", "ada", token=owner.token)
+    api.update_repo_settings("team/sql", gated=False, token=owner.token)
+    assert api.model_info("team/sql").gated is False
