@@ -94,12 +94,6 @@ def test_no_command_waits_for_a_pipe_in_a_store(run: Run, make: Make, registry: 
         assert result.returncode in (0, 1, 3, 4, 6, 8), (words, result.stderr)
 
 
-def test_a_device_and_a_pipe_are_refused_before_they_are_opened(tmp_path: Path) -> None:
-    for path in (Path("/dev/zero"), pipe(tmp_path / "pipe")):
-        with pytest.raises(RefusedError, match="a pipe or a device"):
-            open_file.open_regular(path)
-
-
 @pytest.mark.parametrize("kind", [SafetensorsFile, GGUFFile])
 def test_a_folder_in_the_place_of_weights_is_named(tmp_path: Path, kind: type[open_file.OpenFile]) -> None:
     with pytest.raises(FormatError, match=r"a folder, not a file\. Name a file in it") as caught:

@@ -13,7 +13,7 @@ from adapterhub.checks import target_modules
 from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.bases.config_shapes import FAMILIES, shapes_from_config
-from tests.checks.test_other_models import CONFIGS
+from tests.checks.test_loaded_base import CONFIGS
 from tests.conftest import need_module
 from tests.support import folders, tiny
 

@@ -211,12 +211,3 @@ def test_we_read_what_gguf_py_wrote(tmp_path: Path) -> None:
             expected = quants.dequantize(array, GGMLQuantizationType[kind])
             assert np.array_equal(opened.tensor(kind).astype(np.float32), expected)
             assert (opened.tensors[kind].type_name, opened.tensors[kind].shape) == (kind, (4, 64))
-
-
-@pytest.mark.peer
-def test_block_sizes_are_those_of_gguf_py() -> None:
-    need_module("gguf")
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    theirs = {kind.name: (kind.value, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType}
-    assert {name: theirs[name] for name in gguf_types.TYPES} == gguf_types.TYPES

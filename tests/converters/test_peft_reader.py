@@ -19,9 +19,8 @@ from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.peft import adapter_config, tensor_keys
+from adapterhub_converters.formats.peft import adapter_config
 from tests.conftest import need_module
-from tests.support import folders
 
 
 def folder(path: Path, tensors: Mapping[str, tuple[int, ...]], **config: object) -> Path:
@@ -35,23 +34,6 @@ def folder(path: Path, tensors: Mapping[str, tuple[int, ...]], **config: object)
 
 
 PAIR = {"l.0.q.lora_A.weight": (2, 8), "l.0.q.lora_B.weight": (6, 2)}
-
-
-def test_writing_what_was_read_gives_the_same_bytes(tmp_path: Path) -> None:
-    source = folder(tmp_path / "a", PAIR)
-    (tmp_path / "b").mkdir()
-    peft.write(peft.read(source), tmp_path / "b")
-    for name in (peft.CONFIG, peft.WEIGHTS):
-        assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
-
-
-def test_a_rewritten_config_gives_every_module_the_same_scale(tmp_path: Path) -> None:
-    tensors = {f"l.{n}.q.lora_{half}.weight": (3, 8) if half == "A" else (6, 3) for n in (1, 10) for half in "AB"}
-    adapter = peft.read(folder(tmp_path / "a", tensors | PAIR, alpha_pattern={"l.1.q": 5}, use_rslora=True))
-    (tmp_path / "b").mkdir()
-    peft.write(dataclasses.replace(adapter, source=None), tmp_path / "b")
-    again = peft.read(tmp_path / "b")
-    assert {t: (d.r, d.scaling) for t, d in again.deltas.items()} == {t: (d.r, d.scaling) for t, d in adapter.deltas.items()}
 
 
 def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
@@ -128,27 +110,6 @@ def test_every_key_of_peft_is_known(name: str) -> None:
     assert {field.name for field in dataclasses.fields(kind)} <= known
 
 
-def test_every_delta_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="and 1 more like it") as caught:
-        peft.read(folder(tmp_path / "a", {**PAIR, "l.0.k.lora_E": (2, 1), "l.0.v.hada_w1_a": (2, 1)}))
-    assert [item.partition(" ")[0] for item in caught.value.items] == ["l.0.k.lora_E", "l.0.v.hada_w1_a"]
-
-
-def test_modules_that_are_alike_share_one_delta_where_only_shapes_are_read(tmp_path: Path) -> None:
-    """The adapter.json of 150,000 pairs took as long as their check: it looked at each pair again for each of its facts."""
-    shapes = {f"layers.{n}.q_proj.lora_{half}.weight": (2, 4) if half == "A" else (4, 2) for n in range(9) for half in "AB"}
-    shapes["layers.9.q_proj.lora_A.weight"], shapes["layers.9.q_proj.lora_B.weight"] = (3, 4), (4, 3)
-    path = folders.adapter(tmp_path / "a", shapes)
-    adapter = peft.read_shapes(path)
-    assert [(delta.r, count) for delta, count in adapter.distinct_deltas] == [(2, 9), (3, 1)]
-    assert adapter.parameters == sum(tensor.size for _, tensor in adapter.tensors()) == 9 * 16 + 24
-    assert any("layers.9.q_proj: rank 3 by its tensors" in note for note in adapter.notes)
-    config = json.loads((path / peft.CONFIG).read_text())
-    (path / peft.CONFIG).write_text(json.dumps({**config, "alpha_pattern": {"layers.3.q_proj": 32}}))
-    alphas = {target: delta.alpha for target, delta in peft.read_shapes(path).deltas.items() if isinstance(delta, LowRank)}
-    assert (alphas["layers.3.q_proj"], alphas["layers.4.q_proj"]) == (32, 4)
-
-
 def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", PAIR)
     (source / peft.WEIGHTS).rename(source / "adapter_model.bin")
@@ -156,42 +117,6 @@ def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=says) as caught:
         peft.read(source)
     assert caught.value.code == "pickle"
-
-
-@pytest.mark.parametrize(
-    ("key", "read_as"),
-    [
-        ("base_model.model.l.q.lora_{}.default.weight", "l.q"),
-        ("base_model.model.l.q.lora_{}.my-adapter.weight", "l.q"),
-        ("base_model.model.base_model.model.l.q.lora_{}.weight", "l.q"),
-        ("module.base_model.model.l.q.lora_{}.weight", "l.q"),
-        ("base_model.model._orig_mod.l.q.lora_{}.weight", "l.q"),
-        ("_orig_mod.base_model.model.l._checkpoint_wrapped_module.q.lora_{}.weight", "l.q"),
-    ],
-)
-def test_what_trainers_leave_in_names_is_taken_off_and_comes_back(tmp_path: Path, key: str, read_as: str) -> None:
-    source = tmp_path / "a"
-    source.mkdir()
-    arrays = {key.format("A"): np.ones((2, 8), np.float32), key.format("B"): np.ones((6, 2), np.float32)}
-    safetensors_file.write(source / peft.WEIGHTS, arrays, {"format": "pt"})
-    (source / peft.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
-    adapter = peft.read(source)
-    assert list(adapter.deltas) == [read_as]
-    assert "names that peft would skip" in adapter.notes[0]
-    assert list(peft.state_dict(adapter)) == [f"base_model.model.{read_as}.lora_{half}.weight" for half in "AB"]
-    (tmp_path / "b").mkdir()
-    peft.write(adapter, tmp_path / "b")
-    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
-
-
-def test_the_magnitudes_of_older_files_keep_their_names(tmp_path: Path) -> None:
-    tensors = {**PAIR, "l.0.q.lora_magnitude_vector.weight": (6,)}
-    source = folder(tmp_path / "a", tensors, use_dora=True)
-    (tmp_path / "b").mkdir()
-    adapter = peft.read(source)
-    assert not adapter.notes
-    peft.write(adapter, tmp_path / "b")
-    assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
 
 
 def test_shards_are_read_as_one_adapter(tmp_path: Path) -> None:
@@ -313,16 +238,6 @@ def test_qalora_on_a_base_that_is_not_gptq_is_plain_lora_as_in_peft(tmp_path: Pa
     assert all(isinstance(delta, LowRank) for delta in peft.read(source, base=base).deltas.values())
 
 
-def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:
-    adapter = peft.read(folder(tmp_path / "a", PAIR, use_qalora=True, qalora_group_size=4))
-    x = np.random.default_rng(1).normal(size=32).astype(np.float32)
-    pooled = adapter.deltas["l.0.q"]
-    wide = with_factored_as_pairs(adapter).deltas["l.0.q"]
-    groups = x.reshape(8, 4).mean(1) * 8  # peft, QALoraLinearVariant.forward
-    want = pooled.scaling * (pooled.lora_B @ (pooled.lora_A @ groups))
-    np.testing.assert_allclose(wide.scaling * (wide.lora_B @ (wide.lora_A @ x)), want, rtol=1e-5)
-
-
 KEYS = sorted(adapter_config.READ | adapter_config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
 SCRAPS = st.recursive(
     st.none()
@@ -345,17 +260,3 @@ def test_any_config_is_read_or_refused_and_what_is_read_can_be_written(config: d
         text = json.dumps({"peft_type": "LORA", **config})
         adapter = peft.parse(text, arrays, {}, location="a")
         peft.parse(peft.config_text(dataclasses.replace(adapter, source=None)), peft.state_dict(adapter), {}, location="b")
-
-
-WORDS = (
-    "base_model", "model", "module", "_orig_mod", "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_magnitude_vector",
-    "modules_to_save", "token_adapter", "trainable_tokens_delta", "vera_A", "hada_w1_a", "lokr_x", "weight", "bias", "default",
-    "x", "0", "", "base_layer", "original_module", "lora_other", tensor_keys.PREFIX[:-1],
-)  # fmt: skip
-
-
-@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(".".join))
-def test_a_tensor_is_identified_by_its_module_and_end_as_by_its_whole_name(key: str) -> None:
-    full = tensor_keys.native_name(key)
-    assert tensor_keys.identify(key) == (full, *tensor_keys._classify(full, key))
-    assert tensor_keys.identify(tensor_keys.PREFIX + key)[0] == tensor_keys.native_name(tensor_keys.PREFIX + key)

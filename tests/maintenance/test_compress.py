@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.maintenance import compress, disk_usage
+from adapterhub.maintenance import compress
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
 from adapterhub.maintenance.verify import verify
-from adapterhub.manifest import derive, oci_manifest
+from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import pack_chains
@@ -42,39 +43,38 @@ from adapterhub_converters.errors import (
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, need_program
 from tests.registry.forks import finished, fork, under_strace
-from tests.support import folders
 
 SQL = Ref.parse("team/sql")
 Trained = Callable[..., Path]
 
 
+def write_trained(parent: Path, name: str, seed: int = 0, step: int = 0) -> Path:
+    """Write an adapter of some 130 kB in bfloat16, as a training of `seed` leaves it after `step` small steps."""
+    path = parent / name
+    path.mkdir()
+    rng, later = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    tensors = {}
+    for n in range(2):
+        for module in ("q_proj", "v_proj"):
+            for half, shape in (("A", (8, 1024)), ("B", (1024, 8))):
+                values = rng.normal(size=shape) * 0.02 + sum(later.normal(size=shape) * 1e-4 for _ in range(step))
+                key = f"base_model.model.model.layers.{n}.self_attn.{module}.lora_{half}.weight"
+                tensors[key] = values.astype(np.float32).astype(dtypes.BF16)
+    safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 8,
+        "lora_alpha": 16,
+        "base_model_name_or_path": "org/base",
+    }
+    (path / peft.CONFIG).write_text(json.dumps(config))
+    return path
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
-    """Make an adapter of some 130 kB in bfloat16, as a training of `seed` leaves it after `step` small steps."""
-
-    def call(name: str, seed: int = 0, step: int = 0) -> Path:
-        path = tmp_path / name
-        path.mkdir()
-        rng, later = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-        tensors = {}
-        for n in range(2):
-            for module in ("q_proj", "v_proj"):
-                for half, shape in (("A", (8, 1024)), ("B", (1024, 8))):
-                    values = rng.normal(size=shape) * 0.02 + sum(later.normal(size=shape) * 1e-4 for _ in range(step))
-                    key = f"base_model.model.model.layers.{n}.self_attn.{module}.lora_{half}.weight"
-                    tensors[key] = values.astype(np.float32).astype(dtypes.BF16)
-        safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": 8,
-            "lora_alpha": 16,
-            "base_model_name_or_path": "org/base",
-        }
-        (path / peft.CONFIG).write_text(json.dumps(config))
-        return path
-
-    return call
+    return functools.partial(write_trained, tmp_path)
 
 
 @pytest.fixture
@@ -165,22 +165,6 @@ def test_a_name_that_is_not_there_is_one_line(registry: Registry) -> None:
     for act in (compress.pack, compress.unpack):
         with pytest.raises(NotFoundError, match="no adapter of this name or namespace"):
             act(registry, ["team/none"])
-
-
-def test_use_counts_a_shared_file_once(registry: Registry, trained: Trained) -> None:
-    registry.push(trained("a"), SQL)
-    registry.push(tmp := trained("b", step=1), SQL)
-    registry.push(tmp, Ref.parse("team/copy"))
-    compress.pack(registry)
-    report = disk_usage.usage(registry)
-    assert [(name.name, name.versions) for name in report.names] == [("team/copy", 1), ("team/sql", 2)]
-    total = report.total
-    on_disk = sum(path.stat().st_size for path in (*registry.store.blobs(), *registry.store.packs.files()))
-    assert total.stored == on_disk
-    assert total.files == sum(name.files for name in report.names)
-    assert total.files - total.shared_size - total.saved_size == total.stored
-    assert total.shared_size > (tmp / peft.WEIGHTS).stat().st_size
-    assert [(base.repo, base.usage.adapters) for base in report.bases] == [("org/base", 2)]
 
 
 # ---- what is damaged or missing
@@ -420,32 +404,6 @@ def test_the_commands_report_what_they_did(registry: Registry, trained: Trained,
     assert "2 files unpacked" in run("pack", "--undo", *at).stdout
     for command in (("pack", "team/x"), ("pack", "--undo", "team/x:v1"), ("du", "team/x")):
         assert run(*command, *at, code=3).stderr.startswith("error: team/x")
-
-
-def test_usage_compared_with_whole_models_counts_versions_of_that_base(
-    registry: Registry, trained: Trained, run: Run, tmp_path: Path
-) -> None:
-    spec = folders.base(tmp_path / "base")
-    for n, source in enumerate((trained("a"), trained("b", seed=1), trained("c", seed=2))):
-        if n < 2:
-            derive.describe(source, base=spec).write(source)
-        registry.push(source, Ref.parse(f"team/a{n}"))
-    registry.close()
-    at = ("--registry", registry.root)
-    bases = json.loads(run("du", "--base", tmp_path / "base", "--json", *at).stdout)["bases"]
-    size = (tmp_path / "base" / "model.safetensors").stat().st_size
-    assert {base["fingerprint"]: (base["versions"], base["whole_models"]) for base in bases} == {
-        spec.fingerprint: (2, 2 * size),
-        None: (1, None),
-    }
-    assert "; as whole models" in run("du", "--base", tmp_path / "base", *at).stdout
-    assert "; as whole models" not in run("du", *at).stdout
-    run("base", "add", "tiny", tmp_path / "base", *at)
-    assert json.loads(run("du", "--json", *at).stdout)["bases"] == bases
-    assert "; as whole models" in run("du", *at).stdout
-    folders.base(tmp_path / "another", size=16)
-    stderr = run("du", "--base", tmp_path / "another", *at).stderr
-    assert "another: no version here was trained on it" in stderr
 
 
 def test_without_zstandard_one_line_names_what_to_install(registry: Registry, trained: Trained, tmp_path: Path) -> None:

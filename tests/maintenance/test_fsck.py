@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -59,16 +58,3 @@ def test_concurrent_writers_cause_no_false_error(make: Make, tmp_path: Path) -> 
     assert checks
     with Registry.open(root) as registry:
         assert [str(finding) for finding in fsck(registry) if finding.severity == "error"] == []
-
-
-def test_a_disagreement_is_reported_by_name_and_gone_after_a_rebuild(make: Make, tmp_path: Path) -> None:
-    with Registry.init(tmp_path / "r") as registry:
-        registry.push(make("a", 1), Ref.parse("team/sql:prod"))
-        registry.push(make("b", 2), Ref.parse("team/sql"))
-        with sqlite3.connect(tmp_path / "r/registry.db") as db:
-            db.execute("UPDATE tags SET number = 2 WHERE tag = 'prod'")
-        db.close()
-        (found,) = [finding for finding in fsck(registry) if finding.code == "catalog-wrong"]
-        assert "the tags of team/sql do not match its log: prod, 2 instead of prod, 1" in found.what
-        assert registry.rebuild_index() == []
-        assert fsck(registry) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ import pytest
 
 from adapterhub.bases import registered_bases
 from adapterhub.index import version_search
-from adapterhub.maintenance import retention
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
 from adapterhub.maintenance.verify import verify
-from adapterhub.ref import Ref, RefError
+from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache
 from adapterhub.registry.adapter_recipe import Conversion
 from adapterhub.registry.registry import Registry
@@ -94,57 +92,7 @@ def test_orphans_of_a_push_that_did_not_end_wait_for_the_grace_time(registry: Re
     assert blobs(registry) == set()
 
 
-def test_versions_are_dropped_only_where_requested(registry: Registry, make: Make) -> None:
-    for seed, tag in enumerate(["prod", "", "", ""], 1):
-        registry.push(make(f"a{seed}", seed), Ref("team/sql", tag=tag or None))
-        registry.push(make(f"a{seed}", seed), Ref("team/all", tag=tag or None))
-    registry.deprecate(Ref.parse("team/sql:v2"), "old")
-    assert gc(registry, grace=0).dropped == []
-    retention.keep(registry, SQL, 2)
-    assert retention.retention_limit(registry, SQL) == 2
-    assert list(map(str, gc(registry, grace=0, dry_run=True).dropped)) == ["team/sql:v2"]
-    assert list(map(str, gc(registry, grace=0).dropped)) == ["team/sql:v2"]
-    assert [row.number for row in registry.list("team/sql")] == [4, 3, 1]
-    assert len(registry.list("team/all")) == 4
-    assert registry.deprecations() == {}
-    with pytest.raises(NotFoundError, match="no such version"):
-        registry.resolve(Ref.parse("team/sql:v2"))
-    assert list(map(str, gc(registry, grace=0, last=1).dropped)) == [
-        "team/all:v2",
-        "team/all:v3",
-    ]  # said of team/sql: 2
-    retention.keep(registry, SQL, None)
-    retention.keep(registry, Ref.parse("team/all"), 0)
-    assert gc(registry, grace=0).dropped == []
-    assert [entry.op for entry in registry.log(SQL)][:3] == ["keep-all", "drop", "keep"]
-    assert registry.rebuild_index() == fsck(registry) == []
-    assert registry.push(make("a2", 2), SQL).number == 5  # what was dropped may come again
-    with pytest.raises(RefError, match="is set for a whole name"):
-        retention.keep(registry, PROD, 1)
-
-
-def test_a_dry_run_foretells_the_bytes_of_dropped_versions(registry: Registry, make: Make) -> None:
-    for seed in (1, 2, 3):
-        registry.push(make(f"a{seed}", seed), SQL)
-    dry = gc(registry, grace=0, last=1, dry_run=True)
-    assert len(registry.list()) == 3
-    swept = gc(registry, grace=0, last=1)
-    assert (dry.dropped, dry.blobs, dry.size) == (swept.dropped, swept.blobs, swept.size)
-    assert swept.blobs == 8
-
-
 # ---- who is at work
-
-
-def test_what_a_push_at_work_found_or_put_stays(registry: Registry) -> None:
-    there = registry.store.put_bytes(b"there already")[0]
-    with registry.store.lease("push"):
-        registry.store.put_bytes(b"there already")
-        fresh = registry.store.put_bytes(b"new")[0]
-        assert gc(registry, grace=0).blobs == 0
-    assert gc(registry, grace=0).blobs == 2
-    assert not registry.store.has_blob(there, 13)
-    assert not registry.store.has_blob(fresh, 3)
 
 
 def test_a_version_that_is_read_stays_until_it_was_read(registry: Registry, make: Make, tmp_path: Path) -> None:
@@ -179,40 +127,6 @@ def test_a_push_puts_back_what_a_gc_took_from_under_it(
     assert taken
     assert fsck(registry) == []
     assert verify(registry, SQL) == []
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_what_a_killed_push_left_is_known_at_once(registry: Registry) -> None:
-    here, there = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with registry.store.lease("push") as lease:
-            (registry.store.root / "tmp" / f"{lease.id}-half").write_bytes(b"half a blob")
-            (registry.store.root / "tmp" / "0123-of-somebody").write_bytes(b"")
-            os.write(there, b"x")
-            signal.pause()
-        os._exit(1)
-    os.read(here, 1)
-    assert gc(registry).leftovers == 0
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert {finding.code for finding in fsck(registry)} == {"leftovers"}
-    swept = gc(registry)
-    assert (swept.leftovers, swept.blobs) == (2, 0)
-    assert [path.name for path in (registry.store.root / "tmp").iterdir()] == ["0123-of-somebody"]
-    assert list((registry.store.root / "leases").iterdir()) == []
-    age(registry)
-    assert gc(registry).leftovers == 1
-
-
-def test_a_lease_of_another_host_counts_for_a_day(registry: Registry) -> None:
-    digest = registry.store.put_bytes(b"x")[0]
-    path = registry.store.root / "leases" / "00.lease"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}) + f"\n{digest}\n")
-    assert gc(registry, grace=0).blobs == 0
-    age(registry)
-    assert (gc(registry, grace=0).blobs, path.exists()) == (1, False)
 
 
 # ---- what is not known is not removed
@@ -284,13 +198,6 @@ def test_a_database_deleted_while_open_is_rebuilt(registry: Registry, make: Make
         path.unlink()
     assert gc(registry, grace=0).blobs == 0
     assert registry.tag(Ref.parse("team/other"), "dev").number == 1
-    assert fsck(registry) == []
-
-
-def test_a_store_of_an_older_adapterhub_has_no_leases_yet(registry: Registry, make: Make) -> None:
-    shutil.rmtree(registry.store.root / "leases", ignore_errors=True)
-    assert gc(registry, grace=0).leftovers == 0
-    registry.push(make(), SQL)
     assert fsck(registry) == []
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.index.index_database import VERSION
 from adapterhub.maintenance import disk_usage
 from adapterhub.maintenance.fsck import fsck, open_rebuilt
 from adapterhub.maintenance.gc import gc
@@ -22,7 +21,6 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFound
 from tests.conftest import Run
 from tests.registry.test_registry import bytes_of, errors, flip
 from tests.support.adapters import Make
-from tests.support.aged import age
 
 SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
 
@@ -138,16 +136,6 @@ def test_an_unusable_database_is_set_aside_and_rebuilt(registry: Registry, kind:
     with again:
         assert (again.list(), findings, fsck(again)) == (rows, [], [])
     assert (registry.root / "registry.db.old").read_bytes() == raw or kind == "pages"
-
-
-@pytest.mark.parametrize("version", range(1, VERSION))
-def test_an_older_database_is_brought_up_to_date(registry: Registry, version: int) -> None:
-    registry.protect(PROD)
-    rows = registry.list()
-    registry.close()
-    age(registry.root / "registry.db", version)
-    with Registry.open(registry.root) as again:
-        assert (again.list(), again.show(PROD)["protected"], fsck(again)) == (rows, ["prod"], [])
 
 
 # ---- places that cannot be written

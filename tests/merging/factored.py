@@ -1,12 +1,14 @@
-"""Random low-rank deltas and the dense matrices they are, for the tests of merging."""
+"""Random low-rank deltas, the dense matrices they are, and merges of them as dense matrices, for the tests of merging."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from adapterhub.analysis.low_rank import Factors
+from adapterhub.merging import METHODS, combine
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
 
 Dense = np.ndarray[Any, np.dtype[np.float64]]
@@ -34,3 +36,29 @@ def some(ranks: tuple[int, ...] = (3, 5), m: int = 12, n: int = 9) -> list[LowRa
 
 def factors(delta: LowRank) -> Factors:
     return Factors(delta.lora_B.astype(np.float64), delta.scaling * delta.lora_A.astype(np.float64))
+
+
+FULL = 9  # the smaller side of the matrices here, so that nothing is truncated
+
+
+def merged(deltas: Sequence[Any], weights: Sequence[float], method: str, *, rank: Any = FULL, **parameters: Any) -> Dense:
+    cut: dict[str, Any] = {"rank": rank if METHODS[method].cuts else None}
+    result, _ = combine([adapter(q=delta) for delta in deltas], weights, method=method, parameters=parameters, **cut)
+    return dense(result.deltas["q"])
+
+
+def close(found: np.ndarray, wanted: np.ndarray, most: float = 1e-5) -> None:
+    np.testing.assert_allclose(found, wanted, atol=most * np.abs(wanted).max())
+
+
+def trim(x: Dense, density: float) -> Dense:
+    least = np.sort(np.abs(x), axis=None)[::-1][int(density * x.size) - 1]
+    return np.where(np.abs(x) >= least, x, 0)
+
+
+def elect(parts: Sequence[Dense], weights: Sequence[float]) -> Dense:
+    weighted = np.stack([weight * part for part, weight in zip(parts, weights, strict=True)])
+    agrees = np.sign(weighted) == np.sign(weighted.sum(axis=0))
+    agrees &= weighted != 0
+    share = np.abs(np.array(weights))[:, None, None] * agrees
+    return (weighted * agrees).sum(axis=0) / np.where(share.sum(axis=0) > 0, share.sum(axis=0), 1)

@@ -37,8 +37,9 @@ TARGETS = {
     "adapterhub.semver": "tests/test_semver.py -k 'not ref'",
     "adapterhub_converters.formats.file_alpha": "tests/converters/test_file_alpha.py",
     "adapterhub.merging.adapters.methods.element_rules": "tests/merging/adapters/methods/test_element_rules.py",
-    "adapterhub.merging.adapters.methods.sphere": "tests/merging/adapters/test_methods.py -k 'slerp or karcher or stock'",
-    "adapterhub.merging.adapters.methods.elementwise": "tests/merging/adapters/test_methods.py -k 'element_by or probabil'",
+    "adapterhub.merging.adapters.methods.sphere": "tests/merging/adapters/methods/test_sphere.py",
+    "adapterhub.merging.adapters.methods.elementwise": "tests/merging/adapters/methods/test_elementwise.py "
+    "-k 'element_by or probabil'",
     "adapterhub_converters.formats.peft.adapter_config": "tests/converters/test_adapter_config.py",
     "adapterhub_converters.formats.gguf.writer": "tests/converters/test_gguf_writer.py "
     "tests/converters/test_gguf_tensor_layout.py::test_split_projections_go_where_the_base_fuses_them_and_come_back",

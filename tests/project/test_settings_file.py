@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adapterhub import user_files
 from adapterhub.cli.commands.init import _TEMPLATE
-from adapterhub.project import remote_edits, settings_file
+from adapterhub.project import settings_file
 from adapterhub.project.policy import Policy
 from adapterhub_converters.errors import LocalIOError, UsageError
 
@@ -90,48 +86,6 @@ def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path) -> None:
     assert found.policy.signers == (("*", (tmp_path / "~nobody-here/k.pub",)),)
 
 
-def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
-    path = tmp_path / "x.toml"
-    old = settings_file.parse(WHOLE, path)
-    same = remote_edits.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
-    assert same == WHOLE
-    more = remote_edits.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
-    assert more == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
-    less = remote_edits.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
-    assert "# read by everybody\n[remotes.free]" in less
-    assert "team]" not in less
-    assert (
-        remote_edits.with_changes("", path, remotes={"a": "oci://x"}, remote="a")
-        == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
-    )
-
-
-_NAMES = st.sampled_from(["a", "b", "team-1", "X_y"])
-
-
-@given(st.lists(st.tuples(_NAMES, st.sampled_from(["", "oci://x", "oci://y/z"]), st.booleans())))
-def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str, str, bool]]) -> None:
-    path, text = Path("x.toml"), "# mine\nregistry = 'here' # kept\n\n# rules\n[policy]\nmax_rank = 3 # low\n"
-    remotes: dict[str, str] = {}
-    remote = None
-    for name, url, default in steps:
-        remotes = {**remotes, name: url} if url else {key: value for key, value in remotes.items() if key != name}
-        remote = name if default and url else remote if remote in remotes else None
-        text = remote_edits.with_changes(text, path, remotes=remotes, remote=remote)
-        document = tomllib.loads(text)
-        assert {key: value["url"] for key, value in document.get("remotes", {}).items()} == remotes
-        assert document.get("remote") == remote
-        assert all(f"# {word}" in text for word in ("mine", "kept", "rules", "low"))
-
-
-@pytest.mark.parametrize(
-    "text", ["remotes = {team = {url = 'oci://x'}}", "[remotes]\nteam = {url = 'oci://x'}\nfree = {url = 'oci://y'}"]
-)
-def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="Edit it by hand"):
-        remote_edits.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
-
-
 def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
     path, link = tmp_path / "x", tmp_path / "link"
     assert user_files.change(path, lambda text: text + "1")
@@ -142,20 +96,6 @@ def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("12", 0o604)
     assert not user_files.change(path, lambda _: None)
     assert sorted(os.listdir(tmp_path)) == ["link", "x"]
-
-
-def _more(path: Path) -> None:
-    for _ in range(20):
-        user_files.change(path, lambda text: text + "x")
-
-
-def test_two_processes_lose_no_change_of_each_other(tmp_path: Path) -> None:
-    both = [multiprocessing.get_context("fork").Process(target=_more, args=(tmp_path / "x",)) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    assert (tmp_path / "x").read_text() == "x" * 40
 
 
 def test_a_private_file_is_its_owner_s_alone(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import adapterhub as ah
 from adapterhub.index import queries
 from adapterhub.index.version_search import Query, parse_metric, search
 from adapterhub.maintenance.fsck import fsck
@@ -18,9 +17,8 @@ from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.releases import metric_gates
 from adapterhub.store.store import Entry
-from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.support.adapters import Make
 
@@ -94,58 +92,11 @@ def test_it_goes_with_its_version(registry: Registry) -> None:
         measurement_log.record(registry, v(1), SAID)
 
 
-@pytest.mark.parametrize(
-    "message", ["", "none", "[]", '{"name": "../x", "metrics": {}, "data": [], "base": {}}', '{"name": "eval"}', "[" * 10_000]
-)
-def test_a_malformed_message_is_skipped(registry: Registry, message: str) -> None:
-    state = queries.name(registry.index, "team/sql")
-    entry = Entry("team/sql", state.seq + 1, "evaluate", "2026-01-01T00:00:00Z", number=1, previous=state.head, message=message)
-    registry.move("team/sql", lambda _: entry)
-    assert registry.show(v(1))["evaluations"] == []
-
-
-def test_invalid_numbers_are_left_out() -> None:
-    text = SAID.dump().replace("9.5", '"9.5"').replace("2.25", "1e308").replace('"tokens"', '"to kens"')
-    read = measurement.parse(text)
-    assert read is not None
-    assert set(read.metrics) == {"base_perplexity", "base_loss", "perplexity_ratio"}
-
-
 def test_an_older_adapterhub_names_such_an_entry() -> None:
     raw = Entry("team/sql", 1, "evaluate", "", message="x").dump()
     assert json.loads(raw)["version"] == 3
     with pytest.raises(RefusedError, match="entry version 8 is newer than version 7, the last supported"):
         Entry.parse(raw.replace(b'"version":3', b'"version":8'), "x")
-
-
-def test_gates() -> None:
-    expected = {"ppl<12": True, "ppl<9.5": False, "ppl/base<0.8": True, "loss >= 2.25": True, "tokens=640": True}
-    for text, passes in expected.items():
-        assert metric_gates.parse_gate(text, "--gate").passes(METRICS) is passes, text
-    with pytest.raises(UsageError, match="'bleu' is not measured. Choose one of ppl, perplexity, loss"):
-        metric_gates.parse_gate("bleu>0.8", "--gate")
-    with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
-        measurement.check_name("a b", "--name")
-
-
-@pytest.mark.parametrize(
-    ("metrics", "words"),
-    [
-        ({f"m{n}": 1.0 for n in range(101)}, "over 100 metrics. Report the most important ones"),
-        (
-            {"exact match": 1.0},
-            "'exact match' is not a valid name for a metric. Use letters, digits, ., - and _, as in exact_match",
-        ),
-        ({"loss": float("nan")}, "loss=nan is not a number. Write NAME=VALUE, as in exact_match=0.71"),
-    ],
-)
-def test_what_another_program_measured_is_checked_before_the_version_is_stored(
-    registry: Registry, make: Make, metrics: dict[str, float], words: str
-) -> None:
-    with pytest.raises(UsageError) as error:
-        ah.push(make("a3", 3), "team/sql", metrics=metrics, workspace=ah.Workspace(registry=registry.root))
-    assert str(error.value) == f"team/sql: {words}"
-    assert queries.name(registry.index, "team/sql").seq == 2
 
 
 def test_show_and_log_display_it(run: Run, make: Make, tmp_path: Path) -> None:

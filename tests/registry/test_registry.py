@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adapterhub.index import index_database, queries
-from adapterhub.index.index_opening import create_index
-from adapterhub.maintenance import compress
 from adapterhub.maintenance.fsck import broken_log_findings, fsck
 from adapterhub.maintenance.gc import gc
-from adapterhub.maintenance.verify import verify, verify_folder
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import ABSENT
-from adapterhub.registry.registry import Registry, Version, find
+from adapterhub.registry.registry import Registry, find
 from adapterhub.registry.version_lookup import RestoreResult
 from adapterhub.store.ingest import ingest
 from adapterhub.store.ref_log import RefLog
-from adapterhub.store.store import Entry, Store
+from adapterhub.store.store import Entry
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
-    IntegrityError,
     LocalIOError,
     NotFoundError,
     OutputExistsError,
     RefusedError,
 )
+from tests.support.registries import new_registry
 
 Make = Callable[..., Path]
 SQL = Ref.parse("team/sql")
@@ -48,28 +40,10 @@ def ref(text: str) -> Ref:
     return Ref.parse(text)
 
 
-class Packed(Registry):
-    """A registry whose owner packs after every push."""
-
-    def push(self, folder: Path, ref: Ref, **options: Any) -> Version:
-        version = super().push(folder, ref, **options)
-        compress.pack(self)
-        return version
-
-
 @pytest.fixture(params=["local", "packed"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    if request.param == "packed":
-        monkeypatch.setattr(compress, "_MIN_SAVING", -(10**9))  # tiny files too
-        monkeypatch.setattr(compress, "_MAX_SHARE", 10**9)
-    with (Packed if request.param == "packed" else Registry).init(tmp_path / "registry") as made:
-        yield made
-
-
-def lies(store: Store, digest: str) -> Path:
-    """The file of a blob, plain or packed."""
-    plain = store.blob_path(digest)
-    return plain if plain.exists() else store.packs.path(digest)
+    with new_registry(request.param, tmp_path / "registry", monkeypatch) as opened:
+        yield opened
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -336,59 +310,6 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(raw)
 
 
-def test_wrong_bytes_leave_nothing_behind(registry: Registry, make: Make, tmp_path: Path) -> None:
-    version = registry.push(make(), SQL)
-    for layer in registry.files(version):
-        path = lies(registry.store, layer.digest)
-        flip(path)
-        with pytest.raises(IntegrityError, match=path.name):
-            registry.pull(SQL, tmp_path / "out" / "x")
-        assert list((tmp_path / "out").iterdir()) == []
-        assert layer.path in " ".join(map(str, verify(registry, SQL)))
-        assert any(finding.code in ("flipped", "broken-pack") for finding in fsck(registry))
-        flip(path)
-    assert fsck(registry) == verify(registry, SQL) == []
-
-
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Registry, make: Make, damage: str) -> None:
-    registry.push(make(), SQL)
-    for path in (*registry.store.blobs(), *registry.store.packs.files()):
-        packed = path.parent.parent.name == "packs"
-        content = path.read_bytes()
-        path.chmod(0o644)
-        if damage == "missing":
-            path.unlink()
-        elif damage == "truncated":
-            path.write_bytes(content[:-1])
-        else:
-            flip(path)
-        findings = [finding for finding in fsck(registry) if finding.severity == "error"]
-        assert any(path.name in str(finding) for finding in findings), path
-        assert ("broken-pack" if packed and damage != "missing" else damage) in {
-            f.code for f in findings
-        } or damage == "truncated"
-        if damage == "flipped" or packed:
-            path.unlink(missing_ok=True)  # as the finding says
-        registry.push(make(), SQL)
-        assert path.read_bytes() == content
-        assert errors(registry) == []
-
-
-def test_verify_folder(registry: Registry, make: Make, tmp_path: Path) -> None:
-    registry.push(make(), SQL)
-    registry.pull(SQL, tmp_path / "out")
-    assert verify_folder(tmp_path / "out") == []
-    flip(tmp_path / "out" / "adapter_model.safetensors")
-    (tmp_path / "out" / "README.md").unlink()
-    (tmp_path / "out" / "more.txt").write_text("")
-    assert {(finding.code, finding.severity) for finding in verify_folder(tmp_path / "out")} == {
-        ("flipped", "error"), ("missing", "error"), ("unlisted", "note"),
-    }  # fmt: skip
-    with pytest.raises(NotFoundError, match="there is no adapter.json"):
-        verify_folder(make("b"))
-
-
 def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
     out = tmp_path / "out"
@@ -405,32 +326,7 @@ def test_pull_goes_into_an_empty_folder_but_not_over_anything(registry: Registry
     assert bytes_of(out) == before
 
 
-def test_what_a_killed_push_left_is_swept_a_day_later(registry: Registry, make: Make) -> None:
-    fresh, old = registry.store.root / "tmp" / "fresh", registry.store.root / "tmp" / "old"
-    for path in (fresh, old):
-        path.write_text("half a blob")
-    os.utime(old, (0, 0))
-    registry.push(make(), SQL)
-    assert (fresh.exists(), old.exists()) == (True, False)
-
-
 # ---- the catalog
-
-
-def test_a_deleted_or_broken_database_is_rebuilt(registry: Registry, make: Make) -> None:
-    registry.push(make("a"), SQL)
-    registry.push(make("b", 1), ref("team/sql:prod"))
-    registry.push(make("a"), ref("team/gone"))
-    registry.rm(ref("team/gone"))
-    before, names = registry.list(), queries.names(registry.index)
-    registry.close()
-    for suffix in ("", "-wal", "-shm"):
-        (registry.root / f"registry.db{suffix}").unlink(missing_ok=True)
-    with Registry.open(registry.root) as again:
-        assert (again.list(), queries.names(again.index)) == (before, names)
-        again.rebuild_index()
-        assert (again.list(), queries.names(again.index)) == (before, names)
-        assert errors(again) == []
 
 
 def test_a_registry_whose_folder_was_away_goes_on_when_it_is_back(registry: Registry, make: Make, tmp_path: Path) -> None:
@@ -449,80 +345,6 @@ def test_a_registry_whose_folder_was_away_goes_on_when_it_is_back(registry: Regi
     assert errors(registry) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0" + bytes(84), "foreign"])
-def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registry, make: Make, content: bytes | str) -> None:
-    registry.push(make(), SQL)
-    registry.close()
-    path = registry.root / "registry.db"
-    path.unlink()
-    if isinstance(content, str):
-        with sqlite3.connect(path) as db:
-            db.execute("CREATE TABLE t (x)")
-        db.close()
-    else:
-        path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="not an adapterhub registry. Rebuild the index") as caught:
-        Registry.open(path)
-    assert caught.value.code == "broken-index"
-    path.unlink()
-    with Registry.open(path) as again:
-        assert again.resolve(SQL).number == 1
-
-
-def test_a_damaged_database_is_one_line(registry: Registry, make: Make) -> None:
-    registry.push(make(), SQL)
-    registry.close()
-    path = registry.root / "registry.db"
-    raw = bytearray(path.read_bytes())
-    raw[4096:] = b"\xff" * (len(raw) - 4096)
-    path.write_bytes(raw)
-    with (
-        pytest.raises(IntegrityError, match="a broken registry .* Rebuild the index"),
-        Registry.open(path) as again,
-    ):
-        again.list()
-
-
-def test_a_newer_database_is_named(registry: Registry) -> None:
-    registry.close()
-    with sqlite3.connect(registry.root / "registry.db") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(
-        RefusedError, match=r"made by a newer adapterhub \(index version 99; this one supports \d+\). Upgrade adapterhub"
-    ) as caught:
-        Registry.open(registry.root)
-    assert caught.value.code == "newer-index"
-
-
-def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, make: Make, tmp_path: Path) -> None:
-    registry.push(make("a"), SQL)
-    registry.close()
-    shutil.copy(registry.root / "registry.db", tmp_path / "backup")
-    with Registry.open(registry.root) as later:
-        later.push(make("b", 1), SQL)
-    for path in registry.root.glob("registry.db*"):
-        path.unlink()
-    shutil.copy(tmp_path / "backup", registry.root / "registry.db")
-    with Registry.open(registry.root) as again:
-        assert [row.number for row in again.list()] == [2, 1]
-        assert fsck(again) == []
-        assert again.resolve(SQL).number == 2
-        assert again.push(make("c", 2), SQL).number == 3
-
-
-def test_an_index_without_its_store_is_no_registry_and_is_not_filled_anew(registry: Registry, make: Make) -> None:
-    registry.push(make("a"), SQL)
-    registry.close()
-    registry.store.root.rename(registry.root / "elsewhere")
-    with pytest.raises(IntegrityError) as error:
-        Registry.open(registry.root)
-    assert error.value.where == str(registry.store.root)
-    assert error.value.what == "the store is missing, and registry.db contains no adapters itself"
-    assert error.value.hint == "Restore the store from a backup"
-    assert not registry.store.root.exists()
-
-
 def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.push(make("b", 1), SQL)
@@ -532,69 +354,6 @@ def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
     assert [finding.code for finding in broken_log_findings(registry.rebuild_index())] == ["broken-log"]
     path.unlink()
     assert "broken-log" in {finding.code for finding in fsck(registry)}
-
-
-ENTRY = Entry("team/sql", 2, "tag", "t", "sha256:" + "0" * 64, 1, 1, ("a",))
-BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"tags": ("a,b",)}, "'a,b' is not a tag"),
-    ({"size": 2**70}, "has an unknown operation, or a number that is out of range. Check the registry"),
-    ({"number": -1}, "has an unknown operation, or a number that is out of range. Check the registry"),
-    ({"digest": "sha256:../x"}, "'sha256:../x' is not a digest of the form"),
-    ({"seq": 3}, "is entry 3 of team/sql. Check the registry"),
-    ({"name": "team/other"}, "is entry 2 of team/other"),
-    ({"number": 7}, "does not follow the entry before it: the log was changed. Check the registry"),
-]
-BAD_ENTRIES = [
-    (b"", "not valid JSON (Expecting value: line 1 column 1 (char 0)). Check the registry"),
-    (b"{}", "not an entry of a ref log. Check the registry"),
-    (b'{"version":1}', "not an entry of a ref log"),
-    (b"\xff", "not valid JSON (Expecting value: line 1 column 1 (char 0)). Check the registry"),
-    (b'{"version": 9}', "entry version 9 is newer than version 7, the last supported. Upgrade adapterhub"),
-    (ENTRY.dump().replace(b'"tag"', b'"x"'), "has an unknown operation, or a number that is out of range. Check the registry"),
-    (ENTRY.dump()[:-5], "not valid JSON (Unterminated string starting at: line 1 column 180 (char 179)). Check the registry"),
-]
-BAD_ENTRIES += [(dataclasses.replace(ENTRY, **change).dump(), words) for change, words in BAD_FIELDS]
-
-
-@pytest.mark.parametrize(("raw", "words"), BAD_ENTRIES)
-def test_a_malformed_log_entry_is_one_line(registry: Registry, make: Make, raw: bytes, words: str) -> None:
-    registry.push(make("a"), SQL)
-    path = registry.store.log.path("team/sql", 2)
-    path.write_bytes(raw)
-    with pytest.raises(AdapterhubError) as error:
-        registry.resolve(SQL)
-    assert str(error.value).startswith(f"{path}: {words}")
-    assert (error.value.code == "misplaced") == words.startswith("is entry")
-    assert "broken-log" in {finding.code for finding in fsck(registry)}
-
-
-def test_an_intent_that_cannot_be_read_is_a_note(registry: Registry, make: Make) -> None:
-    registry.push(make(), SQL)
-    for n, raw in enumerate((b"", b"\xff", b'{"name": "../../x"}')):
-        (registry.store.root / "pending" / f"{n}.json").write_bytes(raw)
-    with Registry.open(registry.root) as again:
-        assert [(finding.code, finding.severity) for finding in fsck(again)] == [("leftovers", "note")]
-
-
-@pytest.mark.parametrize(("spdx", "dtype"), [("MIT", "F32"), ("\ud800", None)], ids=["odd", "no text"])
-def test_fields_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: str, dtype: str | None) -> None:
-    """A manifest from elsewhere whose adapter.json was never checked; one that is no JSON says nothing, and is listed."""
-    facts = {"r": "two", "alpha": True, "parameters": 10**30, "license": spdx, "base": 3, "description": 4, "dtype": "F32"}
-    digest, size = registry.store.put_bytes(json.dumps(facts).encode())
-    descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {oci_manifest.TITLE: "adapter.json"}}
-    made = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
-    manifest_digest, manifest_size = registry.store.put_bytes(made)
-    registry.store.log.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
-    assert registry.resolve(SQL).digest == manifest_digest
-    assert [(row.r, row.dtype) for row in registry.list()] == [(None, dtype)]
-
-
-def test_a_stale_index_is_found_and_rebuilt(registry: Registry, make: Make) -> None:
-    registry.push(make(), SQL)
-    (registry.store.root / "index.json").write_text("{}")
-    assert [finding.code for finding in fsck(registry)] == ["index-behind"]
-    registry.rebuild_index()
-    assert fsck(registry) == []
 
 
 # ---- finding it
@@ -707,36 +466,6 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
     assert registry.push(make("a"), SQL).number == 2
     assert registry.resolve(ref("team/sql:v1")).digest == other.digest
     assert fsck(registry) == []
-
-
-def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object, **__: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_link)
-    registry.push(make("a"), SQL)
-    assert registry.push(make("b", 1), SQL).number == 2
-    assert not registry.store.log.append(Entry("team/sql", 2, "delete", "t"))
-    create_index(registry.root / "other.db", registry.store)
-    assert index_database.is_ours(registry.root / "other.db")
-    assert fsck(registry) == []
-
-
-def test_files_that_change_while_they_are_read_are_refused(
-    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = make()
-    put = Store.put_stream
-
-    def slow(store: Store, file: object, **more: Any) -> object:
-        done = put(store, file, **more)
-        (source / "README.md").write_text("changed")
-        return done
-
-    monkeypatch.setattr(Store, "put_stream", slow)
-    with pytest.raises(IntegrityError, match="README.md: changed while it was read"):
-        registry.push(source, SQL)
-    assert registry.list() == []
 
 
 def test_an_unwritable_place_is_a_local_error(registry: Registry, make: Make, tmp_path: Path) -> None:

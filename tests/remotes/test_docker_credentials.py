@@ -378,3 +378,35 @@ def test_a_file_that_is_broken_is_named_and_not_quoted(tmp_path: Path, text: str
     with pytest.raises(LocalIOError):
         docker_credentials.store_credentials("h", path, Credentials("u", "p"))
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({}, None),
+        ({"auths": {}}, None),
+        ({"auths": {"other": {"auth": "dTpw"}}}, None),
+        ({"auths": {"here:1": {}}}, None),
+        ({"auths": {"here:1": {"auth": "dTpw"}}}, ("u", "p")),
+        ({"auths": {"https://here:1": {"auth": "dTpwOnE="}}}, ("u", "p:q")),
+        ({"auths": {"https://here:1/v1/": {"username": "u", "password": "p"}}}, ("u", "p")),
+        ({"auths": [], "credHelpers": 3, "credsStore": None}, None),
+    ],
+)  # fmt: skip
+def test_docker_s_config_is_read_as_docker_reads_it(tmp_path: Path, document: object, expected: tuple[str, str] | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    credentials = docker_credentials.find_credentials("here:1", tmp_path / "config.json")
+    assert (credentials and (credentials.user, credentials.password)) == expected
+
+
+def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert docker_credentials.find_credentials("here", path) is None
+    for text in ('{"auths": "s3cr3t', '{"auths": {"here": {"auth": "s3cr3t!"}}}', '{"credsStore": "../s3cr3t"}', "[]"):
+        path.write_text(text)
+        with pytest.raises(LocalIOError) as caught:
+            docker_credentials.find_credentials("here", path)
+        assert "!" not in str(caught.value)
+    path.write_text('{"credsStore": "is-not-there"}')
+    with pytest.raises(LocalIOError, match="isn't installed"):
+        docker_credentials.find_credentials("here", path)

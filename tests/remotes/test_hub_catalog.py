@@ -16,7 +16,7 @@ from adapterhub.index.version_search import Bound, Query, parse_bounds
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
 from adapterhub.remotes import content_documents, version_documents
-from adapterhub.remotes.catalog import ContentQuery, Listing
+from adapterhub.remotes.catalog import ContentQuery
 from adapterhub.remotes.hub import hub_catalog
 from adapterhub.remotes.hub.hub_catalog import HubCatalog
 from adapterhub.remotes.hub.hub_client import HubAddress
@@ -277,11 +277,3 @@ def test_the_conditions_of_a_search_are_sent_as_they_were_parsed() -> None:
         bounds = parse_bounds(text, "")
         assert parse_bounds(hub_catalog._bounds_text(bounds), "") == bounds
     assert parse_bounds(hub_catalog._bounds_text((Bound("<", 10e6),)), "", size=True) == parse_bounds("<10MB", "", size=True)
-
-
-def test_a_listing_survives_the_way_to_a_document_and_back() -> None:
-    listing = version_documents.read_listing(
-        {"adapters": [ROW], "deprecations": [{"name": "team/sql", "number": None, "message": "x"}]}, ""
-    )
-    assert isinstance(listing, Listing)
-    assert version_documents.read_listing(version_documents.listing_document(listing), "") == listing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import random
 import re
@@ -26,16 +25,13 @@ from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
-    FormatError,
-    IntegrityError,
     NotFoundError,
-    RefusedError,
     RemoteError,
 )
 from tests.cli.test_process import PATH
 from tests.remotes.test_oci_repository import flip
 from tests.support.adapters import write_adapter
-from tests.support.hub_server import TOKEN, File, Hub
+from tests.support.hub_server import Hub
 from tests.support.proxy import Exchange, Proxy, kill_when_noted
 
 BIG = 300_000
@@ -190,191 +186,7 @@ def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, ada
     assert remote(hub.host).manifest(branch).digest == manifest.digest
 
 
-def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, hub: Hub, adapter: Path) -> None:
-    version = pushed(hub, adapter)
-    answers = iter((503, 429))
-    proxy.before = lambda found: setattr(found, "status", next(answers, 0))
-    with remote(proxy.address, pauses=(0.0, 0.0)) as source:
-        assert source.manifest("main").digest == version.digest
-        proxy.before = lambda found: setattr(found, "status", 400)
-        with pytest.raises(RemoteError, match="HTTP 400"):
-            source.manifest("main")
-
-
 # ---- lies
-
-
-def test_other_lengths_ranges_commits_and_endless_bodies_are_refused(
-    proxy: Proxy, hub: Hub, adapter: Path, tmp_path: Path
-) -> None:
-    version = pushed(hub, adapter)
-
-    def longer(found: Exchange) -> None:
-        found.data += b"more"
-        found.answer["content-length"] = str(len(found.data))
-
-    def other(found: Exchange) -> None:
-        found.data = b"x" * len(found.data)
-
-    def endless(found: Exchange) -> None:
-        found.data = b"x" * (64 << 20)
-        del found.answer["content-length"]
-        found.answer["content-length"] = str(1 << 40)
-
-    def commit(found: Exchange) -> None:
-        found.answer["x-repo-commit"] = "0" * 40
-
-    for name in ("notes.txt", "adapter.json", "README.md", "adapter_model.safetensors"):
-        for lie in (longer, other, endless, commit):
-            proxy.after = lambda found, lie=lie, name=name: lie(found) if name in found.path else None  # type: ignore[misc]
-            out = tmp_path / f"{name}-{lie.__name__}"
-            with remote(proxy.address) as source, pytest.raises(IntegrityError):
-                download(source, "main", out, pauses=())
-            assert not out.exists()
-    proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
-    blob = next(layer for layer in version.layers if layer.path == "notes.txt")
-    with remote(proxy.address) as source:
-        source.manifest("main")
-        with pytest.raises(RemoteError, match="the server sends another range than requested"):
-            source.open_blob(blob, 5).__enter__()
-
-
-def test_a_hub_that_answers_of_another_commit_than_was_asked_for_is_refused(proxy: Proxy, hub: Hub, adapter: Path) -> None:
-    pushed(hub, adapter)
-    first, second = list(hub.repos["org/sql"].commits)
-    proxy.after = lambda found: setattr(found, "data", found.data.replace(second.encode(), first.encode()))
-    with remote(proxy.address) as source, pytest.raises(IntegrityError, match="another commit"):
-        source.manifest(second)
-
-
-def test_a_token_goes_along_no_redirect(hub: Hub, adapter: Path, tmp_path: Path) -> None:
-    pushed(hub, adapter)
-    hub.token = TOKEN
-    with Proxy(hub.host) as proxy, Hub(storage=False) as elsewhere:
-
-        def before(found: Exchange) -> None:
-            if "/resolve/" in found.path:
-                found.status, found.answer = 302, {"location": f"{elsewhere.url}{found.path}"}
-
-        proxy.before = before
-        with remote(proxy.address, token=TOKEN) as source, pytest.raises(NotFoundError):
-            source.manifest("main")
-        assert elsewhere.requests
-        assert all("authorization" not in headers for _, _, headers in elsewhere.requests)
-        assert all(found.headers["authorization"] == f"Bearer {TOKEN}" for found in proxy.seen)
-        proxy.before = lambda found: found.answer.update(location=found.path) or setattr(found, "status", 302)  # type: ignore[func-returns-value]
-        with remote(proxy.address, token=TOKEN) as source, pytest.raises(RemoteError, match="redirected more than"):
-            source.manifest("main")
-
-
-def test_no_error_repeats_the_token_regardless_of_the_hubs_answer(proxy: Proxy, hub: Hub) -> None:
-    def before(found: Exchange) -> None:
-        found.status, found.answer = 400, {"x-error-message": f"bad {found.headers['authorization']}"}
-
-    proxy.before = before
-    with remote(proxy.address, token=TOKEN) as source, pytest.raises(RemoteError) as caught:
-        source.manifest("main")
-    assert TOKEN not in str(caught.value)
-
-
-LISTINGS: list[Any] = [
-    b"",
-    b"[]",
-    b"{",
-    b"\xff",
-    b"[" * 100_000,
-    {"sha": "main", "siblings": []},
-    {"sha": "0" * 40, "siblings": {}},
-    {"sha": "0" * 40, "siblings": [1, None, {"rfilename": 7}, {"rfilename": "adapter.json", "size": -1, "lfs": []}]},
-    {"sha": "../../x", "siblings": []},
-]
-
-
-@pytest.mark.parametrize("listing", LISTINGS)
-def test_a_malformed_listing_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path, listing: Any) -> None:
-    def before(found: Exchange) -> None:
-        if "/api/" in found.path:
-            found.status, found.data = 200, listing if isinstance(listing, bytes) else json.dumps(listing).encode()
-
-    proxy.before = before
-    with remote(proxy.address) as source, pytest.raises(AdapterhubError) as caught:
-        download(source, "main", tmp_path / "out", pauses=())
-    assert caught.value.exit_code in (3, 4, 5)
-    assert len(str(caught.value).splitlines()) == 1
-    for call in (
-        lambda: remote(proxy.address).tags(),
-        lambda: remote(proxy.address).has_blob(oci_manifest.Descriptor("", "x", 1)),
-    ):
-        with contextlib.suppress(RemoteError, IntegrityError):
-            call()
-
-
-HOSTILE = {
-    "../evil.json": FormatError,
-    "/etc/evil.json": FormatError,
-    "a/../../evil.json": FormatError,
-    "con.json": FormatError,
-    "a\\b.json": FormatError,
-    "Adapter_Config.json": FormatError,
-    "nul\x00.json": FormatError,
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("facts", [True, False])
-def test_a_hostile_name_is_refused_where_it_would_be_written(hub: Hub, tmp_path: Path, name: str, facts: bool) -> None:
-    pushed(hub, write_adapter(tmp_path / "sql"))
-    commit = hub.repos["org/sql"].branches["main"]
-    if facts:
-        document = json.loads(commit.files["adapter.json"].data)
-        document["files"].append({"path": name, "digest": "sha256:" + "0" * 64, "size": 1})
-        commit.files["adapter.json"] = File(json.dumps(document).encode())
-    else:
-        del commit.files["adapter.json"]
-    commit.files[name] = File(b"x")
-    before = sorted(tmp_path.iterdir())
-    with remote(hub.host) as source, pytest.raises(HOSTILE[name]):
-        download(source, "main", tmp_path / "out", pauses=())
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"files": None}, "adapter.json: lists no files, or more than"),
-        ({"files": []}, "adapter.json: lists no files, or more than"),
-        ({"files": [1]}, "adapter.json: its list of files has an invalid entry, or two of one path"),
-        ({"files": [{"path": "x"}]}, "adapter.json: its list of files has an invalid entry, or two of one path"),
-        (
-            {"files": [{"path": "adapter.json", "digest": "sha256:" + "0" * 64, "size": 1}]},
-            "adapter.json: its list of files has an invalid entry, or two of one path",
-        ),
-        ({"base": 3}, "adapter.json: base: 3 is not of type 'object'"),
-        ({"training": 7}, "adapter.json: training: 7 is not of type 'object', 'null'"),
-        ({"format": None}, "adapter.json: format: None is not one of ['peft', "),
-        ({"dtype": []}, "adapter.json: dtype: [] is not of type 'string'"),
-        ({"parents": {"a": 1}}, "adapter.json: parents: {'a': 1} is not of type 'array'"),
-    ],
-)
-def test_an_invalid_manifest_is_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    pushed(hub, write_adapter(tmp_path / "sql"))
-    files = hub.repos["org/sql"].branches["main"].files
-    files["adapter.json"] = File(json.dumps({**json.loads(files["adapter.json"].data), **change}).encode())
-    with remote(hub.host) as source, pytest.raises((IntegrityError, RefusedError)) as error:
-        source.manifest("main")
-    assert words in str(error.value)
-    assert words.endswith("'") or "[" in words or error.value.hint == "Ask its owner to push it again"
-
-
-def test_names_that_no_adapter_has_are_refused_by_name(hub: Hub, tmp_path: Path) -> None:
-    pushed(hub, write_adapter(tmp_path / "sql"))
-    files = hub.repos["org/sql"].branches["main"].files
-    document = json.loads(files["adapter.json"].data)
-    files["run.sh"] = File(b"x")
-    document["files"].append({"path": "run.sh", "digest": f"sha256:{files['run.sh'].sha256}", "size": 1})
-    files["adapter.json"] = File(json.dumps(document).encode())
-    with remote(hub.host) as source, pytest.raises(RefusedError, match=r"run\.sh"):
-        download(source, "main", tmp_path / "out", pauses=())
 
 
 @pytest.mark.parametrize(

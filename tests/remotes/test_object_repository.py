@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,12 @@ from adapterhub.remotes.adapter_folders import AdapterFolder, download
 from adapterhub.remotes.local_name import LocalName
 from adapterhub.remotes.objects.object_address import ObjectAddress
 from adapterhub.remotes.objects.object_repository import SINGLE_WRITER, ObjectRepository
-from adapterhub.remotes.remote_address import parse
 from adapterhub.remotes.version_copy import copy_version
 from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
-from tests.support.forward_proxy import ForwardProxy
-from tests.support.object_stores import SECRET, Server, rclone_program
+from tests.support.object_stores import Server, rclone_program
 from tests.support.registry import listed
 
 pytestmark = pytest.mark.peer
@@ -55,55 +52,6 @@ def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objec
 
 
 # ---- addresses
-
-
-@pytest.mark.parametrize(
-    ("text", "store", "name", "reference"),
-    [
-        ("s3://bucket/team/sql", "s3://bucket", "team/sql", "latest"),
-        ("s3://bucket/a/b/team/sql:prod", "s3://bucket/a/b", "team/sql", "prod"),
-        ("S3://bucket/a/team/sql:v3", "s3://bucket/a", "team/sql", "v3"),
-        ("gs://bucket/team/sql:^1.2", "gs://bucket", "team/sql", "^1.2"),
-        ("az://box/team/sql@sha256:abcd", "az://box", "team/sql", "sha256:abcd"),
-        ("file:///srv/a%20b:c/team/sql:prod", "file:///srv/a%20b%3Ac", "team/sql", "prod"),
-    ],
-)
-def test_an_address_names_the_store_and_the_version(text: str, store: str, name: str, reference: str) -> None:
-    found = ObjectAddress.parse(text)
-    assert (found.store, found.ref.name, found.reference) == (store, name, reference)
-    assert ObjectAddress.parse(str(found)) == found
-    assert found.title == "sql"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "s3://bucket/sql",
-        "s3:///team/sql",
-        "s3://b/team/sql",
-        "s3://bucket//team/sql",
-        "s3://bucket/../team/sql",
-        "s3://bucket/a%2fb/team/sql",
-        "s3://bucket/team/SQL",
-        "s3://bucket/team/sql:a b",
-        "s3://bucket/team/sql:prod@sha256:abcd",
-        "s3://bucket/team/sql?x=1",
-        "file://host/srv/team/sql",
-        "file:///team/sql",
-        "file:///srv/../etc/team/sql",
-        "file:///srv/%2e%2e/etc/team/sql",
-        "file:///srv/%00/team/sql",
-    ],
-)
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse(text)
-
-
-def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(UsageError) as caught:
-        parse("s3://key:hunter2@bucket/team/sql")
-    assert "hunter2" not in str(caught.value)
 
 
 # ---- versions
@@ -159,37 +107,6 @@ def test_expect_compares_and_moves_at_once(moto: Server, tmp_path: Path) -> None
 
 
 # ---- what the store can
-
-
-def test_a_store_that_cannot_create_exclusively_is_written_with_a_warning(rclone: Server, adapter: Path) -> None:
-    bucket = rclone.bucket()
-    with place(rclone, bucket) as to:
-        copy_version(AdapterFolder(adapter), "latest", to, "prod")
-        assert to.notes == [SINGLE_WRITER]
-        assert to.manifest("prod").digest == oci_manifest.build(adapter).digest
-    with expecting(rclone, bucket, ABSENT) as to, pytest.raises(RefusedError, match="cannot compare"):
-        copy_version(AdapterFolder(adapter), "latest", to, "prod")
-    assert rclone.folder is not None
-    assert not (rclone.folder / bucket / "deep/down/capabilities.json").exists()
-
-
-def test_what_was_proven_is_remembered_for_that_server_alone(moto: Server, adapter: Path, tmp_path: Path) -> None:
-    bucket = moto.bucket()
-    with place(moto, bucket) as to:
-        copy_version(AdapterFolder(adapter), "latest", to, "prod")
-        assert to.notes == []
-        raw = to._bucket.read("capabilities.json", 1000)
-        assert raw is not None
-        assert json.loads(raw) == {"version": 1, "endpoint": moto.url, "exclusive": True}
-        to._bucket.put_object("capabilities.json", raw.replace(moto.url.encode(), b"http://elsewhere"))
-    with place(moto, bucket, "team/other") as to:
-        copy_version(AdapterFolder(adapter), "latest", to, "prod")
-        assert to._bucket.read("capabilities.json", 1000) == raw
-    with place(tmp_path / "store") as to:  # asked anew each time: one folder may be on another disk tomorrow
-        copy_version(AdapterFolder(adapter), "latest", to, "prod")
-        assert to.notes == []
-    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["blobs", "oci-layout", "refs", "tmp"]
-    assert list((tmp_path / "store/tmp").iterdir()) == []
 
 
 def test_a_server_that_sends_all_for_a_range_is_read_from_anywhere(rclone: Server, adapter: Path) -> None:
@@ -301,85 +218,6 @@ def test_push_list_pull_and_copy_speak_to_a_bucket(moto: Server, adapter: Path, 
 def test_a_push_warns_once_that_only_one_writer_is_supported(rclone: Server, adapter: Path, run: Run) -> None:
     result = run("push", "sql", f"s3://{rclone.bucket()}/team/sql", env=rclone.environ)
     assert result.stderr.count(SINGLE_WRITER) == 1
-
-
-def test_wrong_credentials_are_reported_without_a_secret(rclone: Server, adapter: Path, run: Run) -> None:
-    bucket, env = rclone.bucket(), {**rclone.environ, "AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}
-    for words in (("push", "sql", f"s3://{bucket}/team/sql"), ("pull", f"s3://{bucket}/team/sql", "-o", "out")):
-        result = run(*words, env=env, code=5)
-        assert f"s3://{bucket}: the store refuses (403" in result.stderr
-        assert "AWS_SECRET_ACCESS_KEY" in result.stderr
-        assert not any(secret in result.stderr + result.stdout for secret in (SECRET, rclone.environ["AWS_ACCESS_KEY_ID"]))
-        assert len(result.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("server", ["moto", "rclone"])
-def test_a_missing_bucket_is_reported_with_how_to_create_it(
-    request: pytest.FixtureRequest, server: str, adapter: Path, run: Run
-) -> None:
-    env = request.getfixturevalue(server).environ
-    for words in (("push", "sql", "s3://no-such/team/sql"), ("list", "s3://no-such/team/sql")):
-        assert "aws s3 mb s3://no-such" in run(*words, env=env, code=3).stderr
-
-
-@pytest.mark.parametrize(
-    ("store", "env", "settings"),
-    [
-        ("s3://bucket", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's"),
-        ("s3://bucket", {"AWS_ACCESS_KEY_ID": "x"}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless"),
-        ("az://box", {}, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
-    ],
-)
-def test_without_credentials_it_is_told_what_to_set(run: Run, store: str, env: dict[str, str], settings: str) -> None:
-    env = {**env, "HTTP_PROXY": "http://127.0.0.1:9"}  # so that no cloud which this runs in has any
-    error = run("list", f"{store}/team/sql", env=env, code=5).stderr
-    assert error.startswith(f"error: {store}: credentials are missing. Set {settings}")
-    assert error.endswith("  [access-denied]\n")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_store_on_this_machine_is_reached_without_the_proxy(run: Run, moto: Server, adapter: Path, host: str) -> None:
-    with ForwardProxy() as proxy:
-        url = f"http://{proxy.address}"
-        env = {**moto.environ, "AWS_ENDPOINT_URL": moto.url.replace("127.0.0.1", host), "NO_PROXY": "", "no_proxy": ""}
-        env |= dict.fromkeys(["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"], url)
-        address = f"s3://{moto.bucket()}/team/sql"
-        run("push", adapter, address, env=env)
-        run("pull", address, "-o", "out", env=env)
-        assert proxy.seen == []
-
-
-def test_an_unreachable_server_is_reported(run: Run) -> None:
-    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
-    assert "127.0.0.1:9 does not answer" in run("list", "s3://bucket/team/sql", env=env, code=5).stderr
-
-
-@pytest.mark.parametrize(
-    ("address", "env", "said"),
-    [
-        ("s3://bucket/team/sql", {"AWS_ENDPOINT_URL": "http://example.invalid"},
-         "http://example.invalid is plain HTTP, which is refused. Use https, or set AWS_ALLOW_HTTP=true"),
-        ("s3://bucket/team/sql", {"AWS_ALLOW_HTTP": "perhaps"}, "settings in AWS_… cannot be used"),
-        ("s3://bucket/team/sql", {"AWS_CA_BUNDLE": "nowhere.pem"}, "AWS_CA_BUNDLE names it"),
-        ("az://box/team/sql", {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": f"!{SECRET}"}, "AZURE_STORAGE"),
-        ("gs://bucket/team/sql", {"GOOGLE_SERVICE_ACCOUNT_KEY": f"{{{SECRET}"}, "GOOGLE_APPLICATION_CREDENTIALS"),
-    ],
-)  # fmt: skip
-def test_unusable_settings_are_reported_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
-    env = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": SECRET, **env}
-    result = run("list", address, env=env, code=None)
-    assert result.returncode in (5, 8)
-    assert said in result.stderr
-    assert SECRET not in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_without_obstore_one_line_explains_how_to_install_it(tmp_path: Path, run: Run) -> None:
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without/sitecustomize.py").write_text("import sys\nsys.modules['obstore'] = None\n")
-    path = f"{tmp_path / 'without'}:{':'.join(sys.path)}"
-    result = run("list", f"file://{tmp_path}/team/sql", env={"PYTHONPATH": path}, code=9)
-    assert "pip install 'adapterhub[objectstore]'" in result.stderr
 
 
 # ---- beside each other

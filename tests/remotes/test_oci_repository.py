@@ -8,7 +8,6 @@ import json
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,7 @@ from adapterhub.remotes.version_copy import copy_version, distinct_blobs
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 from tests.cli.test_process import PATH
 from tests.support.adapters import write_adapter
-from tests.support.proxy import Exchange, Proxy, kill_when_noted
-from tests.support.uploads import Uploads
+from tests.support.proxy import Exchange, Proxy
 
 pytestmark = pytest.mark.peer
 BIG = 300_000
@@ -129,177 +127,6 @@ def test_none_of_30_flips_on_the_way_there_is_accepted(proxy: Proxy, host: str, 
 # ---- cuts
 
 
-def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    version = pushed(host, "cut", adapter)
-    cuts = iter((100_000, 50_000, 1))
-
-    def after(found: Exchange) -> None:
-        if readme(version).digest in found.path:
-            found.cut = next(cuts, None)
-
-    proxy.after = after
-    with remote(proxy.address, "cut") as source:
-        download(source, "latest", tmp_path / "out", pauses=(0.0, 0.0))
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
-    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
-
-
-def test_a_failed_download_is_resumed(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    version, out = pushed(host, "gone-on", adapter), tmp_path / "out"
-    proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
-    with remote(proxy.address, "gone-on", pauses=()) as source:
-        with pytest.raises(RemoteError, match="ended") as caught:
-            download(source, "latest", out, pauses=(), jobs=1)
-        assert caught.value.exit_code == 5
-        assert not out.exists()
-        proxy.after = lambda _: None
-        download(source, "latest", out, pauses=())
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, "bytes=200000-"]
-    fetched = [found.path for found in proxy.seen if "/blobs/" in found.path]
-    assert len(fetched) == len(version.layers) + 1  # the others were there
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    version, out = pushed(host, "damaged", adapter), tmp_path / "out"
-    proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
-    with remote(proxy.address, "damaged", pauses=()) as source:
-        with pytest.raises(RemoteError):
-            download(source, "latest", out, pauses=())
-        (part,) = tmp_path.glob(f".out.pull-*/{readme(version).digest[7:]}.part")
-        part.write_bytes(b"X" + part.read_bytes()[1:])
-        proxy.after = lambda _: None
-        download(source, "latest", out, pauses=())
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, None]
-
-
-@pytest.mark.parametrize("target", ["out", "team/sql"], ids=["folder", "registry"])
-def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp_path: Path, target: str) -> None:
-    folder = write_adapter(tmp_path / "sql")
-    (folder / "README.md").write_bytes(b"x" * (3 * NOTE_INTERVAL))
-    version, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTE_INTERVAL + (1 << 20)
-    release = threading.Event()
-
-    def after(found: Exchange) -> None:
-        if readme(version).digest in found.path and not release.is_set():
-            found.cut, found.wait = received, release
-
-    proxy.after = after
-    address = f"oci://{proxy.address}/faults/killed-{target.replace('/', '-')}"
-    command = [sys.executable, "-m", "adapterhub", "copy", address, target if "/" in target else f"./{target}"]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "ADAPTERHUB_REGISTRY": str(tmp_path / "reg")}
-    kill_when_noted(command, tmp_path, environment, 2 * NOTE_INTERVAL)
-    assert not (tmp_path / "out").exists()
-    release.set()
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    (_, again) = [found for found in proxy.seen if readme(version).digest in found.path]
-    assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
-    assert len(again.data) + received <= readme(version).size + NOTE_INTERVAL
-
-
-LOST = ["half of a piece", "an answer", "the last answer"]
-
-
-def losing(proxy: Proxy, lost: str) -> None:
-    """Have the proxy lose something of the second piece of an upload, or the answer to its end."""
-    pieces = 0
-
-    def after(found: Exchange) -> None:
-        nonlocal pieces
-        pieces += found.method == "PATCH"
-        if pieces == 2 and lost != "the last answer":
-            found.hang_up = found.method == "PATCH"
-        if found.method == "PUT" and pieces == 5:
-            found.hang_up, pieces = True, 100
-
-    def before(found: Exchange) -> None:
-        if found.method == "PATCH" and pieces == 1 and lost == "half of a piece":
-            start = int(found.headers["content-range"].partition("-")[0])
-            found.body = found.body[:1000]
-            found.headers["content-range"] = f"{start}-{start + 999}"
-
-    proxy.before, proxy.after = before, after
-
-
-@pytest.mark.parametrize("lost", LOST)
-def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, adapter: Path, lost: str) -> None:
-    name = f"up-{lost.replace(' ', '-')}"
-    losing(proxy, lost)
-    with remote(proxy.address, name) as to:
-        manifest = copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
-    with remote(host, name) as there:
-        assert there.manifest("latest").digest == manifest.digest
-        assert all(there.has_blob(blob) for blob in distinct_blobs(manifest))
-
-
-@pytest.mark.parametrize("lost", LOST)
-def test_an_upload_resumes_at_the_offset_the_registry_reports(adapter: Path, lost: str) -> None:
-    source, uploads = AdapterFolder(adapter), Uploads()
-    blob = readme(source.manifest("latest"))
-    with Proxy() as proxy, remote(proxy.address, "uploads") as to:
-        losing(proxy, lost)
-        cutting = proxy.before
-
-        def before(found: Exchange) -> None:
-            cutting(found)
-            uploads.answer(found)
-
-        proxy.before = before
-        to.put_blob(blob, source)
-        assert to.has_blob(blob)
-    assert uploads.blobs == {blob.digest: (adapter / "README.md").read_bytes()}
-    assert len(uploads.sessions) == 1
-    assert sum(len(found.body) for found in proxy.seen if found.status == 202) == blob.size
-
-
-def test_an_upload_of_which_the_registry_lost_a_part_begins_anew(adapter: Path, tmp_path: Path) -> None:
-    source, uploads = AdapterFolder(adapter), Uploads()
-    blob = readme(source.manifest("latest"))
-    with Proxy() as proxy:
-        address = OciAddress.parse(f"oci://{proxy.address}/faults/lost")
-
-        def place() -> OciRepository:
-            return OciRepository(address, pauses=(), piece=1 << 16, largest=1 << 16, uploads=tmp_path / "notes")
-
-        def cut(found: Exchange) -> None:
-            uploads.answer(found)
-            if found.method == "PATCH" and len(proxy.seen) > 3:
-                found.status = 503
-
-        proxy.before = cut
-        with place() as to, pytest.raises(RemoteError):
-            to.put_blob(blob, source)
-        (session,) = uploads.sessions.values()
-        del session[100:]
-        proxy.before = uploads.answer
-        with place() as to:
-            to.put_blob(blob, source)
-    assert uploads.blobs == {blob.digest: (adapter / "README.md").read_bytes()}
-    assert len(uploads.sessions) == 2
-
-
-def test_a_registry_that_refuses_each_piece_is_given_up(adapter: Path) -> None:
-    source, uploads = AdapterFolder(adapter), Uploads()
-    blob = readme(source.manifest("latest"))
-
-    def before(found: Exchange) -> None:
-        uploads.answer(found)
-        if found.method == "PATCH":
-            uploads.sessions[found.path].clear()
-            found.status = 416
-
-    with Proxy() as proxy, remote(proxy.address, "never") as to:
-        proxy.before = before
-        with pytest.raises(RemoteError) as error:
-            to.put_blob(blob, source)
-    assert error.value.where.startswith(f"oci://{proxy.address}/faults/never")
-    assert error.value.what == "the registry refuses the next piece of the upload (HTTP 416) (2 tries)"
-    assert error.value.hint == "Try again later"
-
-
 def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, host: str, adapter: Path) -> None:
     version = pushed(host, "again", adapter)
     answers = iter((503, 429))
@@ -332,49 +159,6 @@ def test_a_registry_that_claims_blobs_it_lacks_gets_no_tag(proxy: Proxy, host: s
         copy_version(source, "latest", to, "latest")
     with remote(host, "has-not") as there, pytest.raises(NotFoundError):
         there.manifest("latest")
-
-
-def test_another_length_another_range_and_another_blob_are_refused(
-    proxy: Proxy, host: str, adapter: Path, tmp_path: Path
-) -> None:
-    version = pushed(host, "lies", adapter)
-    big = readme(version)
-
-    def longer(found: Exchange) -> None:
-        if big.digest in found.path:
-            found.data += b"more"
-            found.answer["content-length"] = str(len(found.data))
-
-    def other(found: Exchange) -> None:
-        if big.digest in found.path:
-            found.data = b"x" * big.size
-
-    for lie in (longer, other):
-        proxy.after = lie
-        with remote(proxy.address, "lies", pauses=()) as source, pytest.raises(IntegrityError, match=r"README\.md"):
-            download(source, "latest", tmp_path / "out", pauses=())
-        assert not (tmp_path / "out").exists()
-    proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
-    says = "the server sends another range than requested"
-    with remote(proxy.address, "lies", pauses=()) as source, pytest.raises(RemoteError, match=says):
-        source.open_blob(big, 5).__enter__()
-
-
-def test_a_registry_without_ranges_is_read_from_the_start(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    version = pushed(host, "no-ranges", adapter)
-    first = iter((True,))
-
-    def before(found: Exchange) -> None:
-        found.headers.pop("range", None)
-
-    def after(found: Exchange) -> None:
-        if readme(version).digest in found.path and next(first, False):
-            found.cut = 100_000
-
-    proxy.before, proxy.after = before, after
-    with remote(proxy.address, "no-ranges") as source:
-        download(source, "latest", tmp_path / "out", pauses=(0.0,))
-    assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
 
 
 HOSTILE = {

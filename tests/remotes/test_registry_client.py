@@ -12,13 +12,12 @@ import pytest
 
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.address_schemes import is_address
 from adapterhub.remotes.oci import docker_credentials
 from adapterhub.remotes.oci.docker_credentials import Credentials
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.oci.registry_client import Authenticator
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.support.proxy import Exchange, Proxy
 
 PASSWORD = "not-a-secret-7"
@@ -172,78 +171,6 @@ def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None
         with pytest.raises(RemoteError, match="it asks for the password over plain HTTP") as error:
             login(['Bearer realm="http://evil.example/token"'], "")
         assert error.value.code == "no-tls"
-
-
-@pytest.mark.parametrize(
-    ("document", "expected"),
-    [
-        ({}, None),
-        ({"auths": {}}, None),
-        ({"auths": {"other": {"auth": "dTpw"}}}, None),
-        ({"auths": {"here:1": {}}}, None),
-        ({"auths": {"here:1": {"auth": "dTpw"}}}, ("u", "p")),
-        ({"auths": {"https://here:1": {"auth": "dTpwOnE="}}}, ("u", "p:q")),
-        ({"auths": {"https://here:1/v1/": {"username": "u", "password": "p"}}}, ("u", "p")),
-        ({"auths": [], "credHelpers": 3, "credsStore": None}, None),
-    ],
-)  # fmt: skip
-def test_docker_s_config_is_read_as_docker_reads_it(tmp_path: Path, document: object, expected: tuple[str, str] | None) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(document))
-    credentials = docker_credentials.find_credentials("here:1", tmp_path / "config.json")
-    assert (credentials and (credentials.user, credentials.password)) == expected
-
-
-def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    assert docker_credentials.find_credentials("here", path) is None
-    for text in ('{"auths": "s3cr3t', '{"auths": {"here": {"auth": "s3cr3t!"}}}', '{"credsStore": "../s3cr3t"}', "[]"):
-        path.write_text(text)
-        with pytest.raises(LocalIOError) as caught:
-            docker_credentials.find_credentials("here", path)
-        assert "!" not in str(caught.value)
-    path.write_text('{"credsStore": "is-not-there"}')
-    with pytest.raises(LocalIOError, match="isn't installed"):
-        docker_credentials.find_credentials("here", path)
-
-
-@pytest.mark.parametrize(
-    ("text", "base", "reference"),
-    [
-        ("oci://registry.example/team/sql", "https://registry.example", "latest"),
-        ("oci://registry.example:5000/team/sub/sql:v2", "https://registry.example:5000", "v2"),
-        ("oci://registry.example/sql@sha256:" + "0" * 64, "https://registry.example", "sha256:" + "0" * 64),
-        ("oci://127.0.0.1:5000/sql:x", "http://127.0.0.1:5000", "x"),
-        ("oci://[::1]:5000/sql:x", "http://[::1]:5000", "x"),
-        ("oci://localhost/sql", "http://localhost", "latest"),
-        ("oci://127.0.0.1.example.org/sql", "https://127.0.0.1.example.org", "latest"),
-        ("oci+http://in.house:5000/sql", "http://in.house:5000", "latest"),
-        ("oci+https://localhost/sql", "https://localhost", "latest"),
-        ("oci://docker.io/team/sql", "https://registry-1.docker.io", "latest"),
-    ],
-)
-def test_an_address_has_host_and_version_and_round_trips_as_text(text: str, base: str, reference: str) -> None:
-    address = OciAddress.parse(text)
-    assert is_address(text)
-    assert (address.registry_url, address.reference, str(address)) == (base, reference, text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "oci://", "oci://host", "oci://host/", "oci:///name", "oci://host/Name", "oci://host/../x", "oci://host/a//b",
-        "oci://host/a:", "oci://host/a:-x", "oci://host/a:x@sha256:" + "0" * 64, "oci://host/a@sha256:12",
-        "oci://ho st/a", "oci://host:port/a", "oci://host:99999/a", "oci://host/a?x=1", "oci://host/a#b", "oci://[::1/a",
-    ],
-)  # fmt: skip
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises((UsageError, FormatError)):
-        OciAddress.parse(text)
-
-
-def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
-    with pytest.raises(UsageError, match="end up in logs") as caught:
-        OciAddress.parse(f"oci://user:{PASSWORD}@host/name")
-    assert PASSWORD not in str(caught.value)
 
 
 def test_404_is_reported_as_not_found(servers: tuple[Proxy, Proxy, Proxy]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,6 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.local_name import LocalName
-from adapterhub.remotes.version_copy import copy_version
 from adapterhub.store import tensor_digests
 from adapterhub.store.tensor_digests import Hashing, Tensor
 from adapterhub_converters.containers import safetensors_file
@@ -160,58 +157,6 @@ def test_the_keys_of_a_prefix_hold_that_of_the_digest(digest: str, digits: int) 
 # ---- finding
 
 
-def test_a_file_with_other_metadata_is_found_by_its_tensors(registry: Registry, make: Make) -> None:
-    registry.push(make("a"), SQL)
-    registry.push(make("b", 1), Ref.parse("team/other"))
-    again = read(rewritten(make("c"), {"format": "np"}) / peft.WEIGHTS)
-    registry.list_tensors()
-    found = tensor_search.nearest(registry.index, registry.store, again)
-    assert [(str(share.row.ref), share.path, share.count) for share in found] == [("team/sql:v1", peft.WEIGHTS, 8)]
-    assert found[0].size == sum(tensor.size for tensor in again)
-
-
-def test_the_nearest_come_first(registry: Registry, make: Make) -> None:
-    registry.push(make("a"), SQL)
-    registry.push(rewritten(make("b"), {}, q_proj=np.zeros((2, 2), np.float32)), Ref.parse("team/half"))
-    registry.push(rewritten(make("c"), {}, lora_B=np.ones((8, 2), np.float32)), SQL)
-    looked_for = read(rewritten(make("d"), {"n": "7"}, lora_B=np.zeros((8, 2), np.float32)) / peft.WEIGHTS)
-    registry.list_tensors()
-    found = tensor_search.nearest(registry.index, registry.store, looked_for)
-    assert [(str(share.row.ref), share.count) for share in found] == [
-        ("team/sql:v2", 4),
-        ("team/sql:v1", 4),
-        ("team/half:v1", 2),
-    ]
-
-
-def test_a_converted_file_has_the_tensors_of_its_source_under_other_names(
-    registry: Registry, make: Make, tmp_path: Path
-) -> None:
-    source = make()
-    registry.push(source, SQL)
-    convert.convert(source, tmp_path / "sql.gguf", to="gguf", base=base(tmp_path / "base"))
-    gguf = read(tmp_path / "sql.gguf")
-    registry.list_tensors()
-    found = tensor_search.nearest(registry.index, registry.store, gguf)
-    assert (found[0].count, len(gguf)) == (6, 8)  # float32 both; only lora_B of q_proj has its rows in llama.cpp's order
-    assert {tensor.name for tensor in gguf}.isdisjoint(tensor.name for tensor in read(source / peft.WEIGHTS))
-
-
-def test_what_has_no_version_any_more_is_not_found(registry: Registry, make: Make) -> None:
-    registry.push(make("a"), SQL)
-    registry.push(make("a"), Ref.parse("team/copy"))
-    registry.list_tensors()
-    looked_for = read(make("a") / peft.WEIGHTS)
-    registry.rm(SQL)
-    assert [str(share.row.ref) for share in tensor_search.nearest(registry.index, registry.store, looked_for)] == [
-        "team/copy:v1"
-    ]
-    registry.store.tensors.path(weights(registry, "team/copy")).unlink()  # then every row is looked at
-    registry.rm(Ref.parse("team/copy"))
-    assert tensor_search.nearest(registry.index, registry.store, looked_for) == []
-    assert registry.index.select("SELECT * FROM tensors") == registry.index.select("SELECT * FROM weights") == []
-
-
 def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     find = partial(run, "search", cwd=registry.root)
     registry.push(make("a"), Ref.parse("team/sql:prod"))
@@ -344,27 +289,3 @@ def test_a_list_goes_with_its_blob(registry: Registry, make: Make) -> None:
     assert [finding.code for finding in fsck(registry)] == ["leftovers"]
     assert gc(registry).leftovers == 1
     assert fsck(registry) == []
-
-
-def test_a_copy_from_another_registry_is_found_by_its_tensors(registry: Registry, make: Make, tmp_path: Path) -> None:
-    registry.push(make("a"), SQL)
-    with Registry.init(tmp_path / "other") as other:
-        target = LocalName(other, "team/sql")
-        with target.lease_for_push():
-            copy_version(LocalName(registry, "team/sql"), "v1", target, None)
-        for one in (registry, other):
-            one.list_tensors()
-        assert everything(other) == everything(registry) != []
-        assert fsck(other) == []
-
-
-def test_find_lists_the_tensors_of_a_store_that_has_no_lists(run: Run, registry: Registry, make: Make) -> None:
-    registry.push(make("a"), SQL)
-    registry.push(make("c", 1), Ref.parse("team/damaged"))
-    os.truncate(registry.store.blob_path(weights(registry, "team/damaged")), 100)
-    looked_for = rewritten(make("b"), {"format": "np"}) / peft.WEIGHTS
-    assert "8 of 8" in run("search", "--file", looked_for, cwd=registry.root).stdout
-    nothing = make("z", 9) / peft.WEIGHTS
-    assert run("search", "--file", nothing, cwd=registry.root, code=3).stderr.startswith(
-        "not searched: the tensors of 1 file, missing or damaged"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ from adapterhub.analysis import diff, norms
 from adapterhub.manifest import derive
 from adapterhub.merging.into_base.fuse import fuse
 from adapterhub_converters import bases
-from adapterhub_converters.adapter import TUNERS, sparse_tuners
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import FORMATS, WRITTEN, convert
 from adapterhub_converters.formats import peft as peft_format
-from adapterhub_converters.formats.peft.adapter_config import INERT, KINDS, READ, REASONS
 from tests.conftest import need_module
 
 ALL = ["q_proj", "k_proj", "down_proj"]
@@ -228,14 +225,6 @@ def test_a_broken_one_is_refused(config: dict[str, Any], shapes: dict[str, tuple
         peft_format.read(tmp_path)
 
 
-def test_every_kind_of_peft_is_merged_or_refused_with_a_reason() -> None:
-    need_module("peft")
-    import peft
-
-    merged = {"LORA", "ADALORA", "LOHA", "LOKR", "VERA", *TUNERS}
-    assert merged | REASONS.keys() == {peft_type.value for peft_type in peft.PeftType}
-
-
 def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
     """BEFT; peft cannot merge it into a base without biases either."""
     need_module("peft")
@@ -259,36 +248,6 @@ def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
     assert [(problem.code, problem.what) for problem in report.problems if problem.severity == "error"] == []
     with pytest.raises(RefusedError, match=r"q_proj\.bias: is changed by the adapter, but this module of the base has no bias"):
         fuse([(adapter, 1.0)], tmp_path / "without", tmp_path / "out")
-
-
-@pytest.mark.parametrize("family", ["haar", *(f"db{order}" for order in range(1, 11))])
-def test_wavelets_are_those_of_peft(family: str) -> None:
-    need_module("peft")
-    from peft.tuners.waveft.wavelet import Wavelet
-
-    ours = sparse_tuners._daubechies(sparse_tuners._DAUBECHIES[family])
-    np.testing.assert_allclose(ours, Wavelet(family).rec_lo, rtol=0, atol=2e-9)
-
-
-@pytest.mark.parametrize("seed", [0, 777, 2**32 + 5, 2**64 - 1, -1, -(2**63)])
-def test_places_are_those_that_torch_draws(seed: int) -> None:
-    need_module("torch")
-    import torch
-
-    drawn = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:50].tolist()
-    assert sparse_tuners._permutation(1000, 50, seed).tolist() == drawn
-
-
-def test_the_table_has_every_key_of_pefts_configs() -> None:
-    need_module("peft")
-    import peft
-
-    for peft_type, tuner in TUNERS.items():
-        fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)])}
-        assert fields - INERT - READ <= KINDS[peft_type], tuner.method
-        for key, default in tuner.numbers.items():
-            own = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]()
-            assert getattr(own, key) == default, f"{tuner.method}: {key}"
 
 
 def test_norms_and_differences_of_no_low_rank_delta_are_refused_by_name(tmp_path: Path) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import fuse
 from adapterhub.merging.into_base.merge_proof import prove
-from adapterhub.merging.into_base.product import chain, keeps_order, panels, product
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta, Rows
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Rows
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.errors import AdapterhubError, LocalIOError
-from tests.conftest import ROOT
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 SHAPES = {
@@ -106,205 +99,3 @@ def test_a_delta_below_the_steps_of_the_dtype_is_reported_as_lost(tmp_path: Path
     assert change.relative < 1e-3
     assert change.retained is not None
     assert change.retained < 0.9
-
-
-def test_side_files(tmp_path: Path) -> None:
-    base = base_in(tmp_path / "base")
-    for name in (
-        "tokenizer.json",
-        "pytorch_model.bin",
-        "consolidated.safetensors",
-        "adapter_config.json",
-        ".git/x",
-        "sub/vocab.txt",
-    ):
-        (base / name).parent.mkdir(exist_ok=True)
-        (base / name).write_text("{}")
-    (tmp_path / "secret").write_text("x")
-    (base / "link.txt").symlink_to(tmp_path / "secret")
-    report = fuse([(PLAIN, 1.0)], base, tmp_path / "out")
-    there = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert there == {"config.json", "model.safetensors", "tokenizer.json", "sub/vocab.txt", "README.md"}
-    assert set(report.skipped) == {"pytorch_model.bin", "consolidated.safetensors", "adapter_config.json", "link.txt"}
-    assert "pickle" in report.skipped["pytorch_model.bin"]
-
-
-def replaced(**tensors: np.ndarray) -> Adapter:
-    return Adapter({}, replaced={name.replace("__", "."): tensor for name, tensor in tensors.items()})
-
-
-@pytest.mark.parametrize(
-    ("adapters", "base", "says"),
-    [
-        ([], {}, "no adapter to merge"),
-        ([(Adapter({"model.layers.9.q": low_rank()}), 1)], {}, "model.layers.9.q.weight: not in the base"),
-        ([(Adapter({Q: low_rank(16, 12)}), 1)], {}, "changes a weight of shape (16, 12), the base's"),
-        ([(Adapter({"model.embed_tokens": embedding(44)}), 1)], {}, "after the vocabulary was resized"),
-        (
-            [(Adapter({"model.embed_tokens": embedding()}), 1)],
-            {"drop": "lm_head.weight", "architectures": ["OtherForCausalLM"]},
-            "are one tensor (model.embed_tokens.weight)",
-        ),
-        ([(replaced(lm_head__weight=TABLE), 0.5)], {}, "weight 0.5 has no meaning for it"),
-        ([(replaced(lm_head__weight=TABLE[:5]), 1)], {}, "its tables do not agree: lm_head.weight 5, model"),
-        ([(replaced(lm_head__weight=TABLE), 1), (Adapter({"lm_head": low_rank(40)}), 1)], {}, "another changes it too"),
-        ([(Adapter({"lm_head": low_rank(40)}), 1), (replaced(lm_head__weight=TABLE), 1)], {}, "another changes it too"),
-        ([(Adapter({}, rows={"lm_head": Rows((40,), TABLE[:1])}), 1)], {}, "do not fit the base's lm_head.weight"),
-        ([(Adapter({K: low_rank(8, bias=np.ones(8, np.float32))}), 1)], {}, "the base has none"),
-        ([(Adapter({Q: low_rank(magnitude=np.ones(16, np.float32))}), 0.5)], {}, "DoRA is not a sum"),
-        ([(Adapter({Q: low_rank(magnitude=np.ones(4, np.float32))}), 1)], {}, "a DoRA magnitude of 4 numbers for 16"),
-        ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "is not known to store it transposed"),
-        ([(dataclasses.replace(PLAIN, meta=Meta(init="olora")), 1)], {}, "initialized by olora"),
-        ([(Adapter({Q: low_rank(scale=np.nan)}), 1)], {}, f"{Q}.lora_B: contains NaN or Inf"),
-        ([(PLAIN, float("nan"))], {}, "nan is not a finite number"),
-        ([(PLAIN, 1)], {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
-        ([(PLAIN, 1)], {"dtype": np.dtype("i1")}, "is I8, not bfloat16, float16 or float32. Dequantize it first"),
-        ([(PLAIN, 1e6)], {"dtype": dtypes.F16}, "is over 65504, the largest float16 number. Write bfloat16 instead"),
-        ([(PLAIN, 1)], {"dtype": dtypes.F16, "scale": np.inf}, "the base has NaN or Inf"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_refused(tmp_path: Path, adapters: Any, base: dict[str, Any], says: str) -> None:
-    folder = base_in(tmp_path / "base", **base)
-    with pytest.raises(AdapterhubError) as caught:
-        fuse(adapters, folder, tmp_path / "out")
-    assert says in str(caught.value)
-    assert caught.value.exit_code == 6
-    assert (caught.value.code == "sum-too-large") == ("Write bfloat16 instead" in says)
-    assert (caught.value.code == "quantized-base") == ("the weights are quantized" in says)
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-def test_a_type_of_gguf_for_a_folder_is_refused_by_its_code(tmp_path: Path) -> None:
-    says = "q8_0: is a type of GGUF files, and the output is a Hugging Face folder. Merge into a .gguf, or choose nf4"
-    with pytest.raises(AdapterhubError, match=says) as caught:
-        fuse([(PLAIN, 1)], base_in(tmp_path / "base"), tmp_path / "out", options=Options(requantize="q8_0"))
-    assert (caught.value.code, caught.value.exit_code) == ("gguf-type-for-folder", 6)
-
-
-def test_a_name_that_could_be_two_tensors(tmp_path: Path) -> None:
-    base = base_in(tmp_path / "base")
-    tensors = {f"{part}.{name}": tensor for part in ("text", "vision") for name, tensor in tensors_of(base).items()}
-    safetensors_file.write(base / "model.safetensors", tensors)
-    with pytest.raises(AdapterhubError, match=r"could be text\..* or vision\."):
-        fuse([(PLAIN, 1)], base, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda base: (base / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"), "is a pickle"),
-        (lambda base: (base.parent / "out").mkdir() or (base.parent / "out" / "x").touch(), "already exists"),
-        (lambda base: (base / "config.json").unlink(), "there is no config.json"),
-        (
-            lambda base: (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model.safetensors"}}'),
-            "maps tensor 'x' to model.safetensors, which does not contain it",
-        ),
-    ],
-)
-def test_a_base_that_cannot_be_merged_into_is_refused(tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
-    base = base_in(tmp_path / "base")
-    spoil(base)
-    with pytest.raises(AdapterhubError) as caught:
-        fuse([(PLAIN, 1)], base, tmp_path / "out")
-    assert says in str(caught.value)
-
-
-FUSE = """
-import resource, sys, time
-from pathlib import Path
-from tests.merging.into_base.test_fuse import PLAIN, fuse
-base, out, how = sys.argv[1:]
-if how == "small":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-def wait(done, size):
-    print("half way", flush=True)
-    time.sleep(60)
-fuse([(PLAIN, 1.0)], Path(base), Path(out), progress=wait if how == "wait" else None)
-"""
-
-
-def in_a_process(base: Path, how: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", FUSE, str(base), str(base.parent / "out"), how],
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'converters'}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_killed_half_way_leaves_no_output_and_the_next_run_cleans_up(tmp_path: Path) -> None:
-    base = base_in(tmp_path / "base")
-    with in_a_process(base, "wait") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "half way\n"
-        names = [path.name for path in tmp_path.iterdir() if path.name != "base"]
-        assert len(names) == 1
-        assert names[0].startswith(".out.partial-")
-        fuse([(PLAIN, 1.0)], base, tmp_path / "out")  # while another still works: its folder stays
-        assert (tmp_path / names[0]).exists()
-        (tmp_path / "out").rename(tmp_path / "first")
-        process.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "out").exists()
-    fuse([(PLAIN, 1.0)], base, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "first", "out"]
-
-
-def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
-    base = base_in(tmp_path / "base")
-    with in_a_process(base, "small") as process:
-        assert process.stderr is not None
-        last = process.stderr.read().strip().splitlines()[-1]
-    assert last.startswith(
-        f"{LocalIOError.__module__}.LocalIOError: {tmp_path / 'out'}: File too large; nothing was left behind"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-@pytest.mark.parametrize("r", [1, 2, 7, 8, 16, 64, 200])
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    left = rng.normal(size=(24, r)).astype(np.float32)
-    right = rng.normal(size=(r, 700)).astype(np.float32)
-    if not fast:
-        monkeypatch.setattr("adapterhub.merging.into_base.product.keeps_order", lambda columns, r: False)
-    expected = sum(chain(left[:, a:b], right[a:b]) for a, b in panels(r))
-    np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), expected)
-
-
-@pytest.mark.parametrize("r", [3, 16])
-@pytest.mark.parametrize("fast", [True, False])
-def test_a_large_product_is_the_chain_in_every_column(r: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    left, right = (rng.normal(size=size).astype(np.float32) for size in ((374, r), (r, 1405)))
-    if not fast:
-        monkeypatch.setattr("adapterhub.merging.into_base.product.out_of_order", lambda columns, r: None)
-    found = product(left, right, np.empty((374, 1405), np.float32))
-    rows = [*range(14), *range(366, 374)]
-    np.testing.assert_array_equal(found[rows], chain(left[rows], right))
-
-
-def test_the_chain_rounds_once_a_step() -> None:
-    from fractions import Fraction
-
-    rng = np.random.default_rng(3)
-    left, right = (rng.normal(size=size).astype(np.float32) for size in ((6, 9), (9, 5)))
-    expected = np.zeros((6, 5), np.float32)
-    for i in range(6):
-        for j in range(5):
-            total = np.float32(0)
-            for k in range(9):
-                total = nearest(Fraction(float(left[i, k])) * Fraction(float(right[k, j])) + Fraction(float(total)))
-            expected[i, j] = total
-    np.testing.assert_array_equal(chain(left, right), expected)
-    assert isinstance(keeps_order(64, 4), bool)
-
-
-def nearest(exact: Any) -> np.float32:
-    """The float32 closest to a fraction (no ties in random numbers)."""
-    guess = np.float32(float(exact))
-    around = [np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf))]
-    return min(around, key=lambda value: abs(exact - type(exact)(float(value))))

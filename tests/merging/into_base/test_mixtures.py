@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
-from adapterhub.merging.into_base.importance import read_importance
 from adapterhub.operations import base_models
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_output, gguf_types
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.containers.gguf_types import FILE_TYPES, MetadataValue, strings_value, u32_value
-from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run, need_module
 from tests.merging.into_base.test_folder_to_gguf import contents, written
 from tests.support import tiny
@@ -163,47 +162,18 @@ def test_a_merge_into_a_folder_is_written_as_a_mixture_at_once(tmp_path: Path, f
         fuse(adapter, gguf, tmp_path / "other.gguf", options=Options(requantize="q4_k_m"))
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"", "truncated"),
-        (b"\xff\xff\xff\x7f" + bytes(20), "neither a GGUF nor an importance matrix"),
-        (struct.pack("<ii", 1, 1 << 30) + bytes(12), "a name that ends outside of the file"),
-        (struct.pack("<iicii", 1, 1, b"a", 1, 1 << 30) + bytes(12), "a: numbers that end outside of the file"),
-        (struct.pack("<iiciif", 1, 1, b"a", 1, 1, float("nan")), "a: NaN or Inf"),
-        (b"GGUF" + bytes(20), "imatrix"),
-    ],
-)
-def test_a_file_that_is_no_importance_matrix_is_refused(tmp_path: Path, raw: bytes, message: str) -> None:
-    (tmp_path / "imatrix").write_bytes(raw)
-    with pytest.raises(AdapterhubError, match=message):
-        read_importance(tmp_path / "imatrix")
+def test_types_of_whole_models_are_not_those_of_adapters(tmp_path: Path, run: Run) -> None:
+    from tests.support.folders import adapter, pairs
 
-
-ONE = np.ones((1, 8), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("sums", "counts", "message"),
-    [
-        ({"a": ONE}, {}, "no tensors of sums, or not for the same names as the counts"),
-        ({}, {"a": ONE}, "no tensors of sums"),
-        ({"a": ONE}, {"a": np.ones((3, 1), np.float32)}, "a: 8 sums for 3 counts"),
-        ({"a": ONE.astype(np.float16)}, {"a": np.ones((1, 1), np.float32)}, "must be two tensors in F32"),
-        ({"a": ONE * np.inf}, {"a": np.ones((1, 1), np.float32)}, "a: NaN or Inf"),
-    ],
-)
-def test_sums_that_are_not_understood_are_refused(
-    tmp_path: Path, sums: dict[str, np.ndarray], counts: dict[str, np.ndarray], message: str
-) -> None:
-    with pytest.raises(AdapterhubError, match=message):
-        read_importance(write_importance(tmp_path / "imatrix.gguf", sums, counts))
+    adapter(tmp_path / "sql", pairs(2))
+    assert "is for whole models" in run("convert", "sql", "a.gguf", "--dtype", "q4_k_m", code=2).stderr
+    assert "is for whole models" in run("convert", "sql", "a.gguf", "--imatrix", "x", code=2).stderr
 
 
 def test_a_matrix_of_another_model_or_for_nothing_is_refused(tmp_path: Path, folders: Any, run: Run) -> None:
     folder, _ = folders("narrow rows")
     count = {"blk.0.ffn_up.weight": np.ones((1, 1), np.float32)}
-    other = write_importance(tmp_path / "other.gguf", {"blk.0.ffn_up.weight": ONE}, count)
+    other = write_importance(tmp_path / "other.gguf", {"blk.0.ffn_up.weight": np.ones((1, 8), np.float32)}, count)
     ours = write_importance(tmp_path / "ours.gguf", {"blk.0.ffn_up.weight": np.ones((1, 96), np.float32)}, count)
     asked = ("convert", folder, "x.gguf", "--imatrix")
     stderr = run(*asked, other, "--dtype", "q4_k", code=6).stderr
@@ -215,11 +185,3 @@ def test_a_matrix_of_another_model_or_for_nothing_is_refused(tmp_path: Path, fol
     assert "11 tensors are not in the importance matrix" in result.stdout + result.stderr
     with GGUFFile(tmp_path / "x.gguf") as file:
         assert MetadataValue("UINT32", file.header.metadata["general.file_type"]).value == 15
-
-
-def test_types_of_whole_models_are_not_those_of_adapters(tmp_path: Path, run: Run) -> None:
-    from tests.support.folders import adapter, pairs
-
-    adapter(tmp_path / "sql", pairs(2))
-    assert "is for whole models" in run("convert", "sql", "a.gguf", "--dtype", "q4_k_m", code=2).stderr
-    assert "is for whole models" in run("convert", "sql", "a.gguf", "--imatrix", "x", code=2).stderr
