@@ -118,6 +118,7 @@ ERRORS: dict[str, str] = {
     "attestation": "An attestation is missing, is signed by a key that you did not name, or does not hold for this version. The message tells which.",
     "attested-base": "The attestation is about the adapter on a base, by digest, and is only compared with one that you name.",
     "base-name-taken": "Another model is registered under that name.",
+    "base-not-here": "The text is no file, no base of the registry, and no model in the cache of the Hub. Nothing is downloaded that was not asked for.",
     "base-required": "The operation depends on the base: the order of its heads, its names or its weights.",
     "base-to-gguf": "llama.cpp reads only GGUF files. `adapterhub convert BASE base.gguf --to gguf` makes one from a folder.",
     "broken-index": "registry.db is not a database, or not one of adapterhub. It is an index only: versions and tags are in .adapterhub, from which it is made again.",
