@@ -115,6 +115,8 @@ HINTS: dict[str, str] = {
     "signed-version": "Pass --key with the key that signed it, or ask an admin",
     "withdrawn-by-another": "Ask who withdrew it, or an admin",
     "reason-required": "Pass -m REASON",
+    "latest-tag": "Choose another tag; it moves back if the versions after one are taken out of use with `adapterhub withdraw`",
+    "version-stays": "`adapterhub withdraw` takes it out of every use; or remove the name {name}, or a tag",
     "withdrawn": "Use another version: `adapterhub list {name}`",
     "repair": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or delete that file and push the same files again",
     "repair-missing": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or push the same files again",

@@ -276,6 +276,7 @@ ERRORS: dict[str, str] = {
     "unnamed-version": "The evidence names a model and not its digest, so that it may be about another version: a tag moves, and two adapters may have one name.",
     "unpaired-preferences": "A boolean label beside an answer says whether it is good, as trl's KTO expects. A training on such data would learn the bad answers too.",
     "unsupported-architecture": "The names of the modules of this model in the other program are not known, and a guess could put a delta into the wrong place.",
+    "version-stays": "A version is immutable, and others may name it by its digest. Withdrawn, it is used no more, and `adapterhub gc --withdrawn` removes its bytes.",
     "version-number": "Version numbers count pushes: v1, v2 and so on. A push takes the next one; you cannot set a number.",
     "workers-need-fork": "Workers inherit the listening socket and the settings of the engine from the process that forks them.",
     "requirements-unmet": "The tag has requirements, `[promote.TAG]` in adapterhub.toml, and the version does not meet all of them. Every way to move a tag asks for them: `promote`, `tag`, a push with a tag, a branch or a tag by the API of the Hugging Face Hub, an OCI push.",
