@@ -69,7 +69,8 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
             continue
         code, hint = "files-edited", ""
         if determines_function(entry.path):
-            code, hint = "files-changed", "Fetch it again; if you edited it, delete adapter.json and describe the folder again"
+            code = "files-changed"
+            hint = "Fetch it again; or describe the edited folder without adapter.json, which loses its training record"
         if not path.is_file():
             yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
         # The size first: it is free, and a digest reads the file.

@@ -38,7 +38,8 @@ HINTS: dict[str, str] = {
     "alpha-required": "Pass --alpha N, the alpha it was trained with",
     "as-trained": "Leave out --onto as-trained",
     "attested-base": "Pass it as --base",
-    "base-required": "Pass --base BASE",
+    "base-not-here": "Pass --base {address}, which asks the Hub",
+    "base-required": "Pass --base with its folder, its GGUF file, or hf://org/model",
     "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
     "bundled-embeddings": "`adapterhub convert --allow-drop embeddings` leaves them out",
@@ -77,7 +78,7 @@ HINTS: dict[str, str] = {
     "name-of-base-and-adapter": "Pass another one as --base-name",
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
     "no-lock-file": "Run `adapterhub lock REF…`",
-    "no-registry": "Run `adapterhub init`",
+    "no-registry": "Push the first adapter, which makes it, or name another with --registry; `adapterhub init` makes an empty one",
     "no-such-answer": "Look at another record with --usage-file",
     "no-rollout": "Name a candidate in the file of routes, and serve it",
     "no-such-account": "`adapterhub hub user list` shows the accounts and their roles; --registry names another hub",
@@ -115,6 +116,8 @@ HINTS: dict[str, str] = {
     "signed-version": "Pass --key with the key that signed it, or ask an admin",
     "withdrawn-by-another": "Ask who withdrew it, or an admin",
     "reason-required": "Pass -m REASON",
+    "latest-tag": "Choose another tag; it moves back if the versions after one are taken out of use with `adapterhub withdraw`",
+    "version-stays": "`adapterhub withdraw` takes it out of every use; or remove the name {name}, or a tag",
     "withdrawn": "Use another version: `adapterhub list {name}`",
     "repair": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or delete that file and push the same files again",
     "repair-missing": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or push the same files again",
@@ -140,8 +143,11 @@ HINTS: dict[str, str] = {
 
 # Hints for errors of another registry, whose address is a field.
 _HINTS_ELSEWHERE = {"no-such-adapter": "Run `adapterhub list {registry}`"}
+# Code of an error to a field that not each has, and to the hint with it.
+_HINTS_WITH_FIELD = {"base-required": ("recorded", "Pass --base {recorded}, which the adapter records")}
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {
+    "base-not-here": ("base", ""),
     "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
 }
 
@@ -197,10 +203,13 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     """Return the hint of an error of a command with these parameters; none if the command is not known."""
     option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
     if option and parameters and option not in parameters:
-        return alternative
+        return alternative or error.hint
     # A similar name is the better hint.
     if error.code not in HINTS or "meant" in error.fields:
         return error.hint or _hint_for_folder(error)
+    field, better_hint = _HINTS_WITH_FIELD.get(error.code, ("", ""))
+    if field in error.fields:
+        return _filled(better_hint, error.fields)
     elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
     return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields) or error.hint
 

@@ -156,7 +156,7 @@ def _missing_base_error(text: str) -> NotFoundError:
     hub_path = hub_cache.place_of(text)
     if hub_path and "/" in hub_path.repo:
         problem = "no such file or folder, no base of this name, and no such model in the cache of the Hub"
-        return NotFoundError(text, problem, f"Write {hub_path} for one on the Hub")
+        return NotFoundError(text, problem, f"Write {hub_path} for one on the Hub", code="base-not-here", address=str(hub_path))
     problem = "no such file or folder, and no base of this name"
     return NotFoundError(text, problem, "List the bases of the registry", code="no-such-base")
 

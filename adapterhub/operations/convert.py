@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from adapterhub.bases import hub_cache
+from adapterhub_converters.errors import AdapterhubError
 
 from . import base_sources, sources
 from .workspace import StrPath, Workspace
@@ -75,26 +79,40 @@ def convert(
         # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
         check = _SourceCheck(to, adapter_source.location, spec, force=force, may_drop=bool(allow_drop))
-        report = formats.convert(
-            adapter_source.path,
-            Path(target),
-            to=to,
-            base=spec,
-            allowed=LossAllowance(approx=allow_approx, drop=list(allow_drop), rank=rank),
-            alpha=alpha,
-            rslora=rslora,
-            unsafe_pickle=unsafe_pickle,
-            dtype=dtype,
-            model=model or (base_sources.local_path(spec) if to == "ollama" else None),
-            replace=replace,
-            check=check.read,
-            confirm=check.confirm,
-        )
+        with _recorded_base_named(adapter_source, spec):
+            report = formats.convert(
+                adapter_source.path,
+                Path(target),
+                to=to,
+                base=spec,
+                allowed=LossAllowance(approx=allow_approx, drop=list(allow_drop), rank=rank),
+                alpha=alpha,
+                rslora=rslora,
+                unsafe_pickle=unsafe_pickle,
+                dtype=dtype,
+                model=model or (base_sources.local_path(spec) if to == "ollama" else None),
+                replace=replace,
+                check=check.read,
+                confirm=check.confirm,
+            )
     if check.overridden:
         codes = ", ".join(dict.fromkeys(problem.code for problem in check.overridden))
         count = f"{len(check.overridden)} error{'s' if check.overridden[1:] else ''}"
         report = dataclasses.replace(report, notes=(*report.notes, f"converted despite {count} of its check: {codes}"))
     return report
+
+
+@contextmanager
+def _recorded_base_named(source: sources.Source, base: BaseSpec | None) -> Iterator[None]:
+    """Add the base that an adapter records, as an address, to the error that a base is required."""
+    try:
+        yield
+    except AdapterhubError as error:
+        if error.code == "base-required" and base is None:
+            with suppress(AdapterhubError):
+                if place := hub_cache.place_of(base_sources.recorded_base(source)):
+                    error.fields["recorded"] = str(place)
+        raise
 
 
 class _SourceCheck:

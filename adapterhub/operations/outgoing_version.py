@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _NO_LICENSE = (
     "no license is recorded, so that nobody knows who may use it: set one in README.md, or under [card] of the training"
 )
+_NO_BASE = "no base is recorded by name, so that every command needs it as an option: set base_model in README.md"
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,11 @@ def open_package(
                 read_parent=parent_reader(workspace),
             )
             recorded = package.draft.recorded
-            if recorded and recorded.training and with_card(recorded, package.draft.card).license is None:
-                workspace.tell(f"{source.location}: {_NO_LICENSE}")
+            if recorded and recorded.training:
+                if with_card(recorded, package.draft.card).license is None:
+                    workspace.tell(f"{source.location}: {_NO_LICENSE}")
+                if package.draft.manifest().base.repo is None:
+                    workspace.tell(f"{source.location}: {_NO_BASE}")
             yield package
         return
     from adapterhub.registry import adapter_recipe

@@ -6,7 +6,9 @@ Every command and function that takes a SRC uses this module; `sources` opens wh
 
 from __future__ import annotations
 
+import difflib
 import os
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
 
+_SUFFIXES = (".safetensors", ".gguf", ".json", ".npz", ".bin", ".pt", ".pth", ".zip", ".tar")
+_MAX_SIBLINGS = 10_000
 ADDRESSES = ("https://", "http://", "hf://")
 """Prefixes of the address of a base."""
 
@@ -61,10 +65,34 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
     if not isinstance(source, str) or (exists and not _ref_exists(ref, workspace)):
         return path, None
     if not exists:
+        if missing_path := _missing_path_error(text, ref, workspace):
+            raise missing_path
         return None, ref
     explicit_ref = f"{text}:latest" if str(ref) == ref.name else text
     hint = f"Write ./{text} for the path, {explicit_ref} for the adapter"
     raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
+
+
+def _missing_path_error(text: str, ref: Ref, workspace: Workspace) -> NotFoundError | None:
+    """Return the error for a text that was meant as a path, with the one that is there; None if it was meant as a ref.
+
+    `models/sql` may be either. It is a path if it ends as a file does, or if the folder is there, and the registry has neither
+    the name nor a similar one.
+    """
+    path = Path(text)
+    if str(ref) != text or not (path.suffix in _SUFFIXES or path.parent.is_dir()):
+        return None
+    try:
+        with workspace.open_registry() as registry:
+            registry.resolve(ref)
+            return None
+    except AdapterhubError as error:
+        if "meant" in error.fields:
+            return None
+    siblings = islice((item.name for item in path.parent.iterdir()), _MAX_SIBLINGS) if path.parent.is_dir() else ()
+    close = difflib.get_close_matches(path.name, siblings, 1)
+    hint = f"Did you mean {path.parent / close[0]}?" if close else "Look into its folder, and into the list of the registry"
+    return NotFoundError(text, "no such file or folder, and no adapter of this name", hint, code="no-such-file")
 
 
 def is_stored(text: str, workspace: Workspace) -> bool:

@@ -266,7 +266,8 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool, mess
     """Remove a tag, or a name with all its versions; with `force`, even if other adapters were made from them."""
     message = checked_message(message, ref)
     if ref.number or ref.digest:
-        raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
+        hint = f"Withdraw it, or remove the name {ref.name}, or a tag"
+        raise RefusedError(str(ref), "a version cannot be removed alone", hint, code="version-stays", name=ref.name)
     if ref.tag:
         _check_not_latest(ref.name, ref.tag)
     find_exact_row(ledger, ref)

@@ -85,18 +85,23 @@ def ollama(name: str, folder: str) -> str:
 
 
 def adapter_command(style: str, target: Path, base: BaseSpec | None) -> str | None:
-    """Return the command for an adapter in the format `style`; None if no runtime with a command reads the format."""
+    """Return the command for an adapter in the format `style`.
+
+    None if no runtime with a command reads the format, or the base is unknown: the command could only be completed by hand.
+    """
     name = target.name.removesuffix(".gguf")
     match style:
         case "gguf":
-            return llama_server(_gguf_file(base), str(target))
+            return _llama_server_on(base, str(target)) if base else None
         case "ollama":
             return ollama(name, str(target))
         case "mlx":
-            return mlx(_folder(base, _recorded_base(target / "adapter_config.json", "model")), str(target))
+            model = _folder(base, _recorded_base(target / "adapter_config.json", "model"))
+            return mlx(model, str(target)) if model else None
         case "peft":
             rank, recorded = _rank_and_base(target / "adapter_config.json")
-            return vllm(name, str(target), _folder(base, recorded), rank=rank)
+            model = _folder(base, recorded)
+            return vllm(name, str(target), model, rank=rank) if model else None
     return None
 
 
@@ -112,12 +117,23 @@ def _folder(base: BaseSpec | None, recorded: str | None = None) -> str:
     return (base.repo if base else None) or recorded or ""
 
 
-def _gguf_file(base: BaseSpec | None) -> str:
-    """Return the base as a GGUF file: its path, or the name that a GGUF of it would have; empty if unknown."""
-    if base is None or base.kind == "gguf":
-        return str(base.source) if base else ""
-    name = base.repo or (str(base.folder) if base.folder is not None else "")
-    return f"{Path(name).name}.gguf" if Path(name).name else ""
+def _llama_server_on(base: BaseSpec, adapter: str) -> str | None:
+    """Return the command for an adapter in GGUF, after those that make its base a GGUF file here, unless there is one.
+
+    None if nobody knows where the base is from.
+    """
+    if base.kind == "gguf":
+        return llama_server(str(base.source), adapter)
+    name = Path(base.repo or str(base.folder or "")).name
+    if not name:
+        return None
+    commands, file = [llama_server(f"{name}.gguf", adapter)], Path(f"{name}.gguf")
+    if not file.exists():
+        folder = str(base.folder or name)
+        commands.insert(0, shlex.join(["adapterhub", "convert", folder, str(file)]))
+        if base.folder is None:
+            commands.insert(0, shlex.join(["hf", "download", str(base.repo), "--local-dir", name]))
+    return " && ".join(commands)
 
 
 def _recorded_base(path: Path, key: str) -> str | None:

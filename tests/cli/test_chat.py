@@ -118,7 +118,7 @@ def test_the_base_is_the_one_that_the_adapter_records(piped: Piped, run: Run, mo
     config = json.loads((adapter / "adapter_config.json").read_text())
     run("push", adapter, "team/a0", *store)
     failed = piped("", "team/a0", ALONE, *store, code=2)
-    assert "records no base by name. Pass --base BASE" in failed.stderr  # a path means nothing elsewhere
+    assert "records no base by name. Pass --base with its folder" in failed.stderr  # a path means nothing elsewhere
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
     run("push", adapter, "team/a0", *store)
     cached(tmp_path / "hub", "org/tiny", models.base)

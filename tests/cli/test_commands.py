@@ -253,3 +253,22 @@ def test_disk_usage_tells_a_base_that_is_pinned_from_one_that_is_only_named(run:
     run("push", "pinned", "team/pinned")
     run("push", "other", "team/other")
     assert {"org/base (not pinned)", "org/base (sha256"} <= {line.partition(":")[0] for line in run("du").stdout.splitlines()}
+
+
+def test_the_lines_of_a_card_that_changed_between_two_versions_are_shown(run: Run, sql: Path) -> None:
+    card = sql / "README.md"
+    for text in ("# SQL\n\nTwo tables.\n", "# SQL\n\nThree tables.\n"):
+        card.write_text(text)
+        run("push", sql, "team/card")
+    lines = run("diff", "team/card:v1", "team/card:v2").stdout.splitlines()
+    assert [line.split() for line in lines if line.startswith("  ") and "tables" in line] == [
+        ["-", "Two", "tables."],
+        ["+", "Three", "tables."],
+    ]
+
+
+def test_the_token_of_an_ordinary_user_is_not_listed_as_one_of_an_admin(run: Run, tmp_path: Path) -> None:
+    run("hub", "user", "add", "bo", "--registry", tmp_path)
+    listed = run("hub", "token", "list", "--registry", tmp_path).stdout
+    assert "as the account" in listed
+    assert "admin" not in listed

@@ -126,14 +126,27 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("verify a --base b", 2, "--base, --data and --parent-key: require --recompute. Pass --recompute too"),
         ("verify a --recompute", 2, "--recompute: requires --attestations. Pass --attestations too  [conflicting-options]"),
         ("explain rank-confgi", 3, "rank-confgi: no such code. Did you mean rank-config?  [not-found]"),
-        ("push a", 2, "push: Missing argument 'REF'. See `adapterhub push --help`  [invalid-usage]"),
+        ("push a", 2, "push: Missing argument 'REF'. Name it, like `adapterhub push a team/a`  [invalid-usage]"),
+        ("push a/adapter_model.safetensors", 2, "like `adapterhub push a/adapter_model.safetensors team/a`  [invalid-usage]"),
+        ("push .", 2, "Missing argument 'REF'. Name it, like `adapterhub push . team/"),
+        (
+            "validate a/adapter_modl.safetensors",
+            3,
+            "no such file or folder, and no adapter of this name. Did you mean a/adapter_model.safetensors?  [no-such-file]",
+        ),
+        ("convert a/merged x.gguf --to gguf", 3, "a/merged: no such file or folder, and no adapter of this name"),
+        ("show nowhere/sql", 3, "no registry there. Push the first adapter, which makes it"),
+        ("convert a x.gguf", 6, "Pass --base with its folder, its GGUF file, or hf://org/model"),
+        ("convert c x.gguf", 6, "Pass --base hf://acme/tiny, which the adapter records  [base-required]"),
+        ("run c hi --base acme/tiny", 3, "Pass --base hf://acme/tiny, which asks the Hub  [base-not-here]"),
+        ("merge c --into acme/tiny -o out", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),
         ("push a team/a --metric x", 2, "--metric: 'x' is not NAME=VALUE. Write it like exact_match=0.71  [invalid-usage]"),
         ("describe a --set license=mit --set license=mit", 2, "--set: license is set twice. Leave one out  [invalid-usage]"),
         ("describe a --set base=b --set base.repo=b", 2, "--set: base.repo is set twice"),
         ("describe a --set base.repo=b --set base=b", 2, "--set: base is set twice"),
         ("pull", 2, "pull: Missing argument 'REF'. See `adapterhub pull --help`  [invalid-usage]"),
         ("copy a b", 2, "both are folders. Copy a folder with the tools of your system  [invalid-usage]"),
-        ("list", 3, "no registry there. Run `adapterhub init`  [no-registry]"),
+        ("list", 3, "which makes it, or name another with --registry; `adapterhub init` makes an empty one  [no-registry]"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
@@ -141,6 +154,7 @@ def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
 ) -> None:
     for name in ("a", "b"):
         adapter(tmp_path / name, pairs(1))
+    adapter(tmp_path / "c", pairs(1), base_model_name_or_path="acme/tiny")
     stderr = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
     assert told in stderr
     assert stderr.count("\n") == 1

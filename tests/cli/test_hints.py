@@ -21,7 +21,7 @@ A, B = np.ones((2, 8), np.float32), np.ones((8, 2), np.float32)
 @pytest.mark.parametrize(
     ("args", "code", "hint"),
     [
-        (["sql", "x", "--to", "gguf"], 6, "Pass --base BASE"),
+        (["sql", "x", "--to", "gguf"], 6, "Pass --base with its folder"),
         (["alone", "x", "--to", "peft"], 6, "Pass --alpha N, and --rslora if it was trained with it"),
         (["raw", "x", "--to", "peft", "--alpha", "4"], 6, "Leave out --alpha and --rslora"),
         (["dora", "x", "--to", "litgpt", "--base", "base"], 6, "--allow-approx would help"),

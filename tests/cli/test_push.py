@@ -93,6 +93,18 @@ def test_an_edited_card_keeps_the_record_of_the_training(run: Run, trained: Path
     assert json.loads(run("show", "team/sql:v2", "--json").stdout)["manifest"]["license"] == "mit"
 
 
+def test_a_trained_adapter_without_the_name_of_its_base_is_pushed_with_a_note(run: Run, trained: Path) -> None:
+    assert "no base is recorded" not in run("push", "sql", "team/sql").stderr
+    config = json.loads((trained / "adapter_config.json").read_text())
+    (trained / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    (trained / "README.md").write_text("# Mine\n")
+    (trained / "adapter.json").unlink()
+    derive.describe(trained, training=Training(seed=7)).write(trained)
+    assert "sql: no base is recorded by name" in run("push", "sql", "team/sql").stderr
+    (trained / "README.md").write_text("---\nbase_model: org/base\n---\n# Mine\n")
+    assert "no base is recorded" not in run("push", "sql", "team/sql").stderr
+
+
 def test_changed_weights_need_force_and_lose_the_record_with_a_word(
     run: Run, trained: Path, make: Make, tmp_path: Path
 ) -> None:

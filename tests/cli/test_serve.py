@@ -127,8 +127,8 @@ def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--base: is missing, and so is a SRC that records one. Pass --base BASE"),
-        (["team/*"], "team/*: is a pattern of names, which records no base. Pass --base BASE"),
+        ([], "--base: is missing, and so is a SRC that records one. Pass --base with its folder"),
+        (["team/*"], "team/*: is a pattern of names, which records no base. Pass --base with its folder"),
         (["base", "team/*"], "Did you mean `adapterhub serve 'team/*' --base base`?"),
         (["./base", "--base", "base"], "./base: is not a name in the registry. Push it first"),
         (["team/sql:v2", "--base", "base"], "names a version, and each request chooses its own as `model`. Write team/sql"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from adapterhub_converters import runtime_commands
+from adapterhub_converters.bases import read_base
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
 
@@ -14,7 +17,7 @@ from tests.support.folders import adapter, base, pairs
 @pytest.mark.parametrize(
     ("style", "target", "command"),
     [
-        ("gguf", "sql.gguf", "llama-server -m tiny.gguf --lora sql.gguf"),
+        ("gguf", "sql.gguf", "adapterhub convert tiny tiny.gguf && llama-server -m tiny.gguf --lora sql.gguf"),
         ("mlx", "sql-mlx", "mlx_lm.generate --model tiny --adapter-path sql-mlx --prompt Hello"),
         ("peft", "my sql", "vllm serve tiny --enable-lora --lora-modules 'my sql=my sql' --max-lora-rank 32"),
         ("ollama", "sql-ollama", "ollama create sql-ollama -f sql-ollama/Modelfile"),
@@ -38,6 +41,26 @@ def test_the_command_names_the_base_that_the_adapter_records(run: Run, tmp_path:
     told = run("convert", "sql", "sql-mlx", "--to", "mlx").stderr
     assert "run it: mlx_lm.generate --model acme/tiny --adapter-path sql-mlx" in told
     assert "vllm serve acme/tiny " in run("convert", "sql-mlx", "again", "--to", "peft").stderr
+
+
+def test_the_command_for_llama_cpp_makes_a_gguf_of_the_base_unless_there_is_one(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "tiny", size=32)
+    adapter(tmp_path / "sql", pairs(2, size=(32, 32)))
+    told = json.loads(run("convert", "sql", "sql.gguf", "--base", "tiny", "--json").stdout)["run"]
+    run(*told.split(" && ")[0].split()[1:])  # the tiny.gguf of the second command
+    again = run("convert", "sql", "again.gguf", "--base", "tiny", "--json").stdout
+    assert json.loads(again)["run"] == "llama-server -m tiny.gguf --lora again.gguf"
+    named = dataclasses.replace(read_base(tmp_path / "tiny"), folder=None, repo="acme/small")
+    assert runtime_commands.adapter_command("gguf", Path("sql.gguf"), named) == (
+        "hf download acme/small --local-dir small && adapterhub convert small small.gguf"
+        " && llama-server -m small.gguf --lora sql.gguf"
+    )
+
+
+@pytest.mark.parametrize("style", ["mlx", "peft"])
+def test_a_command_without_its_base_is_not_printed(run: Run, tmp_path: Path, style: str) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    assert "run it:" not in run("convert", "sql", "out", "--to", style).stderr
 
 
 def test_a_format_of_a_trainer_has_no_command(run: Run, tmp_path: Path) -> None:

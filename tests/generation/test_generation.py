@@ -317,9 +317,9 @@ def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, floa
     peft_adapter(float_base, tmp_path / "sql")
     config = json.loads((tmp_path / "sql/adapter_config.json").read_text())
     asked, there = ("run", "sql", "hello", "--max-tokens", 4, "--json"), {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    assert "Pass --base BASE" in run(*asked, env=there, code=2).stderr  # a path means nothing elsewhere
+    assert "Pass --base with its folder" in run(*asked, env=there, code=2).stderr  # a path means nothing elsewhere
     weights = ("run", "sql/adapter_model.safetensors", *asked[2:])
-    assert "Pass --base BASE" in run(*weights, env=there, code=2).stderr  # also by the file: it is no base
+    assert "Pass --base with its folder" in run(*weights, env=there, code=2).stderr  # also by the file: it is no base
     (tmp_path / "sql/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
     assert "org/tiny: no such file or folder" in run(*asked, env=there, code=3).stderr
     cached(tmp_path / "hub", "org/tiny", float_base)

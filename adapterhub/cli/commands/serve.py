@@ -37,9 +37,13 @@ def _names_and_base(sources: tuple[str, ...], base: str | None, settings: Settin
     """Return the patterns of names to serve, none for all, and the base: SRC alone may be a base, or record one."""
     if base is None:
         if not sources:
-            raise UsageError("--base", "is missing, and so is a SRC that records one", "Pass --base BASE")
+            raise UsageError(
+                "--base", "is missing, and so is a SRC that records one", "Pass --base with its folder, or hf://org/model"
+            )
         if set("*?[") & set(sources[0]) and not Path(sources[0]).exists():
-            raise UsageError(sources[0], "is a pattern of names, which records no base", "Pass --base BASE")
+            raise UsageError(
+                sources[0], "is a pattern of names, which records no base", "Pass --base with its folder, or hf://org/model"
+            )
         base, model = inputs.base_and_model(sources[0], settings)
         if not model:
             if len(sources) > 1:

@@ -210,7 +210,8 @@ class HubCatalog(Catalog):
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
         """Remove a tag, or a name with all its versions."""
         if ref.number or ref.digest:
-            raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
+            hint = f"Withdraw it, or remove the name {ref.name}, or a tag"
+            raise RefusedError(str(ref), "a version cannot be removed alone", hint, code="version-stays", name=ref.name)
         path = _tag_path(ref.name, _tag_of(ref)) if ref != Ref(ref.name) else _name_path(ref.name)
         self._change("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
 
