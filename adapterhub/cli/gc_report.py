@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from adapterhub.cli.options import Settings, dry_run_option
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.gc import GcResult
+    from adapterhub.registry.registry import Registry
     from adapterhub.serve.prepared_versions import SweepResult
 
 
@@ -54,7 +56,20 @@ def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, w
         from adapterhub.maintenance.gc import gc
 
         with registry_choice.open_registry(settings) as registry:
-            return gc(registry, grace=grace, last=kept_count, dry_run=dry_run, withdrawn=withdrawn, progress=show)
+            result = gc(registry, grace=grace, last=kept_count, dry_run=dry_run, withdrawn=withdrawn, progress=show)
+            _pack_old(registry, result)
+            return result
+
+
+def _pack_old(registry: Registry, result: GcResult) -> None:
+    """Pack what has been there for a day, if the registry asks for it, and add that to the result of its gc."""
+    from adapterhub.maintenance import compress
+
+    # It can wait for everything else on the machine, and this process does nothing after it.
+    if hasattr(os, "nice"):
+        os.nice(10)
+    packed = [change for change in compress.pack_old(registry, dry_run=result.dry_run) if change.outcome == "packed"]
+    result.packed, result.packed_saving = len(packed), sum(change.size - change.stored for change in packed)
 
 
 def emit_swept(settings: Settings, swept: GcResult, served: SweepResult | None = None) -> None:
@@ -74,6 +89,8 @@ def _document(swept: GcResult, served: SweepResult | None) -> dict[str, Any]:
         "conversion_size": swept.conversion_size,
         "leftovers": swept.leftovers,
         "leftover_size": swept.leftover_size,
+        "packed": swept.packed,
+        "packed_saving": swept.packed_saving,
         "waiting": swept.waiting,
         "waiting_size": swept.waiting_size,
         **prepared,
@@ -95,6 +112,9 @@ def _text(swept: GcResult, served: SweepResult | None) -> None:
     for count, size, noun in counts:
         if count:
             output.write(f"{remove} {output.plural(count, noun)}, {output.size(size)}")
+    if swept.packed:
+        pack = "would pack" if swept.dry_run else "packed"
+        output.write(f"{pack} {output.plural(swept.packed, 'file')}, which saves {output.size(swept.packed_saving)}")
     if swept.waiting:
         output.write(
             f"{output.plural(swept.waiting, 'unused blob')}, {output.size(swept.waiting_size)}: within the grace period"
@@ -102,5 +122,5 @@ def _text(swept: GcResult, served: SweepResult | None) -> None:
     held_count = served.in_use if served else 0
     if held_count:
         output.write(f"{output.plural(held_count, 'served version')}: held by a running server")
-    if not (swept.dropped or swept.waiting or held_count or any(count for count, _, _ in counts)):
+    if not (swept.dropped or swept.packed or swept.waiting or held_count or any(count for count, _, _ in counts)):
         output.write("nothing to remove")

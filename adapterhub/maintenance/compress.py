@@ -9,6 +9,7 @@ or both, which the next `pack` or `pack --undo` tidies up.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from adapterhub.index import queries, tensor_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.project import PROJECT
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import byte_planes, container, cutting, pack_chains
@@ -30,6 +32,7 @@ from adapterhub_converters.errors import IntegrityError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
+_DAY = 86400  # seconds
 _MAX_RELATIVES = 4  # candidates for a parent: this many earlier versions, and as many versions of other names
 _MIN_SAVING = 4096  # bytes; file systems free nothing smaller than a block
 _MAX_SHARE = 0.97  # a pack larger than this share of the blob is not worth keeping
@@ -67,6 +70,7 @@ def pack(
     *,
     level: int = DEFAULT_LEVEL,
     dry_run: bool = False,
+    min_age: float = 0,
     progress: Progress | None = None,
 ) -> list[PackingOutcome]:
     """Pack the blobs of the versions of `names`, or of all versions.
@@ -79,6 +83,7 @@ def pack(
         names: Names, namespaces or refs.
         level: zstd's level for bytes that are not numbers.
         dry_run: Pack nothing, but return the outcomes that packing would have.
+        min_age: Leave out versions that were pushed fewer seconds ago.
         progress: Called with bytes done and total bytes.
 
     Raises:
@@ -91,7 +96,19 @@ def pack(
     registry.list_tensors(progress)
     with _leased_rows(registry, names) as rows:
         packer = _Packer(registry, level, dry_run=dry_run)
-        return [packer.pack(row, layer) for row, layer in _unique_blobs(registry, rows, progress)]
+        newest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=min_age)
+        old_enough = [row for row in rows if not min_age or datetime.datetime.fromisoformat(row.time) < newest]
+        return [packer.pack(row, layer) for row, layer in _unique_blobs(registry, old_enough, progress)]
+
+
+def pack_old(registry: Registry, *, dry_run: bool = False) -> list[PackingOutcome]:
+    """Pack the versions of over a day, if the adapterhub.toml of the registry has `pack = true`."""
+    from adapterhub.project import settings_file  # late: most commands have read it, or need none
+
+    file = registry.root / PROJECT
+    if not (os.path.lexists(file) and settings_file.read(file, follow=False).pack):
+        return []
+    return pack(registry, dry_run=dry_run, min_age=_DAY)
 
 
 def unpack(

@@ -53,6 +53,7 @@ class GcResult:
         blobs: Number of unneeded blobs, plain or packed, of `size` bytes on disk.
         conversions: Number of cached conversions that were not used lately, of `conversion_size` bytes.
         leftovers: Number of files left by killed processes, of `leftover_size` bytes.
+        packed: Number of blobs that were packed afterwards, which saved `packed_saving` bytes.
         waiting: Number of unneeded blobs that stay for now, of `waiting_size` bytes: too young, needed by a running push or
             read, needed by the pack of a blob that stays, or owned by another user.
     """
@@ -68,6 +69,8 @@ class GcResult:
     leftover_size: int = 0
     waiting: int = 0
     waiting_size: int = 0
+    packed: int = 0
+    packed_saving: int = 0
 
 
 def gc(

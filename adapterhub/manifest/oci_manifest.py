@@ -11,6 +11,8 @@ elsewhere is checked before anything in it becomes a path or a size.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +41,8 @@ IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
 RULE = "io.adapterhub.rule"
+_MODEL_LAYERS = ("application/vnd.cncf.model.", "application/vnd.kitops.modelkit.")
+_EMPTY = b"{}"
 _EPOCH = "1970-01-01T00:00:00Z"  # rule 1, of an adapter without a recorded training
 # ModelPack's words for dtypes of safetensors; other names are their own in lower case.
 _PRECISIONS = {
@@ -141,6 +145,20 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
     if len(raw) > MAX_MANIFEST:
         raise RefusedError(ADAPTER_JSON, f"a manifest of {len(raw)} bytes is over the {MAX_MANIFEST} that registries accept")
     return Manifest(sha256_bytes(raw), raw, config, layers, annotations, config_bytes)
+
+
+def of_files(files: Mapping[str, tuple[Digest, int]], location: str) -> Manifest:
+    """Return a manifest of files by path that are a version of another program, with or without an adapter.json."""
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256_bytes(_EMPTY), "size": len(_EMPTY)}
+    layers = [_layer(Descriptor(media_type(path), digest, size, path)) for path, (digest, size) in files.items()]
+    document = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": empty, "layers": layers}
+    raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return dataclasses.replace(parse(raw, location), config_bytes=_EMPTY)
+
+
+def is_model_tar(media_type: str) -> bool:
+    """Return whether a layer is a tar, compressed or not, with files of a model by ModelPack or by KitOps."""
+    return media_type.startswith(_MODEL_LAYERS) and media_type.endswith((".tar", ".tar+gzip", ".tar+zstd"))
 
 
 def media_type(path: str) -> str:
@@ -260,7 +278,7 @@ def _descriptor(value: object, location: str, *, named: bool = False) -> Descrip
         return Descriptor(kind, digest, size)
     annotations = value.get("annotations")
     path = annotations.get(TITLE) or annotations.get(FILEPATH) if isinstance(annotations, dict) else None
-    if path is None and kind.startswith(IMAGE_LAYER):
+    if is_model_tar(kind) or (path is None and kind.startswith(IMAGE_LAYER)):
         path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.oci.adapter_image` looks into it
     if not isinstance(path, str):
         raise FormatError(location, f"the layer {digest} has no file name")

@@ -1,8 +1,8 @@
 """The settings of a project and of a user, in TOML: the registry, the remotes, the policy on adapters, and how to check them.
 
 The nearest `adapterhub.toml` above the working folder, the one in a registry's folder, and config.toml in the user's config
-folder share one grammar. Of a registry's file only the policy and the requirements of tags are used, and of a user's everything
-else. An unknown key is an error that names it, because a misspelled rule would silently have no effect.
+folder share one grammar. Of a registry's file only the policy, the requirements of tags and `pack` are used, and of a user's
+everything else. An unknown key is an error that names it, because a misspelled rule would silently have no effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .policy_rules import PARTS, AllowedBase, Bounds, EvaluationRule
 from .settings_document import SettingsDocument
 from .tag_rules import CLEAN, TagRules, parse_duration
 
-_TOP_KEYS = ("registry", "remote", "remotes", "policy", "promote", "validate")
+_TOP_KEYS = ("registry", "remote", "remotes", "policy", "promote", "validate", "pack")
 _REMOTE = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -55,6 +55,7 @@ class SettingsFile:
         registry: An absolute path.
         remote: The name of the default remote.
         remotes: URLs by name.
+        pack: A gc packs the versions of the registry.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class SettingsFile:
     remotes: Mapping[str, str] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     validate: Validation = field(default_factory=Validation)
+    pack: bool = False
 
 
 def read(path: Path, *, follow: bool = True) -> SettingsFile:
@@ -90,6 +92,7 @@ def parse(text: str, path: Path) -> SettingsFile:
         {name: entry["url"] for name, entry in remotes.items()},
         _policy(document, path),
         _validation(document),
+        document.switch("", "pack"),
     )
 
 

@@ -615,3 +615,26 @@ def test_packing_during_pushes_removals_and_collections_loses_nothing(trained: T
         check_whole(registry)
         gc(registry, grace=0)
         assert fsck(registry) == []
+
+
+def test_a_gc_packs_versions_of_over_a_day_where_the_registry_asks_for_it(
+    trained: Trained, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def report(*words: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(run("gc", "--registry", tmp_path / "r", "--json", *words).stdout)
+        return document
+
+    with Registry.init(tmp_path / "r") as registry:
+        monkeypatch.setattr("adapterhub.registry.moves.now", lambda: "2026-01-01T00:00:00Z")
+        registry.push(trained("old"), SQL)
+        monkeypatch.undo()
+        registry.push(trained("new", step=1), SQL)
+    assert report()["packed"] == 0
+    (tmp_path / "r" / "adapterhub.toml").write_text("pack = true\n")
+    assert report("--dry-run")["packed"] == 1
+    done = report()
+    assert (done["packed"], done["packed_saving"] > 10_000) == (1, True)
+    with Registry.open(tmp_path / "r") as registry:
+        packed = {change.ref: change.outcome for change in compress.pack(registry, dry_run=True) if change.size > 10_000}
+        assert packed == {"team/sql:v1": "already", "team/sql:v2": "packed"}
+        assert fsck(registry) == []

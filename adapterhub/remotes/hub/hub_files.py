@@ -37,7 +37,6 @@ _HINT = "Ask its owner to push it again"
 CARD = "README.md"
 MAX_CARD = 4 << 20  # bytes; a longer README is left as it is
 _CHECKPOINT_FOLDER = safe_regex.Pattern(r"checkpoint-\d+/")
-_EMPTY = b"{}"
 _BEGIN, _BEGIN_FRONT_MATTER, _END = (
     b"# adapterhub: added",
     b"# adapterhub: added with the front matter",
@@ -103,23 +102,6 @@ def listed_files(document: Mapping[str, Any], location: str) -> dict[str, tuple[
     if not files or len(files) > MAX_FILES:
         raise FormatError(location, f"lists no files, or more than {MAX_FILES}", _HINT)
     return files
-
-
-def manifest_of_files(files: Mapping[str, tuple[Digest, int]], location: str) -> Manifest:
-    """Return an OCI manifest of files without an adapter.json."""
-    layers = [
-        {
-            "mediaType": oci_manifest.media_type(path),
-            "digest": digest,
-            "size": size,
-            "annotations": {oci_manifest.TITLE: path, oci_manifest.FILEPATH: path},
-        }
-        for path, (digest, size) in files.items()
-    ]
-    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256_bytes(_EMPTY), "size": len(_EMPTY)}
-    document = {"schemaVersion": 2, "mediaType": oci_manifest.MANIFEST_TYPE, "config": config, "layers": layers}
-    raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    return dataclasses.replace(oci_manifest.parse(raw, location), config_bytes=_EMPTY)
 
 
 def split_importable(listing: Listing, location: str) -> tuple[list[str], list[str]]:

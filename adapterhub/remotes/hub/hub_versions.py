@@ -11,6 +11,7 @@ from itertools import islice
 
 from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE
 from adapterhub.registry import version_selection, withdrawals
@@ -125,7 +126,7 @@ class Versions:
                 self.content[digest] = data
             files[path] = digest, size
         self.notes += [f"left out: {path[:200]}" for path in skipped if path != SIGNATURE]
-        return hub_files.manifest_of_files(files, label)
+        return oci_manifest.of_files(files, label)
 
     def _name_in_range(self, reference: str) -> str:
         """Return the branch or tag that a range selects."""

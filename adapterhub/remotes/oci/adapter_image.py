@@ -25,10 +25,14 @@ from adapterhub.manifest.oci_manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MAN
 from adapterhub.ref import LATEST
 from adapterhub.remotes.download import ResumingReader
 from adapterhub.remotes.layouts import archive_tar
-from adapterhub.remotes.protocol import Reader, Source, damaged_error
+from adapterhub.remotes.parallel_transfer import unwrapped
+from adapterhub.remotes.protocol import OpenRemote, Reader, Source, damaged_error
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
+
+from . import tar_layers
+from .tar_layers import TarLayers
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 ORIGINAL_DIGEST = "io.adapterhub.digest"  # an annotation: the digest of what was packaged
@@ -222,7 +226,7 @@ class _SplicedReader:
 
 
 class UnpackedSource:
-    """A source that shows the image of an adapter as that adapter; everything else is unchanged."""
+    """A source that shows the image of an adapter, or one in tars, as that adapter; everything else is unchanged."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -230,6 +234,7 @@ class UnpackedSource:
         self._offsets: dict[Digest, int] = {}
         self._layer: Descriptor | None = None
         self._gzip_layer: _GzipLayer | None = None
+        self._tars: dict[Digest, TarLayers] = {}
 
     @property
     def location(self) -> str:
@@ -237,9 +242,20 @@ class UnpackedSource:
         return self._source.location
 
     def manifest(self, reference: str) -> Manifest:
-        """Return the manifest; for an image, the one that was packaged."""
+        """Return the manifest; for an image, the one that was packaged, and for tars, one of the files in them."""
         manifest = self._source.manifest(reference)
+        if tar_layers.has_tars(manifest):
+            return self._manifest_in_tars(manifest)
         return self._packaged_manifest(manifest) if manifest.config.media_type == CONFIG_TYPE else manifest
+
+    def _manifest_in_tars(self, manifest: Manifest) -> Manifest:
+        """Return a manifest of the files in the tars of a manifest, which are fetched once."""
+        if manifest.digest not in self._tars:
+            tars = self._tars[manifest.digest] = tar_layers.TarLayers(self._source, manifest)
+            place = unwrapped(self._source)
+            if tars.left_out and isinstance(place, OpenRemote):
+                place.notes += [f"left out: {path[:200]}" for path in tars.left_out]
+        return self._tars[manifest.digest].manifest
 
     def _packaged_manifest(self, image_manifest: Manifest) -> Manifest:
         """Return the manifest that an image contains, and prepare reading its files out of the layer.
@@ -292,6 +308,9 @@ class UnpackedSource:
                 return
             with self._source.open_blob(self._layer, offset) as reader:
                 yield _BoundedReader(reader, blob.size - start)
+        elif tars := next((tars for tars in self._tars.values() if blob.digest in tars), None):
+            with tars.open_blob(blob, start) as reader:
+                yield reader
         else:
             with self._source.open_blob(blob, start) as reader:
                 yield reader

@@ -50,6 +50,7 @@ diff team/sql:v1 team/sql:v2
 validate team/sql:v1
 describe one --dry-run
 verify team/sql:v1
+policy check team/sql:v1
 scan team/sql:v1
 bom team/sql:v1
 pull team/sql:v1 -o pulled
