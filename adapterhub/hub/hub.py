@@ -43,6 +43,7 @@ from .mirror import Mirror
 from .model_bases import ModelBases
 from .policy_gate import PolicyGate
 from .quotas import Quotas
+from .rankings import Rankings
 from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
@@ -72,6 +73,7 @@ class Hub:
         webhooks: Receivers that are notified of moves.
         access: Who may do what.
         downloads: How often versions were downloaded.
+        rankings: Names by their downloads and stars.
         issuers: Keys of the issuers of ID tokens.
         sign_ins: Threads that wait for issuers, so that no other request has to.
         store: The blobs.
@@ -100,7 +102,7 @@ class Hub:
         self.workers = Workers(self.storage, on_move=self.webhooks.announce)
         self.access = Access(self.database, settings.require_login)
         self.upload_leases = UploadLeases(self.store)
-        self.downloads = Downloads(self.database)
+        self.downloads, self.rankings = Downloads(self.database), Rankings(self.database)
         self.quotas = Quotas(self.database, self.access.namespace_settings)
         self.workers.check_record = self.quotas.check_record
         self.workers.on_open = self._set_tag_rules
