@@ -19,6 +19,7 @@
     git_objects.py          the object ids git would give to files
     access_control.py       who is asking, and what they may do
     gates.py                gated names, and requests for access to them
+    read_log.py             who read which digest
     stars.py                stars of accounts for names
     rankings.py             names by their downloads and stars
     policy_gate.py          the policy, and withdrawals, applied to what is served

@@ -17,8 +17,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_database import HubDatabase
 
-HUGGING_FACE, OCI = "hf", "oci"
-"""Protocols: that of the Hugging Face Hub, Git LFS included, and that of OCI registries."""
+HUGGING_FACE, OCI, PAGES = "hf", "oci", "pages"
+"""Protocols: that of the Hugging Face Hub with Git LFS, that of OCI registries, and the pages, which count no downloads."""
 RECENT_DAYS = 30
 """Days that the field `downloads` of a model is about, as on the Hugging Face Hub."""
 _INTERVAL = 5.0  # seconds between two writes

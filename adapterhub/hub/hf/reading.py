@@ -17,6 +17,7 @@ from adapterhub.hub import commits, gates, stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.policy_gate import check_not_withdrawn
@@ -442,6 +443,7 @@ async def resolve(hub: Hub, request: Request) -> Any:
             hub.policy_gate.check_blob(worker, identity, view, file.digest)
         if request.method == "GET":
             hub.downloads.count_file(commit.row, commit.files, file.digest, range_header)
+            hub.record_read(view, commit.row.digest if commit.row else file.digest, HUGGING_FACE)
         return commit, file
 
     commit, file = await hub.workers.run(work)
