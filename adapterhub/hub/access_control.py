@@ -180,6 +180,10 @@ class Access:
             self._namespaces = time.monotonic() + _TTL, namespaces
         return namespaces.get(namespace) or Namespace(namespace)
 
+    def has_members_only(self, name: str) -> bool:
+        """Return whether only members read the namespace of a name, as of the last few seconds."""
+        return self.namespace_settings(name.partition("/")[0]).readers == READERS[2]
+
     def is_local_namespace(self, namespace: str) -> bool:
         """Return whether a namespace belongs to somebody here, or is for its members only, as of the last few seconds."""
         until, owned_names = self._owned

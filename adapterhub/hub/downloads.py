@@ -17,8 +17,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_database import HubDatabase
 
-HUGGING_FACE, OCI = "hf", "oci"
-"""Protocols: that of the Hugging Face Hub, Git LFS included, and that of OCI registries."""
+HUGGING_FACE, OCI, PAGES = "hf", "oci", "pages"
+"""Protocols: that of the Hugging Face Hub with Git LFS, that of OCI registries, and the pages, which count no downloads."""
 RECENT_DAYS = 30
 """Days that the field `downloads` of a model is about, as on the Hugging Face Hub."""
 _INTERVAL = 5.0  # seconds between two writes
@@ -90,8 +90,12 @@ class Downloads:
     def _recent(self, names: Sequence[str]) -> dict[str, int]:
         marks = ", ".join("?" * len(names))
         sql = f"SELECT name, sum(count) FROM downloads WHERE name IN ({marks}) AND day > ? GROUP BY name"  # noqa: S608 - marks
-        since = _day(time.time() - RECENT_DAYS * 86400)
-        return {str(name): int(total) for name, total in self._database.select(sql, *names, since)}
+        return {str(name): int(total) for name, total in self._database.select(sql, *names, first_recent_day())}
+
+
+def first_recent_day() -> str:
+    """Return the day after which downloads are recent."""
+    return _day(time.time() - RECENT_DAYS * 86400)
 
 
 def download_counts(database: HubDatabase, name: str, limit: int) -> list[DownloadCount]:

@@ -24,7 +24,7 @@ from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases, publishing, renames, request_context
+from . import aliases, gates, publishing, renames, request_context
 from .access_control import Access
 from .accounts import access_tokens, accounts
 from .accounts.access_tokens import Identity
@@ -32,7 +32,7 @@ from .accounts.accounts import READERS
 from .accounts.id_tokens import Issuers
 from .aliases import Alias
 from .blob_response import BlobResponse
-from .commits import MayRead, View, find_view, frozen_view, is_arriving
+from .commits import MayRead, View, find_view, frozen_view, is_arriving, source_name
 from .converted_versions import ConvertedVersions
 from .downloads import Downloads
 from .git_objects import GitObjectIds
@@ -43,6 +43,8 @@ from .mirror import Mirror
 from .model_bases import ModelBases
 from .policy_gate import PolicyGate
 from .quotas import Quotas
+from .rankings import Rankings
+from .read_log import ReadLog
 from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
@@ -72,6 +74,8 @@ class Hub:
         webhooks: Receivers that are notified of moves.
         access: Who may do what.
         downloads: How often versions were downloaded.
+        rankings: Names by their downloads and stars.
+        read_log: Who read what.
         issuers: Keys of the issuers of ID tokens.
         sign_ins: Threads that wait for issuers, so that no other request has to.
         store: The blobs.
@@ -100,7 +104,8 @@ class Hub:
         self.workers = Workers(self.storage, on_move=self.webhooks.announce)
         self.access = Access(self.database, settings.require_login)
         self.upload_leases = UploadLeases(self.store)
-        self.downloads = Downloads(self.database)
+        self.downloads, self.rankings = Downloads(self.database), Rankings(self.database)
+        self.read_log = ReadLog(self.database)
         self.quotas = Quotas(self.database, self.access.namespace_settings)
         self.workers.check_record = self.quotas.check_record
         self.workers.on_open = self._set_tag_rules
@@ -175,6 +180,7 @@ class Hub:
         self.upload_leases.rotate()
         self.quotas.expire()
         self.downloads.write()
+        self.read_log.trim()
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
         self._forget_uploads(worker)
@@ -402,6 +408,12 @@ class Hub:
         """Return the response with a blob of the store. The caller has checked that the client may read it."""
         open_blob, address = partial(self.storage.open_blob, digest), partial(self.storage.address, digest, size)
         return BlobResponse(self.workers, open_blob, size, headers, range_header=range_header, address=address)
+
+    def record_read(self, view: View, digest: Digest, protocol: str) -> None:
+        """Log that the client of this request reads a version, or a blob, of a repository."""
+        name, repository = source_name(view), view.repository
+        is_restricted = bool(repository and repository.private) or self.access.has_members_only(name)
+        self.read_log.record(name, digest, protocol, always=is_restricted or gates.find_gate(self.database, name) is not None)
 
     def _count_upload(self, name: str, upload: str, size: int, extra: int, lifetime: float) -> int | None:
         return self.quotas.open(self.workers.worker(), name, upload, size, extra=extra, lifetime=lifetime)

@@ -146,6 +146,22 @@ MIGRATIONS = (
     CREATE INDEX access_requests_status ON access_requests (name, status, id);
     CREATE INDEX access_requests_account ON access_requests (account)
     """,
+    """
+    CREATE TABLE stars (
+        name TEXT NOT NULL, account TEXT NOT NULL REFERENCES accounts, time REAL NOT NULL, PRIMARY KEY (name, account)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX stars_account ON stars (account, name);
+    CREATE INDEX downloads_day ON downloads (day, name, count)
+    """,
+    """
+    CREATE TABLE reads (
+        day TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, account TEXT NOT NULL, protocol TEXT NOT NULL,
+        address TEXT NOT NULL, count INTEGER NOT NULL, time REAL NOT NULL,
+        PRIMARY KEY (day, name, digest, account, protocol)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX reads_name ON reads (name, time);
+    CREATE INDEX reads_time ON reads (time)
+    """,
 )
 
 

@@ -38,6 +38,8 @@ _QUIET = (
     "hf.reading.paths_info",
     "hf.repositories.validate_yaml",
     "hf.accounts.nothing",
+    "hf.likes.like",
+    "adapter_forms.name_forms.set_star",
     "oauth.device.begin",
 )
 _RECORDED_AS = {"adapter_forms": "forms"}  # a package by the name that the audit log has for it

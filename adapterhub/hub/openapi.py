@@ -21,6 +21,7 @@ from adapterhub.version import __version__
 from . import openapi_accounts
 from .gates import MODES, STATUSES
 from .hf.api_documents import EXPANDABLE
+from .hf.model_filters import ORDERS
 from .hub import Hub
 from .openapi_schemas import (
     BOOLEAN,
@@ -122,7 +123,7 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     "GET /api/agent-harnesses": Operation("List the programs that act for people; there are none"),
     "GET /api/whoami-v2": Operation("Tell whose token it is", needs=LOGIN),
     "GET /api/models": Operation(
-        "List adapters, the last push first; what cannot be applied is refused",
+        "List adapters, by default the last push first; what cannot be applied is refused",
         query={
             "search": TEXT,
             "author": TEXT,
@@ -131,7 +132,7 @@ _HUGGING_FACE: Mapping[str, Operation] = {
             "pipeline_tag": TEXT,
             "num_parameters": {"type": "string", "examples": ["min:1M,max:1B"]},
             "gated": BOOLEAN,
-            "sort": {"type": "string", "enum": ["lastModified"]},
+            "sort": {"type": "string", "enum": [*ORDERS]},
             "direction": {"type": "string", "enum": ["-1", "1"]},
             "full": BOOLEAN,
             "cardData": BOOLEAN,
@@ -141,6 +142,7 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     ),
     "GET /api/users/{namespace}/overview": Operation("Tell about an account", errors=(404,)),
     "GET /api/organizations/{namespace}/overview": Operation("Tell about a namespace", errors=(404,)),
+    "GET /api/users/{namespace}/likes": Operation("List the adapters with a star of an account", query={"cursor": TEXT}),
     "GET /api/models-tags-by-type": Operation("List what adapters can be filtered by"),
     f"GET {_REPO}": _reading("Tell about an adapter", _MODEL_QUERY),
     f"GET {_REPO}/revision/{{revision}}": _reading("Tell about a revision of an adapter", _MODEL_QUERY),
@@ -188,6 +190,9 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     f"PUT {_REPO}/settings": _writing(
         "Settle who can see a repository, and whether it is gated", {JSON: object_of(**_VISIBLE, gated=_GATED)}
     ),
+    f"GET {_REPO}/likers": _reading("List the accounts that have given an adapter a star", {"cursor": TEXT}),
+    f"POST {_REPO}/like": _writing("Give an adapter a star"),
+    f"DELETE {_REPO}/like": _writing("Take the star of the client's account away"),
     f"POST {_REPO}/ask-access": _writing("Accept the terms of a gated repository, and ask for access"),
     "POST /{namespace}/{repo}/ask-access": _writing("Accept the terms of a gated repository, and ask for access"),
     f"GET {_REPO}/user-access-request/{{status}}": Operation(

@@ -82,6 +82,9 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     f"DELETE {_PREFIX}/admissions/{{ident}}": _changed("Remove a rule, and the roles that it gave"),
     f"GET {_PREFIX}/storage": _shown("Tell what each namespace stores and may hold"),
+    f"GET {_PREFIX}/reads": _shown(
+        "List who read which digest, the last reads first", {"name": TEXT, "account": TEXT, "before": TEXT, "limit": COUNT}
+    ),
     f"GET {_PREFIX}/audit": _shown(
         "List rows of the audit log, newest first", {"name": TEXT, "account": TEXT, "before": COUNT, "limit": COUNT}
     ),

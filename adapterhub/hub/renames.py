@@ -20,7 +20,7 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.registry.moves import now
 from adapterhub.registry.repository_records import Repository, needed_blobs
 
-from . import commits, downloads, gates, mirror_origin, publishing, request_context
+from . import commits, downloads, gates, mirror_origin, publishing, request_context, stars
 from .accounts.accounts import Namespace
 from .commits import View
 from .hub_database import HubDatabase
@@ -120,7 +120,7 @@ def _finish_rename(worker: Worker, old: str, new: str) -> None:
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:
-    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, its gate, and its trusted publishers.
+    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, stars, its gate, and its publishers.
 
     A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
@@ -132,6 +132,7 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
         database.execute(sql, new, old)
         database.execute("DELETE FROM uploaded WHERE name = ?", old)
         downloads.rename(database, old, new)
+        stars.rename(database, old, new)
         gates.copy(database, old, new)  # once more: another process may have gated the old name before it led here
         gates.remove(database, old)
         mirror_origin.copy_pins(database, old, new)

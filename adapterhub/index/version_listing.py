@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - what is put into a statement here is fixed, or a `?`
-"""Pages of the newest version of every name, by the time of its push, at a cost that depends on the page alone.
+"""Pages of the newest version of every name, by the time of its or the first push, at a cost that depends on the page alone.
 
 A page begins after a position, the time and name of the last version of the page before: an index leads there, however far it
 is. Versions that the conditions leave out are read and skipped, so a page also ends after SCANNED versions, with fewer results
@@ -9,7 +9,8 @@ or none, and says where the next one begins. If few versions meet a condition, t
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import field
 
 from adapterhub.ref import is_name
 from adapterhub.sqlite_file import of_one_snapshot
@@ -26,12 +27,13 @@ _FEW = 1_000  # versions that are looked up rather than met on the way
 _SCANNED_FOR_WORDS = 500  # the most versions that a page compares with words which many versions contain
 _IN_NAMESPACE = "v.name > ? || '/' AND v.name < ? || '0'"  # as in queries.IN_NAMESPACE
 
+_FIRST = "NOT EXISTS (SELECT 1 FROM versions e WHERE e.name = k.name AND e.number < k.number)"  # of its name
 _AMONG = f"SELECT v.id FROM json_each(?) j CROSS JOIN versions v ON v.name = j.value WHERE {NEWEST}"
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last version that a page read: the time of its push, and its name."""
+    """The last version that a page read: the time that lists are sorted by, and its name."""
 
     time: str
     name: str
@@ -71,10 +73,11 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Versions, and the position after which there may be more; None at the end."""
+    """Versions with the position of each by name, and the position after which there may be more; None at the end."""
 
     rows: list[VersionRow]
     end: Position | None
+    positions: Mapping[str, Position] = field(default_factory=dict)
 
 
 _Match = tuple[int, str, str]  # id, time and name of a version
@@ -83,7 +86,13 @@ _Statement = tuple[str, tuple[object, ...]]  # with its values
 
 @of_one_snapshot
 def page(
-    index: Index, wanted: Conditions, *, after: Position | None = None, limit: int = 100, oldest_first: bool = False
+    index: Index,
+    wanted: Conditions,
+    *,
+    after: Position | None = None,
+    limit: int = 100,
+    oldest_first: bool = False,
+    by_creation: bool = False,
 ) -> Page:
     """Return the newest version of each name that meets the conditions, the last push first.
 
@@ -93,15 +102,17 @@ def page(
         after: Where the page before ended.
         limit: The most versions of the page.
         oldest_first: Return the first push first.
+        by_creation: Sort by the first push of each name, and not by the last.
     """
     words = phrases(wanted.words)
     # Hidden names are left out first: neither where a page ends nor how it is found may depend on them.
     visible = visible_condition(index, wanted.without)
+    key = "k" if by_creation else "v"  # the version by whose time a name is sorted; `v` is the one that is listed
     keyset, position = "1", []
     if after:
-        keyset, position = f"(v.time, v.name) {'>' if oldest_first else '<'} (?, ?)", [after.time, after.name]
-    order = "ORDER BY v.time, v.name" if oldest_first else "ORDER BY v.time DESC, v.name DESC"
-    listed = f"{keyset} AND {NEWEST} AND {visible}"
+        keyset, position = f"({key}.time, {key}.name) {'>' if oldest_first else '<'} (?, ?)", [after.time, after.name]
+    order = f"ORDER BY {key}.time, {key}.name" if oldest_first else f"ORDER BY {key}.time DESC, {key}.name DESC"
+    listed = f"{keyset} AND {NEWEST} AND {visible}" + (f" AND {_FIRST}" if by_creation else "")
     conditions, values = _conditions(wanted)
     candidates = _few_candidates(index, wanted, words, visible)
     end = None
@@ -110,11 +121,14 @@ def page(
         if words:
             conditions += " AND v.id IN (SELECT rowid FROM texts_fts WHERE texts_fts MATCH ?)"
             values.append(words)
-        sql = f"SELECT v.id, v.time, v.name FROM {source} WHERE {listed} AND {conditions} {order} LIMIT ?"
+        source += " CROSS JOIN versions k ON k.name = v.name" if by_creation else ""
+        sql = f"SELECT v.id, {key}.time, v.name FROM {source} WHERE {listed} AND {conditions} {order} LIMIT ?"
         matches = index.select(sql, *candidates[1], *position, *values, limit + 1, kinds="iss")
     else:
         most = _SCANNED_FOR_WORDS if words else SCANNED
-        scanned = f"SELECT id, time, name, parameters FROM versions v WHERE {listed} {order} LIMIT {most}"
+        source = "versions k CROSS JOIN versions v ON v.name = k.name" if by_creation else "versions v"
+        columns = f"v.id AS id, {key}.time AS time, v.name AS name, v.parameters AS parameters"
+        scanned = f"SELECT {columns} FROM {source} WHERE {listed} {order} LIMIT {most}"
         # Without an order of its own, the outer statement takes the rows as the inner one walks the index, and stops in time.
         sql = f"SELECT v.id, v.time, v.name FROM ({scanned}) v WHERE {conditions} LIMIT ?"
         matches = index.select(sql, *position, *values, most if words else limit + 1, kinds="iss")
@@ -126,7 +140,17 @@ def page(
     if len(matches) > limit:
         matches = matches[:limit]
         end = Position(*matches[-1][1:])
-    return Page(rows_by_id(index, [version for version, _, _ in matches]), end)
+    rows = rows_by_id(index, [version for version, _, _ in matches])
+    return Page(rows, end, {name: Position(time, name) for _, time, name in matches})
+
+
+def first_times(index: Index, names: Collection[str]) -> dict[str, str]:
+    """Return the time of the first push of each of a page of names, as far as its version is still there."""
+    sql = (
+        "SELECT j.value, (SELECT time FROM versions v WHERE v.name = j.value ORDER BY number LIMIT 1) AS first"
+        " FROM json_each(?) j WHERE first IS NOT NULL"
+    )
+    return dict(index.select(sql, json.dumps([*names]), kinds="ss"))
 
 
 def facets(index: Index, rows: list[VersionRow]) -> dict[tuple[str, int], dict[str, list[str]]]:

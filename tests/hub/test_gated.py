@@ -14,7 +14,7 @@ import pytest
 import requests
 from starlette.routing import Route
 
-from adapterhub.hub import gates, middleware, renames, webhooks
+from adapterhub.hub import gates, middleware, read_log, renames, webhooks
 from adapterhub.hub.access_control import NOBODY
 from adapterhub.hub.accounts import accounts, audit_log
 from adapterhub.hub.app import api_routes, page_routes
@@ -134,18 +134,28 @@ def _many_refusals_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "REFUSALS", 100_000)
 
 
-def test_no_route_hands_out_a_file_before_access_is_given(team: Running, reader: Tenant, stranger: Tenant) -> None:
+def test_no_route_hands_out_a_file_before_access_is_given(
+    team: Running, reader: Tenant, stranger: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert routes_to_the_secret(reader) == set()
     assert routes_to_the_secret(stranger) == set()
     give(team)
     # The secret would have been seen: it is now.
-    assert routes_to_the_secret(reader) == {
+    found = routes_to_the_secret(reader)
+    assert found == {
         "GET /team/sql/resolve/main/training.txt",
         "GET /team/sql/raw/main/training.txt",
         f"GET /v2/team/sql/blobs/sha256:{SHA}",
         "GET /team/sql/commit/main",
         "POST /team/sql.git/info/lfs/objects/batch",
     }
+    # Each of them is a row of the log of reads, but for the one that only leads to the file.
+    for route in found - {"POST /team/sql.git/info/lfs/objects/batch"}:
+        with closing(open_database(team.settings)) as database:
+            monkeypatch.setattr(read_log, "_FRESH", 0.0)
+            database.execute("DELETE FROM reads")
+            reader.get(route.partition(" ")[2])
+            assert {(row.account, row.name) for row in read_log.reads(database)} == {("ada", "team/sql")}, route
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,33 @@ def test_pages_are_the_parts_of_one_list(
     assert all(len(page.rows) <= 7 for page in listed)
 
 
+@pytest.mark.parametrize("few", [0, 5000])
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("wanted", [Conditions(), Conditions(facets=(BASE,)), Conditions(words="b")])
+def test_pages_by_creation_have_each_name_at_the_time_of_its_first_version(
+    monkeypatch: pytest.MonkeyPatch, wanted: Conditions, oldest_first: bool, few: int
+) -> None:
+    monkeypatch.setattr(version_listing, "_FEW", few)
+    monkeypatch.setattr(version_listing, "SCANNED", 20)
+    with closing(filled(60)) as index:
+        by_push = [row.name for page in pages(index, wanted, 7, oldest_first=oldest_first) for row in page.rows]
+        # Every second name gets an earlier version, in the opposite order.
+        names = sorted(name for (name,) in index.connection.execute("SELECT name FROM versions"))
+        times = {name: f"20{50 - number:02}-01-01T00:00:00Z" for number, name in enumerate(names[::2])}
+        sql = (
+            "INSERT INTO versions (name, number, digest, manifest_size, time, parents) SELECT name, 0, name, 1, ?, '[]'"
+            " FROM versions WHERE name = ?"
+        )
+        for name, time in times.items():
+            index.connection.execute(sql, (time, name))
+        first = version_listing.first_times(index, names)
+        assert {name: first[name] for name in times} == times
+        listed = [*pages(index, wanted, 7, oldest_first=oldest_first, by_creation=True)]
+        assert {row.number for page in listed for row in page.rows} == {1}
+        expected = sorted(by_push, key=lambda name: (first[name], name), reverse=not oldest_first)
+        assert [row.name for page in listed for row in page.rows] == expected
+
+
 def test_where_a_page_ends_does_not_tell_of_names_that_are_left_out(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version_listing, "SCANNED", 10)
     names = [row.name for page in pages(index, Conditions(), 100) for row in page.rows]

@@ -17,7 +17,7 @@ from textwrap import wrap
 from types import SimpleNamespace
 from typing import Any
 
-from adapterhub.hub import gates
+from adapterhub.hub import gates, stars
 from adapterhub.hub.gates import Gate
 from adapterhub.hub.storage.from_settings import open_database
 from tests.hub.conftest import Running, serving
@@ -92,8 +92,8 @@ def outcomes(hub: Running, folder: Path) -> dict[str, tuple[str, str]]:
             found[name] = ELSEWHERE, ""
         else:
             repository = _repository(api, f"team/a{number}", folder / str(number))
-            if "access" in name:
-                _gate(hub, repository, _STATUS.get(name, ""))
+            if "access" in name or "like" in name:
+                _prepare(hub, repository, _STATUS.get(name, ""))
             found[name] = _outcome(api, name, repository, folder / str(number))
     return found
 
@@ -113,9 +113,10 @@ def _repository(api: Any, name: str, folder: Path) -> str:
     return name
 
 
-def _gate(hub: Running, repository: str, status: str) -> None:
-    """Gate a repository, and have the account bob ask for access; without a status it has not asked."""
+def _prepare(hub: Running, repository: str, status: str) -> None:
+    """Give a repository a star, gate it, and have the account bob ask for access; without a status it has not asked."""
     with closing(open_database(hub.settings)) as database:
+        stars.give(database, repository, "alice")
         gates.set_gate(database, repository, Gate(gates.MANUAL))
         if status:
             gates.ask(database, repository, "bob")

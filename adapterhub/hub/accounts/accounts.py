@@ -132,7 +132,8 @@ def remove(database: HubDatabase, name: str, *, force: bool = True) -> None:
         database.execute("UPDATE tokens SET revoked = ? WHERE account = ? AND revoked IS NULL", time.time(), name)
         database.execute("DELETE FROM members WHERE account = ?", name)
         database.execute("DELETE FROM publishers WHERE account = ?", name)
-        database.execute("DELETE FROM access_requests WHERE account = ?", name)
+        for table in ("access_requests", "stars"):
+            database.execute(f"DELETE FROM {table} WHERE account = ?", name)  # noqa: S608 - ours
 
 
 def set_disabled(database: HubDatabase, name: str, *, disabled: bool, force: bool = True) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapterhub.hub import request_context
 from adapterhub.hub.api import name_changes
 from adapterhub.hub.gates import MAX_TERMS, Gate
-from adapterhub.hub.hf import gating, repositories
+from adapterhub.hub.hf import gating, likes, repositories
 from adapterhub.hub.web.posting import count_in
 from adapterhub.hub.web.site import PageRequest
 from adapterhub.hub.workers import Worker
@@ -68,6 +68,12 @@ def set_gate(page_request: PageRequest, worker: Worker, name: str, fields: Field
 def ask_access(page_request: PageRequest, worker: Worker, name: str, _fields: Fields) -> str:
     """POST …/ask-access: accept the terms of a gated name, and ask for access."""
     gating.ask(worker, page_request.hub, page_request.who, name)
+    return f"/{name}"
+
+
+def set_star(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
+    """POST …/star: give a name the star of the account, or take it away with `away`."""
+    likes.set_star(worker, page_request.hub, page_request.who, name, given=not fields.get("away"))
     return f"/{name}"
 
 

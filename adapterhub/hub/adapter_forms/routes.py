@@ -13,6 +13,7 @@ _CHANGES = {
     "remove-tag": name_forms.remove_tag,
     "deprecate": name_forms.deprecate,
     "visibility": name_forms.set_visibility,
+    "star": name_forms.set_star,
     "ask-access": name_forms.ask_access,
     "decide-access": name_forms.decide_access,
     "grant-access": name_forms.grant_access,

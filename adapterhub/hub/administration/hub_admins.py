@@ -1,10 +1,10 @@
-"""What admins of the hub manage: accounts and their tokens, rules for people who sign in, and the audit log."""
+"""What admins of the hub manage: accounts and their tokens, rules for people who sign in, and the logs of changes and reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapterhub.hub import request_context
+from adapterhub.hub import read_log, request_context
 from adapterhub.hub.access_control import check_admin
 from adapterhub.hub.accounts import access_tokens, accounts, admissions, audit_log, id_tokens
 from adapterhub.hub.accounts.access_tokens import Identity, Limits, Token
@@ -12,6 +12,7 @@ from adapterhub.hub.accounts.accounts import EVERYWHERE, ROLES, Account
 from adapterhub.hub.accounts.admissions import Admission
 from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.read_log import Read
 
 _MAX_ROWS = 1000  # of the audit log in one answer
 
@@ -117,6 +118,20 @@ def remove_admission(database: HubDatabase, identity: Identity | None, ident: in
 
 
 # ---- the audit log
+
+
+def list_reads(
+    database: HubDatabase,
+    identity: Identity | None,
+    *,
+    name: str = "",
+    account: str = "",
+    before: float = 0.0,
+    limit: int = 100,
+) -> Sequence[Read]:
+    """Return the rows of the log of reads with the last ones, those before a time if it is given, for admins as below."""
+    check_admin(identity, name.partition("/")[0] or EVERYWHERE)
+    return read_log.reads(database, name=name, account=account, before=before, limit=max(1, min(limit, _MAX_ROWS)))
 
 
 def audit_events(

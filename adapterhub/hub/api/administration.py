@@ -1,4 +1,4 @@
-"""Handlers for the admins of a hub: accounts, tokens, rules for people who sign in, storage and the audit log."""
+"""Handlers for the admins of a hub: accounts, tokens, rules for people who sign in, storage, and what was done."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from adapterhub.hub.administration.storage_usage import storage_usage
 from adapterhub.hub.hf.reading import query_number
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
+from adapterhub_converters.errors import UsageError
 
 from .account_requests import Call, Document, account_of, change_handler, hub_admin, number_of, read_handler
 from .request_fields import mapping_field, text_field
+
+_MAX_DIGITS = 20  # of a time
 
 # ---- accounts
 
@@ -129,3 +132,18 @@ def audit(call: Call) -> Document:
     name, account = params.get("name", ""), params.get("account", "")
     rows = hub_admins.audit_events(call.database, call.identity, name=name, account=account, before=before, limit=limit)
     return {"events": [asdict(row) for row in rows]}
+
+
+@read_handler()
+def reads(call: Call) -> Document:
+    """GET …/reads: who read which digest, the last reads first, of a name or namespace, by an `account`, before a time."""
+    params = call.request.query_params
+    before, limit = params.get("before", ""), query_number(call.request, "limit", 100)
+    if before and not (len(before) <= _MAX_DIGITS and before.isascii() and before.replace(".", "", 1).isdecimal()):
+        raise UsageError("before", "is not a time in seconds", "Take the time of the last row")
+    name, account = params.get("name", ""), params.get("account", "")
+    call.request.app.state.hub.read_log.write()
+    rows = hub_admins.list_reads(
+        call.database, call.identity, name=name, account=account, before=float(before or 0), limit=limit
+    )
+    return {"reads": [asdict(row) for row in rows]}

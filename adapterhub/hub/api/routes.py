@@ -82,6 +82,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", f"{PREFIX}/admissions/{{ident}}", administration.remove_admission),
     ("GET", f"{PREFIX}/storage", administration.storage),
     ("GET", f"{PREFIX}/audit", administration.audit),
+    ("GET", f"{PREFIX}/reads", administration.reads),
 )
 
 

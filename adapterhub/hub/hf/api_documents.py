@@ -37,11 +37,18 @@ PREFIXED_KINDS = {"base": ("base_model:", "base_model:adapter:"), "license": ("l
 
 
 def model_info(
-    view: View, commit: Commit, files: Sequence[GitFile], card: Card | None, facets: Facets, *, blobs: bool = False
+    view: View,
+    commit: Commit,
+    files: Sequence[GitFile],
+    card: Card | None,
+    facets: Facets,
+    *,
+    created: str = "",
+    blobs: bool = False,
 ) -> dict[str, Any]:
     """Return a repository at a commit (`ModelInfo`)."""
     row = commit.row
-    document = summary(view, row, commit.id, facets)
+    document = summary(view, row, commit.id, facets, created)
     document["cardData"] = card_data(card, row, facets)
     document["siblings"] = siblings(files, blobs=blobs)
     document["usedStorage"] = sum(file.size for file in files)
@@ -49,11 +56,11 @@ def model_info(
     return document
 
 
-def summary(view: View, row: VersionRow | None, sha: str, facets: Facets) -> dict[str, Any]:
-    """Return a repository as an entry of a list."""
+def summary(view: View, row: VersionRow | None, sha: str, facets: Facets, first_push: str = "") -> dict[str, Any]:
+    """Return a repository as an entry of a list; `first_push` is the time of its first version."""
     repository, name = view.repository, view.name
     changed = row.time if row else repository.created if repository else ""
-    created = min(filter(None, (repository.created if repository else "", changed)), default="")
+    created = min(filter(None, (repository.created if repository else "", first_push, changed)), default="")
     document: dict[str, Any] = {
         # The Hub's ids have 24 hexadecimal digits.
         "_id": sha[:24],
@@ -62,10 +69,11 @@ def summary(view: View, row: VersionRow | None, sha: str, facets: Facets) -> dic
         "author": name.partition("/")[0],
         "sha": sha,
         "private": bool(repository and repository.private),
-        "downloads": 0,  # callers set it, as it changes without the repository
-        "gated": False,  # likewise
-        "disabled": False,  # which clients expect, and nothing here is
+        # Callers set these, which change without the repository.
+        "downloads": 0,
         "likes": 0,
+        "gated": False,
+        "disabled": False,  # which clients expect, and nothing here is
         "createdAt": with_milliseconds(created),
         "lastModified": with_milliseconds(changed),
         "library_name": next(iter(facets.get("library", ())), None),

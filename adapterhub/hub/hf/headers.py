@@ -26,8 +26,9 @@ async def headers(hub: Hub, request: Request) -> Response:
     identity, name, path = hub.identify(request), name_of(request), request.path_params["path"]
 
     def work(worker: Worker) -> dict[str, Any]:
-        commit = commit_at(worker, visible_view(hub, worker, identity, name), commits.HEAD)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_files(identity, name)
+        commit = commit_at(worker, view, commits.HEAD)
         folder, slash, file = path.rpartition("/")
         index, shards = _read_index(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
         read, remaining = {}, _MAX_HEADERS

@@ -21,6 +21,7 @@ from adapterhub.hub import commits
 from adapterhub.hub.access_control import may_write
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
+from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
@@ -180,8 +181,10 @@ async def get(hub: Hub, request: Request) -> Any:
     range_header = request.headers.get("range") if request.method == "GET" else None
 
     def work(worker: Worker) -> None:
-        hub.policy_gate.check_blob(worker, identity, visible_view(hub, worker, identity, name), digest)
+        view = visible_view(hub, worker, identity, name)
+        hub.policy_gate.check_blob(worker, identity, view, digest)
         if request.method == "GET":
+            hub.record_read(view, digest, HUGGING_FACE)
             _count(worker, hub, name, digest, range_header)
 
     await hub.workers.run(work)

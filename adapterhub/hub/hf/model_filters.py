@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from starlette.datastructures import QueryParams
 
+from adapterhub.hub.rankings import DOWNLOADS, LIKES
 from adapterhub.index.version_listing import Conditions, Position
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -29,7 +30,9 @@ _REASONS = {
     "inference": "runs no inference",
     "inference_provider": "runs no inference",
 }
-_NO_SUCH_ORDER = "lists by sort=lastModified, and does not count what other orders need"
+MODIFIED, CREATED = "lastModified", "createdAt"
+ORDERS = (MODIFIED, CREATED, DOWNLOADS, LIKES)
+_OTHER_NAMES = {"last_modified": MODIFIED, "created_at": CREATED}
 _MAX_PARAMETERS = 2**63 - 1  # the largest number of an index: no adapter has more
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -43,7 +46,8 @@ class ListRequest:
         gated: Whether they must be gated, or must not; None for both.
         after: Where the page before ended.
         limit: The most repositories of the page.
-        oldest_first: List in the order of the first push.
+        order: What they are sorted by, one of ORDERS.
+        ascending: List the oldest, or those with the lowest counts, first.
         fields: The fields to return; empty for the usual ones.
         with_files: Return the names of the files.
         with_card: Return the front matter of the card.
@@ -53,7 +57,8 @@ class ListRequest:
     gated: bool | None
     after: Position | None
     limit: int
-    oldest_first: bool
+    order: str
+    ascending: bool
     fields: tuple[str, ...]
     with_files: bool
     with_card: bool
@@ -64,10 +69,12 @@ def parse(params: QueryParams) -> ListRequest:
     for key in params:
         if key.removesuffix("[]") not in _LIST_PARAMETERS or (key == "config" and _flag(params, key)):
             raise UsageError(key[:80], f"this hub {_REASONS.get(key, 'does not filter by that')}", "Leave it out")
-    if params.get("sort", "lastModified") not in ("lastModified", "last_modified"):
-        raise UsageError(f"sort={params['sort'][:40]}", f"this hub {_NO_SUCH_ORDER}", "Leave it out")
+    order = params.get("sort") or MODIFIED
+    order = _OTHER_NAMES.get(order, order)
+    if order not in ORDERS:
+        raise UsageError(f"sort={order[:40]}", f"this hub sorts by {', '.join(ORDERS)}", "Choose one of them")
     if params.get("direction", "-1") not in ("-1", "1"):
-        raise UsageError(f"direction={params['direction'][:40]}", "is neither -1, the newest first, nor 1")
+        raise UsageError(f"direction={params['direction'][:40]}", "is neither -1, the newest or highest first, nor 1")
     fields = expanded_fields(params)
     full = _flag(params, "full")
     return ListRequest(
@@ -75,6 +82,7 @@ def parse(params: QueryParams) -> ListRequest:
         _flag(params, "gated") if params.get("gated") else None,
         Position.parse(params["cursor"]) if params.get("cursor") else None,
         _limit(params),
+        order,
         params.get("direction") == "1",
         fields,
         full or "siblings" in fields or "usedStorage" in fields,

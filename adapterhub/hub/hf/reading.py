@@ -13,17 +13,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import commits, gates
+from adapterhub.hub import commits, gates, stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.policy_gate import check_not_withdrawn
+from adapterhub.hub.rankings import DOWNLOADS, LIKES
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_listing
-from adapterhub.index.version_listing import Conditions, Position
+from adapterhub.index.index_database import Index
+from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
 from adapterhub_converters.containers import json_file
@@ -33,6 +36,7 @@ from . import api_documents, model_filters
 from .api_documents import Facets
 from .hf_errors import ENTRY, REVISION, MovedError, ResponseError, no_such_repository
 from .model_filters import ListRequest
+from .ranked_listing import ranked_page
 
 _PAGE, _PAGE_EXPANDED, _MAX_COUNTED = 1000, 50, 1000
 _MAX_TAGS = 1000  # of each kind
@@ -155,7 +159,10 @@ async def model_info(hub: Hub, request: Request) -> Response:
         find_commit = usable_commit_at if "revision" in request.path_params else commit_at
         commit = find_commit(worker, view, revision)
         facets = facets_of(worker, view, commit)
-        document = api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), facets, blobs=blobs)
+        created = version_listing.first_times(worker.registry.index, [view.name]).get(view.name, "")
+        document = api_documents.model_info(
+            view, commit, files_of(hub, commit), card_of(hub, commit), facets, created=created, blobs=blobs
+        )
         document.update(changing)
         return _dump(api_documents.only(document, fields)), ""
 
@@ -167,7 +174,7 @@ async def without_namespace(_hub: Hub, request: Request) -> Response:
     raise no_such_repository(path_part(request, "repo"))
 
 
-def _identify_reader(hub: Hub, request: Request) -> Identity | None:
+def identify_reader(hub: Hub, request: Request) -> Identity | None:
     """Return who asks for a list; NoTokenError for a stranger where only accounts see anything."""
     identity = hub.identify(request)
     if identity is None and hub.access.require_login:
@@ -177,28 +184,28 @@ def _identify_reader(hub: Hub, request: Request) -> Identity | None:
 
 async def list_models(hub: Hub, request: Request) -> Response:
     """GET /api/models: the last push first, by the parameters of `model_filters`."""
-    identity, params = _identify_reader(hub, request), request.query_params
+    identity, params = identify_reader(hub, request), request.query_params
     wanted = model_filters.parse(params)
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], Position | None]:
         conditions = _with_names(worker, wanted, hub.hidden_names(worker, identity))
         index = worker.registry.index
-        page = version_listing.page(index, conditions, after=wanted.after, limit=wanted.limit, oldest_first=wanted.oldest_first)
+        page = _page(hub, index, wanted, conditions)
         may_read = hub.reader(worker, identity)
         views = [view for row in page.rows if (view := commits.listed_view(worker, row, may_read))]
         newest = {view.name: view.newest for view in views if view.newest}
-        facets = version_listing.facets(index, [*newest.values()])
+        facets, created = version_listing.facets(index, [*newest.values()]), version_listing.first_times(index, [*newest])
         listed: list[dict[str, Any]] = []
-        files, positions = 0, {row.name: Position(row.time, row.name) for row in page.rows}
+        files = 0
         for view in views:
             row = newest[view.name]
             facets_of_row = facets[row.name, row.number]
-            document = api_documents.summary(view, row, commits.main_id(view), facets_of_row)
+            document = api_documents.summary(view, row, commits.main_id(view), facets_of_row, created.get(row.name, ""))
             if wanted.with_files or wanted.with_card:
                 commit = commits.version_commit_without_message(worker, row)
                 files += len(commit.files)
                 if listed and files > _MAX_SIBLINGS:
-                    return listed, positions[str(listed[-1]["id"])]
+                    return listed, page.positions[str(listed[-1]["id"])]
                 document |= _extras(hub, commit, wanted, facets_of_row)
             listed.append(api_documents.only(document, wanted.fields))
         for fields, document in zip(
@@ -216,6 +223,16 @@ async def list_models(hub: Hub, request: Request) -> Response:
     return JSONResponse(listed, headers=headers)
 
 
+def _page(hub: Hub, index: Index, wanted: ListRequest, conditions: Conditions) -> Page:
+    if wanted.order in (DOWNLOADS, LIKES):
+        ranking = hub.rankings.get(wanted.order)
+        return ranked_page(index, ranking, conditions, after=wanted.after, limit=wanted.limit, ascending=wanted.ascending)
+    by_creation = wanted.order == model_filters.CREATED
+    return version_listing.page(
+        index, conditions, after=wanted.after, limit=wanted.limit, oldest_first=wanted.ascending, by_creation=by_creation
+    )
+
+
 def _with_names(worker: Worker, wanted: ListRequest, hidden: tuple[str, ...]) -> Conditions:
     """Return the conditions of a list for a client, without the names hidden from it, and for gated names or for others."""
     conditions = replace(wanted.conditions, without=hidden)
@@ -227,9 +244,13 @@ def _with_names(worker: Worker, wanted: ListRequest, hidden: tuple[str, ...]) ->
 
 
 def _changing_fields(hub: Hub, worker: Worker, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what changes of each name without its repository: downloads, and whether it is gated."""
-    downloads, modes = hub.downloads.recent(names), gates.modes(worker.database, names)
-    return [{"downloads": downloads[name], "gated": modes.get(name, False)} for name in names]
+    """Return what changes of each name without its repository: downloads, stars, and whether it is gated."""
+    downloads, likes, modes = (
+        hub.downloads.recent(names),
+        stars.counts(worker.database, names),
+        gates.modes(worker.database, names),
+    )
+    return [{"downloads": downloads[name], "likes": likes.get(name, 0), "gated": modes.get(name, False)} for name in names]
 
 
 def _extras(hub: Hub, commit: Commit, wanted: ListRequest, facets: Facets) -> dict[str, Any]:
@@ -245,7 +266,7 @@ def _extras(hub: Hub, commit: Commit, wanted: ListRequest, facets: Facets) -> di
 
 async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
-    identity, namespace = _identify_reader(hub, request), path_part(request, "namespace").lower()
+    identity, namespace = identify_reader(hub, request), path_part(request, "namespace").lower()
 
     def work(worker: Worker) -> int:
         hidden = hub.hidden_names(worker, identity)
@@ -269,7 +290,7 @@ async def overview(hub: Hub, request: Request) -> Response:
 
 async def tags_by_type(hub: Hub, request: Request) -> Response:
     """GET /api/models-tags-by-type: the tags that repositories can be filtered by, of each kind the most frequent ones."""
-    identity = _identify_reader(hub, request)
+    identity = identify_reader(hub, request)
 
     def work(worker: Worker) -> dict[str, list[str]]:
         kinds = tuple(kind for several in _TAG_TYPES.values() for kind in several)
@@ -422,6 +443,7 @@ async def resolve(hub: Hub, request: Request) -> Any:
             hub.policy_gate.check_blob(worker, identity, view, file.digest)
         if request.method == "GET":
             hub.downloads.count_file(commit.row, commit.files, file.digest, range_header)
+            hub.record_read(view, commit.row.digest if commit.row else file.digest, HUGGING_FACE)
         return commit, file
 
     commit, file = await hub.workers.run(work)

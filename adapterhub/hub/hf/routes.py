@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import access_requests, accounts, headers, lfs, reading, repositories, upstream_reading, writing
+from . import access_requests, accounts, headers, lfs, likes, reading, repositories, upstream_reading, writing
 from .hf_errors import Handler, endpoint_of
 
 _MODEL = "/api/models/{namespace}/{repo}"
@@ -15,6 +15,7 @@ _GET: dict[str, Handler] = {
     "/api/users/{namespace}/overview": reading.overview,
     "/api/organizations/{namespace}/overview": reading.overview,
     "/api/models-tags-by-type": reading.tags_by_type,
+    "/api/users/{namespace}/likes": likes.liked,
     _MODEL: reading.model_info,
     f"{_MODEL}/revision/{{revision}}": reading.model_info,
     f"{_MODEL}/tree/{{revision}}": reading.tree,
@@ -23,6 +24,7 @@ _GET: dict[str, Handler] = {
     f"{_MODEL}/commits/{{revision}}": reading.history,
     f"{_MODEL}/safetensors-metadata/{{path:path}}": headers.headers,
     f"{_MODEL}/auth-check": accounts.auth_check,
+    f"{_MODEL}/likers": likes.likers,
     f"{_MODEL}/user-access-request/{{status}}": access_requests.list_requests,
     "/{namespace}/{repo}/resolve/{revision}/{path:path}": reading.resolve,
     "/{namespace}/{repo}/raw/{revision}/{path:path}": reading.resolve,
@@ -46,6 +48,7 @@ _POST: dict[str, Handler] = {
     f"{_MODEL}/preupload/{{revision}}": writing.preupload,
     f"{_MODEL}/commit/{{revision}}": writing.commit,
     f"{_MODEL}/super-squash/{{branch}}": writing.squash,
+    f"{_MODEL}/like": likes.like,
     f"{_MODEL}/ask-access": access_requests.ask_access,
     "/{namespace}/{repo}/ask-access": access_requests.ask_access,
     f"{_MODEL}/user-access-request/handle": access_requests.handle,
@@ -59,6 +62,7 @@ _PUT: dict[str, Handler] = {
 }
 _DELETE: dict[str, Handler] = {
     "/api/repos/delete": repositories.delete,
+    f"{_MODEL}/like": likes.like,
     f"{_MODEL}/branch/{{branch}}": repositories.delete_branch,
     f"{_MODEL}/tag/{{revision}}": repositories.delete_tag,
 }

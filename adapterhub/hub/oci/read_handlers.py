@@ -59,8 +59,10 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
         view = visible_view(hub, worker, identity, name)
         found_manifest = find_manifest(hub, worker, view, reference)
         hub.policy_gate.check(worker, identity, view, found_manifest.row)
-        if request.method == "GET" and found_manifest.row:
-            hub.downloads.count(found_manifest.row, OCI)
+        if request.method == "GET":
+            hub.record_read(view, sha256_of(hub, view.name, found_manifest.digest), OCI)
+            if found_manifest.row:
+                hub.downloads.count(found_manifest.row, OCI)
         return found_manifest
 
     found_manifest = await hub.workers.run(work)
@@ -119,6 +121,8 @@ async def get_blob(hub: Hub, request: Request) -> Any:
             raise NoTokenError
         if size is None:
             raise OciError(404, "BLOB_UNKNOWN", f"{name}: no blob {requested}")
+        if request.method == "GET" and (view := hub.visible(worker, identity, name)):
+            hub.record_read(view, digest or requested, OCI)
         return digest, size
 
     digest, size = await hub.workers.run(work)

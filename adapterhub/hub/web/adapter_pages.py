@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import commits
+from adapterhub.hub import commits, stars
 from adapterhub.hub.access_control import ThrottledError
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.downloads import downloads_by_version
@@ -168,6 +168,8 @@ class AdapterPage(Page):
     attached: Mapping[str, OtherManifest]
     events: Sequence[Event]
     downloads: int
+    stars: int
+    has_star: bool
     gate: GatePanel | None
     template: ClassVar[str] = "adapter.html"
 
@@ -232,6 +234,8 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
         attached={digest: attached[digest] for digest in attached if digest not in signatures},
         events=log_events(worker, [row.name], per_name=12, limit=6),
         downloads=page_request.hub.downloads.recent([row.name])[row.name],
+        stars=stars.counts(worker.database, [row.name]).get(row.name, 0),
+        has_star=page_request.who is not None and stars.has_star(worker.database, row.name, page_request.who.account),
         gate=gate_panel(page_request, worker, view),
     )
 

@@ -11,6 +11,7 @@ from adapterhub.digest import Digest
 from adapterhub.hub import commits
 from adapterhub.hub.access_control import GatedError
 from adapterhub.hub.commits import EMPTY, Commit, View
+from adapterhub.hub.downloads import PAGES
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -102,6 +103,7 @@ def _lines(page_request: PageRequest, worker: Worker, view: View, file: _File | 
         page_request.hub.policy_gate.check_blob(worker, page_request.who, view, digest)
     except (GatedError, RefusedError):
         return None
+    page_request.hub.record_read(view, digest, PAGES)
     raw = worker.registry.store.read_document(digest)
     if b"\0" in raw:
         return None

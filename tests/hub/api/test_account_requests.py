@@ -24,7 +24,7 @@ from tests.support.hub_tenants import Tenant
 
 API = "/api/adapterhub/v1"
 # What admins of the hub alone may do, and what everybody may do for themselves.
-OF_THE_HUB = ("accounts", "tokens", "admissions", "storage", "audit")
+OF_THE_HUB = ("accounts", "tokens", "admissions", "storage", "audit", "reads")
 OWN = "account"
 MANAGING = sorted(
     (method, route.path)  # type: ignore[attr-defined]

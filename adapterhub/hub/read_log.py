@@ -1,0 +1,103 @@
+"""Who read which digest of a name: the log of reads, one row for a day, an account and a protocol, with a count.
+
+Every read of a private or gated name is logged, and the first one of a minute before its bytes are sent; of other names, one in
+SAMPLE. What is counted within seconds is written together. The rows are no part of the audit log and its chain, so that readers
+cannot push changes out of it; of too many, the oldest are removed.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+from adapterhub.digest import Digest
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import request_context
+from .hub_database import HubDatabase
+
+SAMPLE = 20
+"""Reads of names that everybody may read, of which one is logged."""
+MAX_ROWS = 200_000
+"""Rows that are kept."""
+_INTERVAL = 5.0  # seconds between two writes
+_FRESH = 60.0  # seconds in which a further read of the same kind is counted later
+_MAX_PENDING = 10_000  # kinds of reads in memory
+_Key = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Reads of a digest on a day (YYYY-MM-DD, UTC); `address` and `time`, in seconds since the epoch, are of the last one.
+
+    `account` is empty for clients without one. `digest` is that of a version, or of a blob that was asked for by its digest.
+    """
+
+    day: str
+    name: str
+    digest: str
+    account: str
+    protocol: str
+    address: str
+    count: int
+    time: float
+
+
+class ReadLog:
+    """The log of reads of a hub."""
+
+    def __init__(self, database: HubDatabase) -> None:
+        self._database, self._lock = database, threading.Lock()
+        self._pending: dict[_Key, tuple[str, int, float]] = {}
+        self._written: dict[_Key, float] = {}
+        self._due = time.monotonic() + _INTERVAL
+
+    def record(self, name: str, digest: Digest, protocol: str, *, always: bool) -> None:
+        """Log a read by the client of this request: in any case, or if it is drawn."""
+        if not always and random.randrange(SAMPLE):  # noqa: S311 - a sample
+            return
+        call, now = request_context.current(), time.time()
+        key = (time.strftime("%Y-%m-%d", time.gmtime(now)), name, digest, call.account, protocol)
+        with self._lock:
+            _, count, _ = self._pending.get(key, ("", 0, 0.0))
+            self._pending[key] = call.address, count + 1, now
+            is_due = self._due < time.monotonic() or len(self._pending) >= _MAX_PENDING
+            is_new = always and self._written.get(key, 0.0) < now - _FRESH
+        if is_due or is_new:
+            self.write()
+
+    def write(self) -> None:
+        """Write what was counted since the last time."""
+        with self._lock:
+            pending, self._pending = self._pending, {}
+            self._due = time.monotonic() + _INTERVAL
+        if not pending:
+            return
+        sql = (
+            "INSERT INTO reads (day, name, digest, account, protocol, address, count, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (day, name, digest, account, protocol) DO UPDATE"
+            " SET count = reads.count + excluded.count, address = excluded.address, time = excluded.time"
+        )
+        self._database.execute_many(sql, [(*key, *values) for key, values in sorted(pending.items())])
+        with self._lock:
+            if len(self._written) + len(pending) > _MAX_PENDING:
+                self._written.clear()
+            self._written |= {key: read_at for key, (_, _, read_at) in pending.items()}
+
+    def trim(self) -> None:
+        """Write what was counted, and remove the oldest rows of too many."""
+        self.write()
+        sql = "DELETE FROM reads WHERE time <= (SELECT time FROM reads ORDER BY time DESC LIMIT 1 OFFSET ?)"
+        self._database.execute(sql, MAX_ROWS)
+
+
+def reads(database: HubDatabase, *, name: str = "", account: str = "", before: float = 0.0, limit: int = 100) -> list[Read]:
+    """Return the rows with the last reads, filtered by name (or namespace) and by account, and before a time, if given."""
+    sql = (
+        "SELECT day, name, digest, account, protocol, address, count, time FROM reads"
+        " WHERE (? = '' OR name = ? OR substr(name, 1, length(?) + 1) = ? || '/')"
+        " AND (? = '' OR account = ?) AND time < ? ORDER BY time DESC, name, digest, account, protocol LIMIT ?"
+    )
+    values = (name, name, name, name, account, account, before or 1e18, limit)
+    return [Read(*row) for row in database.select(sql, *values)]

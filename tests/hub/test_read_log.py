@@ -1,0 +1,82 @@
+"""Reads are logged: all of private and gated names, some of others, in a bounded table that admins read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adapterhub.hub import read_log
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.read_log import ReadLog
+from adapterhub.hub.storage.from_settings import open_database
+from adapterhub.ref import Ref
+from tests.hub.conftest import Running
+from tests.hub.web.conftest import database, hide
+from tests.support.hub_tenants import Tenant
+
+__all__ = ["database"]
+API = "/api/adapterhub/v1/reads"
+
+
+@pytest.fixture
+def team(hub: Running, adapter: Callable[..., Path]) -> Running:
+    """A hub with a public adapter and a private one."""
+    with hub.registry() as registry:
+        registry.push(adapter(1), Ref("team/open"))
+        registry.push(adapter(2), Ref("team/secret"))
+    hide(hub, "team/secret")
+    return hub
+
+
+def rows(hub: Running) -> dict[tuple[str, str], int]:
+    with closing(open_database(hub.settings)) as tables:
+        return {(row.name, row.protocol): row.count for row in read_log.reads(tables)}
+
+
+def test_a_read_of_a_private_name_is_logged_before_its_bytes_and_others_by_sample(
+    team: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = Tenant(team, "team", "read")
+    monkeypatch.setattr(random, "randrange", lambda _: 1)
+    for name in ("open", "secret"):
+        member.get(f"/team/{name}/resolve/main/README.md")
+        member.get(f"/team/{name}/resolve/main/adapter_config.json", headers={"range": "bytes=5-"}).raise_for_status()
+        member.request("HEAD", f"/team/{name}/resolve/main/adapter_config.json")
+    assert rows(team) == {("team/secret", "hf"): 1}
+    member.get("/v2/team/secret.v1/manifests/latest").raise_for_status()
+    # The second file was counted in the same minute, and is written with what comes next.
+    assert rows(team) == {("team/secret", "hf"): 2, ("team/secret", "oci"): 1}
+    monkeypatch.setattr(random, "randrange", lambda _: 0)
+    monkeypatch.setattr(read_log, "_MAX_PENDING", 1)
+    member.get("/team/open/resolve/main/adapter_config.json").raise_for_status()
+    assert rows(team)["team/open", "hf"] == 1
+
+
+def test_admins_of_a_namespace_see_who_read_which_digest(team: Running) -> None:
+    member, admin = Tenant(team, "team", "read"), Tenant(team, "team", "admin")
+    for _ in range(3):
+        member.get("/team/secret/resolve/main/adapter_config.json").raise_for_status()
+    with team.registry() as registry:
+        digest = registry.row(Ref("team/secret")).digest
+    (row,) = admin.get(f"{API}?name=team/secret").json()["reads"]
+    assert (row["account"], row["digest"], row["count"], row["protocol"]) == ("team", digest, 3, "hf")
+    assert admin.get(f"{API}?name=team&before={row['time']}").json()["reads"] == []
+    assert [who.get(f"{API}?name={name}").status_code for who, name in ((member, "team"), (admin, ""), (admin, "other"))] == [
+        403
+    ] * 3
+    assert [admin.get(f"{API}?name=team&before={text}").status_code for text in ("x", "-1", "1e9", "9" * 400)] == [400] * 4
+
+
+def test_rows_are_bounded_and_the_oldest_go(database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_log, "MAX_ROWS", 3)
+    clock = iter(range(1_000_000_000, 2_000_000_000, 1000))
+    monkeypatch.setattr("adapterhub.hub.read_log.time.time", lambda: float(next(clock)))
+    log = ReadLog(database)
+    for number in range(5):
+        log.record(f"team/{number}", "sha256:x", "hf", always=True)
+    log.trim()
+    assert [row.name for row in read_log.reads(database)] == ["team/4", "team/3", "team/2"]
