@@ -136,6 +136,13 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID
     """,
     "CREATE INDEX deliveries_webhook ON deliveries (webhook, id)",
+    """
+    CREATE TABLE proposals (
+        name TEXT NOT NULL, ident TEXT NOT NULL, account TEXT NOT NULL, size INTEGER NOT NULL, opened REAL NOT NULL,
+        announced INTEGER NOT NULL, closed REAL, PRIMARY KEY (name, ident)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX proposals_account ON proposals (account)
+    """,
 )
 
 

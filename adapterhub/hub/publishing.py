@@ -229,6 +229,30 @@ def publish_tree(
             return registry.push_manifest(oci, Ref(name), expect=expect, tags=tags, message=message)
 
 
+def check_proposed(
+    registry: Registry, name: str, files: Files, *, policy: Policy | None, staged: Mapping[Digest, Path] = NO_FILES
+) -> str:
+    """Check a tree as a push would; return why the policy would refuse it now, empty if it would not.
+
+    Raises:
+        RefusedError: The check finds errors.
+    """
+    from adapterhub.registry import packaging
+
+    with _linked_folder(registry, files, name, staged) as folder, _errors_naming(folder, name):
+        package = packaging.package(folder, location=name, file_list=Listing(tuple(sorted(files))))
+        files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
+        manifest, raw = package.draft.finalize(files_to_store)
+        files_to_store[ADAPTER_JSON] = sha256_bytes(raw), len(raw)
+        oci = oci_manifest.assemble(files_to_store, manifest)
+        try:
+            packaging.check_manifest(policy, manifest, name, size=oci.files_size)
+            check_signed(policy, oci, lambda: (), name=name, location=name)
+        except AdapterhubError as refusal:
+            return str(refusal)
+    return ""
+
+
 def publish_manifest(
     registry: Registry,
     ref: Ref,

@@ -116,7 +116,7 @@ def _finish_rename(worker: Worker, old: str, new: str) -> None:
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:
-    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, and its trusted publishers.
+    """Rename a repository in hub.db: uploads not used yet, proposals, pins of a mirror, downloads, its trusted publishers.
 
     A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
@@ -128,6 +128,7 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
         database.execute(sql, new, old)
         database.execute("DELETE FROM uploaded WHERE name = ?", old)
         downloads.rename(database, old, new)
+        database.execute("UPDATE proposals SET name = ? WHERE name = ?", new, old)
         mirror_origin.copy_pins(database, old, new)
         if old.partition("/")[0] == new.partition("/")[0]:
             database.execute("UPDATE publishers SET scope = ? WHERE scope = ?", new, old)

@@ -18,7 +18,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
@@ -165,6 +165,22 @@ class Webhooks:
         """Queue the events of a move. The move is already made, so an error here is only logged."""
         self._announce(entry.name, entry.seq)
 
+    def announce_proposal(self, name: str, payload: Mapping[str, object]) -> None:
+        """Queue an event about a proposal, within a transaction."""
+        sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"
+        for ident, since in self._database.select("SELECT id, since FROM webhooks WHERE namespace = ?", name.partition("/")[0]):
+            if str(payload["time"]) >= since:
+                self._database.execute(sql, ident, str(payload["event"]), json.dumps(payload), self._clock())
+                self._database.execute(_DELETE_OLDEST, ident, ident, _MAX_EVENTS)
+
+    def wake(self) -> None:
+        """Send due events at once, rather than with the next look for some."""
+        if self._loop:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop is closed: the hub is shutting down, and the next one sends the event
+                self._loop.call_soon_threadsafe(self._new.set)
+
     def catch_up(self, names_in: Callable[[str], Iterable[LogState]]) -> None:
         """Announce moves made by killed processes, or by programs that announce nothing.
 
@@ -181,11 +197,8 @@ class Webhooks:
 
     def _announce(self, name: str, seq: int) -> None:
         try:
-            if self._add_rows(name, seq) and self._loop:
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the loop is closed: the hub is shutting down, and the next one sends the event
-                    self._loop.call_soon_threadsafe(self._new.set)
+            if self._add_rows(name, seq):
+                self.wake()
         except AdapterhubError:
             _log.exception("entry %d of %s is not yet announced to webhooks", seq, name)
 

@@ -80,7 +80,10 @@ def outcomes(hub: Running, folder: Path) -> dict[str, tuple[str, str]]:
         elif _INFERENCE in name or name in _WAITING | _OF_CLIENT:
             found[name] = ELSEWHERE, ""
         else:
-            found[name] = _outcome(api, name, _repository(api, f"team/a{number}", folder / str(number)), folder / str(number))
+            repository = _repository(api, f"team/a{number}", folder / str(number))
+            if "discussion" in name or "pull_request" in name:
+                api.upload_file(path_or_fileobj=b"# New\n", path_in_repo="README.md", repo_id=repository, create_pr=True)
+            found[name] = _outcome(api, name, repository, folder / str(number))
     return found
 
 

@@ -9,6 +9,7 @@ from functools import wraps
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapterhub.hub.hf import proposal_changes
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
 from adapterhub.hub.hf.reading import name_of
 from adapterhub.hub.hub import Hub
@@ -41,8 +42,16 @@ def errors_in_words(name: str) -> Iterator[None]:
         raise kind(name, error.message.removeprefix(f"{name}: ")) from error
 
 
-def change_endpoint(work: FormChange, *, renames: bool = False) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint of a form that changes the name in its path, or with `renames` moves it to that of its field `to`."""
+def change_endpoint(
+    work: FormChange, *, renames: bool = False, decides: bool = False
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a form that changes the name in its path.
+
+    Args:
+        work: The change.
+        renames: Whether it moves the name to that of its field `to`.
+        decides: Whether it decides on a proposal.
+    """
 
     @wraps(work)
     async def endpoint(request: Request) -> Response:
@@ -54,6 +63,8 @@ def change_endpoint(work: FormChange, *, renames: bool = False) -> Callable[[Req
                 return redirect_to(work(page_request, worker, name, fields))
 
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
+            if decides:
+                return proposal_changes.turn(hub, name)
             return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
 
         return await answer_form(request, run, lock=lock)
