@@ -10,6 +10,8 @@
     commits.py              the commits of a repository: versions, and trees that are not adapters yet
     converted_versions.py   versions converted to other formats, each converted once
     publishing.py           how uploaded files become versions
+    proposals.py            commits that others propose, and the room that they may take
+    file_differences.py     what differs between two trees of files
     renames.py              renaming a repository
     mirror.py               fetching adapters of another hub on demand
     mirror_origin.py        the upstream's commits behind mirrored versions

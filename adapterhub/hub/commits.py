@@ -17,7 +17,15 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.ref import LATEST, Ref, RefError, is_name
-from adapterhub.registry.repository_records import MAIN, CommitRecord, Repository, commit_id, head_of
+from adapterhub.registry.repository_records import (
+    MAIN,
+    OPEN,
+    CommitRecord,
+    Repository,
+    commit_id,
+    head_of,
+    open_proposals,
+)
 from adapterhub.registry.version_lookup import find_exact_row
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -27,6 +35,8 @@ from .aliases import Alias
 from .workers import MAX_CACHED_FILES, Worker
 
 HEAD = "HEAD"
+PROPOSALS = "refs/pr/"
+"""What the revisions of proposals begin with; their number follows."""
 MayRead = Callable[[str, Repository | None], bool]
 """Returns whether a client may see a repository: called with its name, and its state or None if it has none."""
 _MAX_REMEMBERED = 2_000  # repositories kept in memory per thread, and commits of each
@@ -217,6 +227,8 @@ def _find_uncached(worker: Worker, view: View, revision: str) -> Commit:
         return by_id(worker, view, head)
     if branch == MAIN:
         return version_commit(worker, view, view.newest) if view.newest else EMPTY
+    if revision.startswith(PROPOSALS):
+        return by_id(worker, view, _proposed_commit(view, revision))
     # A branch of that name was found above: an id comes second.
     if is_hex(branch, 40):
         return by_id(worker, view, branch)
@@ -227,6 +239,17 @@ def _find_uncached(worker: Worker, view: View, revision: str) -> Commit:
         return version_commit(worker, view, worker.registry.row(Ref.parse(f"{view.name}{text}")))
     except RefError as error:
         raise NotFoundError(f"{view.name}:{revision}", "no such revision") from error
+
+
+def _proposed_commit(view: View, revision: str) -> str:
+    """Return the id of the commit that a proposal is, or has become."""
+    proposals = {} if view.frozen or view.repository is None else view.repository.proposals
+    proposal = proposals.get(revision.removeprefix(PROPOSALS))
+    if proposal is None:
+        raise NotFoundError(f"{view.name}:{revision}", "no such proposal")
+    if proposal.state != OPEN and not proposal.became:
+        raise NotFoundError(f"{view.name}:{revision}", f"was {proposal.state}, and its files are gone")
+    return proposal.became or proposal.commit
 
 
 def by_id(worker: Worker, view: View, ident: str) -> Commit:
@@ -322,9 +345,11 @@ class _Log:
     @cached_property
     def _others(self) -> list[tuple[str, str]]:
         """Time and id of the commits that are no version's first, the oldest first."""
-        versions = {commit_id(digest) for digest in queries.digests(self._worker.registry.index, self._view.name)}
+        left_out = {commit_id(digest) for digest in queries.digests(self._worker.registry.index, self._view.name)}
+        # Proposals are on no branch.
+        left_out.update(proposal.commit for proposal in open_proposals(self._repository).values())
         records = ((ident, self._worker.repositories.commit(self._repository, ident)) for ident in self._repository.commits)
-        return sorted((record.time, ident) for ident, record in records if record and ident not in versions)
+        return sorted((record.time, ident) for ident, record in records if record and ident not in left_out)
 
 
 def branches(view: View) -> dict[str, str]:

@@ -24,7 +24,7 @@ from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases, gates, publishing, renames, request_context
+from . import aliases, gates, proposals, publishing, renames, request_context
 from .access_control import Access
 from .accounts import access_tokens, accounts
 from .accounts.access_tokens import Identity
@@ -181,6 +181,7 @@ class Hub:
         self.quotas.expire()
         self.downloads.write()
         self.read_log.trim()
+        proposals.settle_all(worker, self.webhooks)
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
         self._forget_uploads(worker)

@@ -162,6 +162,13 @@ MIGRATIONS = (
     CREATE INDEX reads_name ON reads (name, time);
     CREATE INDEX reads_time ON reads (time)
     """,
+    """
+    CREATE TABLE proposals (
+        name TEXT NOT NULL, ident TEXT NOT NULL, account TEXT NOT NULL, size INTEGER NOT NULL, opened REAL NOT NULL,
+        announced INTEGER NOT NULL, closed REAL, PRIMARY KEY (name, ident)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX proposals_account ON proposals (account)
+    """,
 )
 
 

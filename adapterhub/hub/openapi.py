@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
@@ -65,9 +66,11 @@ _PATH_PARAMETERS: Mapping[str, Schema] = {
     "account": {**_NAME, "examples": ["ada"]},
     "status": _STATUS,
     "ident": {"type": "integer", "minimum": 1, "description": "A number of the list."},
+    "number": {"type": "integer", "minimum": 1, "description": "The number of a proposal."},
 }
 _TREE: Mapping[str, Schema] = {"recursive": BOOLEAN, "expand": BOOLEAN, "cursor": TEXT}
 _PAGES: Mapping[str, Schema] = {"limit": COUNT, "cursor": TEXT}
+_CREATE_PR: Mapping[str, Schema] = {"create_pr": BOOLEAN}
 _FIELD: Schema = {"type": "string", "enum": [*EXPANDABLE]}
 _MODEL_QUERY: Mapping[str, Schema] = {"blobs": BOOLEAN, "expand": list_of(_FIELD)}
 _SIGNED: Mapping[str, Schema] = {"size": COUNT, "expires": COUNT, "signature": TEXT}
@@ -107,9 +110,11 @@ def _reading(summary: str, query: Mapping[str, Schema] | None = None, *, answers
 _WITHOUT_NAMESPACE = Operation("Answer for a model of the upstream; without one, that it is not here", _MOVED, (404,))
 
 
-def _writing(summary: str, body: Mapping[str, Schema] | None = None) -> Operation:
+def _writing(
+    summary: str, body: Mapping[str, Schema] | None = None, query: Mapping[str, Schema] = MappingProxyType({})
+) -> Operation:
     """Return an operation that changes a repository."""
-    return Operation(summary, _MOVED, (*_WRITING, 412, 501), {}, body or {}, needs=LOGIN)
+    return Operation(summary, _MOVED, (*_WRITING, 412, 501), query, body or {}, needs=LOGIN)
 
 
 def _session(summary: str, status: int, *, body: bool = False, **query: Schema) -> Operation:
@@ -183,9 +188,17 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     f"POST {_REPO}/tag/{{revision}}": _writing("Tag a version", {JSON: object_of("tag", tag=TEXT, message=TEXT)}),
     f"DELETE {_REPO}/tag/{{revision}}": _writing("Remove a tag"),
     f"POST {_REPO}/preupload/{{revision}}": _writing(
-        "Ask how files are to be sent", {JSON: object_of("files", files=list_of(_OFFERED))}
+        "Ask how files are to be sent", {JSON: object_of("files", files=list_of(_OFFERED))}, _CREATE_PR
     ),
-    f"POST {_REPO}/commit/{{revision}}": _writing("Commit: a JSON document a line", {_LINES: list_of(_LINE)}),
+    f"POST {_REPO}/commit/{{revision}}": _writing(
+        "Commit, or propose a commit: a JSON document a line", {_LINES: list_of(_LINE)}, _CREATE_PR
+    ),
+    f"GET {_REPO}/discussions": _reading("List proposals", {"type": TEXT, "status": TEXT, "author": TEXT, "p": COUNT}),
+    f"GET {_REPO}/discussions/{{number}}": _reading("Tell what a proposal changes"),
+    f"POST {_REPO}/discussions/{{number}}/merge": _writing("Accept a proposal", {JSON: object_of(comment=TEXT)}),
+    f"POST {_REPO}/discussions/{{number}}/status": _writing(
+        "Close a proposal", {JSON: object_of("status", status=TEXT, comment=TEXT)}
+    ),
     f"POST {_REPO}/super-squash/{{branch}}": _writing("Make one commit of those of a branch", {JSON: object_of(message=TEXT)}),
     f"PUT {_REPO}/settings": _writing(
         "Settle who can see a repository, and whether it is gated", {JSON: object_of(**_VISIBLE, gated=_GATED)}
@@ -265,6 +278,7 @@ _XET: Mapping[str, Operation] = {
 _EXCHANGE = object_of("grant_type", grant_type=TEXT, subject_token=TEXT, subject_token_type=TEXT, resource=TEXT)
 _NAMES = "/api/adapterhub/v1/names/{namespace}/{repo}"
 _VERSION, _TAG = f"{_NAMES}/versions/{{reference}}", f"{_NAMES}/tags/{{tag}}"
+_PROPOSAL = f"{_NAMES}/proposals/{{ident}}"
 _WANTED = object_of(
     digest=TEXT, version=TEXT, files=list_of(_DIGEST), tensors=list_of(list_of({"type": ["string", "integer"]}))
 )
@@ -338,6 +352,13 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"GET {_TAG}/promotion": _reading("Tell which requirements of a tag a version meets", {"reference": TEXT}),
     f"POST {_TAG}/promotion": _changing("Point a tag at a version that meets its requirements", _PROMOTION),
     f"POST {_TAG}/rollback": _changing("Point a tag at the version it had before", _REASON),
+    f"GET {_NAMES}/proposals": _reading("List proposals, the newest first", {"state": TEXT}),
+    f"GET {_PROPOSAL}": _reading("Tell what a proposal changes, and what stands in its way"),
+    f"DELETE {_PROPOSAL}": _changing("Withdraw a proposal, as its author or who may write to the name"),
+    f"POST {_PROPOSAL}/acceptance": _changing(
+        "Make a proposal the next version, if it is still that commit", {JSON: object_of(commit=TEXT, reason=_MESSAGE)}
+    ),
+    f"POST {_PROPOSAL}/refusal": _changing("Refuse a proposal", {JSON: object_of("reason", reason=_MESSAGE)}),
     f"GET {_TAG}": _reading("Tell which version a tag is at; its digest is the ETag"),
     f"PUT {_TAG}": _changing("Point a tag at a version", {JSON: object_of("reference", reference=TEXT)}),
     f"DELETE {_TAG}": _changing("Remove a tag"),

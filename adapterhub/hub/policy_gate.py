@@ -20,6 +20,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import withdrawals
 from adapterhub_converters.errors import RefusedError
 
+from . import proposals
 from .access_control import may_write
 from .accounts.access_tokens import Identity
 from .commits import View, source_name
@@ -79,6 +80,17 @@ class PolicyGate:
                 if may_write(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
                     return
             _raise(refusal)
+
+    def check_proposal(self, identity: Identity | None, view: View, ident: str) -> None:
+        """Raise RefusedError for a commit that somebody has proposed, which no policy has allowed yet.
+
+        Only the one who proposed it gets its files, and who may write to the repository.
+        """
+        if self._policy is None or may_write(identity, view.name):
+            return
+        if not proposals.can_read(view, ident, identity.account if identity else ""):
+            problem = "is a proposal, and under the policy of this hub only its author and maintainers get the files of one"
+            raise RefusedError(f"{view.name}@{ident}", problem, "Wait until it is accepted")
 
     def check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
         """Raise RefusedError for a blob that a repository has only in versions that were withdrawn."""

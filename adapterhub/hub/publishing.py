@@ -21,12 +21,13 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, Descriptor, Manifest
 from adapterhub.manifest.package_files import SIGNATURE, Listing, check_file, check_names, check_paths
 from adapterhub.project.policy import Policy
+from adapterhub.project.policy_rules import VersionFacts
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.repository_records import OtherManifest, with_manifest
 from adapterhub.registry.signature_policy import LIMIT, is_about
 from adapterhub.registry.signature_policy import check as check_signed
-from adapterhub.registry.version_facts import read_parent, stored_facts
+from adapterhub.registry.version_facts import first_problem, read_parent, stored_facts
 from adapterhub.registry.version_lookup import Version
 from adapterhub.remotes.oci import referrers
 from adapterhub.store.export import linked_folder
@@ -230,6 +231,32 @@ def publish_tree(
             # The blobs must be durable before the log entry that refers to them.
             registry.store.sync_blobs()
             return registry.push_manifest(oci, Ref(name), expect=expect, tags=tags, message=message)
+
+
+def check_proposed(
+    registry: Registry, name: str, files: Files, *, policy: Policy | None, staged: Mapping[Digest, Path] = NO_FILES
+) -> str:
+    """Check a tree as a push would; return why the policy would refuse it now, empty if it would not.
+
+    Raises:
+        RefusedError: The check finds errors.
+    """
+    from adapterhub.registry import packaging
+
+    with _linked_folder(registry, files, name, staged) as folder, _errors_naming(folder, name):
+        package = packaging.package(folder, location=name, file_list=Listing(tuple(sorted(files))))
+        files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
+        manifest, raw = package.draft.finalize(files_to_store)
+        files_to_store[ADAPTER_JSON] = sha256_bytes(raw), len(raw)
+        oci = oci_manifest.assemble(files_to_store, manifest)
+        try:
+            read = partial(read_parent, registry.store)
+            facts = VersionFacts(oci.files_size, read_parent=read, find_problem=partial(first_problem, folder, [*files]))
+            packaging.check_manifest(policy, manifest, name, facts)
+            check_signed(policy, oci, lambda: (), name=name, location=name)
+        except AdapterhubError as refusal:
+            return str(refusal)
+    return ""
 
 
 def publish_manifest(

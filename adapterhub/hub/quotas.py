@@ -12,6 +12,9 @@ namespace are no larger together than what it may hold.
 Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace. Each change writes a document anew, and
 those before it count as long as a gc may leave them. A second MiB is for small ones, such as of who may see a repository: they
 are not refused to a namespace that is full.
+
+What an account uploads for proposals counts in a scope of its own (`proposal_scope`), which has limits like a namespace, with
+the files of the account's open proposals. Those count in the namespace too.
 """
 
 from __future__ import annotations
@@ -37,7 +40,14 @@ _MAX_COUNTS = 100  # namespaces whose count is kept in memory
 _REPLACED_SECONDS = 50 * 3600.0  # for which a replaced document counts: a gc a day, after a day of grace
 _FREE_RECORDS = 1 << 20  # bytes of documents and logs of a namespace that do not count
 _SMALL_RECORD = 8 << 10  # bytes of a document for which there is a second MiB
+_SCOPE = "~"  # what the scopes of proposals begin with: no namespace does
+_MAX_PROPOSED_BYTES, _MAX_PROPOSED_FILES = 4 << 30, 2_000  # of an account: its uploads for proposals, and those that are open
 _MAX_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
+
+
+def proposal_scope(account: str, name: str) -> str:
+    """Return the name under which uploads of an account count that are for proposals to a repository."""
+    return f"{_SCOPE}{account}/{name}"
 
 
 class Quotas:
@@ -45,9 +55,14 @@ class Quotas:
 
     def __init__(self, database: HubDatabase, namespace_settings: Callable[[str], Namespace]) -> None:
         self._database = database
-        self._settings_of = namespace_settings
+        self._namespace_settings = namespace_settings
         self._counts: dict[str, tuple[float, dict[Digest, int], dict[str, int]]] = {}
         self._lock = threading.Lock()
+
+    def _settings_of(self, namespace: str) -> Namespace:
+        if namespace.startswith(_SCOPE):
+            return Namespace(namespace, max_bytes=_MAX_PROPOSED_BYTES, max_files=_MAX_PROPOSED_FILES)
+        return self._namespace_settings(namespace)
 
     def check(
         self,
@@ -231,7 +246,11 @@ class Quotas:
         # "0" follows "/".
         sql = "SELECT id, name, size FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND spent = 0"
         rows = self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())
-        return sum(size for ident, name, size in rows if ident not in except_uploads and name not in except_uploads)
+        total: int = sum(size for ident, name, size in rows if ident not in except_uploads and name not in except_uploads)
+        if limits.name.startswith(_SCOPE):
+            sql = "SELECT size FROM proposals WHERE account = ?"
+            total += sum(size for (size,) in self._database.select(sql, limits.name.removeprefix(_SCOPE)))
+        return total
 
     def _count(self, worker: Worker, namespace: str) -> tuple[dict[Digest, int], dict[str, int]]:
         """Return the files of a namespace, digest to bytes, and the bytes of documents and logs by name."""
@@ -301,10 +320,14 @@ def _check(
     if not sizes:
         return
     used, added = _used(counted, records) + arriving, sum(sizes)
+    hint = "Remove versions, or ask for a larger quota"
+    if limits.name.startswith(_SCOPE):
+        hint = "Withdraw a proposal, or wait two days until uploads for others are forgotten"
+        limits = replace(limits, name=f"proposals of {limits.name.removeprefix(_SCOPE)}")
     if limits.max_bytes is not None and used + added > limits.max_bytes:
         uploads = f" ({arriving:,} of them in uploads that are open)" if arriving else ""
         problem = f"may hold {limits.max_bytes:,} bytes, holds {used:,}{uploads}, and {added:,} more were to come"
-        raise RefusedError(limits.name, problem, "Remove versions, or ask for a larger quota", code="quota")
+        raise RefusedError(limits.name, problem, hint, code="quota")
     if files and limits.max_files is not None and len(counted) + len(sizes) > limits.max_files:
         problem = f"may hold {limits.max_files:,} files, holds {len(counted):,}, and {len(sizes):,} more were to come"
-        raise RefusedError(limits.name, problem, "Remove versions, or ask for a larger quota", code="quota")
+        raise RefusedError(limits.name, problem, hint, code="quota")

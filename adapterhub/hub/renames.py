@@ -120,7 +120,7 @@ def _finish_rename(worker: Worker, old: str, new: str) -> None:
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:
-    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, downloads, stars, its gate, and its publishers.
+    """Rename a repository in hub.db: unused uploads, proposals, pins of a mirror, downloads, stars, its gate, its publishers.
 
     A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
@@ -135,6 +135,7 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
         stars.rename(database, old, new)
         gates.copy(database, old, new)  # once more: another process may have gated the old name before it led here
         gates.remove(database, old)
+        database.execute("UPDATE proposals SET name = ? WHERE name = ?", new, old)
         mirror_origin.copy_pins(database, old, new)
         if old.partition("/")[0] == new.partition("/")[0]:
             database.execute("UPDATE publishers SET scope = ? WHERE scope = ?", new, old)

@@ -167,16 +167,28 @@ class Webhooks:
 
     def announce_event(self, name: str, event: str, about: Mapping[str, object]) -> None:
         """Queue an event about a name that is not in its log. An error here is only logged, as above."""
-        database, namespace = self._database, name.partition("/")[0]
-        body = json.dumps({"event": event, "name": name, "time": now(), **about})
-        sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"
         try:
-            for (ident,) in database.select("SELECT id FROM webhooks WHERE namespace = ?", namespace):
-                with database.transaction():
-                    database.execute(sql, ident, event, body, self._clock())
-                    database.execute(_DELETE_OLDEST, ident, ident, _MAX_EVENTS)
+            with self._database.transaction():
+                self.queue_event(name, {"event": event, "name": name, "time": now(), **about})
         except AdapterhubError:
             _log.exception("%s of %s is not announced to webhooks", event, name)
+        self.wake()
+
+    def queue_event(self, name: str, payload: Mapping[str, object]) -> None:
+        """Queue an event about a name, within a transaction."""
+        sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"
+        for ident, since in self._database.select("SELECT id, since FROM webhooks WHERE namespace = ?", name.partition("/")[0]):
+            if str(payload["time"]) >= since:
+                self._database.execute(sql, ident, str(payload["event"]), json.dumps(payload), self._clock())
+                self._database.execute(_DELETE_OLDEST, ident, ident, _MAX_EVENTS)
+
+    def wake(self) -> None:
+        """Send due events at once, rather than with the next look for some."""
+        if self._loop:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop is closed: the hub is shutting down, and the next one sends the event
+                self._loop.call_soon_threadsafe(self._new.set)
 
     def catch_up(self, names_in: Callable[[str], Iterable[LogState]]) -> None:
         """Announce moves made by killed processes, or by programs that announce nothing.
@@ -194,11 +206,8 @@ class Webhooks:
 
     def _announce(self, name: str, seq: int) -> None:
         try:
-            if self._add_rows(name, seq) and self._loop:
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the loop is closed: the hub is shutting down, and the next one sends the event
-                    self._loop.call_soon_threadsafe(self._new.set)
+            if self._add_rows(name, seq):
+                self.wake()
         except AdapterhubError:
             _log.exception("entry %d of %s is not yet announced to webhooks", seq, name)
 

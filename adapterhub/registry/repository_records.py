@@ -31,8 +31,11 @@ from .paged_mapping import Pages
 from .registry import Registry
 
 MAIN = "main"
-_VERSION, _PAGED_VERSION = 1, 2  # of documents, and of those of repositories with pages
-_PAGED = ("commits", "manifests")
+# Of documents, of those of repositories with pages, and of those with proposals, which an earlier release would drop.
+_VERSION, _PAGED_VERSION, _PROPOSALS_VERSION = 1, 2, 3
+_PAGED = ("commits", "manifests", "proposals")
+OPEN, ACCEPTED, REFUSED, WITHDRAWN = "open", "accepted", "refused", "withdrawn"
+"""States of a proposal."""
 ENTRY_SIZE = 512
 """Bytes that an entry of a log is counted as."""
 
@@ -68,6 +71,34 @@ class BranchHead:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposal:
+    """A commit that somebody has proposed for `main`.
+
+    Attributes:
+        commit: The id of the commit, which the repository keeps while the proposal is open.
+        author: The account that has opened it.
+        opened: ISO 8601 in UTC.
+        objection: Why the policy would have refused it when it was opened; empty if it would not.
+        state: One of OPEN, ACCEPTED, REFUSED, WITHDRAWN.
+        closed_by: The account that has closed it; empty while it is open, as all that follow.
+        closed: ISO 8601 in UTC.
+        reason: Why.
+        became: The id of the commit on `main` that it became.
+    """
+
+    commit: str
+    author: str
+    title: str
+    opened: str
+    objection: str = ""
+    state: str = OPEN
+    closed_by: str = ""
+    closed: str = ""
+    reason: str = ""
+    became: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Repository:
     """The state of a repository.
 
@@ -78,6 +109,7 @@ class Repository:
         commits: Commit id, 40 hexadecimal digits, to the digest of its document; oldest first.
         manifests: Manifests that are not versions, by digest.
         tags: Tags of those manifests, to the digest (sha256 or sha512) that each tag was set with.
+        proposals: Proposals by their number as a text, oldest first.
         moved_to: The name it was moved to; empty if it was not moved.
         moved_from: The name it is being moved from; empty otherwise. It is invisible until that name redirects here.
         pages: What its document has in pages, by the name of the field; those of an earlier state while it is changed.
@@ -89,6 +121,7 @@ class Repository:
     commits: Mapping[str, Digest] = field(default_factory=dict)
     manifests: Mapping[Digest, OtherManifest] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    proposals: Mapping[str, Proposal] = field(default_factory=dict)
     moved_to: str = ""
     moved_from: str = ""
     pages: Mapping[str, Pages] = field(default_factory=dict, compare=False, repr=False)
@@ -101,18 +134,20 @@ class Repository:
     def dump(self, before: Repository | None) -> tuple[bytes, Repository, dict[Digest, bytes]]:
         """Return the document, the repository with its pages, and the blobs of these that the state before does not have."""
         before = before or Repository()
-        commit_pages, manifest_pages = (before.pages.get(name, Pages()) for name in _PAGED)
+        commit_pages, manifest_pages, proposal_pages = (before.pages.get(name, Pages()) for name in _PAGED)
         splits = {
             "commits": paged_mapping.split(self.commits, before.commits, commit_pages),
             "manifests": paged_mapping.split(self.manifests, before.manifests, manifest_pages, asdict),
+            "proposals": paged_mapping.split(self.proposals, before.proposals, proposal_pages, asdict),
         }
         pages = {name: split_mapping.pages for name, split_mapping in splits.items()}
-        document = asdict(replace(self, commits={}, manifests={}, pages={}))
+        document = asdict(replace(self, commits={}, manifests={}, proposals={}, pages={}))
         document |= {name: split_mapping.rest for name, split_mapping in splits.items()}
         document["pages"] = {name: field_pages.last for name, field_pages in pages.items() if field_pages.last}
         new_blobs = {digest: raw for split_mapping in splits.values() for digest, raw in split_mapping.new_blobs.items()}
         is_divided = any(field_pages.blobs for field_pages in pages.values())
-        raw = _dump_document(document, version=_PAGED_VERSION if is_divided else _VERSION)
+        version = _PROPOSALS_VERSION if self.proposals else _PAGED_VERSION if is_divided else _VERSION
+        raw = _dump_document(document, version=version)
         return raw, replace(self, pages=pages), new_blobs
 
     @property
@@ -123,7 +158,7 @@ class Repository:
     @classmethod
     def parse(cls, raw: bytes, location: str, read: Callable[[Digest], bytes]) -> Repository:
         """Parse a document whose pages `read` returns; FormatError if it is not that of a repository."""
-        document = _parse_document(raw, location, _PAGED_VERSION)
+        document = {"proposals": {}, **_parse_document(raw, location, _PROPOSALS_VERSION)}
         try:
             last_pages, pages = dict(document.get("pages", {})), {}
             for name in _PAGED:
@@ -149,6 +184,9 @@ class Repository:
                     for key, manifest in document["manifests"].items()
                 },
                 tags={str(tag): str(digest) for tag, digest in document["tags"].items()},
+                proposals={
+                    str(int(number)): _parse_proposal(proposal, location) for number, proposal in document["proposals"].items()
+                },
                 moved_to=str(document["moved_to"]),
                 moved_from=str(document.get("moved_from", "")),
             )
@@ -418,6 +456,12 @@ def without_manifest(repository: Repository, digest: Digest, sha512: str = "") -
     return replace(repository, manifests=manifests, tags=tags)
 
 
+def open_proposals(repository: Repository | None) -> dict[str, Proposal]:
+    """Return the open proposals of a repository by their numbers."""
+    proposals = repository.proposals if repository else {}
+    return {number: proposal for number, proposal in proposals.items() if proposal.state == OPEN}
+
+
 def without_tags(repository: Repository, tags: Collection[str]) -> Repository:
     """Return the repository without some tags of manifests that are not versions."""
     return replace(repository, tags={tag: digest for tag, digest in repository.tags.items() if tag not in tags})
@@ -430,6 +474,15 @@ def _parse_manifest(document: Any, location: str) -> OtherManifest:
     return OtherManifest(
         str(document["media_type"]), int(document["size"]), str(document["artifact_type"]), subject, annotations, blobs
     )
+
+
+def _parse_proposal(document: Any, location: str) -> Proposal:
+    texts = {key: str(document[key]) for key in ("author", "title", "opened", "objection", "closed_by", "closed", "reason")}
+    state = document["state"]
+    if state not in (OPEN, ACCEPTED, REFUSED, WITHDRAWN):
+        raise FormatError(location, f"{str(state)[:40]!r} is not the state of a proposal")
+    became = _parse_commit_id(document["became"], location) if document["became"] else ""
+    return Proposal(_parse_commit_id(document["commit"], location), state=state, became=became, **texts)
 
 
 def _require_list(value: Any) -> Iterable[Any]:
@@ -447,7 +500,7 @@ def _parse_commit_id(text: Any, location: str) -> str:
 def _dump_document(document: dict[str, Any], version: int = _VERSION) -> bytes:
     document = {"version": version, **document}
     # Older documents lack these fields: leaving them out keeps their bytes, and with them their digests, unchanged.
-    for name in ("moved_from", "pages"):
+    for name in ("moved_from", "pages", "proposals"):
         if not document.get(name, "-"):
             del document[name]
     # Always in the same form, so that the same state has the same digest.

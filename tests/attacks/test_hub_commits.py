@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub import commits
-from adapterhub.hub.hf import reading, writing
+from adapterhub.hub.hf import commit_requests, reading
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.workers import MAX_CACHED_FILES, Worker
 from adapterhub.maintenance import gc
@@ -35,7 +35,7 @@ def line(kind: str, **value: object) -> bytes:
 
 @pytest.mark.parametrize("kind", ["deletedFile", "deletedFolder"])
 def test_endless_paths_are_refused(red: Tenant, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(writing, "MAX_FILES", 100)
+    monkeypatch.setattr(commit_requests, "MAX_FILES", 100)
     assert red.send("open", b"".join(line(kind, path=f"f{n}") for n in range(100))).status_code == 200
     answer = red.send("open", b"".join(line(kind, path=f"f{n}") for n in range(5000)))
     assert (answer.status_code, answer.json()["error"]) == (400, "red/open: more than 100 files")
@@ -74,7 +74,7 @@ def test_commits_that_take_minutes_to_be_listed_are_refused_until_they_are_squas
     red: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand commits of 10,000 files each, made one file at a time, took a reader of their list 42 s and 3 GB."""
-    monkeypatch.setattr(writing, "_MAX_HISTORY", 100_000)
+    monkeypatch.setattr(commit_requests, "_MAX_HISTORY", 100_000)
     assert red.commit("open", {f"{n}.txt": b"" for n in range(100)}).ok
     answers = [red.commit("open", {"README.md": str(n).encode()}) for n in range(20)]
     assert {answer.status_code for answer in answers} == {200, 400}
@@ -103,7 +103,7 @@ def test_a_page_of_commits_reads_those_of_the_page(red: Tenant, monkeypatch: pyt
 
 
 def test_a_commit_of_endless_lines_is_refused(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_MAX_LINES", 20)
+    monkeypatch.setattr(commit_requests, "_MAX_LINES", 20)
     answer = red.send("open", line("header", summary="x") * 30)
     assert answer.status_code == 400
     assert answer.json()["error"] == "commit: more than 20 lines. Make several commits"

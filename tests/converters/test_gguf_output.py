@@ -13,7 +13,7 @@ from adapterhub_converters.containers.gguf_output import QuantizedTensor
 from adapterhub_converters.containers.gguf_types import ALIGNMENT, MetadataValue, string_value, u32_value
 
 METADATA = {"general.type": string_value("adapter"), "general.count": u32_value(3)}
-TENSORS = {"a": np.arange(5, dtype=np.float32), "b": np.ones((2, 3), np.float16)}
+TENSORS: dict[str, np.ndarray | QuantizedTensor] = {"a": np.arange(5, dtype=np.float32), "b": np.ones((2, 3), np.float16)}
 
 
 def test_a_file_has_just_these_keys_and_tensors_and_the_same_bytes_each_time(tmp_path: Path) -> None:

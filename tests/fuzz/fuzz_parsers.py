@@ -45,7 +45,7 @@ with watched():
     from adapterhub.checks.scan.scanned_file import ScannedFile
     from adapterhub.http import urls
     from adapterhub.hub import blob_response as hub_blobs
-    from adapterhub.hub.hf import lfs, writing
+    from adapterhub.hub.hf import commit_requests, lfs
     from adapterhub.hub.oci import any_manifest as oci_documents
     from adapterhub.hub.oci.oci_errors import OciError
     from adapterhub.hub.xet import xet_formats as xet
@@ -184,12 +184,12 @@ def _commit(data: bytes) -> None:
             yield data[at : at + 1000]
 
     async def lines() -> list[bytes]:
-        return [line async for line in writing._lines(body())]
+        return [line async for line in commit_requests._lines(body())]
 
     for line in asyncio.run(lines()):
         document = json_file.parse_object(line, "x")
         if document.get("key") == "lfsFile" and isinstance(document.get("value"), dict):
-            writing._lfs_file(str(document["value"].get("path")), document["value"])
+            commit_requests._lfs_file(str(document["value"].get("path")), document["value"])
 
 
 def _lfs_batch(data: bytes) -> None:

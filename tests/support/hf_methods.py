@@ -94,6 +94,8 @@ def outcomes(hub: Running, folder: Path) -> dict[str, tuple[str, str]]:
             repository = _repository(api, f"team/a{number}", folder / str(number))
             if "access" in name or "like" in name:
                 _prepare(hub, repository, _STATUS.get(name, ""))
+            if "discussion" in name or "pull_request" in name:
+                api.upload_file(path_or_fileobj=b"# New\n", path_in_repo="README.md", repo_id=repository, create_pr=True)
             found[name] = _outcome(api, name, repository, folder / str(number))
     return found
 

@@ -16,9 +16,10 @@ from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.api.name_changes import check_writer
 from adapterhub.hub.commits import Commit
+from adapterhub.hub.hf.commit_requests import Changes
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
 from adapterhub.hub.hf.reading import name_of
-from adapterhub.hub.hf.writing import Changes, commit_in_turn
+from adapterhub.hub.hf.writing import commit_in_turn
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.web.adapter_settings import CARD, MAX_CARD, UploadedPage, card_page

@@ -9,6 +9,7 @@ from functools import wraps
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapterhub.hub.hf import proposal_changes
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
 from adapterhub.hub.hf.reading import name_of
 from adapterhub.hub.hub import Hub
@@ -42,11 +43,15 @@ def errors_in_words(name: str) -> Iterator[None]:
 
 
 def change_endpoint(
-    work: FormChange, *, renames: bool = False, limit: int = MAX_FORM
+    work: FormChange, *, renames: bool = False, decides: bool = False, limit: int = MAX_FORM
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint of a form of `limit` bytes that changes the name in its path.
+    """Return the endpoint of a form that changes the name in its path.
 
-    `renames`: It moves the name to that of its field `to`.
+    Args:
+        work: The change.
+        renames: Whether it moves the name to that of its field `to`.
+        decides: Whether it decides on a proposal.
+        limit: Bytes of the form.
     """
 
     @wraps(work)
@@ -59,6 +64,8 @@ def change_endpoint(
                 return redirect_to(work(page_request, worker, name, fields))
 
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
+            if decides:
+                return proposal_changes.turn(hub, name)
             return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
 
         return await answer_form(request, run, lock=lock, limit=limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import file_forms, name_forms, release_forms
+from . import file_forms, name_forms, proposal_forms, release_forms
 from .form_endpoint import change_endpoint
 
 _NAME = "/-/adapters/{namespace}/{repo}"
@@ -25,6 +25,11 @@ _CHANGES = {
     "rollback": release_forms.rollback,
     "withdraw": release_forms.withdraw,
 }
+_DECISIONS = {
+    "accept-proposal": proposal_forms.accept_proposal,
+    "refuse-proposal": proposal_forms.refuse_proposal,
+    "withdraw-proposal": proposal_forms.withdraw_proposal,
+}
 
 
 def routes() -> list[BaseRoute]:
@@ -32,6 +37,10 @@ def routes() -> list[BaseRoute]:
     return [
         *(Route(f"{_NAME}/{action}", change_endpoint(work), methods=["POST"]) for action, work in _CHANGES.items()),
         Route(f"{_NAME}/gate", change_endpoint(name_forms.set_gate, limit=name_forms.MAX_GATE_FORM), methods=["POST"]),
+        *(
+            Route(f"{_NAME}/{action}", change_endpoint(work, decides=True), methods=["POST"])
+            for action, work in _DECISIONS.items()
+        ),
         Route(f"{_NAME}/rename", change_endpoint(name_forms.rename, renames=True), methods=["POST"]),
         Route(f"{_NAME}/card", file_forms.commit_card, methods=["POST"]),
         Route(f"{_NAME}/upload", file_forms.upload_files, methods=["POST"]),

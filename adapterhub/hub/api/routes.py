@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import administration, changing, gate, namespaces, own_account, reading, releasing
+from . import administration, changing, gate, namespaces, own_account, proposing, reading, releasing
 from .api_requests import PREFIX, Handler, endpoint_of
 
 _NAME = f"{PREFIX}/names/{{namespace}}/{{repo}}"
 _VERSION = f"{_NAME}/versions/{{reference}}"
 _TAG = f"{_NAME}/tags/{{tag}}"
+_PROPOSAL = f"{_NAME}/proposals/{{ident}}"
 _TOKENS, _ACCOUNT, _SPACE = f"{PREFIX}/account/tokens", f"{PREFIX}/accounts/{{account}}", f"{PREFIX}/namespaces/{{namespace}}"
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/adapterhub", reading.about),
@@ -41,6 +42,11 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_TAG}/promotion", releasing.assess),
     ("POST", f"{_TAG}/promotion", releasing.promote),
     ("POST", f"{_TAG}/rollback", releasing.rollback),
+    ("GET", f"{_NAME}/proposals", proposing.proposals_of),
+    ("GET", _PROPOSAL, proposing.proposal),
+    ("DELETE", _PROPOSAL, proposing.withdraw),
+    ("POST", f"{_PROPOSAL}/acceptance", proposing.accept),
+    ("POST", f"{_PROPOSAL}/refusal", proposing.refuse),
     ("GET", _TAG, reading.tag),
     ("PUT", _TAG, changing.put_tag),
     ("DELETE", _TAG, changing.delete_tag),

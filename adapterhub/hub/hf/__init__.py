@@ -4,7 +4,11 @@ routes.py          the routes, by method and path
 hf_errors.py       error responses as clients of the Hub read them
 api_documents.py   repositories, commits and files as JSON
 reading.py         reading repositories, files and refs
+commit_requests.py what a commit asks for
 writing.py         committing files
+proposing.py       commits that are only proposed
+proposal_changes.py  accepting, refusing and withdrawing them
+discussions.py     proposals as pull requests of the Hub
 repositories.py    creating, renaming and deleting repositories, branches and tags
 lfs.py             large files through git-lfs' batch API
 headers.py         the headers of safetensors files

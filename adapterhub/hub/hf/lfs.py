@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, is_hex
-from adapterhub.hub import commits
+from adapterhub.hub import commits, proposals
 from adapterhub.hub.access_control import may_write
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.quotas import proposal_scope
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
@@ -34,6 +35,7 @@ from .reading import name_of, visible_view
 from .repositories import read_document
 
 UPLOAD, DOWNLOAD = "upload", "download"
+_PROPOSE = "propose"  # an upload for a proposal
 MEDIA_TYPE = "application/vnd.git-lfs+json"
 _MAX_OBJECTS, _MAX_BATCH = 1000, 1 << 20  # objects in a batch, and its bytes
 _LIFETIME = 3600  # seconds in which an address is valid: an upload must start by then, but may end later
@@ -50,24 +52,26 @@ async def batch(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> list[tuple[int | None, str]]:
         view = visible_view(hub, worker, identity, name)
-        if uploading:
-            hub.access.check_write(identity, name)
-            hub.quotas.check(worker, name, dict(objects), except_uploads=[name])
+        counted_name = proposals.upload_name(hub.access, identity, name) if uploading else name
+        for checked_name in {name, counted_name} if uploading else ():
+            hub.quotas.check(worker, checked_name, dict(objects), except_uploads=[checked_name])
         # Only what this repository has: otherwise the response would reveal blobs of others.
-        sizes = [hub.blob_size(worker, view, name, digest, uploads=may_write(identity, name)) for digest, _ in objects]
+        has_uploads = uploading or may_write(identity, name)
+        sizes = [hub.blob_size(worker, view, counted_name, digest, uploads=has_uploads) for digest, _ in objects]
         hub.record_uploads(
-            name,
+            counted_name,
             [digest for (digest, size), stored_size in zip(objects, sizes, strict=True) if uploading and stored_size == size],
         )
         return [(size, _refusal(hub, worker, identity, view, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
 
     results = await hub.workers.run(work)
     url, token_id = hub.url(request), identity.token if identity else 0
+    signed_for = _PROPOSE if uploading and not may_write(identity, name) else operation
     answers = []
     for (digest, size), (stored_size, refusal) in zip(objects, results, strict=True):
         href = (
             f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?"
-            f"{urlencode(_signed_query(hub, token_id, operation, name, (digest, size)))}"
+            f"{urlencode(_signed_query(hub, token_id, signed_for, name, (digest, size)))}"
         )
         limit = hub.settings.max_file
         answers.append(
@@ -127,22 +131,24 @@ def _signature(hub: Hub, *fields: str) -> str:
     return hmac.new(hub.secret, "\n".join(fields).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
-def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int]:
-    """Return the repository, digest and size in a signed address.
+def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int, str]:
+    """Return the repository, digest and size in a signed address, and the operation that it was signed for.
 
     Raises:
         AnswerError: 403, if this hub did not sign it for this operation, or it has expired.
     """
     name, oid, query = name_of(request), request.path_params["oid"], request.query_params
     size, expires, token_id = (query.get(key, "") for key in ("size", "expires", "token"))
-    is_valid = hmac.compare_digest(
-        _signature(hub, operation, name, f"sha256:{oid}", size, expires, token_id).encode(),
-        query.get("signature", "").encode("utf-8", "replace"),
-    )
+    sent = query.get("signature", "").encode("utf-8", "replace")
+    operations = [
+        signed_for
+        for signed_for in ((UPLOAD, _PROPOSE) if operation == UPLOAD else (operation,))
+        if hmac.compare_digest(_signature(hub, signed_for, name, f"sha256:{oid}", size, expires, token_id).encode(), sent)
+    ]
     # The signature is checked first, so `expires` and `token_id` are numbers of ours.
-    if not is_valid or int(expires) < time.time() or not _may_still(hub, operation, name, int(token_id)):
+    if not operations or int(expires) < time.time() or not _may_still(hub, operations[0], name, int(token_id)):
         raise ResponseError(403, "", f"this address is not valid any more for this {operation}; begin again")
-    return name, f"sha256:{oid}", int(size)
+    return name, f"sha256:{oid}", int(size), operations[0]
 
 
 def _may_still(hub: Hub, operation: str, name: str, token_id: int) -> bool:
@@ -150,30 +156,45 @@ def _may_still(hub: Hub, operation: str, name: str, token_id: int) -> bool:
     if not token_id:
         return operation == DOWNLOAD
     identity = hub.access.identity_behind(token_id)
-    return identity is not None and (operation == DOWNLOAD or may_write(identity, name))
+    return identity is not None and (operation != UPLOAD or may_write(identity, name))
+
+
+async def _counted_name(hub: Hub, request: Request, name: str, operation: str) -> str:
+    """Return the name under which an upload counts; who proposes something has to see the repository still."""
+    if operation == UPLOAD:
+        return name
+    identity = hub.access.identity_behind(int(request.query_params["token"]))
+    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
+    return proposal_scope(identity.account if identity else "", name)
 
 
 async def put(hub: Hub, request: Request) -> Response:
     """PUT /lfs/{id}/{oid}: receive the bytes of a file."""
-    name, digest, size = _checked_address(hub, request, UPLOAD)
+    name, digest, size, operation = _checked_address(hub, request, UPLOAD)
     length = request.headers.get("content-length", "")
     # Refuse before reading: the announced size is signed into the address.
     if length not in ("", str(size)):
         return error_response(400, f"{length} bytes are announced, and {size} were to be sent")
-    await hub.uploads.receive(name, stream_body(request, size), digest, size)
+    counted_name = await _counted_name(hub, request, name, operation)
+    await hub.uploads.receive(counted_name, stream_body(request, size), digest, size)
     return Response(status_code=200)
 
 
 async def verify(hub: Hub, request: Request) -> Response:
     """POST /lfs/{id}/{oid}: whether a file has arrived. Some clients never ask, so the commit checks again."""
-    name, digest, size = _checked_address(hub, request, UPLOAD)
-    stored_size = await hub.workers.run(lambda worker: hub.blob_size(worker, commits.find_view(worker, name), name, digest))
-    return JSONResponse({}) if stored_size == size else error_response(404, f"{name}: {digest} has not arrived")
+    name, digest, size, operation = _checked_address(hub, request, UPLOAD)
+    counted_name = await _counted_name(hub, request, name, operation)
+
+    def stored_size(worker: Worker) -> int | None:
+        return hub.blob_size(worker, commits.find_view(worker, name), counted_name, digest)
+
+    has_arrived = await hub.workers.run(stored_size) == size
+    return JSONResponse({}) if has_arrived else error_response(404, f"{name}: {digest} has not arrived")
 
 
 async def get(hub: Hub, request: Request) -> Any:
     """GET /lfs/{id}/{oid}: for git-lfs, as long as the client may still see the repository and the file is still let out."""
-    name, digest, size = _checked_address(hub, request, DOWNLOAD)
+    name, digest, size, _ = _checked_address(hub, request, DOWNLOAD)
     if not await hub.workers.read(hub.store.has_blob, digest, size):
         return error_response(404, f"{name}: {digest} is not here any more")
     token_id = int(request.query_params["token"])

@@ -16,7 +16,7 @@ from adapterhub.digest import Digest
 from adapterhub.hub import commits, gates, stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
-from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.commits import PROPOSALS, Commit, View
 from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
@@ -29,6 +29,7 @@ from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
+from adapterhub.registry.repository_records import open_proposals
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -312,9 +313,17 @@ async def refs(hub: Hub, request: Request) -> Response:
         view = visible_view(hub, worker, identity, name)
         heads = [api_documents.ref_entry("heads", branch, commit) for branch, commit in commits.branches(view).items()]
         tags = [api_documents.ref_entry("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
-        return {"branches": heads, "tags": tags, "converts": [], "pullRequests": []}
+        return {"branches": heads, "tags": tags, "converts": [], "pullRequests": _proposal_refs(view)}
 
     return JSONResponse(await hub.workers.run(work))
+
+
+def _proposal_refs(view: View) -> list[dict[str, str]]:
+    numbers = open_proposals(view.repository).items()
+    return [
+        {"name": f"{PROPOSALS}{number}", "ref": f"{PROPOSALS}{number}", "targetCommit": proposal.commit}
+        for number, proposal in numbers
+    ]
 
 
 async def history(hub: Hub, request: Request) -> Response:
@@ -440,6 +449,7 @@ async def resolve(hub: Hub, request: Request) -> Any:
         if commit.row:
             hub.policy_gate.check(worker, identity, view, commit.row)
         else:
+            hub.policy_gate.check_proposal(identity, view, commit.id)
             hub.policy_gate.check_blob(worker, identity, view, file.digest)
         if request.method == "GET":
             hub.downloads.count_file(commit.row, commit.files, file.digest, range_header)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import access_requests, accounts, headers, lfs, likes, reading, repositories, upstream_reading, writing
+from . import access_requests, accounts, discussions, headers, lfs, likes, reading, repositories, upstream_reading, writing
 from .hf_errors import Handler, endpoint_of
 
 _MODEL = "/api/models/{namespace}/{repo}"
@@ -21,6 +21,8 @@ _GET: dict[str, Handler] = {
     f"{_MODEL}/tree/{{revision}}": reading.tree,
     f"{_MODEL}/tree/{{revision}}/{{path:path}}": reading.tree,
     f"{_MODEL}/refs": reading.refs,
+    f"{_MODEL}/discussions": discussions.list_discussions,
+    f"{_MODEL}/discussions/{{number}}": discussions.discussion,
     f"{_MODEL}/commits/{{revision}}": reading.history,
     f"{_MODEL}/safetensors-metadata/{{path:path}}": headers.headers,
     f"{_MODEL}/auth-check": accounts.auth_check,
@@ -47,6 +49,8 @@ _POST: dict[str, Handler] = {
     f"{_MODEL}/tag/{{revision}}": repositories.create_tag,
     f"{_MODEL}/preupload/{{revision}}": writing.preupload,
     f"{_MODEL}/commit/{{revision}}": writing.commit,
+    f"{_MODEL}/discussions/{{number}}/merge": discussions.merge,
+    f"{_MODEL}/discussions/{{number}}/status": discussions.set_status,
     f"{_MODEL}/super-squash/{{branch}}": writing.squash,
     f"{_MODEL}/like": likes.like,
     f"{_MODEL}/ask-access": access_requests.ask_access,

@@ -10,56 +10,51 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection
 from contextlib import AsyncExitStack
-from dataclasses import field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.digest import Digest, is_hex, sha256_bytes
-from adapterhub.hub import commits, publishing
+from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.hub import commits, proposals, publishing
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import Commit, View
-from adapterhub.hub.git_objects import REGULAR_LIMIT, is_lfs
+from adapterhub.hub.git_objects import is_lfs
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, check_file, check_names, divide_names
+from adapterhub.manifest.package_files import SIGNATURE, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.moves import ABSENT, now
-from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN, BranchHead, CommitRecord, Repository, commit_id
+from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id, open_proposals
 from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
-from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function, is_weights
-from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.open_file import MAX_PATH, read_bytes
+from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import ConflictError, FormatError, RefusedError, UsageError
-from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.errors import ConflictError, RefusedError, UsageError
 
+from . import proposing
+from .commit_requests import Changes, check_history, document_size, has_same_files, read_changes, with_sizes
 from .hf_errors import ResponseError
 from .reading import commit_at, path_part, visible_view
 from .repositories import identify_writer, read_document
 
-_MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
-_MAX_LINES = 4 * MAX_FILES  # of a commit: files added and removed, and its header
-_MAX_COMMIT = 1 << 30  # bytes of all lines
 _MAX_FILE_LIST = 2 << 20  # bytes of a list of files to be sent
 _DERIVED_BYTES = 8 << 10  # about those of the manifest, config, adapter.json and log entries of a version
-# Bytes of a repository's commit documents, if all were as large as the last one: listing commits reads them all.
-_MAX_HISTORY = 64 << 20
 _ATTEMPTS = 30  # of a commit: with each that fails, one of another process succeeds
-_Tree = dict[str, tuple[Digest, int]]
 
 
 async def preupload(hub: Hub, request: Request) -> Response:
     """POST …/preupload/{rev}: how each file is to be sent, or why it is refused."""
-    (identity, name), revision = await identify_writer(hub, request), path_part(request, "revision")
+    is_proposal = proposing.is_proposal(request)
+    identify = proposing.identify_proposer if is_proposal else identify_writer
+    (identity, name), revision = await identify(hub, request), path_part(request, "revision")
     fields = await read_document(request, _MAX_FILE_LIST)
     files = fields.get("files")
     listed = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
@@ -67,14 +62,16 @@ async def preupload(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = visible_view(hub, worker, identity, name)
-        hub.access.check_write(identity, name)
+        if not is_proposal:
+            hub.access.check_write(identity, name)
         current_files = (
             commit_at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
         )
         # A signature is no file of a version, but it is kept.
         ignored = set(divide_names({*paths, *current_files} - {SIGNATURE})[1])
         sizes = [entry.get("size") for path, entry in zip(paths, listed, strict=True) if path not in ignored]
-        hub.quotas.check_sizes(worker, name, [size for size in sizes if type(size) is int])
+        for counted_name in {name, proposals.upload_name(hub.access, identity, name)}:
+            hub.quotas.check_sizes(worker, counted_name, [size for size in sizes if type(size) is int])
         answers = []
         for path, entry in zip(paths, listed, strict=True):
             size = entry["size"] if type(entry.get("size")) is int else 0
@@ -107,45 +104,14 @@ class MovedMeanwhileError(ResponseError):
     """Another process of the hub moved the branch while a commit to it was made."""
 
 
-@dataclass
-class Changes:
-    """The changes of a commit: files added or replaced, and paths removed.
-
-    Attributes:
-        staged: The files whose bytes are in the commit itself.
-        inline: Their paths.
-    """
-
-    staged: StagedFiles
-    title: str = ""
-    description: str = ""
-    parent: str = ""
-    files: _Tree = field(default_factory=dict)
-    inline: set[str] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    removed_folders: set[str] = field(default_factory=set)
-
-    def apply_to(self, tree: Mapping[str, tuple[Digest, int]]) -> _Tree:
-        """Return the tree after the commit. An adapter.json that does not match new weights is dropped: it is derived again."""
-        remaining = {path: file for path, file in tree.items() if path not in self.removed and not self._is_below(path)}
-        changed = any(determines_function(path) and tree.get(path) != file for path, file in self.files.items())
-        if changed and ADAPTER_JSON not in self.files:
-            remaining.pop(ADAPTER_JSON, None)
-        return {**remaining, **self.files}
-
-    def _is_below(self, path: str) -> bool:
-        above = {path[:at] for at, letter in enumerate(path) if letter == "/"}
-        return not self.removed_folders.isdisjoint({"", ".", *above})
-
-
 async def commit(hub: Hub, request: Request) -> Response:
-    """POST …/commit/{rev}: one JSON document per line."""
+    """POST …/commit/{rev}: one JSON document per line; with `create_pr`, it is only proposed."""
+    if proposing.is_proposal(request):
+        return await proposing.propose(hub, request)
     (identity, name), branch = await identify_writer(hub, request), path_part(request, "revision") or MAIN
-    if request.query_params.get("create_pr", "").lower() in ("1", "true"):
-        raise ResponseError(501, "NotImplemented", "this hub has no pull requests: commit to a branch")
     staged = hub.stage_files(name)
     try:
-        changes = await _read_changes(hub, request, name, staged)
+        changes = await read_changes(hub, request, name, staged)
         new_commit, notes = await commit_in_turn(hub, identity, f"{name}@{branch}", changes)
         await hub.workers.read(staged.accept)
     finally:
@@ -158,75 +124,6 @@ async def commit(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer, headers=headers)
 
 
-async def _read_changes(hub: Hub, request: Request, name: str, staged: StagedFiles) -> Changes:
-    """Read the lines of a commit; small files are staged as they arrive."""
-    changes = Changes(staged)
-    async for line in _lines(stream_body(request, _MAX_COMMIT, window=2 * _MAX_LINE)):
-        fields = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
-        key, value = fields.get("key"), fields.get("value")
-        if not isinstance(value, dict):
-            raise FormatError("commit", "the value of a line is not an object")
-        path = str(value.get("path", ""))
-        if key == "header":
-            changes.title, changes.description = str(value.get("summary", ""))[:500], str(value.get("description", ""))[:10_000]
-            changes.parent = str(value.get("parentCommit") or "")
-        elif key == "file":
-            changes.files[path] = await hub.workers.read(_stage_file, staged, path, value)
-            changes.inline.add(path)
-        elif key == "lfsFile":
-            changes.files[path] = _lfs_file(path, value)
-            changes.inline.discard(path)
-        elif key == "deletedFile":
-            changes.removed.add(path)
-        elif key == "deletedFolder":
-            changes.removed_folders.add(path.strip("/"))
-        else:
-            raise FormatError("commit", f"a line of the unknown kind {str(key)[:40]!r}")
-        if len(path) > MAX_PATH:
-            raise RefusedError(f"{name}: {path[:80]}", f"a path of more than {MAX_PATH} characters", "Rename the file")
-        if max(len(changes.files), len(changes.removed), len(changes.removed_folders)) > MAX_FILES:
-            raise RefusedError(name, f"more than {MAX_FILES} files")
-    return changes
-
-
-async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the lines of a body, each of limited length; RefusedError for too many."""
-    pieces: list[bytes] = []
-    length = count = 0
-    async for piece in body:
-        *complete, tail = piece.split(b"\n")
-        if (count := count + len(complete)) > _MAX_LINES:
-            raise RefusedError("commit", f"more than {_MAX_LINES:,} lines", "Make several commits")
-        for line in complete:
-            if text := b"".join([*pieces, line]).strip():
-                yield text
-            pieces, length = [], 0
-        pieces.append(tail)
-        length += len(tail)
-        if length > _MAX_LINE:
-            raise ResponseError(413, "", f"a line of more than {_MAX_LINE:,} bytes: upload large files on their own")
-    if text := b"".join(pieces).strip():
-        yield text
-
-
-def _stage_file(staged: StagedFiles, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
-    """Keep a small file until the commit is made or refused."""
-    if value.get("encoding", "base64") != "base64":
-        raise FormatError("commit", f"{path[:80]}: the encoding {str(value['encoding'])[:40]!r} is not known")
-    try:
-        data = base64.b64decode(str(value.get("content", "")), validate=True)
-    except ValueError as error:
-        raise FormatError("commit", f"{path[:80]}: not base64") from error
-    return staged.add(data)
-
-
-def _lfs_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
-    oid, size = value.get("oid"), value.get("size")
-    if not isinstance(oid, str) or not is_hex(oid):
-        raise FormatError("commit", f"{path[:80]}: {str(oid)[:80]!r} is not a sha256")
-    return f"sha256:{oid}", size if type(size) is int else -1
-
-
 async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`, again if another process of the hub moved it meanwhile; return the commit, and notes."""
     name, is_queued = address.partition("@")[0], False
@@ -234,7 +131,7 @@ async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, chan
         await stack.enter_async_context(hub.change(name))
         for _ in range(_ATTEMPTS):
             try:
-                return await hub.workers.run(_commit, hub, identity, address, changes)
+                return await hub.workers.run(commit_changes, hub, identity, address, changes)
             except (ConflictError, MovedMeanwhileError) as error:
                 conflict = error
             if not is_queued:  # from here on, the processes that lost take turns
@@ -243,22 +140,22 @@ async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, chan
     raise conflict
 
 
-def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
+def commit_changes(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`; return the commit, and notes for its author."""
     name, _, branch = address.partition("@")
     view = visible_view(hub, worker, identity, name)
     head = _head(worker, view, branch)
-    sized_changes = _with_sizes(hub, worker, view, changes)
+    sized_changes = with_sizes(changes, name, partial(hub.blob_size, worker, view, name))
     if changes.parent and changes.parent != head.id:
         parent = commits.by_id(worker, view, changes.parent)
         # A retry of a commit that succeeded: report that commit.
-        if _has_same_files(sized_changes.apply_to(parent.files), head.files):
+        if has_same_files(sized_changes.apply_to(parent.files), head.files):
             return head, ""
         raise ResponseError(412, "", f"{name}@{branch} has moved to {head.id} since {changes.parent}: commit to that again")
     tree = sized_changes.apply_to(head.files)
     # A version cannot contain the signature of itself: it is attached.
     signature = _sent_signature(worker, changes.staged, tree.pop(SIGNATURE, None))
-    if _has_same_files(tree, head.files):
+    if has_same_files(tree, head.files):
         return head, _attach(worker, hub, name, head.row.digest if head.row else "", signature)
     paths, left_out = divide_names(tree)
     tree = {path: tree[path] for path in paths}
@@ -269,18 +166,19 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     added = {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}
     staged_upload = [changes.staged.upload]
     hub.quotas.check(worker, name, added, count=True, except_uploads=staged_upload)
-    record = CommitRecord(tree, head.id, changes.title, changes.description, identity.account if identity else "", now())
-    _check_history(view, record)
+    author = changes.author or (identity.account if identity else "")
+    record = CommitRecord(tree, head.id, changes.title, changes.description, author, now())
+    check_history(view, record)
     if not publishing.is_whole(worker.registry.store, tree, changes.staged.paths):
         new_files = {path: tree[path] for path in sized_changes.files if path in tree}
         publishing.check_contents(worker.registry.store, new_files, name, changes.staged.paths)
         # Before the files are blobs, which a refusal would leave to a gc.
-        hub.quotas.check_record(worker, name, len(record.dump()) + _document_size(worker, name), except_uploads=staged_upload)
+        hub.quotas.check_record(worker, name, len(record.dump()) + document_size(worker, name), except_uploads=staged_upload)
         changes.staged.adopt(added)
         new_commit = _record_commit(worker, view, branch, record, has_room=True)
         return new_commit, "not a whole adapter yet, so that it has no version number"
     # Ask for all room before the version exists, so that a refused commit publishes nothing.
-    records = len(record.dump()) + _document_size(worker, name)
+    records = len(record.dump()) + document_size(worker, name)
     hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=staged_upload)
     version = _publish(worker, hub, view, branch, record, staged=changes.staged, signature=signature)
     record = replace(record, became=version.digest)
@@ -289,12 +187,6 @@ def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, c
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
     notes += list(filter(None, [_attach(worker, hub, name, version.digest, signature)]))
     return new_commit, "; ".join(notes)
-
-
-def _document_size(worker: Worker, name: str) -> int:
-    """Return the bytes of the document of a repository, which a commit writes anew, with its entry in the log."""
-    entry = worker.repositories.document(name).entry
-    return ENTRY_SIZE + (entry.size if entry else 0)
 
 
 def _sent_signature(worker: Worker, staged: StagedFiles, file: tuple[Digest, int] | None) -> bytes:
@@ -317,36 +209,12 @@ def _attach(worker: Worker, hub: Hub, name: str, digest: Digest, signature: byte
     return f"{SIGNATURE} is not about the files of this version, and was left out"
 
 
-def _check_history(view: View, record: CommitRecord) -> None:
-    count = len(view.repository.commits) + 1 if view.repository else 1
-    if count * len(record.dump()) > _MAX_HISTORY:
-        problem = f"{count:,} commits of {len(record.files):,} files are more than can be listed"
-        raise RefusedError(view.name, problem, "Squash the branch (`super_squash_history`)")
-
-
 def _head(worker: Worker, view: View, branch: str) -> Commit:
     if branch not in commits.branches(view):
         if not is_tag(branch) or branch == LATEST or commits.has_tag(worker, view, branch):
             raise RefusedError(f"{view.name}@{branch}", "is not a branch", "Commit to main, or create a branch first")
         raise ResponseError(404, "RevisionNotFound", f"{view.name}@{branch}: no such branch")
     return commit_at(worker, view, branch)
-
-
-def _with_sizes(hub: Hub, worker: Worker, view: View, changes: Changes) -> Changes:
-    """Return the changes with the sizes of files uploaded earlier. UsageError unless the repository may use those blobs."""
-    files = {}
-    for path, (digest, size) in changes.files.items():
-        stored_size = size if path in changes.inline else hub.blob_size(worker, view, view.name, digest)
-        if stored_size is None or size not in (stored_size, -1):
-            raise UsageError(f"{view.name}: {path[:80]}", f"{digest} was not uploaded", "Upload it again")
-        files[path] = digest, stored_size
-    return replace(changes, files=files)
-
-
-def _has_same_files(tree: Mapping[str, tuple[Digest, int]], current: Mapping[str, tuple[Digest, int]]) -> bool:
-    """Return whether a tree has the same files as the current one, whose adapter.json it inherits if it has none."""
-    derived = {ADAPTER_JSON: current[ADAPTER_JSON]} if ADAPTER_JSON in current else {}
-    return {**derived, **tree} == dict(current)
 
 
 def _publish(
@@ -444,8 +312,8 @@ async def squash(hub: Hub, request: Request) -> Response:
 
 
 def _commits_of_other_branches(worker: Worker, repository: Repository, branch: str) -> set[str]:
-    """Return the commits that branches other than `branch` are at or descend from."""
-    reachable: set[str] = set()
+    """Return the commits that branches other than `branch` are at or descend from, and those that are proposed."""
+    reachable = {proposal.commit for proposal in open_proposals(repository).values()}
     for other_branch, head in repository.heads.items():
         ident = "" if other_branch == branch else head.commit
         while ident not in reachable and (record := worker.repositories.commit(repository, ident)):

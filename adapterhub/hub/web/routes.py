@@ -19,6 +19,7 @@ from . import (
     commit_pages,
     compare,
     namespace_settings,
+    proposal_pages,
     signing_in,
 )
 from .posting import FormWork, form_endpoint
@@ -77,6 +78,8 @@ def routes() -> list[BaseRoute]:
         Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/commit/{{revision}}", page_endpoint(commit_pages.commit_page)),
         Route(f"{_NAME}/commits", page_endpoint(commit_pages.commits_page)),
+        Route(f"{_NAME}/discussions", page_endpoint(proposal_pages.proposals_page)),
+        Route(f"{_NAME}/discussions/{{number}}", page_endpoint(proposal_pages.proposal_page)),
         Route(f"{_NAME}/versions", page_endpoint(adapter_pages.versions_page)),
         Route(f"{_NAME}/channels", page_endpoint(channels.channels_page)),
         Route(f"{_NAME}/compare", compare.compare_page),

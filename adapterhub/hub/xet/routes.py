@@ -16,10 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from adapterhub.http_server.request_bodies import body_of
-from adapterhub.hub.access_control import ForbiddenError
-from adapterhub.hub.hf.hf_errors import endpoint_of, failure_response
+from adapterhub.hub import proposals
+from adapterhub.hub.access_control import ForbiddenError, may_write
+from adapterhub.hub.hf.hf_errors import ResponseError, endpoint_of, failure_response
 from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.quotas import proposal_scope
 from adapterhub.hub.request_context import read_body, stream_body
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
@@ -27,6 +29,7 @@ from adapterhub_converters.errors import AdapterhubError
 from . import receiving, xet_formats
 
 _LIFETIME = 3600  # seconds; clients ask again before the token expires
+_WRITE, _PROPOSE = "xet", "xet for a proposal"  # what a token is for
 _CAS = "/xet/{epoch}/{namespace}/{repo}"
 
 
@@ -36,21 +39,20 @@ async def write_token(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> str:
         visible_view(hub, worker, identity, name)
-        hub.access.check_write(identity, name)
-        return receiving.epoch(hub, name)
+        return receiving.epoch(hub, proposals.upload_name(hub.access, identity, name))
 
     epoch = await hub.workers.run(work)
     expires = int(time.time()) + _LIFETIME
     token_id = identity.token if identity else 0
     url = f"{hub.url(request)}/xet/{epoch}/{name}"
-    token = f"{expires}.{token_id}.{_signature(hub, epoch, name, expires, token_id)}"
+    purpose = _WRITE if may_write(identity, name) else _PROPOSE
+    token = f"{expires}.{token_id}.{_signature(hub, purpose, epoch, name, expires, token_id)}"
     headers = {"x-xet-cas-url": url, "x-xet-access-token": token, "x-xet-token-expiration": str(expires)}
     return JSONResponse({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
 
 
-def _signature(hub: Hub, epoch: str, name: str, expires: int, token_id: int) -> str:
-    fields = ("xet", epoch, name, str(expires), str(token_id))
-    return hmac.new(hub.secret, "\n".join(fields).encode(), hashlib.sha256).hexdigest()
+def _signature(hub: Hub, *fields: str | int) -> str:
+    return hmac.new(hub.secret, "\n".join(map(str, fields)).encode(), hashlib.sha256).hexdigest()
 
 
 def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -65,16 +67,25 @@ def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]
         expires, _, rest = request.headers.get("authorization", "").partition(" ")[2].partition(".")
         token_id, _, signature = rest.partition(".")
         are_numbers = all(number.isdecimal() and number.isascii() and len(number) < 20 for number in (expires, token_id))
-        expected = _signature(hub, epoch, name, int(expires), int(token_id)) if are_numbers else ""
-        # Constant time: how long the comparison takes must not tell how much of a guess is right.
-        if not expected or not hmac.compare_digest(signature.encode(), expected.encode()):
+        purposes = [
+            purpose
+            for purpose in ((_WRITE, _PROPOSE) if are_numbers else ())
+            # Constant time: how long the comparison takes must not tell how much of a guess is right.
+            if hmac.compare_digest(
+                signature.encode(), _signature(hub, purpose, epoch, name, int(expires), int(token_id)).encode()
+            )
+        ]
+        if not purposes:
             return JSONResponse({"error": "not a token of this store"}, 401)
         if int(expires) < time.time() or (identity := hub.access.identity_behind(int(token_id))) is None:
             return JSONResponse({"error": "the token has expired"}, 401)
         try:
-            hub.access.check_write(identity, name)
-            return await work(hub, request, f"{epoch}/{name}", name)
-        except (ForbiddenError, AdapterhubError) as error:
+            if purposes == [_WRITE]:
+                hub.access.check_write(identity, name)
+                return await work(hub, request, f"{epoch}/{name}", name)
+            await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
+            return await work(hub, request, f"{epoch}/{name}", proposal_scope(identity.account, name))
+        except (ForbiddenError, AdapterhubError, ResponseError) as error:
             return failure_response(error)
 
     return endpoint

@@ -79,6 +79,9 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("DELETE", "versions/v1/withdrawal", None),
     ("POST", "tags/prod/promotion", {"reference": "v2"}),
     ("POST", "tags/prod/rollback", {}),
+    ("POST", "proposals/1/acceptance", {}),
+    ("POST", "proposals/1/refusal", {"reason": "no"}),
+    ("DELETE", "proposals/1", None),
     ("POST", "move", {"to": "team/moved"}),
     ("PUT", "retention", {"keep": 1}),
     ("DELETE", "retention", None),
@@ -98,9 +101,15 @@ def test_only_who_may_write_changes_anything(team: Running, reader: Tenant, meth
         assert [entry.op for entry in registry.log(Ref("team/sql"))] == ["push", "push"]
 
 
+def _tail(path: str) -> str:
+    """The part of a route after the name, as the paths of `CHANGES` are compared with it."""
+    tail = path.rsplit("{repo}", maxsplit=1)[-1].strip("/")
+    return tail.replace("{tag}", "T").replace("{reference}", "R").replace("{ident}", "1")
+
+
 def test_every_route_that_changes_something_is_tried() -> None:
     changing = {
-        (method, route.path.split("{repo}")[-1].strip("/").replace("{tag}", "T").replace("{reference}", "R"))  # type: ignore[attr-defined]
+        (method, _tail(route.path))  # type: ignore[attr-defined]
         for route in routes()
         for method in route.methods - {"GET", "HEAD"}  # type: ignore[attr-defined]
         if "{repo}" in route.path  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from adapterhub.hub.hf import api_documents, writing
+from adapterhub.hub.hf import api_documents, commit_requests
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_records import Repositories, commit_id
 from tests.hub.conftest import Running, serving
@@ -126,7 +126,8 @@ def test_what_is_missing_has_its_code(read: Ask, sha: str, path: str, code: str)
 
 def test_a_revision_that_is_none_is_told_as_one(read: Ask) -> None:
     for revision, words in (
-        ("refs/pr/1", "no such revision"),  # what no tag can be called
+        ("refs/pr/1", "no such proposal"),
+        ("refs/x", "no such revision"),  # what no tag can be called
         ("none", "no such tag; the registry has latest, v1. List the versions of team/sql"),
     ):
         answer = read("GET", f"/api/models/team/sql/revision/{revision.replace('/', '%2F')}")
@@ -384,11 +385,9 @@ def test_a_commit_on_another_parent_says_where_the_branch_is(ask: Ask, sql: str)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/api/models/team/sql/discussions"),
         ("POST", "/api/models/team/sql/discussions"), ("GET", "/api/collections"), ("GET", "/api/spaces/team/sql"),
         ("GET", "/api/datasets/team/sql"), ("GET", "/api/settings/webhooks"),
         ("POST", "/api/models/team/sql/lfs-files/duplicate"),
-        ("POST", "/api/models/team/sql/commit/main?create_pr=1"),
     ],
 )  # fmt: skip
 def test_what_this_hub_has_not_is_refused_once_and_in_words(read: Ask, sha: str, method: str, path: str) -> None:
@@ -460,7 +459,7 @@ def test_main_and_what_is_no_branch_are_not_deleted(read: Ask) -> None:
 
 
 def test_lines_that_are_no_commit_are_refused(read: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_MAX_LINE", 1000)
+    monkeypatch.setattr(commit_requests, "_MAX_LINE", 1000)
     for line, status, words in (
         (b'{"key": "header", "value": 1}', 400, "commit: the value of a line is not an object"),
         (b'{"key": "file"}', 400, "commit: the value of a line is not an object"),
@@ -509,9 +508,9 @@ def test_what_a_client_should_not_send_is_refused_in_words(
 
 
 def test_a_commit_is_bounded(read: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "MAX_FILES", 1)
+    monkeypatch.setattr(commit_requests, "MAX_FILES", 1)
     lines = "\n".join(commit_of("deletedFile", path=path) for path in "ab")
-    monkeypatch.setattr(writing, "_MAX_COMMIT", len(lines))
+    monkeypatch.setattr(commit_requests, "_MAX_COMMIT", len(lines))
     for sent, status, words in (
         (lines, 400, "team/sql: more than 1 files"),
         (f"{lines}\n", 413, f"A body has at most {len(lines)} bytes here"),

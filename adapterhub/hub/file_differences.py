@@ -1,0 +1,76 @@
+"""What differs between two trees of files: sizes, and the lines of those that are text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from itertools import islice
+
+from adapterhub.digest import Digest
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .access_control import GatedError
+from .accounts.access_tokens import Identity
+from .commits import View
+from .downloads import PAGES
+from .hub import Hub
+from .publishing import Files
+from .workers import Worker
+
+_MAX_TEXT, _MAX_LINES = 128 << 10, 1000  # bytes and lines of a file that is compared
+_MAX_LINE = 400  # characters of a line that is shown
+_MAX_COMPARED = 10  # files
+_File = tuple[Digest, int]
+
+
+@dataclass(frozen=True)
+class FileDifference:
+    """A file that has changed: sizes in bytes, None where it is missing, and its lines; empty if it is no text."""
+
+    path: str
+    before: int | None
+    after: int | None
+    lines: Sequence[str]
+
+
+def between(
+    worker: Worker, hub: Hub, identity: Identity | None, view: View, *, before: Files, after: Files
+) -> tuple[list[FileDifference], int]:
+    """Return the first files of a repository that differ between two trees, and how many more there are.
+
+    Lines are shown as far as the client may read the files.
+    """
+
+    def lines(file: _File | None) -> list[str] | None:
+        """Return the lines of a file, none for a missing one; None if it is no text, too large, or not for this client."""
+        if file is None:
+            return []
+        digest, size = file
+        if size > _MAX_TEXT:
+            return None
+        try:
+            hub.policy_gate.check_blob(worker, identity, view, digest)
+        except (GatedError, RefusedError):
+            return None
+        hub.record_read(view, digest, PAGES)
+        raw = worker.registry.store.read_document(digest)
+        if b"\0" in raw:
+            return None
+        text = raw.decode("utf-8", "replace").splitlines()
+        return text if len(text) <= _MAX_LINES else None
+
+    paths = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
+    listed = []
+    for path in paths[:_MAX_COMPARED]:
+        files = before.get(path), after.get(path)
+        sizes = [file[1] if file else None for file in files]
+        listed.append(FileDifference(path, sizes[0], sizes[1], _changed_lines(*map(lines, files))))
+    return listed, len(paths) - len(listed)
+
+
+def _changed_lines(before: list[str] | None, after: list[str] | None) -> list[str]:
+    if before is None or after is None:
+        return []
+    changed = islice(difflib.unified_diff(before, after, lineterm="", n=3), 2, None)
+    return [line[:_MAX_LINE] for line in changed]

@@ -1,0 +1,139 @@
+"""Accept, refuse and withdraw proposals, each with its checks: the API, the forms and the calls of clients make them.
+
+Callers hold the `turn` of the name: the processes of a hub decide one after the other, and each looks at the proposal again. An
+accepted one is committed to `main` as any commit is, by who accepts it: the same checks, policy and requirements decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from adapterhub.hub import proposals, request_context
+from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.commits import Commit
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.staged_files import StagedFiles
+from adapterhub.hub.workers import Worker
+from adapterhub.registry.repository_records import ACCEPTED, MAIN, REFUSED, WITHDRAWN, Proposal
+from adapterhub_converters.errors import ConflictError, UsageError
+
+from .commit_requests import Changes
+from .reading import visible_view
+from .writing import MovedMeanwhileError, commit_changes
+
+_ATTEMPTS = 30  # of an acceptance: with each that fails, a push has succeeded
+
+
+@asynccontextmanager
+async def turn(hub: Hub, name: str) -> AsyncIterator[None]:
+    """Wait until no request, in whichever process of the hub, decides on a proposal to a repository, and hold the turn."""
+    async with hub.change(name), hub.commit_turn(name):
+        yield
+
+
+def accept(
+    worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, commit: str = "", reason: str = ""
+) -> Commit:
+    """Commit an open proposal to `main`, for who may write there; return the commit that it became.
+
+    Args:
+        worker: The worker of this thread.
+        hub: The hub.
+        identity: The account that accepts it.
+        name: The repository.
+        number: The number of the proposal.
+        commit: The id of its commit where the client has seen it; empty for any.
+        reason: A remark.
+
+    Raises:
+        ConflictError: It is closed, or another commit by now; or `main` has changed the same files.
+        RefusedError: No push of these files would be accepted either.
+    """
+    staged = hub.stage_files(name)
+    try:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _accept(worker, hub, identity, name, number, staged=staged, commit=commit, reason=reason)
+            except MovedMeanwhileError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+    finally:
+        staged.close()
+    raise AssertionError
+
+
+def _accept(
+    worker: Worker,
+    hub: Hub,
+    identity: Identity | None,
+    name: str,
+    number: str,
+    *,
+    staged: StagedFiles,
+    commit: str,
+    reason: str,
+) -> Commit:
+    view = visible_view(hub, worker, identity, name)
+    account = hub.access.check_write(identity, name).account
+    request_context.current().record_detail(proposal=number, state=ACCEPTED)
+    proposal = proposals.find_open(view, number)
+    if commit and commit != proposal.commit:
+        raise ConflictError(f"{name}: proposal {number}", f"is the commit {proposal.commit} now", "Look at it again")
+    _check_reason(reason)
+    change = proposals.change_of(worker, view, proposal)
+    if change.conflicts:
+        problem = f"main has changed {', '.join(change.conflicts[:6])} since"
+        raise ConflictError(
+            f"{name}: proposal {number}", problem, "Propose it for the newest version", code="proposal-conflict"
+        )
+    files = {path: file for path, file in change.files.items() if file is not None}
+    removed = {path for path, file in change.files.items() if file is None}
+    description = f"{change.record.description}\n\nProposal {number} of {proposal.author}, accepted by {account}".strip()
+    changes = Changes(
+        staged, proposal.title, description, author=proposal.author, files=files, inline={*files}, removed=removed
+    )
+    try:
+        accepted, _ = commit_changes(worker, hub, identity, f"{name}@{MAIN}", changes)
+    except ConflictError as error:
+        raise MovedMeanwhileError(412, "", f"{name}@{MAIN} has moved meanwhile: accept it again") from error
+    proposals.close(worker, name, number, state=ACCEPTED, account=account, reason=reason, became=accepted.id)
+    proposals.settle(worker, hub.webhooks, name, proposal.commit)
+    return accepted
+
+
+def refuse(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, reason: str) -> Proposal:
+    """Refuse an open proposal with a reason, for who may write to the repository; its files go with the next gc."""
+    return _close(worker, hub, identity, name, number, state=REFUSED, reason=reason)
+
+
+def withdraw(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, reason: str = "") -> Proposal:
+    """Withdraw an open proposal, for its author and who may write to the repository."""
+    return _close(worker, hub, identity, name, number, state=WITHDRAWN, reason=reason)
+
+
+def _close(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, state: str, reason: str) -> Proposal:
+    view = visible_view(hub, worker, identity, name)
+    if identity is None:
+        raise NoTokenError
+    # Looked at first, as an author needs no role to withdraw a proposal.
+    proposal = view.repository.proposals.get(number) if view.repository else None
+    is_withdrawn_by_author = state == WITHDRAWN and proposal is not None and proposal.author == identity.account
+    if is_withdrawn_by_author:
+        request_context.current().record_change(name)
+    else:
+        hub.access.check_write(identity, name)
+    request_context.current().record_detail(proposal=number, state=state)
+    proposal = proposals.find_open(view, number)
+    _check_reason(reason)
+    if state == REFUSED and not reason:
+        raise UsageError("reason", "is empty", "Say why it is refused")
+    proposals.close(worker, name, number, state=state, account=identity.account, reason=reason)
+    proposals.settle(worker, hub.webhooks, name, proposal.commit)
+    return proposals.find(visible_view(hub, worker, identity, name), number)
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > proposals.MAX_REASON:
+        raise UsageError("reason", f"has more than {proposals.MAX_REASON:,} characters")

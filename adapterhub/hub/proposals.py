@@ -1,0 +1,272 @@
+"""Proposals: commits for `main` by accounts that may read a repository, until who may write to it accepts or refuses them.
+
+The repository's document has them with their commits, so that a gc, a rename and a backup treat their files as all others. A
+row of hub.db reserves the room of each, from before its document is written: by it, proposals are bounded for each account and
+each namespace. The row is also what is left to do after a killed process: `settle` announces what the document says to the
+webhooks, in one transaction with the row. Bytes that a refusal gives back count until a gc has had its time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from adapterhub.digest import Digest
+from adapterhub.registry.moves import now
+from adapterhub.registry.repository_records import (
+    ACCEPTED,
+    OPEN,
+    CommitRecord,
+    Proposal,
+    Repository,
+    open_proposals,
+)
+from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
+from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import aliases, commits, request_context
+from .access_control import Access, may_write
+from .accounts.access_tokens import Identity
+from .accounts.accounts import Namespace
+from .commits import View
+from .hub_database import HubDatabase
+from .publishing import Files
+from .quotas import proposal_scope
+from .uploads import LEASE_SECONDS
+from .webhooks import Webhooks
+from .workers import Worker
+
+MAX_REASON = 1000
+"""Characters of a reason for which a proposal is closed."""
+_MAX_OPEN_OF_ACCOUNT, _MAX_OPEN = 10, 100  # proposals in a namespace
+_MAX_BYTES = 16 << 30  # of the proposals in a namespace, and a quarter of what it may hold
+_MAX_HOURLY = 30  # proposals that an account opens
+_MAX_CLOSED = 100  # proposals of a repository that are remembered, besides the open ones
+_UNSETTLED = 3600.0  # seconds in which a proposal is written after its room is reserved
+_OPENED = "opened"
+
+
+def find(view: View, number: str) -> Proposal:
+    """Return a proposal by its number. NotFoundError if there is none."""
+    proposals = {} if view.frozen or view.repository is None else view.repository.proposals
+    if number not in proposals:
+        raise NotFoundError(f"{view.name}: {number[:20]}", "no such proposal", "List the proposals", code="no-such-proposal")
+    return proposals[number]
+
+
+def find_open(view: View, number: str) -> Proposal:
+    """Return an open proposal by its number. NotFoundError if there is none, ConflictError for one that is closed."""
+    proposal = find(view, number)
+    _check_open(view.name, number, proposal)
+    return proposal
+
+
+def _check_open(name: str, number: str, proposal: Proposal) -> None:
+    if proposal.state != OPEN:
+        problem = f"was {proposal.state} by {proposal.closed_by}"
+        raise ConflictError(f"{name}: proposal {number}", problem, "Open another one", code="proposal-closed")
+
+
+# ---- room
+
+
+def reserve(database: HubDatabase, limits: Namespace, name: str, ident: str, *, account: str, size: int) -> None:
+    """Reserve room for a proposal of an account.
+
+    Args:
+        database: The tables of the hub.
+        limits: The settings of the namespace.
+        name: The repository.
+        ident: The id of its commit.
+        account: The account that opens it.
+        size: Bytes of its files that the repository does not have.
+
+    Raises:
+        RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones.
+    """
+    since, first, last = time.time() - 3600, f"{limits.name}/", f"{limits.name}0"  # "0" follows "/"
+    sql = "SELECT account, size, closed FROM proposals WHERE name >= ? AND name < ?"
+    insert = (
+        "INSERT INTO proposals (name, ident, account, size, opened, announced) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING"
+    )
+    max_bytes = _MAX_BYTES if limits.max_bytes is None else min(_MAX_BYTES, limits.max_bytes // 4)
+    with database.transaction():
+        rows = database.select(sql, first, last)
+        recent = database.select("SELECT count(*) FROM proposals WHERE account = ? AND opened > ?", account, since)[0][0]
+        opened = [author for author, _, closed in rows if closed is None]
+        used = sum(row_size for _, row_size, _ in rows)
+        if opened.count(account) >= _MAX_OPEN_OF_ACCOUNT:
+            problem = f"{account} has {_MAX_OPEN_OF_ACCOUNT} open proposals, the most of an account"
+            raise RefusedError(limits.name, problem, "Withdraw one, or wait for an answer", code="quota")
+        if len(opened) >= _MAX_OPEN:
+            raise RefusedError(limits.name, f"has {_MAX_OPEN} open proposals, the most there may be", "Wait", code="quota")
+        if used + size > max_bytes:
+            problem = f"its proposals may hold {max_bytes:,} bytes, hold {used:,}, and {size:,} more were to come"
+            raise RefusedError(limits.name, problem, "Wait until others are closed and gone", code="quota")
+        if recent >= _MAX_HOURLY:
+            raise RefusedError(account, f"has opened {_MAX_HOURLY} proposals within an hour", "Wait", code="quota")
+        if not database.execute(insert, name, ident, account, size, time.time()):
+            raise ConflictError(f"{name}@{ident}", "is proposed by another request now", "Try again")
+
+
+def release(database: HubDatabase, name: str, ident: str) -> None:
+    """Give up the room of a proposal that was not written."""
+    database.execute("DELETE FROM proposals WHERE name = ? AND ident = ?", name, ident)
+
+
+# ---- the document
+
+
+def with_opened(state: Repository, proposal: Proposal, document: str) -> Repository:
+    """Return a repository with a proposal, whose commit has the digest `document`; the oldest closed ones are forgotten."""
+    number = max(map(int, state.proposals), default=0) + 1
+    closed = [key for key, earlier in state.proposals.items() if earlier.state != OPEN]
+    forgotten = set(closed[: max(len(closed) - _MAX_CLOSED, 0)])
+    kept = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
+    return replace(state, proposals={**kept, str(number): proposal}, commits={**state.commits, proposal.commit: document})
+
+
+def close(worker: Worker, name: str, number: str, *, state: str, account: str, reason: str = "", became: str = "") -> None:
+    """Close an open proposal, and let its files go.
+
+    Args:
+        worker: The worker of this thread.
+        name: The repository.
+        number: The number of the proposal.
+        state: What became of it: ACCEPTED, REFUSED or WITHDRAWN.
+        account: The account that closes it.
+        reason: Why.
+        became: The id of the commit on `main` that it became.
+
+    Raises:
+        ConflictError: It is closed by now.
+    """
+
+    def edit(repository: Repository) -> Repository:
+        proposal = repository.proposals.get(number)
+        if proposal is None:
+            raise NotFoundError(f"{name}: {number}", "no such proposal", code="no-such-proposal")
+        _check_open(name, number, proposal)
+        closed = replace(proposal, state=state, closed_by=account, closed=now(), reason=reason, became=became)
+        needed = {became, *(head.commit for head in repository.heads.values())}
+        kept = {ident: digest for ident, digest in repository.commits.items() if ident != proposal.commit or ident in needed}
+        return replace(repository, proposals={**repository.proposals, number: closed}, commits=kept)
+
+    # Never refused for lack of room: it makes some.
+    worker.repositories.change(name, edit, has_room=True)
+
+
+# ---- what follows a change of the document
+
+
+def settle(worker: Worker, webhooks: Webhooks, name: str, ident: str) -> None:
+    """Announce what became of a proposal, given by the id of its commit, and end its reservation if it is closed."""
+    repository = worker.repositories.get(name)
+    proposals = repository.proposals if repository else {}
+    number = next((number for number, proposal in proposals.items() if proposal.commit == ident), "")
+    sql = "SELECT opened, announced FROM proposals WHERE name = ? AND ident = ? AND closed IS NULL"
+    with worker.database.transaction():
+        rows = worker.database.select(sql, name, ident)
+        for opened, announced in rows:
+            if not number:
+                if opened < time.time() - _UNSETTLED:
+                    release(worker.database, name, ident)
+                continue
+            proposal = proposals[number]
+            if not announced:
+                webhooks.queue_event(name, _event(name, number, proposal, _OPENED))
+            if proposal.state == OPEN:
+                worker.database.execute("UPDATE proposals SET announced = 1 WHERE name = ? AND ident = ?", name, ident)
+                continue
+            webhooks.queue_event(name, _event(name, number, proposal, proposal.state))
+            if proposal.state == ACCEPTED:
+                release(worker.database, name, ident)
+            else:
+                update = "UPDATE proposals SET announced = 1, closed = ? WHERE name = ? AND ident = ?"
+                worker.database.execute(update, time.time(), name, ident)
+    webhooks.wake()
+
+
+def _event(name: str, number: str, proposal: Proposal, state: str) -> Mapping[str, object]:
+    event = {"event": f"proposal.{state}", "name": name, "proposal": int(number), "title": proposal.title}
+    if state == _OPENED:
+        return {**event, "author": proposal.author, "time": proposal.opened}
+    return {
+        **event,
+        "author": proposal.closed_by,
+        "time": proposal.closed,
+        "reason": proposal.reason,
+        "commit": proposal.became,
+    }
+
+
+def settle_all(worker: Worker, webhooks: Webhooks) -> None:
+    """Settle what killed processes have left, and forget the bytes of closed proposals once a gc has had its time."""
+    worker.database.execute("DELETE FROM proposals WHERE closed < ?", time.time() - 2 * LEASE_SECONDS)
+    for name, ident in worker.database.select("SELECT name, ident FROM proposals WHERE closed IS NULL"):
+        settle(worker, webhooks, name, ident)
+
+
+# ---- what it changes
+
+
+@dataclass(frozen=True)
+class ProposedChange:
+    """What an open proposal would change of `main`.
+
+    Attributes:
+        record: Its commit.
+        before: The files of the commit that it is about.
+        files: The files that differ from those, by path: None for one that it removes.
+        conflicts: What stands in its way: paths that `main` has changed since.
+    """
+
+    record: CommitRecord
+    before: Files
+    files: Mapping[str, tuple[Digest, int] | None]
+    conflicts: Sequence[str]
+
+
+def change_of(worker: Worker, view: View, proposal: Proposal) -> ProposedChange:
+    """Return what an open proposal would change.
+
+    What an adapter computes is said by its weights and its config together: if both sides have changed any of these, that is a
+    conflict, as nobody has seen the two together.
+    """
+    record = worker.repositories.commit(view.repository or Repository(), proposal.commit)
+    if record is None:
+        raise NotFoundError(f"{view.name}@{proposal.commit}", "no such commit")
+    before, current = commits.by_id(worker, view, record.parent).files, commits.find(worker, view, commits.HEAD).files
+    if ADAPTER_JSON not in record.files:  # derived when it is accepted
+        before = {path: file for path, file in before.items() if path != ADAPTER_JSON}
+    paths = sorted({*record.files, *before})
+    files = {path: record.files.get(path) for path in paths if record.files.get(path) != before.get(path)}
+    # An adapter.json that is derived says nothing of its own.
+    compared = {*current, *before} - ({ADAPTER_JSON} - files.keys())
+    moved = {path for path in compared if current.get(path) != before.get(path)}
+    conflicts = {path for path in moved & files.keys() if current.get(path) != files[path]}
+    if any(map(determines_function, files)):
+        conflicts |= {path for path in moved if determines_function(path) and current.get(path) != files.get(path, ("", -1))}
+    return ProposedChange(record, before, files, sorted(conflicts))
+
+
+def upload_name(access: Access, identity: Identity | None, name: str) -> str:
+    """Return the name under which uploads of a client for a repository count: its own, if it may write there.
+
+    Raises:
+        NoTokenError: A stranger proposes nothing.
+        RefusedError: The name is an alias of another repository.
+    """
+    if identity is None or may_write(identity, name):
+        access.check_write(identity, name)
+        return name
+    request_context.current().record_change(name)
+    aliases.check_writable_name(name)
+    return proposal_scope(identity.account, name)
+
+
+def can_read(view: View, ident: str, account: str) -> bool:
+    """Return whether a commit is no open proposal, or one of an account."""
+    return all(proposal.commit != ident or proposal.author == account for proposal in open_proposals(view.repository).values())

@@ -1,0 +1,109 @@
+"""The pages of proposals: all of an adapter, and one with its checks, what it changes, and the buttons of who may decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from adapterhub.hub import file_differences, proposals
+from adapterhub.hub.access_control import may_write
+from adapterhub.hub.commits import PROPOSALS
+from adapterhub.hub.file_differences import FileDifference
+from adapterhub.hub.proposals import ProposedChange
+from adapterhub.hub.workers import Worker
+from adapterhub.manifest.document import AdapterManifest, DeclaredEvaluation
+from adapterhub.registry.repository_records import OPEN, Proposal
+from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .site import Page, PageRequest
+
+_MAX_EVALUATIONS = 50
+
+
+@dataclass(frozen=True)
+class ProposalsPage(Page):
+    """The proposals of an adapter by their numbers, the newest first."""
+
+    name: str
+    proposals: Mapping[str, Proposal]
+    template: ClassVar[str] = "proposals.html"
+
+
+@dataclass(frozen=True)
+class ProposalPage(Page):
+    """A proposal.
+
+    Attributes:
+        change: What it changes; None if it is closed.
+        evaluations: Results that its adapter.json declares.
+        files: What differs from the version that it was made from.
+        more: How many more files differ.
+        may_decide: Whether the client may accept or refuse it.
+        is_author: Whether the client has opened it.
+        host: The address of the hub.
+    """
+
+    name: str
+    number: str
+    proposal: Proposal
+    change: ProposedChange | None
+    evaluations: Sequence[DeclaredEvaluation]
+    files: Sequence[FileDifference]
+    more: int
+    may_decide: bool
+    is_author: bool
+    host: str
+    template: ClassVar[str] = "proposal.html"
+
+    @property
+    def revision(self) -> str:
+        """The revision under which its files can be read."""
+        return f"{PROPOSALS}{self.number}"
+
+
+def proposals_page(page_request: PageRequest, worker: Worker) -> ProposalsPage:
+    """GET …/discussions, as the Hugging Face Hub has it."""
+    view = page_request.current_repository(worker, "/discussions")
+    listed = view.repository.proposals if view.repository and not view.frozen else {}
+    return ProposalsPage(view.name, dict([*listed.items()][::-1]))
+
+
+def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
+    """GET …/discussions/{number}."""
+    number = page_request.part("number")
+    view = page_request.current_repository(worker, f"/discussions/{number}")
+    proposal, who, change = proposals.find(view, number), page_request.who, None
+    files: Sequence[FileDifference] = ()
+    evaluations: Sequence[DeclaredEvaluation] = ()
+    more = 0
+    if proposal.state == OPEN:
+        change = proposals.change_of(worker, view, proposal)
+        files, more = file_differences.between(
+            worker, page_request.hub, who, view, before=change.before, after=change.record.files
+        )
+        evaluations = _declared_evaluations(worker, change)
+    return ProposalPage(
+        name=view.name,
+        number=number,
+        proposal=proposal,
+        change=change,
+        evaluations=evaluations,
+        files=files,
+        more=more,
+        may_decide=may_write(who, view.name),
+        is_author=who is not None and who.account == proposal.author,
+        host=page_request.url,
+    )
+
+
+def _declared_evaluations(worker: Worker, change: ProposedChange) -> tuple[DeclaredEvaluation, ...]:
+    """Return the results that the adapter.json of a proposal declares; none without a valid one."""
+    if ADAPTER_JSON not in change.record.files:
+        return ()
+    try:
+        raw = worker.registry.store.read_document(change.record.files[ADAPTER_JSON][0])
+        return (AdapterManifest.parse(raw, ADAPTER_JSON).evaluations or ())[:_MAX_EVALUATIONS]
+    except AdapterhubError:
+        return ()
