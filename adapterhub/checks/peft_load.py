@@ -7,10 +7,9 @@ it step by step; `tests/peers/checks/test_peft_load.py` compares the result with
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from adapterhub_converters.bases import canonical_names, names_in_memory
 from adapterhub_converters.errors import RefusedError
@@ -98,9 +97,8 @@ def peft_loads(
 # ---- What peft builds
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """A LoRA that peft builds.
+class _Layer(NamedTuple):
+    """A LoRA that peft builds: a tuple, since there may be a million.
 
     Attributes:
         name: The module, or the parameter.
@@ -223,7 +221,7 @@ def _inside_wrappers(layers: Sequence[_Layer]) -> list[_Layer]:
         if layer.name != layer.wrapper.partition(".base_layer")[0]:
             module = layer.name.rpartition(".")[0]
             depths[module] = depths.get(module, 0) + 1
-    return [dataclasses.replace(layer, wrapper=_inside(layer.wrapper, depths)) for layer in layers]
+    return [layer._replace(wrapper=_inside(layer.wrapper, depths)) for layer in layers]
 
 
 def _inside(wrapper: str, depths: Mapping[str, int]) -> str:

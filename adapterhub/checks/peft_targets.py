@@ -15,7 +15,7 @@ from adapterhub_converters.formats.peft.earlier_versions import MAPPED
 from adapterhub_converters.peft_patterns import Patterns, escape, fullmatch
 
 from .peft_base import LINEAR, PeftBase
-from .target_modules import HEAD_TASKS, chosen_layers, is_within, last_of, matches
+from .target_modules import HEAD_TASKS, chosen_layers, ends_in, is_within, last_of, matches
 
 # The modules that peft adapts where `target_modules` is null, by model type (peft/utils/constants.py,
 # TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING); a test compares.
@@ -124,13 +124,13 @@ class Targets:
 
     def includes(self, module: str) -> bool:
         """Return whether peft takes a module for one of `target_modules`."""
-        if self.excludes(module) or self.modules is None:
+        if self.modules is None or ((self.excluded or self._saved_names) and self.excludes(module)):
             return False
         if isinstance(self.modules, str):
             return fullmatch(self.modules, module, f"{peft.CONFIG}: target_modules")
         if module in self.modules:
             return True
-        return _is_named(self.modules, module, "") and (self.layers is None or self._layer(module) in self.layers)
+        return ends_in(self.modules, module) and (self.layers is None or self._layer(module) in self.layers)
 
     def _layer(self, module: str) -> int | None:
         """Return the layer that peft finds in a module's path: behind `layers_pattern`, or the first number inside of it."""

@@ -83,10 +83,10 @@ def matches(
         return fullmatch(option, module, f"{peft.CONFIG}: {key}")
     if module in names:  # whatever `layers` says
         return True
-    return _ends_in(names, module) and (layers is None or layer_of(module) in layers)
+    return ends_in(names, module) and (layers is None or layer_of(module) in layers)
 
 
-def _ends_in(names: Collection[str], module: str) -> bool:
+def ends_in(names: Collection[str], module: str) -> bool:
     """Return whether a path ends in one of `names`, behind a dot."""
     at = len(module)
     for _ in range(_max_parts(frozenset(names))):  # from the end: most names are a single component

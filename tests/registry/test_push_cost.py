@@ -13,7 +13,7 @@ from adapterhub.operations.local_registry import Registry
 from tests.support import folders
 
 _MAX_CALLS_OF_A_FILE = 480
-_MAX_CALLS_OF_A_TENSOR = 22
+_MAX_CALLS_OF_A_TENSOR = 17
 
 
 def _calls_of_a_push(folder: Path) -> int:
