@@ -119,7 +119,7 @@ def _open_path(path: Path | None, text: str, *, as_stored: bool) -> Iterator[Sou
 @contextmanager
 def _open_version(ref: Ref, text: str, workspace: Workspace, *, for_report: bool) -> Iterator[Source]:
     """Copy a version out of the registry, and yield the adapter in it."""
-    from adapterhub.ref import Ref
+    from adapterhub.store import export
     from adapterhub_converters.adapter_files import resolve_adapter
 
     from . import policy_checks
@@ -132,8 +132,9 @@ def _open_version(ref: Ref, text: str, workspace: Workspace, *, for_report: bool
         folder = Path(temporary) / ref.name.rpartition("/")[2]
         if not for_report:
             policy_checks.check_use(registry, version, text, workspace)
+        folder.mkdir()
         with workspace.bar("reading") as progress:
-            registry.pull(Ref(version.name, digest=version.digest), folder, progress)  # a tag may move
+            export.export(registry.store, registry.files(version), folder, progress)
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         with relabel_errors(folder, str(version.ref)):
             yield Source(resolve_adapter(folder), folder, str(version.ref), str(version.ref), version.digest)
