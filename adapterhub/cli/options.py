@@ -346,10 +346,47 @@ def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
 # ---- conversions
 
 
+class _AnyFormat(Choice):
+    """The formats that an adapter or a model can be converted to.
+
+    Those of other packages are looked up for a name that is not built in alone, since that takes as long as a conversion.
+    """
+
+    BUILT_IN = (*formats.WRITTEN, *formats.PACKAGES, *formats.MODELS)
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @functools.cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names, those of other packages among them."""
+        return (*formats.names(), *formats.MODELS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert as click does."""
+        return value if value in self.BUILT_IN else super().convert(value, param, ctx)
+
+
+class _AnyFormatOption(click.Option):
+    """The option `--to` with such a format, whose help names those of other packages too."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help as click does."""
+        self.help = _to_help(_AnyFormat().choices)
+        return super().get_help_record(ctx)
+
+
+def _to_help(names: Sequence[str]) -> str:
+    return f"Format: convert to {', '.join(names)}."
+
+
 def to_option(names: Sequence[str], **attributes: Any) -> Decorator:
     """Return the option `--to FORMAT`, the argument `style`."""
-    help_text = f"Format: convert to {', '.join(names)}."
-    return click.option("--to", "style", metavar="FORMAT", type=Choice(names), help=help_text, **attributes)
+    attributes = {"type": Choice(names), "help": _to_help(names), **attributes}
+    return click.option("--to", "style", metavar="FORMAT", **attributes)
+
+
+any_format_option = to_option(_AnyFormat.BUILT_IN, type=_AnyFormat(), cls=_AnyFormatOption)
 
 
 MODEL_DTYPES = tuple(dict.fromkeys((*formats.DTYPES, *formats.QUANTIZED)))

@@ -13,6 +13,7 @@ from adapterhub.cli.options import (
     MODEL_DTYPES,
     Settings,
     alpha_option,
+    any_format_option,
     base_option,
     command,
     force_option,
@@ -22,7 +23,6 @@ from adapterhub.cli.options import (
     replace_option,
     rslora_option,
     split_drops,
-    to_option,
 )
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views import fuse_report, losses
@@ -30,8 +30,6 @@ from adapterhub.cli.views.format_table import show_formats
 from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import AdapterFormat, ModelDtype
-
-_FORMATS = (*formats.names(), *formats.MODELS)
 
 
 @command(
@@ -45,7 +43,7 @@ _FORMATS = (*formats.names(), *formats.MODELS)
 )
 @click.argument("source", metavar="SRC", required=False)
 @click.argument("target", metavar="DST", required=False)
-@to_option(_FORMATS)
+@any_format_option
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
 @loss_options_with(MODEL_DTYPES)
 @rank_option("an approximation. [default: the adapter's]")
@@ -152,7 +150,8 @@ def _format_of_name(target: str) -> formats.InstalledFormat:
     """Return the format that the suffix of a file implies: GGUF, or one of another package. Others share theirs."""
     if implied := formats.format_of_suffix(Path(target).suffix.lower()):
         return formats.InstalledFormat(implied)
-    raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {', '.join(_FORMATS)}")
+    choices = ", ".join((*formats.names(), *formats.MODELS))
+    raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {choices}")
 
 
 def _check_model_options(style: str, adapters_only: Mapping[str, object], imatrix: str | None) -> None:
