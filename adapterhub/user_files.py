@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +76,7 @@ def is_only_mine(status: os.stat_result) -> bool:
 
 def _replace(path: Path, data: bytes, *, private: bool) -> None:
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() and not private else None
-    name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    name = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     # The kernel applies the umask: it cannot be asked for without changing it for all threads.
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private or mode is not None else 0o666)
     try:

@@ -6,18 +6,20 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub import picture
 from adapterhub_converters.adapter import Adapter, StackedLowRank, refuse_tuned
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.base_weights import BaseWeights
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .low_rank import delta_norm
 from .low_rank import norm_cost as work_of
+
+if TYPE_CHECKING:
+    from adapterhub_converters.formats.base_weights import BaseWeights
 
 _ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # in the order of computation
 _COLUMNS = 80  # of a picture; further columns are only counted
@@ -121,7 +123,11 @@ def build_heat_map(
     """
     refuse_tuned(adapter)
     with contextlib.ExitStack() as stack:
-        weights = stack.enter_context(BaseWeights(base)) if base else None
+        weights: BaseWeights | None = None
+        if base:
+            from adapterhub_converters.formats.base_weights import BaseWeights  # late: it imports the tables of architectures
+
+            weights = stack.enter_context(BaseWeights(base))
         norms: dict[str, tuple[float, float]] = {}  # experts of a kind in a layer share a key
         left_out: dict[str, str] = {}
         for count, (target, delta) in enumerate(adapter.deltas.items()):

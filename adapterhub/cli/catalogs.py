@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -122,6 +121,8 @@ def open_hub_below(prefix: str | None, url: str) -> tuple[Catalog, str | None] |
 
 def no_such_prefix(catalog: Catalog, prefix: str) -> NotFoundError:
     """Return the error for a name or a namespace that a catalog does not have, with the one that was probably meant."""
+    import difflib
+
     names = {row.name for row in catalog.list(None).rows}
     close = difflib.get_close_matches(prefix, sorted(names | {name.partition("/")[0] for name in names}), 1)
     hint = f"Did you mean {close[0]}?" if close else "Run `adapterhub list`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,9 +13,10 @@ from adapterhub.operations.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 from . import environment, errors
-from .completions import complete_remote
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from adapterhub.remotes.named_remotes import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,6 +103,12 @@ def _check_remote_name_or_url(context: click.Context, option: click.Parameter, v
     return value if value and "://" in value else _check_remote_name(context, option, value)
 
 
+def _complete_remote(context: click.Context, parameter: click.Parameter, typed: str) -> Sequence[CompletionItem]:
+    from .completions import complete_remote  # late: no other run needs it
+
+    return complete_remote(context, parameter, typed)
+
+
 def _remote_option(
     help_text: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]
 ) -> Callable[[F], F]:
@@ -112,7 +119,7 @@ def _remote_option(
         flag_value=DEFAULT,
         is_eager=True,
         callback=check,
-        shell_complete=complete_remote,
+        shell_complete=_complete_remote,
         help=help_text,
     )
 

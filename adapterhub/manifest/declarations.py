@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +70,8 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
 
 def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, location: str) -> None:
     for key in sorted(set(table) - allowed_keys):
+        import difflib  # late: an error alone needs it
+
         close = difflib.get_close_matches(key, allowed_keys, 1, 0.5)
         hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(allowed_keys))}"
         raise UsageError(location, f"unknown key {prefix}{key[:80]}", hint, code="invalid-config")

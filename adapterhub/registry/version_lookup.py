@@ -7,7 +7,6 @@ Every function that takes a ref may raise RefError, NotFoundError or IntegrityEr
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -182,6 +181,8 @@ def find_row_with(ledger: Ledger, ref: Ref, read: Callable[[VersionRow], T]) -> 
 
 def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
     if state.seq == 0:
+        import difflib  # late: an error alone needs it
+
         close = difflib.get_close_matches(ref.name, [name.name for name in queries.names(ledger.index)], 1)
         if close:
             hint = f"Did you mean {close[0]}?"

@@ -12,15 +12,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .adapter_files import ADAPTER_JSON
 from .containers import json_file
-from .containers.gguf_file import GGUFFile
-from .containers.gguf_types import MetadataValue, string_value
 from .errors import FormatError, RefusedError
+
+if TYPE_CHECKING:
+    from .containers.gguf_types import MetadataValue
 
 FILE = "chat_template.jinja"
 """The name of the template in the folder of an adapter, as in that of a model."""
@@ -79,6 +80,8 @@ class TrainedPrompt:
 
     @classmethod
     def _from_gguf(cls, path: Path) -> TrainedPrompt:
+        from .containers.gguf_file import GGUFFile  # late, like other readers
+
         with GGUFFile(path) as file:
             metadata = file.header.metadata
         template, options = metadata.get(_TEMPLATE), metadata.get(_OPTIONS)
@@ -90,6 +93,8 @@ class TrainedPrompt:
 
     def metadata(self) -> dict[str, MetadataValue]:
         """Return the entries of a GGUF from which `read` returns this prompt."""
+        from .containers.gguf_types import string_value
+
         options = json.dumps([list(pair) for pair in self.options]) if self.options else None
         texts = {_TEMPLATE: self.template, _OPTIONS: options, _DATE: self.date}
         return {key: string_value(text) for key, text in texts.items() if text is not None}

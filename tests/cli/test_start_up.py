@@ -33,18 +33,18 @@ with open(sys.argv[2], "w") as file:
 """
 # Command to the most modules of adapterhub that it loads, and the most of our functions that it calls.
 _BOUNDS = {
-    ("list",): (118, 2050),
-    ("tag", "team/sql:v1", "prod"): (120, 2850),
-    ("log", "team/sql"): (116, 2150),
-    ("info",): (110, 2050),
-    ("pull", "team/sql", "-o", "out"): (116, 2850),
-    ("validate", "sql"): (112, 6350),
-    ("validate", "sql", "--base", "base"): (185, 12900),
-    ("show", "team/sql"): (187, 7300),
-    ("push", "sql", "team/other"): (173, 9650),
-    ("convert", "sql", "mlx", "--to", "mlx"): (144, 7850),
-    ("convert", "sql", "out.gguf", "--base", "base"): (205, 14500),
-    ("merge", "sql", "sql2", "-o", "merged"): (215, 11900),
+    ("list",): (117, 2050),
+    ("tag", "team/sql:v1", "prod"): (119, 2750),
+    ("log", "team/sql"): (114, 2100),
+    ("info",): (107, 2000),
+    ("pull", "team/sql", "-o", "out"): (111, 2700),
+    ("validate", "sql"): (110, 5950),
+    ("validate", "sql", "--base", "base"): (183, 12000),
+    ("show", "team/sql"): (172, 5950),
+    ("push", "sql", "team/other"): (166, 9250),
+    ("convert", "sql", "mlx", "--to", "mlx"): (129, 6550),
+    ("convert", "sql", "out.gguf", "--base", "base"): (203, 13500),
+    ("merge", "sql", "sql2", "-o", "merged"): (208, 11200),
 }
 
 

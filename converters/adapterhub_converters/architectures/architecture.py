@@ -28,6 +28,12 @@ _LAYER_LISTS = ("model.layers", "transformer.h", "gpt_neox.layers", "backbone.la
 _TEXT_PREFIXES = (
     "model.language_model.", "language_model.model.", "model.text_model.", "thinker.model.language_model.", "thinker.model.",
 )  # fmt: skip
+EMBEDDINGS = (
+    "model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
+    "model.language_model.embed_tokens", "language_model.model.embed_tokens", "model.text_model.embed_tokens",
+    "gpt_neox.embed_in", "backbone.embeddings",
+)  # fmt: skip
+"""Names of the table of token embeddings."""
 _HEADS = ("language_model.lm_head", "thinker.lm_head")
 _PREFIXES_WITHOUT_MODEL = ("layers.", "embed_tokens")
 

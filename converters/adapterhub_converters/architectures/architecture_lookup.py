@@ -10,7 +10,7 @@ import numpy as np
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError
 
 from .adapter_only_models import ADAPTERS_ONLY
-from .architecture import Architecture, Experts, Order, layer_of, path_in_layer
+from .architecture import EMBEDDINGS, Architecture, Experts, Order, layer_of, path_in_layer
 from .rule_named_models import BY_RULE
 from .whole_models import ARCHITECTURES
 
@@ -36,12 +36,6 @@ __all__ = [
 
 ADAPTERS = (*ARCHITECTURES, *BY_RULE, *ADAPTERS_ONLY)
 """Architectures whose adapters are converted; for those in `ARCHITECTURES`, adapters are also merged into their GGUF."""
-EMBEDDINGS = (
-    "model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
-    "model.language_model.embed_tokens", "language_model.model.embed_tokens", "model.text_model.embed_tokens",
-    "gpt_neox.embed_in", "backbone.embeddings",
-)  # fmt: skip
-"""Names of the table of token embeddings."""
 
 
 def by_class(

@@ -7,7 +7,6 @@ for a number of more than 4,300 digits.
 from __future__ import annotations
 
 import math
-import tomllib
 from typing import Any
 
 from adapterhub_converters import safe_regex
@@ -27,6 +26,8 @@ def parse(text: str, location: str) -> dict[str, Any]:
     """
     if len(text) > MAX_TOML:
         raise UsageError(location, f"more than {MAX_TOML} bytes: not a config file", code="invalid-config")
+    import tomllib  # late: most folders have no such file
+
     try:
         # Before parsing: `tomllib` takes time quadratic in the parts of a key.
         _check_keys(text)

@@ -9,13 +9,16 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError, refused_error
 
 from . import lossy
 from .lossy import LossAllowance
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 Write = Callable[[Adapter, Path], LossReport]
 

@@ -13,9 +13,9 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapterhub_converters import gc_pause
+from adapterhub_converters import bases, gc_pause
 from adapterhub_converters.adapter import (
     Adapter,
     Loss,
@@ -26,7 +26,6 @@ from adapterhub_converters.adapter import (
     with_factored_as_pairs,
 )
 from adapterhub_converters.adapter_files import ADAPTER_JSON, whole_model_error
-from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -55,8 +54,11 @@ from .allowed_losses import with_rounding_notes, without_base_dependence, write_
 from .candidate import Candidate
 from .lossy import LossAllowance
 
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
 NO_LOSSES = LossAllowance()
-Check = Callable[[Candidate, str, BaseSpec | None, Callable[[], Adapter]], Adapter]
+Check = Callable[[Candidate, str, "BaseSpec | None", Callable[[], Adapter]], Adapter]
 """Called with a source, its format, the base that it is read with and the function that reads it; returns the adapter."""
 _PROMPT_VARIABLES = "options or a date of its chat template are in the adapter.json of the source, and not in what was written"
 
@@ -357,7 +359,7 @@ def _recorded_base(candidate: Candidate) -> BaseSpec | None:
         return None
     config = base["config"]
     repo, revision = (value if isinstance(value := base.get(key), str) else None for key in ("repo", "revision"))
-    return BaseSpec(
+    return bases.BaseSpec(
         source=str((candidate.path if candidate.path.is_dir() else candidate.path.parent) / ADAPTER_JSON),
         kind="manifest",
         architecture=base["architecture"],

@@ -34,10 +34,10 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .base_weights import BaseWeights
-
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
+
+    from .base_weights import BaseWeights
 
 KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies", "embeddings")
 """The kinds of tensors that may be dropped. Names of tensors and modules, and patterns like `*.lm_head`, work as well."""
@@ -243,6 +243,8 @@ class _Reduction:
             self._options["weights"] = None
             raise RefusedError(name, "the base's own weight is needed to approximate it")
         if self._weights is None:
+            from .base_weights import BaseWeights  # late: it imports the tables of architectures
+
             try:
                 self._weights = self._stack.enter_context(BaseWeights(self._base.folder))
             except NotFoundError as error:

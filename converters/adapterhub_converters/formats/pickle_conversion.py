@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import (
     LITGPT_WEIGHTS,
@@ -37,6 +37,9 @@ from adapterhub_converters.errors import (
 
 from . import FORMATS, added_format, peft
 from .candidate import Candidate
+
+if TYPE_CHECKING:
+    import subprocess
 
 _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
@@ -92,6 +95,8 @@ def convert_pickle(pickle: Path, folder: Path) -> Path:
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError(str(pickle), "reading a pickle needs torch", "Run `pip install 'adapterhub[train]'`")
+    import subprocess  # late: few adapters are pickles
+
     weights = folder / peft.WEIGHTS
     # The package is found by an explicit path, as the child gets neither PYTHONPATH nor the parent's sys.path.
     code = (

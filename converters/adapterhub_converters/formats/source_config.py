@@ -20,7 +20,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
-from adapterhub_converters.architectures import architecture_lookup
+from adapterhub_converters.architectures.architecture import EMBEDDINGS, Order
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import byte_view, release
 from adapterhub_converters.errors import FormatError
@@ -53,7 +53,7 @@ class Line:
     target: str
     factor: float
     dtype: str
-    order: architecture_lookup.Order = 0
+    order: Order = 0
     ulps: bool = False
     block: Block | None = None
 
@@ -193,7 +193,7 @@ def _malformed_line(row: object, location: str) -> FormatError:
     return FormatError(location, f"{_KEY}.tensors has the malformed line {str(row)[:80]}")
 
 
-def _order(value: object, location: str) -> architecture_lookup.Order:
+def _order(value: object, location: str) -> Order:
     match value:
         case bool():
             pass
@@ -296,7 +296,7 @@ def with_magnitudes(adapter: Adapter, magnitudes: Mapping[str, np.ndarray]) -> A
 
 def _is_table(target: str) -> bool:
     last = target.rpartition(".")[2]
-    return any(last == name.rpartition(".")[2] for name in architecture_lookup.EMBEDDINGS)
+    return any(last == name.rpartition(".")[2] for name in EMBEDDINGS)
 
 
 def _recovered_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, location: str) -> np.ndarray:

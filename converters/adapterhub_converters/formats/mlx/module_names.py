@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import TYPE_CHECKING
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures.architecture import text_name
-from adapterhub_converters.bases import BaseSpec, names_in_memory
+from adapterhub_converters.bases import names_in_memory
 from adapterhub_converters.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 VERSION = "0.32.2"
 _LAYER = safe_regex.Pattern(
