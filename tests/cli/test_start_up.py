@@ -63,3 +63,19 @@ def test_a_command_loads_no_more_than_it_did(command: tuple[str, ...], tmp_path:
     modules, calls = _BOUNDS[command]
     assert 0.9 * modules <= counts["modules"] <= modules
     assert 0.8 * calls <= counts["calls"] <= calls
+
+
+def test_the_garbage_collector_runs_while_a_command_works_and_skips_what_was_imported(tmp_path: Path) -> None:
+    code = (
+        "import gc, sys\n"
+        "from adapterhub.__main__ import main\n"
+        "sys.argv[1:] = ['list']\n"
+        "try:\n    main()\n"
+        "finally:\n    print(gc.isenabled(), gc.get_freeze_count() > 10_000, file=sys.stderr)\n"
+    )
+    environment = {**os.environ, "ADAPTERHUB_REGISTRY": str(tmp_path), "HOME": str(tmp_path)}
+    with Registry(tmp_path):
+        pass
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "True True"

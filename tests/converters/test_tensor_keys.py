@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,42 @@ def test_a_tensor_is_identified_by_its_module_and_end_as_by_its_whole_name(key: 
     full = tensor_keys.native_name(key)
     assert tensor_keys.identify(key) == (full, *tensor_keys._classify(full, key))
     assert tensor_keys.identify(tensor_keys.PREFIX + key)[0] == tensor_keys.native_name(tensor_keys.PREFIX + key)
+
+
+_STARTS = (
+    "",
+    tensor_keys.PREFIX,
+    tensor_keys.PREFIX * 2,
+    "module.",
+    "module.module.",
+    "_orig_mod.",
+    "base_model.",
+    f"_fsdp_wrapped_module.{tensor_keys.PREFIX}",
+)
+_MODULES = (
+    "",
+    "model.layers.0.q",
+    "a",
+    "lora_A",
+    "a.lora_A",
+    "vera_x",
+    "a.base_layer",
+    "a.modules_to_save",
+    "a._orig_mod",
+    "module",
+)
+_ENDS = (
+    "", ".lora_A", ".lora_A.weight", ".lora_A.default.weight", ".lora_A..weight", ".lora_A.a.b", ".lora_A._orig_mod.weight",
+    ".lora_B.default.bias", ".lora_embedding_A.default", ".lora_magnitude_vector.default.weight", ".vera_A", ".vera_A.default",
+    ".vera_lambda_b.default", ".hada_w1_a.x", ".lokr_w1", ".weight", ".base_layer.weight", ".modules_to_save.default.weight",
+    ".token_adapter.trainable_tokens_delta.default", ".original_module.weight",
+)  # fmt: skip
+
+
+def test_a_name_that_is_analyzed_in_two_parts_has_the_identity_that_it_has_as_a_whole() -> None:
+    for parts in product(_STARTS, _MODULES, _ENDS):
+        key = "".join(parts).lstrip(".") or "x"
+        full, kind, name, _ = tensor_keys.identify(key)
+        assert full == tensor_keys.native_name(key)
+        if not full.startswith(tensor_keys.PREFIX) and full not in tensor_keys.SHARED:
+            assert (kind, name) == ("unknown", key)

@@ -61,7 +61,7 @@ def identify(key: str) -> tuple[str, str, str, str]:
         if (mark_start := key.find(mark)) > 0 and (native_module := _native_module(key[:mark_start])):
             module, name = native_module
             end, kind, part = _native_end(key[mark_start:])
-            if kind:
+            if kind and name is not None:
                 return module + end, kind, name, part
             return module + end, *_classify(module + end, key)
     full = native_name(key)
@@ -69,10 +69,13 @@ def identify(key: str) -> tuple[str, str, str, str]:
 
 
 @lru_cache(maxsize=1)  # the tensors of a module follow each other
-def _native_module(module: str) -> tuple[str, str] | None:
-    """Return the native name of a module, with and without PREFIX; None if it could depend on the rest of the key."""
+def _native_module(module: str) -> tuple[str, str | None] | None:
+    """Return the native name of a module, with and without PREFIX (None if it has none).
+
+    Returns None if the name could depend on the rest of the key.
+    """
     name = "" if _may_have_part(module) else _without_wrappers(f"{module}.x")[:-2]
-    return (name, name[len(PREFIX) :]) if name.startswith(PREFIX) else None
+    return (name, name[len(PREFIX) :] if name.startswith(PREFIX) else None) if name else None
 
 
 @lru_cache(maxsize=1_000)
