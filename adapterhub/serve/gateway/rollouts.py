@@ -136,7 +136,7 @@ class Rollouts:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry, self._find, self._usage, self._clock = registry, find, usage, clock
-        self._feedback_read_at = time.time()
+        self._feedback_read_at, self._feedback_problem = time.time(), ""
         self._tracks: dict[str, Track] = {}
         self._reasons: dict[str, str] = {}  # why the rollouts of routes could not begin, as last logged
 
@@ -187,16 +187,21 @@ class Rollouts:
         if self._usage is None or not any("feedback" in track.plan.bounds for track in self._tracks.values()):
             return
         now = time.time()
-        since, self._feedback_read_at = min(self._feedback_read_at, now) - _LATE_SECONDS, now
-        for feedback in await asyncio.to_thread(answer_log.feedback_since, self._usage, since):
+        since = min(self._feedback_read_at, now) - _LATE_SECONDS
+        try:
+            recent_feedback = await asyncio.to_thread(answer_log.feedback_since, self._usage, since)
+        except AdapterhubError as error:
+            if self._feedback_problem != (problem := str(error)):
+                log.error("feedback that other gateways got is counted later: %s", problem)
+            self._feedback_problem = problem
+            return
+        self._feedback_read_at, self._feedback_problem = now, ""
+        for feedback in recent_feedback:
             self.add_feedback(feedback)
 
     async def refresh(self, routes: Routes) -> None:
         """Look at the log, and write what follows from this gateway's evidence."""
-        try:
-            await self._read_feedback()
-        except AdapterhubError as error:
-            log.error("feedback that other gateways got does not count: %s", error)
+        await self._read_feedback()
         plans = {name: (route, route.rollout) for name, route in routes.routes.items() if route.rollout}
         for name in self._tracks.keys() - plans.keys():
             del self._tracks[name]

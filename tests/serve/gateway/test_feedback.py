@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.digest import Digest
-from adapterhub.manifest.rollout_state import ROLLED_BACK
+from adapterhub.manifest.rollout_state import ROLLED_BACK, RUNNING
 from adapterhub.serve.gateway import gateway as gateway_module
 from adapterhub.serve.usage import answer_log
 
@@ -204,3 +204,20 @@ def test_feedback_to_another_gateway_with_the_same_record_counts_once_at_the_one
             assert state(tmp_path, versions[1]).state == ROLLED_BACK
 
     asyncio.run(main())
+
+
+def test_a_record_that_cannot_be_read_is_said_once_and_holds_no_rollout_up(
+    versions: list[Digest],  # noqa: F811
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "routes.toml").write_text(ROUTE.replace("errors = 30", "feedback = 30"))
+    (tmp_path / "usage.db").write_bytes(b"no database" * 1000)
+
+    async def test(gateway: Running) -> None:
+        for _ in range(3):
+            await gateway.look()
+
+    run(tmp_path, test)
+    assert state(tmp_path, versions[1]).state == RUNNING
+    assert caplog.text.count("feedback that other gateways got is counted later") == 1
