@@ -38,7 +38,6 @@ HINTS: dict[str, str] = {
     "alpha-required": "Pass --alpha N, the alpha it was trained with",
     "as-trained": "Leave out --onto as-trained",
     "attested-base": "Pass it as --base",
-    "base-not-here": "Pass --base {address}, which asks the Hub",
     "base-required": "Pass --base with its folder, its GGUF file, or hf://org/model",
     "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
@@ -144,10 +143,12 @@ HINTS: dict[str, str] = {
 # Hints for errors of another registry, whose address is a field.
 _HINTS_ELSEWHERE = {"no-such-adapter": "Run `adapterhub list {registry}`"}
 # Code of an error to a field that not each has, and to the hint with it.
-_HINTS_WITH_FIELD = {"base-required": ("recorded", "Pass --base {recorded}, which the adapter records")}
+_HINTS_WITH_FIELD = {
+    "base-not-here": ("recorded", "Pass --base {recorded}, which downloads it from the Hub"),
+    "base-required": ("recorded", "Pass --base {recorded}, which the adapter records"),
+}
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {
-    "base-not-here": ("base", ""),
     "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
 }
 
@@ -203,13 +204,13 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     """Return the hint of an error of a command with these parameters; none if the command is not known."""
     option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
     if option and parameters and option not in parameters:
-        return alternative or error.hint
-    # A similar name is the better hint.
-    if error.code not in HINTS or "meant" in error.fields:
-        return error.hint or _hint_for_folder(error)
+        return alternative
     field, better_hint = _HINTS_WITH_FIELD.get(error.code, ("", ""))
     if field in error.fields:
         return _filled(better_hint, error.fields)
+    # A similar name is the better hint.
+    if error.code not in HINTS or "meant" in error.fields:
+        return error.hint or _hint_for_folder(error)
     elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
     return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields) or error.hint
 

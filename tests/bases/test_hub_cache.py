@@ -106,7 +106,7 @@ def test_every_command_takes_the_name_offline_and_the_hint_names_the_address(run
     run("merge", "sql", "--into", "org/tiny", "-o", "merged", env=env)
     assert "org/tiny" in (tmp_path / "merged" / "README.md").read_text()
     for args in (("validate", "sql", "--base", "org/none"), ("merge", "sql", "--into", "org/none", "-o", "x")):
-        assert "hf://org/none" in run(*args, env=env, code=3).stderr
+        assert "Write hf://org/none for one on the Hub" in run(*args, env=env, code=3).stderr
 
 
 # ---- downloads

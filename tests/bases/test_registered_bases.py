@@ -264,4 +264,4 @@ def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path
 
 def test_a_path_that_is_not_there_may_have_been_meant_for_the_hub(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
-    assert "Pass --base hf://org/model, which asks" in run("validate", "sql", "--base", "org/model", code=3).stderr
+    assert "Write hf://org/model for one on the Hub" in run("validate", "sql", "--base", "org/model", code=3).stderr
