@@ -108,22 +108,17 @@ def _select(files: Mapping[str, object], location: str) -> tuple[dict[str, str],
 
 def _fetch(source: Source, layer: Descriptor, folder: Path) -> Path:
     """Fetch a layer, verified, and return the file of its tar without compression."""
-    part, tar = folder / f"{layer.digest[7:]}.part", folder / f"{layer.digest[7:]}.tar"
+    part = folder / f"{layer.digest[7:]}.part"
     with receive(source, layer, ConfinedFiles(folder), part) as (_, file):
         file.seek(0)
         limit = _MAX_GROWTH * layer.size + _FREE_GROWTH
-        with local_errors(tar), open_new(tar) as target:
+        with local_errors(folder), tempfile.NamedTemporaryFile(dir=folder, suffix=".tar", delete=False) as target:
             for piece in _decompressed(file, layer.media_type.rpartition("+")[2], source.location):
                 target.write(piece)
                 if target.tell() > limit:
                     raise RefusedError(source.location, f"the layer {layer.digest[:19]}… grows to over {limit} bytes")
     part.unlink()
-    return tar
-
-
-def open_new(path: Path) -> BinaryIO:
-    """Create a file of our own."""
-    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600), "w+b")
+    return Path(target.name)
 
 
 def _decompressed(file: BinaryIO, kind: str, location: str) -> Iterator[bytes]:
