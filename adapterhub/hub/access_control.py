@@ -1,7 +1,8 @@
 """Authentication by the Authorization header, and what an account may do with a repository.
 
 A repository that a client may not see is answered like one that does not exist, and a blob can be read only through a
-repository that has it. Who sees a gated repository does not yet read its files: `check_files` decides that for every protocol.
+repository that has it. A client that sees a gated repository may not read its files yet: `check_files` decides that for every
+protocol.
 """
 
 from __future__ import annotations
