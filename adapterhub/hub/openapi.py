@@ -7,6 +7,7 @@ file, may be sent as they are or as %2F.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -293,7 +294,12 @@ _PUBLISHED = object_of("manifest", manifest=TEXT, tags=list_of(TEXT), message=TE
 def _changing(summary: str, body: Mapping[str, Schema] | None = None, **query: Schema) -> Operation:
     """Return an operation that changes a name: with `If-Match` or `If-None-Match` only if a tag is where these say."""
     query = {"dry_run": {**BOOLEAN, "description": "Change nothing, and answer as if it were changed."}, **query}
-    return Operation(summary, errors=(403, 404, 409, 412, 413, 507), query=query, body=body or {}, needs=LOGIN)
+    return replace(_deciding(summary, body), query=query)
+
+
+def _deciding(summary: str, body: Mapping[str, Schema] | None = None) -> Operation:
+    """Return an operation that changes what people may do with a name, which cannot be rehearsed."""
+    return Operation(summary, errors=(403, 404, 409, 412, 413, 507), body=body or {}, needs=LOGIN)
 
 
 _ADAPTERHUB: Mapping[str, Operation] = {
@@ -326,8 +332,8 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": TEXT, "cursor": COUNT}),
     f"GET {_NAMES}/downloads": _reading("Tell how often each version was downloaded, by day and protocol"),
     f"GET {_NAMES}/gate": _reading("Tell whether a name is gated, its terms, and whether the client may read its files"),
-    f"PUT {_NAMES}/gate": _changing("Gate a name", {JSON: object_of("mode", mode=_MODE, terms=TEXT)}),
-    f"DELETE {_NAMES}/gate": _changing("Remove the gate of a name"),
+    f"PUT {_NAMES}/gate": _deciding("Gate a name", {JSON: object_of("mode", mode=_MODE, terms=TEXT)}),
+    f"DELETE {_NAMES}/gate": _deciding("Remove the gate of a name"),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
     f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
     f"GET {_NAMES}/retention": _reading("Tell how many of the newest versions of a name a gc keeps; null for all"),
@@ -354,11 +360,11 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"POST {_TAG}/rollback": _changing("Point a tag at the version it had before", _REASON),
     f"GET {_NAMES}/proposals": _reading("List proposals, the newest first", {"state": TEXT}),
     f"GET {_PROPOSAL}": _reading("Tell what a proposal changes, and what stands in its way"),
-    f"DELETE {_PROPOSAL}": _changing("Withdraw a proposal, as its author or who may write to the name"),
-    f"POST {_PROPOSAL}/acceptance": _changing(
+    f"DELETE {_PROPOSAL}": _deciding("Withdraw a proposal, as its author or who may write to the name"),
+    f"POST {_PROPOSAL}/acceptance": _deciding(
         "Make a proposal the next version, if it is still that commit", {JSON: object_of(commit=TEXT, reason=_MESSAGE)}
     ),
-    f"POST {_PROPOSAL}/refusal": _changing("Refuse a proposal", {JSON: object_of("reason", reason=_MESSAGE)}),
+    f"POST {_PROPOSAL}/refusal": _deciding("Refuse a proposal", {JSON: object_of("reason", reason=_MESSAGE)}),
     f"GET {_TAG}": _reading("Tell which version a tag is at; its digest is the ETag"),
     f"PUT {_TAG}": _changing("Point a tag at a version", {JSON: object_of("reference", reference=TEXT)}),
     f"DELETE {_TAG}": _changing("Remove a tag"),

@@ -95,11 +95,10 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 def routes() -> list[BaseRoute]:
     """Return the routes."""
     return [
-        Route(path, endpoint_of(handler, rehearses=rehearses(path, handler)), methods=[method])
-        for method, path, handler in _ROUTES
+        Route(path, endpoint_of(handler, rehearses=rehearses(handler)), methods=[method]) for method, path, handler in _ROUTES
     ]
 
 
-def rehearses(path: str, handler: Handler) -> bool:
-    """Return whether a change takes `dry_run`: each of a name, but a push, whose client rehearses what it would send."""
-    return path.startswith(_NAME) and handler is not changing.publish
+def rehearses(handler: Handler) -> bool:
+    """Return whether a change takes `dry_run`: of names and releases each but a push, whose client rehearses what it sends."""
+    return handler.__module__ in (changing.__name__, releasing.__name__) and handler is not changing.publish

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub import gates
 from adapterhub.hub.accounts import audit_log
 from adapterhub.hub.adapter_forms import routes
 from adapterhub.hub.adapter_forms.multipart import MultipartReader, boundary_of
+from adapterhub.hub.gates import Gate
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import FormatError
@@ -22,7 +24,9 @@ from tests.hub.web.test_pages import Push
 from tests.support.adapters import write_adapter
 
 HERE = "/-/adapters/team/sql"
-FORMS = sorted(route.path for route in routes.routes())  # type: ignore[attr-defined]
+PATH = "/-/adapters/{namespace}/{repo}"
+OF_READERS = {f"{PATH}/star", f"{PATH}/ask-access"}
+FORMS = sorted({route.path for route in routes.routes()} - OF_READERS)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -78,6 +82,22 @@ def test_only_who_may_write_changes_anything(
     assert writer.post(url, {**fields, "csrf": "0" * 64}).status in (400, 403)
     assert writer.post(url, {**fields, "csrf": writer.csrf()}, Origin="https://evil.example", **multipart).status == 403
     assert log(hub) == ["push"]
+
+
+@pytest.mark.parametrize("path", sorted(OF_READERS))
+def test_what_readers_may_do_needs_a_session_its_token_and_a_name_that_they_see(
+    hub: Running, visitor: Visitor, database: HubDatabase, push: Push, path: str
+) -> None:
+    push("team/sql")
+    hide(hub, "team/sql")
+    gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
+    url = path.replace("{namespace}", "team").replace("{repo}", "sql")
+    reader, stranger = person(visitor, database, "rob", team="read"), person(visitor, database, "eve")
+    assert visitor.post(url, {}).headers["location"] == "/-/sign-in"
+    assert stranger.post(url, {"csrf": stranger.csrf()}).status == 404
+    assert reader.post(url, {"csrf": "0" * 64}).status in (400, 403)
+    assert reader.post(url, {"csrf": reader.csrf()}, Origin="https://evil.example").status == 403
+    assert reader.post(url, {"csrf": reader.csrf()}).status == 303
 
 
 def test_settings_are_shown_to_who_may_write(

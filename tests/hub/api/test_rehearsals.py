@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from adapterhub.hub import access_control
+from adapterhub.hub import access_control, openapi
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.api import reading, routes
@@ -134,6 +134,13 @@ def test_every_route_that_rehearses_is_tried_and_every_other_change_refuses_to(a
             assert (answer.status_code, answer.json()["where"]) == (400, "dry_run"), route.path
     assert state() == before
     assert tried <= {(method, route.path) for route in changing for method in route.methods or ()}
+
+
+def test_the_document_says_which_changes_can_be_rehearsed() -> None:
+    operations = openapi.paths()
+    for method, path, handler in routes._ROUTES:
+        parameters = {parameter["name"] for parameter in operations[path][method.lower()]["parameters"]}
+        assert ("dry_run" in parameters) == (method != "GET" and routes.rehearses(handler)), f"{method} {path}"
 
 
 def test_what_a_client_may_not_do_it_may_not_rehearse(team: Running) -> None:
