@@ -51,6 +51,7 @@ BOUNDED_OTHERWISE = {
     "audit_cuts": "one for 100,000 of those",
     "devices": "1,000 (tests/hub/accounts/test_devices)",
     "arriving": "20,000 of a namespace (test_hub_refusals)",
+    "proposals": "100 open ones of a namespace, 30 an hour of an account; closed ones are forgotten after two days",
     "uploaded": "forgotten after two days; each counts as a file",
     "xet_epochs": "one of a repository",
     "exchanged": "until the token of a job expires",
