@@ -196,6 +196,9 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     ),
     f"GET {_REPO}/discussions": _reading("List proposals", {"type": TEXT, "status": TEXT, "author": TEXT, "p": COUNT}),
     f"GET {_REPO}/discussions/{{number}}": _reading("Tell what a proposal changes"),
+    f"POST {_REPO}/discussions": _writing(
+        "Open an empty proposal", {JSON: object_of("title", title=TEXT, description=TEXT, pullRequest=BOOLEAN)}
+    ),
     f"POST {_REPO}/discussions/{{number}}/merge": _writing("Accept a proposal", {JSON: object_of(comment=TEXT)}),
     f"POST {_REPO}/discussions/{{number}}/status": _writing(
         "Close a proposal", {JSON: object_of("status", status=TEXT, comment=TEXT)}

@@ -72,29 +72,42 @@ def _check_open(name: str, number: str, proposal: Proposal) -> None:
 # ---- room
 
 
-def reserve(database: HubDatabase, limits: Namespace, name: str, ident: str, *, account: str, size: int) -> None:
-    """Reserve room for a proposal of an account.
+@dataclass(frozen=True)
+class Room:
+    """The room of a proposal.
 
-    Args:
-        database: The tables of the hub.
-        limits: The settings of the namespace.
+    Attributes:
         name: The repository.
         ident: The id of its commit.
-        account: The account that opens it.
+        account: The account that has opened it.
         size: Bytes of its files that the repository does not have.
+    """
+
+    name: str
+    ident: str
+    account: str
+    size: int
+
+
+def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: str = "") -> None:
+    """Reserve room for a proposal in the namespace that has these settings.
+
+    `replaced`: The commit of the same proposal that it takes the place of, whose room the caller then releases.
 
     Raises:
         RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones.
     """
     since, first, last = time.time() - 3600, f"{limits.name}/", f"{limits.name}0"  # "0" follows "/"
-    sql = "SELECT account, size, closed FROM proposals WHERE name >= ? AND name < ?"
+    sql = "SELECT account, size, closed FROM proposals WHERE name >= ? AND name < ? AND ident <> ?"
+    recent_sql = "SELECT count(*) FROM proposals WHERE account = ? AND opened > ? AND ident <> ?"
     insert = (
-        "INSERT INTO proposals (name, ident, account, size, opened, announced) VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING"
+        "INSERT INTO proposals (name, ident, account, size, opened, announced) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
     )
     max_bytes = _MAX_BYTES if limits.max_bytes is None else min(_MAX_BYTES, limits.max_bytes // 4)
+    account, size = room.account, room.size
     with database.transaction():
-        rows = database.select(sql, first, last)
-        recent = database.select("SELECT count(*) FROM proposals WHERE account = ? AND opened > ?", account, since)[0][0]
+        rows = database.select(sql, first, last, replaced)
+        recent = database.select(recent_sql, account, since, replaced)[0][0]
         opened = [author for author, _, closed in rows if closed is None]
         used = sum(row_size for _, row_size, _ in rows)
         if opened.count(account) >= _MAX_OPEN_OF_ACCOUNT:
@@ -107,8 +120,8 @@ def reserve(database: HubDatabase, limits: Namespace, name: str, ident: str, *, 
             raise RefusedError(limits.name, problem, "Wait until others are closed and gone", code="quota")
         if recent >= _MAX_HOURLY:
             raise RefusedError(account, f"has opened {_MAX_HOURLY} proposals within an hour", "Wait", code="quota")
-        if not database.execute(insert, name, ident, account, size, time.time()):
-            raise ConflictError(f"{name}@{ident}", "is proposed by another request now", "Try again")
+        if not database.execute(insert, room.name, room.ident, account, size, time.time(), int(bool(replaced))):
+            raise ConflictError(f"{room.name}@{room.ident}", "is proposed by another request now", "Try again")
 
 
 def release(database: HubDatabase, name: str, ident: str) -> None:
@@ -119,13 +132,34 @@ def release(database: HubDatabase, name: str, ident: str) -> None:
 # ---- the document
 
 
-def with_opened(state: Repository, proposal: Proposal, document: str) -> Repository:
-    """Return a repository with a proposal, whose commit has the digest `document`; the oldest closed ones are forgotten."""
-    number = max(map(int, state.proposals), default=0) + 1
-    closed = [key for key, earlier in state.proposals.items() if earlier.state != OPEN]
-    forgotten = set(closed[: max(len(closed) - _MAX_CLOSED, 0)])
-    kept = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
-    return replace(state, proposals={**kept, str(number): proposal}, commits={**state.commits, proposal.commit: document})
+def record(
+    worker: Worker, name: str, number: str, proposal: Proposal, document: Digest, *, replaced: Proposal | None = None
+) -> str:
+    """Write a proposal, whose commit has the digest `document`; return its number. The oldest closed ones are forgotten.
+
+    `number` and `replaced` are those of the open proposal that it takes the place of, if any.
+
+    Raises:
+        ConflictError: That is closed, or another commit by now.
+    """
+
+    def edit(state: Repository) -> Repository:
+        nonlocal number
+        current = state.proposals.get(number)
+        if replaced and (current is None or current.commit != replaced.commit or current.state != OPEN):
+            raise ConflictError(f"{name}: proposal {number}", "was changed meanwhile", "Try again")
+        if not replaced:
+            number = str(max(map(int, state.proposals), default=0) + 1)
+        closed = [key for key, earlier in state.proposals.items() if earlier.state != OPEN]
+        forgotten = set(closed[: max(len(closed) - _MAX_CLOSED, 0)])
+        kept = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
+        dropped = replaced.commit if replaced else ""
+        kept_commits = {ident: digest for ident, digest in state.commits.items() if ident != dropped}
+        all_commits = {**kept_commits, proposal.commit: document}
+        return replace(state, proposals={**kept, number: proposal}, commits=all_commits)
+
+    worker.repositories.change(name, edit, has_room=True)
+    return number
 
 
 def close(worker: Worker, name: str, number: str, *, state: str, account: str, reason: str = "", became: str = "") -> None:

@@ -9,7 +9,7 @@ from functools import wraps
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.hub.hf import proposal_changes
+from adapterhub.hub.hf import proposing
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
 from adapterhub.hub.hf.reading import name_of
 from adapterhub.hub.hub import Hub
@@ -65,7 +65,7 @@ def change_endpoint(
 
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
             if decides:
-                return proposal_changes.turn(hub, name)
+                return proposing.turn(hub, name)
             return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
 
         return await answer_form(request, run, lock=lock, limit=limit)

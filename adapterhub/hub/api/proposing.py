@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import commits, file_differences, proposals
 from adapterhub.hub.accounts.access_tokens import Identity
-from adapterhub.hub.hf import proposal_changes
+from adapterhub.hub.hf import proposal_changes, proposing
 from adapterhub.hub.hf.reading import path_part, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
@@ -87,7 +87,7 @@ async def accept(hub: Hub, request: Request) -> Response:
     number = path_part(request, "ident")
     commit, reason = text_field(fields, "commit", ""), text_field(fields, "reason", "")
     work = partial(proposal_changes.accept, commit=commit, reason=reason)
-    async with proposal_changes.turn(hub, name):
+    async with proposing.turn(hub, name):
         accepted = await hub.workers.run(work, hub, identity, name, number)
     version = f"{name}:v{accepted.row.number}" if accepted.row else None
     return JSONResponse({"name": name, "proposal": int(number), "commit": accepted.id, "version": version})
@@ -99,7 +99,7 @@ async def refuse(hub: Hub, request: Request) -> Response:
     identity, name = await begin(hub, request, _visible)
     reason = text_field(await read_object(request, _MAX_BODY), "reason")
     number = path_part(request, "ident")
-    async with proposal_changes.turn(hub, name):
+    async with proposing.turn(hub, name):
         closed = await hub.workers.run(proposal_changes.refuse, hub, identity, name, number, reason=reason)
     return JSONResponse(_summary(name, number, closed))
 
@@ -108,6 +108,6 @@ async def withdraw(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}/proposals/{number}: withdraw it, as its author or who may write to the name."""
     refuse_condition(request)
     identity, name, number = hub.identify(request), name_of(request), path_part(request, "ident")
-    async with proposal_changes.turn(hub, name):
+    async with proposing.turn(hub, name):
         closed = await hub.workers.run(proposal_changes.withdraw, hub, identity, name, number)
     return JSONResponse(_summary(name, number, closed))

@@ -15,7 +15,7 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
 from adapterhub.registry.repository_records import ACCEPTED, OPEN, Proposal
 
-from . import proposal_changes
+from . import proposal_changes, proposing
 from .hf_errors import ResponseError
 from .reading import name_of, path_part, query_number, visible_view
 from .repositories import identify_account, read_document
@@ -105,7 +105,7 @@ async def merge(hub: Hub, request: Request) -> Response:
     identity, name, number = identify_account(hub, request), name_of(request), path_part(request, "number")
     reason = str((await read_document(request)).get("comment") or "")
     work = partial(proposal_changes.accept, reason=reason)
-    async with proposal_changes.turn(hub, name):
+    async with proposing.turn(hub, name):
         await hub.workers.run(work, hub, identity, name, number)
     return JSONResponse({})
 
@@ -125,6 +125,6 @@ async def set_status(hub: Hub, request: Request) -> Response:
             return proposal_changes.withdraw(worker, hub, identity, name, number, reason=reason)
         return proposal_changes.refuse(worker, hub, identity, name, number, reason=reason or "closed without a comment")
 
-    async with proposal_changes.turn(hub, name):
+    async with proposing.turn(hub, name):
         closed = await hub.workers.run(work)
     return JSONResponse({"newStatus": _status_change(closed)})

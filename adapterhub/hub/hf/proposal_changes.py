@@ -1,13 +1,11 @@
 """Accept, refuse and withdraw proposals, each with its checks: the API, the forms and the calls of clients make them.
 
-Callers hold the `turn` of the name: the processes of a hub decide one after the other, and each looks at the proposal again. An
-accepted one is committed to `main` as any commit is, by who accepts it: the same checks, policy and requirements decide.
+Callers hold the turn of the name (`proposing.turn`): the processes of a hub decide one after the other, and each looks at the
+proposal again. An accepted one is committed to `main` as any commit is, by who accepts it: the same checks, policy and
+requirements decide.
 """
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from adapterhub.hub import proposals, request_context
 from adapterhub.hub.access_control import NoTokenError
@@ -17,20 +15,13 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.registry.repository_records import ACCEPTED, MAIN, REFUSED, WITHDRAWN, Proposal
-from adapterhub_converters.errors import ConflictError, UsageError
+from adapterhub_converters.errors import ConflictError, RefusedError, UsageError
 
 from .commit_requests import Changes
 from .reading import visible_view
 from .writing import MovedMeanwhileError, commit_changes
 
 _ATTEMPTS = 30  # of an acceptance: with each that fails, a push has succeeded
-
-
-@asynccontextmanager
-async def turn(hub: Hub, name: str) -> AsyncIterator[None]:
-    """Wait until no request, in whichever process of the hub, decides on a proposal to a repository, and hold the turn."""
-    async with hub.change(name), hub.commit_turn(name):
-        yield
 
 
 def accept(
@@ -83,6 +74,8 @@ def _accept(
         raise ConflictError(f"{name}: proposal {number}", f"is the commit {proposal.commit} now", "Look at it again")
     _check_reason(reason)
     change = proposals.change_of(worker, view, proposal)
+    if not change.files:
+        raise RefusedError(f"{name}: proposal {number}", "changes nothing yet", "Wait until its author commits to it")
     if change.conflicts:
         problem = f"main has changed {', '.join(change.conflicts[:6])} since"
         raise ConflictError(

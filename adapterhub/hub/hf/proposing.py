@@ -1,23 +1,28 @@
-"""Open a proposal: a commit with `create_pr`, by an account that may read a repository.
+"""Open a proposal: a commit with `create_pr`, by an account that may read a repository; or an empty one, and commits to it.
 
-It passes the checks of a push at once, so that nobody else has to look at what could not be accepted. What the policy objects
-to is kept with it, as maintainers may add what is missing; it is decided again when the proposal is accepted.
+A proposal of one commit passes the checks of a push at once, so that nobody else has to look at what could not be accepted. One
+that clients send in several commits need not pass them in between: what these object to is kept with it, as is what the policy
+objects to, since maintainers may add what is missing. All is decided again when it is accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.digest import sha256_bytes
+from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import commits, proposals, publishing, request_context
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
-from adapterhub.hub.commits import HEAD, Commit, View
+from adapterhub.hub.commits import HEAD, PROPOSALS, Commit, View
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, divide_names
 from adapterhub.registry.moves import now
@@ -29,13 +34,22 @@ from adapterhub_converters.errors import NotFoundError, RefusedError
 from .commit_requests import Changes, Tree, check_history, document_size, has_same_files, read_changes, with_sizes
 from .hf_errors import ResponseError
 from .reading import name_of, path_part, visible_view
+from .repositories import read_document
 
 _MAX_OBJECTION = 1000  # characters
 
 
+@asynccontextmanager
+async def turn(hub: Hub, name: str) -> AsyncIterator[None]:
+    """Wait until no request, in whichever process of the hub, changes a proposal to a repository, and hold the turn."""
+    async with hub.change(name), hub.commit_turn(name):
+        yield
+
+
 def is_proposal(request: Request) -> bool:
     """Return whether a commit, or what prepares it, is to be proposed only."""
-    return request.query_params.get("create_pr", "").lower() in ("1", "true")
+    is_asked = request.query_params.get("create_pr", "").lower() in ("1", "true")
+    return is_asked or path_part(request, "revision").startswith(PROPOSALS)
 
 
 async def identify_proposer(hub: Hub, request: Request) -> tuple[Identity, str]:
@@ -53,20 +67,21 @@ async def identify_proposer(hub: Hub, request: Request) -> tuple[Identity, str]:
 
 
 async def propose(hub: Hub, request: Request) -> Response:
-    """POST …/commit/{rev}?create_pr=1: propose a commit for `main`."""
+    """POST …/commit/{rev}: propose a commit for `main` with `create_pr`, or add it to the open proposal `refs/pr/N`."""
     identity, name = await identify_proposer(hub, request)
     branch = path_part(request, "revision") or MAIN
-    if branch != MAIN:
+    if branch != MAIN and not branch.startswith(PROPOSALS):
         raise RefusedError(f"{name}@{branch}", "is not main, which proposals are for", "Leave the revision out")
+    number = branch.removeprefix(PROPOSALS) if branch != MAIN else ""
     staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
     try:
         changes = await read_changes(hub, request, name, staged)
-        async with hub.change(name):
-            number, proposal = await hub.workers.run(_open_proposal, hub, identity, name, changes)
+        async with turn(hub, name):
+            number, proposal = await hub.workers.run(_propose, hub, identity, name, changes, number=number)
         await hub.workers.read(staged.accept)
     finally:
         await asyncio.shield(hub.workers.read(staged.close))
-    request_context.current().record_detail(proposal=number, state="opened")
+    request_context.current().record_detail(proposal=number, state="opened" if branch == MAIN else "changed")
     url = f"{hub.url(request)}/{name}"
     answer = {"success": True, "commitUrl": f"{url}/commit/{proposal.commit}", "commitOid": proposal.commit, "hookOutput": ""}
     note = f"adapterhub; {proposal.objection}"
@@ -74,73 +89,162 @@ async def propose(hub: Hub, request: Request) -> Response:
     return JSONResponse({**answer, "pullRequestUrl": f"{url}/discussions/{number}"}, headers=headers)
 
 
-def _open_proposal(worker: Worker, hub: Hub, identity: Identity, name: str, changes: Changes) -> tuple[str, Proposal]:
-    """Propose changes; return the number of the proposal, which is an earlier one if the same was proposed already."""
+async def create(hub: Hub, request: Request) -> Response:
+    """POST …/discussions: open an empty proposal, to which a client then commits."""
+    identity, name = await identify_proposer(hub, request)
+    fields = await read_document(request)
+    if fields.get("pullRequest") is not True:
+        raise ResponseError(501, "NotImplemented", "this hub has proposals (pull requests), and no discussions")
+    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
+    title, description = (str(fields.get(key) or "")[:10_000] for key in ("title", "description"))
+    async with turn(hub, name):
+        work = partial(_propose, is_draft=True)
+        number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
+    request_context.current().record_detail(proposal=number, state="opened")
+    return JSONResponse({"num": int(number), "url": f"{hub.url(request)}/{name}/discussions/{number}", "pullRequest": True})
+
+
+def _propose(
+    worker: Worker,
+    hub: Hub,
+    identity: Identity,
+    name: str,
+    changes: Changes,
+    *,
+    number: str = "",
+    is_draft: bool = False,
+) -> tuple[str, Proposal]:
+    """Propose changes; return the number of the proposal, which is an earlier one if the same was proposed already.
+
+    Args:
+        worker: The worker of this thread.
+        hub: The hub.
+        identity: The account that proposes them.
+        name: The repository.
+        changes: The changes.
+        number: The open proposal that they are added to; empty for a new one.
+        is_draft: Whether there are none yet.
+    """
     view, store = visible_view(hub, worker, identity, name), worker.registry.store
     counted_name, staged = proposals.upload_name(hub.access, identity, name), changes.staged
-    parent = _parent(worker, view, changes.parent)
-    changes = with_sizes(changes, name, partial(hub.blob_size, worker, view, counted_name))
-    paths, _ = divide_names({*changes.apply_to(parent.files)} - {SIGNATURE})
-    tree: Tree = {path: file for path, file in changes.apply_to(parent.files).items() if path in set(paths)}
-    if has_same_files(tree, parent.files):
+    earlier = _own_proposal(hub, identity, view, number) if number else None
+    start = _start(worker, view, earlier.commit if earlier else "", changes.parent)
+    proposed_sizes = _proposed_sizes(worker, view, identity.account)
+
+    def stored_size(digest: Digest) -> int | None:
+        return proposed_sizes.get(digest) or hub.blob_size(worker, view, counted_name, digest)
+
+    changes = with_sizes(changes, name, stored_size)
+    applied = changes.apply_to(start.files)
+    paths, _ = divide_names({*applied} - {SIGNATURE})
+    tree: Tree = {path: applied[path] for path in paths}
+    if has_same_files(tree, start.files) and not is_draft:
+        if earlier:  # a commit that is sent again
+            return number, earlier
         raise RefusedError(name, "the proposal changes no file of an adapter", "Change one")
     publishing.check_tree(tree, name)
     for path in filter(is_weights, tree):
         hub.policy_gate.check_blob_not_withdrawn(worker, view, tree[path][0])
-    title = changes.title.strip()[:200] or "Proposal"
-    record = CommitRecord(tree, parent.id, title, changes.description, identity.account, now())
-    for number, proposal in open_proposals(view.repository).items():
-        if proposal.author == identity.account and _has_same_content(worker, view, proposal, record):
-            return number, proposal
+    base = commits.by_id(worker, view, _parent_of(worker, view, earlier)) if earlier else start
+    title = earlier.title if earlier else changes.title.strip()[:200] or "Proposal"
+    author = earlier.author if earlier else identity.account
+    record = CommitRecord(tree, base.id, title, changes.description, author, now())
+    for open_number, proposal in open_proposals(view.repository).items():
+        if not (number or is_draft) and _has_same_content(worker, view, proposal, record):
+            return open_number, proposal
     check_history(view, record)
-    objection = ""
-    if publishing.is_whole(store, tree, staged.paths):
-        objection = publishing.check_proposed(worker.registry, name, tree, policy=hub.settings.policy, staged=staged.paths)
-    else:
-        new_files = {path: tree[path] for path in changes.files if path in tree}
-        publishing.check_contents(store, new_files, name, staged.paths)
-    files = {tree[path][0]: tree[path][1] for path in changes.files if path in tree}
-    new = {digest: size for digest, size in files.items() if hub.blob_size(worker, view, name, digest, uploads=False) is None}
+    publishing.check_contents(store, {path: tree[path] for path in changes.files if path in tree}, name, staged.paths)
+    objection = "" if is_draft else _objection(worker, hub, name, changes, tree, is_part=bool(number))
     raw = record.dump()
-    hub.quotas.check(worker, name, new, count=True, except_uploads=[staged.upload])
-    hub.quotas.check_record(worker, name, len(raw) + document_size(worker, name), except_uploads=[staged.upload])
-    proposal = Proposal(commit_id(sha256_bytes(raw)), identity.account, title, record.time, objection[:_MAX_OBJECTION])
-    limits = hub.access.namespace_settings(name.partition("/")[0])
-    size = sum(new.values()) + len(raw)
-    proposals.reserve(worker.database, limits, name, proposal.commit, account=identity.account, size=size)
-    try:
-        with store.lease("hub"):
-            staged.adopt(files)
-            for digest, file_size in files.items():
-                store.retain_if_present(digest, file_size)
-            number = _record(worker, name, proposal, raw)
-    except BaseException:
-        proposals.release(worker.database, name, proposal.commit)
-        raise
-    proposals.settle(worker, hub.webhooks, name, proposal.commit)
+    proposal = Proposal(commit_id(sha256_bytes(raw)), author, title, record.time, objection[:_MAX_OBJECTION])
+    if earlier:
+        proposal = replace(proposal, opened=earlier.opened)
+    added = dict(tree[path] for path in tree if tree[path] != base.files.get(path))
+    number = _write(worker, hub, view, proposal, raw, added=added, staged=staged, number=number, replaced=earlier)
     # Its reservation counts instead.
-    hub.forget_uploads(counted_name, files)
+    hub.forget_uploads(counted_name, added)
     hub.quotas.recount(counted_name)
     return number, proposal
 
 
-def _record(worker: Worker, name: str, proposal: Proposal, raw: bytes) -> str:
-    """Write a proposal with its commit document `raw`; return its number."""
-    number = ""
+def _write(
+    worker: Worker,
+    hub: Hub,
+    view: View,
+    proposal: Proposal,
+    raw: bytes,
+    *,
+    added: dict[Digest, int],
+    staged: StagedFiles,
+    number: str,
+    replaced: Proposal | None,
+) -> str:
+    """Write a proposal with its room: the document `raw` of its commit, and its files; return its number.
 
-    def edit(state: Repository) -> Repository:
-        nonlocal number
-        opened = proposals.with_opened(state, proposal, sha256_bytes(raw))
-        number = [*opened.proposals][-1]
-        return opened
-
-    worker.registry.store.put_bytes(raw)
-    worker.repositories.change(name, edit, has_room=True)
+    `number` and `replaced` are those of the open proposal that it takes the place of, if any.
+    """
+    name, store = view.name, worker.registry.store
+    new = {digest: size for digest, size in added.items() if hub.blob_size(worker, view, name, digest, uploads=False) is None}
+    room = proposals.Room(name, proposal.commit, proposal.author, sum(new.values()) + len(raw))
+    limits = hub.access.namespace_settings(name.partition("/")[0])
+    proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "")
+    try:
+        hub.quotas.check(worker, name, new, count=True, except_uploads=[staged.upload])
+        hub.quotas.check_record(worker, name, len(raw) + document_size(worker, name), except_uploads=[staged.upload])
+        with store.lease("hub"):
+            staged.adopt(added)
+            for digest, size in added.items():
+                store.retain_if_present(digest, size)
+            store.put_bytes(raw)
+            number = proposals.record(worker, name, number, proposal, sha256_bytes(raw), replaced=replaced)
+    except BaseException:
+        proposals.release(worker.database, name, proposal.commit)
+        raise
+    if replaced:
+        proposals.release(worker.database, name, replaced.commit)
+    proposals.settle(worker, hub.webhooks, name, proposal.commit)
     return number
 
 
-def _parent(worker: Worker, view: View, ident: str) -> Commit:
-    """Return the commit that a proposal is about: `main`, or the one that it names."""
+def _objection(worker: Worker, hub: Hub, name: str, changes: Changes, tree: Tree, *, is_part: bool) -> str:
+    """Return why a tree would not be accepted; of a part, also what the checks of a push find, which else is raised."""
+    store, staged = worker.registry.store, changes.staged.paths
+    if not publishing.is_whole(store, tree, staged):
+        return ""
+    try:
+        return publishing.check_proposed(worker.registry, name, tree, policy=hub.settings.policy, staged=staged)
+    except RefusedError as error:
+        if not is_part:
+            raise
+        return str(error)
+
+
+def _proposed_sizes(worker: Worker, view: View, account: str) -> dict[Digest, int]:
+    """Return the files of the open proposals of an account, digest to bytes: a commit may be sent again."""
+    open_ones = [proposal for proposal in open_proposals(view.repository).values() if proposal.author == account]
+    records = (worker.repositories.commit(view.repository or Repository(), proposal.commit) for proposal in open_ones)
+    return dict(file for record in records if record for file in record.files.values())
+
+
+def _own_proposal(hub: Hub, identity: Identity, view: View, number: str) -> Proposal:
+    """Return an open proposal, for its author and who may write to the repository."""
+    proposal = view.repository.proposals.get(number) if view.repository else None
+    if proposal is None or proposal.author != identity.account:
+        hub.access.check_write(identity, view.name)
+    return proposals.find_open(view, number)
+
+
+def _parent_of(worker: Worker, view: View, proposal: Proposal) -> str:
+    """Return the id of the commit that a proposal is about."""
+    record = worker.repositories.commit(view.repository or Repository(), proposal.commit)
+    return record.parent if record else ""
+
+
+def _start(worker: Worker, view: View, proposed: str, parent: str) -> Commit:
+    """Return the commit that changes apply to: that of the proposal they are added to, the one that they name, or `main`."""
+    ident = proposed or parent
+    if proposed and parent not in ("", proposed):
+        raise ResponseError(412, "", f"{view.name}: the proposal has moved to {proposed}: commit to that again")
     try:
         return commits.by_id(worker, view, ident) if ident else commits.find(worker, view, HEAD)
     except NotFoundError as error:
@@ -150,4 +254,5 @@ def _parent(worker: Worker, view: View, ident: str) -> Commit:
 def _has_same_content(worker: Worker, view: View, proposal: Proposal, record: CommitRecord) -> bool:
     """Return whether a proposal says the same as a commit, which was then sent again because its response was lost."""
     earlier = worker.repositories.commit(view.repository or Repository(), proposal.commit)
-    return earlier is not None and (earlier.files, earlier.parent, earlier.title) == (record.files, record.parent, record.title)
+    fields = ("files", "parent", "title", "author")
+    return earlier is not None and all(getattr(earlier, field) == getattr(record, field) for field in fields)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from . import access_requests, accounts, discussions, headers, lfs, likes, reading, repositories, upstream_reading, writing
+from . import (
+    access_requests,
+    accounts,
+    discussions,
+    headers,
+    lfs,
+    likes,
+    proposing,
+    reading,
+    repositories,
+    upstream_reading,
+    writing,
+)
 from .hf_errors import Handler, endpoint_of
 
 _MODEL = "/api/models/{namespace}/{repo}"
@@ -49,6 +61,7 @@ _POST: dict[str, Handler] = {
     f"{_MODEL}/tag/{{revision}}": repositories.create_tag,
     f"{_MODEL}/preupload/{{revision}}": writing.preupload,
     f"{_MODEL}/commit/{{revision}}": writing.commit,
+    f"{_MODEL}/discussions": proposing.create,
     f"{_MODEL}/discussions/{{number}}/merge": discussions.merge,
     f"{_MODEL}/discussions/{{number}}/status": discussions.set_status,
     f"{_MODEL}/super-squash/{{branch}}": writing.squash,

@@ -65,7 +65,7 @@ async def preupload(hub: Hub, request: Request) -> Response:
         if not is_proposal:
             hub.access.check_write(identity, name)
         current_files = (
-            commit_at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
+            commit_at(worker, view, revision).files if revision in {*commits.branches(view), MAIN} or is_proposal else {}
         )
         # A signature is no file of a version, but it is kept.
         ignored = set(divide_names({*paths, *current_files} - {SIGNATURE})[1])

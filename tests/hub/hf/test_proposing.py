@@ -15,7 +15,8 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from adapterhub.hub import proposals, quotas, webhooks
+from adapterhub.hub import access_control, proposals, quotas, webhooks
+from adapterhub.hub.accounts import accounts
 from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.hub.webhooks import Webhooks
 from adapterhub.hub.workers import Workers
@@ -24,7 +25,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import repository_records
 from adapterhub.registry.repository_records import Repositories
 from adapterhub_converters.errors import LocalIOError
-from tests.hub.conftest import Running, client, serving
+from tests.hub.conftest import Running, client, run_hf, serving
 from tests.hub.sending import WEIGHTS, Answer, Sending, commit_of, lines_of
 from tests.hub.web.conftest import hide
 
@@ -296,6 +297,56 @@ def test_an_address_for_a_proposal_sends_no_file_of_a_version(ada: Sending, main
     refused = maintainer.commit("team/sql", lines_of({}, file))
     assert (refused.status, "was not uploaded" in refused.json()["error"]) == (400, True)
     assert ada.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines_of({}, file)).status == 200
+
+
+def test_hf_upload_by_xet_is_a_proposal_too(
+    team: Running, ada: Sending, maintainer: Sending, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_hf(team, tmp_path, "upload", "team/sql", str(adapter(2)), "--create-pr", HF_TOKEN=ada.token)
+    assert rows_of(team, "SELECT name FROM xet_epochs") == [("~ada/team/sql",)]
+    assert rows_of(team, "SELECT name FROM uploaded") == []
+    assert maintainer.ask("POST", f"{API}/1/acceptance", {}).status == 200
+    assert maintainer.ask("GET", f"/team/sql/resolve/v2/{WEIGHTS}").data == (adapter(2) / WEIGHTS).read_bytes()
+
+
+def test_a_proposal_of_several_commits_need_not_be_whole_in_between(
+    team: Running, ada: Sending, maintainer: Sending, adapter: Callable[..., Path]
+) -> None:
+    draft = ada.ask("POST", "/api/models/team/sql/discussions", {"title": "Parts", "pullRequest": True})
+    assert (draft.status, draft.json()["num"]) == (200, 1)
+    assert ada.ask("POST", "/api/models/team/sql/discussions", {"title": "Talk"}).status == 501
+    assert "changes nothing yet" in maintainer.ask("POST", f"{API}/1/acceptance", {}).json()["error"]
+    parts = "/api/models/team/sql/commit/refs%2Fpr%2F1"
+    config = json.loads((adapter(2) / "adapter_config.json").read_bytes()) | {"r": 3}
+    first = ada.ask("POST", parts, lines_of({"adapter_config.json": json.dumps(config).encode()}))
+    assert (first.status, "x-hf-warning" in first.headers) == (200, True)
+    eve = Sending(team.url, team.make_token("eve", "read"))
+    assert eve.ask("POST", parts, lines_of({"README.md": b"hers"})).status == 403
+    assert eve.ask("POST", parts.replace("F1", "F9"), lines_of({"README.md": b"hers"})).status == 403
+    stale = ada.ask("POST", parts, lines_of({"README.md": b"his"}, parentCommit="0" * 40))
+    assert stale.status == 412
+    assert ada.send("team/sql", (adapter(2) / WEIGHTS).read_bytes()).status == 200  # type: ignore[union-attr]
+    second = ada.ask("POST", parts, commit_of(adapter(2)))
+    assert (second.status, "x-hf-warning" in second.headers) == (200, False)
+    assert ada.ask("POST", parts, commit_of(adapter(2))).json()["commitOid"] == second.json()["commitOid"]
+    assert len(rows_of(team, "SELECT ident FROM proposals")) == 1
+    assert maintainer.ask("POST", f"{API}/1/acceptance", {"commit": first.json()["commitOid"]}).status == 409
+    assert maintainer.ask("POST", f"{API}/1/acceptance", {"commit": second.json()["commitOid"]}).status == 200
+    assert ada.ask("POST", parts, lines_of({"README.md": b"late"})).status == 409
+
+
+def test_proposals_take_at_most_a_quarter_of_what_a_namespace_may_hold(
+    team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_control, "_TTL", 0.0)
+    with closing(open_database(team.settings)) as database:
+        accounts.change_namespace(database, "team", max_bytes=100_000)
+    path = "/api/models/team/sql/commit/main?create_pr=1"
+    refused = ada.ask("POST", path, lines_of({"README.md": b"z" * 30_000}))
+    assert "its proposals may hold 25,000 bytes" in refused.json()["error"]
+    assert ada.ask("POST", path, lines_of({"README.md": b"z" * 20_000})).status == 200
+    assert "hold 2" in ada.ask("POST", path, lines_of({"README.md": b"y" * 20_000})).json()["error"]
+    assert maintainer.commit("team/sql", lines_of({"README.md": b"x" * 50_000})).status == 200
 
 
 def test_of_two_decisions_at_the_same_time_one_holds(team: Running, ada: Sending, adapter: Callable[..., Path]) -> None:
