@@ -63,8 +63,6 @@ def test_every_step_works_as_printed(name: str, tiny_base: Path, tmp_path: Path)
             session.do(step)
 
 
-# How many golden tests the adapter passes after so few steps depends on the processor's rounding.
-@pytest.mark.xfail(reason="too few steps for four golden tests on every processor", strict=False)
 @pytest.mark.peer
 @pytest.mark.parametrize("name", REAL)
 def test_every_step_works_as_printed_with_the_real_model(name: str, run: Run, tmp_path: Path) -> None:
