@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.bases import hub_cache
 from adapterhub_converters.errors import AdapterhubError
 
 from . import base_sources, sources
@@ -109,6 +108,8 @@ def _recorded_base_named(source: sources.Source, base: BaseSpec | None) -> Itera
         yield
     except AdapterhubError as error:
         if error.code == "base-required" and base is None:
+            from adapterhub.bases import hub_cache  # which a conversion that succeeds needs no part of
+
             with suppress(AdapterhubError):
                 if place := hub_cache.place_of(base_sources.recorded_base(source)):
                     error.fields["recorded"] = str(place)

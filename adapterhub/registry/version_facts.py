@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.project.policy_rules import VersionFacts
-from adapterhub.store.export import linked_folder
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError
 
@@ -39,6 +38,8 @@ def read_parent(store: Store, digest: Digest) -> AdapterManifest | None:
 
 def first_stored_problem(store: Store, manifest: Manifest) -> str:
     """Return what `first_problem` does, of the files of a stored version."""
+    from adapterhub.store.export import linked_folder  # with the store, and only for a policy that asks
+
     with linked_folder(store, manifest.layers) as folder:
         return first_problem(folder, [layer.path for layer in manifest.layers])
 

@@ -33,17 +33,17 @@ with open(sys.argv[2], "w") as file:
 """
 # Command to the most modules of adapterhub that it loads, and the most of our functions that it calls.
 _BOUNDS = {
-    ("list",): (117, 2050),
-    ("tag", "team/sql:v1", "prod"): (119, 2750),
-    ("log", "team/sql"): (114, 2100),
-    ("info",): (107, 2000),
-    ("pull", "team/sql", "-o", "out"): (111, 2700),
+    ("list",): (118, 2050),
+    ("tag", "team/sql:v1", "prod"): (120, 2750),
+    ("log", "team/sql"): (115, 2100),
+    ("info",): (108, 2000),
+    ("pull", "team/sql", "-o", "out"): (112, 2700),
     ("validate", "sql"): (110, 5950),
-    ("validate", "sql", "--base", "base"): (183, 12000),
-    ("show", "team/sql"): (172, 5950),
-    ("push", "sql", "team/other"): (166, 9250),
-    ("convert", "sql", "mlx", "--to", "mlx"): (129, 6550),
-    ("convert", "sql", "out.gguf", "--base", "base"): (203, 13500),
+    ("validate", "sql", "--base", "base"): (184, 12000),
+    ("show", "team/sql"): (173, 5950),
+    ("push", "sql", "team/other"): (167, 9250),
+    ("convert", "sql", "mlx", "--to", "mlx"): (132, 6550),
+    ("convert", "sql", "out.gguf", "--base", "base"): (204, 13500),
     ("merge", "sql", "sql2", "-o", "merged"): (208, 11200),
 }
 

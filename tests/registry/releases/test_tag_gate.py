@@ -81,7 +81,7 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
         for ref in refs:
             for seq in numbers:
                 texts = dict.fromkeys(("text", "reason", "message"), "x")
-                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, **texts}
+                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, "last": 1, **texts}
                 arguments = {key: chosen[key] for key in parameters if key in chosen}
                 try:
                     method(**arguments)
