@@ -29,7 +29,7 @@ MODES = ("redirect", "cache")
 FILE = f"/{NAME}/resolve/main/{PATH}"
 # What else is read under the name of a repository, and only of this hub.
 _OF_MODELS = ("/{namespace}/{repo}", "/api/models/{namespace}/{repo}")
-_OWN = ("auth-check", "/lfs/", "/info/refs")
+_OWN = ("auth-check", "/lfs/", "/info/refs", "/discussions", "/likers", "/user-access-request/")
 
 
 def reading_paths() -> list[str]:
