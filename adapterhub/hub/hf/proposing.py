@@ -246,6 +246,9 @@ def _start(worker: Worker, view: View, proposed: str, parent: str) -> Commit:
     if proposed and parent not in ("", proposed):
         raise ResponseError(412, "", f"{view.name}: the proposal has moved to {proposed}: commit to that again")
     try:
+        # Its author could read what another account has proposed, and it would be about a commit that goes.
+        if not proposed and ident in {proposal.commit for proposal in open_proposals(view.repository).values()}:
+            raise NotFoundError(f"{view.name}@{ident}", "is proposed only")
         return commits.by_id(worker, view, ident) if ident else commits.find(worker, view, HEAD)
     except NotFoundError as error:
         raise ResponseError(412, "", f"{view.name} has no commit {ident[:40]}: propose it for main again") from error
