@@ -80,7 +80,7 @@ class Room:
         name: The repository.
         ident: The id of its commit.
         account: The account that has opened it.
-        size: Bytes of its files that the repository does not have.
+        size: Bytes of its files that neither the repository has nor the commit that it takes the place of.
     """
 
     name: str
@@ -92,7 +92,8 @@ class Room:
 def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: str = "") -> None:
     """Reserve room for a proposal in the namespace that has these settings.
 
-    `replaced`: The commit of the same proposal that it takes the place of, whose room the caller then releases.
+    `replaced`: The commit of the same proposal that it takes the place of, whose room the caller then releases. The new room
+    includes that one: what a commit leaves behind stays until a gc.
 
     Raises:
         RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones.
@@ -104,8 +105,10 @@ def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: s
         "INSERT INTO proposals (name, ident, account, size, opened, announced) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
     )
     max_bytes = _MAX_BYTES if limits.max_bytes is None else min(_MAX_BYTES, limits.max_bytes // 4)
-    account, size = room.account, room.size
+    account = room.account
     with database.transaction():
+        sizes = database.select("SELECT size FROM proposals WHERE name = ? AND ident = ?", room.name, replaced)
+        size = room.size + sum(replaced_size for (replaced_size,) in sizes)
         rows = database.select(sql, first, last, replaced)
         recent = database.select(recent_sql, account, since, replaced)[0][0]
         opened = [author for author, _, closed in rows if closed is None]

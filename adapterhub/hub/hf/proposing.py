@@ -185,7 +185,10 @@ def _write(
     """
     name, store = view.name, worker.registry.store
     new = {digest: size for digest, size in added.items() if hub.blob_size(worker, view, name, digest, uploads=False) is None}
-    room = proposals.Room(name, proposal.commit, proposal.author, sum(new.values()) + len(raw))
+    earlier = worker.repositories.commit(view.repository or Repository(), replaced.commit) if replaced else None
+    counted = dict(earlier.files.values()) if earlier else {}
+    size = sum(size for digest, size in new.items() if digest not in counted)
+    room = proposals.Room(name, proposal.commit, proposal.author, size + len(raw))
     limits = hub.access.namespace_settings(name.partition("/")[0])
     proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "")
     try:

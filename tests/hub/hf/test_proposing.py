@@ -349,6 +349,21 @@ def test_proposals_take_at_most_a_quarter_of_what_a_namespace_may_hold(
     assert maintainer.commit("team/sql", lines_of({"README.md": b"x" * 50_000})).status == 200
 
 
+def test_what_later_commits_of_a_proposal_leave_behind_counts_until_a_gc_has_had_its_time(
+    team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "_MAX_BYTES", 100_000)
+    ada.ask("POST", "/api/models/team/sql/discussions", {"title": "Again", "pullRequest": True})
+    parts, notes = "/api/models/team/sql/commit/refs%2Fpr%2F1", {"NOTES.md": b"n" * 30_000}
+    for text in (b"a" * 30_000, b"b" * 10_000, b"b" * 10_000):  # the notes count once
+        assert ada.ask("POST", parts, lines_of(notes | {"README.md": text})).status == 200
+    refused = ada.ask("POST", parts, lines_of(notes | {"README.md": b"c" * 30_000}))
+    assert (refused.status, "its proposals may hold 100,000 bytes" in refused.json()["error"]) == (400, True)
+    assert ada.ask("DELETE", f"{API}/1").status == 200
+    refused = ada.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines_of({"README.md": b"d" * 30_000}))
+    assert "hold 7" in refused.json()["error"]
+
+
 def test_of_two_decisions_at_the_same_time_one_holds(team: Running, ada: Sending, adapter: Callable[..., Path]) -> None:
     propose(ada, adapter(2))
 
