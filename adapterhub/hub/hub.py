@@ -421,7 +421,8 @@ class Hub:
 
     def _views_with_file(self, worker: Worker, identity: Identity | None, digest: Digest) -> Iterator[View]:
         names = queries.names_with(worker.registry.index, digest, without=self.hidden_names(worker, identity))
-        yield from filter(None, (self.visible(worker, identity, name) for name in names))
+        readable = (name for name in names if self.access.may_read_files(identity, name))
+        yield from filter(None, (self.visible(worker, identity, name) for name in readable))
 
     def record_uploads(self, name: str, digests: Iterable[Digest]) -> None:
         """Record stored blobs as uploaded for a repository, which may use them for a day before a manifest names them.
