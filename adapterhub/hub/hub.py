@@ -154,6 +154,8 @@ class Hub:
             *read_stored(name, digest),
             *publishing.attached_signatures(worker, name, digest),
         ]
+        # Whoever accepts a proposal pushes the version, and somebody else has made it.
+        gate.read_authors = partial(proposals.authors, worker)
         gate.is_moved_by_program = lambda: access_tokens.is_of_program(self.database, request_context.current().token)
 
     async def maintain(self) -> None:

@@ -20,6 +20,7 @@ from adapterhub.registry.repository_records import (
     CommitRecord,
     Proposal,
     Repository,
+    commit_id,
     open_proposals,
 )
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
@@ -307,3 +308,14 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
 def can_read(view: View, ident: str, account: str) -> bool:
     """Return whether a commit is no open proposal, or one of an account."""
     return all(proposal.commit != ident or proposal.author == account for proposal in open_proposals(view.repository).values())
+
+
+def authors(worker: Worker, name: str, digest: Digest) -> set[str]:
+    """Return the accounts that have proposed a version or committed it, as far as the repository remembers."""
+    repository, ident = worker.repositories.get(name) or Repository(), commit_id(digest)
+    commit = worker.repositories.commit(repository, ident)
+    accounts = {commit.author} if commit else set()
+    for proposal in repository.proposals.values():
+        if proposal.became == ident:
+            accounts.update((proposal.author, *proposal.co_authors))
+    return accounts - {""}

@@ -158,7 +158,8 @@ def _propose(
     raw = record.dump()
     proposal = Proposal(commit_id(sha256_bytes(raw)), author, title, record.time, objection[:_MAX_OBJECTION])
     if earlier:
-        proposal = replace(proposal, opened=earlier.opened)
+        others = {*earlier.co_authors, identity.account} - {author}
+        proposal = replace(proposal, opened=earlier.opened, co_authors=tuple(sorted(others)))
     added = dict(tree[path] for path in tree if tree[path] != base.files.get(path))
     number = _write(worker, hub, view, proposal, raw, added=added, staged=staged, number=number, replaced=earlier)
     # Its reservation counts instead.
