@@ -35,11 +35,11 @@ class FileDifference:
 
 
 def between(
-    worker: Worker, hub: Hub, identity: Identity | None, view: View, *, before: Files, after: Files
+    worker: Worker, hub: Hub, identity: Identity | None, view: View, *, before: Files, after: Files, commit: str
 ) -> tuple[list[FileDifference], int]:
     """Return the first files of a repository that differ between two trees, and how many more there are.
 
-    Lines are shown as far as the client may read the files.
+    Lines are shown as far as the client may read the files, of which `after` are those of the commit with the id `commit`.
     """
 
     def lines(file: _File | None) -> list[str] | None:
@@ -50,6 +50,7 @@ def between(
         if size > _MAX_TEXT:
             return None
         try:
+            hub.policy_gate.check_proposal(identity, view, commit)
             hub.policy_gate.check_blob(worker, identity, view, digest)
         except (GatedError, RefusedError):
             return None

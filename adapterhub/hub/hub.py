@@ -154,6 +154,8 @@ class Hub:
             *read_stored(name, digest),
             *publishing.attached_signatures(worker, name, digest),
         ]
+        # Whoever accepts a proposal pushes the version, and somebody else has made it.
+        gate.read_authors = partial(proposals.authors, worker)
         gate.is_moved_by_program = lambda: access_tokens.is_of_program(self.database, request_context.current().token)
 
     async def maintain(self) -> None:
@@ -421,7 +423,8 @@ class Hub:
 
     def _views_with_file(self, worker: Worker, identity: Identity | None, digest: Digest) -> Iterator[View]:
         names = queries.names_with(worker.registry.index, digest, without=self.hidden_names(worker, identity))
-        yield from filter(None, (self.visible(worker, identity, name) for name in names))
+        readable = (name for name in names if self.access.may_read_files(identity, name))
+        yield from filter(None, (self.visible(worker, identity, name) for name in readable))
 
     def record_uploads(self, name: str, digests: Iterable[Digest]) -> None:
         """Record stored blobs as uploaded for a repository, which may use them for a day before a manifest names them.

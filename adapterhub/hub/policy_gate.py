@@ -38,7 +38,7 @@ class PolicyGate:
     Args:
         policy: Requirements on what is served; None for no requirements.
         check_files: Refuses a client that may not read the files of a name.
-        views_with_file: Yields the repositories with a version that has a file, as far as a client may see them.
+        views_with_file: Yields the repositories with a version that has a file, as far as a client may see and read them.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from adapterhub.registry.repository_records import (
     CommitRecord,
     Proposal,
     Repository,
+    commit_id,
     open_proposals,
 )
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
@@ -80,7 +81,7 @@ class Room:
         name: The repository.
         ident: The id of its commit.
         account: The account that has opened it.
-        size: Bytes of its files that the repository does not have.
+        size: Bytes of its files that neither the repository has nor the commit that it takes the place of.
     """
 
     name: str
@@ -92,7 +93,8 @@ class Room:
 def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: str = "") -> None:
     """Reserve room for a proposal in the namespace that has these settings.
 
-    `replaced`: The commit of the same proposal that it takes the place of, whose room the caller then releases.
+    `replaced`: The commit of the same proposal that it takes the place of, whose room the caller then releases. The new room
+    includes that one: what a commit leaves behind stays until a gc.
 
     Raises:
         RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones.
@@ -104,8 +106,10 @@ def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: s
         "INSERT INTO proposals (name, ident, account, size, opened, announced) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
     )
     max_bytes = _MAX_BYTES if limits.max_bytes is None else min(_MAX_BYTES, limits.max_bytes // 4)
-    account, size = room.account, room.size
+    account = room.account
     with database.transaction():
+        sizes = database.select("SELECT size FROM proposals WHERE name = ? AND ident = ?", room.name, replaced)
+        size = room.size + sum(replaced_size for (replaced_size,) in sizes)
         rows = database.select(sql, first, last, replaced)
         recent = database.select(recent_sql, account, since, replaced)[0][0]
         opened = [author for author, _, closed in rows if closed is None]
@@ -304,3 +308,14 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
 def can_read(view: View, ident: str, account: str) -> bool:
     """Return whether a commit is no open proposal, or one of an account."""
     return all(proposal.commit != ident or proposal.author == account for proposal in open_proposals(view.repository).values())
+
+
+def authors(worker: Worker, name: str, digest: Digest) -> set[str]:
+    """Return the accounts that have proposed a version or committed it, as far as the repository remembers."""
+    repository, ident = worker.repositories.get(name) or Repository(), commit_id(digest)
+    commit = worker.repositories.commit(repository, ident)
+    accounts = {commit.author} if commit else set()
+    for proposal in repository.proposals.values():
+        if proposal.became == ident:
+            accounts.update((proposal.author, *proposal.co_authors))
+    return accounts - {""}

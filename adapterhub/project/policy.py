@@ -323,8 +323,10 @@ class Policy:
         now = facts.now or datetime.datetime.now(datetime.UTC)
         if self.unexpired:
             parents = [parent for _, parent in policy_rules.ancestors(manifest, facts.read_parent) if parent]
-            expires = min(filter(None, (part.expires for part in (manifest, *parents))), default=None)
-            yield "unexpired", expires or "does not expire", policy_rules.expiry_violation(expires, now)
+            # Each day for itself: ISO 8601 has forms that do not sort as texts.
+            days = sorted(filter(None, (part.expires for part in (manifest, *parents))))
+            problems = [problem for day in days if (problem := policy_rules.expiry_violation(day, now))]
+            yield "unexpired", days[0] if days else "does not expire", problems[0] if problems else ""
         if self.max_age:
             made = (origin.training.created if origin.training else None) or origin.released
             yield "max_age", *policy_rules.age_violation(made, self.max_age, now)

@@ -242,26 +242,28 @@ def _has_data(manifest: AdapterManifest) -> bool:
 
 def _own_data_violations(name: str, manifest: AdapterManifest, allowed: Sequence[str]) -> Iterator[tuple[str, str]]:
     for dataset in (manifest.training.data if manifest.training else None) or ():
-        yield _data_violation(dataset.name or dataset.path, (dataset.digest, dataset.name), allowed)
+        yield _data_violation(dataset.name or dataset.path, dataset.digest, (dataset.name,), allowed)
     for source in manifest.data_sources or ():
-        yield _data_violation(source.name or source.address or source.kind, (source.name, source.address), allowed)
+        yield _data_violation(source.name or source.address or source.kind, None, (source.name, source.address), allowed)
     if not _has_data(manifest):
         yield "not recorded", f"no data of {name} is recorded"
 
 
-def _data_violation(title: str | None, names: Collection[str | None], allowed: Sequence[str]) -> tuple[str, str]:
+def _data_violation(
+    title: str | None, digest: Digest | None, names: Collection[str | None], allowed: Sequence[str]
+) -> tuple[str, str]:
     title = title or "without a name"
-    is_allowed = any(fnmatchcase(name, pattern) for name in names if name for pattern in allowed)
+    # A name in the form of a digest does not stand for one: everybody chooses their own.
+    values = [digest, *(name for name in names if name and not name.startswith("sha256:"))]
+    is_allowed = any(fnmatchcase(value, pattern) for value in values if value for pattern in allowed)
     return title, "" if is_allowed else f"{title} is not one of the data that is allowed"
 
 
 # ---- time
 
 
-def expiry_violation(expires: str | None, now: datetime.datetime) -> str:
+def expiry_violation(expires: str, now: datetime.datetime) -> str:
     """Return what is wrong with the day on which an adapter expires; empty if nothing is."""
-    if expires is None:
-        return ""
     day = parse_time(expires)
     return f"it has expired on {expires[:10]}" if day is None or day <= now else ""
 

@@ -84,6 +84,7 @@ class Proposal:
         closed: ISO 8601 in UTC.
         reason: Why.
         became: The id of the commit on `main` that it became.
+        co_authors: Other accounts that have added commits to it.
     """
 
     commit: str
@@ -96,6 +97,7 @@ class Proposal:
     closed: str = ""
     reason: str = ""
     became: str = ""
+    co_authors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,7 +484,9 @@ def _parse_proposal(document: Any, location: str) -> Proposal:
     if state not in (OPEN, ACCEPTED, REFUSED, WITHDRAWN):
         raise FormatError(location, f"{str(state)[:40]!r} is not the state of a proposal")
     became = _parse_commit_id(document["became"], location) if document["became"] else ""
-    return Proposal(_parse_commit_id(document["commit"], location), state=state, became=became, **texts)
+    co_authors = tuple(str(account) for account in document.get("co_authors", ()))
+    commit = _parse_commit_id(document["commit"], location)
+    return Proposal(commit, state=state, became=became, co_authors=co_authors, **texts)
 
 
 def _require_list(value: Any) -> Iterable[Any]:

@@ -21,9 +21,10 @@ from adapterhub.hub.app import api_routes, page_routes
 from adapterhub.hub.gates import Gate
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.storage.from_settings import open_database
+from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import RefusedError, UsageError
-from tests.hub.conftest import Running, client
+from tests.hub.conftest import Running, client, serving
 from tests.hub.web.conftest import Visitor, hide, person, visitor
 from tests.support.hub_tenants import Tenant
 
@@ -417,3 +418,19 @@ def test_huggingface_hub_asks_decides_and_raises_its_own_error(
     api.grant_access("team/sql", "ada", token=owner.token)
     api.update_repo_settings("team/sql", gated=False, token=owner.token)
     assert api.model_info("team/sql").gated is False
+
+
+def test_a_gated_name_is_no_other_way_to_what_the_policy_forbids(tmp_path: Path, adapter: Callable[..., Path]) -> None:
+    folder = adapter(1)
+    with serving(tmp_path, policy=Policy("policy.toml", licenses=("mit",))) as strict:
+        with strict.registry() as registry:
+            registry.push(folder, Ref("other/sql"))
+            (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+            registry.push(folder, Ref("team/sql"))
+        eve = Tenant(strict, "eve")
+        path = f"/v2/other/sql/blobs/sha256:{hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()}"
+        assert eve.get(path).status_code == 200
+        with closing(open_database(strict.settings)) as database:
+            gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
+        refused = eve.get(path)
+        assert (refused.status_code, "against the policy" in refused.text) == (400, True)

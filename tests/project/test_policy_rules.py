@@ -41,6 +41,7 @@ def result(**fields: Any) -> dict[str, Any]:
     return {"evaluations": [{"metric": "bleu", "value": 30, **fields}]}
 
 
+NAMED_LIKE_A_DIGEST = {"training": {"data": [{"name": ONE, "digest": OTHER}]}}
 BY_NAME = '[policy.base_models."org/m"]\n'
 EVALUATION = f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{ONE}"]\nrecorders = ["lm-eval"]\n'
 
@@ -68,6 +69,8 @@ EVALUATION = f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{ONE}"]\nrecorders 
         ('[policy]\ndata = ["org/*"]', DATA, ""),
         (f'[policy]\ndata = ["{ONE}"]', DATA, ""),
         (f'[policy]\ndata = ["{OTHER}"]', DATA, "org/rows is not one of the data"),
+        (f'[policy]\ndata = ["{ONE}"]', NAMED_LIKE_A_DIGEST, f"{ONE} is not one of the data"),
+        (f'[policy]\ndata = ["{ONE}"]', {"data_sources": [{"kind": "public", "name": ONE}]}, "is not one of the data"),
         ('[policy]\ndata = ["rows.jsonl"]', {"training": {"data": [{"path": "rows.jsonl"}]}}, "rows.jsonl is not one of"),
         ('[policy]\ndata = ["https://x/*"]', {"data_sources": [{"kind": "public", "address": "https://x/y"}]}, ""),
         ('[policy]\ndata = ["org/*"]', {}, "no data of the adapter is recorded"),
@@ -108,6 +111,14 @@ def test_a_rule_lets_through_what_it_allows_and_nothing_else(text: str, document
     with pytest.raises(RefusedError, match="against the policy of p.toml: ") as caught:
         rules.check_manifest(manifest, "team/sql", facts)
     assert caught.value.items == tuple(problems)
+
+
+@pytest.mark.parametrize("expires", ["2026-06-01", "20260101", "2026-W01-1", "2026-06-01T13:00:00+14:00", "soon"])
+def test_the_day_of_a_parent_counts_however_it_is_written(expires: str) -> None:
+    rules, parent = policy("[policy]\nunexpired = true"), AdapterManifest.salvage({"expires": expires})
+    manifest = AdapterManifest.salvage(MERGED | {"expires": "2026-12-31"})
+    with pytest.raises(RefusedError, match=f"it has expired on {expires[:10]}"):
+        rules.check_manifest(manifest, "team/sql", VersionFacts(read_parent=lambda _: parent, now=NOW))
 
 
 def test_a_scan_without_the_files_at_hand_is_not_clean() -> None:

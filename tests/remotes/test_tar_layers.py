@@ -123,6 +123,7 @@ TAR = "application/vnd.cncf.model.weight.v1.tar"
         ([(f"{TAR}+zstd", gzip.compress(tar(FILES)), {})], "its layer is not zstd, or is damaged"),
         ([(f"{TAR}+gzip", gzip.compress(bytes(8 << 20)), {})], "grows to over"),
         ([(f"{TAR}+zstd", zstandard.compress(bytes(8 << 20)), {})], "grows to over"),
+        ([(f"{TAR}+gzip", gzip.compress(tar({f"{n}.txt": bytes(900 << 10)})), {}) for n in range(9)], "grows to over"),
         ([(TAR, tar(FILES), {}), (TAR, tar({"adapter_config.json": b"{ }"}), {})], "different files 'adapter_config.json'"),
         ([(TAR, tar({**CONFIG, "b/adapter_config.json": b"{}"}), {})], "has 2 adapters"),
         ([(TAR, tar({"adapter_model.bin": b"\x80\x02"}), {})], "pickle"),

@@ -71,7 +71,9 @@ async def proposal(hub: Hub, request: Request) -> Response:
         if shown.state != OPEN:
             return document
         change = proposals.change_of(worker, view, shown)
-        files, more = file_differences.between(worker, hub, identity, view, before=change.before, after=change.record.files)
+        files, more = file_differences.between(
+            worker, hub, identity, view, before=change.before, after=change.record.files, commit=shown.commit
+        )
         listed = [{"path": file.path, "before": file.before, "after": file.after, "lines": [*file.lines]} for file in files]
         about = {"description": change.record.description, "parent": change.record.parent, "conflicts": change.conflicts}
         return {**document, **about, "files": listed, "more_files": more}

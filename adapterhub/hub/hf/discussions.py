@@ -80,7 +80,9 @@ def _details(worker: Worker, hub: Hub, identity: Identity | None, view: View, nu
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
         conflicts = list(change.conflicts)
-        files, _ = file_differences.between(worker, hub, identity, view, before=change.before, after=change.record.files)
+        files, _ = file_differences.between(
+            worker, hub, identity, view, before=change.before, after=change.record.files, commit=proposal.commit
+        )
         for file in files:
             diff += [f"--- a/{file.path}", f"+++ b/{file.path}", *file.lines]
     events = [_event(proposal.commit, "commit", proposal.opened, proposal.author, subject=proposal.title, oid=proposal.commit)]

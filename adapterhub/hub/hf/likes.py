@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import islice
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +11,6 @@ from adapterhub.hub import stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.stars import Star
 from adapterhub.hub.workers import Worker
 
@@ -42,39 +41,38 @@ async def like(hub: Hub, request: Request) -> Response:
 async def liked(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/likes: the repositories with a star of an account, as far as the client sees them, in pages."""
     identity, account = identify_reader(hub, request), path_part(request, "namespace").lower()
-    given, headers = await _page(
-        hub, request, lambda database, after: stars.stars_of_account(database, account, after=after, limit=_PAGE)
-    )
+    after = request.query_params.get("cursor", "")
 
-    def visible(worker: Worker) -> list[Star]:
-        return [star for star in given if hub.visible(worker, identity, star.name)]
+    def work(worker: Worker) -> list[Star]:
+        # Hidden names are left out first: a page may not end at one, which its address would tell.
+        hidden = frozenset(hub.hidden_names(worker, identity))
+        given = stars.stars_of_account(worker.database, account, after=after, limit=stars.MAX_STARS)
+        shown = (star for star in given if star.name not in hidden and hub.visible(worker, identity, star.name))
+        return [*islice(shown, _PAGE + 1)]
 
-    documents = [
-        {"createdAt": time_of(star.time), "repo": {"name": star.name, "type": "model"}}
-        for star in await hub.workers.run(visible)
-    ]
-    return JSONResponse(documents, headers=headers)
+    listed = await hub.workers.run(work)
+    documents = [{"createdAt": time_of(star.time), "repo": {"name": star.name, "type": "model"}} for star in listed[:_PAGE]]
+    return JSONResponse(documents, headers=_link(hub, request, [star.name for star in listed]))
 
 
 async def likers(hub: Hub, request: Request) -> Response:
     """GET …/likers: the accounts that have given a repository a star, in pages."""
     identity, name = hub.identify(request), name_of(request)
-    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
-    given, headers = await _page(
-        hub, request, lambda database, after: stars.stars_of_name(database, name, after=after, limit=_PAGE)
-    )
+    after = request.query_params.get("cursor", "")
+
+    def work(worker: Worker) -> list[Star]:
+        visible_view(hub, worker, identity, name)
+        return stars.stars_of_name(worker.database, name, after=after, limit=_PAGE + 1)
+
+    accounts = [star.account for star in await hub.workers.run(work)]
     documents = [
-        {"_id": star.account, "user": star.account, "fullname": star.account, "avatarUrl": "", "type": "user"} for star in given
+        {"_id": account, "user": account, "fullname": account, "avatarUrl": "", "type": "user"} for account in accounts[:_PAGE]
     ]
-    return JSONResponse(documents, headers=headers)
+    return JSONResponse(documents, headers=_link(hub, request, accounts))
 
 
-async def _page(
-    hub: Hub, request: Request, read: Callable[[HubDatabase, str], list[Star]]
-) -> tuple[list[Star], dict[str, str]]:
-    """Return a page of stars, and the header that leads to the next one."""
-    given = await hub.workers.run(lambda worker: read(worker.database, request.query_params.get("cursor", "")))
-    if len(given) < _PAGE:
-        return given, {}
-    last = given[-1].account if "repo" in request.path_params else given[-1].name
-    return given, {"link": f'<{hub.url(request)}{request.url.path}?cursor={last}>; rel="next"'}
+def _link(hub: Hub, request: Request, listed: list[str]) -> dict[str, str]:
+    """Return the header that leads to the next page, if more than a page is listed."""
+    if len(listed) <= _PAGE:
+        return {}
+    return {"link": f'<{hub.url(request)}{request.url.path}?cursor={listed[_PAGE - 1]}>; rel="next"'}

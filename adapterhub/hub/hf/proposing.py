@@ -158,7 +158,8 @@ def _propose(
     raw = record.dump()
     proposal = Proposal(commit_id(sha256_bytes(raw)), author, title, record.time, objection[:_MAX_OBJECTION])
     if earlier:
-        proposal = replace(proposal, opened=earlier.opened)
+        others = {*earlier.co_authors, identity.account} - {author}
+        proposal = replace(proposal, opened=earlier.opened, co_authors=tuple(sorted(others)))
     added = dict(tree[path] for path in tree if tree[path] != base.files.get(path))
     number = _write(worker, hub, view, proposal, raw, added=added, staged=staged, number=number, replaced=earlier)
     # Its reservation counts instead.
@@ -185,7 +186,10 @@ def _write(
     """
     name, store = view.name, worker.registry.store
     new = {digest: size for digest, size in added.items() if hub.blob_size(worker, view, name, digest, uploads=False) is None}
-    room = proposals.Room(name, proposal.commit, proposal.author, sum(new.values()) + len(raw))
+    earlier = worker.repositories.commit(view.repository or Repository(), replaced.commit) if replaced else None
+    counted = dict(earlier.files.values()) if earlier else {}
+    size = sum(size for digest, size in new.items() if digest not in counted)
+    room = proposals.Room(name, proposal.commit, proposal.author, size + len(raw))
     limits = hub.access.namespace_settings(name.partition("/")[0])
     proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "")
     try:
@@ -246,6 +250,9 @@ def _start(worker: Worker, view: View, proposed: str, parent: str) -> Commit:
     if proposed and parent not in ("", proposed):
         raise ResponseError(412, "", f"{view.name}: the proposal has moved to {proposed}: commit to that again")
     try:
+        # Its author could read what another account has proposed, and it would be about a commit that goes.
+        if not proposed and ident in {proposal.commit for proposal in open_proposals(view.repository).values()}:
+            raise NotFoundError(f"{view.name}@{ident}", "is proposed only")
         return commits.by_id(worker, view, ident) if ident else commits.find(worker, view, HEAD)
     except NotFoundError as error:
         raise ResponseError(412, "", f"{view.name} has no commit {ident[:40]}: propose it for main again") from error

@@ -54,6 +54,6 @@ def commit_page(page_request: PageRequest, worker: Worker) -> CommitPage:
     earlier = next(islice(commits.history(worker, view, commit.id), 1, 2), None)
     parent = commits.by_id(worker, view, earlier.id) if earlier else EMPTY
     compared, more = file_differences.between(
-        worker, page_request.hub, page_request.who, view, before=parent.files, after=commit.files
+        worker, page_request.hub, page_request.who, view, before=parent.files, after=commit.files, commit=commit.id
     )
     return CommitPage(view.name, commit, earlier.id if earlier else "", compared, more)

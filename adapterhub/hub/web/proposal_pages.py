@@ -81,7 +81,7 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
         files, more = file_differences.between(
-            worker, page_request.hub, who, view, before=change.before, after=change.record.files
+            worker, page_request.hub, who, view, before=change.before, after=change.record.files, commit=proposal.commit
         )
         evaluations = _declared_evaluations(worker, change)
     return ProposalPage(

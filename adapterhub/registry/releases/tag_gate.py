@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ class TagGate:
     Attributes:
         rules_of_caller: Returns the policy of the caller that opened the registry, such as that of a project; None for none.
         read_signatures: Returns the signatures of a version by name and digest, wherever the registry's owner keeps them.
+        read_authors: Returns who has made a version, by name and digest, besides the user who has pushed it.
         is_moved_by_program: Returns whether who moves tags now is a program, such as a CI job, and not a person.
     """
 
@@ -44,6 +45,7 @@ class TagGate:
         self._ledger, self._registry_rules = ledger, registry_rules
         self.rules_of_caller: Callable[[], Policy | None] = lambda: None
         self.read_signatures: Callable[[str, Digest], Sequence[bytes]] = self._stored_signatures
+        self.read_authors: Callable[[str, Digest], Collection[str]] = lambda _name, _digest: ()
         self.is_moved_by_program: Callable[[], bool] = lambda: False
 
     def _stored_signatures(self, _name: str, digest: Digest) -> Sequence[bytes]:
@@ -58,7 +60,10 @@ class TagGate:
         def read_signatures(name: str, digest: Digest) -> Sequence[bytes]:
             return self.read_signatures(name, digest)
 
-        return VersionEvidence(self._ledger.store, read_signatures)
+        def read_authors(name: str, digest: Digest) -> Collection[str]:
+            return self.read_authors(name, digest)
+
+        return VersionEvidence(self._ledger.store, read_signatures, read_authors)
 
     def policies(self) -> list[Policy]:
         """Return the policies in force: the registry's, and that of the caller that opened it."""

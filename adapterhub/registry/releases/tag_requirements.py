@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from adapterhub.digest import Digest
@@ -99,6 +99,7 @@ class VersionEvidence:
     Args:
         store: The store with their files.
         read_signatures: Returns the signatures of a version by name and digest, none of them verified.
+        read_authors: Returns who has made a version, by name and digest, besides the user who has pushed it.
         clock: The time in seconds since 1970.
     """
 
@@ -106,9 +107,10 @@ class VersionEvidence:
         self,
         store: Store,
         read_signatures: Callable[[str, Digest], Sequence[bytes]],
+        read_authors: Callable[[str, Digest], Collection[str]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.clock, self._store, self._read_signatures = clock, store, read_signatures
+        self.clock, self._store, self._read_signatures, self._read_authors = clock, store, read_signatures, read_authors
         self._findings: dict[Digest, str] = {}
 
     def manifest(self, digest: Digest) -> Manifest:
@@ -118,6 +120,10 @@ class VersionEvidence:
     def signatures(self, candidate: Candidate) -> Sequence[bytes]:
         """Return the signatures of a version."""
         return self._read_signatures(candidate.name, candidate.digest)
+
+    def authors(self, candidate: Candidate) -> Collection[str]:
+        """Return who has made a version, besides the user who has pushed it."""
+        return self._read_authors(candidate.name, candidate.digest)
 
     def finding(self, digest: Digest) -> str:
         """Return the first problem that a scan of a version's files finds; empty for none. The bytes are read once."""
@@ -265,7 +271,8 @@ def _approved(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) 
         files = signature_policy.signed_files(evidence.manifest(candidate.digest))
         signatures = evidence.signatures(candidate)
         count = count.without(
-            {push.author, candidate.mover}, approvals.file_signers(signatures, files, rules.approvers, candidate.name)
+            {push.author, candidate.mover, *evidence.authors(candidate)},
+            approvals.file_signers(signatures, files, rules.approvers, candidate.name),
         )
         if candidate.is_moved_by_program:
             count = count.without_unknown_mover()

@@ -33,7 +33,7 @@ from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, RefusedError
 
-# Bytes of a decompressed tar in relation to those of the layer: weights hardly shrink, and texts by less than this.
+# Bytes of all decompressed tars in relation to those of the layers: weights hardly shrink, and texts by less than this.
 _MAX_GROWTH, _FREE_GROWTH = 100, 1 << 20
 
 
@@ -61,13 +61,16 @@ class TarLayers:
         self._places: dict[Digest, tuple[Path, Member]] = {}
         folder, location = Path(self._scratch.name), f"{source.location}@{manifest.digest[:19]}"
         files: dict[str, tuple[Digest, int]] = {}
+        room = _FREE_GROWTH
         for layer in manifest.layers:
             if not oci_manifest.is_model_tar(layer.media_type):
                 _add(files, layer.path, (layer.digest, layer.size), location)
                 continue
-            tar = _fetch(source, layer, folder)
+            room += _MAX_GROWTH * layer.size
+            tar = _fetch(source, layer, folder, room)
             with open_regular(tar) as file:
-                for name, member in archive_tar.scan_members(file, os.fstat(file.fileno()).st_size, location).items():
+                room -= (size := os.fstat(file.fileno()).st_size)
+                for name, member in archive_tar.scan_members(file, size, location).items():
                     digest = _digest(file, member)
                     self._places.setdefault(digest, (tar, member))
                     _add(files, name, (digest, member.size), location)
@@ -106,12 +109,11 @@ def _select(files: Mapping[str, object], location: str) -> tuple[dict[str, str],
     return {name: inside[name] for name in chosen}, sorted([*(inside[name] for name in left_out), *outside])
 
 
-def _fetch(source: Source, layer: Descriptor, folder: Path) -> Path:
-    """Fetch a layer, verified, and return the file of its tar without compression."""
+def _fetch(source: Source, layer: Descriptor, folder: Path, limit: int) -> Path:
+    """Fetch a layer, verified, and return the file of its tar without compression; RefusedError if it grows over `limit`."""
     part = folder / f"{layer.digest[7:]}.part"
     with receive(source, layer, ConfinedFiles(folder), part) as (_, file):
         file.seek(0)
-        limit = _MAX_GROWTH * layer.size + _FREE_GROWTH
         with local_errors(folder), tempfile.NamedTemporaryFile(dir=folder, suffix=".tar", delete=False) as target:
             for piece in _decompressed(file, layer.media_type.rpartition("+")[2], source.location):
                 target.write(piece)

@@ -25,6 +25,7 @@ from adapterhub.ref import Ref
 from adapterhub.trust import bundle, keys, release_claims, statement
 from tests.conftest import Run
 from tests.hub.conftest import Running, serving
+from tests.hub.sending import Sending, lines_of
 from tests.support.adapters import Make
 
 SQL = Ref.parse("team/sql")
@@ -90,6 +91,24 @@ def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Runnin
     assert (entry.author, entry.message) == ("alice", "reviewed")
     status, answer = ask(hub, "POST", f"{NAME}/tags/prod/rollback", {"message": "wrong dates"})
     assert (status, answer["current"]["number"], answer["left"]["number"], prod(hub)) == (200, 1, 2, 1)
+
+
+def test_who_has_proposed_a_version_does_not_approve_it(hub: Running) -> None:
+    """Nor who has added a commit to the proposal; a squash of `main` changes nothing."""
+    ada, bob, cy, dora = (Sending(hub.url, hub.make_token(name, "write")) for name in ("ada", "bob", "cy", "dora"))
+    for author, revision, text in ((ada, "main", b"# One\n"), (bob, "refs%2Fpr%2F1", b"# Two\n")):
+        answer = author.ask("POST", f"/api/models/team/sql/commit/{revision}?create_pr=1", lines_of({"README.md": text}))
+        assert answer.status == 200
+    assert cy.ask("POST", f"{NAME}/proposals/1/acceptance", {}).json()["version"] == "team/sql:v3"
+    for person in (ada, bob):
+        assert person.ask("POST", f"{NAME}/versions/v3/approvals", {"tag": "prod", "message": "mine"}).status == 200
+    (requirement,) = cy.ask("GET", f"{NAME}/tags/prod/promotion?reference=v3").json()["requirements"]
+    assert requirement["value"].startswith("0 of 1")
+    assert ada.ask("POST", "/api/models/team/sql/super-squash/main", {}).status == 200
+    (requirement,) = cy.ask("GET", f"{NAME}/tags/prod/promotion?reference=v3").json()["requirements"]
+    assert "ada pushed, signed or moves it" in requirement["value"]
+    assert dora.ask("POST", f"{NAME}/versions/v3/approvals", {"tag": "prod", "message": "read it"}).status == 200
+    assert cy.ask("POST", f"{NAME}/tags/prod/promotion", {"reference": "v3"}).status == 200
 
 
 @pytest.mark.parametrize("kind", [access_tokens.DEPLOY, access_tokens.EXCHANGE])

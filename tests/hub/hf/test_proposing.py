@@ -349,6 +349,21 @@ def test_proposals_take_at_most_a_quarter_of_what_a_namespace_may_hold(
     assert maintainer.commit("team/sql", lines_of({"README.md": b"x" * 50_000})).status == 200
 
 
+def test_what_later_commits_of_a_proposal_leave_behind_counts_until_a_gc_has_had_its_time(
+    team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "_MAX_BYTES", 100_000)
+    ada.ask("POST", "/api/models/team/sql/discussions", {"title": "Again", "pullRequest": True})
+    parts, notes = "/api/models/team/sql/commit/refs%2Fpr%2F1", {"NOTES.md": b"n" * 30_000}
+    for text in (b"a" * 30_000, b"b" * 10_000, b"b" * 10_000):  # the notes count once
+        assert ada.ask("POST", parts, lines_of(notes | {"README.md": text})).status == 200
+    refused = ada.ask("POST", parts, lines_of(notes | {"README.md": b"c" * 30_000}))
+    assert (refused.status, "its proposals may hold 100,000 bytes" in refused.json()["error"]) == (400, True)
+    assert ada.ask("DELETE", f"{API}/1").status == 200
+    refused = ada.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines_of({"README.md": b"d" * 30_000}))
+    assert "hold 7" in refused.json()["error"]
+
+
 def test_of_two_decisions_at_the_same_time_one_holds(team: Running, ada: Sending, adapter: Callable[..., Path]) -> None:
     propose(ada, adapter(2))
 
@@ -438,3 +453,30 @@ def test_no_proposal_is_in_the_history_of_main(
         registry.push(adapter(3), Ref("team/sql"))
     titles = [commit["title"] for commit in maintainer.ask("GET", "/api/models/team/sql/commits/main").json()]
     assert titles == ["Version v2", "Version v1"]
+
+
+def test_nobody_proposes_on_top_of_the_proposal_of_another(tmp_path: Path, adapter: Callable[..., Path]) -> None:
+    with serving(tmp_path / "strict", policy=Policy("policy.toml", licenses=("mit",))) as strict:
+        with strict.registry() as registry:
+            registry.push(adapter(1), Ref("team/sql"))
+        author, other = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
+        proposed = propose(author, adapter(2)).json()["commitOid"]
+        for parent in (proposed, "refs/pr/1"):
+            lines = lines_of({"README.md": b"# mine\n"}, parentCommit=parent)
+            answer = other.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines)
+            read = other.ask("GET", f"/team/sql/resolve/refs%2Fpr%2F2/{WEIGHTS}")
+            assert (answer.status, read.status) == (412, 404)
+
+
+def test_a_policy_keeps_back_the_lines_of_a_proposal_too(tmp_path: Path, adapter: Callable[..., Path]) -> None:
+    with serving(tmp_path / "strict", policy=Policy("policy.toml", licenses=("mit",))) as strict:
+        with strict.registry() as registry:
+            registry.push(adapter(1), Ref("team/sql"))
+        author, other = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
+        lines = lines_of({"NOTES.md": b"unread words\n"})
+        assert author.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines).status == 200
+        commit = author.ask("GET", f"{API}/1").json()["commit"]
+        paths = (f"{API}/1", "/api/models/team/sql/discussions/1")
+        for path in (*paths, "/team/sql/discussions/1", f"/team/sql/commit/{commit}"):
+            shown = [b"unread words" in sending.ask("GET", path).data for sending in (author, other)]
+            assert shown == [True, False], path

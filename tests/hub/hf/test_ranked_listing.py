@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub.hub import rankings, stars
 from adapterhub.hub.accounts import accounts
-from adapterhub.hub.hf import ranked_listing
+from adapterhub.hub.hf import likes, ranked_listing
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.rankings import Ranking, Rankings
 from adapterhub.index import index_database, schema
@@ -125,8 +125,8 @@ def test_huggingface_hub_sorts_and_gives_stars(team: Running, tmp_path: Path, mo
     assert {*sorted_by("created_at")} == {*sorted_by("last_modified")} == {"one", "two", "three"}
     created = [model.created_at for model in api.list_models(sort="created_at", expand=["createdAt"])]
     assert created == sorted(created, reverse=True)
-    likes = api.list_liked_repos("ada")
-    assert (likes.total, likes.models) == (2, ["team/three", "team/two"])
+    liked = api.list_liked_repos("ada")
+    assert (liked.total, liked.models) == (2, ["team/three", "team/two"])
     assert [user.username for user in api.list_repo_likers("team/three")] == ["ada", "bob"]
     hide(team, "team/two")
     assert api.list_liked_repos("ada", token=Tenant(team, "eve").token).models == ["team/three"]
@@ -164,3 +164,23 @@ def test_every_order_of_the_document_is_answered(team: Running) -> None:
         first = ada.get(f"/api/models?sort={order}&limit=1")
         assert "secret" not in first.headers["link"]
     assert ada.get("/api/models?sort=trendingScore").status_code == 400
+
+
+def test_the_pages_of_the_stars_of_an_account_tell_no_hidden_name(team: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, eve = Tenant(team, "ada"), Tenant(team, "eve")
+    for name in ("team/one", "team/three", "team/two"):
+        ada.post(f"/api/models/{name}/like").raise_for_status()
+    hide(team, "team/three")
+    for page, pages in ((1, [["team/one"], ["team/two"]]), (2, [["team/one", "team/two"]])):
+        monkeypatch.setattr(likes, "_PAGE", page)
+        assert list(pages_of_stars(eve)) == pages
+
+
+def pages_of_stars(tenant: Tenant) -> Iterator[list[str]]:
+    """The names on each page of the stars of ada; no address of a page has a hidden one."""
+    url = "/api/users/ada/likes"
+    while url:
+        answer = tenant.get(url)
+        yield [entry["repo"]["name"] for entry in answer.json()]
+        url = answer.links.get("next", {}).get("url", "").removeprefix(tenant.hub.url)
+        assert "three" not in url
