@@ -85,6 +85,14 @@ def find_gate(database: HubDatabase, name: str) -> Gate | None:
     return Gate(*rows[0]) if rows else None
 
 
+def check_gated(database: HubDatabase, name: str) -> Gate:
+    """Return the gate of a name; UsageError for a name without one."""
+    gate = find_gate(database, name)
+    if gate is None:
+        raise UsageError(name, "is not gated: whoever sees it reads its files")
+    return gate
+
+
 def access_status(database: HubDatabase, name: str, account: str) -> str | None:
     """Return one of STATUSES, empty for an account that has not asked, or None for a name without a gate."""
     sql = (
@@ -140,9 +148,7 @@ def ask(database: HubDatabase, name: str, account: str) -> AccessRequest:
         RefusedError: The account has asked for too many names, or too many accounts wait for this one.
     """
     with database.transaction():
-        gate = find_gate(database, name)
-        if gate is None:
-            raise _no_gate(name)
+        gate = check_gated(database, name)
         if request := find_request(database, name, account):
             return request
         _check_room(database, name, account)
@@ -166,8 +172,7 @@ def decide(
     if status not in STATUSES:
         raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(STATUSES)}")
     with database.transaction():
-        if find_gate(database, name) is None:
-            raise _no_gate(name)
+        check_gated(database, name)
         request, now = find_request(database, name, account), time.time()
         if request is None and not unasked:
             raise _no_request(name)
@@ -217,10 +222,6 @@ def _check_room(database: HubDatabase, name: str, account: str) -> None:
     ((count,),) = database.select("SELECT count(*) FROM access_requests WHERE name = ? AND status = ?", name, PENDING)
     if count >= MAX_WAITING:
         raise RefusedError(name, f"{MAX_WAITING:,} accounts wait for access already", "Ask its owners to decide")
-
-
-def _no_gate(name: str) -> UsageError:
-    return UsageError(name, "is not gated: whoever sees it reads its files")
 
 
 def _no_request(name: str) -> NotFoundError:
