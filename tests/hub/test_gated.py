@@ -290,6 +290,23 @@ def test_a_token_that_is_limited_to_other_names_reads_nothing(team: Running, rea
     reader.token = team.make_token("ada", "read", kind="personal", namespaces=("ada",))
     refused = reader.get("/team/sql/resolve/main/training.txt")
     assert (refused.status_code, "limited to other names" in refused.text) == (403, True)
+    reader.token = team.make_token("ada", "read", kind="personal", namespaces=("team",))
+    assert reader.get("/team/sql/resolve/main/training.txt").status_code == 200
+
+
+def test_an_alias_has_the_gate_of_its_repository_and_no_other(owner: Tenant, reader: Tenant) -> None:
+    alias = "/api/models/team/sql.v1"
+    shown = reader.get(f"{API}.v1/gate").json()
+    assert (shown["mode"], shown["may_read"]) == ("manual", False)
+    assert reader.post(f"{alias}/ask-access").json() == {"status": "pending"}
+    assert [entry["user"]["user"] for entry in owner.get(f"{REQUESTS}/pending").json()] == ["ada"]
+    for path in (f"{alias}/settings", f"{API}.v1/gate"):
+        refused = owner.request("PUT", path, json={"gated": "auto", "mode": "auto"})
+        assert (refused.status_code in (400, 403, 409), "is an alias" in refused.text) == (True, True), path
+    reader.post(f"{alias}/like").raise_for_status()
+    assert reader.get(MODEL).json()["likes"] == 1
+    reader.request("DELETE", f"{alias}/like").raise_for_status()
+    assert reader.get(MODEL).json()["likes"] == 0
 
 
 def test_requests_are_bounded(database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
