@@ -291,6 +291,7 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
 
     Raises:
         NoTokenError: A stranger proposes nothing.
+        GatedError: The client sees the repository, and may not read its files.
         RefusedError: The name is an alias of another repository.
     """
     if identity is None or may_write(identity, name):
@@ -298,6 +299,7 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
         return name
     request_context.current().record_change(name)
     aliases.check_writable_name(name)
+    access.check_files(identity, name)
     return proposal_scope(identity.account, name)
 
 
