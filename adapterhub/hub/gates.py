@@ -203,7 +203,7 @@ def copy(database: HubDatabase, old: str, new: str) -> None:
 
 
 def remove(database: HubDatabase, name: str) -> None:
-    """Remove the gate of a name that leads elsewhere, or was never moved to, with its requests; within a transaction."""
+    """Remove the gate of a name, with its requests; within a transaction."""
     database.execute("DELETE FROM gates WHERE name = ?", name)
     database.execute("DELETE FROM access_requests WHERE name = ?", name)
 

@@ -356,6 +356,18 @@ def test_a_restored_name_is_gated_as_it_was(owner: Tenant, reader: Tenant) -> No
     assert reader.get("/team/sql/resolve/main/training.txt").status_code == 403
 
 
+def test_a_removed_repository_without_a_version_leaves_no_gate_to_the_next_of_its_name(owner: Tenant, reader: Tenant) -> None:
+    for _ in range(2):
+        owner.create("empty")
+        assert reader.get("/api/models/team/empty").json()["likes"] == 0
+        assert owner.get("/api/adapterhub/v1/names/team/empty/gate").json()["mode"] is None
+        owner.request("PUT", "/api/models/team/empty/settings", json={"gated": "auto"}).raise_for_status()
+        reader.post("/api/models/team/empty/ask-access").raise_for_status()
+        reader.post("/api/models/team/empty/like").raise_for_status()
+        body = {"name": "empty", "organization": "team"}
+        owner.request("DELETE", "/api/repos/delete", json=body).raise_for_status()
+
+
 def test_an_account_that_is_removed_has_no_access(team: Running, database: HubDatabase, reader: Tenant) -> None:
     give(team)
     accounts.remove(database, "ada")
