@@ -44,7 +44,7 @@ class AccessRequest:
         status: One of STATUSES.
         asked: Seconds since the epoch.
         terms: The digest of the terms as they were when it asked; empty if an admin gave access unasked.
-        decided: When the status was set by an admin or, by `auto`, with the request; None if it waits.
+        decided: When the status was set by an admin or, by `auto`, with the request; None if it never was.
         decider: The account that set it; empty for the gate itself.
         reason: Why an admin rejected it.
     """

@@ -1,4 +1,4 @@
-"""Proposals: commits for `main` by accounts that may read a repository, until who may write to it accepts or refuses them.
+"""Proposals: commits for `main` by accounts that may read a repository, until a writer accepts or refuses them.
 
 The repository's document has them with their commits, so that a gc, a rename and a backup treat their files as all others. A
 row of hub.db reserves the room of each, from before its document is written: by it, proposals are bounded for each account and

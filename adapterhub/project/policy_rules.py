@@ -263,7 +263,7 @@ def expiry_violation(expires: str | None, now: datetime.datetime) -> str:
     if expires is None:
         return ""
     day = parse_time(expires)
-    return f"it has expired on {expires[:10]}" if day is None or day <= now else ""
+    return f"it expired on {expires[:10]}" if day is None or day <= now else ""
 
 
 def age_violation(made: str | None, max_age: int, now: datetime.datetime) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Open a proposal: a commit with `create_pr`, by an account that may read a repository; or an empty one, and commits to it.
 
 A proposal of one commit passes the checks of a push at once, so that nobody else has to look at what could not be accepted. One
-that clients send in several commits need not pass them in between: what these object to is kept with it, as is what the policy
-objects to, since maintainers may add what is missing. All is decided again when it is accepted.
+that a client sends in several commits need not pass them in between: its objection says what they find, as it says what the
+policy does, since maintainers may add what is missing. Both decide again when it is accepted.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _proposed_sizes(worker: Worker, view: View, account: str) -> dict[Digest, in
 
 
 def _own_proposal(hub: Hub, identity: Identity, view: View, number: str) -> Proposal:
-    """Return an open proposal, for its author and who may write to the repository."""
+    """Return an open proposal, for its author and the writers of the repository."""
     proposal = view.repository.proposals.get(number) if view.repository else None
     if proposal is None or proposal.author != identity.account:
         hub.access.check_write(identity, view.name)
