@@ -97,9 +97,12 @@ async def create(hub: Hub, request: Request) -> Response:
         raise ResponseError(501, "NotImplemented", "this hub has proposals (pull requests), and no discussions")
     staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
     title, description = (str(fields.get(key) or "")[:10_000] for key in ("title", "description"))
-    async with turn(hub, name):
-        work = partial(_propose, is_draft=True)
-        number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
+    try:
+        async with turn(hub, name):
+            work = partial(_propose, is_draft=True)
+            number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
+    finally:
+        await asyncio.shield(hub.workers.read(staged.close))
     request_context.current().record_detail(proposal=number, state="opened")
     return JSONResponse({"num": int(number), "url": f"{hub.url(request)}/{name}/discussions/{number}", "pullRequest": True})
 
