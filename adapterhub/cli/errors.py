@@ -142,7 +142,7 @@ HINTS: dict[str, str] = {
 
 # Hints for errors of another registry, whose address is a field.
 _HINTS_ELSEWHERE = {"no-such-adapter": "Run `adapterhub list {registry}`"}
-# Code of an error to a field that not each has, and to the hint with it.
+# Code of an error to a field that only some have, and to the hint with it.
 _HINTS_WITH_FIELD = {
     "base-not-here": ("recorded", "Pass --base {recorded}, which downloads it from the Hub"),
     "base-required": ("recorded", "Pass --base {recorded}, which the adapter records"),

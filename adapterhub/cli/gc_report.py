@@ -65,7 +65,9 @@ def _pack_old(registry: Registry, result: GcResult) -> None:
     """Pack what has been there for a day, if the registry asks for it, and add that to the result of its gc."""
     from adapterhub.maintenance import compress
 
-    # It can wait for everything else on the machine, and this process does nothing after it.
+    if not compress.is_wanted(registry):
+        return
+    # It can wait for everything else on the machine, and this process does little after it.
     if hasattr(os, "nice"):
         os.nice(10)
     packed = [change for change in compress.pack_old(registry, dry_run=result.dry_run) if change.outcome == "packed"]

@@ -161,7 +161,7 @@ class Access:
         if identity is not None and identity.has_role("read", source):
             return
         status = gates.access_status(self.database, source, identity.account if identity else "")
-        if status is None or (status == gates.ACCEPTED and identity is not None and not identity.namespaces):
+        if status is None or (status == gates.ACCEPTED and identity is not None and identity.is_for(source)):
             return
         raise GatedError(source, status, anonymous=identity is None)
 

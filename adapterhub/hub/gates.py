@@ -44,7 +44,7 @@ class AccessRequest:
         status: One of STATUSES.
         asked: Seconds since the epoch.
         terms: The digest of the terms as they were when it asked; empty if an admin gave access unasked.
-        decided: When the status was set by an admin or, by `auto`, with the request; None if it waits.
+        decided: When the status was set by an admin or, by `auto`, with the request; None if it never was.
         decider: The account that set it; empty for the gate itself.
         reason: Why an admin rejected it.
     """
@@ -83,6 +83,14 @@ def find_gate(database: HubDatabase, name: str) -> Gate | None:
     """Return the gate of a name; None for a name without one."""
     rows = database.select("SELECT mode, terms FROM gates WHERE name = ?", name)
     return Gate(*rows[0]) if rows else None
+
+
+def check_gated(database: HubDatabase, name: str) -> Gate:
+    """Return the gate of a name; UsageError for a name without one."""
+    gate = find_gate(database, name)
+    if gate is None:
+        raise UsageError(name, "is not gated: whoever sees it reads its files")
+    return gate
 
 
 def access_status(database: HubDatabase, name: str, account: str) -> str | None:
@@ -140,9 +148,7 @@ def ask(database: HubDatabase, name: str, account: str) -> AccessRequest:
         RefusedError: The account has asked for too many names, or too many accounts wait for this one.
     """
     with database.transaction():
-        gate = find_gate(database, name)
-        if gate is None:
-            raise _no_gate(name)
+        gate = check_gated(database, name)
         if request := find_request(database, name, account):
             return request
         _check_room(database, name, account)
@@ -166,8 +172,7 @@ def decide(
     if status not in STATUSES:
         raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(STATUSES)}")
     with database.transaction():
-        if find_gate(database, name) is None:
-            raise _no_gate(name)
+        check_gated(database, name)
         request, now = find_request(database, name, account), time.time()
         if request is None and not unasked:
             raise _no_request(name)
@@ -198,7 +203,7 @@ def copy(database: HubDatabase, old: str, new: str) -> None:
 
 
 def remove(database: HubDatabase, name: str) -> None:
-    """Remove the gate of a name that leads elsewhere, or was never moved to, with its requests; within a transaction."""
+    """Remove the gate of a name, with its requests; within a transaction."""
     database.execute("DELETE FROM gates WHERE name = ?", name)
     database.execute("DELETE FROM access_requests WHERE name = ?", name)
 
@@ -217,10 +222,6 @@ def _check_room(database: HubDatabase, name: str, account: str) -> None:
     ((count,),) = database.select("SELECT count(*) FROM access_requests WHERE name = ? AND status = ?", name, PENDING)
     if count >= MAX_WAITING:
         raise RefusedError(name, f"{MAX_WAITING:,} accounts wait for access already", "Ask its owners to decide")
-
-
-def _no_gate(name: str) -> UsageError:
-    return UsageError(name, "is not gated: whoever sees it reads its files")
 
 
 def _no_request(name: str) -> NotFoundError:

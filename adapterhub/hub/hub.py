@@ -218,8 +218,9 @@ class Hub:
         self.conversions.close()
         self.sign_ins.close()
         self.workers.close()
-        with contextlib.suppress(AdapterhubError):  # only counts would be lost
-            self.downloads.write()
+        for counted in (self.downloads, self.read_log):
+            with contextlib.suppress(AdapterhubError):  # only counts would be lost
+                counted.write()
         self.upload_leases.close()
         self.storage.close()
 

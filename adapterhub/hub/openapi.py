@@ -363,7 +363,7 @@ _ADAPTERHUB: Mapping[str, Operation] = {
     f"POST {_TAG}/rollback": _changing("Point a tag at the version it had before", _REASON),
     f"GET {_NAMES}/proposals": _reading("List proposals, the newest first", {"state": TEXT}),
     f"GET {_PROPOSAL}": _reading("Tell what a proposal changes, and what stands in its way"),
-    f"DELETE {_PROPOSAL}": _deciding("Withdraw a proposal, as its author or who may write to the name"),
+    f"DELETE {_PROPOSAL}": _deciding("Withdraw a proposal, as its author or a writer of the name"),
     f"POST {_PROPOSAL}/acceptance": _deciding(
         "Make a proposal the next version, if it is still that commit", {JSON: object_of(commit=TEXT, reason=_MESSAGE)}
     ),

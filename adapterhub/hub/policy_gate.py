@@ -84,7 +84,7 @@ class PolicyGate:
     def check_proposal(self, identity: Identity | None, view: View, ident: str) -> None:
         """Raise RefusedError for a commit that somebody has proposed, which no policy has allowed yet.
 
-        Only the one who proposed it gets its files, and who may write to the repository.
+        Only its author and the writers of the repository get its files.
         """
         if self._policy is None or may_write(identity, view.name):
             return

@@ -1,4 +1,4 @@
-"""Proposals: commits for `main` by accounts that may read a repository, until who may write to it accepts or refuses them.
+"""Proposals: commits for `main` by accounts that may read a repository, until a writer accepts or refuses them.
 
 The repository's document has them with their commits, so that a gc, a rename and a backup treat their files as all others. A
 row of hub.db reserves the room of each, from before its document is written: by it, proposals are bounded for each account and
@@ -295,6 +295,7 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
 
     Raises:
         NoTokenError: A stranger proposes nothing.
+        GatedError: The client sees the repository, and may not read its files.
         RefusedError: The name is an alias of another repository.
     """
     if identity is None or may_write(identity, name):
@@ -302,6 +303,7 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
         return name
     request_context.current().record_change(name)
     aliases.check_writable_name(name)
+    access.check_files(identity, name)
     return proposal_scope(identity.account, name)
 
 

@@ -25,6 +25,7 @@ _INTERVAL = 5.0  # seconds between two writes
 _FRESH = 60.0  # seconds in which a further read of the same kind is counted later
 _MAX_PENDING = 10_000  # kinds of reads in memory
 _Key = tuple[str, str, str, str, str]
+_Reads = tuple[str, int, float]  # the address of the last one, their count, and the time of the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ReadLog:
 
     def __init__(self, database: HubDatabase) -> None:
         self._database, self._lock = database, threading.Lock()
-        self._pending: dict[_Key, tuple[str, int, float]] = {}
+        self._pending: dict[_Key, _Reads] = {}
         self._written: dict[_Key, float] = {}
         self._due = time.monotonic() + _INTERVAL
 
@@ -79,11 +80,23 @@ class ReadLog:
             " ON CONFLICT (day, name, digest, account, protocol) DO UPDATE"
             " SET count = reads.count + excluded.count, address = excluded.address, time = excluded.time"
         )
-        self._database.execute_many(sql, [(*key, *values) for key, values in sorted(pending.items())])
+        try:
+            self._database.execute_many(sql, [(*key, *values) for key, values in sorted(pending.items())])
+        except BaseException:
+            self._keep(pending)
+            raise
         with self._lock:
             if len(self._written) + len(pending) > _MAX_PENDING:
                 self._written.clear()
             self._written |= {key: read_at for key, (_, _, read_at) in pending.items()}
+
+    def _keep(self, unwritten: dict[_Key, _Reads]) -> None:
+        """Count what could not be written with what comes next, as far as there is room."""
+        with self._lock:
+            for key, (address, count, read_at) in unwritten.items():
+                if key in self._pending or len(self._pending) < _MAX_PENDING:
+                    last_address, later_count, last_read_at = self._pending.get(key, (address, 0, read_at))
+                    self._pending[key] = last_address, count + later_count, last_read_at
 
     def trim(self) -> None:
         """Write what was counted, and remove the oldest rows of too many."""

@@ -14,6 +14,7 @@ from adapterhub.registry.version_lookup import RestoreResult, removed_versions
 from adapterhub.store.store import HUB
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
+from . import gates, stars
 from .commits import View
 from .workers import Worker
 
@@ -39,6 +40,10 @@ def remove(
             problem = "an adapter was made from it that you may not see, and could not be made again"
             raise RefusedError(view.name, problem, error.hint, code=error.code) from None
     _remove_record(worker, view.name)
+    if not view.newest:  # it cannot be restored, and others may take its name
+        with worker.database.transaction():
+            gates.remove(worker.database, view.name)
+            stars.remove(worker.database, view.name)
 
 
 def _remove_record(worker: Worker, name: str) -> None:

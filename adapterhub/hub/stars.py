@@ -63,8 +63,13 @@ def stars_of_name(database: HubDatabase, name: str, *, after: str = "", limit: i
     return [Star(*row) for row in database.select(sql, name, after, limit)]
 
 
+def remove(database: HubDatabase, name: str) -> None:
+    """Remove the stars of a name."""
+    database.execute("DELETE FROM stars WHERE name = ?", name)
+
+
 def rename(database: HubDatabase, old: str, new: str) -> None:
     """Move the stars of a name to its new name, within a transaction."""
     sql = "INSERT INTO stars (name, account, time) SELECT ?, account, time FROM stars WHERE name = ? ON CONFLICT DO NOTHING"
     database.execute(sql, new, old)
-    database.execute("DELETE FROM stars WHERE name = ?", old)
+    remove(database, old)

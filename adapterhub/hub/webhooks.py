@@ -185,9 +185,8 @@ class Webhooks:
     def wake(self) -> None:
         """Send due events at once, rather than with the next look for some."""
         if self._loop:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the loop is closed: the hub is shutting down, and the next one sends the event
+            # The loop is closed if the hub is shutting down: the next one sends the event.
+            with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._new.set)
 
     def catch_up(self, names_in: Callable[[str], Iterable[LogState]]) -> None:

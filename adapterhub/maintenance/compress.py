@@ -101,13 +101,16 @@ def pack(
         return [packer.pack(row, layer) for row, layer in _unique_blobs(registry, old_enough, progress)]
 
 
-def pack_old(registry: Registry, *, dry_run: bool = False) -> list[PackingOutcome]:
-    """Pack the versions of over a day, if the adapterhub.toml of the registry has `pack = true`."""
+def is_wanted(registry: Registry) -> bool:
+    """Return whether a gc is to pack old versions: the adapterhub.toml of the registry has `pack = true`."""
     from adapterhub.project import settings_file  # late: most commands have read it, or need none
 
     file = registry.root / PROJECT
-    if not (os.path.lexists(file) and settings_file.read(file, follow=False).pack):
-        return []
+    return os.path.lexists(file) and settings_file.read(file, follow=False).pack
+
+
+def pack_old(registry: Registry, *, dry_run: bool = False) -> list[PackingOutcome]:
+    """Pack the versions of over a day."""
     return pack(registry, dry_run=dry_run, min_age=_DAY)
 
 

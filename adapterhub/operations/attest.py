@@ -143,13 +143,13 @@ def trained(folder: Path, name: str) -> Attestation:
     return Attestation(TYPES[TRAINING], name, digest, _training(source, BUILDER))
 
 
-def add(statement: Attestation, ref: str, key: Signer, workspace: Workspace) -> VerifiedAttestation:
-    """Sign a statement, and attach it to the version that it is about; RefusedError if `ref` is another one."""
+def add(statement: Attestation, signed: bytes, ref: str, key: Signer, workspace: Workspace) -> VerifiedAttestation:
+    """Attach a statement that `key` has signed to the version that it is about; RefusedError if `ref` is another one."""
     with _open_version(ref, workspace) as version:
         if version.digest != statement.digest:
             problem = f"is {version.digest[:19]}…, and the training ended with {statement.digest[:19]}…"
             raise RefusedError(version.location, problem, "Attest the version by its record", code="other-version")
-        version.add(statement.sign(key))
+        version.add(signed)
     return VerifiedAttestation(statement, key.public)
 
 

@@ -45,12 +45,14 @@ class PackageOptions:
         conversion: Convert it first.
         force: Accept errors of its check.
         selection: Patterns of files of a folder to package and to leave out.
+        attestations: Bundles with claims about the version that is made, which a policy may require.
     """
 
     base: BaseSpec | None = None
     conversion: Conversion | None = None
     force: bool = False
     selection: Selection | None = None
+    attestations: tuple[bytes, ...] = ()
 
 
 _AS_IT_IS = PackageOptions()
@@ -90,7 +92,7 @@ def open_package(
                     workspace.tell(f"{source.location}: {_NO_LICENSE}")
                 if package.draft.manifest().base.repo is None:
                     workspace.tell(f"{source.location}: {_NO_BASE}")
-            yield package
+            yield replace(package, signatures=(*package.signatures, *options.attestations))
         return
     from adapterhub.registry import adapter_recipe
 

@@ -54,6 +54,7 @@ def push(
     message: str = "",
     tags: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
+    attestations: Sequence[bytes] = (),
     progress: Progress | None = None,
     workspace: Workspace | None = None,
 ) -> PushResult:
@@ -73,6 +74,7 @@ def push(
         message: The reason, for the log of the name or the commit on a hub.
         tags: More tags that move to the version.
         metrics: Results of other programs, by name; registries and hubs of adapterhub record them.
+        attestations: Bundles with claims about the version that a push of this folder makes, which a policy may require.
         progress: Called with bytes done and bytes in all.
         workspace: The registry, the policy, credentials.
 
@@ -88,7 +90,7 @@ def push(
     """
     workspace = (workspace or Workspace()).with_progress(progress)
     conversion = sources.as_conversion(to)
-    options = PackageOptions(base_sources.base_spec(base, workspace), conversion, force, selection)
+    options = PackageOptions(base_sources.base_spec(base, workspace), conversion, force, selection, tuple(attestations))
     from adapterhub.manifest import measurement
 
     measured = measurement.reported_evaluation(metrics, target) if metrics else None

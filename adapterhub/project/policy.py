@@ -139,11 +139,6 @@ class Policy:
         )
 
     @property
-    def needs_scan(self) -> bool:
-        """Whether the files themselves are needed, because they are scanned."""
-        return any(policy.scan for policy in self._policies)
-
-    @property
     def needs_license(self) -> bool:
         """Whether any policy restricts licenses."""
         return any(policy.licenses for policy in self._policies)

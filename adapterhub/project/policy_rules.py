@@ -265,7 +265,7 @@ def _data_violation(
 def expiry_violation(expires: str, now: datetime.datetime) -> str:
     """Return what is wrong with the day on which an adapter expires; empty if nothing is."""
     day = parse_time(expires)
-    return f"it has expired on {expires[:10]}" if day is None or day <= now else ""
+    return f"it expired on {expires[:10]}" if day is None or day <= now else ""
 
 
 def age_violation(made: str | None, max_age: int, now: datetime.datetime) -> tuple[str, str]:

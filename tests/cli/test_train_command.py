@@ -266,6 +266,8 @@ def test_an_evaluation_of_pairs_tells_how_many_are_preferred(run: Run, config: P
 
 def test_the_trainer_signs_what_it_did_for_the_version_that_it_pushes(run: Run, config: Path, tmp_path: Path) -> None:
     run("key", "generate", "trainer")
+    policy = '[policy]\nbuilders = ["urn:adapterhub:trainer"]\n[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
+    (tmp_path / "adapterhub.toml").write_text(policy)
     assert "nothing is pushed" in run("train", "letters.toml", "--key", "trainer.key", code=2).stderr
     words = ("train", "letters.toml", "--push", "team/letters", "--key", "trainer.key", "--json")
     document = json.loads(run(*words).stdout)
@@ -274,8 +276,6 @@ def test_the_trainer_signs_what_it_did_for_the_version_that_it_pushes(run: Run, 
     data, base = ["--data", "train.jsonl", "--data", "heldout.jsonl"], ["--base", "tiny"]
     check = ("verify", "team/letters", "--attestations", "--key", "trainer.pub", "--recompute", *base, *data)
     assert "training attested by trainer.pub (inputs compared, training not repeated)" in run(*check).stdout
-    policy = '[policy]\nbuilders = ["urn:adapterhub:trainer"]\n[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
-    (tmp_path / "adapterhub.toml").write_text(policy)
     run("pull", "team/letters", "-o", "out")
     # The record in another version has no such signature.
     (tmp_path / "out" / "README.md").write_text("# Better letters\n")

@@ -291,6 +291,23 @@ def test_a_token_that_is_limited_to_other_names_reads_nothing(team: Running, rea
     reader.token = team.make_token("ada", "read", kind="personal", namespaces=("ada",))
     refused = reader.get("/team/sql/resolve/main/training.txt")
     assert (refused.status_code, "limited to other names" in refused.text) == (403, True)
+    reader.token = team.make_token("ada", "read", kind="personal", namespaces=("team",))
+    assert reader.get("/team/sql/resolve/main/training.txt").status_code == 200
+
+
+def test_an_alias_has_the_gate_of_its_repository_and_no_other(owner: Tenant, reader: Tenant) -> None:
+    alias = "/api/models/team/sql.v1"
+    shown = reader.get(f"{API}.v1/gate").json()
+    assert (shown["mode"], shown["may_read"]) == ("manual", False)
+    assert reader.post(f"{alias}/ask-access").json() == {"status": "pending"}
+    assert [entry["user"]["user"] for entry in owner.get(f"{REQUESTS}/pending").json()] == ["ada"]
+    for path in (f"{alias}/settings", f"{API}.v1/gate"):
+        refused = owner.request("PUT", path, json={"gated": "auto", "mode": "auto"})
+        assert (refused.status_code in (400, 403, 409), "is an alias" in refused.text) == (True, True), path
+    reader.post(f"{alias}/like").raise_for_status()
+    assert reader.get(MODEL).json()["likes"] == 1
+    reader.request("DELETE", f"{alias}/like").raise_for_status()
+    assert reader.get(MODEL).json()["likes"] == 0
 
 
 def test_requests_are_bounded(database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +355,18 @@ def test_a_restored_name_is_gated_as_it_was(owner: Tenant, reader: Tenant) -> No
     owner.request("DELETE", API).raise_for_status()
     owner.post(f"{API}/restore").raise_for_status()
     assert reader.get("/team/sql/resolve/main/training.txt").status_code == 403
+
+
+def test_a_removed_repository_without_a_version_leaves_no_gate_to_the_next_of_its_name(owner: Tenant, reader: Tenant) -> None:
+    for _ in range(2):
+        owner.create("empty")
+        assert reader.get("/api/models/team/empty").json()["likes"] == 0
+        assert owner.get("/api/adapterhub/v1/names/team/empty/gate").json()["mode"] is None
+        owner.request("PUT", "/api/models/team/empty/settings", json={"gated": "auto"}).raise_for_status()
+        reader.post("/api/models/team/empty/ask-access").raise_for_status()
+        reader.post("/api/models/team/empty/like").raise_for_status()
+        body = {"name": "empty", "organization": "team"}
+        owner.request("DELETE", "/api/repos/delete", json=body).raise_for_status()
 
 
 def test_an_account_that_is_removed_has_no_access(team: Running, database: HubDatabase, reader: Tenant) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub import read_log
+from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.read_log import ReadLog
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.ref import Ref
+from adapterhub_converters.errors import LocalIOError
 from tests.hub.conftest import Running
 from tests.hub.web.conftest import database, hide
 from tests.support.hub_tenants import Tenant
@@ -69,6 +71,23 @@ def test_admins_of_a_namespace_see_who_read_which_digest(team: Running) -> None:
         403
     ] * 3
     assert [admin.get(f"{API}?name=team&before={text}").status_code for text in ("x", "-1", "1e9", "9" * 400)] == [400] * 4
+
+
+def test_what_could_not_be_written_is_written_later_and_as_the_hub_ends(team: Running) -> None:
+    settings = team.settings
+    with closing(open_database(settings)) as tables:
+        log = ReadLog(tables)
+        tables.execute("ALTER TABLE reads RENAME TO hidden_reads")
+        for _ in range(2):
+            with pytest.raises(LocalIOError):
+                log.record("team/secret", "sha256:x", "hf", always=True)
+        tables.execute("ALTER TABLE hidden_reads RENAME TO reads")
+        log.write()
+        assert [(row.name, row.count) for row in read_log.reads(tables)] == [("team/secret", 2)]
+    with closing(Hub(settings)) as hub:
+        hub.read_log.record("team/secret", "sha256:x", "hf", always=True)
+        hub.read_log.record("team/secret", "sha256:x", "hf", always=True)
+    assert rows(team) == {("team/secret", "hf"): 4}
 
 
 def test_rows_are_bounded_and_the_oldest_go(database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -183,14 +184,14 @@ def page(found: dict[str, tuple[str, str]]) -> str:
 
 
 def main() -> None:
-    """Print the page; failures come last, with their reasons."""
+    """Print the page, and to stderr the reasons of failures and refusals."""
     with tempfile.TemporaryDirectory() as temporary, serving(Path(temporary) / "hub") as hub:
         os.environ["HF_HOME"] = temporary
         found = outcomes(hub, Path(temporary))
-    print(page(found))
+    sys.stdout.write(page(found))
     for name, (kind, words) in found.items():
         if kind in (BAD, REFUSED):
-            print(f"{kind}: {name}: {words}")
+            print(f"{kind}: {name}: {words}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def policy() -> None:
 @click.argument("ref", shell_complete=complete_ref)
 @click.pass_obj
 def check(settings: Settings, *, ref: str) -> int:
-    """List every rule that applies to a version, with what the version has.
+    """List every rule for a version, with what it has.
 
     REF is a version of the registry, or an address: the rules are those that a pull asks, of the project and of the registry.
     Exits 0 if all of them are met, else 6.

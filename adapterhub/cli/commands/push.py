@@ -135,7 +135,7 @@ def _metric(text: str) -> tuple[str, float]:
 
 
 def _word_for(source: str) -> str:
-    """Return a word for the name of an adapter: that of its folder or file, or of the folder of a file named as all are."""
+    """Return a word for the name of an adapter: that of its folder or file, or of the folder of a file with the usual name."""
     path = Path(source).absolute()
     text = path.parent.name if path.stem in ("adapter_model", "adapters") else path.stem if path.is_file() else path.name
     word = "".join(character if character.isalnum() and character.isascii() else "-" for character in text.lower()).strip("-")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.serve.gateway.spans import Tracing
 
 _ENGINE_WORDS = f"{__name__}.engine-words"
+_NAME_BASE = "Pass --base with its folder, or hf://org/model"
 
 
 class _ServeCommand(Command):
@@ -37,13 +38,9 @@ def _names_and_base(sources: tuple[str, ...], base: str | None, settings: Settin
     """Return the patterns of names to serve, none for all, and the base: SRC alone may be a base, or record one."""
     if base is None:
         if not sources:
-            raise UsageError(
-                "--base", "is missing, and so is a SRC that records one", "Pass --base with its folder, or hf://org/model"
-            )
+            raise UsageError("--base", "is missing, and so is a SRC that records one", _NAME_BASE)
         if set("*?[") & set(sources[0]) and not Path(sources[0]).exists():
-            raise UsageError(
-                sources[0], "is a pattern of names, which records no base", "Pass --base with its folder, or hf://org/model"
-            )
+            raise UsageError(sources[0], "is a pattern of names, which records no base", _NAME_BASE)
         base, model = inputs.base_and_model(sources[0], settings)
         if not model:
             if len(sources) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,18 +114,15 @@ def train(
         )
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # torchrun starts several processes; only the first one reports
-    # Before the push, whose folder somebody could edit meanwhile.
-    statement = attest.trained(target, ref or "") if key is not None else None
     document = view.document(result, screen.ready)
-    if ref:
+    if ref and key is not None:
+        document |= _signed_push_result(target, ref, key, settings)
+    elif ref:
         document["pushed"] = _push_result(target, ref, settings)
-    if statement is not None and key is not None:
-        signed = attest.add(statement, document["pushed"]["ref"], key, workspace(settings))
-        document["attestations"] = [signing_options.attestation_document(signed)]
 
     def text() -> None:
         view.text(result, document.get("pushed"))
-        if "attestations" in document and key is not None:
+        if key is not None:
             output.write(output.one_line(f"training attested by {key.public.title}"))
 
     output.emit(document, as_json=settings.as_json, text=text)
@@ -140,10 +138,25 @@ def _checked_key(signer: signing_options.SignerOption | None, ref: str | None, s
     return signer.read() if signer is not None else None
 
 
-def _push_result(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
+def _signed_push_result(folder: Path, ref: str, key: Signer, settings: Settings) -> dict[str, Any]:
+    """Push the trained adapter with what the trainer signs about it."""
+    # Before the push, whose folder somebody could edit meanwhile, and whose policy may ask for it.
+    statement = attest.trained(folder, ref)
+    signed = statement.sign(key)
+    pushed = _push_result(folder, ref, settings, attestations=[signed])
+    try:
+        attested = attest.add(statement, signed, pushed["ref"], key, workspace(settings))
+    except AdapterhubError as error:
+        errors.add_hint(error, f"{pushed['ref']} was pushed, and its training is not attested")
+        raise
+    return {"pushed": pushed, "attestations": [signing_options.attestation_document(attested)]}
+
+
+def _push_result(folder: Path, ref: str, settings: Settings, *, attestations: Sequence[bytes] = ()) -> dict[str, Any]:
     """Push the trained adapter; an error names the folder, which stays."""
     try:
-        return render_push(push.push(folder, ref, workspace=workspace(settings))).document
+        result = push.push(folder, ref, attestations=attestations, workspace=workspace(settings))
+        return render_push(result).document
     except AdapterhubError as error:
         source = folder if folder.is_absolute() else f"./{folder}"
         errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")

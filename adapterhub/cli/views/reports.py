@@ -19,11 +19,8 @@ _MAX_REASONS = 2  # reasons of a verdict that the text report shows
 SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 # Code of a problem to the option or command that helps.
-_HINTS = {
-    "needs-base": "Pass --base with its folder, or hf://org/model",
-    "order-unknown": "Pass --base BASE",
-    "unpinned": "`adapterhub push --base` pins it",
-}
+_NAME_BASE = "Pass --base with its folder, or hf://org/model"
+_HINTS = {"needs-base": _NAME_BASE, "order-unknown": _NAME_BASE, "unpinned": "`adapterhub push --base` pins it"}
 
 
 def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool = False) -> Iterator[str]:

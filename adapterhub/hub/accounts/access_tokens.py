@@ -49,10 +49,14 @@ class Identity:
     prefix: str = ""
     roles: Mapping[str, str] | None = None
 
+    def is_for(self, name: str) -> bool:
+        """Return whether the token is not limited to other namespaces and repositories."""
+        return not self.namespaces or name in self.namespaces or name.partition("/")[0] in self.namespaces
+
     def role_in(self, name: str) -> str:
         """Return the token's role in a namespace or a repository; empty if it has none."""
         namespace = name.partition("/")[0]
-        if self.namespaces and self.namespaces.count(name) + self.namespaces.count(namespace) == 0:
+        if not self.is_for(name):
             return ""
         if self.roles is None:
             return self.role

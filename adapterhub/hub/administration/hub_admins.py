@@ -129,7 +129,7 @@ def list_reads(
     before: float = 0.0,
     limit: int = 100,
 ) -> Sequence[Read]:
-    """Return the rows of the log of reads with the last ones, those before a time if it is given, for admins as below."""
+    """Return the last rows of the log of reads, before a time if given: of a name for its admins, of all for the hub's."""
     check_admin(identity, name.partition("/")[0] or EVERYWHERE)
     return read_log.reads(database, name=name, account=account, before=before, limit=max(1, min(limit, _MAX_ROWS)))
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import gates, request_context
 from adapterhub.hub.access_control import NoTokenError
+from adapterhub.hub.commits import source_name
 from adapterhub.hub.gates import Gate
 from adapterhub.hub.hf import gating
 from adapterhub.hub.hf.reading import visible_view
@@ -32,9 +33,9 @@ async def show_gate(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> dict[str, Any]:
-        visible_view(hub, worker, identity, name)
-        gate = gates.find_gate(worker.database, name)
-        status = gates.access_status(worker.database, name, identity.account) if identity else None
+        source = source_name(visible_view(hub, worker, identity, name))
+        gate = gates.find_gate(worker.database, source)
+        status = gates.access_status(worker.database, source, identity.account) if identity else None
         may_read = hub.access.may_read_files(identity, name)
         return {**_document(name, gate), "request": status or None, "may_read": may_read}
 

@@ -107,7 +107,7 @@ async def refuse(hub: Hub, request: Request) -> Response:
 
 
 async def withdraw(hub: Hub, request: Request) -> Response:
-    """DELETE …/names/{name}/proposals/{number}: withdraw it, as its author or who may write to the name."""
+    """DELETE …/names/{name}/proposals/{number}: withdraw it, as its author or a writer of the name."""
     refuse_condition(request)
     identity, name, number = hub.identify(request), name_of(request), path_part(request, "ident")
     async with proposing.turn(hub, name):

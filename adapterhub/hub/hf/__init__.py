@@ -7,8 +7,13 @@ reading.py         reading repositories, files and refs
 commit_requests.py what a commit asks for
 writing.py         committing files
 proposing.py       commits that are only proposed
-proposal_changes.py  accepting, refusing and withdrawing them
+proposal_changes.py accepting, refusing and withdrawing them
 discussions.py     proposals as pull requests of the Hub
+gating.py          changes of gates, and of access to gated repositories
+access_requests.py requests for such access
+likes.py           stars
+model_filters.py   what a list of models asks for
+ranked_listing.py  lists by downloads and stars
 repositories.py    creating, renaming and deleting repositories, branches and tags
 lfs.py             large files through git-lfs' batch API
 headers.py         the headers of safetensors files

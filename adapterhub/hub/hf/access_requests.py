@@ -47,7 +47,7 @@ async def list_requests(hub: Hub, request: Request) -> Response:
         gating.check_decider(worker, hub, identity, name)
         if status not in gates.STATUSES:
             raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(gates.STATUSES)}")
-        _check_gated(worker, name)
+        gates.check_gated(worker.database, name)
         return gates.list_requests(worker.database, name, status, after=after, limit=_PAGE + 1)
 
     listed = await hub.workers.run(work)
@@ -56,12 +56,6 @@ async def list_requests(hub: Hub, request: Request) -> Response:
         path = f"/api/models/{name}/user-access-request/{status}?cursor={listed[_PAGE - 1].id}"
         headers["link"] = f'<{hub.url(request)}{path}>; rel="next"'
     return JSONResponse([_document(entry) for entry in listed[:_PAGE]], headers=headers)
-
-
-def _check_gated(worker: Worker, name: str) -> None:
-    """Raise UsageError for a repository without a gate."""
-    if gates.find_gate(worker.database, name) is None:
-        raise UsageError(name, "is not gated: whoever sees it reads its files")
 
 
 def _document(request: AccessRequest) -> dict[str, Any]:

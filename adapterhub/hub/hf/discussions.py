@@ -113,7 +113,7 @@ async def merge(hub: Hub, request: Request) -> Response:
 
 
 async def set_status(hub: Hub, request: Request) -> Response:
-    """POST …/discussions/{number}/status: close a proposal, as its author or who may write to the repository."""
+    """POST …/discussions/{number}/status: close a proposal, as its author or a writer of the repository."""
     identity, name, number = identify_account(hub, request), name_of(request), path_part(request, "number")
     fields = await read_document(request)
     if fields.get("status") != "closed":

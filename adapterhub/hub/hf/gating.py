@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from adapterhub.hub import gates, request_context
+from adapterhub.hub import aliases, gates, request_context
 from adapterhub.hub.access_control import NoTokenError, check_admin
 from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.commits import source_name
 from adapterhub.hub.gates import AccessRequest, Gate
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
@@ -16,8 +17,8 @@ REQUESTED, DECIDED = "access.requested", "access.decided"
 
 
 def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> AccessRequest:
-    """Ask for access to a gated repository for the account of a client, which accepts the terms."""
-    visible_view(hub, worker, identity, name)
+    """Ask for access to a gated repository, or that of an alias, for the account of a client, which accepts the terms."""
+    name = source_name(visible_view(hub, worker, identity, name))
     if identity is None:
         raise NoTokenError
     is_new = gates.find_request(worker.database, name, identity.account) is None
@@ -55,6 +56,7 @@ def set_gate(worker: Worker, hub: Hub, identity: Identity | None, name: str, gat
 
 
 def check_decider(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Identity:
-    """Return the identity of a client that may decide on access to a repository it sees."""
+    """Return the identity of a client that may decide on access to a repository it sees; RefusedError for an alias."""
     visible_view(hub, worker, identity, name)
+    aliases.check_writable_name(name)
     return check_admin(identity, name)

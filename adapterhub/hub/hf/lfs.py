@@ -135,7 +135,7 @@ def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, D
     """Return the repository, digest and size in a signed address, and the operation that it was signed for.
 
     Raises:
-        AnswerError: 403, if this hub did not sign it for this operation, or it has expired.
+        ResponseError: 403, if this hub did not sign it for this operation, or it has expired.
     """
     name, oid, query = name_of(request), request.path_params["oid"], request.query_params
     size, expires, token_id = (query.get(key, "") for key in ("size", "expires", "token"))

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.hub import stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.commits import source_name
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.stars import Star
 from adapterhub.hub.workers import Worker
@@ -21,14 +22,14 @@ _PAGE = 1000
 
 
 def set_star(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, given: bool) -> None:
-    """Give the star of a client's account to a repository that it sees, or take it away."""
+    """Give the star of a client's account to a repository that it sees, or that of an alias, or take it away."""
     if identity is None:
         raise NoTokenError
     if given:
-        visible_view(hub, worker, identity, name)
-        stars.give(worker.database, name, identity.account)
+        stars.give(worker.database, source_name(visible_view(hub, worker, identity, name)), identity.account)
     else:  # also from one that it sees no more
-        stars.take_away(worker.database, name, identity.account)
+        view = hub.visible(worker, identity, name)
+        stars.take_away(worker.database, source_name(view) if view else name, identity.account)
 
 
 async def like(hub: Hub, request: Request) -> Response:

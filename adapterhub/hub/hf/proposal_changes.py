@@ -1,11 +1,13 @@
 """Accept, refuse and withdraw proposals, each with its checks: the API, the forms and the calls of clients make them.
 
 Callers hold the turn of the name (`proposing.turn`): the processes of a hub decide one after the other, and each looks at the
-proposal again. An accepted one is committed to `main` as any commit is, by who accepts it: the same checks, policy and
-requirements decide.
+proposal again. An accepted one is committed to `main` as any commit is, by the account that accepts it: the same checks,
+policy and requirements decide.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 from adapterhub.hub import proposals, request_context
 from adapterhub.hub.access_control import NoTokenError
@@ -27,7 +29,7 @@ _ATTEMPTS = 30  # of an acceptance: with each that fails, a push has succeeded
 def accept(
     worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, commit: str = "", reason: str = ""
 ) -> Commit:
-    """Commit an open proposal to `main`, for who may write there; return the commit that it became.
+    """Commit an open proposal to `main`, for a writer of it; return the commit that it became.
 
     Args:
         worker: The worker of this thread.
@@ -44,15 +46,12 @@ def accept(
     """
     staged = hub.stage_files(name)
     try:
-        for attempt in range(_ATTEMPTS):
-            try:
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(MovedMeanwhileError):
                 return _accept(worker, hub, identity, name, number, staged=staged, commit=commit, reason=reason)
-            except MovedMeanwhileError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
+        return _accept(worker, hub, identity, name, number, staged=staged, commit=commit, reason=reason)
     finally:
         staged.close()
-    raise AssertionError
 
 
 def _accept(
@@ -97,12 +96,12 @@ def _accept(
 
 
 def refuse(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, reason: str) -> Proposal:
-    """Refuse an open proposal with a reason, for who may write to the repository; its files go with the next gc."""
+    """Refuse an open proposal with a reason, for a writer of the repository; its files go with the next gc."""
     return _close(worker, hub, identity, name, number, state=REFUSED, reason=reason)
 
 
 def withdraw(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, reason: str = "") -> Proposal:
-    """Withdraw an open proposal, for its author and who may write to the repository."""
+    """Withdraw an open proposal, for its author and the writers of the repository."""
     return _close(worker, hub, identity, name, number, state=WITHDRAWN, reason=reason)
 
 

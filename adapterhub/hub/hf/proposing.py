@@ -1,8 +1,8 @@
 """Open a proposal: a commit with `create_pr`, by an account that may read a repository; or an empty one, and commits to it.
 
 A proposal of one commit passes the checks of a push at once, so that nobody else has to look at what could not be accepted. One
-that clients send in several commits need not pass them in between: what these object to is kept with it, as is what the policy
-objects to, since maintainers may add what is missing. All is decided again when it is accepted.
+that a client sends in several commits need not pass them in between: its objection says what they find, as it says what the
+policy does, since maintainers may add what is missing. Both decide again when it is accepted.
 """
 
 from __future__ import annotations
@@ -97,9 +97,12 @@ async def create(hub: Hub, request: Request) -> Response:
         raise ResponseError(501, "NotImplemented", "this hub has proposals (pull requests), and no discussions")
     staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
     title, description = (str(fields.get(key) or "")[:10_000] for key in ("title", "description"))
-    async with turn(hub, name):
-        work = partial(_propose, is_draft=True)
-        number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
+    try:
+        async with turn(hub, name):
+            work = partial(_propose, is_draft=True)
+            number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
+    finally:
+        await asyncio.shield(hub.workers.read(staged.close))
     request_context.current().record_detail(proposal=number, state="opened")
     return JSONResponse({"num": int(number), "url": f"{hub.url(request)}/{name}/discussions/{number}", "pullRequest": True})
 
@@ -231,7 +234,7 @@ def _proposed_sizes(worker: Worker, view: View, account: str) -> dict[Digest, in
 
 
 def _own_proposal(hub: Hub, identity: Identity, view: View, number: str) -> Proposal:
-    """Return an open proposal, for its author and who may write to the repository."""
+    """Return an open proposal, for its author and the writers of the repository."""
     proposal = view.repository.proposals.get(number) if view.repository else None
     if proposal is None or proposal.author != identity.account:
         hub.access.check_write(identity, view.name)

@@ -4,6 +4,9 @@
     site.py            what all pages share: templates, the account behind a request, errors, headers
     browsing.py        search, the bases and their adapters, the events of a namespace
     adapter_pages.py   the pages of an adapter: facts, use, files, tensors, versions, lineage
+    commit_pages.py    the commits of an adapter
+    proposal_pages.py  its proposals
+    gate_panel.py      what the page of a gated adapter says
     compare.py         two versions as functions
     signing_in.py      signing in and out
     admin.py           administration

@@ -1,4 +1,4 @@
-"""The pages of proposals: all of an adapter, and one with its checks, what it changes, and the buttons of who may decide."""
+"""The pages of proposals: all of an adapter, and one with its checks, what it changes, and the buttons to decide."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class HubCatalog(Catalog):
         """
         body = {"manifest": manifest.raw.decode(), "tags": list(tags), "message": message, "metrics": dict(metrics)}
         path, retry = f"{_name_path(name)}/versions", expect is None
-        document = self._change("POST", path, body=body, headers=_conditions(expect), retry=retry)
+        document = self.api.request("POST", path, body=body, headers=_conditions(expect), retry=retry)
         return version_documents.read_version(document, self.location)
 
     def check_writable(self, name: str) -> None:
@@ -181,7 +181,7 @@ class HubCatalog(Catalog):
             DeniedError: The user may not write there.
         """
         with suppress(UsageError):  # the manifest is missing: it has looked at the role before
-            self._change("POST", f"{_name_path(name)}/versions", body={})
+            self.api.request("POST", f"{_name_path(name)}/versions", body={})
 
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
         """Point a tag at a version."""

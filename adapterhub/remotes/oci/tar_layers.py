@@ -9,6 +9,7 @@ programs could read differently is refused (`layouts.archive_tar`), and so is on
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -127,34 +128,18 @@ def _decompressed(file: BinaryIO, kind: str, location: str) -> Iterator[bytes]:
     """Yield the bytes of a tar in pieces of bounded size, decompressed if its media type ends in +gzip or +zstd."""
     import zstandard  # late: few layers need it
 
+    # Both may be in several parts, which follow one another.
     if kind == "zstd":
-        reader: Any = zstandard.ZstdDecompressor().stream_reader(file, closefd=False)
+        reader: Any = zstandard.ZstdDecompressor().stream_reader(file, closefd=False, read_across_frames=True)
     elif kind == "gzip":
-        reader = _GzipReader(file)
+        reader = gzip.GzipFile(fileobj=file)
     else:
         reader = file
     try:
         while piece := reader.read(CHUNK):
             yield piece
-    except (zlib.error, zstandard.ZstdError, EOFError) as error:
+    except (zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError) as error:
         raise FormatError(location, f"its layer is not {kind}, or is damaged") from error
-
-
-class _GzipReader:
-    """Decompresses gzip in pieces of bounded size: a few bytes of it may expand to gigabytes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._state = file, zlib.decompressobj(31)
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; none at the end."""
-        while not self._state.eof:
-            compressed = self._state.unconsumed_tail or self._file.read(CHUNK)
-            if piece := self._state.decompress(compressed, size):
-                return piece
-            if not compressed:
-                raise EOFError("the layer is cut short")
-        return b""
 
 
 def _digest(file: BinaryIO, member: Member) -> Digest:

@@ -15,8 +15,9 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from adapterhub.hub import access_control, proposals, quotas, webhooks
+from adapterhub.hub import access_control, gates, proposals, quotas, webhooks
 from adapterhub.hub.accounts import accounts
+from adapterhub.hub.gates import Gate
 from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.hub.webhooks import Webhooks
 from adapterhub.hub.workers import Workers
@@ -255,6 +256,20 @@ def test_a_proposal_is_for_main_of_a_repository_that_its_author_sees(
     assert ada.ask("POST", "/api/models/team/sql/preupload/main?create_pr=1", {"files": []}).status == 200
     assert other.ask("POST", path.format("team/sql"), card).status == 200
     assert maintainer.ask("GET", API).json()["proposals"][0]["author"] == "eve"
+
+
+def test_a_version_of_a_gated_name_is_proposed_by_accounts_with_access(team: Running) -> None:
+    ada = Sending(team.url, team.make_token("ada", "read", kind="personal"))
+    with closing(open_database(team.settings)) as database:
+        gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
+    card, path = lines_of({"README.md": b"# New\n"}), "/api/models/team/sql/commit/main?create_pr=1"
+    assert (ada.ask("POST", path, card).status, ada.ask("GET", API).json()) == (403, {"proposals": []})
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert "is gated" in str(ada.batch("team/sql", digest, 1))
+    assert ada.ask("GET", "/api/models/team/sql/xet-write-token/main?create_pr=1").status == 403
+    with closing(open_database(team.settings)) as database:
+        gates.decide(database, "team/sql", "ada", gates.ACCEPTED, decider="team", unasked=True)
+    assert ada.ask("POST", path, card).status == 200
 
 
 def test_the_proposals_of_an_account_and_of_a_namespace_are_bounded(
