@@ -27,7 +27,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     another was merged or converted from it. Withdrawn versions stay for the audit until --withdrawn, which ignores both rules.
     Data released or stored less than HOURS ago stays, and so does whatever a running push or pull needs, so this is safe at
     any time. Versions that `adapterhub resolve` prepared for a runtime stay for 30 days after they were last resolved, and as
-    long as a running server holds them. With `pack = true` in the registry's adapterhub.toml, versions of over a day are packed.
+    long as a running server holds them. With `pack = true` in the registry's adapterhub.toml, it also packs old versions.
     """
     swept = sweep(settings, grace=grace, last=last, tagged=tagged, withdrawn=withdrawn, dry_run=dry_run)
     # After the registry is closed: the cache of prepared versions is a folder of its own, and serving no part of a registry.
