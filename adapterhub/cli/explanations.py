@@ -253,6 +253,7 @@ ERRORS: dict[str, str] = {
     "remote-error": "The server failed, refused, or sent a response that its protocol does not allow. The message has the response.",
     "removed": "The name was removed. Its versions exist until `adapterhub gc` removes their data. In `adapterhub audit verify`, an entry of a log was removed: restore the log from a backup.",
     "removed-name": "A removed name is not given to another adapter, so that old references keep their meaning.",
+    "repository-of-hub": "A hub keeps who may see a repository, its gate and its commits beside the versions. A rename in its folder would move the versions alone, and show what was private.",
     "repair": "A blob has other bytes than its digest. A good copy can come from another registry or from the adapter's folder.",
     "repair-missing": "A blob is gone. A copy can come from another registry or from the adapter's folder.",
     "rows-not-whole-blocks": "The type packs numbers of a row in blocks of 32, and the adapter's rank is no multiple of it.",

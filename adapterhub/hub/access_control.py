@@ -233,7 +233,7 @@ def check_admin(identity: Identity | None, namespace: str) -> Identity:
 
 def may_write(identity: Identity | None, name: str) -> bool:
     """Return whether a client may write to a repository."""
-    return identity is not None and identity.has_role("write", name.partition("/")[0])
+    return identity is not None and identity.has_role("write", name)
 
 
 def token_in(headers: Mapping[str, str]) -> str | None:

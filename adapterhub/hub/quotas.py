@@ -242,15 +242,15 @@ class Quotas:
         return int(self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())[0][0])
 
     def _open_bytes(self, limits: Namespace, except_uploads: Collection[str]) -> int:
-        """Return the bytes of the open uploads of a namespace."""
+        """Return the bytes of the open uploads of a namespace, and in the scope of an account those of its proposals."""
         # "0" follows "/".
-        sql = "SELECT id, name, size FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND spent = 0"
-        rows = self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())
-        total: int = sum(size for ident, name, size in rows if ident not in except_uploads and name not in except_uploads)
-        if limits.name.startswith(_SCOPE):
-            sql = "SELECT size FROM proposals WHERE account = ?"
-            total += sum(size for (size,) in self._database.select(sql, limits.name.removeprefix(_SCOPE)))
-        return total
+        sql = (
+            "SELECT id, name, size FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND spent = 0"
+            " UNION ALL SELECT '', '', size FROM proposals WHERE account = ?"
+        )
+        account = limits.name.removeprefix(_SCOPE) if limits.name.startswith(_SCOPE) else ""
+        rows = self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time(), account)
+        return sum(size for ident, name, size in rows if ident not in except_uploads and name not in except_uploads)
 
     def _count(self, worker: Worker, namespace: str) -> tuple[dict[Digest, int], dict[str, int]]:
         """Return the files of a namespace, digest to bytes, and the bytes of documents and logs by name."""

@@ -19,6 +19,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
+from adapterhub.registry.repository_records import Repositories, Repository
 from adapterhub.store.ref_log import Entry
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
 from tests.registry.forks import finished, fork
@@ -54,6 +55,17 @@ def contents(registry: Registry, name: str) -> Any:
 
 def errors(registry: Registry) -> list[str]:
     return [str(finding) for finding in fsck(registry) if finding.severity == "error"]
+
+
+def test_a_name_that_a_hub_has_a_repository_of_is_renamed_at_the_hub_alone(root: Path) -> None:
+    """Its versions would be readable by all under the new name, whose repository is not private."""
+    with Registry.open(root) as registry:
+        Repositories(registry).change(OLD, lambda _: Repository(private=True))
+        before = contents(registry, OLD)
+        with pytest.raises(RefusedError, match="a hub in this folder has a repository of this name") as caught:
+            name_moves.move(registry, OLD, NEW)
+        assert caught.value.code == "repository-of-hub"
+        assert contents(registry, OLD) == before
 
 
 def test_a_moved_name_keeps_its_versions_and_what_was_recorded_of_them(root: Path) -> None:
