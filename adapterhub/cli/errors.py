@@ -110,6 +110,7 @@ HINTS: dict[str, str] = {
     "ref-as-remote": "Use A-Z a-z 0-9 _ -; a ref comes before --remote",
     "removed": "`adapterhub restore {name}` brings it back, unless gc has removed its data",
     "removed-name": "`adapterhub restore {name}` first, or choose another name",
+    "repository-of-hub": "Rename it at the hub: `adapterhub mv NAME NEW --remote`",
     "requirements-unmet": "`adapterhub promote {ref} {tag} --dry-run` shows each requirement with its evidence",
     "keys-to-approve": "Pass --key or --keyless, or approve it on a hub where you are logged in, with --remote",
     "signed-version": "Pass --key with the key that signed it, or ask an admin",

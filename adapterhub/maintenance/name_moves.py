@@ -38,7 +38,7 @@ def move(registry: Registry, old: str, new: str) -> int:
     """
     if Repositories(registry).document(old).exists:
         problem = "a hub in this folder has a repository of this name, whose visibility and gate would stay behind"
-        raise RefusedError(old, problem, "Rename it at the hub, with --remote", code="repository-of-hub")
+        raise RefusedError(old, problem, "Rename it at the hub", code="repository-of-hub")
     check(registry, old, new)
     while True:
         state = registry.ledger.current(old)

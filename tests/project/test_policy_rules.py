@@ -117,7 +117,7 @@ def test_a_rule_lets_through_what_it_allows_and_nothing_else(text: str, document
 def test_the_day_of_a_parent_counts_however_it_is_written(expires: str) -> None:
     rules, parent = policy("[policy]\nunexpired = true"), AdapterManifest.salvage({"expires": expires})
     manifest = AdapterManifest.salvage(MERGED | {"expires": "2026-12-31"})
-    with pytest.raises(RefusedError, match=f"it has expired on {expires[:10]}"):
+    with pytest.raises(RefusedError, match=f"it expired on {expires[:10]}"):
         rules.check_manifest(manifest, "team/sql", VersionFacts(read_parent=lambda _: parent, now=NOW))
 
 
