@@ -17,7 +17,6 @@ from adapterhub.registry import measurement_log, moves, signature_policy, withdr
 from adapterhub.registry.moves import check_protected
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.repository_records import Repositories
 from adapterhub.registry.version_lookup import MOVED_TO, find_row, name_after_move
 from adapterhub.store.ref_log import TAG_MOVES, entries_in_force
 from adapterhub_converters.errors import ConflictError, RefusedError
@@ -36,6 +35,8 @@ def move(registry: Registry, old: str, new: str) -> int:
         RefusedError: The new name was removed, the policy does not allow it, a tag is protected or has requirements, or a hub
             has a repository of the old name.
     """
+    from adapterhub.registry.repository_records import Repositories  # which every other command does without
+
     if Repositories(registry).document(old).exists:
         problem = "a hub in this folder has a repository of this name, whose visibility and gate would stay behind"
         raise RefusedError(old, problem, "Rename it at the hub", code="repository-of-hub")
