@@ -358,7 +358,7 @@ class _AnyFormat(Choice):
         self.case_sensitive = True
 
     @functools.cached_property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # click's is an attribute, set at once
         """The names, those of other packages among them."""
         return (*formats.names(), *formats.MODELS)
 

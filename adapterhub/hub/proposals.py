@@ -156,11 +156,11 @@ def record(
             number = str(max(map(int, state.proposals), default=0) + 1)
         closed = [key for key, earlier in state.proposals.items() if earlier.state != OPEN]
         forgotten = set(closed[: max(len(closed) - _MAX_CLOSED, 0)])
-        kept = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
+        remembered = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
         dropped = replaced.commit if replaced else ""
         kept_commits = {ident: digest for ident, digest in state.commits.items() if ident != dropped}
         all_commits = {**kept_commits, proposal.commit: document}
-        return replace(state, proposals={**kept, number: proposal}, commits=all_commits)
+        return replace(state, proposals={**remembered, number: proposal}, commits=all_commits)
 
     worker.repositories.change(name, edit, has_room=True)
     return number
@@ -189,8 +189,10 @@ def close(worker: Worker, name: str, number: str, *, state: str, account: str, r
         _check_open(name, number, proposal)
         closed = replace(proposal, state=state, closed_by=account, closed=now(), reason=reason, became=became)
         needed = {became, *(head.commit for head in repository.heads.values())}
-        kept = {ident: digest for ident, digest in repository.commits.items() if ident != proposal.commit or ident in needed}
-        return replace(repository, proposals={**repository.proposals, number: closed}, commits=kept)
+        needed_commits = {
+            ident: digest for ident, digest in repository.commits.items() if ident != proposal.commit or ident in needed
+        }
+        return replace(repository, proposals={**repository.proposals, number: closed}, commits=needed_commits)
 
     # Never refused for lack of room: it makes some.
     worker.repositories.change(name, edit, has_room=True)

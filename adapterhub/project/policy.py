@@ -323,8 +323,8 @@ class Policy:
             problems = [problem for day in days if (problem := policy_rules.expiry_violation(day, now))]
             yield "unexpired", days[0] if days else "does not expire", problems[0] if problems else ""
         if self.max_age:
-            made = (origin.training.created if origin.training else None) or origin.released
-            yield "max_age", *policy_rules.age_violation(made, self.max_age, now)
+            date = (origin.training.created if origin.training else None) or origin.released
+            yield "max_age", *policy_rules.age_violation(date, self.max_age, now)
 
 
 def _has_base(manifest: AdapterManifest, bases: tuple[Digest, ...]) -> bool:

@@ -268,15 +268,15 @@ def expiry_violation(expires: str, now: datetime.datetime) -> str:
     return f"it expired on {expires[:10]}" if day is None or day <= now else ""
 
 
-def age_violation(made: str | None, max_age: int, now: datetime.datetime) -> tuple[str, str]:
+def age_violation(date: str | None, max_age: int, now: datetime.datetime) -> tuple[str, str]:
     """Return the age of an adapter in words, and what is wrong with it.
 
     Args:
-        made: The end of its training, or the day of its release.
+        date: The end of its training, or the day of its release.
         max_age: In seconds.
         now: The time.
     """
-    time = parse_time(made or "")
+    time = parse_time(date or "")
     if time is None:
         return "not recorded", "neither the end of its training nor the day of its release is recorded"
     age = (now - time).total_seconds()

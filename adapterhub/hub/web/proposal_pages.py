@@ -77,10 +77,10 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
     proposal, who, change = proposals.find(view, number), page_request.who, None
     files: Sequence[FileDifference] = ()
     evaluations: Sequence[DeclaredEvaluation] = ()
-    more = 0
+    unlisted_count = 0
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
-        files, more = file_differences.between(
+        files, unlisted_count = file_differences.between(
             worker, page_request.hub, who, view, before=change.before, after=change.record.files, commit=proposal.commit
         )
         evaluations = _declared_evaluations(worker, change)
@@ -91,7 +91,7 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
         change=change,
         evaluations=evaluations,
         files=files,
-        more=more,
+        more=unlisted_count,
         may_decide=may_write(who, view.name),
         is_author=who is not None and who.account == proposal.author,
         host=page_request.url,
