@@ -79,7 +79,7 @@ def _checked_pattern(source: str) -> str:
     "--poll",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 86400),
-    help="Time between checks of tags, routes and policies. [default: 1, with --remote 5]",
+    help="Time between checks of tags, routes and policies. [default: 1; of an hf:// remote 5]",
 )
 @click.option("--route", "routes", metavar="FILE", type=click.Path(path_type=Path), help="TOML file of routes and keys.")
 @usage_file_option("where requests and tokens are recorded.")
@@ -219,8 +219,8 @@ def _gateway_settings(
         routes=routes,
         tracing=tracing,
         usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,
-        # A remote is asked over the network, so less often.
-        poll=poll or (5.0 if remote else 1.0),
+        # The public Hub limits the requests of an account, so it is asked less often.
+        poll=poll or (5.0 if remote and remote.url.startswith("hf:") else 1.0),
         requests=max_requests,
         cors=cross_origin.parse_origins(cors),
         **fields,
