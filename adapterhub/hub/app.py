@@ -121,7 +121,7 @@ class PrefixRouter:
 
 
 def _prefix(route: BaseRoute) -> tuple[str, str]:
-    """Return the first two segments of all paths of a route; empty for a parameter, which may have slashes, and what follows."""
+    """Return the two first segments of the paths of a route, up to a parameter, which may have slashes."""
     first, second = _first_segments(route.path) if isinstance(route, Route) else ("", "")
     return ("", "") if "{" in first else (first, "" if "{" in second else second)
 
