@@ -102,6 +102,9 @@ class LateZeros:
         return np.broadcast_to(np.zeros((), NUMPY[self.dtype_name] if dtype is None else dtype), self.shape)
 
     def __getattr__(self, name: str) -> Any:
+        # numpy would prefer `__array_interface__`, which does not know the dtypes of ml_dtypes.
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.__array__(), name)
 
     def __getitem__(self, key: Any) -> Any:
