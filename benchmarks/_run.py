@@ -4,10 +4,10 @@
     python benchmarks/_run.py --tables
 
 A name is that of a script, or of a script at other sizes (`OTHER_SIZES`). Its figures are in results/NAME.json with the date,
-the machine and the versions of the peers; `--tables` prints them all, as the site has them below the summary. What has been
-measured at this commit is not measured again unless it is named, so a run that was interrupted goes on where it was; nor do
-results of other options count. Inputs stay in the temporary folder for the next script. Exit code 1 if a script failed; the
-page then has its earlier results.
+the machine, the versions of the peers, and the ratios in the last committed results; `--tables` prints them all, as the site
+has them below the summary. What has been measured at this commit is not measured again unless it is named, so a run that was
+interrupted goes on where it was; nor do results of other options count. Inputs stay in the temporary folder for the next.
+Exit code 1 if a script failed or did not end in time; the page then has its earlier results.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs/benchmarks.md"
@@ -33,6 +34,28 @@ OTHER_SIZES = {
 NAMES = [*SCRIPTS, *OTHER_SIZES]
 _ALONE = {"growth"}  # it compares adapterhub with itself
 _BAR = 12  # characters of a bar for a hundred times
+_FALL = 0.9  # of the ratio of the last run: what is below is marked
+_MAX_MINUTES = 20  # of a script
+
+
+class Row(NamedTuple):
+    """A row of the summary: our job, a peer's name, how many times ours its time is now and was in the last run."""
+
+    job: str
+    detail: str
+    peer: str
+    ratio: float
+    last_ratio: float | None
+    memory: str
+
+    def __str__(self) -> str:
+        last = "" if self.last_ratio is None else f"{times(self.last_ratio)} -> "
+        return f"{self.job}: {self.detail}, {self.peer}: {last}{times(self.ratio)}{self.mark}"
+
+    @property
+    def mark(self) -> str:
+        """An arrow if the ratio fell by more than a tenth."""
+        return "" if self.last_ratio is None or self.ratio >= _FALL * self.last_ratio else " ▼"
 
 
 def main(words: Sequence[str]) -> int:
@@ -50,6 +73,8 @@ def main(words: Sequence[str]) -> int:
         if (names or not is_done(name, options)) and not measure(name, options):
             failed.append(name)
     PAGE.write_text(written(PAGE.read_text(), RESULTS))
+    reports = reports_in(RESULTS)
+    print(*rows({name: reports[name] for name in names or NAMES if name in reports}), sep="\n")
     print(f"wrote {PAGE.relative_to(HERE.parent)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return bool(failed)
 
@@ -81,19 +106,43 @@ def script(name: str) -> str:
 
 
 def measure(name: str, options: Sequence[str]) -> bool:
-    """Run a script, and keep its results if it succeeds."""
+    """Run a script, and keep its results if it succeeds in time."""
     RESULTS.mkdir(exist_ok=True)
     print(f"-> {name}", flush=True)
     inputs = Path(tempfile.gettempdir()) / "adapterhub-bench"
     partial = RESULTS / f".{name}.json"
     command = [sys.executable, str(HERE / script(name)), "--json", str(partial), "--dir", str(inputs), *options]
-    if subprocess.run(command, check=False).returncode:
+    start = time.monotonic()
+    try:
+        subprocess.run(command, check=True, timeout=60 * _MAX_MINUTES)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         partial.unlink(missing_ok=True)
+        print(f"error: {name}: {error}", file=sys.stderr)
         return False
-    report = {"commit": commit(), "options": list(options), **json.loads(partial.read_text())}
+    minutes = round((time.monotonic() - start) / 60, 1)
+    report = {"commit": commit(), "options": list(options), "minutes": minutes, **json.loads(partial.read_text())}
+    add_last_ratios(report, committed_report(name))
     partial.write_text(json.dumps(report, indent=1) + "\n")
     partial.rename(RESULTS / f"{name}.json")
     return True
+
+
+def committed_report(name: str) -> dict[str, Any]:
+    """Return the report of a script that the last commit has, empty if it has none."""
+    command = ["git", "show", f"HEAD:./results/{name}.json"]
+    result = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return json.loads(result.stdout) if result.returncode == 0 else {}
+
+
+def add_last_ratios(report: dict[str, Any], last_report: dict[str, Any]) -> None:
+    """Add to each program of a report its ratio in the last one, if that was run with the same options."""
+    if report["options"] != last_report.get("options"):
+        return
+    last_ratios = {(row.job, row.peer): row.ratio for row in rows({"last": last_report})}
+    for result in report["results"]:
+        for peer, program in result["programs"].items():
+            if (result["job"], peer) in last_ratios:
+                program["last_ratio"] = last_ratios[result["job"], peer]
 
 
 def reports_in(results: Path) -> dict[str, dict[str, Any]]:
@@ -117,18 +166,28 @@ def written(page: str, results: Path) -> str:
 
 def summary(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
     """A row for each program that others wrote."""
-    yield from ("### Summary", "", "| job | against | times | peak MB, ours and theirs |", "| --- | --- | ---: | ---: |")
+    yield from ("### Summary", "", "| job | against | last run | times | peak MB, ours and theirs |")
+    yield "| --- | --- | ---: | ---: | ---: |"
+    last_label = ""
+    for row in rows(reports):
+        label = f"{row.job}: {row.detail}"
+        last = "" if row.last_ratio is None else times(row.last_ratio)
+        cells = "" if label == last_label else cell(label), cell(row.peer), last, f"{times(row.ratio)}{row.mark}", row.memory
+        yield f"| {' | '.join(cells)} |"
+        last_label = label
+    yield ""
+
+
+def rows(reports: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    """Yield a row for each program that others wrote, with its first ratio."""
     for name, report in reports.items():
         for result in report["results"] if name not in _ALONE else ():
-            label = f"{result['job']}: {result['detail']}"
             own = result["programs"]["adapterhub"].get("figures", {})
             for peer, program in result["programs"].items():
                 if peer.startswith("adapterhub") or not program.get("ratios"):
                     continue
-                ratio = times(next(iter(program["ratios"].values())))
-                yield f"| {cell(label)} | {cell(peer)} | {ratio} | {memory(own, program['figures'])} |"
-                label = ""
-    yield ""
+                ratios = next(iter(program["ratios"].values())), program.get("last_ratio")
+                yield Row(result["job"], result["detail"], peer, *ratios, memory(own, program["figures"]))
 
 
 def memory(own: dict[str, float], other: dict[str, float]) -> str:
@@ -144,7 +203,8 @@ def section(name: str, report: dict[str, Any]) -> Iterator[str]:
     sizes = ", ".join(
         f"{key.replace('_', '-')} {value}" for key, value in report["sizes"].items() if value not in (None, False)
     )
-    yield f"`benchmarks/{script(name)}{options}` on {report['date']}, {report['machine']}; {sizes}."
+    minutes = f", in {report['minutes']} minutes" if "minutes" in report else ""
+    yield f"`benchmarks/{script(name)}{options}` on {report['date']}{minutes}, {report['machine']}; {sizes}."
     if report["versions"]:
         yield f"With {', '.join(f'{peer} {version}' for peer, version in report['versions'].items())}."
     if "--smoke" in report["options"]:

@@ -456,7 +456,6 @@ adapterhub.registry.merge_recipe
 adapterhub.registry.recipe_store
 adapterhub.registry.repository_records
 adapterhub.registry.signature_policy
-adapterhub.remotes.adapter_folders
 adapterhub.remotes.catalog
 adapterhub.remotes.content_documents
 adapterhub.remotes.hub.hub_api

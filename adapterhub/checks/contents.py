@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
 from adapterhub.manifest import card
 from adapterhub.manifest.card import Card
@@ -20,11 +18,18 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, Adapter, Delta, TunedModule, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorInfo, TensorKind
+from adapterhub_converters.containers.safetensors_file import (
+    SafetensorsFile,
+    SafetensorsHeader,
+    TensorInfo,
+    TensorKind,
+    byte_view,
+)
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.peft.tensor_keys import identify
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.peft_patterns import Patterns
 
@@ -189,8 +194,7 @@ class Contents:
                 # Pieces as of a file, so that a check needs the same memory for every format.
                 step = _PIECE // flat.itemsize
                 for start in range(0, flat.size, step):
-                    numbers = flat[start : start + step]
-                    yield Values([name], [0], [numbers.size], numbers)
+                    yield _values_of(name, flat[start : start + step])
             return
         if self.unread is not None and self.unread.format == "gguf":
             yield from _gguf_values(self.path)
@@ -204,8 +208,9 @@ class Contents:
                     piece = buffer[: min(_PIECE, run.size - start)]
                     file.read_into(run, piece, start)
                     for (dtype, shift), (names, starts, ends) in tensors_by_array.items():
-                        array = np.frombuffer(piece, dtypes.NUMPY[dtype], (len(piece) - shift) // _WIDTHS[dtype], shift)
-                        yield Values(names, starts, ends if run.size <= _PIECE else [array.size], array)
+                        count = (len(piece) - shift) // _WIDTHS[dtype]
+                        numbers = piece[shift : shift + count * _WIDTHS[dtype]]
+                        yield Values(names, starts, ends if run.size <= _PIECE else [count], dtype, numbers)
 
     def digest(self, path: Path) -> Digest:
         """Return the digest of one of the adapter's files, read once, through the open file if there is one."""
@@ -285,8 +290,12 @@ def _gguf_values(path: Path) -> Iterator[Values]:
     with GGUFFile(path) as file:
         for name, info in file.tensors.items():
             if info.type_name in _WIDTHS and info.size:
-                array = file.tensor(name).reshape(-1)
-                yield Values([name], [0], [array.size], array)
+                yield _values_of(name, file.tensor(name).reshape(-1))
+
+
+def _values_of(name: str, array: np.ndarray) -> Values:
+    """Return the numbers of one tensor, or of a flat piece of it."""
+    return Values([name], [0], [array.size], dtypes.name_of(array.dtype), byte_view(array))
 
 
 class Values(NamedTuple):
@@ -296,13 +305,20 @@ class Values(NamedTuple):
         names: As in the file.
         starts: The index in `array` at which each of the tensors in `names` begins.
         ends: The index behind each; numbers between two tensors belong to one of another dtype.
-        array: Flat, at most 1 MiB.
+        dtype: Their name in safetensors.
+        data: Their bytes, at most 1 MiB.
     """
 
     names: list[str]
     starts: list[int]
     ends: list[int]
-    array: np.ndarray
+    dtype: str
+    data: memoryview
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers, flat."""
+        return np.frombuffer(self.data, dtypes.NUMPY[self.dtype])
 
 
 _ArrayTensors = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]

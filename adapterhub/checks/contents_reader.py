@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import BUNDLED, Adapter, LowRank, LowRankEmbedding, plain_pairs
@@ -29,6 +27,8 @@ from .contents import PART_NAMES, Contents, Parts
 from .report import Problem
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from adapterhub_converters.bases import BaseSpec
 
 

@@ -12,6 +12,7 @@ import ipaddress
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -256,6 +257,7 @@ def client_address(scope: Scope, *, behind_proxy: bool) -> str:
     return str(scope["client"][0]) if scope.get("client") else ""
 
 
+@lru_cache(maxsize=1024)
 def client_network(address: str) -> str:
     """Return the network that one client controls: its address, or its /64 with IPv6."""
     try:

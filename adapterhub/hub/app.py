@@ -79,7 +79,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
     errors = (LocalIOError, RemoteError, IntegrityError, BodyError, ClientDisconnect)
     handlers = dict.fromkeys(errors, error_responses.error_response)
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
-    app.router.default = FirstPartRouter(routes)
+    app.router.default = PrefixRouter(routes)
     app.state.metrics = metrics
     return RequestGuard(app, behind_proxy=settings.behind_proxy, is_local=is_local)
 
@@ -94,17 +94,21 @@ def page_routes() -> list[BaseRoute]:
     return [*adapter_forms.routes(), *web.routes()]
 
 
-class FirstPartRouter:
-    """A router that only tries the routes whose first path segment is the request's, or a parameter.
+class PrefixRouter:
+    """A router that only tries the routes whose first two path segments are the request's, or parameters.
 
     Trying the routes of all protocols in turn would cost more than many of the handlers.
     """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        by_part = [(_first_part(route), route) for route in routes]
-        parts = {part for part, _ in by_part}
-        self._routers = {part: Router([route for first_part, route in by_part if first_part in (part, "")]) for part in parts}
-        self._fallback = Router([route for first_part, route in by_part if not first_part])
+        by_prefix = [(_prefix(route), route) for route in routes]
+        prefixes = {prefix for prefix, _ in by_prefix} | {(first, "") for (first, _), _ in by_prefix} | {("", "")}
+        self._routers = {
+            (first, second): Router(
+                [route for prefix, route in by_prefix if prefix[0] in (first, "") and prefix[1] in (second, "")]
+            )
+            for first, second in prefixes
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -112,13 +116,19 @@ class FirstPartRouter:
 
     def router_for(self, path: str) -> Router:
         """Return the router for a path."""
-        return self._routers.get(path[1:].partition("/")[0], self._fallback)
+        first, second = _first_segments(path)
+        return self._routers.get((first, second)) or self._routers.get((first, "")) or self._routers["", ""]
 
 
-def _first_part(route: BaseRoute) -> str:
-    """Return the first segment of all paths of a route; empty if that is a parameter."""
-    part = route.path[1:].partition("/")[0] if isinstance(route, Route) else ""
-    return "" if "{" in part else part
+def _prefix(route: BaseRoute) -> tuple[str, str]:
+    """Return the two first segments of the paths of a route, up to a parameter, which may have slashes."""
+    first, second = _first_segments(route.path) if isinstance(route, Route) else ("", "")
+    return ("", "") if "{" in first else (first, "" if "{" in second else second)
+
+
+def _first_segments(path: str) -> tuple[str, str]:
+    first, _, rest = path[1:].partition("/")
+    return first, rest.partition("/")[0]
 
 
 class RequestGuard:

@@ -106,7 +106,7 @@ def weight_facts(adapter: Adapter | AdapterClaims, adapter_format: str) -> dict[
     """Return the fields listed in DERIVED, by name."""
     if isinstance(adapter, AdapterClaims):
         return _claims(adapter)
-    names = {dtypes.name_of(dtype) for dtype in {tensor.dtype for tensor, _ in adapter.counted_tensors()}}
+    names = {dtypes.name_of_elements(tensor) for tensor, _ in adapter.counted_tensors()}
     shapes = {id(delta): _shape(delta) for delta, _ in adapter.distinct_deltas}
     return {
         "method": _method(adapter),

@@ -160,7 +160,7 @@ def outgoing_version(
         early_upload: Sends large files while they are hashed; None to hash every file first, and to send nothing.
     """
     from adapterhub.ref import LATEST
-    from adapterhub.remotes.adapter_folders import MIN_SENT_AHEAD, AdapterFolder
+    from adapterhub.remotes.adapter_folders import MIN_SENT_AHEAD, AdapterFolder, HashingAhead
 
     as_image = options.conversion is not None and options.conversion.to == "image"
     options = replace(options, conversion=None) if as_image else options
@@ -172,6 +172,9 @@ def outgoing_version(
         opened_source = stack.enter_context(sources.open_source(source, replace(workspace, policy=None)))
         # Not for an image, whose layers are not the files of the folder.
         early_upload = None if as_image else early_upload
+        ahead = None
+        if early_upload and options.conversion is None and opened_source.path.is_dir():
+            ahead = stack.enter_context(HashingAhead(opened_source.path, lambda: not early_upload.takes_files))
         package = stack.enter_context(
             open_package(
                 opened_source,
@@ -181,7 +184,7 @@ def outgoing_version(
                 hash_below=MIN_SENT_AHEAD if early_upload else sys.maxsize,
             )
         )
-        folder = AdapterFolder(package.folder, opened_source.location, early_upload, package.draft)
+        folder = AdapterFolder(package.folder, opened_source.location, early_upload, package.draft, ahead)
         overridden = tuple(problem.code for problem in package.overridden)
         outgoing = OutgoingVersion(folder, LATEST, package.signatures, folder.skipped, overridden)
     check_tags_at(address, [address.reference, *tags], outgoing.source.manifest(outgoing.reference).digest, workspace)
@@ -253,15 +256,20 @@ class EarlyUpload:
         self._is_new_repository: bool | None = None if self._remote else False
         self.sent = 0
 
+    @property
+    def takes_files(self) -> bool:
+        """Whether files are sent before their digest is known; the remote is asked once."""
+        if self._remote and self._is_new_repository is None:
+            self._is_new_repository = self._remote.is_new()
+        return bool(self._is_new_repository)
+
     def __call__(self, path: str, size: int, source: Source) -> Digest | None:
         """Send a file and return its digest; None if it has to be hashed first."""
         from adapterhub.manifest.oci_manifest import Descriptor
         from adapterhub.remotes.parallel_transfer import RateLimit, Transfer
 
         remote = self._remote
-        if remote and self._is_new_repository is None:
-            self._is_new_repository = remote.is_new()
-        if not remote or not self._is_new_repository:
+        if remote is None or not self.takes_files:
             return None
         with self._workspace.bar(f"copying to {self._host}") as progress:
             move = Transfer([Descriptor("", "", size, path)], progress, pace=RateLimit(self._workspace.rate))

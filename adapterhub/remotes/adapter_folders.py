@@ -8,10 +8,12 @@ import io
 import os
 import shutil
 import stat
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from adapterhub.digest import Digest, is_hex, sha256_bytes, sha256_file
 from adapterhub.manifest import existing_folder, oci_manifest
@@ -46,10 +48,16 @@ class AdapterFolder:
         send_ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it
             does not take the file.
         draft: What was read of the folder already.
+        ahead: The hashing of its large files, if that has begun.
     """
 
     def __init__(
-        self, folder: Path, location: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None
+        self,
+        folder: Path,
+        location: str = "",
+        send_ahead: SendAhead | None = None,
+        draft: Draft | None = None,
+        ahead: HashingAhead | None = None,
     ) -> None:
         from adapterhub.manifest import derive  # needs numpy, which a pull does without
 
@@ -57,7 +65,12 @@ class AdapterFolder:
         self.location = location or str(folder)
         draft = draft or derive.draft(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = draft.listing.skipped
-        files = {path: _digest_and_size(folder, path, send_ahead, draft.digests) for path in draft.listing.files}
+        digests = {folder / path: draft.digests.get(folder / path) for path in draft.listing.files}
+        if ahead:
+            digests |= {path: digest or ahead.digest(path) for path, digest in digests.items()}
+        files = {
+            path: _digest_and_size(folder / path, path, send_ahead, digests[folder / path]) for path in draft.listing.files
+        }
         manifest, raw = draft.finalize(files)
         self._manifest = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
         self._bytes = {self._manifest.config.digest: self._manifest.config_bytes, sha256_bytes(raw): raw}
@@ -114,17 +127,52 @@ class _SingleFile:
         pass
 
 
-def _digest_and_size(
-    folder: Path, path: str, send_ahead: SendAhead | None, digests: Mapping[Path, Digest]
-) -> tuple[Digest, int]:
-    """Return the digest and the size of a file, which is sent while it is hashed if `send_ahead` takes it."""
-    with local_errors(folder / path):
-        size = (folder / path).stat().st_size
-    digest = digests.get(folder / path)
+def _digest_and_size(file: Path, path: str, send_ahead: SendAhead | None, digest: Digest | None) -> tuple[Digest, int]:
+    """Return the digest and the size of a file; one of unknown digest is sent while it is hashed if `send_ahead` takes it."""
+    with local_errors(file):
+        size = file.stat().st_size
     # A large file is hashed while it is sent, so that it is read only once.
     if digest is None and send_ahead and size >= MIN_SENT_AHEAD:
-        digest = send_ahead(path, size, _SingleFile(folder / path))
-    return digest or sha256_file(folder / path), size
+        digest = send_ahead(path, size, _SingleFile(file))
+    return digest or sha256_file(file), size
+
+
+class HashingAhead:
+    """Hashing of the large files of a folder on a second thread, while the adapter is checked. A context manager.
+
+    Args:
+        folder: The folder; files in folders inside are left out.
+        is_wanted: Asked on that thread before anything is hashed: whether the files are not sent while they are hashed.
+    """
+
+    def __init__(self, folder: Path, is_wanted: Callable[[], bool]) -> None:
+        self._is_wanted, self._stopped = is_wanted, threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        with local_errors(folder):
+            files = [Path(entry.path) for entry in os.scandir(folder) if _is_large(entry)]
+        self._digests = {file: self._pool.submit(self._digest, file) for file in files}
+
+    def digest(self, path: Path) -> Digest | None:
+        """Return the digest of a file, once it is computed; None of a file that is not hashed here."""
+        return self._digests[path].result() if path in self._digests else None
+
+    def _digest(self, path: Path) -> Digest | None:
+        return sha256_file(path, self._check_stop) if self._is_wanted() else None
+
+    def _check_stop(self, size: int) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _is_large(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.stat().st_size >= MIN_SENT_AHEAD
 
 
 def download(

@@ -1,10 +1,21 @@
-"""Names of a package that are imported from its modules when they are first read (PEP 562)."""
+"""Names of a package that are imported from its modules when they are first read (PEP 562), and numpy likewise.
+
+The import of numpy takes as long as everything else that a short command does, such as the check of a small adapter, which
+computes nothing. Modules that every reading of an adapter imports have `np` from here, and read none of its names while they
+are imported themselves; a module that computes imports numpy as usual.
+"""
 
 from __future__ import annotations
 
 import importlib
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["late_names", "np"]
 
 
 def late_names(package: dict[str, Any], modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
@@ -23,3 +34,16 @@ def late_names(package: dict[str, Any], modules: Mapping[str, Sequence[str]]) ->
         return value
 
     return read_late
+
+
+class _LateModule(types.ModuleType):
+    """A module that is imported when one of its names is first read."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self.__name__)
+        self.__dict__.update(module.__dict__)  # so that these names are read from here without a call
+        return getattr(module, name)
+
+
+if not TYPE_CHECKING:
+    np = _LateModule("numpy")

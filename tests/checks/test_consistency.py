@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub import checks
+from adapterhub.checks import consistency
+from adapterhub.checks.contents import Values
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
@@ -55,10 +59,10 @@ def test_what_config_and_tensors_disagree_on(tmp_path: Path, shapes: Shapes, con
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", dtypes.FLOATS)
 def test_one_bad_number_is_found_in_any_dtype(tmp_path: Path, bad: float, dtype: str) -> None:
     def spoil(name: str, array: np.ndarray) -> np.ndarray:
-        array = array.astype(np.dtype(dtype))
+        array = array.astype(dtypes.NUMPY[dtype])
         if "layers.1" in name and "lora_B" in name:
             array[7, 1] = bad
         return array
@@ -67,6 +71,22 @@ def test_one_bad_number_is_found_in_any_dtype(tmp_path: Path, bad: float, dtype:
     assert codes(report) == {"non-finite"}
     assert "1 of 16" in report.problems[0].what
     assert codes(checks.check(tmp_path / "a", headers_only=True)) == set()
+
+
+@pytest.mark.parametrize("dtype", dtypes.FLOATS)
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, -2.0, 1e-9, 60_000.0, np.inf, -np.inf, np.nan]) | st.floats(width=16), min_size=1)
+)
+def test_the_bytes_of_numbers_say_no_more_than_the_numbers(dtype: str, numbers: list[float]) -> None:
+    array = np.array(numbers).astype(dtypes.NUMPY[dtype])
+    values = Values(["a"], [0], [array.size], dtype, safetensors_file.byte_view(array))
+    largest = consistency._largest_of_ordinary(values)
+    if largest is None:
+        wide = np.abs(array.astype(np.float64))
+        assert not np.isfinite(wide).all() or wide.max() >= 2.0**15 or np.signbit(array[wide == 0].astype(np.float64)).any()
+    else:
+        exact, non_finite = consistency._largest_and_bad(values)
+        assert (largest, non_finite) == ([int(exact[0] > 0)], [0])
 
 
 @pytest.mark.parametrize("bad", range(6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -40,10 +41,30 @@ def test_the_page_has_the_ratios_and_keeps_the_text_around_them(results: Path) -
     (results / "convert.json").write_text(json.dumps(REPORT))
     page = _run.written(f"# Before\n{_run.BEGIN}old\n{_run.END}after\n", results)
     assert page.startswith(f"# Before\n{_run.BEGIN}### Summary\n")
-    assert "| convert: r = 16 | theirs \\| slow | 16× | 49, 354 |" in page
+    assert "| convert: r = 16 | theirs \\| slow |  | 16× | 49, 354 |" in page
     assert page.endswith(f"{_run.END}after\n")
     assert "old" not in page
     assert _run.written(page, results) == page
+
+
+def test_a_ratio_that_fell_by_more_than_a_tenth_since_the_last_run_with_the_same_options_is_marked(results: Path) -> None:
+    slower = copy.deepcopy(REPORT)
+    _run.add_last_ratios(slower, REPORT)
+    assert [str(row) for row in _run.rows({"convert": slower})] == ["convert: r = 16, theirs | slow: 16× -> 16×"]
+    slower["results"][0]["programs"]["theirs | slow"]["ratios"]["seconds"] = 14.3
+    assert [str(row) for row in _run.rows({"convert": slower})] == ["convert: r = 16, theirs | slow: 16× -> 14× ▼"]
+    (results / "convert.json").write_text(json.dumps(slower))
+    page = _run.written(_run.BEGIN + _run.END, results)
+    assert "| convert: r = 16 | theirs \\| slow | 16× | 14× ▼ | 49, 354 |" in page
+
+    other_options = copy.deepcopy(REPORT)
+    _run.add_last_ratios(other_options, {**REPORT, "options": ["--smoke"]})
+    assert other_options == REPORT
+
+
+def test_the_last_run_is_the_one_that_the_commit_has() -> None:
+    assert _run.committed_report("convert")["results"]
+    assert _run.committed_report("no-such-script") == {}
 
 
 def test_the_tables_have_every_figure_and_what_is_missing(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

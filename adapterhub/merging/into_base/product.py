@@ -37,7 +37,7 @@ F32Array = NDArray[np.float32]
 PANEL = 192  # ranks in one sum
 _SINGLE_THREAD = 4 * 65536  # multiplications in a product that OpenBLAS does not split over threads (interface/gemm.c)
 _PAIR, _DOZEN = 2, 12  # rows at a time
-_LARGE = 1 << 18  # elements of a product from which on twelve rows at a time are worth their check
+_LARGE = 1 << 17  # elements of a product from which on twelve rows at a time are worth their check
 _KERNEL = 320  # columns in a block of OpenBLAS's Haswell and Zen kernels, whose first and last eight are out of order
 _BLOCK = 16_384  # elements of the written-out chain at a time: its float64 temporaries then fit in the cache
 

@@ -14,10 +14,9 @@ from dataclasses import field, replace
 from enum import IntEnum
 from functools import cached_property
 
-import numpy as np
-
 from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError, refused_error
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .deltas import HasArrays, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank

@@ -10,11 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-import numpy as np
-
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
-Parts = Iterator[tuple[str, np.ndarray]]
+Parts = Iterator[tuple[str, "np.ndarray"]]
 MAX_EXPERTS = 4_096
 """The maximum number of experts in a layer that is read."""
 
@@ -27,9 +26,9 @@ class HasArrays:
     def __repr__(self) -> str:
         values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))  # type: ignore[arg-type]
         shown = (
-            f"{name} {value.shape}" if isinstance(value, np.ndarray) else f"{name} {value!r}"
+            f"{name} {value.shape}" if hasattr(value, "shape") else f"{name} {value!r}"
             for name, value, default in values
-            if isinstance(value, np.ndarray) or value != default
+            if hasattr(value, "shape") or value != default
         )
         return f"<{type(self).__name__}: {', '.join(shown)}>"
 

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from typing import ClassVar
 
-import numpy as np
-
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .deltas import HasArrays, HasFactors, LowRank, LowRankConv, Parts

@@ -6,11 +6,14 @@ Read from peft 0.21.2 (`tuners/*/layer.py`). FourierFT and WaveFT store no place
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from adapterhub_converters.late_names import np
 
 from .tuner import Numbers, Shape, Tensors, Weight, f32
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # For larger ranges, torch draws its random numbers differently.
 _MAX_ELEMENTS = (2**32 - 1) // 20

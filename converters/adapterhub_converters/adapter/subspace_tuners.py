@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
+from adapterhub_converters.late_names import np
 
 from .deltas import LowRank
 from .tuner import Numbers, Shape, Tensors, Weight, f32
@@ -228,15 +228,19 @@ def _sigmoid(values: Weight) -> Weight:
     return f32(1 / (1 + np.exp(-values.clip(-80, 80))))
 
 
-_ERF = np.frompyfunc(math.erf, 1, 1)
+def _erf(values: Weight) -> Weight:
+    result: Weight = np.vectorize(math.erf, otypes=[np.float32])(values)
+    return result
+
+
 _ACTIVATIONS: dict[str, Callable[[Weight], Weight]] = {
     "relu": lambda values: f32(np.maximum(values, 0)),
     "relu2": lambda values: f32(np.square(np.maximum(values, 0))),
-    "tanh": np.tanh,
+    "tanh": lambda values: f32(np.tanh(values)),
     "sigmoid": _sigmoid,
     "silu": lambda values: values * _sigmoid(values),
     "swish": lambda values: values * _sigmoid(values),
-    "gelu": lambda values: values * ((1 + _ERF(values / math.sqrt(2)).astype(np.float32)) / 2),
+    "gelu": lambda values: f32(values * ((1 + _erf(f32(values / math.sqrt(2)))) / 2)),
     "linear": lambda values: values,
 }
 

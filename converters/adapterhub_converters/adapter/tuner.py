@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .deltas import LowRank, Parts
 
-Weight = NDArray[np.float32]
-Tensors = Mapping[str, np.ndarray]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Weight: TypeAlias = "NDArray[np.float32]"
+Tensors = Mapping[str, "np.ndarray"]
 Numbers = Mapping[str, Any]
 """The keys of a config, with peft's defaults for those that are absent."""
 Shape = tuple[int, int]

@@ -21,10 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .open_file import OpenFile

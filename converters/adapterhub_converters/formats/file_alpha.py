@@ -12,11 +12,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-import numpy as np
-
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Loss, TensorLoss
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
 # Replaces a factor of 0 where other modules need a scale: exact in float32, and below the rounding of any sum.

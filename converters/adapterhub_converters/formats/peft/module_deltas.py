@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from adapterhub_converters.adapter import (
     AdaLora,
     Delta,
@@ -21,6 +19,7 @@ from adapterhub_converters.adapter import (
     Vera,
 )
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
+from adapterhub_converters.late_names import np
 
 from . import target_parameters
 from .adapter_config import CONFIG, WEIGHTS, Scales

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import file_alpha
+from adapterhub_converters.late_names import np
 
 
 def with_one_scale(adapter: Adapter) -> Adapter:

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Source, tuner_of
 from adapterhub_converters.adapter_files import adapters_below, pickled_weights
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused_error
 from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.late_names import np
 
 from . import quirks, tuner_tensors
 from .adapter_config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
@@ -106,13 +105,12 @@ def parse_shapes(
     tensors: dict[str, np.ndarray] = {}
     metadata: Mapping[str, str] = {}
     for path, header in headers.items():
-        zeros_by_kind: dict[safetensors_file.TensorKind, np.ndarray] = {}
+        zeros_by_kind: dict[safetensors_file.TensorKind, Any] = {}
         for kind in dict.fromkeys(header.kinds):
             if kind.dtype not in dtypes.NUMPY:
                 name = header.names[header.kinds.index(kind)]
                 raise FormatError(str(path), f"tensor {name!r}: {kind.dtype} is not supported in computations")
-            # One number seen through strides of 0 takes no memory, whatever shape a hostile header claims.
-            zeros_by_kind[kind] = np.broadcast_to(np.zeros((), dtypes.NUMPY[kind.dtype]), kind.shape)
+            zeros_by_kind[kind] = dtypes.LateZeros(kind.dtype, kind.shape)
         tensors.update(zip(header.names, map(zeros_by_kind.__getitem__, header.kinds), strict=True))
         metadata = header.metadata
     return parse(text, tensors, metadata, location=location, base=base)
@@ -227,7 +225,7 @@ class _TensorsByKind:
         self.shared: dict[str, np.ndarray] = {}
 
 
-Tensors = Iterable[tuple[str, TensorId, np.ndarray]]
+Tensors = Iterable[tuple[str, TensorId, "np.ndarray"]]
 """peft's name of each tensor, its identity, and its values."""
 
 

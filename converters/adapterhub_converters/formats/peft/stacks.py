@@ -12,11 +12,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.late_names import np
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

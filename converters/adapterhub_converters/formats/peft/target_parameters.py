@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter.deltas import StackedLowRank
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:

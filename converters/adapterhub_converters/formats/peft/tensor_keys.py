@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-import numpy as np
-
 from adapterhub_converters.adapter import AdaLora, Adapter, Delta, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank, Vera
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.late_names import np
 
 from . import target_parameters
 
