@@ -31,7 +31,7 @@ def check(config: TrainConfig, target: str, signer: Signer | None, workspace: Wo
 
     Args:
         target: A ref or an address.
-        signer: Who signs the training for the version; None for nobody.
+        signer: The signer of the training of the version; None for none.
 
     Raises:
         RefusedError: A policy forbids the adapter, its tag is protected, or the target keeps no attestations.
