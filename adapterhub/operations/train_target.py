@@ -48,18 +48,19 @@ def check(config: TrainConfig, target: str, signer: Signer | None, workspace: Wo
             registry.check_new_version(ref)
             policy = workspace.within(registry).rules()
     if policy is not None:
+        policy.check_name(name)
         _check_policy(policy, config, name, target, signer)
 
 
 def _check_address(target: str, signer: Signer | None, workspace: Workspace) -> str:
-    """Ask the remote at an address; return the name that the rules about signers apply to."""
+    """Ask the remote at an address; return the name that a policy checks."""
     from adapterhub.remotes import remote_access
     from adapterhub.remotes.hub.hub_client import LOGIN, HubAddress
     from adapterhub.remotes.remote_address import name_of
 
     address = push_result.target_address(target, workspace)
     rules = workspace.rules()
-    if rules and address.tag in rules.gated_tags():
+    if rules and address.reference in rules.gated_tags():
         problem = "the project has requirements on this tag, which no new version meets"
         raise RefusedError(target, problem, f"Push to {address.repository}, and promote the version")
     rights = None
@@ -74,7 +75,7 @@ def _check_address(target: str, signer: Signer | None, workspace: Workspace) -> 
             raise remote.unsupported_error("attachments", "Push without signing the training, or use an OCI registry")
         with suppress(NotFoundError):  # the push creates it
             remote.tags()
-    return name_of(address)
+    return address.repository
 
 
 def _check_policy(policy: Policy, config: TrainConfig, name: str, target: str, signer: Signer | None) -> None:
@@ -82,7 +83,8 @@ def _check_policy(policy: Policy, config: TrainConfig, name: str, target: str, s
     from adapterhub.project.policy import refusal
     from adapterhub.trust.keys import read_trusted
 
-    rank = max(config.lora.r, *config.lora.rank_pattern.values(), 0)
+    # PiSSA is saved as plain LoRA of twice the rank.
+    rank = max([config.lora.r, *config.lora.rank_pattern.values()]) * (2 if config.lora.init == "pissa" else 1)
     manifest = AdapterManifest.salvage(
         {"r": rank, "format": "peft", "license": config.card.license, "training": {"recorder": TRAINER}}
     )

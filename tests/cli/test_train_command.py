@@ -266,7 +266,8 @@ def test_an_evaluation_of_pairs_tells_how_many_are_preferred(run: Run, config: P
 
 def test_the_trainer_signs_what_it_did_for_the_version_that_it_pushes(run: Run, config: Path, tmp_path: Path) -> None:
     run("key", "generate", "trainer")
-    policy = '[policy]\nbuilders = ["urn:adapterhub:trainer"]\n[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
+    rules = 'builders = ["urn:adapterhub:trainer"]\nformats = ["peft"]\nrecorders = ["trainer"]\nmax_rank = 2\n'
+    policy = f'[policy]\n{rules}[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
     (tmp_path / "adapterhub.toml").write_text(policy)
     assert "nothing is pushed" in run("train", "letters.toml", "--key", "trainer.key", code=2).stderr
     words = ("train", "letters.toml", "--push", "team/letters", "--key", "trainer.key", "--json")
