@@ -6,10 +6,10 @@
 
 28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes. A program reports
 the medians of its steps in wall and CPU time, the first two not counted. CPU time on one thread is what a busy machine
-disturbs least. Ours runs with and without bitsandbytes, whose kernel dequantizes faster. With --busy, ours runs also
-beside a program that keeps one core busy, which with several threads tells what their waiting costs. All train on the
-same random rows in the same order at the same rate, from the same base with the same kernels (bitsandbytes) and lora_B
-zero: their first losses must agree.
+disturbs least. Ours holds the base as the trainer decides: dequantized where the processor multiplies bfloat16 fast and memory
+allows, else in NF4, whose dequantizing is faster with bitsandbytes. With --busy, ours runs also beside a program that keeps one
+core busy, which with several threads tells what their waiting costs. All train on the same random rows in the same order at the
+same rate, from the same base with the same kernels (bitsandbytes) and lora_B zero: their first losses must agree.
 
 On a graphics card, all that is to be known of it is one run, with and without --checkpointing:
 
@@ -202,18 +202,27 @@ def rows_of(options: Namespace) -> Any:
 
 def ours(options: Namespace) -> Steps:
     import numpy as np
+    import torch
 
-    from adapterhub.training import compute_device, train_config
+    from adapterhub.training import compute_device, machine, train_config
+    from adapterhub.training.cost import budget
     from adapterhub.training.data.packed_rows import IGNORED, Rows
     from adapterhub.training.layers import lora
     from adapterhub.training.loop import training_loop
     from adapterhub.training.loop.state import new_state
     from adapterhub.training.model.base_files import BaseFiles
-    from adapterhub.training.model.loading import load
+    from adapterhub.training.model.loading import dequantize, load
 
     with BaseFiles(Path(options.base)) as files:
         device, adapter = compute_device.select(options.device), train_config.LoRAConfig(r=R, alpha=ALPHA)
         made = load(files, train_config.BaseConfig(options.base, dtype=options.dtype), adapter, location="", device=device)
+    # As the trainer decides it for this machine.
+    is_fast = options.device == "cpu" and machine.multiplies_bfloat16_fast()
+    planned_config = budget.resolve_auto(
+        *config_of(Path(options.base), vars(options)), free=machine.free_memory(), is_fast=is_fast
+    )
+    if planned_config.dequantized:
+        dequantize(made.model, getattr(torch, options.dtype))
     if options.checkpointing:
         made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora.reset(made.model, 0)

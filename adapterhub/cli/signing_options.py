@@ -91,6 +91,11 @@ class SignerOption:
                 raise
         return signers.read(self.key, self.passphrase.from_terminal())
 
+    def renewed(self, signer: Signer) -> Signer:
+        """Return `signer`, which `read` returned, with the identity's present token: they expire while a model is trained."""
+        is_on_stdin = self.token_file == "-"  # noqa: S105 - not a password
+        return signer if self.key is not None or is_on_stdin else self._keyless()
+
     def _keyless(self) -> Signer:
         from adapterhub.trust import keyless
 

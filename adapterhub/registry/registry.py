@@ -395,6 +395,11 @@ class Registry:
             package = packaging.apply_policy(package, self.policy)
         return package
 
+    def check_new_version(self, ref: Ref) -> None:
+        """Raise the error that a push of a new version to `ref` would end with, whatever its files are."""
+        moves.check_push(self.ledger, ref, None)
+        moves.check_protected(self.ledger, ref.name, *moves.latest_tags(ref.tag))
+
     def push_manifest(
         self,
         manifest: Manifest,

@@ -18,6 +18,14 @@ from .remote_address import Access, UserSettings
 def access(url: str, settings: UserSettings) -> Access | None:
     """Return the rights that the registry or hub at a URL grants; None for a kind of remote that cannot be asked."""
     address = remote_address.parse(unused_address(url))
+    # A hub's URL is `hf://ORG` or `hub+https://HOST/ORG`; the parsed address has a made-up name instead.
+    remainder = url.partition("://")[2]
+    org = remainder.partition("/")[2] if isinstance(address, HubAddress) and address.endpoint else remainder
+    return access_to(address, settings, org)
+
+
+def access_to(address: remote_address.RemoteAddress, settings: UserSettings, org: str) -> Access | None:
+    """Do as `access` for an address, in the organization `org` of a hub."""
     if isinstance(address, OciAddress):
         with _open_host(address, settings) as host:
             return host.access()
@@ -25,9 +33,6 @@ def access(url: str, settings: UserSettings) -> Access | None:
         from .hub import hub_repository, hub_writer
 
         hub = hub_repository.hub_for(address, settings)
-        # A hub's URL is `hf://ORG` or `hub+https://HOST/ORG`; the parsed address has a made-up name instead.
-        remainder = url.partition("://")[2]
-        org = remainder.partition("/")[2] if address.endpoint else remainder
         return hub_writer.access(hub.endpoint, hub.checked_token(), org, proxy=hub.proxy)
     return None
 

@@ -204,7 +204,7 @@ def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any, expected_type: Any) -> Any:
-    """Return a value as the type of its key; raise ValueError if it has another type."""
+    """Return a value as the type of its key; raise ValueError if it has another type, or the record cannot hold it."""
     options = _options(expected_type)
     for option in options:
         if typing.get_origin(option) is Literal:
@@ -226,8 +226,15 @@ def _value(value: Any, expected_type: Any) -> Any:
         elif option is float and is_integer(value):
             return float(value)
         elif option is not type(None) and type(value) is option:
-            return value
+            return _exact(value)
     raise ValueError(f"{value!r:.80} is not {_type_name(expected_type)}")
+
+
+def _exact(value: Any) -> Any:
+    """Return a value that the record can hold; raise ValueError for an integer that other programs round."""
+    if is_integer(value) and abs(value) > canonical_json.MAX_INTEGER:
+        raise ValueError("is beyond 2^53 - 1, which other programs round")
+    return value
 
 
 def _is_pairs(value: object) -> bool:
@@ -303,8 +310,6 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
     for place, value in {("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout}.items():
         if not 0 <= value < 1:
             report_problem(*place, "must be at least 0 and below 1")
-    if abs(train.seed) > canonical_json.MAX_INTEGER:
-        report_problem("train", "seed", "is beyond 2^53 - 1, which other programs round")
     _check_together(config, report_problem)
     if data.shares:
         _check_shares(data.shares, len(data.train), report_problem)

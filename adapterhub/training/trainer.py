@@ -33,6 +33,8 @@ from .loop import training_loop
 from .model import adapter_transfer, families, quantized_cache
 from .train_config import TrainConfig
 
+_UNUSED_SAMPLES = "[train] samples are answered when held-out data are evaluated, and there are none"
+
 
 class Trainer:
     """A loaded training, to run as its config says or step by step, with its own loss or another.
@@ -79,10 +81,11 @@ class Trainer:
         length_notes = _check_rows(self.config, base, train_set, heldout)
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
+        finished_folder.check_space(self.config, out, sum(p.numel() for _, p in lora.trained_parameters(base.model)))
         initial_notes = _copy_initial(initial, self.config, base, weights) if initial else []
         notes = (
             *base.notes, *dtype_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout),
-            *initial_notes,
+            *initial_notes, *([_UNUSED_SAMPLES] if config.train.samples and heldout is None else []),
         )  # fmt: skip
         self._on_event(_ready(self._resolved_config, self._spec, base, train_set, steps=self.steps, notes=notes))
         self._parents = _parents(start)

@@ -266,7 +266,8 @@ def test_an_evaluation_of_pairs_tells_how_many_are_preferred(run: Run, config: P
 
 def test_the_trainer_signs_what_it_did_for_the_version_that_it_pushes(run: Run, config: Path, tmp_path: Path) -> None:
     run("key", "generate", "trainer")
-    policy = '[policy]\nbuilders = ["urn:adapterhub:trainer"]\n[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
+    rules = 'builders = ["urn:adapterhub:trainer"]\nformats = ["peft"]\nrecorders = ["trainer"]\nmax_rank = 2\n'
+    policy = f'[policy]\n{rules}[policy.attestations."*"]\ntraining = ["trainer.pub"]\n'
     (tmp_path / "adapterhub.toml").write_text(policy)
     assert "nothing is pushed" in run("train", "letters.toml", "--key", "trainer.key", code=2).stderr
     words = ("train", "letters.toml", "--push", "team/letters", "--key", "trainer.key", "--json")
@@ -286,12 +287,64 @@ def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_fo
     run: Run, config: Path, tmp_path: Path
 ) -> None:
     assert "assigns the number itself" in run("train", "letters.toml", "--push", "team/letters:v3", code=2).stderr
-    assert not (tmp_path / "letters").exists()
-    run("train", "letters.toml", "--push", "team/letters", "-o", "one")
+    run("train", "letters.toml", "--push", "team/letters:prod", "-o", "one")
+    run("tag", "team/letters:prod", "--protect")
+    assert "is protected" in run("train", "letters.toml", "--push", "team/letters:prod", code=6).stderr
+    run("tag", "team/letters:prod", "--unprotect")
     run("rm", "team/letters")
-    result = run("train", "letters.toml", "--push", "team/letters", code=7)
-    assert "The adapter is in letters; `adapterhub push ./letters team/letters` tries again" in result.stderr
+    assert "this name was removed" in run("train", "letters.toml", "--push", "team/letters", code=7).stderr
+    assert not (tmp_path / "letters").exists()
+    (tmp_path / "adapterhub.toml").write_text("[policy.metrics]\ntrain_loss = { max = 0.001 }\n")
+    result = run("train", "letters.toml", "--push", "team/other", code=6)
+    assert "The adapter is in letters; `adapterhub push ./letters team/other` tries again" in result.stderr
     assert (tmp_path / "letters" / "adapter.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "problem"),
+    [
+        ('licenses = ["MIT"]', (), "licenses: its license is not declared, not MIT"),
+        ("max_rank = 1", (), "max_rank: rank 2 is over 1"),
+        ('recorders = ["owner"]', (), "recorders: its training was recorded by trainer, not owner"),
+        ('[policy.attestations."*"]\ntraining = ["trainer.pub"]', (), "the training is not signed by one of its keys"),
+        ('[policy.attestations."*"]\ntraining = ["other.pub"]', ("--key", "trainer.key"), "is not signed by one of its keys"),
+        ('[policy.attestations."*"]\ntests = ["trainer.pub"]', ("--key", "trainer.key"), "makes no attestation of tests"),
+        ('[policy.signers]\n"team/*" = ["trainer.pub"]', (), "a training makes no signature of its files"),
+    ],
+)
+def test_a_rule_that_the_trained_adapter_cannot_meet_refuses_the_push_before_the_first_step(
+    run: Run, config: Path, tmp_path: Path, policy: str, options: tuple[str, ...], problem: str
+) -> None:
+    for name in ("trainer", "other"):
+        run("key", "generate", name)
+    (tmp_path / "adapterhub.toml").write_text(f"[policy]\n{policy}\n")
+    stderr = run("train", "letters.toml", "--push", "team/letters", *options, code=6).stderr
+    assert problem in stderr
+    assert "step 1" not in stderr
+    assert not (tmp_path / "letters").exists()
+
+
+def test_a_remote_is_asked_before_the_first_step_whether_it_takes_the_push(
+    run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("key", "generate", "trainer")
+    words = ("train", "letters.toml", "--push")
+    with Hub(token="hf_right") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        assert "HF_TOKEN" in run(*words, "hf://team/letters", code=5).stderr
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        assert "HTTP 401" in run(*words, "hf://team/letters", code=5).stderr
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        assert "user is not in other" in run(*words, "hf://other/letters", code=5).stderr
+        hub.role = "read"
+        assert "its token is read-only" in run(*words, "hf://team/letters", code=5).stderr
+        hub.role = "write"
+        refused = run(*words, "hf://team/letters", "--key", "trainer.key", code=2)
+        assert "a hub has no attachments" in refused.stderr
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        assert "127.0.0.1:9" in run(*words, "hf://team/letters", code=5).stderr
+    assert not (tmp_path / "letters").exists()
+    assert not hub.repos
 
 
 def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Path, tmp_path: Path) -> None:

@@ -283,6 +283,14 @@ def create(handler: Handler, body: bytes, _query: dict[str, Any]) -> None:
     handler.send(200, document)
 
 
+@route("GET", r"/api/whoami-v2")
+def whoami(handler: Handler, _body: bytes, _query: dict[str, Any]) -> None:
+    token = handler.server.token
+    if token and handler.headers.get("Authorization") != f"Bearer {token}":
+        raise Refusal(401, "", "Invalid username or password.")
+    handler.send(200, {"name": "user", "orgs": [{"name": "team"}], "auth": {"accessToken": {"role": handler.server.role}}})
+
+
 @route("POST", r"/api/validate-yaml")
 def validate_yaml(handler: Handler, body: bytes, _query: dict[str, Any]) -> None:
     import yaml
@@ -431,13 +439,14 @@ class Hub(ThreadingHTTPServer):
         token: Who may write and see what is private; everybody without one.
         storage: Where large files are; None to keep them here, as a proxy in front of it would like.
         part: Bytes of a part of a large file; 0 for files in one piece.
+        role: What the token may do, `write` or `read`.
     """
 
     daemon_threads = True
 
     def __init__(self, *, token: str | None = None, storage: bool = True, part: int = 0, hub: Hub | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.token, self.part = token, part
+        self.token, self.part, self.role = token, part, "write"
         self.hub = hub or self
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}

@@ -81,6 +81,10 @@ def test_the_record_of_a_draft_is_a_config() -> None:
             SMALL + "[train]\nseed = 9007199254740992\n",
             "c.toml:6: [train] seed: is beyond 2^53 - 1, which other programs round",
         ),
+        (
+            SMALL + "template_options = {budget = 9007199254740993}\n",
+            "c.toml:5: [data] template_options: 'budget': is beyond 2^53 - 1, which other programs round",
+        ),
         (SMALL + "[lora]\nr = 0\n", "c.toml:6: [lora] r: is too small"),
         (SMALL + "[train]\nsave_minutes = -1\n", "c.toml:6: [train] save_minutes: must be at least 0"),
         (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "c.toml:7: [train] micro_rows: does not divide rows = 4"),

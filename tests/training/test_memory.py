@@ -260,21 +260,23 @@ def test_experts_are_counted_whether_stacked_or_separate(kind: str, tmp_path: Pa
     )
 
 
-def test_logits_in_float32_need_one_buffer_so_twice_as_many_take_the_same_memory(tmp_path: Path, tiny_base: Path) -> None:
+def test_logits_take_the_bytes_of_the_compute_dtype_as_float32_has_only_a_few_rows_at_a_time(
+    tmp_path: Path, tiny_base: Path
+) -> None:
     spec, config = read_base(tiny_base), config_of(tmp_path, tiny_base)
     in_float32 = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="float32"))
-    assert [memory.logits_at_once(128_256, width, None) for width in (2, 4)] == [128, 256]
-    assert memory.plan(config, spec).logits == 128 * 259 * (4 + 2)
+    assert [memory.logits_at_once(128_256, width, None) for width in (2, 4)] == [256, 256]
+    assert memory.plan(config, spec).logits == 256 * 259 * 2
     assert memory.plan(in_float32, spec).logits == 256 * 259 * 4
 
 
 def test_a_card_holds_more_logits_at_once_neither_data_nor_masks_and_no_interpreter(tmp_path: Path, tiny_base: Path) -> None:
     sizes = [memory.logits_at_once(128_256, 2, card) for card in (None, 8 << 30, 24 << 30, 80 << 30, 192 << 30)]
-    assert sizes == [128, 128, 512, 1024, 1024]
+    assert sizes == [256, 128, 512, 1024, 1024]
     config, spec = config_of(tmp_path, tiny_base), read_base(tiny_base)
     plan, there = memory.plan(config, spec), memory.plan(config, spec, card=24 << 30)
     assert (there.base, there.adapter, there.optimizer, there.data) == (plan.base, plan.adapter, plan.optimizer, 0)
-    assert there.logits == 8 * plan.logits
+    assert there.logits == 12 * plan.logits
     long, twice = (
         memory.plan(dataclasses.replace(config, data=dataclasses.replace(config.data, sequence=tokens)), spec, card=80 << 30)
         for tokens in (32_768, 65_536)

@@ -413,6 +413,15 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_without_held_out_data_are_a_note(tmp_path: Path, tiny_base: Path) -> None:
+    path = settings(tmp_path, tiny_base)
+    events: list[object] = []
+    config = train.read_config(path, ["data.heldout=[]", "train.evaluate_every=0", 'train.samples=["a"]', "train.steps=1"])
+    train.run(config, tmp_path / "out", on_event=events.append)
+    (notes,) = [event.notes for event in events if isinstance(event, train.Ready)]
+    assert "[train] samples are answered when held-out data are evaluated, and there are none" in notes
+
+
 def test_the_memory_plan_counts_what_there_is(trained) -> None:  # type: ignore[no-untyped-def]
     _, path, events, _ = trained
     settings_ = train.read_config(path)

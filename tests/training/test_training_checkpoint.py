@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from adapterhub.training.artifacts import training_checkpoint  # noqa: E402
+from adapterhub.training.artifacts import finished_folder, training_checkpoint  # noqa: E402
 from adapterhub.training.layers.lora import trained_parameters  # noqa: E402
 from adapterhub.training.loop.state import State, new_state  # noqa: E402
 from adapterhub_converters.containers import safetensors_file  # noqa: E402
@@ -131,3 +131,10 @@ def test_a_forged_checkpoint_is_refused(progress: Progress, changes: dict[str, A
     forge(progress.path, **changes)
     with pytest.raises(FormatError, match=rf"{progress.path.name}: (not a checkpoint of this training|not valid JSON)"):
         training_checkpoint.restore(progress.path, progress.model, progress.state, "run")
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_an_error_before_the_first_step(tiny_base: Path, tmp_path: Path) -> None:
+    config = whole(tiny_base)
+    finished_folder.check_space(config, tmp_path / "out", 1000)
+    with pytest.raises(LocalIOError, match="take 28000000000.00 GB, and the disk has .* GB left"):
+        finished_folder.check_space(config, tmp_path / "out", 10**18)

@@ -31,6 +31,7 @@ from adapterhub.operations import attest, push
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.training import TrainConfig
     from adapterhub.trust.keys import Signer
 
 
@@ -106,7 +107,7 @@ def train(
         forecast = train_operation.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
         return train_plan.show(settings, train_config, forecast, force=force, is_local=planned_memory is None)
     # Checked before a training of hours, not after it.
-    key = _checked_key(signer, ref, settings)
+    key = _checked_key(signer, ref, train_config, settings)
     target = Path(out) if out else Path(Path(config).stem)
     with view.Screen(train_config) as screen:
         result = train_operation.train(
@@ -115,8 +116,8 @@ def train(
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # torchrun starts several processes; only the first one reports
     document = view.document(result, screen.ready)
-    if ref and key is not None:
-        document |= _signed_push_result(target, ref, key, settings)
+    if ref and signer is not None and key is not None:
+        document |= _signed_push_result(target, ref, signer.renewed(key), settings)
     elif ref:
         document["pushed"] = _push_result(target, ref, settings)
 
@@ -129,13 +130,18 @@ def train(
     return 0
 
 
-def _checked_key(signer: signing_options.SignerOption | None, ref: str | None, settings: Settings) -> Signer | None:
-    """Check the target of the push, if there is one, and read the key that signs the training, if there is one."""
-    if ref:
-        push.check_target(ref, workspace(settings))
-    elif signer is not None:
+def _checked_key(
+    signer: signing_options.SignerOption | None, ref: str | None, config: TrainConfig, settings: Settings
+) -> Signer | None:
+    """Read the key that signs the training, if there is one, and check the target of the push, if there is one."""
+    from adapterhub.operations import train_target
+
+    if signer is not None and not ref:
         raise UsageError("--key and --keyless", "sign a version, and nothing is pushed", "Pass --push REF too")
-    return signer.read() if signer is not None else None
+    key = signer.read() if signer is not None else None
+    if ref:
+        train_target.check(config, ref, key, workspace(settings))
+    return key
 
 
 def _signed_push_result(folder: Path, ref: str, key: Signer, settings: Settings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from adapterhub_converters import trained_prompt
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.display import front_matter, markdown
+from adapterhub_converters.errors import LocalIOError
 from adapterhub_converters.formats import peft
 
 _SPLIT_NAMES = {"train": "training", "heldout": "held-out"}
@@ -37,6 +39,17 @@ def check_place(out: Path) -> None:
     """Create the parent folder of `out`, and raise LocalIOError now, rather than after an hour, if `out` cannot be written."""
     with atomic.scratch_folder(out):
         return
+
+
+def check_space(config: TrainConfig, out: Path, parameters: int) -> None:
+    """Raise LocalIOError if the disk of `out` has no room for the adapter and for two checkpoints, of `parameters` numbers."""
+    moments = 8 if config.train.optimizer == "adamw" else 2  # bytes
+    # A new checkpoint is complete before it replaces the last one.
+    needed = parameters * (4 + 2 * (4 + moments + 4 * config.train.keep_best))
+    free = shutil.disk_usage(out.absolute().parent).free
+    if free < needed:
+        problem = f"the adapter and its checkpoints take {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
+        raise LocalIOError(str(out), problem, "Free some space, or write to another disk")
 
 
 def finish(

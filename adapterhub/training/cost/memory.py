@@ -21,6 +21,7 @@ _GENERATION_BYTES = 60_000_000  # bytes of generated answers and the fragmentati
 _TRACKER_BYTES = 45_000_000  # bytes of TensorBoard and its imports, measured; others are as large or larger
 _FRAGMENTATION = 1.15  # of activations: freed memory leaves holes (glibc; 1.1 to 1.2 measured)
 _MIN_LOGITS, _MAX_LOGITS = 128, 1024  # rows of logits at once; with fewer, a card waits for the output layer's weight
+_CPU_LOGITS = 256  # rows of logits at once on a CPU: with AMX, twice 128 take 1.4 times as long
 _LOGITS_SHARE = 64  # of the memory of a card: the share that they may take
 _CUDA_BYTES = 600_000_000  # bytes of a CUDA context and the work space of its libraries
 _MAX_SHORT_ROW = 512  # tokens: in rows up to this length attention saves its probabilities (`row_attention.MAX_LENGTH`)
@@ -48,7 +49,7 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     # A large dense weight stays in memory for the next one (`nf4_matrix.dense_for_one_product`), a small one is freed.
     reused, backward = (dense, backward) if dense > _MAX_NEW_BYTES and not on_card else (0, backward + dense)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
-    logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width)
+    logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width, on_card=on_card)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
     working = int(_FRAGMENTATION * (saved + max(0, backward - logits))) + reused
     activations = max(working, _loading_bytes(config, shape) - logits)
@@ -79,15 +80,14 @@ def logits_at_once(vocabulary: int, width: int, card: int | None) -> int:
         card: The memory in bytes of a CUDA device; None for a CPU, where more logits at once are little faster.
     """
     if card is None:
-        # In float32, whose logits need one buffer, twice as many take the same memory, and products are a tenth faster.
-        return _MIN_LOGITS * (2 if width == 4 else 1)
-    affordable = card // _LOGITS_SHARE // max(1, vocabulary * _logit_bytes(width)) // _MIN_LOGITS * _MIN_LOGITS
+        return _CPU_LOGITS
+    affordable = card // _LOGITS_SHARE // max(1, vocabulary * _logit_bytes(width, on_card=True)) // _MIN_LOGITS * _MIN_LOGITS
     return max(_MIN_LOGITS, min(_MAX_LOGITS, affordable))
 
 
-def _logit_bytes(width: int) -> int:
-    """Return the bytes of a logit: it is a product in the compute dtype, and unless that is float32, copied to float32."""
-    return 4 if width == 4 else 4 + width
+def _logit_bytes(width: int, *, on_card: bool) -> int:
+    """Return the bytes of a logit, a product in the compute dtype; on a card, one in 16 bits is copied to float32."""
+    return 4 + width if on_card and width < 4 else width
 
 
 def base_sizes(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:

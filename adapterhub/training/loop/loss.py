@@ -19,6 +19,8 @@ from adapterhub.training.cost.memory import logits_at_once
 from adapterhub.training.data.packed_rows import IGNORED, Rows, lengths
 from adapterhub.training.model.base_model import Base, Logits
 
+_CACHED_BYTES = 1 << 20  # of logits that are worked on at a time: they stay in the cache of a core
+
 Loss = Callable[[Tensor, Rows], Tensor]
 """The part of a loss that some rows have, a scalar: of the log-probabilities `(rows, tokens)` of their labels, 0 where there is
 none, and the rows themselves. The parts of several passes are added up."""
@@ -87,43 +89,40 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, head, labels, ids, rows, bias, shape = inputs
-        chunk_size = logits_at_once(len(head), head.element_size(), compute_device.memory(head.device))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # The gradient of the logits of trained rows.
         d_rows = losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None
         # One buffer serves all chunks: allocating this much costs more than the arithmetic in it.
-        size = min(chunk_size, len(hidden))
-        float_buffer = head.new_empty(size, len(head), dtype=torch.float32)
-        is_float32 = head.dtype == torch.float32
-        compute_buffer = float_buffer if is_float32 else head.new_empty(size, len(head))
+        chunk_size = min(logits_at_once(len(head), head.element_size(), compute_device.memory(head.device)), len(hidden))
+        buffer = head.new_empty(chunk_size, len(head))
+        # The output layer is fast for many rows at once; what follows reads each row several times, from the cache for a few.
+        is_on_cpu, row_bytes = head.device.type == "cpu", 4 * len(head)
+        block_size = max(1, min(chunk_size, _CACHED_BYTES // row_bytes)) if is_on_cpu else chunk_size
+        floats = buffer if head.dtype == torch.float32 else head.new_empty(block_size, len(head), dtype=torch.float32)
         trains = gradient is not None or d_rows is not None
-        slope = torch.empty_like(float_buffer) if trains and shape.cap is not None else None
+        slope = torch.empty_like(floats[:block_size]) if trains and shape.cap is not None else None
         for start in range(0, len(hidden), chunk_size):
-            h, label = hidden[start : start + chunk_size], labels[start : start + chunk_size, None]
-            logits, products = float_buffer[: len(h)], torch.mm(h, head.t(), out=compute_buffer[: len(h)])
-            if not is_float32:
-                logits.copy_(products)
-            to_logits(logits, bias, shape, slope)
-            # The largest logit is subtracted so that the exponentials cannot overflow.
-            logits -= logits.amax(dim=1, keepdim=True)
-            label_logits = logits.gather(1, label)
-            sums = logits.exp_().sum(dim=1, keepdim=True)
-            losses[start : start + chunk_size] = (sums.log() - label_logits).view(-1)
-            if not trains:
-                continue
-            # The gradient of the logits is the softmax minus 1 at the label.
-            d_logits = logits.div_(sums)
-            d_logits.scatter_add_(1, label, torch.full_like(sums, -1.0))
-            if slope is not None:
-                d_logits.mul_(slope[: len(h)])
-            if shape.scale != 1.0:
-                d_logits.mul_(shape.scale)
+            h = hidden[start : start + chunk_size]
+            products = torch.mm(h, head.t(), out=buffer[: len(h)])
+            for first in range(0, len(h), block_size):
+                block = products[first : first + block_size]
+                numbers = slice(start + first, start + first + len(block))
+                logits = block if floats is buffer else floats[: len(block)].copy_(block)
+                to_logits(logits, bias, shape, slope)
+                losses[numbers] = _cross_entropy_and_slope(logits, labels[numbers, None], trains=trains)
+                if not trains:
+                    continue
+                if slope is not None:
+                    logits.mul_(slope[: len(block)])
+                if shape.scale != 1.0:
+                    logits.mul_(shape.scale)
+                if d_rows is not None:
+                    d_rows[numbers] = logits[:, ids]
+                if floats is not buffer:
+                    block.copy_(logits)
             if gradient is not None:
-                rounded = d_logits if is_float32 else products.copy_(d_logits)
-                torch.mm(rounded, head, out=gradient[start : start + chunk_size])
-            if d_rows is not None:
-                d_rows[start : start + chunk_size] = d_logits[:, ids]
+                torch.mm(products, head, out=gradient[start : start + chunk_size])
         ctx.gradient, ctx.d_rows = gradient, d_rows
         ctx.hidden = None if d_rows is None else hidden
         return losses
@@ -134,6 +133,17 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         d_rows = None if ctx.d_rows is None else (ctx.d_rows * upstream[:, None]).t() @ ctx.hidden.float()
         ctx.gradient = ctx.d_rows = ctx.hidden = None
         return d_hidden, None, None, None, d_rows, None, None
+
+
+def _cross_entropy_and_slope(logits: Tensor, labels: Tensor, *, trains: bool) -> Tensor:
+    """Return the losses of rows of logits, which become their gradient in place: the softmax, minus 1 at the label."""
+    # The largest logit is subtracted so that the exponentials cannot overflow.
+    logits -= logits.amax(dim=1, keepdim=True)
+    label_logits = logits.gather(1, labels)
+    sums = logits.exp_().sum(dim=1, keepdim=True)
+    if trains:
+        logits.div_(sums).scatter_add_(1, labels, torch.full_like(sums, -1.0))
+    return (sums.log() - label_logits).view(-1)
 
 
 def to_logits(z: Tensor, bias: Tensor | None, shape: Logits, slope: Tensor | None) -> None:
