@@ -15,6 +15,7 @@ from .accounts.access_tokens import Identity
 from .commits import View
 from .downloads import PAGES
 from .hub import Hub
+from .proposals import ProposedChange
 from .publishing import Files
 from .workers import Worker
 
@@ -32,6 +33,13 @@ class FileDifference:
     before: int | None
     after: int | None
     lines: Sequence[str]
+
+
+def of_proposal(
+    worker: Worker, hub: Hub, identity: Identity | None, view: View, change: ProposedChange
+) -> tuple[list[FileDifference], int]:
+    """Return the first files that a proposal would change, and how many more there are, as `between` does."""
+    return between(worker, hub, identity, view, before=change.before, after=change.record.files, commit=change.commit)
 
 
 def between(

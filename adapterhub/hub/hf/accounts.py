@@ -48,7 +48,7 @@ async def auth_check(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> None:
-        visible_view(hub, worker, identity, name)
+        visible_view(worker, hub, identity, name)
         hub.access.check_files(identity, name)
 
     await hub.workers.run(work)

@@ -59,7 +59,7 @@ async def identify_proposer(hub: Hub, request: Request) -> tuple[Identity, str]:
         raise NoTokenError
 
     def check(worker: Worker) -> None:
-        visible_view(hub, worker, identity, name)
+        visible_view(worker, hub, identity, name)
         proposals.upload_name(hub.access, identity, name)
 
     await hub.workers.run(check)
@@ -128,7 +128,7 @@ def _propose(
         number: The open proposal that they are added to; empty for a new one.
         is_draft: Whether there are none yet.
     """
-    view, store = visible_view(hub, worker, identity, name), worker.registry.store
+    view, store = visible_view(worker, hub, identity, name), worker.registry.store
     counted_name, staged = proposals.upload_name(hub.access, identity, name), changes.staged
     earlier = _own_proposal(hub, identity, view, number) if number else None
     start = _start(worker, view, earlier.commit if earlier else "", changes.parent)

@@ -67,7 +67,7 @@ def query_number(request: Request, key: str, default: int = 0) -> int:
     return min(int(text), 1_000_000) if text.isascii() and text.isdecimal() and len(text) < 20 else default
 
 
-def visible_view(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+def visible_view(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> View:
     """Return a repository that the client may see.
 
     Raises:
@@ -150,7 +150,7 @@ async def model_info(hub: Hub, request: Request) -> Response:
     fields = model_filters.expanded_fields(request.query_params)
 
     def work(worker: Worker) -> bytes:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         (changing,) = _changing_fields(hub, worker, [commits.source_name(view)])
         key = ("model", name, view.head, revision, blobs, fields, *changing.values())
         return worker.answers.get(key, partial(build, worker, view, changing))[0]
@@ -310,7 +310,7 @@ async def refs(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> dict[str, Any]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         heads = [api_documents.ref_entry("heads", branch, commit) for branch, commit in commits.branches(view).items()]
         tags = [api_documents.ref_entry("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
         return {"branches": heads, "tags": tags, "converts": [], "pullRequests": _proposal_refs(view)}
@@ -334,7 +334,7 @@ async def history(hub: Hub, request: Request) -> Response:
         raise UsageError("p", "is no page without the cursor of the link to it", "Follow the links from the first page")
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], str]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         commit_at(worker, view, start)
         listed = [*islice(commits.history(worker, view, start), _PAGE_EXPANDED + 1)]
         # Records of earlier releases may lead in a circle.
@@ -363,7 +363,7 @@ async def tree(hub: Hub, request: Request) -> Response:
     limit = _PAGE_EXPANDED if expand else _PAGE
 
     def work(worker: Worker) -> tuple[bytes, str]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         return worker.answers.get(
             ("tree", name, view.head, revision, folder, recursive, expand, after), partial(build, worker, view)
         )
@@ -394,11 +394,11 @@ async def tree(hub: Hub, request: Request) -> Response:
 async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
-    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
+    await hub.workers.run(lambda worker: visible_view(worker, hub, identity, name))  # before its body
     paths, expand = await requested_paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         commit = usable_commit_at(worker, view, revision)
         folders = set(api_documents.folders(commit.files, ""))
         listed = []
@@ -441,7 +441,7 @@ async def resolve(hub: Hub, request: Request) -> Any:
     range_header = request.headers.get("range") if request.method == "GET" else None
 
     def work(worker: Worker) -> tuple[Commit, GitFile]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         commit = commit_at(worker, view, revision)
         if path not in commit.files:
             raise ResponseError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})

@@ -61,7 +61,7 @@ async def preupload(hub: Hub, request: Request) -> Response:
     paths = [str(entry.get("path", "")) for entry in listed]
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         if not is_proposal:
             hub.access.check_write(identity, name)
         current_files = (
@@ -143,7 +143,7 @@ async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, chan
 def commit_changes(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`; return the commit, and notes for its author."""
     name, _, branch = address.partition("@")
-    view = visible_view(hub, worker, identity, name)
+    view = visible_view(worker, hub, identity, name)
     head = _head(worker, view, branch)
     sized_changes = with_sizes(changes, name, partial(hub.blob_size, worker, view, name))
     if changes.parent and changes.parent != head.id:
@@ -294,7 +294,7 @@ async def squash(hub: Hub, request: Request) -> Response:
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         head = commit_at(worker, view, branch)
         if branch not in commits.branches(view):

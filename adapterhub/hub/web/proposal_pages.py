@@ -80,9 +80,7 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
     unlisted_count = 0
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
-        files, unlisted_count = file_differences.between(
-            worker, page_request.hub, who, view, before=change.before, after=change.record.files, commit=proposal.commit
-        )
+        files, unlisted_count = file_differences.of_proposal(worker, page_request.hub, who, view, change)
         evaluations = _declared_evaluations(worker, change)
     return ProposalPage(
         name=view.name,

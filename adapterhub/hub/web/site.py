@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import json
 import shlex
 import time
@@ -28,6 +27,7 @@ from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.lru_cache import LRUCache
+from adapterhub.hub.signed_fields import signature
 from adapterhub.hub.workers import Worker, Workers
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import SearchResult
@@ -163,7 +163,7 @@ class PageRequest:
     def csrf(self) -> str:
         """The token in forms of the session, which no other site knows."""
         cookie = self.request.cookies.get(sessions.COOKIE, "")
-        return hmac.new(self.hub.secret, f"csrf\n{cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        return signature(self.hub.secret, "csrf", cookie)
 
     def may_read(self, worker: Worker, name: str) -> bool:
         """Return whether the account may see an existing repository."""
