@@ -24,10 +24,12 @@ _MAX_EVALUATIONS = 50
 
 @dataclass(frozen=True)
 class ProposalsPage(Page):
-    """The proposals of an adapter by their numbers, the newest first."""
+    """The proposals of an adapter by their numbers, the newest first, and whether the client may open one."""
 
     name: str
     proposals: Mapping[str, Proposal]
+    may_propose: bool
+    host: str
     template: ClassVar[str] = "proposals.html"
 
 
@@ -67,7 +69,9 @@ def proposals_page(page_request: PageRequest, worker: Worker) -> ProposalsPage:
     """GET …/discussions, as the Hugging Face Hub has it."""
     view = page_request.current_repository(worker, "/discussions")
     listed = view.repository.proposals if view.repository and not view.frozen else {}
-    return ProposalsPage(view.name, dict([*listed.items()][::-1]))
+    who = page_request.who
+    may_propose = who is not None and not view.frozen and page_request.hub.access.may_read_files(who, view.name)
+    return ProposalsPage(view.name, dict([*listed.items()][::-1]), may_propose, page_request.url)
 
 
 def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
