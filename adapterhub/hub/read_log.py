@@ -35,8 +35,8 @@ _Reads = tuple[str, int, float]  # the address of the last one, their count, and
 class Read:
     """Reads of a digest on a day (YYYY-MM-DD, UTC); `address` and `time`, in seconds since the epoch, are of the last one.
 
-    `account` is empty for clients without one, whose `address` is a network. `digest` is that of a version, or of a blob that was
-    asked for by its digest.
+    `account` is empty for clients without one, whose `address` is a network. `digest` is that of a version, or of a blob that
+    was asked for by its digest.
     """
 
     day: str

@@ -16,6 +16,8 @@ from adapterhub.digest import Digest
 from adapterhub.hub import commits, gates, stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.administration import profiles
+from adapterhub.hub.administration.profiles import Profile
 from adapterhub.hub.commits import PROPOSALS, Commit, View
 from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.git_objects import GitFile
@@ -269,18 +271,20 @@ async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
     identity, namespace = identify_reader(hub, request), path_part(request, "namespace").lower()
 
-    def work(worker: Worker) -> int:
+    def work(worker: Worker) -> tuple[int, Profile]:
         hidden = hub.hidden_names(worker, identity)
-        return version_listing.count_names(worker.registry.index, namespace, hidden, _MAX_COUNTED)
+        count = version_listing.count_names(worker.registry.index, namespace, hidden, _MAX_COUNTED)
+        return count, profiles.find_profile(worker.database, namespace)
 
-    models = await hub.workers.run(work)
+    models, profile = await hub.workers.run(work)
     if not models and not (identity and identity.account == namespace):
         raise ResponseError(404, "", f"{namespace}: no such user or organization")
     answer = {
         "_id": namespace,
         "name": namespace,
         "user": namespace,
-        "fullname": namespace,
+        "fullname": profile.full_name or namespace,
+        "details": profile.about or None,
         "numModels": models,
         "avatarUrl": "",
         "isPro": False,

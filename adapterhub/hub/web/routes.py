@@ -28,6 +28,7 @@ from .site import SIGN_IN, Page, PageRequest, page_endpoint, static
 _NAME = "/{namespace}/{repo}"
 _VERSION = f"{_NAME}/v{{number}}"
 _FORMS: Mapping[str, FormWork] = {
+    f"{account.PATH}/profile": account.set_profile,
     f"{account.PATH}/token": account.create_token,
     f"{account.PATH}/revoke": account.revoke_token,
     f"{namespace_settings.PATH}/member": namespace_settings.set_member,
