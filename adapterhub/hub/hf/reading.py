@@ -438,8 +438,11 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
 
 
 async def resolve(hub: Hub, request: Request) -> Any:
-    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it."""
-    identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
+    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it.
+
+    Pages have links to files and pictures: a browser's session counts here.
+    """
+    identity, name, revision = hub.identify_visitor(request), name_of(request), path_part(request, "revision")
     path = request.path_params["path"]
     # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
     range_header = request.headers.get("range") if request.method == "GET" else None
@@ -450,11 +453,7 @@ async def resolve(hub: Hub, request: Request) -> Any:
         if path not in commit.files:
             raise ResponseError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
         file = hub.git.file(path, *commit.files[path])
-        if commit.row:
-            hub.policy_gate.check(worker, identity, view, commit.row)
-        else:
-            hub.policy_gate.check_proposal(identity, view, commit.id)
-            hub.policy_gate.check_blob(worker, identity, view, file.digest)
+        hub.policy_gate.check_file(worker, identity, view, commit, file.digest)
         if request.method == "GET":
             hub.downloads.count_file(commit.row, commit.files, file.digest, range_header)
             hub.record_read(view, commit.row.digest if commit.row else file.digest, HUGGING_FACE)

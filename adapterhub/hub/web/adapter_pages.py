@@ -310,12 +310,9 @@ def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
 
 
 def revision(page_request: PageRequest, worker: Worker) -> Page:
-    """GET …/tree/{rev} and …/blob/{rev}/{path}: addresses that clients of the Hugging Face Hub print."""
+    """GET …/tree/{rev}: an address that clients of the Hugging Face Hub print."""
     view = page_request.repository(worker)
     commit = commits.find(worker, view, page_request.part("revision"))
-    path = page_request.request.path_params.get("path")
-    if path and path in commit.files:
-        raise MovedError(f"/{view.name}/resolve/{commit.id}/{path}")
     raise MovedError(f"/{view.name}/v{commit.row.number}" if commit.row else f"/{view.name}")
 
 

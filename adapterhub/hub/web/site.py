@@ -124,12 +124,7 @@ class PageRequest:
     @classmethod
     def from_request(cls, site: Site, request: Request) -> PageRequest:
         """Identify the client by a header or a cookie. Raises `BadTokenError`."""
-        identity = site.hub.identify(request)
-        if identity is None and (cookie := request.cookies.get(sessions.COOKIE)):
-            identity = sessions.session_identity(site.hub.database, cookie)
-            if identity:
-                request_context.current().set_account(identity.account, identity.prefix, identity.token)
-        return cls(site, request, identity)
+        return cls(site, request, site.hub.identify_visitor(request))
 
     @property
     def hub(self) -> Hub:
