@@ -21,7 +21,7 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.card import Card
 from adapterhub.project.policy import join
 from adapterhub.registry.registry import policy_of
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 from . import aliases, gates, proposals, publishing, renames, request_context

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from adapterhub.digest import Digest
 from adapterhub.registry.moves import now
-from adapterhub.registry.repository_records import (
+from adapterhub.registry.repository_documents import (
     ACCEPTED,
     OPEN,
     CommitRecord,

@@ -28,7 +28,7 @@ from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import PageRequest, answer_page, redirect_to, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, check_paths, divide_names
-from adapterhub.registry.repository_records import MAIN
+from adapterhub.registry.repository_documents import MAIN
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 
 from .form_endpoint import errors_in_words

@@ -14,7 +14,7 @@ from adapterhub.hub.hf.reading import path_part, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_records import OPEN, Proposal
+from adapterhub.registry.repository_documents import OPEN, Proposal
 
 from .api_requests import name_of
 from .changing import begin, refuse_condition

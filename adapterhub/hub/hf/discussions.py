@@ -13,7 +13,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_records import ACCEPTED, OPEN, Proposal
+from adapterhub.registry.repository_documents import ACCEPTED, OPEN, Proposal
 
 from . import proposal_changes, proposing
 from .hf_errors import ResponseError

@@ -16,7 +16,7 @@ from adapterhub.hub.commits import Commit
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_records import ACCEPTED, MAIN, REFUSED, WITHDRAWN, Proposal
+from adapterhub.registry.repository_documents import ACCEPTED, MAIN, REFUSED, WITHDRAWN, Proposal
 from adapterhub_converters.errors import ConflictError, RefusedError, UsageError
 
 from .commit_requests import Changes

@@ -26,7 +26,7 @@ from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, divide_names
 from adapterhub.registry.moves import now
-from adapterhub.registry.repository_records import MAIN, CommitRecord, Proposal, Repository, commit_id, open_proposals
+from adapterhub.registry.repository_documents import MAIN, CommitRecord, Proposal, Repository, commit_id, open_proposals
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import NotFoundError, RefusedError

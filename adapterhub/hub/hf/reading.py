@@ -31,7 +31,7 @@ from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
-from adapterhub.registry.repository_records import open_proposals
+from adapterhub.registry.repository_documents import open_proposals
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 

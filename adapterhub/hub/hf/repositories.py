@@ -24,7 +24,7 @@ from adapterhub.manifest import card as cards
 from adapterhub.ref import LATEST, Ref, is_tag, parse_name
 from adapterhub.registry import signature_policy
 from adapterhub.registry.moves import check_protected, now
-from adapterhub.registry.repository_records import MAIN, Repository, with_head, without_head
+from adapterhub.registry.repository_documents import MAIN, Repository, with_head, without_head
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
 from . import gating

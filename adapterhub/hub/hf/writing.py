@@ -31,7 +31,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.package_files import SIGNATURE, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.moves import ABSENT, now
-from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id, open_proposals
+from adapterhub.registry.repository_documents import MAIN, BranchHead, CommitRecord, Repository, commit_id, open_proposals
 from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import is_weights

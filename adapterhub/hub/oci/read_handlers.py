@@ -22,7 +22,7 @@ from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import LATEST
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub.registry.version_lookup import deprecation
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub_converters.errors import NotFoundError, RefusedError

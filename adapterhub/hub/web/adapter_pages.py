@@ -24,7 +24,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref, parse_number
 from adapterhub.registry import lineage_graph, signature_policy, withdrawals
 from adapterhub.registry.lineage_graph import Lineage
-from adapterhub.registry.repository_records import OtherManifest
+from adapterhub.registry.repository_documents import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters import runtime_commands

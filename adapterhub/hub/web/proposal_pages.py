@@ -12,7 +12,7 @@ from adapterhub.hub.file_differences import FileDifference
 from adapterhub.hub.proposals import ProposedChange
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.document import AdapterManifest, DeclaredEvaluation
-from adapterhub.registry.repository_records import OPEN, Proposal
+from adapterhub.registry.repository_documents import OPEN, Proposal
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.lazy_dataclass import dataclass

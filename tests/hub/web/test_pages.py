@@ -19,7 +19,8 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.repository_records import Repositories, Repository, commit_id
+from adapterhub.registry.repository_documents import Repository, commit_id
+from adapterhub.registry.repository_records import Repositories
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.hub.conftest import Running, serving
