@@ -57,7 +57,7 @@ for path in PATHS:
     if one.evaluate("document.documentElement.scrollWidth > innerWidth"):
         wrong.append("wider than the screen")
     if wrong:
-        found[f"{path}"] = wrong
+        found[path] = wrong
     said.clear()
     asked.clear()
 context.close()
