@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli import environment
-from adapterhub.http.boundary import Boundary, LedAstrayError, Reach, public_only, reach_of
+from adapterhub.http.boundary import Boundary, LedAstrayError, Reach, reach_of
 from adapterhub.http.bounded import Progress, SlowError
 from adapterhub.http.client import MAX_REDIRECTS, Client, retry_after_seconds
 from adapterhub.http.http_errors import DeniedError, RetriesExhaustedError, RetryableError, TruncatedBodyError
@@ -349,8 +349,9 @@ def test_a_name_of_a_near_address_tells_nobody_which_of_its_ports_are_open(resol
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         for port in (listener.getsockname()[1], 1):
+            client = Client(pauses=(), boundary=Boundary("", public_only=True))
             with pytest.raises(RemoteError, match="it is not at a public address") as caught:
-                Client(pauses=(), boundary=public_only()).request("POST", f"http://hooks.example:{port}/", "x", good=(200,))
+                client.request("POST", f"http://hooks.example:{port}/", "x", good=(200,))
             errors.append(str(caught.value))
         with pytest.raises(BlockingIOError):
             listener.accept()

@@ -17,7 +17,6 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # Metadata services outside the link-local range: Azure's WireServer, Amazon's for IPv6, Alibaba's, Oracle's.
 _METADATA = {ipaddress.ip_address(text) for text in ("168.63.129.16", "fd00:ec2::254", "100.100.100.200", "192.0.0.192")}
 _METADATA_NAMES = {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
-_NOBODY = "nobody.invalid"  # the home of hosts that nobody at this machine has named
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: whatever a network embeds there
 
@@ -87,19 +86,17 @@ def _reach_by_name(host: str) -> Reach | None:
     return Reach.LOOPBACK if is_loopback(host) else None
 
 
-def public_only() -> Boundary:
-    """Return the boundary for hosts that nobody at this machine has named: public addresses.
-
-    Its errors name no address: whoever named the host could otherwise look up names that only this network knows.
-    """
-    return Boundary(_NOBODY)
-
-
 class Boundary:
-    """The boundary of requests to one host, `home`, which the user named; several clients may share one."""
+    """The boundary of requests to one host; several clients may share one.
 
-    def __init__(self, home: str) -> None:
-        self.home = home.lower()
+    Args:
+        home: The host, which the user named; empty for no boundary.
+        public_only: Whether nobody at this machine has named any host: only public addresses are reached then. Its errors name
+            no address, as whoever named the host could otherwise look up names that only this network knows.
+    """
+
+    def __init__(self, home: str, *, public_only: bool = False) -> None:
+        self.home, self._public_only = home.lower(), public_only
         self._reach = _reach_by_name(home)
         self._lock = threading.Lock()
 
@@ -126,8 +123,8 @@ class Boundary:
             self._reach = reach if self._reach is None and is_connected else self._reach
 
     def _check(self, target: str, reach: Reach) -> None:
+        if self._public_only and reach is not Reach.PUBLIC:
+            raise LedAstrayError("it is not at a public address")
         own_reach = self._reach or Reach.PUBLIC
         if self.home and (reach is Reach.LINK or reach > own_reach):
-            if self.home == _NOBODY:
-                raise LedAstrayError("it is not at a public address")
             raise LedAstrayError(f"the server leads to {target}, {_REACH_TEXT[reach]} address, which it must not")

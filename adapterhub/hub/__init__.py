@@ -27,6 +27,7 @@
     policy_gate.py          the policy, and withdrawals, applied to what is served
     mirrored_withdrawals.py withdrawals that a mirror learns from its upstream
     request_context.py      the request being answered
+    signed_fields.py        fields that a client sends back, signed by the hub
     error_responses.py      responses to failures of the hub itself
     quotas.py               how much a namespace may hold
     workers.py              threads with a registry each

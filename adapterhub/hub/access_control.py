@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from adapterhub.http_server.rate_windows import Windows
 from adapterhub.http_server.request_bodies import client_network
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters import safe_regex
 from adapterhub_converters.lazy_dataclass import dataclass
 

@@ -17,15 +17,7 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.ref import LATEST, Ref, RefError, is_name
-from adapterhub.registry.repository_records import (
-    MAIN,
-    OPEN,
-    CommitRecord,
-    Repository,
-    commit_id,
-    head_of,
-    open_proposals,
-)
+from adapterhub.registry.repository_documents import MAIN, OPEN, CommitRecord, Repository, commit_id, head_of, open_proposals
 from adapterhub.registry.version_lookup import find_exact_row
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -15,10 +15,13 @@ from .accounts.access_tokens import Identity
 from .commits import View
 from .downloads import PAGES
 from .hub import Hub
+from .proposals import ProposedChange
 from .publishing import Files
 from .workers import Worker
 
-_MAX_TEXT, _MAX_LINES = 128 << 10, 1000  # bytes and lines of a file that is compared
+MAX_TEXT = 128 << 10
+"""Bytes of a file that is shown as text."""
+_MAX_LINES = 1000  # of a file that is compared
 _MAX_LINE = 400  # characters of a line that is shown
 _MAX_COMPARED = 10  # files
 _File = tuple[Digest, int]
@@ -34,6 +37,13 @@ class FileDifference:
     lines: Sequence[str]
 
 
+def of_proposal(
+    worker: Worker, hub: Hub, identity: Identity | None, view: View, change: ProposedChange
+) -> tuple[list[FileDifference], int]:
+    """Return the first files that a proposal would change, and how many more there are, as `between` does."""
+    return between(worker, hub, identity, view, before=change.before, after=change.record.files, commit=change.commit)
+
+
 def between(
     worker: Worker, hub: Hub, identity: Identity | None, view: View, *, before: Files, after: Files, commit: str
 ) -> tuple[list[FileDifference], int]:
@@ -47,7 +57,7 @@ def between(
         if file is None:
             return []
         digest, size = file
-        if size > _MAX_TEXT:
+        if size > MAX_TEXT:
             return None
         try:
             hub.policy_gate.check_proposal(identity, view, commit)
@@ -55,11 +65,8 @@ def between(
         except (GatedError, RefusedError):
             return None
         hub.record_read(view, digest, PAGES)
-        raw = worker.registry.store.read_document(digest)
-        if b"\0" in raw:
-            return None
-        text = raw.decode("utf-8", "replace").splitlines()
-        return text if len(text) <= _MAX_LINES else None
+        text = read_lines(worker, file)
+        return None if text is None or len(text) > _MAX_LINES else text
 
     paths = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
     listed = []
@@ -68,6 +75,15 @@ def between(
         sizes = [file[1] if file else None for file in files]
         listed.append(FileDifference(path, sizes[0], sizes[1], _changed_lines(*map(lines, files))))
     return listed, len(paths) - len(listed)
+
+
+def read_lines(worker: Worker, file: _File) -> list[str] | None:
+    """Return the lines of a file of at most MAX_TEXT bytes; None if it is larger, or no text."""
+    digest, size = file
+    if size > MAX_TEXT:
+        return None
+    raw = worker.registry.store.read_document(digest)
+    return None if b"\0" in raw else raw.decode("utf-8", "replace").splitlines()
 
 
 def _changed_lines(before: list[str] | None, after: list[str] | None) -> list[str]:

@@ -21,12 +21,12 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.card import Card
 from adapterhub.project.policy import join
 from adapterhub.registry.registry import policy_of
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 from . import aliases, gates, proposals, publishing, renames, request_context
 from .access_control import Access
-from .accounts import access_tokens, accounts
+from .accounts import access_tokens, accounts, sessions
 from .accounts.access_tokens import Identity
 from .accounts.accounts import READERS
 from .accounts.id_tokens import Issuers
@@ -249,6 +249,18 @@ class Hub:
     def identify(self, request: Request) -> Identity | None:
         """Return the account and role of a request's token; None without one. Raises `BadTokenError`."""
         return self.access.identify(request.headers)
+
+    def identify_visitor(self, request: Request) -> Identity | None:
+        """Return the account behind a token or a browser's session, for requests that change nothing; None without either.
+
+        Another site can have a browser send its session, so that forms need more than this. Raises `BadTokenError`.
+        """
+        identity = self.identify(request)
+        if identity is None and (cookie := request.cookies.get(sessions.COOKIE)):
+            identity = sessions.session_identity(self.database, cookie)
+            if identity:
+                request_context.current().set_account(identity.account, identity.prefix, identity.token)
+        return identity
 
     def visible(self, worker: Worker, identity: Identity | None, name: str) -> View | None:
         """Return a repository, or None if it does not exist or `identity` may not see it."""

@@ -169,6 +169,11 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX proposals_account ON proposals (account)
     """,
+    """
+    ALTER TABLE accounts ADD COLUMN full_name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE accounts ADD COLUMN about TEXT NOT NULL DEFAULT '';
+    ALTER TABLE accounts ADD COLUMN link TEXT NOT NULL DEFAULT ''
+    """,
 )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from adapterhub.digest import is_hex
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.document import BaseInfo
-from adapterhub.registry.repository_records import MAIN, Repository
+from adapterhub.registry.repository_documents import MAIN, Repository
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -38,6 +38,9 @@ def _added(summary: str, body: Schema) -> Operation:
 
 OPERATIONS: Mapping[str, Operation] = {
     f"GET {_PREFIX}/account": _shown("Tell about the account and the token of the client"),
+    f"PUT {_PREFIX}/account/profile": _changed(
+        "Set what the client's account says of itself", object_of(full_name=TEXT, about=TEXT, link=TEXT)
+    ),
     f"GET {_TOKENS}": _shown("List the client's tokens"),
     f"POST {_TOKENS}": _added("Make a token, which may do no more than the client's", _NEW_TOKEN),
     f"DELETE {_TOKENS}/{{ident}}": _changed("Revoke one of the client's tokens"),

@@ -23,7 +23,7 @@ from adapterhub_converters.errors import RefusedError
 from . import proposals
 from .access_control import may_write
 from .accounts.access_tokens import Identity
-from .commits import View, source_name
+from .commits import Commit, View, source_name
 from .lru_cache import LRUCache
 from .publishing import check_released
 from .workers import Worker
@@ -60,6 +60,14 @@ class PolicyGate:
             check_not_withdrawn(worker, row)
         if self._policy is not None and row is not None and not may_write(identity, row.name):
             _raise(self._version_refusal(worker, self._policy, row))
+
+    def check_file(self, worker: Worker, identity: Identity | None, view: View, commit: Commit, digest: Digest) -> None:
+        """Raise GatedError or RefusedError for a file of a commit that a client may not read."""
+        if commit.row:
+            self.check(worker, identity, view, commit.row)
+        else:
+            self.check_proposal(identity, view, commit.id)
+            self.check_blob(worker, identity, view, digest)
 
     def check_blob(self, worker: Worker, identity: Identity | None, view: View, digest: Digest) -> None:
         """Raise RefusedError for a blob that a repository has only in versions the policy does not allow.

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from adapterhub.digest import Digest
 from adapterhub.registry.moves import now
-from adapterhub.registry.repository_records import (
+from adapterhub.registry.repository_documents import (
     ACCEPTED,
     OPEN,
     CommitRecord,
@@ -257,12 +257,14 @@ class ProposedChange:
     """What an open proposal would change of `main`.
 
     Attributes:
-        record: Its commit.
+        commit: The id of its commit.
+        record: That commit.
         before: The files of the commit that it is about.
         files: The files that differ from those, by path: None for one that it removes.
         conflicts: What stands in its way: paths that `main` has changed since.
     """
 
+    commit: str
     record: CommitRecord
     before: Files
     files: Mapping[str, tuple[Digest, int] | None]
@@ -289,7 +291,7 @@ def change_of(worker: Worker, view: View, proposal: Proposal) -> ProposedChange:
     conflicts = {path for path in moved & files.keys() if current.get(path) != files[path]}
     if any(map(determines_function, files)):
         conflicts |= {path for path in moved if determines_function(path) and current.get(path) != files.get(path, ("", -1))}
-    return ProposedChange(record, before, files, sorted(conflicts))
+    return ProposedChange(proposal.commit, record, before, files, sorted(conflicts))
 
 
 def upload_name(access: Access, identity: Identity | None, name: str) -> str:

@@ -24,7 +24,7 @@ from adapterhub.project.policy import Policy
 from adapterhub.project.policy_rules import VersionFacts
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import OtherManifest, with_manifest
+from adapterhub.registry.repository_documents import OtherManifest, with_manifest
 from adapterhub.registry.signature_policy import LIMIT, is_about
 from adapterhub.registry.signature_policy import check as check_signed
 from adapterhub.registry.version_facts import first_problem, read_parent, stored_facts

@@ -2,11 +2,13 @@
 
 Every read of a private or gated name is logged, and the first one of a minute before its bytes are sent; of other names, one in
 SAMPLE. What is counted within seconds is written together. The rows are no part of the audit log and its chain, so that readers
-cannot push changes out of it; of too many, the oldest are removed.
+cannot push changes out of it; of too many, the oldest are removed. Of a client without an account, only the network is kept: it
+says where reads came from, and the admins of a namespace are not to learn who a stranger is.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import threading
 import time
@@ -24,6 +26,7 @@ MAX_ROWS = 200_000
 _INTERVAL = 5.0  # seconds between two writes
 _FRESH = 60.0  # seconds in which a further read of the same kind is counted later
 _MAX_PENDING = 10_000  # kinds of reads in memory
+_NETWORK_BITS = {4: 24, 6: 48}  # of the address of a client without an account
 _Key = tuple[str, str, str, str, str]
 _Reads = tuple[str, int, float]  # the address of the last one, their count, and the time of the last one
 
@@ -32,7 +35,8 @@ _Reads = tuple[str, int, float]  # the address of the last one, their count, and
 class Read:
     """Reads of a digest on a day (YYYY-MM-DD, UTC); `address` and `time`, in seconds since the epoch, are of the last one.
 
-    `account` is empty for clients without one. `digest` is that of a version, or of a blob that was asked for by its digest.
+    `account` is empty for clients without one, whose `address` is a network. `digest` is that of a version, or of a blob that
+    was asked for by its digest.
     """
 
     day: str
@@ -62,7 +66,7 @@ class ReadLog:
         key = (time.strftime("%Y-%m-%d", time.gmtime(now)), name, digest, call.account, protocol)
         with self._lock:
             _, count, _ = self._pending.get(key, ("", 0, 0.0))
-            self._pending[key] = call.address, count + 1, now
+            self._pending[key] = call.address if call.account else _network(call.address), count + 1, now
             is_due = self._due < time.monotonic() or len(self._pending) >= _MAX_PENDING
             is_new = always and self._written.get(key, 0.0) < now - _FRESH
         if is_due or is_new:
@@ -103,6 +107,16 @@ class ReadLog:
         self.write()
         sql = "DELETE FROM reads WHERE time <= (SELECT time FROM reads ORDER BY time DESC LIMIT 1 OFFSET ?)"
         self._database.execute(sql, MAX_ROWS)
+
+
+def _network(address: str) -> str:
+    """Return the network of an address, which many clients share; a text that is no address as it is."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return str(ipaddress.ip_network((int(ip), _NETWORK_BITS[ip.version]), strict=False))
 
 
 def reads(database: HubDatabase, *, name: str = "", account: str = "", before: float = 0.0, limit: int = 100) -> list[Read]:

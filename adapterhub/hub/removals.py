@@ -9,7 +9,7 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry import repository_records
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub.registry.version_lookup import RestoreResult, removed_versions
 from adapterhub.store.store import HUB
 from adapterhub_converters.errors import AdapterhubError, RefusedError

@@ -18,7 +18,8 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.maintenance import name_moves
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.registry.moves import now
-from adapterhub.registry.repository_records import Repository, needed_blobs
+from adapterhub.registry.repository_documents import Repository
+from adapterhub.registry.repository_records import needed_blobs
 
 from . import commits, downloads, gates, mirror_origin, publishing, request_context, stars
 from .accounts.accounts import Namespace

@@ -14,7 +14,7 @@ from dataclasses import field
 from itertools import islice
 
 from adapterhub.index.queries import VersionKey
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .workers import Worker

@@ -24,7 +24,7 @@ from contextlib import closing
 from itertools import groupby
 from typing import Any
 
-from adapterhub.http.boundary import public_only
+from adapterhub.http.boundary import Boundary
 from adapterhub.http.client import Client
 from adapterhub.http.http_errors import RetryableError
 from adapterhub.http.urls import origin
@@ -306,7 +306,7 @@ def _post_event(url: str, secret: str, ident: str, event: str, text: str, *, pri
         "X-Hub-Signature-256": signature(secret, body),
     }
     scheme, host, _ = origin(url, "webhook")
-    boundary = None if private else public_only()
+    boundary = None if private else Boundary("", public_only=True)
     try:
         with closing(Client(url if private else "", pauses=(), timeout=_TIMEOUT, boundary=boundary)) as client:
             location, good = f"{scheme}://{host}", range(200, 300)

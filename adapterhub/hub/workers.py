@@ -16,7 +16,8 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.rehearsal import rehearsal
-from adapterhub.registry.repository_records import Repositories, Repository
+from adapterhub.registry.repository_documents import Repository
+from adapterhub.registry.repository_records import Repositories
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
 

@@ -14,8 +14,9 @@ from adapterhub.hub.hf import commit_requests, reading
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.workers import MAX_CACHED_FILES, Worker
 from adapterhub.maintenance import gc
-from adapterhub.registry import repository_records
-from adapterhub.registry.repository_records import MAIN, Repositories
+from adapterhub.registry import repository_documents
+from adapterhub.registry.repository_documents import MAIN
+from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running, adapter, hub
 from tests.support.hub_tenants import Tenant
 
@@ -46,7 +47,7 @@ def test_a_path_of_megabytes_is_refused(red: Tenant) -> None:
 
 
 def test_a_commit_too_large_to_be_read_again_is_refused(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository_records, "MAX_DOCUMENT", 20_000)
+    monkeypatch.setattr(repository_documents, "MAX_DOCUMENT", 20_000)
     answer = red.commit("open", {f"{n:03}{'d' * 200}.txt": b"" for n in range(100)})
     assert answer.status_code == 400
     assert "use shorter names" in answer.json()["error"].lower()

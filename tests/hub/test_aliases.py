@@ -17,7 +17,7 @@ from adapterhub.manifest.oci_manifest import TITLE
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache
 from adapterhub.registry.adapter_recipe import Conversion
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from adapterhub_converters.bases import BaseTensor
 from adapterhub_converters.formats import convert, peft
 from tests.converters import trained

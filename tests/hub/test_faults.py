@@ -22,7 +22,7 @@ import urllib3
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from adapterhub_converters.errors import LocalIOError
 from tests.conftest import missing
 from tests.hub.conftest import Running, serving

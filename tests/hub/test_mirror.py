@@ -25,7 +25,7 @@ from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Version
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from adapterhub.remotes.hub import hub_versions
 from adapterhub.remotes.hub.hub_client import Bounds
 from adapterhub_converters.bases import BaseTensor

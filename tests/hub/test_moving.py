@@ -26,7 +26,7 @@ from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters.errors import RefusedError
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending

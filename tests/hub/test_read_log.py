@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.hub import read_log
+from adapterhub.hub import read_log, request_context
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.read_log import ReadLog
@@ -99,3 +99,22 @@ def test_rows_are_bounded_and_the_oldest_go(database: HubDatabase, monkeypatch: 
         log.record(f"team/{number}", "sha256:x", "hf", always=True)
     log.trim()
     assert [row.name for row in read_log.reads(database)] == ["team/4", "team/3", "team/2"]
+
+
+@pytest.mark.parametrize(
+    ("address", "stored"),
+    [
+        ("203.0.113.77", "203.0.113.0/24"),
+        ("::ffff:203.0.113.77", "203.0.113.0/24"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_only_the_network_of_a_stranger_is_kept(database: HubDatabase, address: str, stored: str) -> None:
+    for account in ("", "ada"):
+        call = request_context.begin(address)
+        call.account = account
+        log = ReadLog(database)
+        log.record("team/sql", "sha256:x", "hf", always=True)
+        log.write()
+    assert {row.account: row.address for row in read_log.reads(database)} == {"": stored, "ada": address}

@@ -27,7 +27,7 @@ from adapterhub.index.version_search import Query
 from adapterhub.maintenance import disk_usage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters.errors import AdapterhubError
 from tests.support.adapters import write_adapter
 from tests.support.import_graph import module_paths, nodes, parsed

@@ -19,7 +19,8 @@ from adapterhub.ref import Ref
 from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.repository_records import Repositories, Repository
+from adapterhub.registry.repository_documents import Repository
+from adapterhub.registry.repository_records import Repositories
 from adapterhub.store.ref_log import Entry
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
 from tests.registry.forks import finished, fork

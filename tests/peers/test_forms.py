@@ -139,3 +139,38 @@ def test_an_adapter_is_changed_removed_and_restored_on_its_page(chromium: Browse
         assert [entry.op for entry in registry.log(Ref("team/sql"))] == [
             *("restore", "delete", "push", "push", "deprecate", "tag", "push")
         ]
+
+
+_PROPOSE = """
+sign_in(TOKEN)
+plain.goto(URL + "/team/sql")
+plain.click("text=Propose a version")
+result = {"wrong": wrong()}
+plain.set_input_files("#file", FILES)
+plain.fill("#title", "Trained on more")
+plain.click("#propose button")
+result["wrong"] += wrong()
+plain.click("text=The proposal")
+result["wrong"] += wrong()
+result["proposal"] = plain.text_content("main")
+context.clear_cookies()
+sign_in(WRITER)
+plain.goto(URL + "/team/sql/discussions/1")
+plain.click("text=Accept")
+result["wrong"] += wrong()
+"""
+
+
+def test_a_reader_proposes_a_version_on_the_page_and_a_writer_accepts_it(
+    chromium: Browser, hub: Running, tmp_path: Path
+) -> None:
+    with hub.registry() as registry:
+        registry.push(write_adapter(tmp_path / "first", 1), Ref("team/sql"))
+    files = [str(path) for path in write_adapter(tmp_path / "second", 2).iterdir()]
+    reader, writer = hub.make_token("ada", "read"), hub.make_token("bob", "write")
+    steps = f"URL, TOKEN, WRITER, FILES = {hub.url!r}, {reader!r}, {writer!r}, {files!r}\n{_WITHOUT_SCRIPTS}{_PROPOSE}"
+    result = chromium.visit(hub.url, steps)
+    assert result["wrong"] == []
+    assert "Trained on more" in result["proposal"]
+    with hub.registry() as registry:
+        assert registry.row(Ref("team/sql")).number == 2

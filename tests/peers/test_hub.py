@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter, write_large_adapter
 from tests.support.hub_clients import HubClient, JavaScriptClient

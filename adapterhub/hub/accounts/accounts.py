@@ -119,7 +119,7 @@ def ensure_account(database: HubDatabase, name: str) -> None:
 
 
 def remove(database: HubDatabase, name: str, *, force: bool = True) -> None:
-    """Remove an account: its tokens are revoked and its roles deleted; what it pushed stays.
+    """Remove an account: its tokens are revoked, its roles and its profile deleted; what it pushed stays.
 
     Raises:
         NotFoundError: There is no such account.
@@ -127,7 +127,8 @@ def remove(database: HubDatabase, name: str, *, force: bool = True) -> None:
     """
     with database.transaction():
         _check_other_admins(database, name, force=force)
-        if not database.execute("UPDATE accounts SET removed = ? WHERE name = ? AND removed IS NULL", time.time(), name):
+        sql = "UPDATE accounts SET removed = ?, full_name = '', about = '', link = '' WHERE name = ? AND removed IS NULL"
+        if not database.execute(sql, time.time(), name):
             raise _no_account(name)
         database.execute("UPDATE tokens SET revoked = ? WHERE account = ? AND revoked IS NULL", time.time(), name)
         database.execute("DELETE FROM members WHERE account = ?", name)

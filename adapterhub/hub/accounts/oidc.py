@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import importlib.util
 import secrets
 import time
@@ -22,6 +21,7 @@ from adapterhub.http.client import Client
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import origin
 from adapterhub.hub.settings import Provider
+from adapterhub.hub.signed_fields import is_equal, signature
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -82,7 +82,7 @@ class Login:
         return base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).decode().rstrip("=")
 
     def _derived(self, use: str) -> str:
-        return hmac.new(self.key, f"oidc {use}\n{self.cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        return signature(self.key, f"oidc {use}", self.cookie)
 
     def check(self, state: str) -> str:
         """Return the page to show next if the state belongs to this login.
@@ -90,7 +90,7 @@ class Login:
         Raises:
             RefusedError: It belongs to another login, or the login has expired.
         """
-        if hmac.compare_digest(self.state.encode(), state.encode("utf-8", "replace")):
+        if is_equal(state, self.state):
             _, expires, next_page = self.cookie.split(".")  # the matching state proves that this hub wrote the cookie
             if time.time() < int(expires):
                 return bytes.fromhex(next_page).decode()

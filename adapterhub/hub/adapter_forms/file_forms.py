@@ -1,24 +1,25 @@
-"""Forms that commit files to `main`: the card, as it was edited on a page, and uploaded files."""
+"""Forms that commit files to `main`, or propose them: the card, as it was edited on a page, and uploaded files."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import request_context
+from adapterhub.hub import proposals, request_context
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.api.name_changes import check_writer
 from adapterhub.hub.commits import Commit
-from adapterhub.hub.hf.commit_requests import Changes
+from adapterhub.hub.hf import proposing
+from adapterhub.hub.hf.commit_requests import Changes, Tree
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
-from adapterhub.hub.hf.reading import name_of
+from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hf.writing import commit_in_turn
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import stream_body
@@ -26,12 +27,13 @@ from adapterhub.hub.web.adapter_settings import CARD, MAX_CARD, UploadedPage, ca
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import PageRequest, answer_page, redirect_to, render_page
 from adapterhub.hub.workers import Worker
-from adapterhub.manifest.package_files import SIGNATURE, check_paths
-from adapterhub.registry.repository_records import MAIN
+from adapterhub.manifest.package_files import SIGNATURE, check_paths, divide_names
+from adapterhub.registry.repository_documents import MAIN
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 
 from .form_endpoint import errors_in_words
 from .multipart import MultipartReader, boundary_of
+from .proposal_forms import proposal_url
 
 _MAX_FORM = 4 * MAX_CARD  # bytes of a card in a form, where a letter may take nine
 _MAX_FILES = 1000  # of an upload
@@ -39,11 +41,15 @@ _MAX_FIELDS, _MAX_FIELD = 20, 2000  # other fields, and bytes of one
 _MOVED = (
     "Somebody else has committed meanwhile. Copy what you want to keep of their card, then commit again: it replaces theirs."
 )
+_FileWork = Callable[[Hub, Identity, str, dict[str, str], Tree], Awaitable[UploadedPage]]
 _ERRORS = (AdapterhubError, ForbiddenError, NoTokenError, MovedError, ResponseError)
 
 
-async def _sender(request: Request, fields: dict[str, str] | None = None) -> Identity | Response:
-    """Return who may write to the name in the path, checked with the session's mark if there are fields; or the refusal."""
+async def _sender(request: Request, fields: dict[str, str] | None = None, *, proposes: bool = False) -> Identity | Response:
+    """Return who may write to the name in the path, or propose something; or the refusal.
+
+    With fields, they are checked to come from a page of the session.
+    """
     name = name_of(request)
 
     def check(page_request: PageRequest, worker: Worker) -> Identity:
@@ -52,6 +58,11 @@ async def _sender(request: Request, fields: dict[str, str] | None = None) -> Ide
             raise NoTokenError
         if fields is not None:
             check_session(page_request, fields)
+        if proposes:
+            with errors_in_words(name):
+                visible_view(worker, page_request.hub, page_request.who, name)
+            proposals.upload_name(page_request.hub.access, page_request.who, name)
+            return page_request.who
         with errors_in_words(name):
             # `main` may be without a version: then the API's own check finds no adapter yet.
             view = page_request.hub.visible(worker, page_request.who, name)
@@ -133,25 +144,33 @@ async def _commit_card(hub: Hub, identity: Identity, name: str, fields: dict[str
 
 async def upload_files(request: Request) -> Response:
     """POST /-/adapters/{namespace}/{repo}/upload: commit files in a form, with the checks of a push."""
-    sender = await _sender(request)
+    return await _answer_files(request, _commit_files)
+
+
+async def propose_files(request: Request) -> Response:
+    """POST /-/adapters/{namespace}/{repo}/propose: propose files in a form as the next version."""
+    return await _answer_files(request, _propose_files, proposes=True)
+
+
+async def _answer_files(request: Request, work: _FileWork, *, proposes: bool = False) -> Response:
+    """Answer a form with files with the page that `work` returns."""
+    sender = await _sender(request, proposes=proposes)
     if isinstance(sender, Response):
         return sender
     hub, name = request.app.state.hub, name_of(request)
     try:
         reader = MultipartReader(stream_body(request), boundary_of(request.headers.get("content-type", "")))
-        fields, files = await _read_parts(request, hub, name, reader)
+        counted_name = proposals.upload_name(hub.access, sender, name) if proposes else name
+        fields, files = await _read_parts(request, hub, counted_name, reader, proposes=proposes)
         # Looked up again: the role may be gone since the files began to arrive.
-        sender = await _sender(request, fields)
+        sender = await _sender(request, fields, proposes=proposes)
         if isinstance(sender, Response):
             return sender
-        commit, notes = await _commit_files(hub, sender, name, fields, files)
+        page = await work(hub, sender, name, fields, files)
     except _RefusalError as refusal:
         return refusal.response
     except _ERRORS as error:
         return await _error_page(request, error)
-    request_context.current().record_detail(commit=commit.id)
-    kept_files = sorted(path for path in files if path == SIGNATURE or commit.files.get(path) == files[path])
-    page = UploadedPage(name, commit.id, kept_files, sorted(files.keys() - set(kept_files)), notes)
     return await answer_page(request, lambda page_request, _worker: render_page(page_request, page))
 
 
@@ -164,11 +183,11 @@ class _RefusalError(Exception):
 
 
 async def _read_parts(
-    request: Request, hub: Hub, name: str, reader: MultipartReader
-) -> tuple[dict[str, str], dict[str, tuple[Digest, int]]]:
-    """Return the fields of a form, and its files as stored by now: path to digest and size."""
-    fields: dict[str, str] = {}
-    files: dict[str, tuple[Digest, int]] = {}
+    request: Request, hub: Hub, counted_name: str, reader: MultipartReader, *, proposes: bool
+) -> tuple[dict[str, str], Tree]:
+    """Return the fields of a form, and its files, which are stored by now and count as uploads for `counted_name`."""
+    name, fields = name_of(request), dict[str, str]()
+    files: Tree = {}
     while part := await reader.next_part():
         if part.filename is None:
             # Counted for each, as fields without a byte take memory too.
@@ -177,14 +196,14 @@ async def _read_parts(
             fields[part.name] = await _read_field(reader, part.name, _MAX_FIELD)
             continue
         if not files:  # nothing is stored for a form of another site
-            refusal = await _sender(request, fields)
+            refusal = await _sender(request, fields, proposes=proposes)
             if isinstance(refusal, Response):
                 raise _RefusalError(refusal)
         if len(files) >= _MAX_FILES:
             raise RefusedError(name, f"more than {_MAX_FILES:,} files", "Make several commits")
         if part.filename:
             check_paths([part.filename], name, RefusedError)
-            files[part.filename] = await _receive(hub, name, reader.data())
+            files[part.filename] = await _receive(hub, counted_name, reader.data())
         else:  # no file was chosen
             await _read_field(reader, part.name, 0)
     if not files:
@@ -214,12 +233,26 @@ async def _receive(hub: Hub, name: str, data: AsyncIterator[bytes]) -> tuple[Dig
     return await hub.uploads.finish(upload, f"sha256:{upload.hasher.hexdigest()}"), size
 
 
-async def _commit_files(
-    hub: Hub, identity: Identity, name: str, fields: dict[str, str], files: dict[str, tuple[Digest, int]]
-) -> tuple[Commit, str]:
-    staged: Any = hub.stage_files(name)
+def _title_of(fields: dict[str, str], files: Tree) -> str:
+    """Return the title of a form, or one that names its files."""
+    return fields.get("title", "").strip()[:200] or f"Upload {', '.join(sorted(files))[:150]}"
+
+
+async def _commit_files(hub: Hub, identity: Identity, name: str, fields: dict[str, str], files: Tree) -> UploadedPage:
+    staged = hub.stage_files(name)
     try:
-        title = fields.get("title", "").strip()[:200] or f"Upload {', '.join(sorted(files))[:150]}"
-        return await commit_in_turn(hub, identity, f"{name}@{MAIN}", Changes(staged, title, files=files))
+        changes = Changes(staged, _title_of(fields, files), files=files)
+        commit, notes = await commit_in_turn(hub, identity, f"{name}@{MAIN}", changes)
     finally:
         await asyncio.shield(hub.workers.read(staged.close))
+    request_context.current().record_detail(commit=commit.id)
+    kept_files = sorted(path for path in files if path == SIGNATURE or commit.files.get(path) == files[path])
+    left_out = sorted(files.keys() - set(kept_files))
+    return UploadedPage("Uploaded", f"/{name}/commit/{commit.id}", kept_files, left_out, notes)
+
+
+async def _propose_files(hub: Hub, identity: Identity, name: str, fields: dict[str, str], files: Tree) -> UploadedPage:
+    kept_files, _ = divide_names({*files} - {SIGNATURE})
+    number, proposal = await proposing.propose_files(hub, identity, name, _title_of(fields, files), files)
+    left_out = sorted(files.keys() - set(kept_files))
+    return UploadedPage("Proposed", proposal_url(name, number), kept_files, left_out, proposal.objection)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapterhub.hub import request_context
 from adapterhub.hub.api import name_changes
-from adapterhub.hub.gates import MAX_TERMS, Gate
+from adapterhub.hub.gates import ACCEPTED, MAX_TERMS, Gate
 from adapterhub.hub.hf import gating, likes, repositories
 from adapterhub.hub.web.posting import count_in
 from adapterhub.hub.web.site import PageRequest
@@ -79,15 +79,15 @@ def set_star(page_request: PageRequest, worker: Worker, name: str, fields: Field
 
 def decide_access(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
     """POST …/decide-access: accept or reject the request of an account."""
-    about = {"account": fields.get("account", ""), "status": fields.get("status", "")}
-    gating.decide(worker, page_request.hub, page_request.who, name, **about)
+    account, status = fields.get("account", ""), fields.get("status", "")
+    gating.decide(worker, page_request.hub, page_request.who, name, account=account, status=status)
     return f"{settings_url(name)}#access"
 
 
 def grant_access(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
     """POST …/grant-access: give an account access that has not asked for it."""
     account = fields.get("account", "").strip()
-    gating.give_access(worker, page_request.hub, page_request.who, name, account=account)
+    gating.decide(worker, page_request.hub, page_request.who, name, account=account, status=ACCEPTED, unasked=True)
     return f"{settings_url(name)}#access"
 
 

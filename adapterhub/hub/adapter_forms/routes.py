@@ -44,4 +44,5 @@ def routes() -> list[BaseRoute]:
         Route(f"{_NAME}/rename", change_endpoint(name_forms.rename, renames=True), methods=["POST"]),
         Route(f"{_NAME}/card", file_forms.commit_card, methods=["POST"]),
         Route(f"{_NAME}/upload", file_forms.upload_files, methods=["POST"]),
+        Route(f"{_NAME}/propose", file_forms.propose_files, methods=["POST"]),
     ]

@@ -33,7 +33,7 @@ async def show_gate(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> dict[str, Any]:
-        source = source_name(visible_view(hub, worker, identity, name))
+        source = source_name(visible_view(worker, hub, identity, name))
         gate = gates.find_gate(worker.database, source)
         status = gates.access_status(worker.database, source, identity.account) if identity else None
         may_read = hub.access.may_read_files(identity, name)

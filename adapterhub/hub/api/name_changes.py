@@ -21,7 +21,8 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
 from adapterhub.ref import LATEST, Ref, is_tag
-from adapterhub.registry.repository_records import ENTRY_SIZE, MAIN
+from adapterhub.registry.repository_documents import MAIN
+from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
 from adapterhub.remotes import version_documents
 from adapterhub_converters.errors import RefusedError, UsageError

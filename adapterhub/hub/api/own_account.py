@@ -1,12 +1,13 @@
-"""Handlers for the client's own account and its tokens."""
+"""Handlers for the client's own account: its profile and its tokens."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from adapterhub.hub.access_control import NoTokenError
-from adapterhub.hub.administration import own_tokens
+from adapterhub.hub.administration import own_tokens, profiles
 from adapterhub.hub.administration.own_tokens import TokenOptions
+from adapterhub.hub.administration.profiles import Profile
 
 from .account_requests import Call, Document, Fields, change_handler, number_of, read_handler
 from .request_fields import number_field, text_field, texts_field
@@ -14,13 +15,22 @@ from .request_fields import number_field, text_field, texts_field
 
 @read_handler()
 def account(call: Call) -> Document:
-    """GET …/account: who asks, their roles by namespace, and the limits of the token."""
+    """GET …/account: who asks, their profile, their roles by namespace, and the limits of the token."""
     identity = call.identity
     if identity is None:
         raise NoTokenError
     token = {"id": identity.token, "role": identity.role, "namespaces": identity.namespaces, "expires": identity.expires}
     roles = dict(identity.roles) if identity.roles is not None else None
-    return {"account": identity.account, "roles": roles, "token": token}
+    profile = asdict(profiles.find_profile(call.database, identity.account))
+    return {"account": identity.account, "profile": profile, "roles": roles, "token": token}
+
+
+@change_handler()
+def set_profile(call: Call) -> Document:
+    """PUT …/account/profile: what is missing is empty from now on."""
+    profile = Profile(*(text_field(call.fields, key, "").strip() for key in ("full_name", "about", "link")))
+    profiles.set_profile(call.database, call.identity, profile)
+    return asdict(profile)
 
 
 @read_handler()

@@ -9,24 +9,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import commits, file_differences, proposals
-from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf import proposal_changes, proposing
 from adapterhub.hub.hf.reading import path_part, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_records import OPEN, Proposal
+from adapterhub.registry.repository_documents import OPEN, Proposal
 
 from .api_requests import name_of
 from .changing import begin, refuse_condition
 from .request_fields import text_field
 
 _MAX_BODY = 64 << 10  # bytes of a document with a reason
-
-
-def _visible(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> commits.View:
-    """Return a repository that the client sees, which need not have a version yet."""
-    return visible_view(hub, worker, identity, name)
 
 
 def _summary(name: str, number: str, proposal: Proposal) -> dict[str, Any]:
@@ -53,7 +47,7 @@ async def proposals_of(hub: Hub, request: Request) -> Response:
     identity, name, state = hub.identify(request), name_of(request), request.query_params.get("state", "")
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = _visible(worker, hub, identity, name)
+        view = visible_view(worker, hub, identity, name)
         listed = list(view.repository.proposals.items()) if view.repository else []
         return [_summary(view.name, *entry) for entry in listed[::-1] if state in ("", entry[1].state)]
 
@@ -65,15 +59,13 @@ async def proposal(hub: Hub, request: Request) -> Response:
     identity, name, number = hub.identify(request), name_of(request), path_part(request, "ident")
 
     def work(worker: Worker) -> dict[str, Any]:
-        view = _visible(worker, hub, identity, name)
+        view = visible_view(worker, hub, identity, name)
         shown = proposals.find(view, number)
         document = _summary(view.name, number, shown)
         if shown.state != OPEN:
             return document
         change = proposals.change_of(worker, view, shown)
-        files, more = file_differences.between(
-            worker, hub, identity, view, before=change.before, after=change.record.files, commit=shown.commit
-        )
+        files, more = file_differences.of_proposal(worker, hub, identity, view, change)
         listed = [{"path": file.path, "before": file.before, "after": file.after, "lines": [*file.lines]} for file in files]
         about = {"description": change.record.description, "parent": change.record.parent, "conflicts": change.conflicts}
         return {**document, **about, "files": listed, "more_files": more}
@@ -84,7 +76,7 @@ async def proposal(hub: Hub, request: Request) -> Response:
 async def accept(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/proposals/{number}/acceptance: commit it to `main`, if it is still the commit `commit`."""
     refuse_condition(request)
-    identity, name = await begin(hub, request, _visible)
+    identity, name = await begin(hub, request, visible_view)
     fields = await read_object(request, _MAX_BODY)
     number = path_part(request, "ident")
     commit, reason = text_field(fields, "commit", ""), text_field(fields, "reason", "")
@@ -98,7 +90,7 @@ async def accept(hub: Hub, request: Request) -> Response:
 async def refuse(hub: Hub, request: Request) -> Response:
     """POST …/names/{name}/proposals/{number}/refusal: refuse it with a `reason`; its files go with the next gc."""
     refuse_condition(request)
-    identity, name = await begin(hub, request, _visible)
+    identity, name = await begin(hub, request, visible_view)
     reason = text_field(await read_object(request, _MAX_BODY), "reason")
     number = path_part(request, "ident")
     async with proposing.turn(hub, name):

@@ -54,6 +54,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("PUT", f"{_TAG}/protection", changing.protect),
     ("DELETE", f"{_TAG}/protection", changing.protect),
     ("GET", f"{PREFIX}/account", own_account.account),
+    ("PUT", f"{PREFIX}/account/profile", own_account.set_profile),
     ("GET", _TOKENS, own_account.tokens),
     ("POST", _TOKENS, own_account.create_token),
     ("DELETE", f"{_TOKENS}/{{ident}}", own_account.revoke_token),

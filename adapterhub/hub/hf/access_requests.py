@@ -7,6 +7,7 @@ pages at `/{id}/ask-access`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -98,7 +99,8 @@ async def grant(hub: Hub, request: Request) -> Response:
     """POST …/user-access-request/grant: give an account access that it need not have asked for."""
     identity, name = await _identify_decider(hub, request)
     account = str((await read_document(request)).get("user", ""))
-    await _run(hub, lambda worker: gating.give_access(worker, hub, identity, name, account=account))
+    work = partial(gating.decide, account=account, status=gates.ACCEPTED, unasked=True)
+    await _run(hub, lambda worker: work(worker, hub, identity, name))
     return JSONResponse({"user": account, "status": gates.ACCEPTED})
 
 

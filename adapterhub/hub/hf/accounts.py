@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.accounts import EVERYWHERE
+from adapterhub.hub.administration import profiles
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
@@ -21,6 +22,7 @@ async def whoami(hub: Hub, request: Request) -> Response:
     identity = hub.identify(request)
     if identity is None:
         raise NoTokenError
+    profile = await hub.workers.run(lambda worker: profiles.find_profile(worker.database, identity.account))
     # Clients only distinguish read from write.
     token = {"displayName": f"{identity.account}-{identity.token}", "role": "read" if identity.role == "read" else "write"}
     return JSONResponse(
@@ -28,7 +30,7 @@ async def whoami(hub: Hub, request: Request) -> Response:
             "type": "user",
             "id": identity.account,
             "name": identity.account,
-            "fullname": identity.account,
+            "fullname": profile.full_name or identity.account,
             "canPay": False,
             "isPro": False,
             "orgs": [{"type": "org", "id": name, "name": name, "fullname": name} for name in _organizations(identity)],
@@ -48,7 +50,7 @@ async def auth_check(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> None:
-        visible_view(hub, worker, identity, name)
+        visible_view(worker, hub, identity, name)
         hub.access.check_files(identity, name)
 
     await hub.workers.run(work)

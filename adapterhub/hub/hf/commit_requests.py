@@ -17,7 +17,8 @@ from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES
-from adapterhub.registry.repository_records import ENTRY_SIZE, CommitRecord
+from adapterhub.registry.repository_documents import CommitRecord
+from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH

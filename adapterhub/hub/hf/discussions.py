@@ -13,7 +13,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_records import ACCEPTED, OPEN, Proposal
+from adapterhub.registry.repository_documents import ACCEPTED, OPEN, Proposal
 
 from . import proposal_changes, proposing
 from .hf_errors import ResponseError
@@ -48,7 +48,7 @@ async def list_discussions(hub: Hub, request: Request) -> Response:
     start = query_number(request, "p") * _PAGE
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         stored = list(view.repository.proposals.items()) if view.repository and kind != "discussion" else []
         summaries = [_summary(name, *entry) for entry in reversed(stored)]
         return [
@@ -67,7 +67,7 @@ async def discussion(hub: Hub, request: Request) -> Response:
     identity, name, number = hub.identify(request), name_of(request), path_part(request, "number")
 
     def work(worker: Worker) -> dict[str, Any]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         return _details(worker, hub, identity, view, number)
 
     return JSONResponse(await hub.workers.run(work))
@@ -80,9 +80,7 @@ def _details(worker: Worker, hub: Hub, identity: Identity | None, view: View, nu
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
         conflicts = list(change.conflicts)
-        files, _ = file_differences.between(
-            worker, hub, identity, view, before=change.before, after=change.record.files, commit=proposal.commit
-        )
+        files, _ = file_differences.of_proposal(worker, hub, identity, view, change)
         for file in files:
             diff += [f"--- a/{file.path}", f"+++ b/{file.path}", *file.lines]
     events = [_event(proposal.commit, "commit", proposal.opened, proposal.author, subject=proposal.title, oid=proposal.commit)]
@@ -122,7 +120,7 @@ async def set_status(hub: Hub, request: Request) -> Response:
     reason = str(fields.get("comment") or "")
 
     def work(worker: Worker) -> Proposal:
-        proposal = proposals.find(visible_view(hub, worker, identity, name), number)
+        proposal = proposals.find(visible_view(worker, hub, identity, name), number)
         if proposal.author == identity.account:
             return proposal_changes.withdraw(worker, hub, identity, name, number, reason=reason)
         return proposal_changes.refuse(worker, hub, identity, name, number, reason=reason or "closed without a comment")

@@ -18,7 +18,7 @@ REQUESTED, DECIDED = "access.requested", "access.decided"
 
 def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> AccessRequest:
     """Ask for access to a gated repository, or that of an alias, for the account of a client, which accepts the terms."""
-    name = source_name(visible_view(hub, worker, identity, name))
+    name = source_name(visible_view(worker, hub, identity, name))
     if identity is None:
         raise NoTokenError
     is_new = gates.find_request(worker.database, name, identity.account) is None
@@ -30,22 +30,21 @@ def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Acces
 
 
 def decide(
-    worker: Worker, hub: Hub, identity: Identity | None, name: str, *, account: str, status: str, reason: str = ""
+    worker: Worker,
+    hub: Hub,
+    identity: Identity | None,
+    name: str,
+    *,
+    account: str,
+    status: str,
+    reason: str = "",
+    unasked: bool = False,
 ) -> AccessRequest:
-    """Set the status of the request of an account, as an admin of the namespace."""
+    """Set the status of the request of an account, as an admin of the namespace; `unasked` also if there is none."""
     decider = check_decider(worker, hub, identity, name)
     request_context.current().record_detail(account=account, status=status, reason=reason or None)
-    request = gates.decide(worker.database, name, account, status, decider=decider.account, reason=reason)
+    request = gates.decide(worker.database, name, account, status, decider=decider.account, reason=reason, unasked=unasked)
     hub.webhooks.announce_event(name, DECIDED, {"account": account, "status": status})
-    return request
-
-
-def give_access(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, account: str) -> AccessRequest:
-    """Give an account access that need not have asked for it, as an admin of the namespace."""
-    decider = check_decider(worker, hub, identity, name)
-    request_context.current().record_detail(account=account, status=gates.ACCEPTED)
-    request = gates.decide(worker.database, name, account, gates.ACCEPTED, decider=decider.account, unasked=True)
-    hub.webhooks.announce_event(name, DECIDED, {"account": account, "status": gates.ACCEPTED})
     return request
 
 
@@ -57,6 +56,6 @@ def set_gate(worker: Worker, hub: Hub, identity: Identity | None, name: str, gat
 
 def check_decider(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Identity:
     """Return the identity of a client that may decide on access to a repository it sees; RefusedError for an alias."""
-    visible_view(hub, worker, identity, name)
+    visible_view(worker, hub, identity, name)
     aliases.check_writable_name(name)
     return check_admin(identity, name)

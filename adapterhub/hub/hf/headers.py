@@ -26,7 +26,7 @@ async def headers(hub: Hub, request: Request) -> Response:
     identity, name, path = hub.identify(request), name_of(request), request.path_params["path"]
 
     def work(worker: Worker) -> dict[str, Any]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_files(identity, name)
         commit = commit_at(worker, view, commits.HEAD)
         folder, slash, file = path.rpartition("/")

@@ -7,8 +7,6 @@ already have them.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from typing import Any
 from urllib.parse import urlencode
@@ -25,6 +23,7 @@ from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.quotas import proposal_scope
 from adapterhub.hub.request_context import stream_body
+from adapterhub.hub.signed_fields import signature, signed_purpose
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub_converters.display import printable
@@ -44,14 +43,14 @@ _LIFETIME = 3600  # seconds in which an address is valid: an upload must start b
 async def batch(hub: Hub, request: Request) -> Response:
     """POST /{id}.git/info/lfs/objects/batch."""
     identity, name = hub.identify(request), name_of(request)
-    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
+    await hub.workers.run(lambda worker: visible_view(worker, hub, identity, name))  # before its body
     fields = await read_document(request, _MAX_BATCH)
     operation = UPLOAD if fields.get("operation") == UPLOAD else DOWNLOAD
     uploading = operation == UPLOAD
     objects = [_object(entry) for entry in _checked_list(fields.get("objects"))]
 
     def work(worker: Worker) -> list[tuple[int | None, str]]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         counted_name = proposals.upload_name(hub.access, identity, name) if uploading else name
         for checked_name in {name, counted_name} if uploading else ():
             hub.quotas.check(worker, checked_name, dict(objects), except_uploads=[checked_name])
@@ -124,11 +123,7 @@ def _signed_query(hub: Hub, token_id: int, operation: str, name: str, file: tupl
     """Return the query of an address, which ends with the token that asked for it; `token_id` is 0 without one."""
     digest, size = file
     fields = {"size": str(size), "expires": str(int(time.time()) + _LIFETIME), "token": str(token_id)}
-    return {**fields, "signature": _signature(hub, operation, name, digest, *fields.values())}
-
-
-def _signature(hub: Hub, *fields: str) -> str:
-    return hmac.new(hub.secret, "\n".join(fields).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    return {**fields, "signature": signature(hub.secret, operation, name, digest, *fields.values())}
 
 
 def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int, str]:
@@ -139,16 +134,13 @@ def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, D
     """
     name, oid, query = name_of(request), request.path_params["oid"], request.query_params
     size, expires, token_id = (query.get(key, "") for key in ("size", "expires", "token"))
-    sent = query.get("signature", "").encode("utf-8", "replace")
-    operations = [
-        signed_for
-        for signed_for in ((UPLOAD, _PROPOSE) if operation == UPLOAD else (operation,))
-        if hmac.compare_digest(_signature(hub, signed_for, name, f"sha256:{oid}", size, expires, token_id).encode(), sent)
-    ]
+    purposes = (UPLOAD, _PROPOSE) if operation == UPLOAD else (operation,)
+    fields = (name, f"sha256:{oid}", size, expires, token_id)
+    purpose = signed_purpose(hub.secret, query.get("signature", ""), purposes, *fields)
     # The signature is checked first, so `expires` and `token_id` are numbers of ours.
-    if not operations or int(expires) < time.time() or not _may_still(hub, operations[0], name, int(token_id)):
+    if not purpose or int(expires) < time.time() or not _may_still(hub, purpose, name, int(token_id)):
         raise ResponseError(403, "", f"this address is not valid any more for this {operation}; begin again")
-    return name, f"sha256:{oid}", int(size), operations[0]
+    return name, f"sha256:{oid}", int(size), purpose
 
 
 def _may_still(hub: Hub, operation: str, name: str, token_id: int) -> bool:
@@ -164,7 +156,7 @@ async def _counted_name(hub: Hub, request: Request, name: str, operation: str) -
     if operation == UPLOAD:
         return name
     identity = hub.access.identity_behind(int(request.query_params["token"]))
-    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
+    await hub.workers.run(lambda worker: visible_view(worker, hub, identity, name))
     return proposal_scope(identity.account if identity else "", name)
 
 
@@ -202,7 +194,7 @@ async def get(hub: Hub, request: Request) -> Any:
     range_header = request.headers.get("range") if request.method == "GET" else None
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.policy_gate.check_blob(worker, identity, view, digest)
         if request.method == "GET":
             hub.record_read(view, digest, HUGGING_FACE)

@@ -26,7 +26,7 @@ def set_star(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, 
     if identity is None:
         raise NoTokenError
     if given:
-        stars.give(worker.database, source_name(visible_view(hub, worker, identity, name)), identity.account)
+        stars.give(worker.database, source_name(visible_view(worker, hub, identity, name)), identity.account)
     else:  # also from one that it sees no more
         view = hub.visible(worker, identity, name)
         stars.take_away(worker.database, source_name(view) if view else name, identity.account)
@@ -57,13 +57,13 @@ async def liked(hub: Hub, request: Request) -> Response:
 
 
 async def likers(hub: Hub, request: Request) -> Response:
-    """GET …/likers: the accounts that have given a repository a star, in pages."""
+    """GET …/likers: the accounts that have given a repository, or that of an alias, a star, in pages."""
     identity, name = hub.identify(request), name_of(request)
     after = request.query_params.get("cursor", "")
 
     def work(worker: Worker) -> list[Star]:
-        visible_view(hub, worker, identity, name)
-        return stars.stars_of_name(worker.database, name, after=after, limit=_PAGE + 1)
+        starred_name = source_name(visible_view(worker, hub, identity, name))
+        return stars.stars_of_name(worker.database, starred_name, after=after, limit=_PAGE + 1)
 
     accounts = [star.account for star in await hub.workers.run(work)]
     documents = [

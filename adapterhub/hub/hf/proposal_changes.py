@@ -16,7 +16,7 @@ from adapterhub.hub.commits import Commit
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_records import ACCEPTED, MAIN, REFUSED, WITHDRAWN, Proposal
+from adapterhub.registry.repository_documents import ACCEPTED, MAIN, REFUSED, WITHDRAWN, Proposal
 from adapterhub_converters.errors import ConflictError, RefusedError, UsageError
 
 from .commit_requests import Changes
@@ -65,7 +65,7 @@ def _accept(
     commit: str,
     reason: str,
 ) -> Commit:
-    view = visible_view(hub, worker, identity, name)
+    view = visible_view(worker, hub, identity, name)
     account = hub.access.check_write(identity, name).account
     request_context.current().record_detail(proposal=number, state=ACCEPTED)
     proposal = proposals.find_open(view, number)
@@ -106,7 +106,7 @@ def withdraw(worker: Worker, hub: Hub, identity: Identity | None, name: str, num
 
 
 def _close(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, state: str, reason: str) -> Proposal:
-    view = visible_view(hub, worker, identity, name)
+    view = visible_view(worker, hub, identity, name)
     if identity is None:
         raise NoTokenError
     # Looked at first, as an author needs no role to withdraw a proposal.
@@ -123,7 +123,7 @@ def _close(worker: Worker, hub: Hub, identity: Identity | None, name: str, numbe
         raise UsageError("reason", "is empty", "Say why it is refused")
     proposals.close(worker, name, number, state=state, account=identity.account, reason=reason)
     proposals.settle(worker, hub.webhooks, name, proposal.commit)
-    return proposals.find(visible_view(hub, worker, identity, name), number)
+    return proposals.find(visible_view(worker, hub, identity, name), number)
 
 
 def _check_reason(reason: str) -> None:

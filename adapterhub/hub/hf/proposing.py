@@ -26,7 +26,7 @@ from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, divide_names
 from adapterhub.registry.moves import now
-from adapterhub.registry.repository_records import MAIN, CommitRecord, Proposal, Repository, commit_id, open_proposals
+from adapterhub.registry.repository_documents import MAIN, CommitRecord, Proposal, Repository, commit_id, open_proposals
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import NotFoundError, RefusedError
@@ -59,7 +59,7 @@ async def identify_proposer(hub: Hub, request: Request) -> tuple[Identity, str]:
         raise NoTokenError
 
     def check(worker: Worker) -> None:
-        visible_view(hub, worker, identity, name)
+        visible_view(worker, hub, identity, name)
         proposals.upload_name(hub.access, identity, name)
 
     await hub.workers.run(check)
@@ -73,14 +73,10 @@ async def propose(hub: Hub, request: Request) -> Response:
     if branch != MAIN and not branch.startswith(PROPOSALS):
         raise RefusedError(f"{name}@{branch}", "is not main, which proposals are for", "Leave the revision out")
     number = branch.removeprefix(PROPOSALS) if branch != MAIN else ""
-    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
-    try:
+    async with _staging(hub, identity, name) as staged:
         changes = await read_changes(hub, request, name, staged)
         async with turn(hub, name):
             number, proposal = await hub.workers.run(_propose, hub, identity, name, changes, number=number)
-        await hub.workers.read(staged.accept)
-    finally:
-        await asyncio.shield(hub.workers.read(staged.close))
     request_context.current().record_detail(proposal=number, state="opened" if branch == MAIN else "changed")
     url = f"{hub.url(request)}/{name}"
     answer = {"success": True, "commitUrl": f"{url}/commit/{proposal.commit}", "commitOid": proposal.commit, "hookOutput": ""}
@@ -95,16 +91,31 @@ async def create(hub: Hub, request: Request) -> Response:
     fields = await read_document(request)
     if fields.get("pullRequest") is not True:
         raise ResponseError(501, "NotImplemented", "this hub has proposals (pull requests), and no discussions")
-    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
     title, description = (str(fields.get(key) or "")[:10_000] for key in ("title", "description"))
-    try:
-        async with turn(hub, name):
-            work = partial(_propose, is_draft=True)
-            number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
-    finally:
-        await asyncio.shield(hub.workers.read(staged.close))
+    async with _staging(hub, identity, name) as staged, turn(hub, name):
+        work = partial(_propose, is_draft=True)
+        number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
     request_context.current().record_detail(proposal=number, state="opened")
     return JSONResponse({"num": int(number), "url": f"{hub.url(request)}/{name}/discussions/{number}", "pullRequest": True})
+
+
+async def propose_files(hub: Hub, identity: Identity, name: str, title: str, files: Tree) -> tuple[str, Proposal]:
+    """Propose files that were uploaded for proposals; return the proposal with its number."""
+    async with _staging(hub, identity, name) as staged, turn(hub, name):
+        number, proposal = await hub.workers.run(_propose, hub, identity, name, Changes(staged, title, files=files))
+    request_context.current().record_detail(proposal=number, state="opened")
+    return number, proposal
+
+
+@asynccontextmanager
+async def _staging(hub: Hub, identity: Identity, name: str) -> AsyncIterator[StagedFiles]:
+    """Stage the files of a proposal for the block, which accepts them unless it fails."""
+    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
+    try:
+        yield staged
+        await hub.workers.read(staged.accept)
+    finally:
+        await asyncio.shield(hub.workers.read(staged.close))
 
 
 def _propose(
@@ -128,7 +139,7 @@ def _propose(
         number: The open proposal that they are added to; empty for a new one.
         is_draft: Whether there are none yet.
     """
-    view, store = visible_view(hub, worker, identity, name), worker.registry.store
+    view, store = visible_view(worker, hub, identity, name), worker.registry.store
     counted_name, staged = proposals.upload_name(hub.access, identity, name), changes.staged
     earlier = _own_proposal(hub, identity, view, number) if number else None
     start = _start(worker, view, earlier.commit if earlier else "", changes.parent)

@@ -16,6 +16,8 @@ from adapterhub.digest import Digest
 from adapterhub.hub import commits, gates, stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
+from adapterhub.hub.administration import profiles
+from adapterhub.hub.administration.profiles import Profile
 from adapterhub.hub.commits import PROPOSALS, Commit, View
 from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.git_objects import GitFile
@@ -29,7 +31,7 @@ from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
-from adapterhub.registry.repository_records import open_proposals
+from adapterhub.registry.repository_documents import open_proposals
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -67,7 +69,7 @@ def query_number(request: Request, key: str, default: int = 0) -> int:
     return min(int(text), 1_000_000) if text.isascii() and text.isdecimal() and len(text) < 20 else default
 
 
-def visible_view(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+def visible_view(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> View:
     """Return a repository that the client may see.
 
     Raises:
@@ -150,7 +152,7 @@ async def model_info(hub: Hub, request: Request) -> Response:
     fields = model_filters.expanded_fields(request.query_params)
 
     def work(worker: Worker) -> bytes:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         (changing,) = _changing_fields(hub, worker, [commits.source_name(view)])
         key = ("model", name, view.head, revision, blobs, fields, *changing.values())
         return worker.answers.get(key, partial(build, worker, view, changing))[0]
@@ -269,18 +271,20 @@ async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
     identity, namespace = identify_reader(hub, request), path_part(request, "namespace").lower()
 
-    def work(worker: Worker) -> int:
+    def work(worker: Worker) -> tuple[int, Profile]:
         hidden = hub.hidden_names(worker, identity)
-        return version_listing.count_names(worker.registry.index, namespace, hidden, _MAX_COUNTED)
+        count = version_listing.count_names(worker.registry.index, namespace, hidden, _MAX_COUNTED)
+        return count, profiles.find_profile(worker.database, namespace)
 
-    models = await hub.workers.run(work)
+    models, profile = await hub.workers.run(work)
     if not models and not (identity and identity.account == namespace):
         raise ResponseError(404, "", f"{namespace}: no such user or organization")
     answer = {
         "_id": namespace,
         "name": namespace,
         "user": namespace,
-        "fullname": namespace,
+        "fullname": profile.full_name or namespace,
+        "details": profile.about or None,
         "numModels": models,
         "avatarUrl": "",
         "isPro": False,
@@ -310,7 +314,7 @@ async def refs(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> dict[str, Any]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         heads = [api_documents.ref_entry("heads", branch, commit) for branch, commit in commits.branches(view).items()]
         tags = [api_documents.ref_entry("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
         return {"branches": heads, "tags": tags, "converts": [], "pullRequests": _proposal_refs(view)}
@@ -334,7 +338,7 @@ async def history(hub: Hub, request: Request) -> Response:
         raise UsageError("p", "is no page without the cursor of the link to it", "Follow the links from the first page")
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], str]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         commit_at(worker, view, start)
         listed = [*islice(commits.history(worker, view, start), _PAGE_EXPANDED + 1)]
         # Records of earlier releases may lead in a circle.
@@ -363,7 +367,7 @@ async def tree(hub: Hub, request: Request) -> Response:
     limit = _PAGE_EXPANDED if expand else _PAGE
 
     def work(worker: Worker) -> tuple[bytes, str]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         return worker.answers.get(
             ("tree", name, view.head, revision, folder, recursive, expand, after), partial(build, worker, view)
         )
@@ -394,11 +398,11 @@ async def tree(hub: Hub, request: Request) -> Response:
 async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
     identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
-    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))  # before its body
+    await hub.workers.run(lambda worker: visible_view(worker, hub, identity, name))  # before its body
     paths, expand = await requested_paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         commit = usable_commit_at(worker, view, revision)
         folders = set(api_documents.folders(commit.files, ""))
         listed = []
@@ -434,23 +438,22 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
 
 
 async def resolve(hub: Hub, request: Request) -> Any:
-    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it."""
-    identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
+    """GET and HEAD /{id}/resolve/{rev}/{path}, and /raw/, where a large file is the file here too, and no pointer to it.
+
+    Pages have links to files and pictures: a browser's session counts here.
+    """
+    identity, name, revision = hub.identify_visitor(request), name_of(request), path_part(request, "revision")
     path = request.path_params["path"]
     # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
     range_header = request.headers.get("range") if request.method == "GET" else None
 
     def work(worker: Worker) -> tuple[Commit, GitFile]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         commit = commit_at(worker, view, revision)
         if path not in commit.files:
             raise ResponseError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
         file = hub.git.file(path, *commit.files[path])
-        if commit.row:
-            hub.policy_gate.check(worker, identity, view, commit.row)
-        else:
-            hub.policy_gate.check_proposal(identity, view, commit.id)
-            hub.policy_gate.check_blob(worker, identity, view, file.digest)
+        hub.policy_gate.check_file(worker, identity, view, commit, file.digest)
         if request.method == "GET":
             hub.downloads.count_file(commit.row, commit.files, file.digest, range_header)
             hub.record_read(view, commit.row.digest if commit.row else file.digest, HUGGING_FACE)

@@ -24,7 +24,7 @@ from adapterhub.manifest import card as cards
 from adapterhub.ref import LATEST, Ref, is_tag, parse_name
 from adapterhub.registry import signature_policy
 from adapterhub.registry.moves import check_protected, now
-from adapterhub.registry.repository_records import MAIN, Repository, with_head, without_head
+from adapterhub.registry.repository_documents import MAIN, Repository, with_head, without_head
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
 from . import gating
@@ -48,7 +48,7 @@ async def identify_writer(hub: Hub, request: Request) -> tuple[Identity | None, 
 
 
 def _check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
-    visible_view(hub, worker, identity, name)
+    visible_view(worker, hub, identity, name)
     hub.access.check_write(identity, name)
 
 
@@ -104,7 +104,7 @@ async def delete(hub: Hub, request: Request) -> Response:
     name = _repository_name(fields, identity.account)
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         removals.remove(worker, view, partial(hub.may_read_name, worker, identity))
 
@@ -128,7 +128,7 @@ async def move(hub: Hub, request: Request) -> Response:
 def move_repository(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:
     """Rename a repository, for who may write to both names; the caller holds `Hub.move_lock`."""
     try:
-        view = visible_view(hub, worker, identity, old)
+        view = visible_view(worker, hub, identity, old)
     except MovedError as moved:
         if moved.new == new:
             return
@@ -190,7 +190,7 @@ def _set_mode(worker: Worker, hub: Hub, identity: Identity | None, name: str, mo
 
 def set_private(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, private: bool) -> None:
     """Set whether only accounts with a role see a repository, for who may write to it."""
-    visible_view(hub, worker, identity, name)
+    visible_view(worker, hub, identity, name)
     hub.access.check_write(identity, name)
     worker.repositories.change(name, lambda state: replace(state, private=private))
 
@@ -204,7 +204,7 @@ async def create_branch(hub: Hub, request: Request) -> Response:
     fields = await read_document(request)
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         _check_free(worker, view, branch)
         start = commit_at(worker, view, str(fields.get("startingPoint") or MAIN))
@@ -222,7 +222,7 @@ async def delete_branch(hub: Hub, request: Request) -> Response:
     identity, name, branch = hub.identify(request), name_of(request), path_part(request, "branch")
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         if branch == MAIN:
             raise RefusedError(f"{name}@{branch}", "the main branch cannot be deleted")
@@ -250,7 +250,7 @@ async def create_tag(hub: Hub, request: Request) -> Response:
     tag = str(fields.get("tag", ""))
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         _check_free(worker, view, tag)
         commit = commit_at(worker, view, revision)
@@ -269,7 +269,7 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
     identity, name, tag = hub.identify(request), name_of(request), path_part(request, "revision")
 
     def work(worker: Worker) -> None:
-        visible_view(hub, worker, identity, name)
+        visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         worker.registry.rm(Ref.parse(f"{name}:{tag}"))
 

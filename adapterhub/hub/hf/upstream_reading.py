@@ -23,7 +23,7 @@ from adapterhub.hub.settings import UPSTREAM_MODES
 from adapterhub.hub.upstream.model_client import NoModelError, NoRevisionError
 from adapterhub.hub.upstream.model_listing import ModelListing
 from adapterhub.hub.upstream.models import UpstreamModels
-from adapterhub.registry.repository_records import MAIN
+from adapterhub.registry.repository_documents import MAIN
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RemoteError
 

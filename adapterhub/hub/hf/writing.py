@@ -31,7 +31,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.package_files import SIGNATURE, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.moves import ABSENT, now
-from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id, open_proposals
+from adapterhub.registry.repository_documents import MAIN, BranchHead, CommitRecord, Repository, commit_id, open_proposals
 from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import is_weights
@@ -61,7 +61,7 @@ async def preupload(hub: Hub, request: Request) -> Response:
     paths = [str(entry.get("path", "")) for entry in listed]
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         if not is_proposal:
             hub.access.check_write(identity, name)
         current_files = (
@@ -143,7 +143,7 @@ async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, chan
 def commit_changes(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`; return the commit, and notes for its author."""
     name, _, branch = address.partition("@")
-    view = visible_view(hub, worker, identity, name)
+    view = visible_view(worker, hub, identity, name)
     head = _head(worker, view, branch)
     sized_changes = with_sizes(changes, name, partial(hub.blob_size, worker, view, name))
     if changes.parent and changes.parent != head.id:
@@ -294,7 +294,7 @@ async def squash(hub: Hub, request: Request) -> Response:
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
         head = commit_at(worker, view, branch)
         if branch not in commits.branches(view):

@@ -24,8 +24,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST
 from adapterhub.ref import LATEST, Ref, parse_number
 from adapterhub.registry.moves import check_protected, check_push
-from adapterhub.registry.repository_records import (
-    ENTRY_SIZE,
+from adapterhub.registry.repository_documents import (
     OtherManifest,
     Repository,
     commit_id,
@@ -34,6 +33,7 @@ from adapterhub.registry.repository_records import (
     without_manifest,
     without_tags,
 )
+from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import NotFoundError, RefusedError

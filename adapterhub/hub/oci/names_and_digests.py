@@ -53,7 +53,7 @@ def writable_name(hub: Hub, identity: Identity | None, request: Request) -> str:
     return name
 
 
-def visible_view(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+def visible_view(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> View:
     """Return a repository that a client may see, under its new name if it was renamed.
 
     Raises:

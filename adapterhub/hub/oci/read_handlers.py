@@ -22,7 +22,7 @@ from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import LATEST
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub.registry.version_lookup import deprecation
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub_converters.errors import NotFoundError, RefusedError
@@ -56,7 +56,7 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
     digest = parse_digest(reference) if ":" in reference else ""
 
     def work(worker: Worker) -> StoredManifest:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         found_manifest = find_manifest(hub, worker, view, reference)
         hub.policy_gate.check(worker, identity, view, found_manifest.row)
         if request.method == "GET":
@@ -153,7 +153,7 @@ def _visible_or_new(hub: Hub, worker: Worker, identity: Identity | None, name: s
     """Return a visible repository; None for a missing one that the account may create."""
     if may_write(identity, name) and hub.visible(worker, identity, name) is None:
         return None
-    return visible_view(hub, worker, identity, name)
+    return visible_view(worker, hub, identity, name)
 
 
 async def tags(hub: Hub, request: Request) -> Response:
@@ -163,7 +163,7 @@ async def tags(hub: Hub, request: Request) -> Response:
     limit = _MAX_TAGS if requested is None else min(requested, _MAX_TAGS)
 
     def work(worker: Worker) -> list[str]:
-        view = visible_view(hub, worker, identity, name)
+        view = visible_view(worker, hub, identity, name)
         if view.frozen:
             listed = {LATEST, *commits.tags(worker, view)}
         else:

@@ -1,4 +1,4 @@
-"""The page of the own account: its roles and its tokens."""
+"""The page of the own account: its profile, its roles and its tokens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Token
-from adapterhub.hub.administration import own_tokens
+from adapterhub.hub.administration import own_tokens, profiles
 from adapterhub.hub.administration.own_tokens import TokenOptions
+from adapterhub.hub.administration.profiles import Profile
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -21,8 +22,9 @@ PATH = "/-/account"
 
 @dataclass(frozen=True)
 class AccountPage(Page):
-    """The roles of an account by namespace, empty for a token with a role of its own, and its tokens."""
+    """An account: its profile, its roles by namespace, empty for a token with a role of its own, and its tokens."""
 
+    profile: Profile
     roles: Mapping[str, str]
     tokens: Sequence[Token]
     template: ClassVar[str] = "account.html"
@@ -43,7 +45,15 @@ def account_page(page_request: PageRequest, worker: Worker) -> AccountPage:
     """GET /-/account."""
     if page_request.who is None:
         raise NoTokenError
-    return AccountPage(page_request.who.roles or {}, own_tokens.list_tokens(worker.database, page_request.who))
+    profile = profiles.find_profile(worker.database, page_request.who.account)
+    return AccountPage(profile, page_request.who.roles or {}, own_tokens.list_tokens(worker.database, page_request.who))
+
+
+def set_profile(page_request: PageRequest, fields: dict[str, str]) -> str:
+    """POST /-/account/profile."""
+    texts = (fields.get(key, "").replace("\r\n", "\n").strip() for key in ("full_name", "about", "link"))
+    profiles.set_profile(page_request.hub.database, page_request.who, Profile(*texts))
+    return PATH
 
 
 def create_token(page_request: PageRequest, fields: dict[str, str]) -> Page:

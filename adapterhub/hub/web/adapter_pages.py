@@ -24,7 +24,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref, parse_number
 from adapterhub.registry import lineage_graph, signature_policy, withdrawals
 from adapterhub.registry.lineage_graph import Lineage
-from adapterhub.registry.repository_records import OtherManifest
+from adapterhub.registry.repository_documents import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters import runtime_commands
@@ -310,12 +310,9 @@ def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
 
 
 def revision(page_request: PageRequest, worker: Worker) -> Page:
-    """GET …/tree/{rev} and …/blob/{rev}/{path}: addresses that clients of the Hugging Face Hub print."""
+    """GET …/tree/{rev}: an address that clients of the Hugging Face Hub print."""
     view = page_request.repository(worker)
     commit = commits.find(worker, view, page_request.part("revision"))
-    path = page_request.request.path_params.get("path")
-    if path and path in commit.files:
-        raise MovedError(f"/{view.name}/resolve/{commit.id}/{path}")
     raise MovedError(f"/{view.name}/v{commit.row.number}" if commit.row else f"/{view.name}")
 
 

@@ -78,10 +78,17 @@ class CardPage(Page):
 
 @dataclass(frozen=True)
 class UploadedPage(Page):
-    """The commit of uploaded files, those that are no files of an adapter and were left out, and notes for their author."""
+    """What became of the files of a form.
 
-    name: str
-    commit: str
+    Attributes:
+        title: What was done with them.
+        url: The page that shows what has changed, or would change.
+        left_out: Those that are no files of an adapter.
+        notes: Words for their author.
+    """
+
+    title: str
+    url: str
     files: Sequence[str]
     left_out: Sequence[str]
     notes: str

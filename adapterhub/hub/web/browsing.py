@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import ClassVar
 
+from adapterhub.hub.administration import profiles
+from adapterhub.hub.administration.profiles import Profile
 from adapterhub.hub.model_bases import WholeModel
 from adapterhub.hub.workers import Worker
 from adapterhub.index import index_file, queries, version_search
@@ -246,11 +248,13 @@ class NamespacePage(Page):
     """The adapters of a namespace, sorted by one of `orders`, and their events.
 
     Attributes:
+        profile: What the account of that name says of itself.
         downloads: Those of the last days, by name.
         is_cut: Whether there are more: the rows are those that were changed last.
     """
 
     name: str
+    profile: Profile
     rows: Sequence[VersionRow]
     events: Sequence[Event]
     downloads: Mapping[str, int]
@@ -290,7 +294,8 @@ def namespace_page(page_request: PageRequest, worker: Worker) -> NamespacePage:
     }
     # They come as they were changed, which also decides between equal ones.
     rows = sorted(visible_rows, key=keys[order]) if order in keys else visible_rows  # type: ignore[arg-type]
-    return NamespacePage(name, rows, events, downloads, order, len(newest) == _MAX_NAMES)
+    profile = profiles.find_profile(worker.database, name)
+    return NamespacePage(name, profile, rows, events, downloads, order, len(newest) == _MAX_NAMES)
 
 
 def log_events(worker: Worker, names: Sequence[str], *, per_name: int = _MAX_ENTRIES, limit: int = _MAX_EVENTS) -> list[Event]:

@@ -1,15 +1,19 @@
-"""The history of an adapter, and what a commit has changed: files, and the lines of those that are text."""
+"""The history of an adapter, what a commit has changed, and a file of one: the lines of those that are text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
 from typing import ClassVar
+from urllib.parse import quote
 
+from adapterhub.digest import Digest
 from adapterhub.hub import commits, file_differences
 from adapterhub.hub.commits import EMPTY, Commit
+from adapterhub.hub.downloads import PAGES
 from adapterhub.hub.file_differences import FileDifference
 from adapterhub.hub.workers import Worker
+from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .site import Page, PageRequest
@@ -39,6 +43,25 @@ class CommitPage(Page):
     template: ClassVar[str] = "commit.html"
 
 
+@dataclass(frozen=True)
+class FilePage(Page):
+    """A file of a commit.
+
+    Attributes:
+        revision: What its address names the commit by.
+        lines: Its lines; None if it is no text, or too large for a page.
+    """
+
+    name: str
+    revision: str
+    commit: Commit
+    path: str
+    digest: Digest
+    size: int
+    lines: Sequence[str] | None
+    template: ClassVar[str] = "file.html"
+
+
 def commits_page(page_request: PageRequest, worker: Worker) -> CommitsPage:
     """GET …/commits, with ?from=ID for those from a commit on."""
     view = page_request.current_repository(worker, "/commits")
@@ -57,3 +80,18 @@ def commit_page(page_request: PageRequest, worker: Worker) -> CommitPage:
         worker, page_request.hub, page_request.who, view, before=parent.files, after=commit.files, commit=commit.id
     )
     return CommitPage(view.name, commit, earlier.id if earlier else "", compared, more)
+
+
+def file_page(page_request: PageRequest, worker: Worker) -> FilePage:
+    """GET …/blob/{revision}/{path}: an address that clients of the Hugging Face Hub print, too."""
+    path, revision = page_request.part("path"), page_request.part("revision")
+    view = page_request.current_repository(worker, f"/blob/{revision}/{quote(path)}")
+    commit = commits.find(worker, view, revision)
+    if path not in commit.files:
+        raise NotFoundError(f"{view.name}@{revision}", f"has no file {path[:200]}")
+    digest, size = commit.files[path]
+    page_request.hub.policy_gate.check_file(worker, page_request.who, view, commit, digest)
+    lines = file_differences.read_lines(worker, (digest, size))
+    if lines is not None:
+        page_request.hub.record_read(view, commit.row.digest if commit.row else digest, PAGES)
+    return FilePage(view.name, revision, commit, path, digest, size, lines)

@@ -12,7 +12,7 @@ from adapterhub.hub.file_differences import FileDifference
 from adapterhub.hub.proposals import ProposedChange
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.document import AdapterManifest, DeclaredEvaluation
-from adapterhub.registry.repository_records import OPEN, Proposal
+from adapterhub.registry.repository_documents import OPEN, Proposal
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -24,10 +24,12 @@ _MAX_EVALUATIONS = 50
 
 @dataclass(frozen=True)
 class ProposalsPage(Page):
-    """The proposals of an adapter by their numbers, the newest first."""
+    """The proposals of an adapter by their numbers, the newest first, and whether the client may open one."""
 
     name: str
     proposals: Mapping[str, Proposal]
+    may_propose: bool
+    host: str
     template: ClassVar[str] = "proposals.html"
 
 
@@ -67,7 +69,9 @@ def proposals_page(page_request: PageRequest, worker: Worker) -> ProposalsPage:
     """GET …/discussions, as the Hugging Face Hub has it."""
     view = page_request.current_repository(worker, "/discussions")
     listed = view.repository.proposals if view.repository and not view.frozen else {}
-    return ProposalsPage(view.name, dict([*listed.items()][::-1]))
+    who = page_request.who
+    may_propose = who is not None and not view.frozen and page_request.hub.access.may_read_files(who, view.name)
+    return ProposalsPage(view.name, dict([*listed.items()][::-1]), may_propose, page_request.url)
 
 
 def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
@@ -80,9 +84,7 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
     unlisted_count = 0
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
-        files, unlisted_count = file_differences.between(
-            worker, page_request.hub, who, view, before=change.before, after=change.record.files, commit=proposal.commit
-        )
+        files, unlisted_count = file_differences.of_proposal(worker, page_request.hub, who, view, change)
         evaluations = _declared_evaluations(worker, change)
     return ProposalPage(
         name=view.name,

@@ -28,6 +28,7 @@ from .site import SIGN_IN, Page, PageRequest, page_endpoint, static
 _NAME = "/{namespace}/{repo}"
 _VERSION = f"{_NAME}/v{{number}}"
 _FORMS: Mapping[str, FormWork] = {
+    f"{account.PATH}/profile": account.set_profile,
     f"{account.PATH}/token": account.create_token,
     f"{account.PATH}/revoke": account.revoke_token,
     f"{namespace_settings.PATH}/member": namespace_settings.set_member,
@@ -75,7 +76,7 @@ def routes() -> list[BaseRoute]:
         *(Route(path, form_endpoint(work), methods=["POST"]) for path, work in _FORMS.items()),
         Route(f"{_NAME}/tree/{{revision}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/tree/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
-        Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(commit_pages.file_page)),
         Route(f"{_NAME}/commit/{{revision}}", page_endpoint(commit_pages.commit_page)),
         Route(f"{_NAME}/commits", page_endpoint(commit_pages.commits_page)),
         Route(f"{_NAME}/discussions", page_endpoint(proposal_pages.proposals_page)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import json
 import shlex
 import time
@@ -28,6 +27,7 @@ from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.lru_cache import LRUCache
+from adapterhub.hub.signed_fields import signature
 from adapterhub.hub.workers import Worker, Workers
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import SearchResult
@@ -124,12 +124,7 @@ class PageRequest:
     @classmethod
     def from_request(cls, site: Site, request: Request) -> PageRequest:
         """Identify the client by a header or a cookie. Raises `BadTokenError`."""
-        identity = site.hub.identify(request)
-        if identity is None and (cookie := request.cookies.get(sessions.COOKIE)):
-            identity = sessions.session_identity(site.hub.database, cookie)
-            if identity:
-                request_context.current().set_account(identity.account, identity.prefix, identity.token)
-        return cls(site, request, identity)
+        return cls(site, request, site.hub.identify_visitor(request))
 
     @property
     def hub(self) -> Hub:
@@ -163,7 +158,7 @@ class PageRequest:
     def csrf(self) -> str:
         """The token in forms of the session, which no other site knows."""
         cookie = self.request.cookies.get(sessions.COOKIE, "")
-        return hmac.new(self.hub.secret, f"csrf\n{cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        return signature(self.hub.secret, "csrf", cookie)
 
     def may_read(self, worker: Worker, name: str) -> bool:
         """Return whether the account may see an existing repository."""

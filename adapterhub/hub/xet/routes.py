@@ -5,8 +5,6 @@ Unknown addresses are 404, never 501: then a client that tries a newer protocol 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,6 +21,7 @@ from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.quotas import proposal_scope
 from adapterhub.hub.request_context import read_body, stream_body
+from adapterhub.hub.signed_fields import signature, signed_purpose
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 
@@ -38,7 +37,7 @@ async def write_token(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> str:
-        visible_view(hub, worker, identity, name)
+        visible_view(worker, hub, identity, name)
         return receiving.epoch(hub, proposals.upload_name(hub.access, identity, name))
 
     epoch = await hub.workers.run(work)
@@ -46,13 +45,9 @@ async def write_token(hub: Hub, request: Request) -> Response:
     token_id = identity.token if identity else 0
     url = f"{hub.url(request)}/xet/{epoch}/{name}"
     purpose = _WRITE if may_write(identity, name) else _PROPOSE
-    token = f"{expires}.{token_id}.{_signature(hub, purpose, epoch, name, expires, token_id)}"
+    token = f"{expires}.{token_id}.{signature(hub.secret, purpose, epoch, name, expires, token_id)}"
     headers = {"x-xet-cas-url": url, "x-xet-access-token": token, "x-xet-token-expiration": str(expires)}
     return JSONResponse({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
-
-
-def _signature(hub: Hub, *fields: str | int) -> str:
-    return hmac.new(hub.secret, "\n".join(map(str, fields)).encode(), hashlib.sha256).hexdigest()
 
 
 def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -65,25 +60,18 @@ def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]
         hub: Hub = request.app.state.hub
         epoch, name = request.path_params["epoch"], name_of(request)
         expires, _, rest = request.headers.get("authorization", "").partition(" ")[2].partition(".")
-        token_id, _, signature = rest.partition(".")
-        are_numbers = all(number.isdecimal() and number.isascii() and len(number) < 20 for number in (expires, token_id))
-        purposes = [
-            purpose
-            for purpose in ((_WRITE, _PROPOSE) if are_numbers else ())
-            # Constant time: how long the comparison takes must not tell how much of a guess is right.
-            if hmac.compare_digest(
-                signature.encode(), _signature(hub, purpose, epoch, name, int(expires), int(token_id)).encode()
-            )
-        ]
-        if not purposes:
+        token_id, _, sent = rest.partition(".")
+        # The signature is checked first, so `expires` and `token_id` are numbers of ours.
+        purpose = signed_purpose(hub.secret, sent, (_WRITE, _PROPOSE), epoch, name, expires, token_id)
+        if not purpose:
             return JSONResponse({"error": "not a token of this store"}, 401)
         if int(expires) < time.time() or (identity := hub.access.identity_behind(int(token_id))) is None:
             return JSONResponse({"error": "the token has expired"}, 401)
         try:
-            if purposes == [_WRITE]:
+            if purpose == _WRITE:
                 hub.access.check_write(identity, name)
                 return await work(hub, request, f"{epoch}/{name}", name)
-            await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
+            await hub.workers.run(lambda worker: visible_view(worker, hub, identity, name))
             return await work(hub, request, f"{epoch}/{name}", proposal_scope(identity.account, name))
         except (ForbiddenError, AdapterhubError, ResponseError) as error:
             return failure_response(error)

@@ -26,7 +26,8 @@ from tests.support.adapters import write_adapter
 HERE = "/-/adapters/team/sql"
 PATH = "/-/adapters/{namespace}/{repo}"
 OF_READERS = {f"{PATH}/star", f"{PATH}/ask-access"}
-FORMS = sorted({route.path for route in routes.routes()} - OF_READERS)  # type: ignore[attr-defined]
+PROPOSE = f"{PATH}/propose"  # of readers, too, in a form with files
+FORMS = sorted({route.path for route in routes.routes()} - OF_READERS - {PROPOSE})  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -39,14 +40,14 @@ def send(visitor: Visitor, action: str, name: str = "team/sql", **fields: str) -
     return visitor.post(f"/-/adapters/{name}/{action}", {"csrf": visitor.csrf(), **fields})
 
 
-def upload(visitor: Visitor, csrf: str, files: dict[str, bytes], name: str = "team/sql") -> Answer:
+def upload(visitor: Visitor, csrf: str, files: dict[str, bytes], name: str = "team/sql", *, action: str = "upload") -> Answer:
     """Send a form with files, as a browser does."""
     parts = [f'--B\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n{csrf}\r\n'.encode()]
     for path, data in files.items():
         head = f'--B\r\nContent-Disposition: form-data; name="file"; filename="{path}"\r\nContent-Type: application/x\r\n\r\n'
         parts += [head.encode(), data, b"\r\n"]
     headers = {"Content-Type": "multipart/form-data; boundary=B", "Origin": visitor.hub.url}
-    return visitor._ask("POST", f"/-/adapters/{name}/upload", b"".join([*parts, b"--B--\r\n"]), headers)  # type: ignore[arg-type]
+    return visitor._ask("POST", f"/-/adapters/{name}/{action}", b"".join([*parts, b"--B--\r\n"]), headers)  # type: ignore[arg-type]
 
 
 def log(hub: Running, name: str = "team/sql") -> list[str]:
@@ -249,6 +250,48 @@ def test_a_repository_without_a_version_takes_files(hub: Running, ada: Visitor, 
     partial = upload(ada, ada.csrf(), {"README.md": b"# Soon"}, name="team/new")
     assert "not a whole adapter yet" in partial.text
     assert "# Soon" in ada.get("/-/adapters/team/new/card").text
+
+
+def test_a_reader_proposes_files_with_the_checks_of_a_push(
+    hub: Running, visitor: Visitor, ada: Visitor, database: HubDatabase, tmp_path: Path
+) -> None:
+    with hub.registry() as registry:
+        registry.push(write_adapter(tmp_path / "first", 1), Ref("team/sql"))
+    reader = person(visitor, database, "rob")
+    files = {path.name: path.read_bytes() for path in write_adapter(tmp_path / "second", 2).iterdir()}
+    assert upload(reader, reader.csrf(), files).status == 403  # nothing but a proposal
+    sent = upload(reader, reader.csrf(), {**files, "x.bin": b"x", "model.sig": b"{}"}, action="propose")
+    assert (sent.status, "Left out, as no files of an adapter: model.sig, x.bin" in sent.text) == (200, True), sent.text
+    assert "/team/sql/discussions/1" in sent.html.values("a", "href")
+    assert "Upload README.md, adapter_config.json" in reader.get("/team/sql/discussions/1").text
+    pickled = pickle.dumps([os.system])
+    for refused in ({"notes.json": pickled}, {"../x": b"x"}, {}):
+        assert upload(reader, reader.csrf(), refused, action="propose").status == 400
+    accepted = ada.post(f"{HERE}/accept-proposal", {"csrf": ada.csrf(), "proposal": "1"})
+    assert (accepted.status, log(hub)) == (303, ["push", "push"])
+    by_a_writer = upload(ada, ada.csrf(), {"README.md": b"# Mine"}, action="propose")
+    assert (by_a_writer.status, log(hub)) == (200, ["push", "push"])
+
+
+def test_who_may_not_read_the_files_of_a_name_proposes_none(
+    hub: Running, visitor: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql")
+    reader, files = person(visitor, database, "rob"), {"README.md": b"# Better"}
+
+    def statuses() -> list[int]:
+        sent = [upload(sender, csrf, files, action="propose") for sender, csrf in ((reader, reader.csrf()), (visitor, ""))]
+        return [answer.status for answer in sent]
+
+    gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
+    assert statuses() == [403, 303]
+    assert 'action="/-/adapters/team/sql/propose"' not in reader.get("/team/sql/discussions").text
+    gates.set_gate(database, "team/sql", None)
+    assert upload(reader, "0" * 64, files, action="propose").status == 403
+    assert upload(reader, reader.csrf(), files, "team/sql.v1", action="propose").status == 400
+    hide(hub, "team/sql")
+    assert statuses() == [404, 303]
+    assert database.select("SELECT * FROM proposals") == []
 
 
 # ---- forms with files

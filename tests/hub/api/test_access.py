@@ -21,7 +21,8 @@ from adapterhub.maintenance.gc import gc
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import Ref
 from adapterhub.registry import moves
-from adapterhub.registry.repository_records import OtherManifest, Repositories, Repository, with_manifest
+from adapterhub.registry.repository_documents import OtherManifest, Repository, with_manifest
+from adapterhub.registry.repository_records import Repositories
 from adapterhub.store.ref_log import RefLog
 from tests.conftest import Run
 from tests.hub.conftest import Running, serving

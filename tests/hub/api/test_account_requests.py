@@ -6,12 +6,13 @@ The routes are those of the API, so that a new one is under the same tests.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from adapterhub.hub import access_control
 from adapterhub.hub.accounts import access_tokens, accounts, audit_log, sessions
@@ -19,6 +20,7 @@ from adapterhub.hub.administration import own_tokens
 from adapterhub.hub.api.routes import routes
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.storage.from_settings import open_database
+from adapterhub.ref import Ref
 from tests.hub.conftest import Running, serving
 from tests.support.hub_tenants import Tenant
 
@@ -114,6 +116,57 @@ def test_an_admin_of_a_namespace_does_not_manage_the_hub(hub: Running, method: s
 def test_an_admin_of_a_namespace_manages_it(hub: Running, method: str, route: str) -> None:
     answer = Person(hub, "ada", team="admin").request(method, path_of(route), json={})
     assert (answer.status_code == 403) == (route.endswith("/quota")), answer.text
+
+
+# ---- the own profile
+
+
+def test_somebody_sets_a_profile_which_clients_of_the_hugging_face_hub_show(hub: Running, adapter: Callable[..., Path]) -> None:
+    ada = Person(hub, "ada")
+    profile = {"full_name": "Ada Lovelace", "about": "Numbers.\nAnd music.", "link": "https://example.org/ada"}
+    assert ada.show("/account")["profile"] == dict.fromkeys(profile, "")
+    assert ada.put("/account/profile", **profile).json() == profile
+    assert ada.show("/account")["profile"] == profile
+    with hub.registry() as registry:
+        registry.push(adapter(1), Ref("ada/sql"))
+    api = HfApi(hub.url, ada.token)
+    overview = api.get_user_overview("ada")
+    assert (api.whoami()["fullname"], overview.fullname, overview.details) == ("Ada Lovelace",) * 2 + ("Numbers.\nAnd music.",)
+    assert ada.put("/account/profile").json() == dict.fromkeys(profile, "")
+    assert api.whoami()["fullname"] == "ada"
+
+
+@pytest.mark.parametrize(
+    ("limits", "document", "status"),
+    [
+        ({"token_role": "read"}, {}, 403),
+        ({"namespaces": ("team",)}, {}, 403),
+        ({"token_role": "write"}, {}, 200),
+        ({}, {"full_name": "a\nb"}, 400),
+        ({}, {"full_name": "x" * 101}, 400),
+        ({}, {"about": "x" * 1001}, 400),
+        ({}, {"about": 7}, 400),
+        ({}, {"link": "javascript:alert(1)"}, 400),
+        ({}, {"link": "https://"}, 400),
+        ({}, {"link": "https://[x"}, 400),
+        ({}, {"link": "https://x/ y"}, 400),
+        ({}, {"link": "https://x/" + "y" * 300}, 400),
+        ({}, {"about": "half a character: \ud800"}, 400),
+    ],
+)
+def test_a_profile_is_set_by_its_account_alone_in_short_texts(
+    hub: Running, limits: dict[str, Any], document: dict[str, Any], status: int
+) -> None:
+    assert Person(hub, "ada", team="write", **limits).put("/account/profile", **document).status_code == status
+
+
+def test_a_service_has_no_profile_and_that_of_a_removed_account_goes(hub: Running, database: HubDatabase) -> None:
+    ci = Tenant(hub, "ada")
+    assert ci.request("PUT", f"{API}/account/profile", json={}).status_code == 403
+    Person(hub, "bob").put("/account/profile", full_name="Bob")
+    accounts.remove(database, "bob")
+    accounts.add(database, "bob")
+    assert Person(hub, "bob").show("/account")["profile"]["full_name"] == ""
 
 
 # ---- own tokens

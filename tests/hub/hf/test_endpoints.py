@@ -21,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from adapterhub.hub.hf import api_documents, commit_requests
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import Repositories, commit_id
+from adapterhub.registry.repository_documents import commit_id
+from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import WEIGHTS, Answer, Sending
 from tests.support.adapters import write_adapter

@@ -16,7 +16,7 @@ import pytest
 
 from adapterhub.hub.hf import reading
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import CommitRecord, commit_id
+from adapterhub.registry.repository_documents import CommitRecord, commit_id
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending
 

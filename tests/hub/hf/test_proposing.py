@@ -495,3 +495,10 @@ def test_a_policy_keeps_back_the_lines_of_a_proposal_too(tmp_path: Path, adapter
         for path in (*paths, "/team/sql/discussions/1", f"/team/sql/commit/{commit}"):
             shown = [b"unread words" in sending.ask("GET", path).data for sending in (author, other)]
             assert shown == [True, False], path
+        by_digest = {
+            "key": "lfsFile",
+            "value": {"path": "NOTES.md", "algo": "sha256", "oid": hashlib.sha256(b"unread words\n").hexdigest()},
+        }
+        body = b"\n".join(json.dumps(line).encode() for line in ({"key": "header", "value": {"summary": "x"}}, by_digest))
+        taken = other.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", body)
+        assert (taken.status, "was not uploaded" in taken.data.decode()) == (400, True)

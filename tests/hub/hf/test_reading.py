@@ -13,7 +13,7 @@ import urllib3
 
 from adapterhub.hub import commits
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from tests.hub.conftest import Running, run_hf
 
 

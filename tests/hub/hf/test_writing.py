@@ -18,7 +18,8 @@ from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import CommitRecord, Repositories, Repository, commit_id
+from adapterhub.registry.repository_documents import CommitRecord, Repository, commit_id
+from adapterhub.registry.repository_records import Repositories
 from adapterhub.store.store_files import MAX_DOCUMENT
 from tests.hub.conftest import Running
 

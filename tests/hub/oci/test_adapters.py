@@ -17,7 +17,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import TITLE
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from adapterhub_converters.formats import convert
 from tests.conftest import Run
 from tests.converters import trained

@@ -14,7 +14,7 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository

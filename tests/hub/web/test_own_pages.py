@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -75,6 +76,20 @@ def test_somebody_makes_a_token_on_their_page_and_revokes_it(visitor: Visitor, d
     assert access_tokens.identify(database, secret) is None
     assert send(ada, "/-/account/token", name="x", role="write", days="many").status == 400
     assert visitor.get("/-/account").headers["location"].startswith("/-/sign-in")
+
+
+def test_somebody_sets_a_profile_that_the_page_of_their_namespace_shows(
+    visitor: Visitor, database: HubDatabase, push: Callable[..., str]
+) -> None:
+    ada = person(visitor, database, "ada")
+    push("ada/sql")
+    fields = {"full_name": "Ada <b>Lovelace</b>", "about": "Numbers.", "link": "https://example.org/?a=1&b=2"}
+    assert send(ada, "/-/account/profile", **fields).headers["location"] == "/-/account"
+    assert "Ada <b>Lovelace</b>" in ada.get("/-/account").html.values("input", "value")
+    shown = visitor.get("/ada")
+    assert {"Ada <b>Lovelace</b>", "Numbers."} <= {*shown.html.texts}
+    assert fields["link"] in shown.html.values("a", "href")
+    assert send(ada, "/-/account/profile", link="javascript:x").status == 400
 
 
 def test_an_admin_manages_a_namespace_on_its_page(visitor: Visitor, database: HubDatabase) -> None:

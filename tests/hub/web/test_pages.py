@@ -9,19 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.hub import gates
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.accounts import Namespace
+from adapterhub.hub.gates import Gate
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.web import site
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.repository_records import Repositories, Repository, commit_id
+from adapterhub.registry.repository_documents import Repository, commit_id
+from adapterhub.registry.repository_records import Repositories
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.hub.conftest import Running, serving
-from tests.hub.web.conftest import Visitor, hide
+from tests.hub.web.conftest import Visitor, hide, person
 
 Push = Callable[..., str]
 EVIL = "\"><script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -266,11 +269,50 @@ def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_versio
     for path, url in {
         "tree/v1": "/team/sql/v1",
         "tree/main": "/team/sql/v2",
-        "blob/v1/README.md": f"/team/sql/resolve/{commit}/README.md",
+        f"tree/{commit}": "/team/sql/v1",
     }.items():
         found = visitor.get(f"/team/sql/{path}")
         assert (found.status, found.headers["location"]) == (303, url)
     assert visitor.get("/team/sql/tree/no-such").status == 404
+
+
+def test_a_file_is_shown_as_its_text_and_can_be_downloaded(visitor: Visitor, push: Push) -> None:
+    commit = commit_id(push("team/sql", files={"README.md": f"# One\n{EVIL}\n", "long.txt": "x" * 200_000}))
+    shown = visitor.get("/team/sql/blob/v1/README.md")
+    assert (shown.status, EVIL in shown.text) == (200, True)
+    assert f"/team/sql/resolve/{commit}/README.md" in shown.html.values("a", "href")
+    for path in ("long.txt", "adapter_model.safetensors"):
+        assert "no text, or a long one" in visitor.get(f"/team/sql/blob/main/{path}").text
+    assert [visitor.get(f"/team/sql/blob/{path}").status for path in ("main/none.md", "v9/README.md")] == [404, 404]
+    assert "/team/sql/blob/v1/README.md" in visitor.get("/team/sql").html.values("a", "href")
+
+
+def test_who_may_not_read_a_file_sees_none_of_its_text(
+    hub: Running, visitor: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql", files={"README.md": "# Secret words\n"})
+    member, stranger = person(visitor, database, "ada", team="read"), person(visitor, database, "eve")
+    gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
+    path = "/team/sql/blob/main/README.md"
+    assert [who.get(path).status for who in (member, stranger, visitor)] == [200, 403, 403]
+    gates.set_gate(database, "team/sql", None)
+    hide(hub, "team/sql")
+    assert [who.get(path).status for who in (member, stranger, visitor)] == [200, 404, 404]
+
+
+def test_a_session_opens_the_files_and_pictures_that_pages_of_a_private_adapter_link_to(
+    hub: Running, visitor: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql", files={"README.md": "# Secret words\n"})
+    hide(hub, "team/sql")
+    member, stranger = person(visitor, database, "ada", team="read"), person(visitor, database, "eve")
+
+    def answers(method: str) -> list[int]:
+        return [who._ask(method, "/team/sql/resolve/v1/README.md", "", {}).status for who in (member, stranger, visitor)]
+
+    assert (answers("GET"), answers("HEAD")) == ([200, 404, 404], [200, 404, 404])
+    # Only what changes nothing: any other site can have a browser send its session.
+    assert member._ask("POST", "/team/sql.git/info/lfs/objects/batch", "{}", {}).status == 404
 
 
 def test_a_commit_has_what_it_changed_line_by_line(visitor: Visitor, hub: Running, push: Push) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from adapterhub.hub.git_objects import REGULAR_LIMIT
 from adapterhub.hub.xet import xet_formats
 from adapterhub.manifest import oci_manifest
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError
 from tests.hub.conftest import Running, run_hf

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from tests.hub.conftest import Running, serving
 from tests.hub.oci.conftest import EMPTY, MANIFEST_TYPE, image
 from tests.hub.sending import WEIGHTS, Answer, Sending, commit_of, lines_of

@@ -20,7 +20,8 @@ from adapterhub.hub.storage.shared_storage import open_bucket
 from adapterhub.maintenance import fsck
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import Repositories, Repository
+from adapterhub.registry.repository_documents import Repository
+from adapterhub.registry.repository_records import Repositories
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run
 from tests.support.postgres import Postgres

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.hub.settings import Upstream
-from adapterhub.registry.repository_records import commit_id
+from adapterhub.registry.repository_documents import commit_id
 from tests.hub.conftest import serving
 from tests.hub.sending import Sending
 from tests.hub.test_mirror import NAME, put, sha, versions, weights
