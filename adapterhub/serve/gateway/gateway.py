@@ -30,7 +30,7 @@ from .engine_versions import EngineVersions
 from .front import GatewayFront, GatewayRequest
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
-from .metrics import Metrics, counted_name
+from .metrics import AdapterRequest, Metrics
 from .moving_refs import MovingRefs
 from .problems import DOWN, ProblemError, not_served
 from .reloading import Rules
@@ -272,18 +272,10 @@ class Gateway(GatewayFront):
         # Refused here, because an engine without blends would answer with the first version.
         if is_blend and not self.engine.can_blend:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
-        async with self._open_blend(request.model if parts else "", parts) as blend:
-            yield blend
-
-    @asynccontextmanager
-    async def _open_blend(self, model: str, parts: VersionParts) -> AsyncIterator[Blend]:
-        """Yield the blend, counting its name first in the gauge of waiting adapters, then in that of running ones."""
-        with ExitStack() as waiting:
-            waiting.enter_context(counted_name(self.metrics.waiting, model))
+        with AdapterRequest(self.metrics, request.model if parts else "") as counted:
             async with self.versions.use(parts) as blend:
-                waiting.close()
-                with counted_name(self.metrics.running, model):
-                    yield blend
+                counted.begin_answer()
+                yield blend
 
     async def _resolve_parts(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""
