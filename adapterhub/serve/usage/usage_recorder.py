@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -20,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -74,7 +74,7 @@ class _SharedLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        self._file = ConfinedFiles(path.parent).resume(path, 0o600)
         self._lock("LOCK_SH")
 
     def is_sole(self) -> bool:
@@ -86,7 +86,7 @@ class _SharedLock:
 
     def close(self) -> None:
         """Give it back."""
-        os.close(self._file)
+        self._file.close()
 
     def _lock(self, *names: str) -> bool:
         try:
@@ -130,7 +130,7 @@ class UsageRecorder:
         """Open the file, and begin to write; a file that cannot be opened is logged, and tried again."""
         if self.path is not None:
             self.flush()
-            with suppress(OSError):
+            with suppress(OSError, AdapterhubError):
                 self._shared_lock = _SharedLock(self.path.with_name(self.path.name.removesuffix(".db") + _LOCK))
             self._thread.start()
 
