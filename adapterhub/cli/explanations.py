@@ -196,7 +196,7 @@ ERRORS: dict[str, str] = {
     "no-engine": "`adapterhub serve` starts llama.cpp, vLLM, SGLang, mlx-lm or torch, and found none that reads this base. `pip install 'adapterhub[train,serve]'` brings torch.",
     "no-lock-file": "There is no adapters.lock in this folder or above it.",
     "no-manifest": "A policy asks for facts that are in adapter.json, and the version has none. A copy into a registry without a policy derives it.",
-    "no-such-answer": "`adapterhub serve` records each answer beside the registry, or in --usage-file: the newest million, for 400 days, each about two seconds after it ended. The id is that of the answer, or of its x-request-id.",
+    "no-such-answer": "`adapterhub serve` records each answer beside the registry, or in --usage-file: the newest million, for 400 days, each about half a second after it ended. The id is that of the answer, or of its x-request-id.",
     "no-rollout": "No gateway has begun a rollout of this version. One begins when `adapterhub serve` reads a route with `candidate` and `steps`; it writes where it stands into the log of the candidate's name.",
     "rollout-needs-registry": "A rollout is written into the log of the registry, which all gateways follow. A gateway with --remote has none that it may write.",
     "no-registry": "No registry.db is in this folder or above it, and none is named by --registry or $ADAPTERHUB_REGISTRY.",

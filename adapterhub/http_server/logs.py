@@ -13,12 +13,13 @@ import logging
 from adapterhub_converters import safe_regex
 from adapterhub_converters.display import printable
 
-_TOKEN = safe_regex.Pattern(r"hf_[A-Za-z0-9]{16,}")
+_BEGIN = "hf_"  # of a token
+_TOKEN = safe_regex.Pattern(_BEGIN + r"[A-Za-z0-9]{16,}")
 
 
 def redact_tokens(text: str) -> str:
     """Return a text with each token cut to its first characters, by which lists name it."""
-    return _TOKEN.sub(lambda match: f"{match[0][:8]}…", text)
+    return _TOKEN.sub(lambda match: f"{match[0][:8]}…", text) if _BEGIN in text else text
 
 
 class JsonLines(logging.Formatter):

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -224,26 +223,28 @@ def body_of(request: Request) -> RequestBody:
     return body
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def until_disconnect(receive: Receive, work: Awaitable[None]) -> None:
     """Do some work, but cancel it and raise ClientDisconnect if the client closes the connection before it is done."""
+    task, is_gone = cast("asyncio.Task[Any]", asyncio.current_task()), False
 
     async def wait_for_disconnect() -> None:
-        """Wait until the client has disconnected."""
+        """Cancel the work once the client has disconnected."""
+        nonlocal is_gone
         while (await receive())["type"] != "http.disconnect":
             pass
+        is_gone = True
+        task.cancel()
 
-    working, disconnect = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect())
+    disconnect = asyncio.create_task(wait_for_disconnect())
     try:
-        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        working.result()
+        await work
+    except asyncio.CancelledError:  # codespell:ignore
+        if not is_gone:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
     finally:
         disconnect.cancel()
-        if not working.done():
-            working.cancel()
-            with suppress(asyncio.CancelledError, Exception):  # codespell:ignore
-                await working
 
 
 # ---- who sends it

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -252,5 +253,23 @@ def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, tmp_pa
             assert reply.version == reply.document["model"]
             assert reply.version.startswith("base" if number is None else f"team/a{number}@sha256:")
             assert reply.document["data"][0]["embedding"] == pytest.approx(models.embedding(prompt, number), abs=1e-4)
+        _scores_by_the_embeddings_of_a_version(gateway, models)
         refused = complete(gateway, models, "base", "x")
         assert refused.status in (400, 404), refused.body
+
+
+def _scores_by_the_embeddings_of_a_version(gateway: Gateway, models: Models) -> None:
+    """A score is the cosine of two embeddings; of other models than those for embeddings, vLLM has scores of their own."""
+    query, *texts = PROMPTS
+    for number in (None, 1, 0):
+        of_query, *of_texts = (models.embedding(text, number) for text in PROMPTS)
+        cosines = [sum(map(mul, of_query, of_text)) for of_text in of_texts]
+        scored = gateway.post("/v1/score", {"model": named(number), "text_1": query, "text_2": texts})
+        ranked = gateway.post("/v1/rerank", {"model": named(number), "query": query, "documents": texts})
+        for reply in (scored, ranked):
+            assert (reply.status, reply.version) == (200, reply.document["model"]), reply.body
+            assert reply.version.startswith("base" if number is None else f"team/a{number}@sha256:")
+        assert [row["score"] for row in scored.document["data"]] == pytest.approx(cosines, abs=1e-4)
+        results = ranked.document["results"]
+        assert [row["relevance_score"] for row in results] == pytest.approx(sorted(cosines, reverse=True), abs=1e-4)
+        assert [row["document"]["text"] for row in results] == [texts[row["index"]] for row in results]

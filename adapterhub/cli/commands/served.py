@@ -42,7 +42,7 @@ def served(settings: Settings, *, ident: str, usage_file: Path | None) -> None:
     """Show which version gave an answer, by which route and arm, for which key, when, and with how many tokens.
 
     ID is the `id` of the answer, or the x-request-id of its headers, which a client may have used several times. Answers of the
-    last two seconds may be missing. No text is recorded.
+    last half second may be missing. No text is recorded.
     """
     from adapterhub.serve.usage import answer_log, usage_database
 

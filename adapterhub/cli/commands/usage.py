@@ -58,7 +58,7 @@ def usage(settings: Settings, *, by: str, since: str, as_csv: bool, prices_file:
     """Sum the requests and tokens that `adapterhub serve` answered.
 
     PROMPT includes CACHED, the tokens that the engine took from its cache. ESTIMATED counts the requests whose tokens are
-    estimates. Requests that no engine was asked are not recorded; those of the last two seconds may be missing.
+    estimates. Requests that no engine was asked are not recorded; those of the last half second may be missing.
     """
     from adapterhub.serve.usage import price_list, usage_database, usage_report
 

@@ -112,13 +112,13 @@ class Connection:
         Args:
             patience: Seconds until it begins, and between two pieces of it; None for no limit.
         """
-        headers, content = {**self._client.headers}, None
-        headers.update(REQUEST_HEADERS.get().items())
+        headers, content = [*self._client.headers], None
+        headers += [(name.encode(), value.encode()) for name, value in REQUEST_HEADERS.get().items()]
         if body is not None:
             content = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-            headers = {**headers, "content-type": "application/json", "content-length": str(len(content))}
+            headers += [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         timeout = {"connect": _CONNECT, "read": patience, "write": patience}
-        url = self._client.url + path
+        url = self._client.url_of(path)
         request = httpcore2.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
         if self._http.is_closed():
             raise EngineDownError("it closes its connections after an answer, and the next one may be of another process")
@@ -142,17 +142,24 @@ class Client:
     """
 
     def __init__(self, url: str, key: str = "", *, patience: float | None = None) -> None:
-        self.url, self.origin = url, httpcore2.URL(url).origin
+        self.url, self._parsed = url, httpcore2.URL(url)
+        self.origin = self._parsed.origin
         host = urlsplit(url).netloc.rpartition("@")[2]
-        self.headers: dict[bytes | str, bytes | str] = {"host": host}
+        self.headers = [(b"host", host.encode("ascii"))]
         if key:
-            self.headers["authorization"] = f"Bearer {key}"
+            self.headers.append((b"authorization", f"Bearer {key}".encode()))
         # Each connection would read the certificates of the machine again. No proxy of the environment is used for an engine.
         self.ssl_context = ssl.create_default_context() if url.startswith("https:") else None
         self.greet: Callable[[Connection], Awaitable[Any]] | None = None
         self.patience = patience
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
+
+    def url_of(self, path: str) -> httpcore2.URL:
+        """Return the URL of a path of the server, with its query if it has one."""
+        parsed = self._parsed
+        target = parsed.target.rstrip(b"/") + path.encode("ascii")
+        return httpcore2.URL(scheme=parsed.scheme, host=parsed.host, port=parsed.port, target=target)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -30,7 +30,7 @@ from .engine_versions import EngineVersions
 from .front import GatewayFront, GatewayRequest
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
-from .metrics import Metrics, counted_name
+from .metrics import AdapterRequest, Metrics
 from .moving_refs import MovingRefs
 from .problems import DOWN, ProblemError, not_served
 from .reloading import Rules
@@ -42,8 +42,8 @@ from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
 _LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
-# Seconds between looks for an answer by its id: a worker records it after its client has it, another gateway in two seconds.
-_WAITS_FOR_ANSWER = (0.01, 0.04, 0.2, 0.75, 1.5)
+# Seconds between looks for an answer by its id: a worker records it after its client has it, another gateway in half a second.
+_WAITS_FOR_ANSWER = (0.01, 0.04, 0.15, 0.5)
 _MAX_VERSION = 1000  # characters of a version in the log of answers; a blend may have any number
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
@@ -73,6 +73,7 @@ class Gateway(GatewayFront):
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._adding_feedback = asyncio.Lock()
+        self._lookups = 0  # of answers, each a running request
         self.access = Access(settings, self._rules, self._recorder)
         self._moving_refs = MovingRefs(self._lookup, self.versions, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
@@ -203,14 +204,28 @@ class Gateway(GatewayFront):
         self._recorder.add_answer(AnswerRecord(request.id, answer_id, time.time(), key, *facts, tokens.prompt, tokens.answer))
 
     async def find_answer(self, key: Key | None, ident: str) -> tuple[AnswerRecord, Feedback | None]:
-        """Return the newest answer to a key with an id, and its feedback; ProblemError if there is none."""
-        for seconds in (0.0, *_WAITS_FOR_ANSWER):
-            await asyncio.sleep(seconds)
-            answer = await asyncio.to_thread(self._recorder.find_answer, ident, key.name if key else "")
-            if answer is not None:
-                return answer
+        """Return the newest answer to a key with an id, and its feedback; ProblemError if there is none.
+
+        It is waited for only while a request runs, or another gateway has the same record.
+        """
+        self._lookups += 1
+        try:
+            for seconds in (0.0, *_WAITS_FOR_ANSWER):
+                await asyncio.sleep(seconds)
+                may_come = self.has_unrecorded() or await asyncio.to_thread(self._recorder.has_company)
+                answer = await asyncio.to_thread(self._recorder.find_answer, ident, key.name if key else "")
+                if answer is not None:
+                    return answer
+                if not may_come:
+                    break
+        finally:
+            self._lookups -= 1
         message = f"No answer with the id {printable(ident[:80])!r} is recorded here for this client"
         raise ProblemError(404, message, code="answer_not_found", param="id")
+
+    def has_unrecorded(self) -> bool:
+        """Return whether an answer runs, or is not recorded yet."""
+        return self.access.running() > self._lookups
 
     async def add_feedback(self, key: Key | None, ident: str, score: float, label: str, comment: str) -> AnswerRecord:
         """Record a client's feedback on an answer to it: the last is kept, and only the first counts in a rollout."""
@@ -272,18 +287,10 @@ class Gateway(GatewayFront):
         # Refused here, because an engine without blends would answer with the first version.
         if is_blend and not self.engine.can_blend:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
-        async with self._open_blend(request.model if parts else "", parts) as blend:
-            yield blend
-
-    @asynccontextmanager
-    async def _open_blend(self, model: str, parts: VersionParts) -> AsyncIterator[Blend]:
-        """Yield the blend, counting its name first in the gauge of waiting adapters, then in that of running ones."""
-        with ExitStack() as waiting:
-            waiting.enter_context(counted_name(self.metrics.waiting, model))
+        with AdapterRequest(self.metrics, request.model if parts else "") as counted:
             async with self.versions.use(parts) as blend:
-                waiting.close()
-                with counted_name(self.metrics.running, model):
-                    yield blend
+                counted.begin_answer()
+                yield blend
 
     async def _resolve_parts(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Bag
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -62,6 +61,7 @@ class Metrics:
         self.running: Bag[str] = Bag()
         self._labels: set[str] = set()
         self._token_labels: set[tuple[str, ...]] = set()
+        self._token_counters: dict[tuple[str, ...], tuple[Counter, ...]] = {}  # by labels: of prompts, cached ones, answers
         self.registry.register(_LoraInfo(self))
 
     def count(self, version: str, path: str, status: int, first: float | None, seconds: float) -> None:
@@ -81,8 +81,13 @@ class Metrics:
         if not tokens.total:
             return
         labels = self._bounded((version, key, route, arm))
-        for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("answer", tokens.answer)):
-            self._tokens.labels(*labels, kind).inc(count)
+        counters = self._token_counters.get(labels)
+        if counters is None:
+            counters = tuple(self._tokens.labels(*labels, kind) for kind in ("prompt", "cached", "answer"))
+            self._token_counters[labels] = counters
+        for counter, count in zip(counters, (tokens.prompt, tokens.cached, tokens.answer), strict=True):
+            if count:
+                counter.inc(count)
 
     def count_feedback(self, version: str, route: str, arm: str, *, is_bad: bool) -> None:
         """Count feedback on an answer."""
@@ -102,19 +107,35 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-@contextmanager
-def counted_name(bag: Bag[str], name: str) -> Iterator[None]:
-    """Count a name in a bag until the context ends; skip empty names, and names with a comma, which separates names."""
-    if not name or "," in name:
-        yield
-        return
-    bag[name] += 1
-    try:
-        yield
-    finally:
-        bag[name] -= 1
-        if not bag[name]:
-            del bag[name]
+class AdapterRequest:
+    """A request in the gauge of adapters, by the name that it asked for: as waiting, and then as running.
+
+    Args:
+        name: The name; empty for a request of the base. One with a comma, which separates names, is not counted.
+    """
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._bag, self._running, self._name = metrics.waiting, metrics.running, "" if "," in name else name
+
+    def __enter__(self) -> Self:
+        """Count it as waiting."""
+        self._bag[self._name] += 1
+        return self
+
+    def begin_answer(self) -> None:
+        """Count it as running."""
+        self._drop()
+        self._bag = self._running
+        self._bag[self._name] += 1
+
+    def __exit__(self, *_error: object) -> None:
+        """Count it no longer."""
+        self._drop()
+
+    def _drop(self) -> None:
+        self._bag[self._name] -= 1
+        if not self._bag[self._name]:
+            del self._bag[self._name]
 
 
 class _LoraInfo(Collector):
@@ -131,6 +152,6 @@ class _LoraInfo(Collector):
         """Yield the gauge with one sample."""
         names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
         gauge = GaugeMetricFamily("vllm:lora_requests_info", "Running stats on lora requests.", labels=names)
-        running, waiting = (",".join(sorted(bag)) for bag in (self._metrics.running, self._metrics.waiting))
+        running, waiting = (",".join(sorted(filter(None, bag))) for bag in (self._metrics.running, self._metrics.waiting))
         gauge.add_metric([running, waiting, str(self._metrics.slots)], time.time())
         yield gauge

@@ -25,6 +25,7 @@ _MAX_STREAM = 1 << 30  # bytes of all events of a stream
 _BYTES_PER_TOKEN = 4  # for estimates
 _MAX_ANSWER = 64 << 20  # bytes of an answer that is not a stream
 _MODEL = b'"model"'
+_ESCAPED_LETTER = rb"\u00"  # how the escape of a letter of `model` begins
 _FIRST = -1  # in place of a choice: what a message states of its prompt before it is answered
 _DATA, _DONE = b"data:", b"[DONE]"
 _BEGIN, _END = b"data: ", b"\n\n"  # of an event, as most engines write it
@@ -144,7 +145,21 @@ def rename_model(document: bytes, model: str, usage: Usage, *, expected: str) ->
         nested = api_forms.rename_nested(members, model, expected)
         return document if nested is None else _compact(nested)
     api_forms.check_model(members, expected)
+    # The only `model` is the object's own, unless that is written with an escape: this costs less than writing all of it.
+    is_only = document.count(_MODEL) == 1 and _ESCAPED_LETTER not in document
+    if is_only and (spelling := _spelling(document, str(members["model"]))):
+        return document.replace(spelling, _member(model))
     return _compact({**members, "model": model})
+
+
+def _spelling(document: bytes, name: str) -> bytes:
+    """Return the member `model` of an object with this name, as it is written there; empty if it is written otherwise."""
+    spellings = (_MODEL + separator + json.dumps(name, ensure_ascii=False).encode() for separator in _SEPARATORS)
+    return next((spelling for spelling in spellings if name and spelling in document), b"")
+
+
+def _member(model: str) -> bytes:
+    return _MODEL + b":" + json.dumps(model, ensure_ascii=False).encode()
 
 
 def _compact(members: Mapping[str, Any]) -> bytes:
@@ -195,7 +210,7 @@ class _Renamer:
     def __init__(self, model: str, usage: Usage, expected: str) -> None:
         self._model, self._usage, self._expected = model, usage, expected
         self._name, self._member = "", b""  # the engine's name, and `"model":"NAME"` as it writes it
-        self._new_member = f'"model":{json.dumps(model, ensure_ascii=False)}'.encode()
+        self._new_member = _member(model)
         self._frame: _Frame | None = None
         self._frames = 0  # learned so far
 
@@ -238,9 +253,7 @@ class _Renamer:
     def _learn_member(self, document: bytes) -> None:
         """Remember how the engine writes its name, after an event that was parsed with every check."""
         self._name = self._expected or str(json_file.parse_object(document, "its answer").get("model", ""))
-        name = json.dumps(self._name, ensure_ascii=False).encode()
-        spellings = (_MODEL + separator + name for separator in _SEPARATORS)
-        self._member = next((spelling for spelling in spellings if self._name and spelling in document), b"")
+        self._member = _spelling(document, self._name)
 
     def _learn_frame(self, document: bytes, members: Mapping[str, Any]) -> None:
         """Remember what stands around the text of an event with one choice and without a usage."""

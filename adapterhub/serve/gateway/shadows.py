@@ -122,7 +122,12 @@ class Shadows:
         # In a context of its own: the trace and the headers are those of the client's request, which has ended.
         task = asyncio.create_task(self._run(copy, seconds), context=contextvars.Context())
         self._tasks[task] = copy.route
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """Forget a copy that has ended; one that was canceled may not even have begun."""
+        route = self._tasks.pop(task)
+        self._sums(route).dropped += task.cancelled()  # codespell:ignore
 
     def make_way(self) -> None:
         """Cancel the copies that run, because others need their place."""
@@ -156,9 +161,6 @@ class Shadows:
         sums, started = self._sums(copy.route), time.monotonic()
         try:
             answer = await self._answer(copy.plan.to, copy.path, copy.body)
-        except asyncio.CancelledError:  # codespell:ignore
-            sums.dropped += 1
-            raise
         except (AdapterhubError, EngineDownError, ProblemError, OSError) as error:
             log.info("the shadow of %s does not answer: %s", copy.route, error)
             sums.copies, sums.failed = sums.copies + 1, sums.failed + 1

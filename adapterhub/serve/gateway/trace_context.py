@@ -53,7 +53,7 @@ class TraceContext:
 def request_id(headers: Headers) -> str:
     """Return the id that a client has given its request, or a new one if that is too long or has other than printable ASCII."""
     name = headers.get(REQUEST_ID, "")
-    return name if _SANE_ID.fullmatch(name) else secrets.token_hex(8)
+    return name if name and _SANE_ID.fullmatch(name) else secrets.token_hex(8)
 
 
 def read(headers: Headers) -> TraceContext | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 from adapterhub.sqlite_file import SqliteReader
@@ -83,8 +84,10 @@ class Feedback:
         return self.score < GOOD
 
 
-_ANSWER_COLUMNS = ", ".join(field.name for field in fields(AnswerRecord))
-_FEEDBACK_COLUMNS = ", ".join(field.name for field in fields(Feedback))
+_ANSWER_FIELDS, _FEEDBACK_FIELDS = ([field.name for field in fields(row)] for row in (AnswerRecord, Feedback))
+_ANSWER_COLUMNS, _FEEDBACK_COLUMNS = ", ".join(_ANSWER_FIELDS), ", ".join(_FEEDBACK_FIELDS)
+answer_row, feedback_row = attrgetter(*_ANSWER_FIELDS), attrgetter(*_FEEDBACK_FIELDS)
+"""Return the values of an answer, or of feedback, for the statements below; `astuple` would copy each by itself."""
 ADD_ANSWER = f"INSERT INTO answers ({_ANSWER_COLUMNS}) VALUES ({', '.join('?' * len(fields(AnswerRecord)))})"  # noqa: S608
 ADD_FEEDBACK = f"INSERT OR REPLACE INTO feedback ({_FEEDBACK_COLUMNS}) VALUES ({', '.join('?' * len(fields(Feedback)))})"  # noqa: S608
 DELETE_OLDEST = "DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?"

@@ -122,8 +122,8 @@ class UsageDatabase(SqliteFile):
     def add_answers(self, answers: Sequence[AnswerRecord], feedback: Sequence[Feedback]) -> None:
         """Add answers and feedback, of which the last for an answer counts, in a transaction of the caller's."""
         with self._errors():
-            self._connection().executemany(answer_log.ADD_ANSWER, [astuple(answer) for answer in answers])
-            self._connection().executemany(answer_log.ADD_FEEDBACK, [astuple(item) for item in feedback])
+            self._connection().executemany(answer_log.ADD_ANSWER, map(answer_log.answer_row, answers))
+            self._connection().executemany(answer_log.ADD_FEEDBACK, map(answer_log.feedback_row, feedback))
             if self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MAX_ANSWERS,)).rowcount > 0:
                 self._connection().execute(answer_log.DELETE_OLDEST_FEEDBACK)
 

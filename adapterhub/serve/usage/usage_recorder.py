@@ -1,8 +1,8 @@
-"""Recording usage while a gateway runs: requests are summed in memory, and a thread writes the sums every two seconds.
+"""Recording usage while a gateway runs: requests are summed in memory, and a thread writes the sums every half second.
 
 A full or broken disk is logged, and never holds up an answer: the sums stay in memory until they can be written. A process that
-is killed loses those of the last two seconds. What a key may spend in a day or a month is compared with what all processes have
-written, so that several of them can exceed it by what they answer in two seconds.
+is killed loses those of the last half second. What a key may spend in a day or a month is compared with what all processes have
+written, so that several of them can exceed it by what they answer in half a second.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -29,9 +30,10 @@ from .usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum
 
 T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.usage")
-FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 0.5
 _MAX_ROWS = 10_000  # of an hour, and in memory; what would be a further row is counted as `other`
 _OTHER = "other"
+_LOCK = ".lock"  # what the name of the file that all gateways of a record lock adds to that of the record
 _LOG_SECONDS = 300.0  # between two lines about the same failure
 _END_SECONDS = 10.0  # that the end of a gateway waits for the last sums to be written
 
@@ -64,6 +66,38 @@ def _drop_first(queue: deque[T], written: Sequence[T]) -> None:
         queue.popleft()
 
 
+class _SharedLock:
+    """A lock that all gateways of a record share, which tells whether this is the only one.
+
+    POSIX locks belong to a process, and are kept while one is changed, unlike those of flock(2). Where there are none, no
+    gateway knows that it is the only one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = ConfinedFiles(path.parent).resume(path, 0o600)
+        self._lock("LOCK_SH")
+
+    def is_sole(self) -> bool:
+        """Return whether no other process has the lock."""
+        if not self._lock("LOCK_EX", "LOCK_NB"):
+            return False
+        self._lock("LOCK_SH")
+        return True
+
+    def close(self) -> None:
+        """Give it back."""
+        self._file.close()
+
+    def _lock(self, *names: str) -> bool:
+        try:
+            import fcntl
+
+            fcntl.lockf(self._file, sum(getattr(fcntl, name) for name in names))
+        except (ImportError, OSError):
+            return False
+        return True
+
+
 class UsageRecorder:
     """The usage of one gateway, on its way to a file.
 
@@ -87,6 +121,7 @@ class UsageRecorder:
         self._written_days: Counter[tuple[int, str]] = Counter()
         self._new_days: Counter[tuple[int, str]] = Counter()
         self._database: UsageDatabase | None = None
+        self._shared_lock: _SharedLock | None = None
         self._failed_at: float | None = None  # when a failure was logged last
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
@@ -95,6 +130,8 @@ class UsageRecorder:
         """Open the file, and begin to write; a file that cannot be opened is logged, and tried again."""
         if self.path is not None:
             self.flush()
+            with suppress(OSError, AdapterhubError):
+                self._shared_lock = _SharedLock(self.path.with_name(self.path.name.removesuffix(".db") + _LOCK))
             self._thread.start()
 
     def close(self) -> None:
@@ -102,6 +139,9 @@ class UsageRecorder:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join(_END_SECONDS)
+        if self._shared_lock is not None:
+            self._shared_lock.close()
+            self._shared_lock = None
 
     def add(self, *, key: str, version: str, route: str, arm: str, engine: str, path: str, tokens: TokenCounts) -> None:
         """Count a request that has ended."""
@@ -130,6 +170,10 @@ class UsageRecorder:
         if self.path is not None:
             with self._lock:
                 self._feedback.append(feedback)
+
+    def has_company(self) -> bool:
+        """Return whether another gateway may have answers that are not in the file yet."""
+        return self.path is not None and (self._shared_lock is None or not self._shared_lock.is_sole())
 
     def find_answer(self, ident: str, key: str) -> tuple[AnswerRecord, Feedback | None] | None:
         """Return the newest answer to a key with an id, of its own or of its request, and its feedback; None without one."""

@@ -21,12 +21,12 @@ KEYS = "".join(
 
 
 @pytest.fixture
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have unknown ids refused at once."""
-    monkeypatch.setattr(gateway_module, "_WAITS_FOR_ANSWER", ())
+def _endless_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an id waited for without end, if it is waited for."""
+    monkeypatch.setattr(gateway_module, "_WAITS_FOR_ANSWER", (10**6,))
 
 
-@pytest.mark.usefixtures("versions", "_no_waits")
+@pytest.mark.usefixtures("versions", "_endless_waits")
 def test_an_answer_is_found_by_its_id_and_by_that_of_its_request(tmp_path: Path) -> None:
     async def test(gateway: Running) -> None:
         answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
@@ -70,19 +70,26 @@ def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp
     assert b"June" not in (tmp_path / "usage.db").read_bytes()
 
 
-@pytest.mark.usefixtures("versions")
-def test_feedback_that_overtakes_the_record_of_its_answer_counts_and_holds_up_no_other(tmp_path: Path) -> None:
+def test_feedback_that_overtakes_the_record_of_its_answer_counts_and_holds_up_no_other(
+    versions: list[Digest],  # noqa: F811
+    tmp_path: Path,
+) -> None:
     async def test(gateway: Running) -> None:
         async def ask(request: str) -> None:
             body, headers = {"model": "sql", "prompt": "x"}, {"x-request-id": request}
             await gateway.client.post("/v1/completions", json=body, headers=headers)
 
         await ask("recorded")
+        gateway.engine.slow |= {f"team/sql@{digest}" for digest in versions}
+        asking = asyncio.create_task(ask("running"))
+        while not gateway.gateway.has_unrecorded():
+            await asyncio.sleep(0)
         early = asyncio.create_task(gateway.client.post("/v1/feedback", json={"id": "running", "score": 1}))
         assert (await gateway.client.post("/v1/feedback", json={"id": "recorded", "score": 1})).status_code == 200
         assert not early.done()
-        await ask("running")
+        gateway.engine.go_on.set()
         assert (await early).json()["id"] == "running"
+        await asking
 
     run(tmp_path, test)
 
@@ -111,7 +118,7 @@ def test_malformed_feedback_is_refused_with_the_field(tmp_path: Path, body: dict
     run(tmp_path, test)
 
 
-@pytest.mark.usefixtures("versions", "_no_waits")
+@pytest.mark.usefixtures("versions", "_endless_waits")
 def test_a_client_finds_its_own_answers_only(tmp_path: Path) -> None:
     (tmp_path / "routes.toml").write_text(ROUTE + KEYS)
 
@@ -191,7 +198,7 @@ def test_feedback_to_another_gateway_with_the_same_record_counts_once_at_the_one
                 answer = await one.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
                 is_candidate = versions[1] in answer.headers["x-adapterhub-version"]
                 body = {"id": answer.headers["x-request-id"], "score": 0 if is_candidate else 1}
-                one.gateway._recorder.flush()  # as after two seconds at most
+                one.gateway._recorder.flush()  # as after half a second
                 for client in (two.client, one.client)[: 2 if number % 8 == 0 else 1]:
                     assert (await client.post("/v1/feedback", json=body)).status_code == 200
                 two.gateway._recorder.flush()

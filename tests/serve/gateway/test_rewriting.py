@@ -141,7 +141,7 @@ def test_events_that_arrive_alone_are_renamed_and_counted_as_if_they_arrived_tog
 def test_the_text_of_an_event_may_not_break_out_of_its_string() -> None:
     events = [json.dumps({"model": "engine", "choices": [{"text": "abc"}]}).encode()] * 3
     renamer = rewriting._Renamer("team/a", Usage({"stream": True}), "engine")
-    assert len({renamer.rename(event) for event in events}) == 2  # written anew, then with one member replaced
+    assert len({renamer.rename(event) for event in events}) == 1  # with one member replaced, parsed or not
     for text in (b'a"}], "b": [{"text": "c', b"a\\", b"\xff", b"\n", b"\x00"):
         event = events[0].replace(b"abc", text)
         slow = Usage({"stream": True})

@@ -52,6 +52,7 @@ class Arms(Holder):
         super().__init__()
         self.bad: set[str] = set()
         self.slow: set[str] = set()
+        self.go_on = asyncio.Event()  # ends the waiting of the slow
         self.numbers = count()
 
     async def request(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
@@ -61,7 +62,7 @@ class Arms(Holder):
 
         async def whole() -> AsyncIterator[bytes]:
             if model in self.slow:
-                await asyncio.Event().wait()
+                await self.go_on.wait()
             yield json.dumps(document).encode()
 
         return EngineAnswer(500 if model in self.bad else 200, "application/json", whole(), model=model)

@@ -279,3 +279,29 @@ def test_answers_are_kept_in_memory_until_the_file_can_be_written_and_then_writt
     for _ in range(2):
         recorder.flush()
     assert len(answer_log.find_answers(tmp_path / FILE, "a")) == 1
+
+
+HOLD_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.lockf(file, fcntl.LOCK_SH)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_gateway_knows_whether_another_process_has_the_same_record(tmp_path: Path) -> None:
+    recorder = UsageRecorder(tmp_path / FILE)
+    recorder.start()
+    try:
+        assert not recorder.has_company()
+        words = [sys.executable, "-c", HOLD_LOCK, str(tmp_path / "usage.lock")]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert recorder.has_company()
+            assert recorder.has_company()  # a look does not give the lock back
+            other.communicate()
+        assert not recorder.has_company()
+    finally:
+        recorder.close()

@@ -51,6 +51,7 @@ class HostGateway(Gateway):
         self._count, self._tell_ready = count, ready
         self._members: set[Conversation] = set()  # the workers that answer
         self._have_all_joined = False
+        self._attended = 0  # requests of clients
         self.started = asyncio.Event()
         self._warn_of_shadows()
         self.is_ending = False
@@ -83,9 +84,17 @@ class HostGateway(Gateway):
             case "join":
                 await self._admit_worker(talk)
             case "request":
-                await _HostedRequest(self, talk, first).attend()
+                self._attended += 1
+                try:
+                    await _HostedRequest(self, talk, first).attend()
+                finally:
+                    self._attended -= 1
             case "page":
                 await self._answer_page(talk, first)
+
+    def has_unrecorded(self) -> bool:
+        """Return whether an answer runs, or is not recorded yet: a worker tells of it after the client has it."""
+        return bool(self._attended)
 
     async def _admit_worker(self, talk: Conversation) -> None:
         """Tell a worker once the engine has started, and what may change later, until it ends."""
