@@ -53,14 +53,17 @@ def create_app(settings: HubSettings) -> ASGIApp:
         app.state.site = Site(hub)
         app.state.readiness = Readiness()
         metrics.registry.register(RuntimeCollector(hub))
-        delivery_task, maintenance_task = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
+        delivery_task = asyncio.create_task(hub.webhooks.run())
+        canceled_tasks = [asyncio.create_task(hub.maintain()), asyncio.create_task(hub.replicator.run())]
         try:
             yield
         finally:
-            # Stop the background tasks first: both use the database that `close` takes away.
+            # Stop the background tasks first: all use the database that `close` takes away.
             hub.webhooks.stop()
-            maintenance_task.cancel()
-            await asyncio.wait([delivery_task, maintenance_task])
+            hub.replicator.stop()
+            for task in canceled_tasks:
+                task.cancel()
+            await asyncio.wait([delivery_task, *canceled_tasks])
             app.state.site.close()
             hub.close()
 

@@ -45,6 +45,7 @@ from .policy_gate import PolicyGate
 from .quotas import Quotas
 from .rankings import Rankings
 from .read_log import ReadLog
+from .replication import Replicator
 from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
@@ -88,6 +89,7 @@ class Hub:
         policy_gate: Compares what is served with the policy.
         repository_listing: The names of repositories that have a record.
         mirror: The mirror of another hub; None without one.
+        replicator: Copies what is pushed here to other places.
         upstream: The models that are not here but at another hub; None without one.
         model_bases: The whole models that are bases of adapters.
         secret: Signs the addresses of uploads.
@@ -135,6 +137,13 @@ class Hub:
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
         )
         self.upstream = self._open_upstream(settings.upstream) if settings.upstream else None
+        self.replicator = Replicator(
+            settings.replications,
+            workers=self.workers,
+            access=self.access,
+            listing=self.repository_listing,
+            jobs=self._jobs,
+        )
         self.model_bases = ModelBases(self.storage, self.workers, self.access, self.upstream)
         self.conversions.find_base = self.model_bases.find
 
@@ -215,6 +224,7 @@ class Hub:
             self.mirror.close()
         if self.upstream:
             self.upstream.close()
+        self.replicator.close()
         self.conversions.close()
         self.sign_ins.close()
         self.workers.close()

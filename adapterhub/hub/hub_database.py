@@ -174,6 +174,15 @@ MIGRATIONS = (
     ALTER TABLE accounts ADD COLUMN about TEXT NOT NULL DEFAULT '';
     ALTER TABLE accounts ADD COLUMN link TEXT NOT NULL DEFAULT ''
     """,
+    """
+    CREATE TABLE replications (
+        target TEXT PRIMARY KEY, complete REAL NOT NULL, waiting INTEGER NOT NULL, failing INTEGER NOT NULL, error TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE replicated (
+        target TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL, private INTEGER NOT NULL, tries INTEGER NOT NULL,
+        due REAL NOT NULL, PRIMARY KEY (target, name)
+    ) STRICT, WITHOUT ROWID
+    """,
 )
 
 

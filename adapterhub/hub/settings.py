@@ -14,6 +14,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
+    from adapterhub.remotes.remote_address import UserSettings
 
 
 CLASSES = ("api", "resolvers", "pages")
@@ -73,6 +74,33 @@ class ModelUpstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Replication:
+    """A place to which names of this hub are copied.
+
+    Attributes:
+        pattern: Which names (`fnmatch`).
+        url: The URL of a hub that runs adapterhub, `hub+https://HOST`, or of an OCI registry, `oci://HOST/PREFIX`.
+        user: The operator's logins.
+        with_private: Whether an OCI registry, which has no private names, gets those that not everybody may read here.
+    """
+
+    pattern: str
+    url: str
+    user: UserSettings = field(repr=False)
+    with_private: bool = False
+
+    @property
+    def key(self) -> str:
+        """What identifies it in the tables and the metrics."""
+        return f"{self.pattern}={self.url}"
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is a hub."""
+        return self.url.startswith("hub+")
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """The OpenID Connect provider people sign in with.
 
@@ -115,6 +143,7 @@ class HubSettings:
         mirror: The hub whose adapters are fetched on demand; None to serve only what was pushed here.
         upstream: The hub that has the models that are not here; None to answer that they do not exist.
         provider: Where people sign in; None for tokens only.
+        replications: The places to which what is pushed here is copied.
     """
 
     registry: Path
@@ -136,6 +165,7 @@ class HubSettings:
     mirror: Upstream | None = None
     upstream: ModelUpstream | None = None
     provider: Provider | None = None
+    replications: tuple[Replication, ...] = ()
 
     @property
     def location(self) -> str:

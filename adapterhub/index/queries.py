@@ -103,6 +103,12 @@ def names(index: Index, namespace: str = "") -> list[LogState]:
     return [_name(row) for row in records]
 
 
+def log_states_after(index: Index, last: str, limit: int) -> list[LogState]:
+    """Return the first names after `last`, including deleted ones, sorted."""
+    sql = "SELECT name, seq, head, number, deleted FROM names WHERE name > ? ORDER BY name LIMIT ?"
+    return [_name(row) for row in index.select(sql, last, limit, kinds=_NAME) if is_name(row[0])]
+
+
 def _name(row: Sequence[Any]) -> LogState:
     name, seq, head, number, deleted = row
     return LogState(name, seq, head, number, bool(deleted))

@@ -169,6 +169,7 @@ def _push_to_address(
     tags: Sequence[str],
 ) -> PushResult:
     """Push an adapter to an address, as it is stored, as a new version, or as a container image."""
+    from adapterhub.remotes import attached_signatures
     from adapterhub.remotes import version_copy as copying
     from adapterhub.remotes.remote_address import expect_digest
 
@@ -203,12 +204,12 @@ def _push_to_address(
         # it.
         if remote.as_referring_target() is not None:
             with suppress(RemoteError, RefusedError):
-                attached = signature_checks.carry(remote, manifest, signatures)
+                attached = attached_signatures.attach_all(remote, manifest, signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
             copied = copying.copy_version(
                 version_source, reference, remote, address.reference, progress, **workspace.transfer()
             )
-        attached = attached or signature_checks.carry(remote, manifest, signatures)
+        attached = attached or attached_signatures.attach_all(remote, manifest, signatures)
         if signatures and not attached and not outgoing.is_image:
             workspace.tell(
                 _STALE_SIGNATURE

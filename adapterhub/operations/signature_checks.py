@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from adapterhub import user_files
-from adapterhub.digest import sha256_bytes
-from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_about, signed_files
 from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
-from adapterhub.trust import attestation, bundle, statement
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
+from adapterhub.trust import bundle, statement
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import source_names
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
     from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub.trust.bundle import SignedStatement
     from adapterhub.trust.keys import Signer, TrustedSigner
-
-
-_ATTESTATION_FILE = "attestation.sigstore.json"
-"""The file name under which an attestation is attached; a signature is attached as `model.sig`, as in a folder."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +66,7 @@ class Signable:
 def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
     """Open what a folder, a ref or an address names, with its signatures, until the context ends."""
     if source_names.is_address(source):
+        from adapterhub.remotes import attached_signatures
         from adapterhub.remotes.remote_address import name_of, parse
 
         place = parse(os.fspath(source))
@@ -84,7 +79,7 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 manifest.digest,
                 signed_files(manifest),
                 lambda: stored_signatures(remote, manifest.digest),
-                lambda raw: _attach(remote, manifest, raw),
+                lambda raw: attached_signatures.attach(remote, manifest, raw),
                 lambda: _cosign_tags(remote, manifest.digest),
             )
         return
@@ -353,40 +348,3 @@ def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace)
     except RemoteError as error:
         workspace.tell(f"{error.where}: its signatures stay behind: {error.what}")
         return []
-
-
-def carry(remote: OpenRemote, manifest: Manifest, signatures: Sequence[bytes]) -> int:
-    """Attach signatures to a version that was copied to an address, if it stores attachments; return their number.
-
-    A place that keeps files alone takes one of them, as `model.sig` beside the files.
-    """
-    # A place without attachments still gets the version; the caller decides whether that needs a note.
-    if not signatures or remote.as_referring_target() is None:
-        return int(any(is_about(raw, manifest) and _put_file(remote, manifest, raw) for raw in signatures))
-    attached = 0
-    for raw in signatures:
-        # A signature that is malformed or about other files is no reason to fail a copy that has succeeded.
-        with suppress(FormatError, RefusedError):
-            attached += is_about(raw, manifest) and _attach(remote, manifest, raw)
-    return attached
-
-
-def _put_file(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
-    """Write a signature of the files beside them; return False for any other claim, and where no such file is kept."""
-    is_of_files = bundle.predicate_type(signature) == statement.PREDICATE_TYPE
-    return is_of_files and remote.put_file_signature(manifest, signature)
-
-
-def _attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
-    """Attach one signature or attestation to a version at an address; return True."""
-    from adapterhub.remotes.oci import referrers
-
-    referring = remote.as_referring_target()
-    if referring is None:
-        if _put_file(remote, manifest, signature):
-            return True
-        raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
-    file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
-    blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)
-    referrers.attach_document(referring, manifest, blob, signature, bundle.attachment_annotations(signature))
-    return True

@@ -56,6 +56,8 @@ BOUNDED_OTHERWISE = {
     "reads": "200,000 (tests/hub/test_read_log)",
     "arriving": "20,000 of a namespace (test_hub_refusals)",
     "proposals": "100 open ones of a namespace, 30 an hour of an account; closed ones are forgotten after two days",
+    "replications": "one of a target of the operator",
+    "replicated": "one of a name and a target",
     "uploaded": "forgotten after two days; each counts as a file",
     "xet_epochs": "one of a repository",
     "exchanged": "until the token of a job expires",

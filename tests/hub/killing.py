@@ -37,6 +37,7 @@ class Killable:
     folder: Path
     port: int = 0
     upstream: str = ""  # a hub whose models it keeps
+    replicate: tuple[str, str] = ("", "")  # the URL of a hub to which it copies everything, and a token there
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -44,11 +45,16 @@ class Killable:
             with socket.create_server(("127.0.0.1", 0)) as sock:
                 self.port = sock.getsockname()[1]
         code = "import sys\nfrom pathlib import Path\nfrom adapterhub.hub.server import serve\n"
-        code += "from adapterhub.hub.settings import HubSettings, ModelUpstream\n"
+        code += "from adapterhub.bases.hub_address import Hub\n"
+        code += "from adapterhub.hub.settings import HubSettings, ModelUpstream, Replication\n"
+        code += "from adapterhub.remotes.remote_address import UserSettings\n"
         code += "upstream = ModelUpstream(sys.argv[3], 'cache') if sys.argv[3] else None\n"
-        code += "serve(HubSettings(registry=Path(sys.argv[1]), port=int(sys.argv[2]), upstream=upstream), ready=print)"
+        code += "user = UserSettings(None, lambda: Hub('http://localhost:1', None), login=lambda *_: sys.argv[5])\n"
+        code += "replications = (Replication('*', sys.argv[4], user),) if sys.argv[4] else ()\n"
+        code += "settings = HubSettings(registry=Path(sys.argv[1]), port=int(sys.argv[2]), upstream=upstream,"
+        code += " replications=replications)\nserve(settings, ready=print)"
         self.folder.mkdir(exist_ok=True)
-        words = [sys.executable, "-c", code, str(self.folder), str(self.port), self.upstream]
+        words = [sys.executable, "-c", code, str(self.folder), str(self.port), self.upstream, *self.replicate]
         paths = os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))
         self.process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.DEVNULL)
         while True:

@@ -15,8 +15,10 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapterhub.hub import replication
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.replication import ReplicationState
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.folder_storage import Storage
 from adapterhub.hub.storage.from_settings import open_storage
@@ -135,6 +137,7 @@ def diagnosis(settings: HubSettings, certificate: Path | None = None) -> list[Ch
             results.append(_run_check("permissions", lambda: _permissions(database.path)))
         results.append(_run_check("clock", lambda: _clock(database)))
         results += [_run_check("accounts", lambda: _accounts(database)), _run_check("audit", lambda: _chain(database))]
+        results += [_replication(state) for state in replication.states(database)]
     return [*results, _run_check("certificate", lambda: _certificate(certificate))] if certificate else results
 
 
@@ -163,6 +166,13 @@ def _accounts(database: HubDatabase) -> Check:
         tokens = "1 token of a service" if lasting == 1 else f"{lasting} tokens of services"
         return Check("accounts", WARNING, f"{tokens} may do everything and never expire{'s' if lasting == 1 else ''}")
     return Check("accounts")
+
+
+def _replication(state: ReplicationState) -> Check:
+    if state.failing:
+        return Check("replication", WARNING, f"{state.target}: {state.failing} of {state.waiting} names fail; {state.error}")
+    since = datetime.datetime.fromtimestamp(state.complete, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return Check("replication", OK, f"{state.target}: complete as of {since}, {state.waiting} names wait")
 
 
 def _chain(database: HubDatabase) -> Check:

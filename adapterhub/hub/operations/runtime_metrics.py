@@ -5,12 +5,14 @@ They are read when Prometheus asks, so that nothing else pays for them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapterhub.hub import replication
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
@@ -55,11 +57,25 @@ class RuntimeCollector(Collector):
         except AdapterhubError:
             return
 
+    def _replication(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "hub_replication_lag_seconds", "Age of the oldest move that a target may lack.", labels=["target"]
+        )
+        names = GaugeMetricFamily("hub_replication_names", "Names with moves that a target lacks.", labels=["target", "state"])
+        for state in replication.states(self._hub.database) if self._hub.settings.replications else ():
+            lag.add_metric([state.target], max(time.time() - state.complete, 0.0))
+            names.add_metric([state.target, "waiting"], state.waiting)
+            names.add_metric([state.target, "failing"], state.failing)
+        if lag.samples:
+            yield lag
+            yield names
+
     def _queues(self) -> Iterator[Metric]:
         queued = GaugeMetricFamily("hub_queued", "What is still to be done by some process of the hub.", labels=["queue"])
         for name, count in self._hub.storage.queue_lengths().items():
             queued.add_metric([name], count)
         yield queued
+        yield from self._replication()
         if self._hub.upstream:
             kept_bytes = self._hub.upstream.kept_bytes()
             yield GaugeMetricFamily(

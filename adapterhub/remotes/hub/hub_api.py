@@ -124,15 +124,22 @@ class HubApi:
         would its condition, which is no longer met, tell a change of its own from one by somebody else.
         """
         try:
-            response = self._send(method, self._url(path, query), body, headers, retry=retry)
+            response = self.send(method, self._url(path, query), body, headers, retry=retry)
         except RetryableError as error:
             problem = f"no answer came ({error.reason}); the change may have been made"
             raise RemoteError(self.location, problem, "Look, then try again") from error
         return json_file.parse_object(response.body, self.location)
 
-    def _send(
-        self, method: str, url: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None, *, retry: bool
+    def send(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry: bool = True,
     ) -> Response:
+        """Send a request to any of the hub's APIs, and return its answer; the arguments are those of `request`."""
         return self.wire.request(
             method,
             url,

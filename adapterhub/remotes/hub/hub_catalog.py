@@ -27,10 +27,7 @@ from adapterhub.remotes.answer_fields import Fields
 from adapterhub.remotes.catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, no_bar
 from adapterhub.remotes.release_documents import PromotionReport
 from adapterhub.store.ref_log import Entry
-from adapterhub_converters.errors import (
-    RefusedError,
-    UsageError,
-)
+from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
 from .hub_api import HubApi, check_release, has_api, open_wire, reference_text
 from .hub_client import HubAddress
@@ -236,6 +233,16 @@ class HubCatalog(Catalog):
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""
         return version_documents.read_restore(self._change("POST", f"{_name_path(name)}/restore", retry=False), self.location)
+
+    def make_private(self, name: str) -> None:
+        """Hide a name from all but who has a role in its namespace; one that is not there is created."""
+        namespace, _, repository = name.partition("/")
+        url, body = f"{self.api.endpoint}/api/models/{quote(name)}/settings", {"private": True}
+        with suppress(NotFoundError):
+            self.api.send("PUT", url, body)
+            return
+        created = {"name": repository, "organization": namespace, "private": True}
+        self.api.send("POST", f"{self.api.endpoint}/api/repos/create", created)
 
     # ---- releases
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.hub.settings import ModelUpstream, Provider
+    from adapterhub.hub.settings import ModelUpstream, Provider, Replication
 
 
 @click.command(
@@ -100,6 +101,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Models to keep; those used last stay.",
 )
+@click.option(
+    "--replicate",
+    "replications",
+    metavar="PATTERN=URL",
+    multiple=True,
+    help="Copy names like team/* on to oci://HOST/PREFIX or hub+https://HOST; repeatable.",
+)
+@click.option("--replicate-private", is_flag=True, help="Copy names that not everybody may read to oci:// too.")
 @click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
 @click.option("--oidc-client", metavar="ID", help="Id of the hub there.")
 @click.option(
@@ -136,6 +145,8 @@ def start(
     upstream_allow: tuple[str, ...],
     upstream_age: float,
     upstream_cache: float,
+    replications: tuple[str, ...],
+    replicate_private: bool,
     oidc_issuer: str | None,
     oidc_client: str | None,
     oidc_secret: Path | None,
@@ -150,6 +161,9 @@ def start(
 
     With --upstream, clients that set HF_ENDPOINT to the hub still get base models. A token for models that are gated there
     comes from ADAPTERHUB_UPSTREAM_TOKEN: all who may read public adapters here may then read those models.
+
+    With --replicate, what is pushed here goes on to another hub or an OCI registry, with the logins that `adapterhub login` has
+    stored for the user who starts the hub.
 
     With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
     has copies only, which are made again without it.
@@ -187,6 +201,7 @@ def start(
         mirror=upstream_mirror,
         upstream=models,
         provider=provider,
+        replications=tuple(_replication(settings, text, with_private=replicate_private) for text in replications),
     )
 
     def ready(address: str) -> None:
@@ -227,6 +242,20 @@ def _model_upstream(address: str, mode: str, names: tuple[str, ...], *, age: flo
         max_bytes=max_bytes,
         proxy=environment.proxy,
     )
+
+
+def _replication(settings: Settings, text: str, *, with_private: bool) -> Replication:
+    """Parse a replication such as team/*=oci://registry.example/team; the logins are those of the user who starts the hub."""
+    from adapterhub.hub.settings import Replication
+    from adapterhub.remotes.named_remotes import check_url
+
+    pattern, separator, url = text.partition("=")
+    if not separator or not pattern or not url.lower().startswith(("oci", "hub+")):
+        hint = "Write it like team/*=oci://registry.example/copies, or *=hub+https://hub.example"
+        raise UsageError(f"--replicate {text.rpartition('@')[2][:80]}", "not a pattern of names and the URL of a target", hint)
+    user = registry_choice.workspace(settings).surroundings()
+    uploads = registry_choice.registry_folder(settings) / "replication"
+    return Replication(pattern, check_url(url), replace(user, uploads=uploads), with_private)
 
 
 def _limit(text: str) -> tuple[str, tuple[int, int]]:

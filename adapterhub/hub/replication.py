@@ -1,0 +1,243 @@
+"""Push replication: what is pushed here is copied to other hubs and OCI registries that the operator names.
+
+A target has a pattern of names. The log of a name says what is to be done there (`replica`), and the table `replicated` up to
+which entry it is done, so that nothing is lost or made twice wherever a process is killed. Of several processes, one at a time
+works for a target. A move that a target refuses holds up the later ones of the same name, and is tried again ever more rarely;
+a target that does not answer is asked about three names at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import islice
+
+from adapterhub.index import queries
+from adapterhub.index.queries import LogState
+from adapterhub.store.store import Entry
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, RemoteError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import commits, gates
+from .access_control import Access
+from .accounts.accounts import READERS
+from .hub_database import HubDatabase
+from .jobs import Jobs
+from .replica import Replica
+from .repository_listing import RepositoryListing
+from .settings import Replication
+from .workers import Worker, Workers
+
+_log = logging.getLogger("adapterhub.hub")
+_INTERVAL = 5.0  # seconds between two looks at the logs
+_PAUSE = 20  # times what a look took: at most a twentieth of a processor
+_MAX_PAGE, _MAX_NAMES = 5_000, 1_000  # names read from the tables at a time, and worked on between two looks
+_MAX_ENTRIES = 500  # entries of a log that are replayed at a time
+_FIRST_RETRY, _MAX_RETRY = 30.0, 3600.0  # seconds until a name that failed is tried again
+_MAX_FAILURES = 3  # names that fail in a row before a target that does not answer is left alone until the next look
+_MAX_ERROR = 300  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationState:
+    """How far a target is behind.
+
+    Attributes:
+        complete: Everything that was moved here before this time, in seconds since the epoch, is there.
+        waiting: Names with moves that are not there yet.
+        failing: Those of them that failed when they were last tried.
+        error: Why the last of these did.
+    """
+
+    target: str
+    complete: float
+    waiting: int
+    failing: int
+    error: str = ""
+
+
+def states(database: HubDatabase) -> list[ReplicationState]:
+    """Return the state of every target that a hub of this database was started with."""
+    sql = "SELECT target, complete, waiting, failing, error FROM replications ORDER BY target"
+    return [ReplicationState(*row) for row in database.select(sql)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far a name is at a target: the last entry that was made there, whether it is private there, and failed tries."""
+
+    seq: int = 0
+    private: bool = False
+    tries: int = 0
+    due: float = 0.0
+
+
+class Replicator:
+    """Copies the names of a hub to its targets: `run` until `stop`, then `close`.
+
+    Args:
+        targets: The targets.
+        workers: Threads of this hub; the replicator uses one of its own for each target.
+        access: Who may read.
+        listing: The repositories that not everybody may see.
+        jobs: The claims of this process.
+    """
+
+    def __init__(
+        self, targets: Sequence[Replication], *, workers: Workers, access: Access, listing: RepositoryListing, jobs: Jobs
+    ) -> None:
+        self._targets, self._workers, self._access, self._listing, self._jobs = targets, workers, access, listing, jobs
+        self._database = access.database
+        self._pool = ThreadPoolExecutor(max(len(targets), 1), "hub-replication")
+        self._active: set[Replica] = set()
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Copy to all targets until canceled."""
+        await asyncio.to_thread(self._forget_other_targets)
+        await asyncio.gather(*(self._follow(target) for target in self._targets))
+
+    async def _follow(self, target: Replication) -> None:
+        job, loop = f"replicate {target.key}", asyncio.get_running_loop()
+        while not self._stopped:
+            pause = _INTERVAL
+            try:
+                if not await asyncio.to_thread(self._jobs.owner, job):
+                    async with self._jobs.claim(job):
+                        pause = await loop.run_in_executor(self._pool, self.replicate, target)
+            except AdapterhubError as error:  # the database is away, for instance: try again later
+                _log.warning("replication to %s is postponed: %s", target.url, error)
+            await asyncio.sleep(pause)
+
+    def stop(self) -> None:
+        """Stop the transfers; the next process goes on where each one stopped."""
+        self._stopped = True
+        for replica in list(self._active):
+            replica.remote.stop()
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    # ---- in a thread of its own
+
+    def replicate(self, target: Replication) -> float:
+        """Copy what waits for a target, as far as it is due; return the seconds until the next look."""
+        worker, started, clock = self._workers.worker(), time.time(), time.monotonic()
+        names, waiting, failing = list[tuple[LogState, bool, _Progress]](), 0, 0
+        for state, private, progress in self._pending_names(worker, target):
+            waiting, failing = waiting + 1, failing + (progress.tries > 0)
+            if progress.due <= started and len(names) < _MAX_NAMES:
+                names.append((state, private, progress))
+        took = time.monotonic() - clock
+        self._record(target, started, waiting, failing)
+        completed = failures = 0
+        for state, private, progress in names:
+            if self._stopped or failures == _MAX_FAILURES:
+                break
+            try:
+                self._send(worker, target, state, private=private, progress=progress)
+                completed, failures = completed + 1, 0
+            except AdapterhubError as error:
+                if self._stopped:
+                    break
+                failures += isinstance(error, (RemoteError, LocalIOError))
+                self._note_failure(target, state.name, progress, error)
+        if completed:
+            is_complete = completed == waiting
+            self._record(target, started, waiting - completed, max(failing - completed, 0), complete=is_complete)
+        elif not waiting:
+            self._record(target, started, 0, 0, complete=True)
+        return 0.0 if completed == _MAX_NAMES else max(_INTERVAL, _PAUSE * took)
+
+    def _pending_names(self, worker: Worker, target: Replication) -> Iterator[tuple[LogState, bool, _Progress]]:
+        """Yield each name of a target that has moves to make there, whether it is private, and how far it is."""
+        restricted = self._listing.current(worker).restricted
+        gated, last = frozenset(gates.gated_names(self._database)), ""
+        sql = "SELECT name, seq, private, tries, due FROM replicated WHERE target = ? AND name > ? AND name <= ? ORDER BY name"
+        while page := queries.log_states_after(worker.registry.index, last, _MAX_PAGE):
+            rows = self._database.select(sql, target.key, last, page[-1].name)
+            progress_by_name = {name: _Progress(seq, bool(private), *more) for name, seq, private, *more in rows}
+            last = page[-1].name
+            for state in page:
+                if not fnmatchcase(state.name, target.pattern):
+                    continue
+                readers = self._access.namespace_settings(state.name.partition("/")[0]).readers
+                private = state.name in restricted or state.name in gated or readers != READERS[0]
+                progress = progress_by_name.get(state.name) or _Progress()
+                if progress.seq > state.seq:  # the log is that of a backup: its moves are made again
+                    progress = replace(progress, seq=0)
+                if private and not (target.is_hub or target.with_private):
+                    continue
+                if state.seq > progress.seq or (private and target.is_hub and not progress.private):
+                    yield state, private, progress
+
+    def _send(self, worker: Worker, target: Replication, state: LogState, *, private: bool, progress: _Progress) -> None:
+        """Make the moves of a name at a target, up to the entry of `state`."""
+        name, log = state.name, worker.registry.store.log
+        if commits.is_arriving(worker, name, worker.repositories.get(name)):
+            return
+        entries = (logged[0] for seq in range(progress.seq + 1, state.seq + 1) if (logged := log.entry(name, seq)))
+        if state.deleted:  # what was removed here stays there
+            self._note(target, name, state.seq, private=progress.private)
+            return
+        with Replica(worker, name, target) as replica, self._stopping(replica):
+            if private:
+                replica.make_private()
+                self._note(target, name, progress.seq, private=True)
+            while batch := list[Entry](islice(entries, _MAX_ENTRIES)):
+                for seq in replica.replay(batch):
+                    self._note(target, name, seq, private=private)
+
+    @contextlib.contextmanager
+    def _stopping(self, replica: Replica) -> Iterator[None]:
+        """Have `stop` end what waits for a replica in the block."""
+        self._active.add(replica)
+        try:
+            yield
+        finally:
+            self._active.discard(replica)
+
+    # ---- the tables
+
+    def _forget_other_targets(self) -> None:
+        """Forget how far targets were behind that this hub has no more; what they have is kept in mind, if they come back."""
+        keys = [target.key for target in self._targets]
+        with contextlib.suppress(AdapterhubError):
+            self._database.execute(f"DELETE FROM replications WHERE target NOT IN ({', '.join('?' * len(keys))})", *keys)  # noqa: S608
+
+    def _note(self, target: Replication, name: str, seq: int, *, private: bool) -> None:
+        sql = (
+            "INSERT INTO replicated (target, name, seq, private, tries, due) VALUES (?, ?, ?, ?, 0, 0)"
+            " ON CONFLICT (target, name) DO UPDATE SET seq = excluded.seq, private = excluded.private, tries = 0, due = 0"
+        )
+        self._database.execute(sql, target.key, name, seq, int(private))
+
+    def _note_failure(self, target: Replication, name: str, progress: _Progress, error: AdapterhubError) -> None:
+        _log.warning("%s is not replicated to %s: %s", name, target.url, error)
+        due = time.time() + min(_FIRST_RETRY * 2 ** min(progress.tries, 10), _MAX_RETRY)
+        sql = (
+            "INSERT INTO replicated (target, name, seq, private, tries, due) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (target, name) DO UPDATE SET tries = excluded.tries, due = excluded.due"
+        )
+        with self._database.transaction():
+            self._database.execute(sql, target.key, name, progress.seq, int(progress.private), progress.tries + 1, due)
+            text = f"{name}: {error}"[:_MAX_ERROR]
+            self._database.execute("UPDATE replications SET error = ? WHERE target = ?", text, target.key)
+
+    def _record(self, target: Replication, moment: float, waiting: int, failing: int, *, complete: bool = False) -> None:
+        """Record how far a target is behind; with `complete`, that it has everything as of a time."""
+        sql = (
+            "INSERT INTO replications (target, complete, waiting, failing, error) VALUES (?, ?, ?, ?, '')"
+            " ON CONFLICT (target) DO UPDATE SET waiting = excluded.waiting, failing = excluded.failing"
+        )
+        self._database.execute(sql, target.key, moment, waiting, failing)
+        if complete:
+            self._database.execute("UPDATE replications SET complete = ?, error = '' WHERE target = ?", moment, target.key)

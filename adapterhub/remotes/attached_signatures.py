@@ -1,0 +1,54 @@
+"""Signatures and attestations of a version, attached to it at another place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from adapterhub.digest import sha256_bytes
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.package_files import SIGNATURE
+from adapterhub.registry.signature_policy import is_about
+from adapterhub.trust import attestation, bundle, statement
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .oci import referrers
+from .protocol import OpenRemote
+
+_ATTESTATION_FILE = "attestation.sigstore.json"
+"""The file name under which an attestation is attached; a signature is attached as `model.sig`, as in a folder."""
+
+
+def attach_all(remote: OpenRemote, manifest: Manifest, signatures: Sequence[bytes]) -> int:
+    """Attach signatures to a version that was copied to an address, if it stores attachments; return their number.
+
+    A place that keeps files alone takes one of them, as `model.sig` beside the files.
+    """
+    # A place without attachments still gets the version; the caller decides whether that needs a note.
+    if not signatures or remote.as_referring_target() is None:
+        return int(any(is_about(raw, manifest) and _put_file(remote, manifest, raw) for raw in signatures))
+    attached = 0
+    for raw in signatures:
+        # A signature that is malformed or about other files is no reason to fail a copy that has succeeded.
+        with suppress(FormatError, RefusedError):
+            attached += is_about(raw, manifest) and attach(remote, manifest, raw)
+    return attached
+
+
+def _put_file(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
+    """Write a signature of the files beside them; return False for any other claim, and where no such file is kept."""
+    is_of_files = bundle.predicate_type(signature) == statement.PREDICATE_TYPE
+    return is_of_files and remote.put_file_signature(manifest, signature)
+
+
+def attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
+    """Attach one signature or attestation to a version at an address; return True."""
+    referring = remote.as_referring_target()
+    if referring is None:
+        if _put_file(remote, manifest, signature):
+            return True
+        raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
+    file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
+    blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)
+    referrers.attach_document(referring, manifest, blob, signature, bundle.attachment_annotations(signature))
+    return True
