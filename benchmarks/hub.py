@@ -130,6 +130,7 @@ def lists(bench: Bench) -> None:
         paths |= {
             (models, "100 of a base"): "/api/models?limit=100&filter=base_model:org3/model-3",
             (models, "100 with a word"): "/api/models?limit=100&search=ba1",
+            (models, "100 with a word that begins with b"): "/api/models?limit=100&search=b",
             (catalog, "1000, from the middle"): "/v2/_catalog?n=1000&last=team50/",
             (tags, "of all kinds"): "/api/models-tags-by-type",
         }

@@ -54,8 +54,25 @@ def texts(db: Database) -> Table:
 
 
 def build_search(db: Database) -> None:
-    """Build the full-text index `texts_fts` from the table `texts`; from then on, triggers keep it up to date."""
-    texts(db).enable_fts(_SEARCHED_COLUMNS, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
+    """Build the full-text index `texts_fts` from the table `texts`; from then on, triggers keep it up to date.
+
+    It lists the texts with each beginning of one or two letters: those of all words that begin so would have to be merged for a
+    search, which takes 0.4 s in a million texts. sqlite-utils, which cannot ask for that, recognizes the index all the same.
+    """
+    columns, new, old = (", ".join(f'{row}"{column}"' for column in _SEARCHED_COLUMNS) for row in ("", "new.", "old."))
+    insert = f'INSERT INTO "texts_fts" (rowid, {columns}) VALUES (new.rowid, {new});'  # noqa: S608 - ours
+    delete = f'INSERT INTO "texts_fts" ("texts_fts", rowid, {columns}) VALUES(\'delete\', old.rowid, {old});'
+    db.execute(
+        f"CREATE VIRTUAL TABLE \"texts_fts\" USING FTS5 ( {columns}, tokenize='unicode61 remove_diacritics 2', prefix='1 2',"
+        ' content="texts" )'
+    )
+    for name, event, body in (
+        ("texts_ai", "INSERT", insert),
+        ("texts_ad", "DELETE", delete),
+        ("texts_au", "UPDATE", f"{delete} {insert}"),
+    ):
+        db.execute(f'CREATE TRIGGER "{name}" AFTER {event} ON "texts" BEGIN {body} END')
+    db.execute("INSERT INTO texts_fts (texts_fts) VALUES ('rebuild')")
 
 
 def drop_search(db: Database) -> None:
@@ -180,7 +197,7 @@ def searched_texts(db: Database) -> None:
     db.table("search").drop()
     columns = {"version": int, **dict.fromkeys(_SEARCHED_COLUMNS, str)}
     texts(db).create(columns, pk="version", not_null=columns)
-    build_search(db)
+    texts(db).enable_fts(_SEARCHED_COLUMNS, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
 
 
 @migrations()
@@ -200,3 +217,10 @@ def listing(db: Database) -> None:
     """Let an index lead to any page of the newest versions. Library and pipeline are facets from here on."""
     db.execute("DROP INDEX versions_time")
     db.execute("CREATE INDEX versions_time ON versions (time, name)")
+
+
+@migrations()
+def short_beginnings(db: Database) -> None:
+    """Let the full-text index find beginnings of one or two letters at once."""
+    drop_search(db)
+    build_search(db)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .index_database import VERSION
 
-DIGEST = "f30cf544082e40752f898f4c9355cb29e50204bf8579f1ef6c555bbc2b3a86e2"
+DIGEST = "c71be8d548cf7052d9d32c52b87584f1f1c7b2a54dfccf1ee1a746cbc0c53784"
 """What `digest` returns for a new database."""
 _SQL = Path(__file__).with_name("schema.sql")
 _MAX_OBJECTS = 200  # tables, indexes, triggers

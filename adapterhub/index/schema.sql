@@ -52,24 +52,13 @@ CREATE TABLE "texts" (
    "card" TEXT NOT NULL
 ) STRICT
 
-CREATE VIRTUAL TABLE "texts_fts" USING FTS5 (
-    "name", "title", "tags", "description", "facts", "card",
-    tokenize='unicode61 remove_diacritics 2',
-    content="texts"
-)
+CREATE VIRTUAL TABLE "texts_fts" USING FTS5 ( "name", "title", "tags", "description", "facts", "card", tokenize='unicode61 remove_diacritics 2', prefix='1 2', content="texts" )
 
-CREATE TRIGGER "texts_ai" AFTER INSERT ON "texts" BEGIN
-  INSERT INTO "texts_fts" (rowid, "name", "title", "tags", "description", "facts", "card") VALUES (new.rowid, new."name", new."title", new."tags", new."description", new."facts", new."card");
-END
+CREATE TRIGGER "texts_ai" AFTER INSERT ON "texts" BEGIN INSERT INTO "texts_fts" (rowid, "name", "title", "tags", "description", "facts", "card") VALUES (new.rowid, new."name", new."title", new."tags", new."description", new."facts", new."card"); END
 
-CREATE TRIGGER "texts_ad" AFTER DELETE ON "texts" BEGIN
-  INSERT INTO "texts_fts" ("texts_fts", rowid, "name", "title", "tags", "description", "facts", "card") VALUES('delete', old.rowid, old."name", old."title", old."tags", old."description", old."facts", old."card");
-END
+CREATE TRIGGER "texts_ad" AFTER DELETE ON "texts" BEGIN INSERT INTO "texts_fts" ("texts_fts", rowid, "name", "title", "tags", "description", "facts", "card") VALUES('delete', old.rowid, old."name", old."title", old."tags", old."description", old."facts", old."card"); END
 
-CREATE TRIGGER "texts_au" AFTER UPDATE ON "texts" BEGIN
-  INSERT INTO "texts_fts" ("texts_fts", rowid, "name", "title", "tags", "description", "facts", "card") VALUES('delete', old.rowid, old."name", old."title", old."tags", old."description", old."facts", old."card");
-  INSERT INTO "texts_fts" (rowid, "name", "title", "tags", "description", "facts", "card") VALUES (new.rowid, new."name", new."title", new."tags", new."description", new."facts", new."card");
-END
+CREATE TRIGGER "texts_au" AFTER UPDATE ON "texts" BEGIN INSERT INTO "texts_fts" ("texts_fts", rowid, "name", "title", "tags", "description", "facts", "card") VALUES('delete', old.rowid, old."name", old."title", old."tags", old."description", old."facts", old."card"); INSERT INTO "texts_fts" (rowid, "name", "title", "tags", "description", "facts", "card") VALUES (new.rowid, new."name", new."title", new."tags", new."description", new."facts", new."card"); END
 
 CREATE INDEX versions_time ON versions (time, name)
 
@@ -84,4 +73,5 @@ INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES
     ('adapterhub', 'searched_texts', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'pushed_by', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'rank_range', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
-    ('adapterhub', 'listing', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))
+    ('adapterhub', 'listing', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
+    ('adapterhub', 'short_beginnings', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))
