@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -33,16 +33,23 @@ NAME = "/api/adapterhub/v1/names/team/sql"
 RULES = "[promote.prod.require]\napprovals = 1\nfrom_others = true\n"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, make: Make) -> Iterator[Running]:
+@contextmanager
+def releasing(folder: Path, make: Make, **places: Any) -> Iterator[Running]:
     """A hub whose operator has requirements on prod, with two versions by alice, the first of which is prod."""
-    policy = settings_file.parse(RULES, tmp_path / "adapterhub.toml").policy
-    with serving(tmp_path / "hub", policy=policy) as running:
+    policy = settings_file.parse(RULES, folder / "adapterhub.toml").policy
+    with serving(folder / "hub", policy=policy, **places) as running:
         with running.registry() as registry:
             registry.author = "alice"
             for seed in (1, 2):
                 registry.push(make(f"a{seed}", seed), SQL)
             registry.tag(Ref("team/sql", number=1), "prod")
+        yield running
+
+
+@pytest.fixture
+def hub(tmp_path: Path, make: Make) -> Iterator[Running]:
+    """A hub in a folder."""
+    with releasing(tmp_path, make) as running:
         yield running
 
 
