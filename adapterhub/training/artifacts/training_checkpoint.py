@@ -24,12 +24,24 @@ from adapterhub_converters import trained_prompt
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError
 
+KEPT = ""
+"""The identity in a checkpoint that stays after its training: adapter.json has its digest, and no run resumes from it."""
 _BEST_SUFFIX = ".best"  # of the name of a parameter at the lowest held-out loss
 
 
 def path_for(out: Path) -> Path:
     """Return the path of the checkpoint of a run into `out`: a file next to it."""
     return out.with_name(out.name + ".checkpoint.safetensors")
+
+
+def kept_folder(out: Path) -> Path:
+    """Return the folder of the checkpoints that stay after a run into `out`."""
+    return out.with_name(out.name + ".checkpoints")
+
+
+def kept_name(step: int) -> str:
+    """Return the name of the file of a checkpoint that stays."""
+    return f"step-{step}.safetensors"
 
 
 def identity(facts: Mapping[str, Any]) -> str:
