@@ -117,3 +117,24 @@ def test_every_rule_is_listed_with_the_value_and_no_policy_is_said(run: Run, mak
     assert ["ok", "formats", "peft"] in lines
     assert ["NO", "max_rank", "rank", "2", "rank", "2", "is", "over", "1"] in lines
     assert "is a folder" in run("policy", "check", "./sql", code=2).stderr
+
+
+def test_a_way_into_another_name_is_asked_of_that_name(run: Run, make: Make, people: Path) -> None:
+    run("push", make("sql"), "team/sql")
+    rules('[policy]\nallow = ["team/*", "release/*", "layout://*"]\nmax_rank = 8\n[policy.signers]\n"release/*" = ["ben.pub"]\n')
+    for way in ("pull", "merge", "serve"):
+        assert rule_names(run, "--way", way) == {"allow": True, "max_rank": True}
+    to_release = ("--way", "copy", "--to", "release/sql:v1")
+    assert rule_names(run, *to_release, code=6) == {"allow": True, "max_rank": True, "signers.release/*": False}
+    assert "signers.release/*: " in run("copy", "team/sql", "release/sql", code=6).stderr
+    assert rule_names(run, "--way", "copy", "--to", "other/sql", code=6)["allow"] is False
+    # Whoever reads at an address asks for signatures there.
+    assert rule_names(run, "--way", "push", "--to", "layout://out:v1") == {"allow": True, "max_rank": True}
+    assert "keeps the name. Leave it out" in run("policy", "check", "team/sql", "--to", "release/sql", code=2).stderr
+
+
+def rule_names(run: Run, *options: str, code: int = 0) -> dict[str, bool]:
+    """The rules that a way asks of team/sql, and whether each is met."""
+    report = json.loads(run("policy", "check", "team/sql", *options, "--json", code=code).stdout)
+    assert report["way"] == options[1]
+    return {rule["rule"]: rule["ok"] for rule in report["rules"]}
