@@ -62,7 +62,7 @@ def test_each_command_that_takes_a_version_is_in_a_table() -> None:
 
 def test_a_check_of_a_policy_names_each_of_these_ways() -> None:
     assert {words.partition(" ")[0] for words in USES} <= {*policy_report.USES}
-    assert _WAYS == (*policy_report.USES, *policy_report.ARRIVALS)
+    assert (*policy_report.USES, *policy_report.ARRIVALS) == _WAYS
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_two_keys_of_one_person_do_not_sign_for_two(run: Run, make: Make, people
 
 def test_an_attested_result_counts_and_a_declared_one_does_not(run: Run, make: Make, people: Path) -> None:
     folder = make("sql")
-    (folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 99\nrecorder = "ben"\n')
+    (folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 99\n')
     pushed = json.loads(run("push", folder, "team/sql", "--json").stdout)
     rules(f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{DIGEST}"]\nsigners = ["ben.pub"]\n')
     assert "no attestation 'tests'" in failed(run)["evaluations.bleu"]
@@ -121,7 +121,9 @@ def test_every_rule_is_listed_with_the_value_and_no_policy_is_said(run: Run, mak
 
 def test_a_way_into_another_name_is_asked_of_that_name(run: Run, make: Make, people: Path) -> None:
     run("push", make("sql"), "team/sql")
-    rules('[policy]\nallow = ["team/*", "release/*", "layout://*"]\nmax_rank = 8\n[policy.signers]\n"release/*" = ["ben.pub"]\n')
+    rules(
+        '[policy]\nallow = ["team/*", "release/*", "layout://*"]\nmax_rank = 8\n[policy.signers]\n"release/*" = ["ben.pub"]\n'
+    )
     for way in ("pull", "merge", "serve"):
         assert rule_names(run, "--way", way) == {"allow": True, "max_rank": True}
     to_release = ("--way", "copy", "--to", "release/sql:v1")
