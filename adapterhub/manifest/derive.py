@@ -21,6 +21,7 @@ from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import card as cards
+from . import imported_training
 from .base_name import base_name
 from .card import Card
 from .declarations import declare, read_declared
@@ -54,7 +55,7 @@ def describe(
     Args:
         folder: One adapter in any format that can be read.
         base: The base it was trained on, if available.
-        training: The trainer's record.
+        training: The trainer's record; None for what another tool left in the folder, if that is to be read.
         parents: The adapters it was made from.
         recipe: How it was made from them.
         declared: The content of adapter.toml; None to read that file.
@@ -69,6 +70,7 @@ def describe(
     if files is None:
         contents = read_folder(folder)
         files, card, inspected = contents.files, card or contents.card, inspected or inspect_contents(contents)
+        training = training or imported_training.read(folder, contents.listing.files, card)
     card = card or cards.read(folder)
     adapter_format, adapter = (inspected or inspect_adapter(folder))[:2]
     manifest = AdapterManifest(
@@ -119,8 +121,9 @@ class Draft:
         files = {} if files is None else files
         if self.recorded is None:
             return describe(
-                self.folder, base=self.base, declared=self.declared, files=files, inspected=self.inspected, card=self.card
-            )
+                self.folder, base=self.base, declared=self.declared, files=files, inspected=self.inspected, card=self.card,
+                training=imported_training.read(self.folder, self.listing.files, self.card),
+            )  # fmt: skip
         manifest = dataclasses.replace(self.recorded, files=_entries(files))
         if self.base is not None:
             manifest = dataclasses.replace(
