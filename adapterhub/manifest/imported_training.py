@@ -6,7 +6,7 @@ them it was is in the tags of the card that they write. The record names that to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,18 @@ from adapterhub_converters.errors import AdapterhubError
 
 from .card import Card
 from .document import LossPoint, Training
+from .package_files import TRAINER_STATE
 
-FILE = "trainer_state.json"
 # The tags of the tools, before those of the ones that they are built on.
 _TOOLS = ("axolotl", "llama-factory", "unsloth", "trl")
 _MAX_POINTS = 100  # of the curve
 _MAX_STEPS = 2**53
 
 
-def read(folder: Path, files: Collection[str], card: Card) -> Training | None:
-    """Return the record in the folder of an adapter; None if there is none, or none that can be read.
-
-    Args:
-        folder: The folder.
-        files: The paths of the files that belong to the adapter.
-        card: Its model card.
-    """
-    if FILE not in files:
-        return None
+def read(folder: Path, card: Card) -> Training | None:
+    """Return the record in the folder of an adapter, whose model card is `card`; None if there is none that can be read."""
     try:
-        state = json_file.parse_object(json_file.read_text(folder / FILE), FILE)
+        state = json_file.parse_object(json_file.read_text(folder / TRAINER_STATE), TRAINER_STATE)
     except AdapterhubError:  # such as NaN, which JSON does not have
         return None
     lines = state.get("log_history")
