@@ -13,7 +13,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from adapterhub import training
+from adapterhub.digest import sha256_bytes
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import OutputExistsError
 from tests.conftest import Run
 from tests.training.test_trainer import contents, settings
@@ -84,6 +87,43 @@ def test_a_part_that_cannot_be_repeated_is_refused_in_words(pushed: Path, run: R
         (("3", "-o", "again"), 2, "writes no adapter"),
     ):
         assert text in rebuild(run, *options, code=code).stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"log": "[3]"},
+        {"log": '[{"step": 1, "loss": "x"}]'},
+        {"log": '[{"step": 1, "heldout_loss": 800}]'},
+        {"log": '[{"step": 1, "heldout_accuracy": 1}]'},
+        {"scale": "[1]"},
+        {"step": "5"},
+    ],
+)
+def test_a_checkpoint_of_a_stranger_is_refused_by_name(pushed_once: Path, run: Run, change: dict[str, str]) -> None:
+    """Its digest is the recorded one, and its content is not what a trainer writes."""
+    path, folder = pushed_once / "out.checkpoints" / "step-3.safetensors", pushed_once / "hostile"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with SafetensorsFile(path) as file:
+        tensors = {name: file.tensor(name) for name in file.header.tensors}
+        safetensors_file.write(folder / path.name, tensors, {**file.header.metadata, **change})
+    document = json.loads((pushed_once / "out" / "adapter.json").read_text())
+    raw = (folder / path.name).read_bytes()
+    document["training"]["checkpoints"][0] |= {"digest": sha256_bytes(raw), "size": len(raw)}
+    (pushed_once / "out" / "adapter.json").write_text(json.dumps(document))
+    run("push", "out", "team/sql", cwd=pushed_once)
+    words = ("rebuild", "team/sql", "--base", "base", *INPUTS, "--steps", "3-6", "--checkpoints", "hostile")
+    assert "step-3.safetensors: " in run(*words, cwd=pushed_once, code=4).stderr
+
+
+@pytest.fixture(scope="module")
+def pushed_once(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A folder with a trained `out`, its kept checkpoints, and the base, for tests that push it themselves."""
+    folder = tmp_path_factory.mktemp("replay")
+    shutil.copytree(tiny_base, folder / "base")
+    training.run(training.read_config(settings(folder, tiny_base, **KEYS)), folder / "out")
+    return folder
 
 
 def test_a_training_without_checkpoints_names_the_way_to_keep_some(tmp_path: Path, tiny_base: Path, run: Run) -> None:
