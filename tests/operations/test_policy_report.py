@@ -126,13 +126,13 @@ def test_a_way_into_another_name_is_asked_of_that_name(run: Run, make: Make, peo
     )
     for way in ("pull", "merge", "serve"):
         assert rule_names(run, "--way", way) == {"allow": True, "max_rank": True}
-    to_release = ("--way", "copy", "--to", "release/sql:v1")
+    to_release = ("--way", "copy", "--target", "release/sql:v1")
     assert rule_names(run, *to_release, code=6) == {"allow": True, "max_rank": True, "signers.release/*": False}
     assert "signers.release/*: " in run("copy", "team/sql", "release/sql", code=6).stderr
-    assert rule_names(run, "--way", "copy", "--to", "other/sql", code=6)["allow"] is False
+    assert rule_names(run, "--way", "copy", "--target", "other/sql", code=6)["allow"] is False
     # Whoever reads at an address asks for signatures there.
-    assert rule_names(run, "--way", "push", "--to", "layout://out:v1") == {"allow": True, "max_rank": True}
-    assert "keeps the name. Leave it out" in run("policy", "check", "team/sql", "--to", "release/sql", code=2).stderr
+    assert rule_names(run, "--way", "push", "--target", "layout://out:v1") == {"allow": True, "max_rank": True}
+    assert "keeps the name. Leave it out" in run("policy", "check", "team/sql", "--target", "release/sql", code=2).stderr
 
 
 def rule_names(run: Run, *options: str, code: int = 0) -> dict[str, bool]:

@@ -31,12 +31,12 @@ def policy() -> None:
     "check",
     example="""
     adapterhub policy check team/sql:v2
-    adapterhub policy check team/sql:v2 --way copy --to release/sql
+    adapterhub policy check team/sql:v2 --way copy --target release/sql
     adapterhub policy check oci://registry.example/team/sql:v2 --json""",
 )
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--way", type=click.Choice(_WAYS), default="pull", help="Way that the version would take.  [default: pull]")
-@click.option("--to", metavar="NAME|ADDRESS", help="Push, copy: the name that it would get.  [default: its own]")
+@click.option("--target", "to", metavar="NAME|ADDRESS", help="Push, copy: the name that it would get.  [default: its own]")
 @click.pass_obj
 def check(settings: Settings, *, ref: str, way: str, to: str | None) -> int:
     """List every rule for a version, with what it has.
@@ -47,7 +47,7 @@ def check(settings: Settings, *, ref: str, way: str, to: str | None) -> int:
     from adapterhub.operations import policy_report
 
     if to is not None and way not in policy_report.ARRIVALS:
-        raise UsageError("--to", f"is for a push or a copy, and {way} keeps the name", "Leave it out")
+        raise UsageError("--target", f"is for a push or a copy, and {way} keeps the name", "Leave it out")
     report = policy_report.report(ref, workspace(settings), to=to or "")
     document = {
         "ref": report.ref,
