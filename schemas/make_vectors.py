@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 
 from adapterhub.manifest import canonical_json, derive, oci_manifest
-from adapterhub.manifest.document import TRAINER, AdapterManifest, FileEntry, LossPoint, Parent, Recipe, Training, TrainingData
+from adapterhub.manifest.document import (
+    TRAINER,
+    AdapterManifest,
+    FileEntry,
+    KeptCheckpoint,
+    LossPoint,
+    Parent,
+    Recipe,
+    Training,
+    TrainingData,
+)
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
@@ -170,6 +180,7 @@ def write_versions() -> None:
         seed=2**53 - 1,
         metrics={"eval_loss": 0.71, "tiny": 5e-324},
         curve=(LossPoint(0, heldout_loss=2.9), LossPoint(1, loss=2.8)),
+        checkpoints=(KeptCheckpoint(100, DIGEST, 55050240),),
         recorder=TRAINER,
     )
     write_version("trained", change=lambda manifest: replace(manifest, training=training))

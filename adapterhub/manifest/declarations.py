@@ -55,6 +55,8 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
     document = dataclasses.replace(manifest, files=()).to_dict()
     document |= {key: _json(value) for key, value in declared.items() if key not in ("base", "training")}
     document["base"] |= base
+    if "evaluations" in declared:
+        document["evaluations"] = _recorded_by_owner(document["evaluations"], location)
     if training:
         recorded = document["training"] or {}
         record = _json({**recorded, **training})
@@ -75,6 +77,21 @@ def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, l
         close = difflib.get_close_matches(key, allowed_keys, 1, 0.5)
         hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(allowed_keys))}"
         raise UsageError(location, f"unknown key {prefix}{key[:80]}", hint, code="invalid-config")
+
+
+def _recorded_by_owner(evaluations: Any, location: str) -> Any:
+    """Return declared results with their owner as the recorder; other values as they are, for the schema to refuse.
+
+    Raises:
+        UsageError: Somebody else is named.
+    """
+    tables = [item for item in evaluations if isinstance(item, dict)] if isinstance(evaluations, list) else []
+    for table in tables:
+        recorder = table.setdefault("recorder", OWNER)
+        if recorder != OWNER:
+            problem = f"evaluations: {str(recorder)[:64]!r} is no recorder of a declaration, which its {OWNER} makes"
+            raise UsageError(location, problem, "Name the program that measured as harness", code="invalid-config")
+    return evaluations
 
 
 def _json(value: Any) -> Any:

@@ -26,7 +26,7 @@ from .card import Card
 from .declarations import declare, read_declared
 from .document import AdapterManifest, BaseInfo, FileEntry, Parent, Recipe, Training
 from .folder_contents import FolderContents, Inspection, read_folder
-from .package_files import Listing
+from .package_files import TRAINER_STATE, Listing
 from .package_files import listing as package_listing
 from .weight_facts import check_facts, inspect_adapter, inspect_contents, weight_facts
 
@@ -54,7 +54,7 @@ def describe(
     Args:
         folder: One adapter in any format that can be read.
         base: The base it was trained on, if available.
-        training: The trainer's record.
+        training: The trainer's record; None for what another tool left in the folder, if that is to be read.
         parents: The adapters it was made from.
         recipe: How it was made from them.
         declared: The content of adapter.toml; None to read that file.
@@ -69,6 +69,7 @@ def describe(
     if files is None:
         contents = read_folder(folder)
         files, card, inspected = contents.files, card or contents.card, inspected or inspect_contents(contents)
+        training = training or _imported_training(folder, contents.listing, card)
     card = card or cards.read(folder)
     adapter_format, adapter = (inspected or inspect_adapter(folder))[:2]
     manifest = AdapterManifest(
@@ -119,8 +120,9 @@ class Draft:
         files = {} if files is None else files
         if self.recorded is None:
             return describe(
-                self.folder, base=self.base, declared=self.declared, files=files, inspected=self.inspected, card=self.card
-            )
+                self.folder, base=self.base, declared=self.declared, files=files, inspected=self.inspected, card=self.card,
+                training=_imported_training(self.folder, self.listing, self.card),
+            )  # fmt: skip
         manifest = dataclasses.replace(self.recorded, files=_entries(files))
         if self.base is not None:
             manifest = dataclasses.replace(
@@ -235,6 +237,15 @@ def digests(folder: Path, count_bytes: Callable[[int], object] | None = None) ->
 def sizes(folder: Path) -> dict[str, int]:
     """Return path to size of the adapter's files, without reading them."""
     return {path: (folder / path).stat().st_size for path in package_listing(folder).files}
+
+
+def _imported_training(folder: Path, listing: Listing, card: Card) -> Training | None:
+    """Return the record that another tool left in a folder; None if there is none."""
+    if TRAINER_STATE not in listing.files:
+        return None
+    from . import imported_training  # late: few folders have one
+
+    return imported_training.read(folder, card)
 
 
 def _entries(files: Files) -> tuple[FileEntry, ...]:

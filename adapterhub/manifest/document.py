@@ -90,6 +90,15 @@ class LossPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptCheckpoint:
+    """The state of a training after `step` steps: the digest and the size, in bytes, of a file that was kept."""
+
+    step: int
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """The record of a training; a field is None if it was not recorded.
 
@@ -103,6 +112,7 @@ class Training:
     versions: Mapping[str, str] | None = None
     metrics: Mapping[str, Any] | None = None
     curve: tuple[LossPoint, ...] | None = None
+    checkpoints: tuple[KeptCheckpoint, ...] | None = None
     created: str | None = None
     recorder: str | None = None
 

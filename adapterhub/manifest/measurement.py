@@ -63,6 +63,14 @@ class Evaluation:
         return bool(self.cases) and self.cases.keys() == other.cases.keys() and data == other_data
 
     @property
+    def recorder(self) -> str:
+        """Who measured: the tool whose results were imported, the owner for reported metrics, else adapterhub."""
+        tool, version = self.base.get("tool"), self.base.get("version")
+        if isinstance(tool, str) and tool:
+            return f"{tool} {version}"[:64] if isinstance(version, str) and version else tool[:64]
+        return "owner" if self.name == REPORTED else "adapterhub"
+
+    @property
     def searchable_metrics(self) -> dict[str, float]:
         """Metrics under the names that a search uses."""
         return {f"{self.name}_{metric}": value for metric, value in self.metrics.items()}
@@ -126,11 +134,10 @@ def _is_number(value: object) -> bool:
 def summary_line(text: str) -> str:
     """Return a summary of a log entry for people; a text that is not an evaluation is returned as it is."""
     evaluation = parse(text)
-    return (
-        f"{evaluation.name}: {', '.join(f'{key} {value:g}' for key, value in evaluation.metrics.items())}"
-        if evaluation
-        else text
-    )
+    if evaluation is None:
+        return text
+    metrics = ", ".join(f"{key} {value:g}" for key, value in evaluation.metrics.items())
+    return f"{evaluation.name}: {metrics} (recorded by {evaluation.recorder})"
 
 
 def evaluations_of(marks: Mapping[str, str], number: int) -> list[Evaluation]:

@@ -38,6 +38,8 @@ LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")  # codespell:ignore
 MAX_FILES = 10_000
 _MAX_DEPTH = 32  # parts of a path: each of its folders is compared with all others, and may be 1 kB of text
 IGNORE_FILE = ".adapterhubignore"
+TRAINER_STATE = "trainer_state.json"
+"""The log of transformers' Trainer, by which a training with it is recorded."""
 SIGNATURE = "model.sig"
 """The signature of the files in a folder; no version contains it, as it is about the version."""
 _MAX_IGNORE = 64 << 10  # bytes of an ignore file

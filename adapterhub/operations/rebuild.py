@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RebuildResult:
-    """A version that was made again from its recipe; `differences` is empty if every byte is the same."""
+    """A version that was made again from its recipe or its record; `differences` is empty if every byte is the same.
+
+    `steps` are the first and the last completed step of a part of a training that was repeated; None for all of it.
+    """
 
     version: Version
     differences: tuple[RebuildDifference, ...]
+    steps: tuple[int, int] | None = None
 
 
 @contextmanager

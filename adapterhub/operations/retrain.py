@@ -16,6 +16,7 @@ from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub_converters import trained_prompt
 from adapterhub_converters.adapter_files import determines_function
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources
 from . import train as train_operation
@@ -23,7 +24,8 @@ from .rebuild import RebuildResult, version_to_rebuild
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.registry.registry import Registry
+    from adapterhub.registry.adapter_recipe import RebuildDifference
+    from adapterhub.registry.registry import Registry, Version
     from adapterhub.training import TrainConfig
 
 
@@ -49,31 +51,61 @@ def rebuild(
     Raises:
         RefusedError: There is no record of a training, or an input is not the recorded one. Nothing was trained.
     """
+    with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
+        stored = temporary / "stored"
+        inputs = recorded_inputs(registry, version, stored, Inputs(base, data), workspace)
+        target = Path(out) if out else temporary / "trained"
+        train_operation.train(inputs.config, target, start=inputs.start, replace=replace, workspace=workspace)
+        return RebuildResult(version, tuple(differences(stored, target)))
+
+
+def differences(stored: Path, trained: Path) -> list[RebuildDifference]:
+    """Return how the files that a runtime reads differ: the card and the log may have been edited since."""
     from adapterhub.registry import adapter_recipe
 
-    with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
-        stored, location = temporary / "stored", str(version.ref)
-        manifest = AdapterManifest.read(stored)
-        training = _training_record(manifest, location)
-        config = _config(training, location, base, data, _template(stored))
-        _check_weights(training, location, base, workspace)
-        start = _continued_ref(registry, manifest, location)
-        target = Path(out) if out else temporary / "trained"
-        train_operation.train(config, target, start=start, replace=replace, workspace=workspace)
-        # The card and the log may have been edited since, and no runtime reads them.
-        differences = [
-            difference
-            for difference in adapter_recipe.differences(stored, target)
-            if determines_function(difference.name) or not (target / difference.name).is_file()
-        ]
-        return RebuildResult(version, tuple(differences))
+    return [
+        difference
+        for difference in adapter_recipe.differences(stored, trained)
+        if determines_function(difference.name) or not (trained / difference.name).is_file()
+    ]
 
 
-def _training_record(manifest: AdapterManifest | None, location: str) -> Training:
+@dataclass(frozen=True)
+class Inputs:
+    """The base and the data at hand."""
+
+    base: StrPath
+    data: Sequence[StrPath]
+
+
+@dataclass(frozen=True)
+class RecordedInputs:
+    """What a training is repeated with.
+
+    Attributes:
+        training: Its record.
+        config: The recorded config with the paths of the inputs at hand; it keeps no checkpoint.
+        start: The ref of the version that it continued; None if it began from the base.
+    """
+
+    training: Training
+    config: TrainConfig
+    start: str | None
+
+
+def recorded_inputs(registry: Registry, version: Version, stored: Path, inputs: Inputs, workspace: Workspace) -> RecordedInputs:
+    """Return the inputs of the training of a version, whose files are in the folder `stored`; they have the recorded digests.
+
+    Raises:
+        RefusedError: There is no record of a training, or an input is not the recorded one.
+    """
+    manifest, location, base = AdapterManifest.read(stored), str(version.ref), inputs.base
     training = manifest.training if manifest else None
     if training is None or training.config is None or not training.data:
         raise RefusedError(location, "has no record of a training with its config and its data", "Train it anew")
-    return training
+    config = _config(training, location, inputs, _template(stored))
+    _check_weights(training, location, base, workspace)
+    return RecordedInputs(training, config, _continued_ref(registry, manifest, location))
 
 
 def _template(stored: Path) -> Path | None:
@@ -82,7 +114,7 @@ def _template(stored: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _config(training: Training, location: str, base: StrPath, data: Sequence[StrPath], template: Path | None) -> TrainConfig:
+def _config(training: Training, location: str, inputs: Inputs, template: Path | None) -> TrainConfig:
     """Return the recorded config with the inputs at hand.
 
     A record is somebody else's: no file here is read by a path in it, and no tracker that it names is told anything.
@@ -92,7 +124,7 @@ def _config(training: Training, location: str, base: StrPath, data: Sequence[Str
 
     config = config_file.from_record(training.config or {}, folder=Path.cwd(), location=f"{location}: training.config")
     digests = {Path(file.path or "").name: file.digest for file in training.data or ()}
-    files = {sha256_file(Path(file)): str(Path(file).absolute()) for file in data}
+    files = {sha256_file(Path(file)): str(Path(file).absolute()) for file in inputs.data}
 
     def local_path(path: str) -> str:
         digest = digests.get(Path(path).name)
@@ -113,9 +145,9 @@ def _config(training: Training, location: str, base: StrPath, data: Sequence[Str
         setting = str(template)
     return dataclasses.replace(
         config,
-        base=dataclasses.replace(config.base, path=str(Path(base).absolute())),
+        base=dataclasses.replace(config.base, path=str(Path(inputs.base).absolute())),
         data=dataclasses.replace(config.data, train=sources, heldout=heldout, chat_template=setting),
-        train=dataclasses.replace(config.train, log_to=()),
+        train=dataclasses.replace(config.train, log_to=(), keep_every=0),
     )
 
 

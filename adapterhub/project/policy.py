@@ -87,7 +87,7 @@ class Policy:
         data: Digests of allowed training data, or patterns of names and addresses.
         evaluations: Results that adapter.json must have.
         builders: The builders, one of which an attestation of a training must name.
-        unexpired: The day on which adapter.json says that it expires must be yet to come.
+        unexpired: The day on which adapter.json says that it expires must be yet to come, as must those of its parents.
         max_age: The largest number of seconds since its training or its release.
         scan: `clean`, or empty.
         promotions: Requirements on the versions that tags are moved to.
@@ -317,11 +317,7 @@ class Policy:
         """Yield the rules about the age of an adapter."""
         now = facts.now or datetime.datetime.now(datetime.UTC)
         if self.unexpired:
-            parents = [parent for _, parent in policy_rules.ancestors(manifest, facts.read_parent) if parent]
-            # Each day for itself: ISO 8601 has forms that do not sort as texts.
-            days = sorted(filter(None, (part.expires for part in (manifest, *parents))))
-            problems = [problem for day in days if (problem := policy_rules.expiry_violation(day, now))]
-            yield "unexpired", days[0] if days else "does not expire", problems[0] if problems else ""
+            yield "unexpired", *policy_rules.expiry(manifest, facts.read_parent, now)
         if self.max_age:
             date = (origin.training.created if origin.training else None) or origin.released
             yield "max_age", *policy_rules.age_violation(date, self.max_age, now)

@@ -262,6 +262,18 @@ def _data_violation(
 # ---- time
 
 
+def expiry(manifest: AdapterManifest, read_parent: ReadParent, now: datetime.datetime) -> tuple[str, str]:
+    """Return the first day on which an adapter or one of its ancestors expires, and what is wrong with them."""
+    days, problems = [manifest.expires], []
+    for name, parent in ancestors(manifest, read_parent):
+        days.append(parent.expires if parent else None)
+        problems += [] if parent else [f"its parent {name} is not at hand, and may have expired"]
+    # Each day for itself: ISO 8601 has forms that do not sort as texts.
+    recorded_days = sorted(filter(None, days))
+    expired = [problem for day in recorded_days if (problem := expiry_violation(day, now))]
+    return recorded_days[0] if recorded_days else "does not expire", next(iter([*expired, *problems]), "")
+
+
 def expiry_violation(expires: str, now: datetime.datetime) -> str:
     """Return what is wrong with the day on which an adapter expires; empty if nothing is."""
     day = parse_time(expires)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -225,13 +225,15 @@ def differences(stored: Path, rebuilt: Path) -> list[RebuildDifference]:
             results.append(RebuildDifference(name, "missing"))
         elif digest.sha256_file(rebuilt / name) != digest.sha256_file(stored / name):
             results += (
-                list(_tensor_differences(stored, rebuilt)) if is_weights(name) else [RebuildDifference(name, "bytes differ")]
+                list(tensor_differences(*(dict(formats.read(folder).tensors()) for folder in (stored, rebuilt))))
+                if is_weights(name)
+                else [RebuildDifference(name, "bytes differ")]
             )
     return results
 
 
-def _tensor_differences(stored: Path, rebuilt: Path) -> Iterator[RebuildDifference]:
-    before, after = (dict(formats.read(folder).tensors()) for folder in (stored, rebuilt))
+def tensor_differences(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> Iterator[RebuildDifference]:
+    """Yield the tensors that differ, by their names."""
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
             yield RebuildDifference(name, "only in one of them")

@@ -126,6 +126,8 @@ log_to: Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, 
 save_minutes: Minutes between checkpoints, from which the same command resumes after a kill or a loss of power. 0 writes one
   only when the run is stopped, for which Ctrl-C and SIGTERM are safe.
 save_every: Steps between further checkpoints; 0 writes none of them.
+keep_every: Steps between checkpoints that stay in OUT.checkpoints, with which a part of the training can be repeated. 0 keeps
+  none.
 seed: The seed of everything random. The same seed, machine and versions give the same bytes.
 deterministic: On CUDA the same run gives the same bytes, by kernels that add up in one order, some of which are slower; an
   operation that has none is refused. false lets CUDA choose. A CPU computes the same in either case.

@@ -117,6 +117,7 @@ class OptimConfig:
     log_to: tuple[str, ...] = ()
     save_minutes: float = 10.0
     save_every: int = 0
+    keep_every: int = 0
     seed: int = 0
     deterministic: bool = True
     threads: int | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adapterhub.digest import sha256_file
 from adapterhub.training.cost.meter import Meter
 from adapterhub.training.loop.heldout import answers, log_evaluation
 from adapterhub.training.loop.loss import Loss
@@ -19,7 +20,8 @@ from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import dequantize, load
 from adapterhub.training.model.probes import check_attention, check_isolation
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 
 from . import compute_device, distributed, machine
 from .artifacts import finished_folder, training_checkpoint
@@ -100,6 +102,8 @@ class Trainer:
         self.state = new_state(base.model, config.train)
         if training_checkpoint.restore(self._path, base.model, self.state, self._run_id):
             self._on_event(ResumeEvent(self.state.step, self.state.tokens, self._path))
+        elif config.train.keep_every and not replace:
+            atomic.check_free(training_checkpoint.kept_folder(out))  # those of another run
 
     def _load(
         self, config: TrainConfig, start: InitialAdapter | None, cache: Path | None, *, force: bool
@@ -128,11 +132,14 @@ class Trainer:
             identity["chat_template"] = self.base.tokenizer.chat_template
         return training_checkpoint.identity(identity)
 
-    def run(self) -> None:
-        """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `training_loop.run`."""
+    def run(self, until: int | None = None) -> None:
+        """Run all remaining steps, or those up to `until`, with the config's evaluations and checkpoints.
+
+        Errors are those of `training_loop.run`.
+        """
         training_loop.run(
-            self.base, self.rows, self._heldout, self.state, self.config.train,
-            steps=self.steps, save=self.save_checkpoint, on_event=self._on_event, preference=self.config.preference,
+            self.base, self.rows, self._heldout, self.state, self.config.train, steps=self.steps, save=self.save_checkpoint,
+            keep=self.keep_checkpoint, on_event=self._on_event, preference=self.config.preference, until=until,
         )  # fmt: skip
 
     def batches(self) -> Iterator[Rows]:
@@ -189,6 +196,30 @@ class Trainer:
         training_checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
         self._on_event(SaveEvent(self.state.step, self._path))
         return self._path
+
+    def keep_checkpoint(self) -> Path:
+        """Write a checkpoint that stays after the training, and return its path; the record will have its digest."""
+        path = training_checkpoint.kept_folder(self._out) / training_checkpoint.kept_name(self.state.step)
+        training_checkpoint.save(path, self.base.model, self.state, training_checkpoint.KEPT, date=self.config.data.date)
+        self._log_kept_checkpoint(path)
+        self._on_event(SaveEvent(self.state.step, path))
+        return path
+
+    def continue_after(self, path: Path, step: int) -> None:
+        """Continue after `step` from a checkpoint that `keep_checkpoint` wrote there.
+
+        Raises:
+            FormatError: It is not a checkpoint of this training at this step.
+        """
+        training_checkpoint.restore(path, self.base.model, self.state, training_checkpoint.KEPT)
+        if self.state.step != step:
+            raise FormatError(str(path), f"is a checkpoint of the step {self.state.step}, and not {step}")
+        self._log_kept_checkpoint(path)
+
+    def _log_kept_checkpoint(self, path: Path) -> None:
+        if distributed.first():
+            line = {"step": self.state.step, "checkpoint": sha256_file(path), "size": path.stat().st_size}
+            self.state.log.append(line)
 
     def save(self) -> TrainingResult:
         """Write the current adapter, completely or not at all, and remove the checkpoint.

@@ -67,3 +67,18 @@ def test_a_declaration_that_changes_a_record_makes_its_owner_the_recorder(make: 
     (folder / "adapter.toml").write_text('[training]\nrecorder = "trainer"\n')
     with pytest.raises(UsageError, match=r"unknown key training.recorder"):
         derive.finalize(folder)
+
+
+def test_a_declared_result_is_recorded_by_its_owner_and_by_nobody_else(make: Make) -> None:
+    folder = make("sql")
+    (folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 30\nharness = "sacrebleu 2.5"\n')
+    evaluations = derive.describe(folder).evaluations
+    assert evaluations
+    assert (evaluations[0].recorder, evaluations[0].harness) == ("owner", "sacrebleu 2.5")
+    (folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 30\nrecorder = "sacrebleu"\n')
+    with pytest.raises(UsageError, match="'sacrebleu' is no recorder of a declaration, which its owner makes"):
+        derive.describe(folder)
+    for value in ("evaluations = 3", "evaluations = [3]"):
+        (folder / "adapter.toml").write_text(f"{value}\n")
+        with pytest.raises(FormatError):
+            derive.describe(folder)

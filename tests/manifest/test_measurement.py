@@ -61,3 +61,17 @@ def test_what_another_program_measured_is_checked_before_the_version_is_stored(
         ah.push(make("a3", 3), "team/sql", metrics=metrics, workspace=ah.Workspace(registry=registry.root))
     assert str(error.value) == f"team/sql: {words}"
     assert queries.name(registry.index, "team/sql").seq == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "recorder"),
+    [
+        (measurement.Evaluation("gsm8k", {"acc": 0.5}, base={"tool": "lm-eval", "version": "0.4.9"}), "lm-eval 0.4.9"),
+        (measurement.Evaluation("gsm8k", {"acc": 0.5}, base={"tool": "junit", "version": ""}), "junit"),
+        (measurement.reported_evaluation({"acc": 0.5}, "here"), "owner"),
+        (measurement.Evaluation("eval", {"acc": 0.5}, base={"quantize": "nf4"}), "adapterhub"),
+    ],
+)
+def test_an_evaluation_names_who_measured(evaluation: measurement.Evaluation, recorder: str) -> None:
+    line = f"{evaluation.name}: acc 0.5 (recorded by {recorder})"
+    assert measurement.summary_line(evaluation.dump()) == line

@@ -59,7 +59,7 @@ def test_two_keys_of_one_person_do_not_sign_for_two(run: Run, make: Make, people
 
 def test_an_attested_result_counts_and_a_declared_one_does_not(run: Run, make: Make, people: Path) -> None:
     folder = make("sql")
-    (folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 99\nrecorder = "ben"\n')
+    (folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 99\n')
     pushed = json.loads(run("push", folder, "team/sql", "--json").stdout)
     rules(f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{DIGEST}"]\nsigners = ["ben.pub"]\n')
     assert "no attestation 'tests'" in failed(run)["evaluations.bleu"]
@@ -117,3 +117,26 @@ def test_every_rule_is_listed_with_the_value_and_no_policy_is_said(run: Run, mak
     assert ["ok", "formats", "peft"] in lines
     assert ["NO", "max_rank", "rank", "2", "rank", "2", "is", "over", "1"] in lines
     assert "is a folder" in run("policy", "check", "./sql", code=2).stderr
+
+
+def test_a_way_into_another_name_is_asked_of_that_name(run: Run, make: Make, people: Path) -> None:
+    run("push", make("sql"), "team/sql")
+    rules(
+        '[policy]\nallow = ["team/*", "release/*", "layout://*"]\nmax_rank = 8\n[policy.signers]\n"release/*" = ["ben.pub"]\n'
+    )
+    for way in ("pull", "merge", "serve"):
+        assert rule_names(run, "--way", way) == {"allow": True, "max_rank": True}
+    to_release = ("--way", "copy", "--target", "release/sql:v1")
+    assert rule_names(run, *to_release, code=6) == {"allow": True, "max_rank": True, "signers.release/*": False}
+    assert "signers.release/*: " in run("copy", "team/sql", "release/sql", code=6).stderr
+    assert rule_names(run, "--way", "copy", "--target", "other/sql", code=6)["allow"] is False
+    # Whoever reads at an address asks for signatures there.
+    assert rule_names(run, "--way", "push", "--target", "layout://out:v1") == {"allow": True, "max_rank": True}
+    assert "keeps the name. Leave it out" in run("policy", "check", "team/sql", "--target", "release/sql", code=2).stderr
+
+
+def rule_names(run: Run, *options: str, code: int = 0) -> dict[str, bool]:
+    """The rules that a way asks of team/sql, and whether each is met."""
+    report = json.loads(run("policy", "check", "team/sql", *options, "--json", code=code).stdout)
+    assert report["way"] == options[1]
+    return {rule["rule"]: rule["ok"] for rule in report["rules"]}

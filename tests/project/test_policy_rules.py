@@ -87,6 +87,7 @@ EVALUATION = f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{ONE}"]\nrecorders 
         ("[policy]\nunexpired = true", {"expires": "2026-06-02"}, ""),
         ("[policy]\nunexpired = true", {"expires": "2026-06-01"}, "it expired on 2026-06-01"),
         ("[policy]\nunexpired = true", {"expires": "soon"}, "it expired on soon"),
+        ("[policy]\nunexpired = true", {"parents": [{"digest": ONE}]}, f"its parent {ONE[:19]} is not at hand, and may have"),
         ("[policy]\nunexpired = true", CONVERTED | {"expires": "2027-01-01"}, "it expired on 2026-06-01"),
         ('[policy]\nmax_age = "30d"', {"training": {"created": "2026-05-02T00:00:00Z"}}, ""),
         ('[policy]\nmax_age = "30d"', {"training": {"created": "2026-05-01T00:00:00Z"}}, "31 days are over 30"),

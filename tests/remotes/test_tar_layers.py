@@ -107,6 +107,19 @@ def test_a_modelkit_of_kitops_is_the_adapter_in_its_folder(run: Run, make: Make,
     assert "left out: data/train.jsonl" in result.stderr
 
 
+def test_the_digest_of_such_an_artifact_is_the_one_that_the_remote_has(run: Run, make: Make, tmp_path: Path) -> None:
+    files = contents(make("sql"))
+    layout(tmp_path / "layout", [("application/vnd.cncf.model.weight.v1.tar", tar(files), {})])
+    digest = json.loads((tmp_path / "layout" / "index.json").read_text())["manifests"][0]["digest"]
+    address = "layout://layout:team/sql:v1"
+    assert json.loads(run("pull", address, "-o", "out", "--lock", "--json").stdout)["digest"] == digest
+    assert json.loads(run("pull", address, "-o", "out", "--json").stdout)["new"] is False
+    assert digest in (tmp_path / "adapters.lock").read_text()
+    run("pull", "--locked", "-o", "locked")
+    run("pull", f"layout://layout@{digest}", "-o", "pinned")
+    assert contents(tmp_path / "pinned") == contents(tmp_path / "out")
+
+
 def linked(info: tarfile.TarInfo) -> None:
     info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/passwd", 0
 

@@ -12,11 +12,13 @@ from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import workspace
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.operations.policy_report import PolicyReport
 
+# Those of operations.policy_report, which is loaded when the command runs.
+_WAYS = ("pull", "run", "eval", "merge", "convert", "fix", "rebuild", "bundle", "lock", "resolve", "serve", "push", "copy")
 _COLUMNS = (Column(""), Column("RULE"), Column("VALUE", wrap=True), Column("PROBLEM", wrap=True))
 
 
@@ -29,22 +31,28 @@ def policy() -> None:
     "check",
     example="""
     adapterhub policy check team/sql:v2
+    adapterhub policy check team/sql:v2 --way copy --target release/sql
     adapterhub policy check oci://registry.example/team/sql:v2 --json""",
 )
 @click.argument("ref", shell_complete=complete_ref)
+@click.option("--way", type=click.Choice(_WAYS), default="pull", help="Way that the version would take.  [default: pull]")
+@click.option("--target", "to", metavar="NAME|ADDRESS", help="Push, copy: the name that it would get.  [default: its own]")
 @click.pass_obj
-def check(settings: Settings, *, ref: str) -> int:
+def check(settings: Settings, *, ref: str, way: str, to: str | None) -> int:
     """List every rule for a version, with what it has.
 
-    REF is a version of the registry, or an address: the rules are those that a pull asks, of the project and of the registry.
-    Exits 0 if all of them are met, else 6.
+    REF is a version of the registry, or an address. The rules are those of the project and of the registry. Every use asks what
+    a pull does; a push or a copy is asked of the name that the version would get. Exits 0 if all rules are met, else 6.
     """
     from adapterhub.operations import policy_report
 
-    report = policy_report.report(ref, workspace(settings))
+    if to is not None and way not in policy_report.ARRIVALS:
+        raise UsageError("--target", f"is for a push or a copy, and {way} keeps the name", "Leave it out")
+    report = policy_report.report(ref, workspace(settings), to=to or "")
     document = {
         "ref": report.ref,
         "digest": report.digest,
+        "way": way,
         "ok": not report.violations,
         "rules": [
             {

@@ -9,6 +9,7 @@ programs could read differently is refused (`layouts.archive_tar`), and so is on
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -47,7 +48,8 @@ class TarLayers:
     """The adapter in an artifact with tars.
 
     Attributes:
-        manifest: A manifest of its files, as of a version without adapter.json.
+        manifest: A manifest of its files, as of a version without adapter.json, with the digest of the artifact, by which
+            the remote has it.
         left_out: The names of files that belong to no adapter.
     """
 
@@ -76,7 +78,8 @@ class TarLayers:
                     self._places.setdefault(digest, (tar, member))
                     _add(files, name, (digest, member.size), location)
         names, self.left_out = _select(files, location)
-        self.manifest = oci_manifest.of_files({name: files[path] for name, path in names.items()}, location)
+        of_adapter = oci_manifest.of_files({name: files[path] for name, path in names.items()}, location)
+        self.manifest = dataclasses.replace(of_adapter, digest=manifest.digest, raw=manifest.raw)
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.manifest import derive
-from adapterhub.manifest.document import TRAINER, FileEntry, LossPoint, Parent, Training, TrainingData
+from adapterhub.manifest.document import TRAINER, FileEntry, KeptCheckpoint, LossPoint, Parent, Training, TrainingData
 from adapterhub.training import compute_device
 from adapterhub.training.cost.memory import flops, parameters
 from adapterhub.training.loop.state import State
@@ -72,6 +72,7 @@ def finish(
         **record,
         "metrics": {**metrics(state), **_work_metrics(config, spec, base, state, context)},
         "curve": curve(state),
+        "checkpoints": kept_checkpoints(state),
     }
     with atomic.pending_output(out, replace=replace) as folder:
         peft.write(adapter_transfer.trained_adapter(config, base), folder)
@@ -127,6 +128,13 @@ def curve(state: State) -> list[dict[str, float]]:
     ]
 
 
+def kept_checkpoints(state: State) -> list[dict[str, Any]]:
+    """Return the step, the digest and the size in bytes of every checkpoint that stays."""
+    return [
+        {"step": line["step"], "digest": line["checkpoint"], "size": line["size"]} for line in state.log if "checkpoint" in line
+    ]
+
+
 def versions(thread_count: int, device: Any) -> dict[str, str]:
     """Return the versions and the hardware that the bytes of the result depend on."""
     import torch
@@ -166,6 +174,7 @@ def _write_manifest(
             "data": tuple(TrainingData(**item) for item in training["data"]),
             "weights": tuple(FileEntry(**item) for item in training["weights"]),
             "curve": tuple(LossPoint(**point) for point in training["curve"]),
+            "checkpoints": tuple(KeptCheckpoint(**item) for item in training["checkpoints"]) or None,
         }
     )
     manifest_parents = [Parent(**parent) for parent in parents]

@@ -24,12 +24,26 @@ from adapterhub_converters import trained_prompt
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError
 
+KEPT = ""
+"""The identity in a checkpoint that stays after its training: adapter.json has its digest, and no run resumes from it."""
+_NUMBERS = ("step", "loss", "heldout_loss", "heldout_accuracy", "heldout_margin", "learning_rate", "tokens", "size")
+_MAX_NUMBER, _MAX_LOSS = 2.0**53, 700.0  # the perplexity of a larger loss overflows
 _BEST_SUFFIX = ".best"  # of the name of a parameter at the lowest held-out loss
 
 
 def path_for(out: Path) -> Path:
     """Return the path of the checkpoint of a run into `out`: a file next to it."""
     return out.with_name(out.name + ".checkpoint.safetensors")
+
+
+def kept_folder(out: Path) -> Path:
+    """Return the folder of the checkpoints that stay after a run into `out`."""
+    return out.with_name(out.name + ".checkpoints")
+
+
+def kept_name(step: int) -> str:
+    """Return the name of the file of a checkpoint that stays."""
+    return f"step-{step}.safetensors"
 
 
 def identity(facts: Mapping[str, Any]) -> str:
@@ -79,6 +93,18 @@ def _array(tensor: Tensor) -> Any:
     return tensor.cpu().numpy() if tensor.dtype == torch.uint8 else as_numpy(tensor)
 
 
+def _checked_line(line: Any) -> dict[str, Any]:
+    """Return a line of a log whose numbers can be computed with; ValueError for another: it may be a stranger's."""
+    fields = dict(line)
+    numbers = [fields[key] for key in _NUMBERS if key in fields]
+    is_valid = all(json_file.is_number(number) and abs(number) < _MAX_NUMBER for number in numbers)
+    if not is_valid or not json_file.is_integer(fields.get("step")) or fields.get("heldout_loss", 0) > _MAX_LOSS:
+        raise ValueError("a line of its log has other numbers")
+    if ("heldout_accuracy" in fields) != ("heldout_margin" in fields):
+        raise ValueError("a line of its log is incomplete")
+    return fields
+
+
 def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
     """Restore model and state from the checkpoint at `path`; return False if there is none.
 
@@ -113,7 +139,9 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
             best_names = [key for key in file.header.tensors if key.endswith(_BEST_SUFFIX)]
             state.best = {key.removesuffix(_BEST_SUFFIX): as_torch(file.tensor(key)) for key in best_names}
             state.step, state.tokens, state.read = (int(metadata[key]) for key in ("step", "tokens", "read"))
-            state.log[:] = [dict(line) for line in json_file.parse(metadata["log"], str(path))]
+            if state.best and state.best.keys() != {name for name, _ in trained_parameters(model)}:
+                raise ValueError("the best values are of other parameters")
+            state.log[:] = map(_checked_line, json_file.parse(metadata["log"], str(path)))
             state.scale.factor, state.scale.good, state.scale.skipped = json_file.parse(metadata["scale"], str(path))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error

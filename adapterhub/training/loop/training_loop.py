@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,17 @@ def run(
     *,
     steps: int,
     save: Callable[[], Path],
+    keep: Callable[[], Path],
     on_event: OnEvent,
     preference: PreferenceConfig | None = None,
+    until: int | None = None,
 ) -> None:
-    """Train from `state` to the last step, or until patience ends; `save` writes a checkpoint and returns its path.
+    """Train from `state` to the last step, or until patience ends.
+
+    Args:
+        save: Writes the checkpoint to resume from, and returns its path.
+        keep: Writes one that stays, likewise.
+        until: End after this step, without the last evaluation and the choice of the best parameters; None for the last step.
 
     Raises:
         StoppedError: SIGTERM or SIGINT arrived; the checkpoint after the current step is written.
@@ -57,7 +64,7 @@ def run(
     with _stop_signals() as stop_requested:
         if state.step == 0:
             log_evaluation(base, heldout, state, config, preference, steps=steps, on_event=on_event)
-        while state.step < steps and not out_of_patience(state.log, config.patience):
+        while state.step < (until or steps) and not out_of_patience(state.log, config.patience):
             step_start = time.monotonic()
             log_line = advance(base, rows, state, config, steps, preference=preference)
             tokens_per_second = log_line["read"] / max(time.monotonic() - step_start, 1e-9)
@@ -82,20 +89,25 @@ def run(
             if distributed.total(stop_requested.is_set()) and state.step < steps:
                 problem = f"stopped after step {state.step} of {steps}"
                 raise StoppedError(str(save()), problem, "The same training resumes from it", code="training-stopped")
-            if state.step < steps and _save_is_due(config, state.step, time.monotonic() - last_save):
-                try:
-                    save()
-                except AdapterhubError as error:  # a full disk may have room again before the training ends
-                    on_event(NoteEvent(f"no checkpoint was written after step {state.step}: {error}"))
-                last_save = time.monotonic()
-    if state.best:
+            due = _due_checkpoints(config, state.step, time.monotonic() - last_save, save, keep) if state.step < steps else ()
+            try:
+                for write in due:
+                    write()
+            except AdapterhubError as error:  # a full disk may have room again before the training ends
+                on_event(NoteEvent(f"no checkpoint was written after step {state.step}: {error}"))
+            last_save = time.monotonic() if due else last_save
+    if state.best and until is None:
         restore_trained(base.model, state.best)
 
 
-def _save_is_due(config: OptimConfig, step: int, seconds: float) -> bool:
-    """Return whether to write a checkpoint after `step`, with the last one `seconds` ago."""
+def _due_checkpoints(
+    config: OptimConfig, step: int, seconds: float, save: Callable[[], Path], keep: Callable[[], Path]
+) -> Sequence[Callable[[], Path]]:
+    """Return the functions that write the checkpoints due after `step`, with the last one `seconds` ago."""
+    if config.keep_every > 0 and step % config.keep_every == 0:
+        return keep, save  # in this order: the log of the second one has the digest of the first
     by_time = bool(config.save_minutes) and seconds >= 60 * config.save_minutes
-    return by_time or (config.save_every > 0 and step % config.save_every == 0)
+    return (save,) if by_time or (config.save_every > 0 and step % config.save_every == 0) else ()
 
 
 def advance(

@@ -1,0 +1,214 @@
+"""Forged claims: what somebody types, edits or signs without having done it is refused, and the words say why.
+
+A training that was not the recorded one is found by `rebuild` (tests/training/test_replay.py); a record that is edited in the
+hub or on its way has another digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.digest import sha256_file
+from adapterhub.manifest import derive
+from adapterhub.manifest.measurement import Evaluation
+from adapterhub.operations import signature_checks
+from adapterhub.operations.attest_results import attest_results
+from adapterhub.operations.workspace import Workspace
+from adapterhub.trust import keys
+from adapterhub_converters import bases
+from tests.conftest import Run
+from tests.support.adapters import write_adapter
+from tests.trust.test_attestation import write_base_of
+
+DIGEST = "sha256:" + "1" * 64
+SIGNED_TRAINING = '[policy.attestations."*"]\ntraining = ["ci.pub"]\n'
+
+
+class Place:
+    """A folder with a base, its data, the key of a CI, and a registry, in which a forger writes an adapter."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.workspace = root, Workspace(registry=root, policy=None)
+        for name in ("ci", "mallory"):
+            keys.generate(root / name)
+        write_base_of(root / "base", 10000.0)
+        (root / "train.jsonl").write_text('{"text": "a"}\n')
+        with ah.Registry(root):
+            pass
+        self.folder = write_adapter(root / "sql", 5)
+
+    def push(self, toml: str = "", ref: str = "team/sql") -> str:
+        """Push the adapter with what its owner declares, and return its digest."""
+        (self.folder / "adapter.toml").write_text(toml)
+        return ah.push(self.folder, ref, workspace=self.workspace).digest
+
+    def edit(self, **changes: object) -> None:
+        """Change fields of adapter.json with a text editor."""
+        document = json.loads((self.folder / "adapter.json").read_text())
+        (self.folder / "adapter.json").write_text(json.dumps({**document, **changes}))
+
+    def policy(self, text: str) -> None:
+        (self.root / "adapterhub.toml").write_text(text)
+
+    @property
+    def true_record(self) -> str:
+        """A training that did not take place, with the digests of what lies here."""
+        weights = self.root / "base" / "model.safetensors"
+        return (
+            "[training]\nconfig = {train = {steps = 3}}\nmetrics = {eval_perplexity = 1.0}\n"
+            f'data = [{{path = "train.jsonl", digest = "{sha256_file(self.root / "train.jsonl")}"}}]\n'
+            f'weights = [{{path = "model.safetensors", digest = "{sha256_file(weights)}", size = {weights.stat().st_size}}}]\n'
+        )
+
+
+def typed_training(place: Place) -> None:
+    place.push(place.true_record)
+
+
+def typed_training_metric(place: Place) -> None:
+    place.push(place.true_record)
+    place.policy('[policy]\nrecorders = ["trainer"]\n[policy.metrics]\neval_perplexity = { max = 12 }\n')
+
+
+def typed_recorder(place: Place) -> None:
+    (place.folder / "adapter.toml").write_text('[training]\nrecorder = "trainer"\nseed = 7\n')
+
+
+def edited_recorder(place: Place) -> None:
+    """The record says `trainer`, and even a CI that believes it signs for the record alone."""
+    (place.folder / "adapter.toml").write_text(place.true_record)
+    manifest = derive.describe(place.folder, base=bases.read_hf(place.root / "base"))
+    (place.folder / "adapter.toml").unlink()
+    manifest.write(place.folder)
+    place.edit(training=manifest.to_dict()["training"] | {"recorder": "trainer"}, files=[])
+    place.push()
+    ah.attest("team/sql", "ci.key", training=True, workspace=place.workspace)
+    place.policy('[policy]\nrecorders = ["trainer"]\nbuilders = ["urn:adapterhub:trainer"]\n' + SIGNED_TRAINING)
+
+
+def signed_by_a_stranger(place: Place) -> None:
+    place.push(place.true_record)
+    ah.attest("team/sql", "mallory.key", training=True, builder="https://ci.example", workspace=place.workspace)
+    place.policy(SIGNED_TRAINING)
+
+
+def typed_weights(place: Place) -> None:
+    place.push(f'[base]\nrepo = "org/m"\n{place.true_record}')
+    digest = sha256_file(place.root / "base" / "model.safetensors")
+    place.policy(f'[policy.base_models."org/m"]\nweights = ["{digest}"]\n{SIGNED_TRAINING}')
+
+
+def typed_evaluation(place: Place) -> None:
+    place.push(f'[[evaluations]]\nmetric = "bleu"\nvalue = 99.0\ndigest = "{DIGEST}"\nharness = "lm-eval 0.4.9"\n')
+    place.policy(f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{DIGEST}"]\nrecorders = ["lm-eval"]\n')
+
+
+def typed_evaluation_recorder(place: Place) -> None:
+    (place.folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 99\nrecorder = "lm-eval"\n')
+
+
+def evaluation_of_another_version(place: Place) -> None:
+    """A true result, attached to what it is not about."""
+    good = place.push(ref="team/good")
+    evaluation = Evaluation("test", {"bleu": 30}, data=({"path": "rows", "digest": DIGEST},))
+    key = keys.read_private(place.root / "ci.key")
+    attest_results("team/good", [evaluation], key, digest=good, ok=True, workspace=place.workspace)
+    write_adapter(place.folder, 6)
+    (place.folder / "adapter.json").unlink(missing_ok=True)
+    place.push()
+    with (
+        signature_checks.open_signable("team/good", place.workspace) as source,
+        signature_checks.open_signable("team/sql", place.workspace) as target,
+    ):
+        for raw in source.read():
+            target.add(raw)
+    place.policy('[policy.evaluations.bleu]\nmin = 20\nsigners = ["ci.pub"]\n')
+
+
+def another_base(place: Place) -> None:
+    """The fits claim is about a base of the same shapes and names that computes something else."""
+    derive.describe(place.folder).write(place.folder)
+    place.push()
+    write_base_of(place.root / "other-base", 5.0)
+    ah.attest("team/sql", "ci.key", fits="other-base", workspace=place.workspace)
+
+
+def edited_rank(place: Place) -> None:
+    derive.describe(place.folder).write(place.folder)
+    place.edit(r=1)
+
+
+def edited_merge(place: Place) -> None:
+    """A merge with other weights than its recipe makes of its parents."""
+    place.push(ref="team/a")
+    write_adapter(place.folder, 6)
+    (place.folder / "adapter.json").unlink(missing_ok=True)
+    place.push(ref="team/b")
+    ah.merge(["team/a", "team/b"], str(place.root / "both"), method="linear", workspace=place.workspace)
+    recorded = json.loads((place.root / "both" / "adapter.json").read_text())
+    write_adapter(place.folder, 7)
+    derive.describe(place.folder).write(place.folder)
+    place.edit(parents=recorded["parents"], recipe=recorded["recipe"])
+    place.push()
+
+
+def expired_parent(place: Place) -> None:
+    """A copy of an expired adapter that declares another day."""
+    parent = place.push('expires = "2020-01-01"\n', "team/old")
+    (place.folder / "adapter.json").unlink(missing_ok=True)
+    derive.describe(place.folder, declared={"expires": "2099-01-01"}).write(place.folder)
+    place.edit(parents=[{"digest": parent, "method": "convert"}])
+    (place.folder / "adapter.toml").unlink()
+    ah.push(place.folder, "team/sql", workspace=place.workspace)
+    place.policy("[policy]\nunexpired = true\n")
+
+
+def other_name(place: Place) -> None:
+    """A signature for one name, under another."""
+    place.push(ref="team/trial")
+    ah.sign("team/trial", "ci.key", workspace=place.workspace)
+    place.push()  # the same bytes
+    place.policy('[policy.signers]\n"*" = ["ci.pub"]\n')
+
+
+PULL = "pull team/sql -o out"
+VERIFY = "verify team/sql --attestations --key ci.pub --recompute"
+FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
+    (typed_training, "attest team/sql --training --key ci.key", 6, "was recorded by owner, and not by adapterhub's trainer"),
+    (typed_training, "attest team/sql --training --builder urn:adapterhub:trainer --key ci.key", 6, "what the trainer signs"),
+    (typed_training_metric, PULL, 6, "recorders: its training was recorded by owner, not trainer"),
+    (typed_recorder, "push sql team/sql", 2, "unknown key training.recorder"),
+    (edited_recorder, PULL, 6, "names the builder urn:adapterhub:record, which is not allowed"),
+    (signed_by_a_stranger, PULL, 6, "which is not accepted"),
+    (typed_weights, PULL, 6, "attestations.*.training: has no attestation 'training'"),
+    (typed_evaluation, PULL, 6, "evaluations.bleu: was recorded by owner, not lm-eval"),
+    (typed_evaluation_recorder, "push sql team/sql", 2, "'lm-eval' is no recorder of a declaration, which its owner makes"),
+    (evaluation_of_another_version, PULL, 6, "no attestation 'tests'"),
+    (another_base, f"{VERIFY} --base base", 1, "fits: is another statement when it is computed again: base.config.rope_theta"),
+    (edited_rank, "push sql team/sql", 4, '"r" is 1, but the weights have 2'),
+    (edited_merge, "attest team/sql --merge --parent-key ci.pub --key ci.key", 6, "is not what its recipe makes of its"),
+    (expired_parent, PULL, 6, "unexpired: it expired on 2020-01-01"),
+    (other_name, PULL, 6, "the signature is for 'team/trial', not for 'team/sql'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("forge", "words", "code", "reason"), FORGERIES, ids=[row[0].__name__ for row in FORGERIES])
+def test_a_forged_claim_is_refused_with_the_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    forge: Callable[[Place], None],
+    words: str,
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    forge(Place(tmp_path))
+    result = run(*words.split(), code=code)
+    assert reason in result.stderr + result.stdout
+    assert not (tmp_path / "out").exists()
