@@ -25,7 +25,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry import packaging
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
-from adapterhub.registry.repository_records import Repository
+from adapterhub.registry.repository_documents import Repository
 from adapterhub.remotes.remote_address import UserSettings
 from adapterhub_converters.errors import AdapterhubError
 from tests.hub.conftest import Running, serving

@@ -74,7 +74,7 @@ def test_an_epoch_has_every_row_once(words: dict[str, Any], expected: list[int] 
     loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=4, learning_rate=1e-3, **words)
     steps = replace(whole(tiny_base), train=options).steps(10)
     state = new_state(loaded_model.model, options)
-    training_loop.run(loaded_model, rows(10), None, state, options, steps=steps, save=Path, on_event=lambda _: None)
+    training_loop.run(loaded_model, rows(10), None, state, options, steps=steps, save=Path, keep=Path, on_event=lambda _: None)
     assert state.order is not None
     assert state.step == steps
     drawn = sorted(np.bincount(state.order, minlength=10).tolist())
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
     loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
     poisoned(next(layer for _, layer in lora.lora_layers(loaded_model.model)), {1, 2, 4})
     state, said = new_state(loaded_model.model, options), []
-    training_loop.run(loaded_model, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
+    training_loop.run(loaded_model, rows(), None, state, options, steps=6, save=Path, keep=Path, on_event=said.append)
     assert [line["step"] for line in state.log if line.get("skipped")] == [2, 3, 5]
     noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
     assert noted[0] == "step 2 changed nothing, because its gradient is not finite"
@@ -136,6 +136,7 @@ def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> No
             options,
             steps=6,
             save=Path,
+            keep=Path,
             on_event=lambda _: None,
         )
     assert (ended.value.code, ended.value.hint) == ("diverged", "Lower learning_rate, or set base.dtype to float32")
@@ -149,7 +150,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_by_name(held: bool, tiny_ba
     says = f"train: the {'held-out ' * held}loss is nan at step {1 - held}. Lower learning_rate, or raise warmup"
     given, state = rows() if held else None, new_state(loaded_model.model, options)
     with pytest.raises(RefusedError, match=says) as ended:
-        training_loop.run(loaded_model, rows(), given, state, options, steps=2, save=Path, on_event=lambda _: None)
+        training_loop.run(loaded_model, rows(), given, state, options, steps=2, save=Path, keep=Path, on_event=lambda _: None)
     assert ended.value.code == "diverged"
 
 
