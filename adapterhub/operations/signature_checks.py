@@ -55,7 +55,6 @@ class Signable:
         files: Digests by path.
         read: Returns its signatures, unverified.
         add: Stores a signature; returns False if it was there already.
-        cosign_tags: Returns the tags of signatures that only cosign reads.
     """
 
     location: str
@@ -65,7 +64,6 @@ class Signable:
     files: Mapping[str, Digest]
     read: Callable[[], Sequence[bytes]]
     add: Callable[[bytes], bool]
-    cosign_tags: Callable[[], Sequence[str]] = list
 
 
 @contextmanager
@@ -85,7 +83,6 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 signed_files(manifest),
                 lambda: stored_signatures(remote, manifest.digest),
                 lambda raw: _attach(remote, manifest, raw),
-                lambda: _cosign_tags(remote, manifest.digest),
             )
         return
     path, ref = source_names.resolve(source, workspace)
@@ -157,15 +154,8 @@ def verify(
     """
     with open_signable(source, workspace) as signable:
         expected = name or (signable.name if signable.digest else None)
-        try:
-            digest = signable.digest or None
-            return signable, bundle.find_accepted(
-                signable.read(), keys, signable.files, expected, signable.location, digest=digest
-            )
-        except IntegrityError:
-            if tags := signable.cosign_tags():
-                workspace.tell(f"{signable.location}: only cosign reads what it has under {' and '.join(tags)}")
-            raise
+        digest = signable.digest or None
+        return signable, bundle.find_accepted(signable.read(), keys, signable.files, expected, signable.location, digest=digest)
 
 
 # ---- requiring
@@ -318,7 +308,7 @@ def _verify_by_known(
 def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
     """Return the signatures of a manifest that its place stores; empty if it stores no attachments."""
     from adapterhub.remotes.local_name import LocalName
-    from adapterhub.remotes.oci import referrers
+    from adapterhub.remotes.oci import cosign_claims, referrers
     from adapterhub.remotes.parallel_transfer import unwrapped
     from adapterhub.remotes.protocol import OpenRemote
 
@@ -335,15 +325,9 @@ def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
             with suppress(*UNREADABLE):  # anyone who can write there can attach anything
                 file = referrers.single_file(referring, referrer, digest, LIMIT)
                 yield file.size, partial(referrers.read_file, referring, referrer, file)
+        yield from cosign_claims.bundles(referring, digest)
 
     return read_bounded(sized_signatures())
-
-
-def _cosign_tags(remote: OpenRemote, digest: Digest) -> list[str]:
-    from adapterhub.remotes.oci import referrers
-
-    referring = remote.as_referring_target()
-    return referrers.cosign_tags(referring, digest) if referring else []
 
 
 def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace) -> list[bytes]:
@@ -379,13 +363,17 @@ def _put_file(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
 
 def _attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
     """Attach one signature or attestation to a version at an address; return True."""
-    from adapterhub.remotes.oci import referrers
+    from adapterhub.remotes.oci import cosign_claims, referrers
+    from adapterhub.trust import cosign
 
     referring = remote.as_referring_target()
     if referring is None:
         if _put_file(remote, manifest, signature):
             return True
         raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
+    if layer := cosign.layer_of(signature, manifest.digest):
+        cosign_claims.attach(referring, manifest, layer)
+        return True
     file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
     blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)
     referrers.attach_document(referring, manifest, blob, signature, bundle.attachment_annotations(signature))

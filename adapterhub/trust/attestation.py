@@ -178,8 +178,11 @@ def measured(attestation: Attestation, metric: str) -> tuple[float | None, list[
 
 
 def attestation_bundles(bundles: Iterable[bytes]) -> list[bytes]:
-    """Return the bundles that claim to attest something, leaving out signatures of files; nothing is verified."""
-    return [raw for raw in bundles if bundle.predicate_type(raw) not in ("", PREDICATE_TYPE, bundle.COSIGN_TYPE)]
+    """Return the bundles that claim to attest something, leaving out signatures; nothing is verified.
+
+    Those that cannot be parsed are among them, for the reasons.
+    """
+    return [raw for raw in bundles if bundle.predicate_type(raw) not in (PREDICATE_TYPE, bundle.COSIGN_TYPE)]
 
 
 def find_accepted(
