@@ -53,14 +53,16 @@ def create_app(settings: HubSettings) -> ASGIApp:
         app.state.site = Site(hub)
         app.state.readiness = Readiness()
         metrics.registry.register(RuntimeCollector(hub))
-        delivery_task, maintenance_task = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
+        delivery_task = asyncio.create_task(hub.webhooks.run())
+        maintenance_tasks = [asyncio.create_task(hub.maintain()), asyncio.create_task(hub.collect_garbage())]
         try:
             yield
         finally:
-            # Stop the background tasks first: both use the database that `close` takes away.
+            # Stop the background tasks first: they use the database that `close` takes away.
             hub.webhooks.stop()
-            maintenance_task.cancel()
-            await asyncio.wait([delivery_task, maintenance_task])
+            for task in maintenance_tasks:
+                task.cancel()
+            await asyncio.wait([delivery_task, *maintenance_tasks])
             app.state.site.close()
             hub.close()
 

@@ -91,6 +91,15 @@ class Provider:
     proxy: ProxyOf = no_proxy
 
 
+@dataclass(frozen=True)
+class GarbageCollection:
+    """The command that collects the garbage of a hub, in an environment, and the seconds after which it is run again."""
+
+    every: float
+    command: tuple[str, ...]
+    environ: Mapping[str, str] = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class HubSettings:
     """The settings of a hub.
@@ -115,6 +124,7 @@ class HubSettings:
         mirror: The hub whose adapters are fetched on demand; None to serve only what was pushed here.
         upstream: The hub that has the models that are not here; None to answer that they do not exist.
         provider: Where people sign in; None for tokens only.
+        collection: The garbage collection that it runs; None to leave that to others.
     """
 
     registry: Path
@@ -136,6 +146,7 @@ class HubSettings:
     mirror: Upstream | None = None
     upstream: ModelUpstream | None = None
     provider: Provider | None = None
+    collection: GarbageCollection | None = None
 
     @property
     def location(self) -> str:

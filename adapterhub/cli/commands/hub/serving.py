@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,7 @@ from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.hub.settings import ModelUpstream, Provider
+    from adapterhub.hub.settings import GarbageCollection, HubSettings, ModelUpstream, Provider
 
 
 @click.command(
@@ -100,6 +103,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Models to keep; those used last stay.",
 )
+@click.option(
+    "--gc-every",
+    metavar="HOURS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Run `adapterhub gc` after this time, at low priority. [default: never]",
+)
 @click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
 @click.option("--oidc-client", metavar="ID", help="Id of the hub there.")
 @click.option(
@@ -136,6 +145,7 @@ def start(
     upstream_allow: tuple[str, ...],
     upstream_age: float,
     upstream_cache: float,
+    gc_every: float | None,
     oidc_issuer: str | None,
     oidc_client: str | None,
     oidc_secret: Path | None,
@@ -150,6 +160,9 @@ def start(
 
     With --upstream, clients that set HF_ENDPOINT to the hub still get base models. A token for models that are gated there
     comes from ADAPTERHUB_UPSTREAM_TOKEN: all who may read public adapters here may then read those models.
+
+    With --gc-every, it collects garbage once in that time, and packs versions of over a day if the registry's adapterhub.toml
+    has pack = true.
 
     With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
     has copies only, which are made again without it.
@@ -188,6 +201,8 @@ def start(
         upstream=models,
         provider=provider,
     )
+    if gc_every:
+        hub_settings = replace(hub_settings, collection=_collection(hub_settings, gc_every * 3600))
 
     def ready(address: str) -> None:
         text = f"{address}  serves {hub_settings.blobs or hub_settings.registry}; stop it with Ctrl-C"
@@ -197,6 +212,15 @@ def start(
         output.flush()
 
     server.serve(hub_settings, ready=ready)
+
+
+def _collection(hub: HubSettings, every: float) -> GarbageCollection:
+    """Return the garbage collection of a hub: its own registry, or what its processes share."""
+    from adapterhub.hub.settings import GarbageCollection
+
+    own = () if hub.database else ("--registry", str(hub.registry))
+    shared = {environment.DATABASE: hub.database, environment.BLOBS: hub.blobs} if hub.database else {}
+    return GarbageCollection(every, (sys.executable, "-m", "adapterhub", "gc", *own), {**os.environ, **shared})
 
 
 def _provider(issuer: str | None, client: str | None, secret: Path | None, scope: str) -> Provider | None:
