@@ -25,6 +25,7 @@ def bom(
     *,
     base: base_sources.Base | None = None,
     base_license: str | None = None,
+    name: str | None = None,
     workspace: Workspace | None = None,
 ) -> Bill:
     """Return the bill of materials of an adapter: CycloneDX 1.7, with its base, parents, data and files by digest.
@@ -33,6 +34,7 @@ def bom(
         source: A folder, a file, a ref or an address.
         base: The base model, whose model card has its license.
         base_license: The license of the base, in place of that of its card.
+        name: The name of the adapter in the bill, in place of its own.
         workspace: The registry, in which its parents are looked up.
 
     Example:
@@ -51,7 +53,7 @@ def bom(
         contents = folder_contents.read_folder(folder)
         manifest, raw = derive.draft_contents(contents).finalize(contents.files)
         digest = adapter_source.digest or oci_manifest.complete(contents.files, manifest, raw).digest
-        name = (
+        name = name or (
             (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
         )
     if base_license is None and spec is not None and spec.folder is not None:

@@ -19,6 +19,8 @@ from adapterhub.manifest.licensing import CombinedLicense, LicensedPart
 from adapterhub.version import __version__
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .statement import hub_purl
+
 SPEC = "1.7"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC}.schema.json"
 _MODEL = "machine-learning-model"
@@ -161,6 +163,7 @@ def _base_component(base: BaseInfo, license_: str | None) -> dict[str, Any]:
     details = {
         "group": (base.repo or "").rpartition("/")[0],
         "version": base.revision,
+        "purl": hub_purl(base.repo, base.revision),
         "licenses": _licenses(licensing.expression(license_)),
         "properties": _properties({f"base:{key}": value for key, value in facts.items()}),
     }
