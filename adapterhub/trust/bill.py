@@ -66,6 +66,8 @@ def bill(
     *,
     ancestors: Sequence[Ancestor] = (),
     base_license: str | None = None,
+    supplier: str | None = None,
+    created: str | None = None,
 ) -> Bill:
     """Return the bill of materials of a version.
 
@@ -75,9 +77,11 @@ def bill(
         manifest: Its adapter.json.
         ancestors: The adapters that it was made from, and those that they were made from.
         base_license: The license of the base model, which adapter.json does not have.
+        supplier: Who supplies it, in place of the supplier in its adapter.json.
+        created: The time of the bill, in ISO 8601 and UTC; None leaves it out.
     """
     manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
-    datasets = list(dict.fromkeys(dataset for source in manifests for dataset in _training_data(source)))
+    datasets = list(dict.fromkeys(dataset for source in manifests for dataset in training_data(source)))
     license_ = licensing.combine(
         [*_licensed_parts(name, manifest, ancestors, base_license), *(_data_part(dataset) for dataset in datasets)]
     )
@@ -100,8 +104,10 @@ def bill(
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'adapterhub:{name}@{digest}')}",
         "version": 1,
         "metadata": {
+            **({"timestamp": created} if created else {}),
             "tools": {"components": [{"type": "application", "name": "adapterhub", "version": __version__}]},
             "component": {key: value for key, value in component.items() if value},
+            **({"supplier": {"name": supplier or manifest.supplier}} if supplier or manifest.supplier else {}),
         },
         "components": dataset_components,
         "dependencies": [
@@ -123,16 +129,16 @@ def _licensed_parts(
     ]
 
 
-def _training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
+def training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
     """Return the training data that a manifest records."""
     return (manifest.training.data if manifest.training else None) or ()
 
 
 def _data_part(dataset: TrainingData) -> LicensedPart:
-    return LicensedPart("data", _dataset_name(dataset), dataset.license)
+    return LicensedPart("data", dataset_name(dataset), dataset.license)
 
 
-def _dataset_name(dataset: TrainingData) -> str:
+def dataset_name(dataset: TrainingData) -> str:
     """Return the name of a data set with its split."""
     return " ".join(filter(None, (dataset.name or dataset.path or UNRECORDED, dataset.split)))
 
@@ -197,7 +203,7 @@ def _dataset_component(number: int, dataset: TrainingData) -> dict[str, Any]:
     details = {
         "hashes": [_hash(dataset.digest)] if dataset.digest else [],
         "licenses": _licenses(licensing.expression(dataset.license)),
-        "data": [{"type": "dataset", "name": _dataset_name(dataset)}],
+        "data": [{"type": "dataset", "name": dataset_name(dataset)}],
         "properties": _properties({f"data:{key}": value for key, value in facts.items()}),
     }
     name = dataset.name or dataset.path or UNRECORDED
