@@ -37,7 +37,7 @@ def bom(
         base: The base model, whose model card has its license.
         base_license: The license of the base, in place of that of its card.
         name: The name of the adapter in the bill, in place of its own.
-        supplier: Who supplies it, in place of the supplier in its adapter.json.
+        supplier: The name of its supplier, in place of the one in its adapter.json.
         created: The time of the bill, in ISO 8601 and UTC, which depends on no clock.
         workspace: The registry, in which its parents are looked up.
 

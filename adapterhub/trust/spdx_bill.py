@@ -59,7 +59,7 @@ def spdx_bill(
         manifest: Its adapter.json.
         ancestors: The adapters that it was made from, and those that they were made from.
         base_license: The license of the base model, which adapter.json does not have.
-        supplier: Who supplies it, in place of the supplier in its adapter.json.
+        supplier: The name of its supplier, in place of the one in its adapter.json.
         created: The time of the bill, in ISO 8601 and UTC, in place of that of the training.
 
     Raises:
