@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output, progress, registry_choice
+from adapterhub.cli import ages, output, progress, registry_choice
 from adapterhub.cli.options import Settings, dry_run_option
 
 if TYPE_CHECKING:
@@ -36,27 +37,49 @@ def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[
         help="Remove versions except the N newest and the tagged.",
     )
     tagged = click.option("--keep-tagged", "tagged", is_flag=True, help="Remove versions without a tag.")
+    ttl = click.option(
+        "--ttl", metavar="AGE", help="Remove versions pushed longer ago, like 30d, except the newest and the tagged."
+    )
     withdrawn = click.option(
         "--withdrawn", is_flag=True, help="Remove withdrawn versions, except those that a tag still means."
     )
-    return lambda function: dry_run_option(grace(last(tagged(withdrawn(function)))))
+    return lambda function: dry_run_option(grace(last(tagged(ttl(withdrawn(function))))))
 
 
-def sweep(settings: Settings, *, grace: float, last: int | None, tagged: bool, withdrawn: bool, dry_run: bool) -> GcResult:
+def sweep(
+    settings: Settings,
+    *,
+    grace: float,
+    last: int | None,
+    tagged: bool,
+    ttl: str | None,
+    withdrawn: bool,
+    dry_run: bool,
+) -> GcResult:
     """Collect the garbage of the registry that is meant, with the values of `sweep_options`."""
     # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
     kept_count = last or (0 if tagged else None)
+    since = None
+    if ttl is not None:
+        since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ages.parse_age("--ttl", ttl))
+    options: dict[str, Any] = {
+        "grace": grace,
+        "last": kept_count,
+        "pushed_since": since,
+        "dry_run": dry_run,
+        "withdrawn": withdrawn,
+    }
     with progress.count_bar("removing") as show:
         if hub_settings := registry_choice.shared_hub(settings):
             from adapterhub.hub.storage.bucket_gc import collect
             from adapterhub.hub.storage.shared_storage import open_shared
 
             with closing(open_shared(hub_settings)) as storage:
-                return collect(storage, grace=grace, last=kept_count, dry_run=dry_run, withdrawn=withdrawn, progress=show)
+                return collect(storage, progress=show, **options)
         from adapterhub.maintenance.gc import gc
 
         with registry_choice.open_registry(settings) as registry:
-            result = gc(registry, grace=grace, last=kept_count, dry_run=dry_run, withdrawn=withdrawn, progress=show)
+            result = gc(registry, progress=show, **options)
             _pack_old(registry, result)
             return result
 

@@ -54,7 +54,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
         app.state.readiness = Readiness()
         metrics.registry.register(RuntimeCollector(hub))
         delivery_task = asyncio.create_task(hub.webhooks.run())
-        canceled_tasks = [asyncio.create_task(hub.maintain()), asyncio.create_task(hub.replicator.run())]
+        canceled_tasks = [asyncio.create_task(run) for run in (hub.maintain(), hub.replicator.run(), hub.collect_garbage())]
         try:
             yield
         finally:

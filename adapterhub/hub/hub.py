@@ -24,7 +24,7 @@ from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repository_documents import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases, gates, proposals, publishing, renames, request_context
+from . import aliases, garbage_collection, gates, proposals, publishing, renames, request_context
 from .access_control import Access
 from .accounts import access_tokens, accounts, sessions
 from .accounts.access_tokens import Identity
@@ -176,6 +176,11 @@ class Hub:
             except AdapterhubError as error:  # a full disk, for instance: try again later
                 _log.warning("maintenance is postponed: %s", error)
             await asyncio.sleep(_MAINTENANCE_INTERVAL)
+
+    async def collect_garbage(self) -> None:
+        """Collect the garbage of the registry now and then, if the settings say so, until canceled."""
+        if collection := self.settings.collection:
+            await garbage_collection.collect_now_and_then(collection, self._jobs, self.storage.root)
 
     async def finish_moves(self) -> None:
         """Finish renames of repositories that a killed process or an error left half done."""

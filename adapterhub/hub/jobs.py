@@ -43,14 +43,14 @@ class Jobs:
             # Shielded: a canceled request must still release its claim, or others wait for the lease to end.
             await asyncio.shield(asyncio.to_thread(self.release, job))
 
-    def try_claim(self, job: str) -> bool:
-        """Claim a job for a minute, if no other process has it; return whether it is claimed."""
+    def try_claim(self, job: str, seconds: float = _LEASE) -> bool:
+        """Claim a job for a minute, or for so many seconds, if no other claim of it lasts; return whether it is claimed."""
         now = time.time()
         sql = (
             "INSERT INTO jobs (job, owner, until) VALUES (?, ?, ?)"
             " ON CONFLICT (job) DO UPDATE SET owner = excluded.owner, until = excluded.until WHERE jobs.until < ?"
         )
-        return bool(self._database.execute(sql, job, self.identity, now + _LEASE, now))
+        return bool(self._database.execute(sql, job, self.identity, now + seconds, now))
 
     async def _renew(self, job: str) -> None:
         while True:

@@ -33,6 +33,7 @@ from adapterhub.remotes.oci import referrers
 from adapterhub.store.export import linked_folder
 from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
+from adapterhub.trust import cosign
 from adapterhub.trust.bundle import MEDIA_TYPE, attachment_annotations
 from adapterhub_converters.adapter_files import (
     ADAPTER_CONFIG,
@@ -140,14 +141,13 @@ def check_attached(namespace: Namespace, location: str, *, attached: bool) -> No
 
 def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes]:
     """Return the signatures attached to a manifest of a repository, whether it has arrived or not. None of them is verified."""
-    state = worker.repositories.get(name)
-    attached = [manifest for manifest in (state.manifests.values() if state else ()) if manifest.subject == digest]
+    state, store = worker.repositories.get(name), worker.registry.store
+    attached = {key: manifest for key, manifest in (state.manifests if state else {}).items() if manifest.subject == digest}
 
     def bundles() -> Iterator[Sized]:
-        store = worker.registry.store
         for blob in (
             blob
-            for manifest in attached
+            for manifest in attached.values()
             if manifest.artifact_type == MEDIA_TYPE
             for blob in manifest.blobs
             if blob != _EMPTY_CONFIG
@@ -155,8 +155,18 @@ def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes
             with contextlib.suppress(AdapterhubError):
                 if (size := store.size(blob)) is not None and size < LIMIT:
                     yield size, partial(store.read_document, blob, limit=LIMIT)
+        tagged = [state.tags[tag] for tag in cosign.tags(digest) if tag in state.tags] if state else []
+        of_cosign = [key for key, manifest in attached.items() if manifest.artifact_type == cosign.ARTIFACT_TYPE]
+        for manifest_digest in (*tagged, *of_cosign):
+            with contextlib.suppress(AdapterhubError):
+                for layer in cosign.layers(store.read_document(manifest_digest), manifest_digest):
+                    yield layer.size, partial(_read_layer, store, layer)
 
     return read_bounded(bundles())
+
+
+def _read_layer(store: Store, layer: cosign.CosignLayer) -> bytes:
+    return layer.bundle(store.read_document(layer.digest, limit=layer.size))
 
 
 def attach_signature(worker: Worker, name: str, subject: Manifest, raw: bytes) -> bool:

@@ -119,6 +119,15 @@ class Provider:
     proxy: ProxyOf = no_proxy
 
 
+@dataclass(frozen=True)
+class GarbageCollection:
+    """The command that collects the garbage of a hub, in an environment, and the seconds after which it is run again."""
+
+    every: float
+    command: tuple[str, ...]
+    environ: Mapping[str, str] = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class HubSettings:
     """The settings of a hub.
@@ -144,6 +153,7 @@ class HubSettings:
         upstream: The hub that has the models that are not here; None to answer that they do not exist.
         provider: Where people sign in; None for tokens only.
         replications: The places to which what is pushed here is copied.
+        collection: The garbage collection that it runs; None to leave that to others.
     """
 
     registry: Path
@@ -166,6 +176,7 @@ class HubSettings:
     upstream: ModelUpstream | None = None
     provider: Provider | None = None
     replications: tuple[Replication, ...] = ()
+    collection: GarbageCollection | None = None
 
     @property
     def location(self) -> str:

@@ -27,6 +27,7 @@ from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.packs.pack_chains import with_parents
 from adapterhub.store.store import BASES, DOCUMENTS, HUB, MERGES, REFS, ByteCounter, Progress, Store, counter, local_errors
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
 from .index_check import Catalog
@@ -35,30 +36,70 @@ from .verify import blob_finding, compare_facts
 if TYPE_CHECKING:
     from adapterhub.store.packs.container import PackHead
 
+Predicate = Callable[[Digest], bool]
 _REF_PREFIXES = {BASES: "base", MERGES: "merge", HUB: "hub"}
 
 
-def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None = None) -> Findings:
-    """Check a whole registry; `quick` trusts the bytes of blobs that have the right size.
+@dataclass(frozen=True)
+class Scope:
+    """Which blobs an fsck reads: those of one part, stored since a time. The others are trusted if they have the right size.
+
+    Attributes:
+        since: Seconds of Unix time.
+        part: The number of the part, from 1.
+        parts: The number of parts into which the digests divide the blobs; each blob is in one of them.
+    """
+
+    since: float = 0.0
+    part: int = 1
+    parts: int = 1
+
+    def includes(self, digest: Digest, stored: float = float("inf")) -> bool:
+        """Return whether a blob is read that was stored at a time, in seconds of Unix time."""
+        return stored >= self.since and int(digest[7:23], 16) % self.parts == self.part - 1
+
+    def predicate(self, store: Store) -> Predicate:
+        """Return what tells whether a blob is read; one that is not in the store may be in a bucket, and is never too old."""
+        # Decided once, before anything is read: what is packed meanwhile becomes no newer.
+        stored = {digest: _stored_at(store, digest) for digest in _stored_digests(store)} if self.since else {}
+        return lambda digest: self.includes(digest, stored.get(digest, float("inf")))
+
+
+EVERYTHING = Scope()
+
+
+def _stored_at(store: Store, digest: Digest) -> float:
+    """Return when a blob was stored or packed, in seconds of Unix time; infinity for one that was removed meanwhile."""
+    times = []
+    for path in (store.blob_path(digest), store.packs.path(digest)):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(store.files.status(path).st_mtime)
+    return max(times, default=float("inf"))
+
+
+def fsck(registry: Registry, *, scope: Scope | None = EVERYTHING, progress: Progress | None = None) -> Findings:
+    """Check a whole registry: all logs and refs, and the bytes of the blobs in `scope`, of none without one.
 
     `progress` is called with bytes read and total bytes.
     """
     store, index = registry.store, registry.index
     damaged: dict[Digest, Finding] = {}
-    findings = list(_check_blobs(store, damaged, None if quick else counter(progress, _total_size(store)), quick=quick))
+    is_read = scope.predicate(store) if scope else lambda _: False
+    count_bytes = counter(progress, _total_size(store, is_read)) if scope else None
+    findings = list(_check_blobs(store, is_read, damaged, count_bytes))
     needed: set[Digest] = set()
     catalog = Catalog(index, store)
     names, unreadable = catalog.names()
     findings += unreadable
     # Name by name, so that a recheck under the write lock never blocks writers for long.
     for name in sorted(names):
-        findings += _confirmed_findings(registry, partial(_check_name, catalog, name, needed, damaged, quick=quick))
+        findings += _confirmed_findings(registry, partial(_check_name, catalog, name, needed, damaged, is_read))
     for log in DOCUMENTS:
         for name in store.log.document_names(log):
             findings += _confirmed_findings(registry, partial(_check_document, store, name, log, needed, damaged))
     # A wrong list of tensors would only cause follow-up errors in the comparison with the index.
-    compare_tensors = not quick and all(finding.code != "wrong-tensors" for finding in findings)
-    findings += _confirmed_findings(registry, partial(catalog.inconsistencies, lists=compare_tensors))
+    has_right_lists = scope is not None and all(finding.code != "wrong-tensors" for finding in findings)
+    findings += _confirmed_findings(registry, partial(catalog.inconsistencies, is_read if has_right_lists else None))
     findings += _confirmed_findings(registry, partial(_check_index_file, store, index))
     # Only now has everything that is needed been collected.
     findings += _orphan_findings(store, needed)
@@ -101,10 +142,19 @@ def broken_log_findings(errors: list[AdapterhubError]) -> Findings:
 # ---- blobs
 
 
-def _total_size(store: Store) -> int:
-    """Return the total size of all blobs in bytes, counting packed blobs unpacked."""
-    plain = sum(store.stored_size(f"sha256:{path.name}") for path in store.blobs() if is_hex(path.name))
-    heads = (_head(store, digest) for digest in store.packs.digests())
+def _stored_digests(store: Store) -> set[Digest]:
+    """Return the digests of all blobs, plain and packed."""
+    return {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)}.union(store.packs.digests())
+
+
+def _total_size(store: Store, is_read: Predicate) -> int:
+    """Return the total size of blobs in bytes, counting packed blobs unpacked."""
+    plain = sum(
+        store.stored_size(f"sha256:{path.name}")
+        for path in store.blobs()
+        if is_hex(path.name) and is_read(f"sha256:{path.name}")
+    )
+    heads = (_head(store, digest) for digest in store.packs.digests() if is_read(digest))
     return plain + sum(head.size for head in heads if head)
 
 
@@ -122,15 +172,18 @@ def _head(store: Store, digest: Digest) -> PackHead | None:
 
 
 def _check_blobs(
-    store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool
+    store: Store, is_read: Predicate, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None
 ) -> Iterator[Finding]:
-    """Compare each plain blob and each pack with its name, recording damaged ones in `damaged` by digest."""
+    """Compare plain blobs and packs with their names, recording damaged ones in `damaged` by digest.
+
+    `is_read` tells whose bytes are read.
+    """
     for path in store.blobs():
         if not is_hex(path.name) or not store.files.is_file(path):
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
-        if quick:
+        if not is_read(digest):
             continue
         try:
             with local_errors(path), store.files.open(path) as file:
@@ -139,7 +192,7 @@ def _check_blobs(
             if store.files.exists(path):  # otherwise a gc has removed it in the meantime
                 damaged[digest] = Finding("unreadable", "error", error.where, error.what, *REPAIR)
                 yield damaged[digest]
-    yield from _check_packs(store, damaged, count_bytes, quick=quick)
+    yield from _check_packs(store, is_read, damaged, count_bytes)
 
 
 def _check_hash(
@@ -162,9 +215,9 @@ def _check_hash(
 
 
 def _check_packs(
-    store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool
+    store: Store, is_read: Predicate, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None
 ) -> Iterator[Finding]:
-    """Unpack every pack and compare the bytes with its name; `quick` only opens it."""
+    """Open every pack, unpack those of `is_read`, and compare the bytes with their names."""
     packed = set(store.packs.digests())
     for path in store.packs.files():
         digest = f"sha256:{path.name}"
@@ -173,7 +226,7 @@ def _check_packs(
             continue
         try:
             with store.open_pack(digest) as file:
-                if quick or copy_hashing(file, None, on_bytes=count_bytes)[0] == digest:
+                if not is_read(digest) or copy_hashing(file, None, on_bytes=count_bytes)[0] == digest:
                     continue
             problem = "the unpacked bytes do not have the digest of its name"
         except NotFoundError:  # unpacked, or removed by a gc, in the meantime
@@ -191,9 +244,12 @@ def _check_packs(
 
 
 def _check_name(
-    catalog: Catalog, name: str, needed: set[Digest], damaged: dict[Digest, Finding], *, quick: bool
+    catalog: Catalog, name: str, needed: set[Digest], damaged: dict[Digest, Finding], is_read: Predicate
 ) -> Iterator[Finding]:
-    """Check that the log of a name can be replayed, that its versions are complete, and that registry.db agrees."""
+    """Check that the log of a name can be replayed, that its versions are complete, and that registry.db agrees.
+
+    What is in the documents of versions is compared where `is_read` holds for one of their manifests.
+    """
     store = catalog.store
     with catalog.replayed_log(name) as log:
         if log.error:
@@ -204,7 +260,7 @@ def _check_name(
         is_complete = True
         for row in log.rows:
             manifest = Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size)
-            for finding in _check_version(store, str(row.ref), manifest, needed, damaged, facts=not quick):
+            for finding in _check_version(store, str(row.ref), manifest, needed, damaged, facts=is_read(row.digest)):
                 # Wrong facts are a fault of adapter.json: the documents are readable and indexed as they are.
                 is_complete &= finding.code == "wrong-facts"
                 yield finding
@@ -212,7 +268,8 @@ def _check_name(
             problem = f"is not found by searches: its documents cannot be read ({reason})"
             yield Finding("not-indexed", "note", f"{name}:v{number}", problem)
         if log.error is None:
-            yield from catalog.differences(log, documents=is_complete and not quick)
+            has_read = not log.rows or any(is_read(row.digest) for row in log.rows)
+            yield from catalog.differences(log, documents=is_complete and has_read)
 
 
 def _later_entry(store: Store, name: str, seq: int, log: str = REFS) -> str:

@@ -12,6 +12,7 @@ blobs that no version needs. A packed blob is removed before the parent that it 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import stat
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, Refuse
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import retention
+from .retention import DefaultRule
 
 Progress = Callable[[int, int], None]
 """Callback that takes the number of blobs done and the number of blobs."""
@@ -78,6 +80,7 @@ def gc(
     *,
     grace: float = GRACE,
     last: int | None = None,
+    pushed_since: datetime.datetime | None = None,
     dry_run: bool = False,
     withdrawn: bool = False,
     progress: Progress | None = None,
@@ -88,11 +91,12 @@ def gc(
         registry: The registry.
         grace: Hours that a blob stays after it was stored or last needed.
         last: Number of newest versions to keep, besides the tagged ones, of names without a setting (`retention.keep`).
+        pushed_since: Keep, of those, all versions that were pushed since then, and the newest.
         dry_run: Change nothing.
         withdrawn: Drop the withdrawn versions too.
         progress: Called with the number of blobs done and the number of blobs.
     """
-    dropped = retention.drop(registry, last, dry_run=dry_run, withdrawn=withdrawn)
+    dropped = retention.drop(registry, DefaultRule(last, pushed_since), dry_run=dry_run, withdrawn=withdrawn)
     result = GcResult(dry_run, dropped.refs, dropped.parents)
     store = registry.store
     needs = NeededBlobs(

@@ -7,7 +7,7 @@ replay goes into an index in memory, one name after the other, using the same fu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from adapterhub.digest import Digest
@@ -122,11 +122,12 @@ class Catalog:
         except (IntegrityError, UnicodeError) as error:
             yield _wrong_finding(self.index, f"the rows of {name} cannot be read: {getattr(error, 'what', error)}")
 
-    def inconsistencies(self, *, lists: bool) -> Iterator[Finding]:
+    def inconsistencies(self, is_listed: Callable[[Digest], bool] | None) -> Iterator[Finding]:
         """Check what concerns no single name: stray rows, counts, the full-text index.
 
         Args:
-            lists: Compare the indexed tensors with the store's lists of tensors, which are known to be right.
+            is_listed: Tells of which files the indexed tensors are compared with the store's lists of tensors, which are known
+                to be right; None compares none.
         """
         try:
             for table, sql in _STRAY_ROWS.items():
@@ -139,8 +140,8 @@ class Catalog:
                 (kind, value.lower(), n) for kind, value, n in self.index.select(_COUNTS)
             }:
                 yield _wrong_finding(self.index, "the counts of facets do not match its versions")
-            if lists:
-                yield from self._compare_tensors()
+            if is_listed:
+                yield from self._compare_tensors(is_listed)
             with suppress(LocalIOError):  # needs the write lock for a moment, which SQLite cannot take on a full disk
                 self._check_full_text_index()
         except (IntegrityError, AttributeError, TypeError) as error:
@@ -150,15 +151,16 @@ class Catalog:
         with self.index.transaction(), errors(self.index.path):
             self.index.execute("INSERT INTO texts_fts (texts_fts, rank) VALUES ('integrity-check', 1)")
 
-    def _compare_tensors(self) -> Iterator[Finding]:
-        """Compare the indexed tensors of each file with its list, by their count, their bytes and the sum of their keys."""
+    def _compare_tensors(self, is_listed: Callable[[Digest], bool]) -> Iterator[Finding]:
+        """Compare the indexed tensors of files with their lists, by their count, their bytes and the sum of their keys."""
         sums = "SELECT file, count(*), sum(size), sum(key >> 16) FROM tensors GROUP BY file"
         indexed = {file: tuple(totals) for file, *totals in self.index.select(sums, kinds="iiii")}
         for file, digest in self.index.select("SELECT id, digest FROM weights", kinds="is"):
-            listed = self._listed_totals(digest)
-            if listed is not None and indexed.pop(file, (0, 0, 0)) != listed:
+            totals = indexed.pop(file, (0, 0, 0))
+            listed = self._listed_totals(digest) if is_listed(digest) else None
+            if listed is not None and totals != listed:
                 yield _wrong_finding(self.index, f"the tensors of {digest[:19]} do not match its list")
-        if indexed.keys() - {file for (file,) in self.index.select("SELECT id FROM weights")}:
+        if indexed:
             yield _wrong_finding(self.index, "it has tensors without a file")
 
     def _listed_totals(self, digest: Digest) -> tuple[int, int, int] | None:

@@ -7,7 +7,8 @@ audit until it is asked for, whatever the setting, and then goes, whatever was m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime
+from collections.abc import Iterable, Sequence
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
@@ -62,12 +63,33 @@ class DroppedVersions:
         return [Ref(name, number=number) for name in sorted(self.numbers) for number in self.numbers[name]]
 
 
-def drop(registry: Registry, last: int | None, *, dry_run: bool, withdrawn: bool = False) -> DroppedVersions:
+@dataclass(frozen=True)
+class DefaultRule:
+    """What is kept of names without a setting, besides the tagged versions.
+
+    Attributes:
+        last: The number of newest versions; None for all, or for one with an age.
+        pushed_since: A time: all that were pushed since then; None for no more than `last` says.
+    """
+
+    last: int | None = None
+    pushed_since: datetime.datetime | None = None
+
+    def droppable(self, rows: Sequence[VersionRow]) -> dict[int, Digest]:
+        """Return the versions that need not be kept; `rows` are sorted newest first."""
+        if self.pushed_since is None:
+            return {} if self.last is None else droppable_versions(rows, self.last)
+        old = {row.number for row in rows if datetime.datetime.fromisoformat(row.time) < self.pushed_since}
+        droppable = droppable_versions(rows, 1 if self.last is None else self.last)
+        return {number: digest for number, digest in droppable.items() if number in old}
+
+
+def drop(registry: Registry, rule: DefaultRule, *, dry_run: bool, withdrawn: bool = False) -> DroppedVersions:
     """Drop the versions that need not be kept.
 
     Args:
         registry: The registry.
-        last: Number of newest versions to keep of names without a setting; None for all.
+        rule: What is kept of names without a setting.
         dry_run: Change nothing.
         withdrawn: Drop the withdrawn versions too, except those that a tag still means.
     """
@@ -77,10 +99,10 @@ def drop(registry: Registry, last: int | None, *, dry_run: bool, withdrawn: bool
     while has_changed:  # a version can be dropped once its last child has been
         has_changed = False
         for name in names:
-            if numbers := _drop(registry, name, last, dropped, dry_run=dry_run, withdrawn=withdrawn):
+            if numbers := _drop(registry, name, rule, dropped, dry_run=dry_run, withdrawn=withdrawn):
                 dropped[name] = dropped.get(name, set()).union(numbers)
                 has_changed = True
-    droppable = {name: _droppable_versions(registry, name, last) for name in names}
+    droppable = {name: _droppable_versions(registry, name, rule) for name in names}
     parents = [
         Ref(name, number=number) for name in names for number in sorted(droppable[name]) if number not in dropped.get(name, ())
     ]
@@ -88,13 +110,13 @@ def drop(registry: Registry, last: int | None, *, dry_run: bool, withdrawn: bool
 
 
 def _drop(
-    registry: Registry, name: str, last: int | None, dropped: dict[str, set[int]], *, dry_run: bool, withdrawn: bool
+    registry: Registry, name: str, rule: DefaultRule, dropped: dict[str, set[int]], *, dry_run: bool, withdrawn: bool
 ) -> list[int]:
     """Drop the versions of a name that need not be kept and have no child that stays; return their numbers."""
     numbers: list[int] = []
 
     def droppable_numbers() -> list[int]:
-        droppable = _without_parents(registry, name, _droppable_versions(registry, name, last), dropped)
+        droppable = _without_parents(registry, name, _droppable_versions(registry, name, rule), dropped)
         taken_down = _withdrawn_versions(registry, name) - dropped.get(name, set()) if withdrawn else set()
         return sorted(taken_down.union(droppable))
 
@@ -112,13 +134,13 @@ def _drop(
     return numbers
 
 
-def _droppable_versions(registry: Registry, name: str, last: int | None) -> dict[int, Digest]:
+def _droppable_versions(registry: Registry, name: str, rule: DefaultRule) -> dict[int, Digest]:
     """Return the versions of a name that need not be kept for their own sake."""
     setting = _setting(registry, name)
-    count = last if setting is None else setting
-    if count is None:
+    rule = rule if setting is None else DefaultRule(setting)
+    droppable = rule.droppable(queries.versions(registry.index, name=name)) if rule != DefaultRule() else {}
+    if not droppable:
         return {}
-    droppable = droppable_versions(queries.versions(registry.index, name=name), count)
     previous, withdrawn = _previous_versions(registry, name), withdrawals.reasons(registry.index, name)
     return {number: digest for number, digest in droppable.items() if number not in previous and digest not in withdrawn}
 

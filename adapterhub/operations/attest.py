@@ -20,7 +20,8 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import TRAINER, AdapterManifest, Parent, TrainingData
 from adapterhub.registry.signature_policy import LIMIT, signed_files
 from adapterhub.trust import attestation, bundle
-from adapterhub.trust.attestation import FITS, MERGE, TESTS, TRAINING, TYPES, Attestation, VerifiedAttestation
+from adapterhub.trust.attestation import BILL, FITS, MERGE, SCAN, TESTS, TRAINING, TYPES, Attestation, VerifiedAttestation
+from adapterhub.trust.statement import hub_purl
 from adapterhub.version import __version__
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -32,7 +33,7 @@ from adapterhub_converters.errors import (
 )
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources, rebuild, signature_checks, source_names, sources
+from . import base_sources, bom, rebuild, signature_checks, source_names, sources
 from .workspace import StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
@@ -51,9 +52,11 @@ _BUILD = "urn:adapterhub:build:train:1"
 # Facts of the base that go into the predicate. Its name and revision do too, but are not compared: the digests identify it.
 _BASE = ("fingerprint", "architecture", "model_type", "tokenizer_digest", "chat_template_digest", "quantization")
 _UNCOMPARED: Mapping[str, tuple[str, ...]] = {  # patterns of fields that differ between honest computations
-    FITS: ("checker.*", "base.repo", "base.revision"),
+    FITS: ("checker.*", "base.repo", "base.revision", "base.uri"),
     MERGE: ("rebuilder.*", "parents.*.signer", "parents.*.name"),
-    TRAINING: ("runDetails.builder.id",),
+    TRAINING: ("runDetails.builder.id", "runDetails.metadata.finishedOn", "buildDefinition.resolvedDependencies.*.uri"),
+    SCAN: ("scanner.*",),
+    BILL: ("metadata.tools.*",),
 }
 _SHOWN = 5  # differences quoted in one finding: its message is a line of a terminal
 
@@ -67,12 +70,16 @@ class Inputs:
         parents: Public keys, one of which must have signed each parent of a merge.
         data: Files that the version was trained on.
         builder: The URI of the system that trained it; None if adapterhub's own trainer recorded it.
+        base_license: The license of the base in a bill; None for that of the model card of `base`.
+        billed_name: The name of the version in a bill; None for its own.
     """
 
     base: StrPath | BaseSpec | None = None
     parents: Sequence[StrPath] = ()
     data: Sequence[StrPath] = ()
     builder: str | None = None
+    base_license: str | None = None
+    billed_name: str | None = None
 
 
 def attest(
@@ -82,8 +89,11 @@ def attest(
     fits: StrPath | BaseSpec | None = None,
     merge: bool = False,
     training: bool = False,
+    scan: bool = False,
+    bill: bool = False,
     parents: StrPath | Sequence[StrPath] = (),
     builder: str | None = None,
+    base_license: str | None = None,
     passphrase: bytes | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[VerifiedAttestation, ...]:
@@ -95,9 +105,12 @@ def attest(
         fits: Attest that it fits this base model, with the verdict of each runtime.
         merge: Attest that a rebuild from its parents, each of them signed, gives the same bytes.
         training: Attest the config, the data and the base of its training, as adapter.json records them: SLSA's provenance.
+        scan: Attest that a scan of its files finds no error.
+        bill: Attest its bill of materials, as CycloneDX.
         parents: Public keys, one of which must have signed each parent; by default that of `key`.
         builder: The URI of what trained it, in the provenance; required unless adapterhub's own trainer recorded the training.
             The trainer itself is named only by `trained`.
+        base_license: The license of the base, in a bill; by default that of the model card of `fits`.
         passphrase: The passphrase of the key, if it is encrypted, or the PIN of its hardware.
         workspace: The registry and the credentials.
 
@@ -112,7 +125,8 @@ def attest(
     from adapterhub.trust import keys, signers
 
     workspace, signer, parent_keys = workspace or Workspace(), signers.read(key, passphrase), as_list(parents)
-    kinds = [kind for kind, requested in ((FITS, fits is not None), (MERGE, merge), (TRAINING, training)) if requested]
+    requests = {FITS: fits is not None, MERGE: merge, TRAINING: training, SCAN: scan, BILL: bill}
+    kinds = [kind for kind, requested in requests.items() if requested]
     if not kinds:
         raise ParameterError("fits", "nothing to attest", "Choose what to attest", code="nothing-to-attest")
     if builder == BUILDER:
@@ -120,7 +134,7 @@ def attest(
         raise RefusedError(builder, problem, "Sign the training when it runs, or leave the builder out", code="other-builder")
     trusted = keys.read_trusted(parent_keys) if parent_keys else [signer.public]
     with _open_version(ref, workspace) as version:
-        inputs = Inputs(fits, parent_keys, builder=builder)
+        inputs = Inputs(fits, parent_keys, builder=builder, base_license=base_license)
         attestations = [_attestation(kind, version, inputs, trusted, workspace) for kind in kinds]
         # Sign only after every predicate was computed: a claim that does not hold leaves nothing behind.
         for statement in attestations:
@@ -230,6 +244,9 @@ def _comparison_findings(
         message = f"{kind}: cannot be computed again without the base {attestation.base_fingerprint(recorded)[:19]}…"
         yield Finding(attestation.CODE, "error", version.location, message, "Name the base", "attested-base")
         return
+    if kind == BILL:
+        name, base_license = attestation.billed(recorded)
+        inputs = replace(inputs, billed_name=name, base_license=base_license if inputs.base is None else None)
     try:
         recomputed = _attestation(
             kind, version, replace(inputs, builder=attestation.builder(recorded) or None), signers, workspace
@@ -287,14 +304,42 @@ def _attestation(
 ) -> Attestation:
     if kind == MERGE:
         predicate = _merge(version, signers, workspace)
+    elif kind == BILL:
+        bill = bom.bom(
+            version.pinned,
+            base=inputs.base,
+            base_license=inputs.base_license,
+            name=inputs.billed_name,
+            workspace=workspace,
+        )
+        predicate = dict(bill.document)
     else:
         # By digest: a tag could move between the predicate and the signature.
         with (
             sources.open_source(version.pinned, workspace, for_report=True) as source,
             sources.relabel_errors(source.folder, version.location),
         ):
-            predicate = _fits(source, inputs, workspace) if kind == FITS else _training(source, inputs.builder)
+            if kind == FITS:
+                predicate = _fits(source, inputs, workspace)
+            else:
+                predicate = _scan(source) if kind == SCAN else _training(source, inputs.builder)
     return Attestation(TYPES[kind], version.name, version.digest, predicate)
+
+
+def _scan(source: sources.Source) -> dict[str, Any]:
+    """Return the problems that a scan of the files finds. Raise RefusedError if one of them is an error."""
+    from adapterhub.checks.scan import scan
+
+    report = scan(source.path, display_name=".")
+    errors = [problem for problem in report.problems if problem.severity == "error"]
+    if errors:
+        what = "; ".join(f"{problem.where}: {problem.what}" for problem in errors[:_SHOWN])
+        raise RefusedError(source.location, f"its scan is not clean: {what}", "Remove what the scan finds, and push that")
+    problems = [
+        {"code": problem.code, "severity": problem.severity, "where": problem.where, "what": problem.what}
+        for problem in report.problems
+    ]
+    return {"scanner": {"name": "adapterhub", "version": __version__}, "result": "PASSED", "problems": problems}
 
 
 def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[str, Any]:
@@ -313,6 +358,7 @@ def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[
         "base": {
             "repo": spec.repo,
             "revision": spec.revision,
+            **_uri(spec.repo, spec.revision),
             "config": dict(spec.config),
             **{name: getattr(spec, name) for name in _BASE},
         },
@@ -402,13 +448,24 @@ def _training(source: sources.Source, builder: str | None) -> dict[str, Any]:
             "buildType": _BUILD,
             "externalParameters": {"config": training.config},
             "internalParameters": {"seed": training.seed},
-            "resolvedDependencies": [{"name": base.repo or "base", "annotations": base_annotations}, *weights, *data, *parents],
+            "resolvedDependencies": [
+                {"name": base.repo or "base", **_uri(base.repo, base.revision), "annotations": base_annotations},
+                *weights,
+                *data,
+                *parents,
+            ],
         },
         "runDetails": {
             "builder": {"id": builder or RECORD, "version": dict(training.versions or {})},
-            "metadata": {"finishedOn": training.created},
+            "metadata": {"finishedOn": training.created} if training.created else {},
         },
     }
+
+
+def _uri(repo: str | None, revision: str | None) -> dict[str, str]:
+    """Return the package URL of a base as a member of its descriptor; empty for one without a name."""
+    purl = hub_purl(repo, revision)
+    return {"uri": purl} if purl else {}
 
 
 def _data_descriptor(datum: TrainingData, location: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
@@ -25,6 +25,9 @@ def bom(
     *,
     base: base_sources.Base | None = None,
     base_license: str | None = None,
+    name: str | None = None,
+    supplier: str | None = None,
+    created: str | None = None,
     workspace: Workspace | None = None,
 ) -> Bill:
     """Return the bill of materials of an adapter: CycloneDX 1.7, with its base, parents, data and files by digest.
@@ -33,6 +36,9 @@ def bom(
         source: A folder, a file, a ref or an address.
         base: The base model, whose model card has its license.
         base_license: The license of the base, in place of that of its card.
+        name: The name of the adapter in the bill, in place of its own.
+        supplier: The name of its supplier, in place of the one in its adapter.json.
+        created: The time of the bill, in ISO 8601 and UTC, which depends on no clock.
         workspace: The registry, in which its parents are looked up.
 
     Example:
@@ -42,21 +48,49 @@ def bom(
         >>> bill.document["specVersion"], bill.document["metadata"]["component"]["type"]
         ('1.7', 'machine-learning-model')
     """
-    workspace = workspace or Workspace()
+    from adapterhub.trust.bill import bill
+
+    name, digest, manifest, base_license, ancestors = _facts(source, base, base_license, name, workspace or Workspace())
+    return bill(name, digest, manifest, ancestors=ancestors, base_license=base_license, supplier=supplier, created=created)
+
+
+def spdx_bom(
+    source: StrPath,
+    *,
+    base: base_sources.Base | None = None,
+    base_license: str | None = None,
+    supplier: str | None = None,
+    created: str | None = None,
+    workspace: Workspace | None = None,
+) -> dict[str, Any]:
+    """Return the bill of materials of an adapter in SPDX 3.0.1; the arguments are those of `bom`.
+
+    Raises:
+        RefusedError: No time is given, and no training records one.
+    """
+    from adapterhub.trust.spdx_bill import spdx_bill
+
+    name, digest, manifest, base_license, ancestors = _facts(source, base, base_license, None, workspace or Workspace())
+    return spdx_bill(name, digest, manifest, ancestors=ancestors, base_license=base_license, supplier=supplier, created=created)
+
+
+def _facts(
+    source: StrPath, base: base_sources.Base | None, base_license: str | None, name: str | None, workspace: Workspace
+) -> tuple[str, Digest, AdapterManifest, str | None, list[Ancestor]]:
+    """Return the name, the digest and the manifest of an adapter, the license of its base, and its ancestors."""
     spec = base_sources.base_spec(base, workspace)
     from adapterhub.manifest import card, derive, folder_contents, oci_manifest
-    from adapterhub.trust.bill import bill
 
     with sources.open_source(source, workspace, for_report=True) as adapter_source, sources.as_folder(adapter_source) as folder:
         contents = folder_contents.read_folder(folder)
         manifest, raw = derive.draft_contents(contents).finalize(contents.files)
         digest = adapter_source.digest or oci_manifest.complete(contents.files, manifest, raw).digest
-        name = (
+        name = name or (
             (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
         )
     if base_license is None and spec is not None and spec.folder is not None:
         base_license = card.license_in(spec.folder)
-    return bill(name, digest, manifest, ancestors=_ancestors(manifest, workspace), base_license=base_license)
+    return name, digest, manifest, base_license, _ancestors(manifest, workspace)
 
 
 def _ancestors(manifest: AdapterManifest, workspace: Workspace) -> list[Ancestor]:

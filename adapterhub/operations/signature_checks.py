@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adapterhub.identity import Identity
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.registry.registry import Version
-    from adapterhub.remotes.protocol import OpenRemote, Source
+    from adapterhub.remotes.protocol import Source
     from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub.trust.bundle import SignedStatement
     from adapterhub.trust.keys import Signer, TrustedSigner
@@ -49,7 +49,6 @@ class Signable:
         files: Digests by path.
         read: Returns its signatures, unverified.
         add: Stores a signature; returns False if it was there already.
-        cosign_tags: Returns the tags of signatures that only cosign reads.
     """
 
     location: str
@@ -59,7 +58,6 @@ class Signable:
     files: Mapping[str, Digest]
     read: Callable[[], Sequence[bytes]]
     add: Callable[[bytes], bool]
-    cosign_tags: Callable[[], Sequence[str]] = list
 
 
 @contextmanager
@@ -80,7 +78,6 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 signed_files(manifest),
                 lambda: stored_signatures(remote, manifest.digest),
                 lambda raw: attached_signatures.attach(remote, manifest, raw),
-                lambda: _cosign_tags(remote, manifest.digest),
             )
         return
     path, ref = source_names.resolve(source, workspace)
@@ -152,15 +149,8 @@ def verify(
     """
     with open_signable(source, workspace) as signable:
         expected = name or (signable.name if signable.digest else None)
-        try:
-            digest = signable.digest or None
-            return signable, bundle.find_accepted(
-                signable.read(), keys, signable.files, expected, signable.location, digest=digest
-            )
-        except IntegrityError:
-            if tags := signable.cosign_tags():
-                workspace.tell(f"{signable.location}: only cosign reads what it has under {' and '.join(tags)}")
-            raise
+        digest = signable.digest or None
+        return signable, bundle.find_accepted(signable.read(), keys, signable.files, expected, signable.location, digest=digest)
 
 
 # ---- requiring
@@ -313,7 +303,7 @@ def _verify_by_known(
 def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
     """Return the signatures of a manifest that its place stores; empty if it stores no attachments."""
     from adapterhub.remotes.local_name import LocalName
-    from adapterhub.remotes.oci import referrers
+    from adapterhub.remotes.oci import cosign_claims, referrers
     from adapterhub.remotes.parallel_transfer import unwrapped
     from adapterhub.remotes.protocol import OpenRemote
 
@@ -330,15 +320,9 @@ def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
             with suppress(*UNREADABLE):  # anyone who can write there can attach anything
                 file = referrers.single_file(referring, referrer, digest, LIMIT)
                 yield file.size, partial(referrers.read_file, referring, referrer, file)
+        yield from cosign_claims.bundles(referring, digest)
 
     return read_bounded(sized_signatures())
-
-
-def _cosign_tags(remote: OpenRemote, digest: Digest) -> list[str]:
-    from adapterhub.remotes.oci import referrers
-
-    referring = remote.as_referring_target()
-    return referrers.cosign_tags(referring, digest) if referring else []
 
 
 def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace) -> list[bytes]:

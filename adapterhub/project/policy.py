@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CODE = "against-policy"
 """The code of the error for an adapter that a policy forbids."""
-ATTESTATIONS = ("fits", "merge", "training", "tests")
+ATTESTATIONS = ("fits", "merge", "training", "tests", "scan", "bill")
 """The kinds of attestations that can be required, as in `adapterhub.trust.attestation`."""
 
 

@@ -228,7 +228,10 @@ def is_about(raw: bytes, manifest: Manifest) -> bool:
     """Return True if a bundle claims to sign the files of a version and no others, or to attest something about it."""
     with suppress(AdapterhubError):
         claimed = bundle.claimed_payload(raw, "")
-        if bundle.predicate_type(raw) == statement.PREDICATE_TYPE:
+        predicate_type = bundle.predicate_type(raw)
+        if predicate_type == statement.PREDICATE_TYPE:
             return statement.parse(claimed, "").files == signed_files(manifest)
+        if predicate_type == bundle.COSIGN_TYPE:
+            return bundle.cosign_subject(claimed, "") == manifest.digest
         return attestation.parse(claimed, "").digest == manifest.digest
     return False

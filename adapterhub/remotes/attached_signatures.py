@@ -9,10 +9,10 @@ from adapterhub.digest import sha256_bytes
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import is_about
-from adapterhub.trust import attestation, bundle, statement
+from adapterhub.trust import attestation, bundle, cosign, statement
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .oci import referrers
+from .oci import cosign_claims, referrers
 from .protocol import OpenRemote
 
 _ATTESTATION_FILE = "attestation.sigstore.json"
@@ -48,6 +48,9 @@ def attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
         if _put_file(remote, manifest, signature):
             return True
         raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
+    if layer := cosign.layer_of(signature, manifest.digest):
+        cosign_claims.attach(referring, manifest, layer)
+        return True
     file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
     blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)
     referrers.attach_document(referring, manifest, blob, signature, bundle.attachment_annotations(signature))

@@ -1,8 +1,8 @@
 """Attestations: signed in-toto statements about a version, which anyone with the inputs can compute again.
 
 The subject is the digest of the version's manifest, so that a statement is about these bytes whatever their name is. A training
-is attested by SLSA provenance (slsa.dev/spec/v1.0/provenance), results of tests by in-toto's test-result; no standard predicate
-expresses the other claims.
+is attested by SLSA provenance (slsa.dev/spec/v1.0/provenance), results of tests by in-toto's test-result, a bill of materials
+by CycloneDX; no standard predicate expresses the other claims.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from .statement import PREDICATE_TYPE, STATEMENT_TYPE
 if TYPE_CHECKING:
     from .keys import Signer, TrustedSigner
 
-FITS, MERGE, TRAINING, TESTS = "fits", "merge", "training", "tests"
+FITS, MERGE, TRAINING, TESTS, SCAN, BILL = "fits", "merge", "training", "tests", "scan", "bill"
 TYPES: Mapping[str, str] = {
     FITS: "urn:adapterhub:attestation:fits:1",
     MERGE: "urn:adapterhub:attestation:merge:1",
     TRAINING: "https://slsa.dev/provenance/v1",
     TESTS: "https://in-toto.io/attestation/test-result/v0.1",
+    SCAN: "urn:adapterhub:attestation:scan:1",
+    BILL: "https://cyclonedx.org/bom",
 }
 """The type of the predicate of each kind of attestation."""
 CODE = "attestation"
@@ -165,6 +167,25 @@ def builder(attestation: Attestation) -> str:
     return name if isinstance(name, str) else ""
 
 
+def billed(attestation: Attestation) -> tuple[str, str | None]:
+    """Return the name of the adapter in a bill of materials, and the license of its base; empty and None without them."""
+    component = _member(_member(attestation.predicate, "metadata"), "component")
+    ancestors = _member(component, "pedigree").get("ancestors")
+    base = ancestors[0] if isinstance(ancestors, list) and ancestors else None
+    licenses = base.get("licenses") if isinstance(base, dict) else None
+    license_ = (
+        licenses[0].get("expression") if isinstance(licenses, list) and licenses and isinstance(licenses[0], dict) else None
+    )
+    name = "/".join(filter(None, (str(component.get("group", "")), str(component.get("name", "")))))
+    return name, license_ if isinstance(license_, str) else None
+
+
+def _member(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an object in an object; empty if it is something else."""
+    member = value.get(name)
+    return member if isinstance(member, dict) else {}
+
+
 def measured(attestation: Attestation, metric: str) -> tuple[float | None, list[Digest]]:
     """Return the value of a metric that a test result has, None without one, and the digests of the data it was measured on."""
     evaluation, data = attestation.predicate.get("evaluation"), attestation.predicate.get("configuration")
@@ -178,8 +199,11 @@ def measured(attestation: Attestation, metric: str) -> tuple[float | None, list[
 
 
 def attestation_bundles(bundles: Iterable[bytes]) -> list[bytes]:
-    """Return the bundles that claim to attest something, leaving out signatures of files; nothing is verified."""
-    return [raw for raw in bundles if bundle.predicate_type(raw) not in ("", PREDICATE_TYPE, bundle.COSIGN_TYPE)]
+    """Return the bundles that claim to attest something, leaving out signatures; nothing is verified.
+
+    Those that cannot be parsed are among them, for the reasons.
+    """
+    return [raw for raw in bundles if bundle.predicate_type(raw) not in (PREDICATE_TYPE, bundle.COSIGN_TYPE)]
 
 
 def find_accepted(

@@ -19,6 +19,8 @@ from adapterhub.manifest.licensing import CombinedLicense, LicensedPart
 from adapterhub.version import __version__
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .statement import hub_purl
+
 SPEC = "1.7"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC}.schema.json"
 _MODEL = "machine-learning-model"
@@ -64,6 +66,8 @@ def bill(
     *,
     ancestors: Sequence[Ancestor] = (),
     base_license: str | None = None,
+    supplier: str | None = None,
+    created: str | None = None,
 ) -> Bill:
     """Return the bill of materials of a version.
 
@@ -73,9 +77,11 @@ def bill(
         manifest: Its adapter.json.
         ancestors: The adapters that it was made from, and those that they were made from.
         base_license: The license of the base model, which adapter.json does not have.
+        supplier: The name of its supplier, in place of the one in its adapter.json.
+        created: The time of the bill, in ISO 8601 and UTC; None leaves it out.
     """
     manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
-    datasets = list(dict.fromkeys(dataset for source in manifests for dataset in _training_data(source)))
+    datasets = list(dict.fromkeys(dataset for source in manifests for dataset in training_data(source)))
     license_ = licensing.combine(
         [*_licensed_parts(name, manifest, ancestors, base_license), *(_data_part(dataset) for dataset in datasets)]
     )
@@ -98,8 +104,10 @@ def bill(
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'adapterhub:{name}@{digest}')}",
         "version": 1,
         "metadata": {
+            **({"timestamp": created} if created else {}),
             "tools": {"components": [{"type": "application", "name": "adapterhub", "version": __version__}]},
             "component": {key: value for key, value in component.items() if value},
+            **({"supplier": {"name": supplier or manifest.supplier}} if supplier or manifest.supplier else {}),
         },
         "components": dataset_components,
         "dependencies": [
@@ -121,16 +129,16 @@ def _licensed_parts(
     ]
 
 
-def _training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
+def training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
     """Return the training data that a manifest records."""
     return (manifest.training.data if manifest.training else None) or ()
 
 
 def _data_part(dataset: TrainingData) -> LicensedPart:
-    return LicensedPart("data", _dataset_name(dataset), dataset.license)
+    return LicensedPart("data", dataset_name(dataset), dataset.license)
 
 
-def _dataset_name(dataset: TrainingData) -> str:
+def dataset_name(dataset: TrainingData) -> str:
     """Return the name of a data set with its split."""
     return " ".join(filter(None, (dataset.name or dataset.path or UNRECORDED, dataset.split)))
 
@@ -161,6 +169,7 @@ def _base_component(base: BaseInfo, license_: str | None) -> dict[str, Any]:
     details = {
         "group": (base.repo or "").rpartition("/")[0],
         "version": base.revision,
+        "purl": hub_purl(base.repo, base.revision),
         "licenses": _licenses(licensing.expression(license_)),
         "properties": _properties({f"base:{key}": value for key, value in facts.items()}),
     }
@@ -194,7 +203,7 @@ def _dataset_component(number: int, dataset: TrainingData) -> dict[str, Any]:
     details = {
         "hashes": [_hash(dataset.digest)] if dataset.digest else [],
         "licenses": _licenses(licensing.expression(dataset.license)),
-        "data": [{"type": "dataset", "name": _dataset_name(dataset)}],
+        "data": [{"type": "dataset", "name": dataset_name(dataset)}],
         "properties": _properties({f"data:{key}": value for key, value in facts.items()}),
     }
     name = dataset.name or dataset.path or UNRECORDED

@@ -1,8 +1,9 @@
 """The bundle that carries a signed statement: Sigstore's v0.3 with a DSSE envelope, by a key or by an identity (`keyless`).
 
 It signs the files of an adapter (`statement`), or something else about it (`attestation`). Only the forms that model_signing
-and cosign write are read. Anything that could be read in another way is refused, not ignored: a second signature, a key along
-with a certificate, a key in the bundle, another type of payload, another spelling of the same bytes.
+and cosign write are read, and, for a signature of cosign 2, a document with its payload (`cosign`). Anything that could be read
+in another way is refused, not ignored: a second signature, a key along with a certificate, a key in the bundle, another type of
+payload, another spelling of the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.digest import Digest
+from adapterhub.digest import Digest, parse_digest
 from adapterhub.identity import Identity
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
@@ -31,6 +32,10 @@ MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits in a manifest of that s
 _KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
 COSIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"
 """The type of statement by which `cosign sign` of cosign 3 signs a manifest: its digest, and no name."""
+SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
+"""The type of payload by which `cosign sign` of cosign 2 does so (containers/image, `docs/containers-signature.5.md`)."""
+ENVELOPE = "dsseEnvelope"
+_SIMPLE_SIGNING_TYPE = "cosign container image signature"
 _NOT_ACCEPTED_HINT = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
 _MAX_REASONS = 5  # in an error
 
@@ -63,7 +68,7 @@ def _sign_with_key(payload: bytes, key: KeySigner) -> bytes:
         "signatures": [{"sig": _to_base64(key.sign(_pre_authentication(payload))), "keyid": ""}],
     }
     material = {_KEY: {"hint": key.public.id}, _LOG: []}
-    document = {"mediaType": MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
+    document = {"mediaType": MEDIA_TYPE, "verificationMaterial": material, ENVELOPE: envelope}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -81,16 +86,17 @@ def verify_payload(raw: bytes, signers: Iterable[TrustedSigner], location: str) 
 
         identities = [signer for signer in signers if isinstance(signer, Identity)]
         return parts.payload, keyless.verify(raw, parts.payload, parts.certificate, identities, location)
-    keys_by_hint = {hint: signer for signer in signers if not isinstance(signer, Identity) for hint in signer.hints}
-    # Chosen among the trusted keys: the bundle only names it, and never brings it along.
-    key = keys_by_hint.get(parts.key)
-    if key is None:
+    # Chosen among the trusted keys: the bundle at most names it, and never brings it along.
+    keys = [signer for signer in signers if not isinstance(signer, Identity)]
+    candidates = [key for key in keys if not parts.key or parts.key in key.hints]
+    for key in candidates:
+        if key.verifies(parts.signature, parts.message):
+            return parts.payload, key
+    if candidates and parts.key:
         raise IntegrityError(
-            location, f"is signed by the key {parts.key[:16]}…, which is not accepted", _NOT_ACCEPTED_HINT, code="signature"
+            location, f"the signature is not by the key {candidates[0].source}", SIGN_AGAIN_HINT, code="signature"
         )
-    if not key.verifies(parts.signature, _pre_authentication(parts.payload)):
-        raise IntegrityError(location, f"the signature is not by the key {key.source}", SIGN_AGAIN_HINT, code="signature")
-    return parts.payload, key
+    raise IntegrityError(location, f"is signed by {parts.signer}, which is not accepted", _NOT_ACCEPTED_HINT, code="signature")
 
 
 def sign(signed: Statement, key: Signer) -> bytes:
@@ -156,10 +162,7 @@ def _verify_cosign(
 ) -> SignedStatement:
     """Return what cosign signed, if one of `signers` did and it is the manifest with this digest."""
     payload, signer = verify_payload(raw, signers, location)
-    subjects = json_file.parse_object(payload, location).get("subject")
-    # One subject with one digest: anything else could be read as a statement about other bytes.
-    digests = [subject.get("digest") for subject in subjects if isinstance(subject, dict)] if isinstance(subjects, list) else []
-    if digests != [{"sha256": digest.removeprefix("sha256:")}] or len(subjects or ()) != 1:
+    if cosign_subject(payload, location) != digest:
         raise IntegrityError(location, f"the signature of cosign is not about {digest[:19]}… alone", code="signature")
     return SignedStatement(Statement("", files), signer, raw)
 
@@ -173,7 +176,7 @@ def claimed_signer(raw: bytes, location: str) -> str:
     """Describe the signer that a bundle names; nothing is verified."""
     parts = _parts(raw, location)
     if not parts.certificate:
-        return f"the key {parts.key[:16]}…"
+        return parts.signer
     from .keyless import claimed_identity  # needs cryptography
 
     return claimed_identity(parts.certificate, location).title
@@ -182,9 +185,10 @@ def claimed_signer(raw: bytes, location: str) -> str:
 def predicate_type(raw: bytes) -> str:
     """Return the type of statement that a bundle claims to have; empty if it is not a bundle of a form that is read."""
     try:
-        return str(json_file.parse_object(claimed_payload(raw, ""), "").get("predicateType"))
+        document = json_file.parse_object(claimed_payload(raw, ""), "")
     except AdapterhubError:
         return ""
+    return COSIGN_TYPE if "critical" in document else str(document.get("predicateType"))
 
 
 def attachment_annotations(raw: bytes) -> dict[str, str]:
@@ -192,14 +196,46 @@ def attachment_annotations(raw: bytes) -> dict[str, str]:
     return {"dev.sigstore.bundle.content": "dsse-envelope", "dev.sigstore.bundle.predicateType": predicate_type(raw)}
 
 
+def cosign_subject(payload: bytes, location: str) -> Digest | None:
+    """Return the digest of the only manifest that a payload of cosign signs; None if that is not one manifest by sha256."""
+    document = json_file.parse_object(payload, location)
+    if "critical" in document:
+        return _signed_image(document, location)
+    subjects = document.get("subject")
+    # One subject with one digest: anything else could be read as a statement about other bytes.
+    subject = subjects[0] if isinstance(subjects, list) and len(subjects) == 1 else None
+    digests = subject.get("digest") if isinstance(subject, dict) else None
+    sha256 = digests.get("sha256") if isinstance(digests, dict) and len(digests) == 1 else None
+    return f"sha256:{sha256}" if isinstance(sha256, str) else None
+
+
+def _signed_image(document: dict[str, Any], location: str) -> Digest:
+    """Return the digest of the manifest that a payload of cosign 2 signs; FormatError for any other form."""
+    _with_members(document, ("critical", "optional"), location)
+    critical = _with_members(document["critical"], ("identity", "image", "type"), location)
+    if critical["type"] != _SIMPLE_SIGNING_TYPE:
+        raise FormatError(location, f"signs {str(critical['type'])[:80]!r}, not {_SIMPLE_SIGNING_TYPE!r}", SIGN_AGAIN_HINT)
+    image = _with_members(critical["image"], ("docker-manifest-digest",), location)
+    return parse_digest(image["docker-manifest-digest"], location)
+
+
 @dataclass(frozen=True)
 class _BundleParts:
-    """The parts of a bundle: the statement, and its signature with the id of a key or with a certificate in DER."""
+    """The parts of a bundle: the statement, and its signature with a certificate in DER or with the id of a key, if it has one.
+
+    `message` has the bytes that are signed.
+    """
 
     payload: bytes
+    message: bytes
     signature: bytes
-    key: str
-    certificate: bytes
+    key: str = ""
+    certificate: bytes = b""
+
+    @property
+    def signer(self) -> str:
+        """A phrase for the key."""
+        return f"the key {self.key[:16]}…" if self.key else "a key that it does not name"
 
 
 def _parts(raw: bytes, location: str) -> _BundleParts:
@@ -212,11 +248,13 @@ def _parts(raw: bytes, location: str) -> _BundleParts:
         raise FormatError(location, error.what, SIGN_AGAIN_HINT) from error
     if "mediaType" not in document:
         raise FormatError(location, "not a bundle: it has no 'mediaType'", SIGN_AGAIN_HINT)
+    if document["mediaType"] == SIMPLE_SIGNING:
+        return _simple_signing_parts(document, location)
     if (kind := document["mediaType"]) != MEDIA_TYPE:
         raise FormatError(location, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", SIGN_AGAIN_HINT)
-    _with_members(document, ("mediaType", "verificationMaterial", "dsseEnvelope"), location)
+    _with_members(document, ("mediaType", "verificationMaterial", ENVELOPE), location)
     key, certificate = _signer(document["verificationMaterial"], location)
-    envelope = _with_members(document["dsseEnvelope"], ("payload", "payloadType", "signatures"), location)
+    envelope = _with_members(document[ENVELOPE], ("payload", "payloadType", "signatures"), location)
     if envelope["payloadType"] != PAYLOAD_TYPE:
         raise FormatError(
             location, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", SIGN_AGAIN_HINT
@@ -228,7 +266,19 @@ def _parts(raw: bytes, location: str) -> _BundleParts:
     entry = _with_members({"keyid": "", **_object(signatures[0], location)}, ("sig", "keyid"), location)
     if entry["keyid"] != "":
         raise FormatError(location, "does not name its key as model_signing does", SIGN_AGAIN_HINT)
-    return _BundleParts(_from_base64(envelope, "payload", location), _from_base64(entry, "sig", location), key, certificate)
+    payload = _from_base64(envelope, "payload", location)
+    return _BundleParts(payload, _pre_authentication(payload), _from_base64(entry, "sig", location), key, certificate)
+
+
+def _simple_signing_parts(document: dict[str, Any], location: str) -> _BundleParts:
+    """Return the parts of a signature of cosign 2, whose payload is signed as it is."""
+    if _CERTIFICATE in document:
+        hint = "Have it signed with a key, or by cosign 3"
+        raise FormatError(location, "is signed by an identity in the form of cosign 2, which is not read", hint)
+    _with_members(document, ("mediaType", "payload", "signature"), location)
+    payload = _from_base64(document, "payload", location)
+    _signed_image(json_file.parse_object(payload, location), location)  # so that it is never taken for another statement
+    return _BundleParts(payload, payload, _from_base64(document, "signature", location))
 
 
 def _signer(value: object, location: str) -> tuple[str, bytes]:
@@ -245,6 +295,8 @@ def _signer(value: object, location: str) -> tuple[str, bytes]:
     _with_members(material, (_KEY,), location, also=(_LOG, _TIMES))
     if not isinstance(material.get(_LOG, []), list):
         raise FormatError(location, f"{_LOG!r} is not a list", SIGN_AGAIN_HINT)
+    if material[_KEY] == {}:  # an attestation of cosign 2 names no key
+        return "", b""
     hint = _with_members(material[_KEY], ("hint",), location)["hint"]
     if not isinstance(hint, str) or not hint:
         raise FormatError(location, "does not name its key as model_signing does", SIGN_AGAIN_HINT)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from adapterhub.digest import Digest, copy_hashing, is_hex
 from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, shorten_names
@@ -72,6 +73,14 @@ class Statement:
             raise IntegrityError(
                 location, problem, "Have it signed under this name", code="signature-name", name=self.name[:120]
             )
+
+
+def hub_purl(repo: str | None, revision: str | None) -> str:
+    """Return the package URL of a repository of the Hugging Face Hub (purl-spec, `types/huggingface`); empty without a name."""
+    if not repo:
+        return ""
+    path = "/".join(quote(part, safe="") for part in repo.split("/"))
+    return f"pkg:huggingface/{path}" + (f"@{quote(revision.lower(), safe='')}" if revision else "")
 
 
 def parse(raw: bytes, location: str) -> Statement:

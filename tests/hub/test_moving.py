@@ -41,7 +41,7 @@ def test_a_moved_repository_keeps_numbers_and_what_was_set_of_them(hub: Running,
             registry.push(adapter(seed), Ref("team/sql"))
         registry.tag(Ref("team/sql", number=2), "prod")
         retention.keep(registry, Ref("team/sql"), 2)
-        retention.drop(registry, None, dry_run=False)
+        retention.drop(registry, DefaultRule(), dry_run=False)
         registry.deprecate(Ref("team/sql", number=2), "Use v4.")
         registry.deprecate(Ref("team/sql"), "Use team/new.")
         measurement_log.record(registry, Ref("team/sql", number=3), Evaluation("eval", {"loss": 0.5}))
@@ -107,7 +107,7 @@ def test_what_was_withdrawn_stays_so_under_the_new_name_and_each_version_stays_b
         registry.tag(Ref("team/sql", number=2), "prod")
         for number in (1, 2):
             release_moves.withdraw(registry.ledger, Ref("team/sql", number=number), ReleaseStatement("a leaked key"))
-        retention.drop(registry, None, dry_run=False, withdrawn=True)  # v1, which no tag means
+        retention.drop(registry, DefaultRule(), dry_run=False, withdrawn=True)  # v1, which no tag means
         before = withdrawals.reasons(registry.index, "team/sql")
         hf.move_repo("team/sql", "team/new")
         registry.ledger.current("team/new")

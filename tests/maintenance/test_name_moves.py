@@ -38,7 +38,7 @@ def root(make: Make, tmp_path: Path) -> Path:
             registry.push(make(f"a{seed}", seed), Ref(OLD))
         registry.tag(Ref(OLD, number=2), "prod")
         retention.keep(registry, Ref(OLD), 2)
-        retention.drop(registry, None, dry_run=False)
+        retention.drop(registry, DefaultRule(), dry_run=False)
         registry.deprecate(Ref(OLD, number=2), "Use v4.")
         measurement_log.record(registry, Ref(OLD, number=4), Evaluation("eval", {"loss": 0.5}))
         release_moves.withdraw(registry.ledger, Ref(OLD, number=3), ReleaseStatement("a leaked key"))

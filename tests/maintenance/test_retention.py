@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import NotFoundError
+from tests.conftest import Run
 from tests.maintenance.test_gc import PROD, SQL
 from tests.support.adapters import Make
 
@@ -60,3 +63,32 @@ def test_a_dry_run_foretells_the_bytes_of_dropped_versions(registry: Registry, m
     swept = gc(registry, grace=0, last=1)
     assert (dry.dropped, dry.blobs, dry.size) == (swept.dropped, swept.blobs, swept.size)
     assert swept.blobs == 8
+
+
+def test_versions_of_an_age_are_dropped_except_the_newest_the_tagged_and_those_of_names_with_a_choice(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (1, 2, 3):
+        monkeypatch.setattr("adapterhub.registry.moves.now", lambda day=day: f"2026-01-0{day}T00:00:00Z")
+        for name in ("sql", "old", "kept"):
+            if (name, day) != ("old", 3):
+                registry.push(
+                    make(f"{name}{day}", day), Ref(f"team/{name}", tag="prod" if day == 1 and name == "sql" else None)
+                )
+    monkeypatch.undo()
+    retention.keep(registry, Ref("team/kept"), 5)
+    since = datetime.datetime(2026, 1, 3, tzinfo=datetime.UTC)
+    expected = ["team/old:v1", "team/sql:v2"]
+    assert list(map(str, gc(registry, grace=0, pushed_since=since, dry_run=True).dropped)) == expected
+    assert list(map(str, gc(registry, grace=0, pushed_since=since, last=2, dry_run=True).dropped)) == []
+    assert list(map(str, gc(registry, grace=0, pushed_since=since).dropped)) == expected
+    assert [row.number for row in registry.list("team/old")] == [2]  # the newest, though it is old
+    assert fsck(registry) == []
+
+
+def test_an_age_is_an_option_of_a_gc(run: Run, make: Make) -> None:
+    run("push", make("a", 1), "team/sql")
+    run("push", make("b", 2), "team/sql")
+    assert json.loads(run("gc", "--ttl", "1d", "--json").stdout)["dropped"] == []
+    assert json.loads(run("gc", "--ttl", "0h", "--json", "--dry-run").stdout)["dropped"] == ["team/sql:v1"]
+    assert "--ttl: 'old' is not an age" in run("gc", "--ttl", "old", code=2).stderr

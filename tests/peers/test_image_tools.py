@@ -19,7 +19,7 @@ pytestmark = pytest.mark.peer
 def call(*command: object, cwd: Path) -> str:
     words = [str(word) for word in command]
     # The password of the key of a test, which cosign would ask for.
-    env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(cwd), "COSIGN_PASSWORD": ""}
+    env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(cwd), "COSIGN_PASSWORD": "", "COSIGN_EXPERIMENTAL": "1"}
     result = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -77,21 +77,55 @@ def test_cosign_verifies_an_attestation_of_ours_in_a_registry(make: Make, run: R
     call(*command, "--allow-insecure-registry", "--allow-http-registry", f"{host}/attested/sql@{pushed}", cwd=tmp_path)
 
 
-def test_what_cosign_attests_is_verified_and_what_only_cosign_reads_is_said(
-    make: Make, run: Run, host: str, tmp_path: Path
-) -> None:
+COSIGN = ("--key=cosign.key", "--tlog-upload=false", "--yes", "--allow-insecure-registry", "--allow-http-registry")
+POLICY = '[policy.signers]\n"*" = ["cosign.pub"]\n[policy.attestations."*"]\ntests = ["cosign.pub"]\n'
+PASSED = {"result": "PASSED", "configuration": [], "evaluation": {"metrics": {"accuracy": 0.9}}}
+
+
+def test_an_attestation_of_an_unknown_type_is_said(make: Make, run: Run, host: str, tmp_path: Path) -> None:
     cosign, address = need_program("cosign"), f"oci://{host}/scanned/sql:v1"
     pushed = json.loads(run("push", make(), address, "--json").stdout)["digest"]
     call(cosign, "generate-key-pair", cwd=tmp_path)
     (tmp_path / "clean.json").write_text('{"clean": true}')
-    options = ("--key=cosign.key", "--tlog-upload=false", "--yes", "--allow-insecure-registry", "--allow-http-registry")
     attest = (cosign, "attest", "--new-bundle-format", "--type=https://example.com/scan", "--predicate=clean.json")
-    call(*attest, *options, f"{host}/scanned/sql@{pushed}", cwd=tmp_path)
+    call(*attest, *COSIGN, f"{host}/scanned/sql@{pushed}", cwd=tmp_path)
     result = run("verify", address, "--attestations", "--key", "cosign.pub", code=1)
     assert "attests 'https://example.com/scan', which is not known here" in result.stdout
-    call(cosign, "sign", *options, f"{host}/scanned/sql@{pushed}", cwd=tmp_path)
-    result = run("verify", address, "--key", "cosign.pub", code=1)
-    assert f"only cosign reads what it has under {pushed.replace(':', '-')}.sig" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["tags", "referrers"])
+def test_what_cosign_2_signs_and_attests_is_verified_by_keys_and_policies(
+    make: Make, run: Run, host: str, tmp_path: Path, form: str
+) -> None:
+    cosign, name = need_program("cosign"), f"{host}/{form}/sql"
+    mode = ("--registry-referrers-mode=oci-1-1",) if form == "referrers" else ()
+    pushed = json.loads(run("push", make(), f"oci://{name}:v1", "--json").stdout)["digest"]
+    call(cosign, "generate-key-pair", cwd=tmp_path)
+    run("key", "generate", "other")
+    policy = tmp_path / "adapterhub.toml"
+    policy.write_text(POLICY)
+    assert "is not signed" in run("pull", f"oci://{name}:v1", "-o", "unsigned", code=6).stderr
+    call(cosign, "sign", *mode, *COSIGN, f"{name}@{pushed}", cwd=tmp_path)
+    assert "has no attestation 'tests'" in run("pull", f"oci://{name}:v1", "-o", "unattested", code=6).stderr
+    (tmp_path / "tests.json").write_text(json.dumps(PASSED))
+    type_ = "--type=https://in-toto.io/attestation/test-result/v0.1"
+    call(cosign, "attest", type_, "--predicate=tests.json", *COSIGN, f"{name}@{pushed}", cwd=tmp_path)
+    run("pull", f"oci://{name}:v1", "-o", "out")
+    policy.unlink()
+    signed = run("verify", f"oci://{name}:v1", "--key", "cosign.pub")
+    assert "signed by cosign, for every name, by cosign.pub" in signed.stdout
+    assert "tests attested by cosign.pub" in run("verify", f"oci://{name}:v1", "--attestations", "--key", "cosign.pub").stdout
+    refused = run("verify", f"oci://{name}:v1", "--key", "other.pub", code=1)
+    assert "is signed by a key that it does not name, which is not accepted" in refused.stdout
+    # Both go along: into the registry, and from there to a layout and to another repository, where cosign finds the signature.
+    run("copy", f"oci://{name}:v1", "team/sql")
+    run("push", "team/sql", "layout://x:v1")
+    run("push", "team/sql", f"oci://{name}-copy:v1")
+    for source in ("team/sql", "layout://x:v1", f"oci://{name}-copy:v1"):
+        run("verify", source, "--key", "cosign.pub")
+        run("verify", source, "--attestations", "--key", "cosign.pub")
+    options = ("--key=cosign.pub", "--insecure-ignore-tlog=true", "--allow-insecure-registry", "--allow-http-registry")
+    call(cosign, "verify", "--experimental-oci11", *options, f"{name}-copy@{pushed}", cwd=tmp_path)
 
 
 def _buildah(folder: Path) -> list[object]:

@@ -97,7 +97,15 @@ def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, ru
     assert (tmp_path / "out/scan.json").read_bytes() == scan.read_bytes()
     run("attach", address, "--list", "--type", SIGNATURE, "-o", "sig")
     assert (tmp_path / "sig/model.sig").read_bytes() == bytes(range(256))
-    assert "has 2 attachments" in run("attach", address, "--list", "-o", "both", code=2).stderr
+    third = said(run, "attach", address, "notes.md", "--type", SCAN)
+    folders = {each: each.removeprefix("sha256:")[:16] for each in (first["digest"], third["digest"])}
+    files = [
+        f"{folders[first['digest']]}/notes.md",
+        f"{folders[first['digest']]}/scan.json",
+        f"{folders[third['digest']]}/notes.md",
+    ]
+    assert sorted(said(run, "attach", address, "--list", "--type", SCAN, "-o", "both")["files"]) == sorted(files)
+    assert (tmp_path / "both" / files[2]).read_bytes() == (tmp_path / "notes.md").read_bytes()
     error = run("attach", address, "--list", "--type", "a/b", "-o", "none", code=3).stderr
     assert f"has no attachment of type a/b. `adapterhub attach {address} --list` lists those of other types" in error
     digest = said(run, "pull", address, "-o", "again")["digest"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.digest import sha256_file
 from adapterhub.manifest import derive
-from adapterhub.manifest.document import FileEntry, Training, TrainingData
+from adapterhub.manifest.document import AdapterManifest, FileEntry, Training, TrainingData
 from adapterhub.operations.workspace import Workspace
 from adapterhub.trust import attestation, bundle, keys
 from adapterhub.trust.attestation import Attestation
@@ -208,6 +209,71 @@ def test_a_bundle_as_cosign_writes_it_is_verified_with_the_same_keys(tmp_path: P
     other = keys.generate(tmp_path / "other")[1]
     with pytest.raises(IntegrityError, match="which is not accepted"):
         attestation.verify(raw, [other], "x")
+
+
+def test_a_clean_scan_is_attested_and_computed_again(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--scan", *KEY)
+    claim = predicate(run, "team/sql", "--recompute")
+    assert (claim["result"], claim["scanner"]["name"]) == ("PASSED", "adapterhub")
+    assert [problem["severity"] for problem in claim["problems"] if problem["severity"] == "error"] == []
+
+
+def test_a_scan_with_an_error_is_not_attested(place: Path, run: Run) -> None:
+    folder = write_adapter(place / "bad", 5)
+    (folder / "readme.txt").write_text("a text that ends the other way \u202e\n")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "auto_mapping": {"base_model_class": "X", "parent_library": "evil"}})
+    )
+    run("push", folder, "team/bad", "--force")
+    errors = [problem for problem in ah.scan(folder).report.problems if problem.severity == "error"]
+    assert errors
+    assert "its scan is not clean" in run("attest", "team/bad", "--scan", *KEY, code=6).stderr
+    assert "has no attestation" in run("verify", "team/bad", "--attestations", *PUBLIC, code=1).stdout
+
+
+def test_a_bill_is_attested_as_cyclonedx_and_computed_again_under_any_name(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--bill", "--base-license", "apache-2.0", *KEY)
+    bill = predicate(run, "team/sql", "--recompute")
+    assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "sql")
+    base = bill["metadata"]["component"]["pedigree"]["ancestors"][0]
+    assert base["licenses"] == [{"expression": "Apache-2.0"}]
+    run("push", "team/sql", "layout://x:other/text2sql:v1")
+    predicate(run, "layout://x:other/text2sql:v1", "--recompute")
+    (place / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
+    result = run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute", "--base", "base", code=1)
+    assert "bill: is another statement when it is computed again: metadata.component" in result.stdout
+    run("attest", "team/sql", "--bill", "--fits", "base", "--key", "team.key")
+    run("verify", "team/sql", "--attestations", "--key", "team.pub", "--recompute", "--base", "base")
+
+
+@pytest.mark.parametrize("kind", ["scan", "bill"])
+def test_a_policy_asks_for_a_scan_and_a_bill(place: Path, run: Run, kind: str) -> None:
+    (place / "adapterhub.toml").write_text(f'[policy.attestations."team/*"]\n{kind} = ["ci.pub"]\n')
+    assert f"has no attestation '{kind}'" in run("pull", "team/sql", "-o", "out", code=6).stderr
+    run("attest", "team/sql", f"--{kind}", *KEY)
+    run("pull", "team/sql", "-o", "out")
+
+
+@pytest.mark.parametrize("bill", [{}, {"metadata": 1}, {"metadata": {"component": {"pedigree": {"ancestors": [1]}}}}])
+def test_a_bill_without_a_license_of_the_base_has_none(bill: dict[str, Any]) -> None:
+    assert attestation.billed(Attestation(attestation.TYPES["bill"], "x", "sha256:" + "a" * 64, bill)) == ("", None)
+
+
+def test_statements_name_the_base_by_a_package_url(place: Path, run: Run, here: Workspace) -> None:
+    folder = write_adapter(place / "named", 8)
+    spec = bases.read_hf(place / "base")
+    training = AdapterManifest.read(place / "sql").training
+    assert training is not None
+    with ah.Registry(".") as registry:
+        derive.describe(folder, base=spec, training=dataclasses.replace(training, created=None)).write(folder)
+        registry.push(folder, "team/named")
+    ah.attest("team/named", "ci.key", training=True, workspace=here)
+    claim = predicate(run, "team/named", "--recompute")
+    dependencies = claim["buildDefinition"]["resolvedDependencies"]
+    assert [item["uri"] for item in dependencies if "uri" in item] == ["pkg:huggingface/org/base"]
+    assert any("digest" in item for item in dependencies if item["annotations"]["role"] == "base")
+    assert claim["runDetails"]["metadata"] == {}  # and no finishedOn: null
 
 
 def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:

@@ -81,3 +81,16 @@ def test_files_of_a_folder_are_those_that_are_signed_and_no_link_is_followed(tmp
         statement.files_in(tmp_path)
     with pytest.raises(NotFoundError, match="no such folder"):
         statement.files_in(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "purl"),
+    [
+        (None, "abc", ""),
+        ("gpt2", None, "pkg:huggingface/gpt2"),
+        ("Qwen/Qwen3-0.6B", "C1899DE2", "pkg:huggingface/Qwen/Qwen3-0.6B@c1899de2"),
+        ("a/b c", "x@y", "pkg:huggingface/a/b%20c@x%40y"),
+    ],
+)
+def test_a_base_has_the_package_url_of_its_repository(repo: str | None, revision: str | None, purl: str) -> None:
+    assert statement.hub_purl(repo, revision) == purl

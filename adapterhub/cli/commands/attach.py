@@ -14,6 +14,9 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.remotes.oci.referrers import Referrer
+    from adapterhub.remotes.protocol import ReferringTarget
+
+_FOLDER_DIGITS = 16  # of the digest of an attachment, in the name of its folder
 
 
 @command(
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @click.option("--type", "kind", metavar="TYPE", help="Media type: how others find the attachment; with --list, only these.")
 @click.option("--list", "listed", is_flag=True, help="List the attachments of the version, and attach nothing.")
-@output_option("with --list, folder for the files of the only attachment, verified.")
+@output_option("with --list, folder for the files, verified; for those of several attachments, a folder each in it.")
 @click.pass_obj
 def attach(
     settings: Settings, *, address: str, files: tuple[str, ...], kind: str | None, listed: bool, out: str | None
@@ -76,7 +79,7 @@ def _show_attachments(settings: Settings, address: str, kind: str | None, out: s
         digest = parsed.digest if parsed.digest and has_full_digest else registry.manifest(parsed.reference).digest
         attachments_ = referrers.referrers(registry, digest, kind)
         if out is not None:
-            files = referrers.fetch_files(registry, _only_attachment(attachments_, address, kind), Path(out))
+            files = _fetch(registry, _found(attachments_, address, kind), Path(out))
     document: dict[str, object] = {
         "ref": str(parsed),
         "subject": digest,
@@ -87,15 +90,24 @@ def _show_attachments(settings: Settings, address: str, kind: str | None, out: s
     output.emit(document, as_json=settings.as_json, text=lambda: _text(attachments_, out, files))
 
 
-def _only_attachment(attachments_: list[Referrer], address: str, kind: str | None) -> Referrer:
+def _fetch(registry: ReferringTarget, attachments_: list[Referrer], out: Path) -> list[str]:
+    """Write the files of an attachment into `out`, or of several each into a folder there, and return their paths in it."""
+    from adapterhub.remotes.oci import referrers
+
+    if len(attachments_) == 1:
+        return referrers.fetch_files(registry, attachments_[0], out)
+    paths = []
+    for attachment in attachments_:
+        folder = attachment.digest.removeprefix("sha256:")[:_FOLDER_DIGITS]
+        paths += [f"{folder}/{path}" for path in referrers.fetch_files(registry, attachment, out / folder)]
+    return paths
+
+
+def _found(attachments_: list[Referrer], address: str, kind: str | None) -> list[Referrer]:
     if not attachments_:
         hint = f"`adapterhub attach {address} --list` lists those of other types" if kind else ""
         raise NotFoundError(address, f"has no attachment{f' of type {kind}' if kind else ''}", hint)
-    if len(attachments_) > 1:
-        types = ", ".join(dict.fromkeys(attachment.artifact_type for attachment in attachments_))
-        hint = "Choose one with --type" if kind is None else "Use `oras pull` with its digest"
-        raise UsageError(address, f"has {len(attachments_)} attachments: {types[:200]}", hint)
-    return attachments_[0]
+    return attachments_
 
 
 def _text(attachments_: list[Referrer], out: str | None, files: list[str] | None) -> None:

@@ -16,6 +16,7 @@ from adapterhub.cli.registry_choice import workspace
     example="""
     adapterhub attest team/sql:v2 --fits ./Qwen3-0.6B --training --key team.key
     adapterhub attest team/both:v1 --merge --parent-key team.pub --key ci.key
+    adapterhub attest team/sql:v2 --scan --bill --base-license apache-2.0 --key ci.key
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("ref")
@@ -27,12 +28,15 @@ from adapterhub.cli.registry_choice import workspace
 @click.option(
     "--training", is_flag=True, help="Attest its config, data and base, as adapter.json records them: SLSA provenance."
 )
+@click.option("--scan", is_flag=True, help="Attest that a scan of its files finds no error.")
+@click.option("--bill", is_flag=True, help="Attest its bill of materials: CycloneDX.")
 @signing_options.parent_keys
 @click.option(
     "--builder",
     metavar="URI",
     help="What trained it, in the provenance of a training; required unless adapterhub's own trainer did.",
 )
+@click.option("--base-license", metavar="SPDX", help="License of the base, instead of the one in its model card.")
 @click.pass_obj
 def attest(
     settings: Settings,
@@ -42,8 +46,11 @@ def attest(
     fits: str | None,
     merge: bool,
     training: bool,
+    scan: bool,
+    bill: bool,
     parents: tuple[Path, ...],
     builder: str | None,
+    base_license: str | None,
 ) -> None:
     """Sign in-toto statements about a version that anyone with the inputs can recompute.
 
@@ -58,8 +65,11 @@ def attest(
         fits=fits,
         merge=merge,
         training=training,
+        scan=scan,
+        bill=bill,
         parents=parents,
         builder=builder,
+        base_license=base_license,
         workspace=workspace(settings),
     )
     document = {

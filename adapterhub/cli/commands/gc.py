@@ -16,11 +16,21 @@ from adapterhub.cli.registry_choice import workspace
     example="""
     adapterhub gc --dry-run
     adapterhub gc --grace 0
-    adapterhub gc --keep-last 5""",
+    adapterhub gc --keep-last 5
+    adapterhub gc --ttl 30d""",
 )
 @sweep_options(0)
 @click.pass_obj
-def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool, withdrawn: bool) -> None:
+def gc(
+    settings: Settings,
+    *,
+    dry_run: bool,
+    grace: float,
+    last: int | None,
+    tagged: bool,
+    ttl: str | None,
+    withdrawn: bool,
+) -> None:
     """Remove unused data: bytes of removed names and dropped versions, and leftovers of killed commands.
 
     Versions are dropped only where `adapterhub keep` or these options request it; `keep` wins. A version stays as long as
@@ -29,7 +39,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     any time. Versions that `adapterhub resolve` prepared for a runtime stay for 30 days after they were last resolved, and as
     long as a running server holds them. With `pack = true` in the registry's adapterhub.toml, it packs versions of over a day.
     """
-    swept = sweep(settings, grace=grace, last=last, tagged=tagged, withdrawn=withdrawn, dry_run=dry_run)
+    swept = sweep(settings, grace=grace, last=last, tagged=tagged, ttl=ttl, withdrawn=withdrawn, dry_run=dry_run)
     # After the registry is closed: the cache of prepared versions is a folder of its own, and serving no part of a registry.
     resolving = importlib.import_module("adapterhub.serve.resolving")
     served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import ages, output
 from adapterhub.cli.options import Settings, command, usage_file_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import registry_folder
@@ -70,7 +69,7 @@ def usage(settings: Settings, *, by: str, since: str, as_csv: bool, prices_file:
             raise UsageError("--by", f"{name[:40]!r} is unknown", f"There are {', '.join(usage_report.GROUPS)}")
     prices = price_list.read(prices_file) if prices_file else None
     path = usage_file or registry_folder(settings) / usage_database.FILE
-    report = usage_report.report(path, groups, usage_report.parse_since(since, time.time()), prices)
+    report = usage_report.report(path, groups, ages.parse_since(since), prices)
     if report.unpriced:
         output.say(output.one_line(f"no price: {', '.join(report.unpriced)}"))
     currency = prices.currency if prices else ""

@@ -26,6 +26,7 @@ from adapterhub.registry import lineage_graph, signature_policy, withdrawals
 from adapterhub.registry.lineage_graph import Lineage
 from adapterhub.registry.repository_documents import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
+from adapterhub.trust import cosign
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.containers.json_file import is_number
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
+_SIGNATURE_TYPES = (MEDIA_TYPE, cosign.ARTIFACT_TYPE)
 _VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # limits of what an adapter's page shows
 
 
@@ -210,7 +212,9 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
     versions = queries.versions(registry.index, name=row.name)
     other_manifests = view.repository.manifests if view.repository else {}
     attached = {digest: manifest for digest, manifest in other_manifests.items() if manifest.subject == row.digest}
-    signatures = tuple(digest for digest, manifest in attached.items() if manifest.artifact_type == MEDIA_TYPE)
+    signatures = tuple(digest for digest, manifest in attached.items() if manifest.artifact_type in _SIGNATURE_TYPES)
+    tagged = view.repository.tags if view.repository else {}
+    signatures += tuple(tagged[tag] for tag in cosign.tags(row.digest) if tag in tagged)
     first_tensors = adapter_facts.tensors[:_TENSORS]
 
     def readable(rows: Iterable[VersionRow]) -> list[VersionRow]:

@@ -84,16 +84,6 @@ def _fallback_tag(digest: Digest) -> str:
     return digest.replace(":", "-")
 
 
-def cosign_tags(place: ReferringTarget, digest: Digest) -> list[str]:
-    """Return the tags under which cosign 2 keeps signatures and attestations of a manifest; they are not read here."""
-    tags = []
-    for tag in (f"{_fallback_tag(digest)}.{suffix}" for suffix in ("sig", "att")):
-        with contextlib.suppress(NotFoundError):
-            place.read_document(tag)
-            tags.append(tag)
-    return tags
-
-
 # ---- attaching
 
 
@@ -118,7 +108,11 @@ def attach_document(
     place: ReferringTarget, subject: Manifest, blob: Descriptor, raw: bytes, annotations: Mapping[str, str]
 ) -> Referrer:
     """Attach one document whose media type is the type of the attachment too."""
-    manifest = attachment_bytes(subject, blob.media_type, [blob], annotations)
+    return attach_manifest(place, subject, attachment_bytes(subject, blob.media_type, [blob], annotations), blob, raw)
+
+
+def attach_manifest(place: ReferringTarget, subject: Manifest, manifest: bytes, blob: Descriptor, raw: bytes) -> Referrer:
+    """Attach one document by a manifest that refers to it and to the empty config."""
     return _attach(place, subject, manifest, _Blobs([blob], {}, {blob.digest: raw}))
 
 
@@ -130,9 +124,13 @@ def _attach(place: ReferringTarget, subject: Manifest, raw: bytes, source: _Blob
 
 
 def attachment_bytes(
-    subject: Manifest, artifact_type: str, blobs: Sequence[Descriptor], annotations: Mapping[str, str] = MappingProxyType({})
+    subject: Manifest,
+    artifact_type: str,
+    blobs: Sequence[Descriptor],
+    annotations: Mapping[str, str] = MappingProxyType({}),
+    blob_annotations: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
-    """Return the bytes of the manifest that attaches blobs to another manifest."""
+    """Return the bytes of the manifest that attaches blobs, each with its name and `blob_annotations`, to another manifest."""
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
     return json_file.canonical_bytes(
         {
@@ -145,7 +143,7 @@ def attachment_bytes(
                     "mediaType": blob.media_type,
                     "digest": blob.digest,
                     "size": blob.size,
-                    "annotations": {TITLE: blob.path},
+                    "annotations": {TITLE: blob.path, **blob_annotations},
                 }
                 for blob in blobs
             ],

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.sqlite_file import SqliteReader
-from adapterhub_converters import safe_regex
-from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .price_list import PriceList
@@ -19,8 +18,6 @@ from .usage_database import DAY, HOUR, UsageSum
 
 GROUPS = ("key", "version", "route", "arm", "engine", "day")
 """The names that usage can be summed by."""
-_AGE = safe_regex.Pattern(r"([0-9]{1,5})([hdw])")
-_AGES = {"h": HOUR, "d": DAY, "w": 7 * DAY}
 _COLUMNS = {name: name for name in GROUPS} | {"day": f"hour / {DAY}"}
 _SUMS = ", ".join(f"sum({name})" for name in asdict(UsageSum()))
 
@@ -54,17 +51,6 @@ class UsageReport:
     rows: list[UsageRow]
     total: UsageRow
     unpriced: tuple[str, ...] = ()
-
-
-def parse_since(text: str, now: float) -> int:
-    """Return the time, in seconds of Unix time, that `7d`, `12h`, `2w` or a date such as `2026-11-30` (UTC) means."""
-    if match := _AGE.fullmatch(text):
-        return int(now) - int(match[1]) * _AGES[match[2]]
-    try:
-        day = datetime.date.fromisoformat(text)
-    except ValueError as error:
-        raise UsageError(text[:40], "is neither an age nor a date", "Write it like 7d, 12h, 2w or 2026-11-30") from error
-    return int(datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp())
 
 
 def report(path: Path, by: Sequence[str], since: int, prices: PriceList | None = None) -> UsageReport:

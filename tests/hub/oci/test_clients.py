@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from adapterhub.manifest import oci_manifest
+from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_documents import commit_id
 from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.version_copy import copy_version
-from tests.conftest import Run
-from tests.hub.conftest import Running
-from tests.hub.oci.conftest import Peer
+from tests.conftest import Run, need_program
+from tests.hub.conftest import Running, client, serving
+from tests.hub.oci.conftest import Peer, logged_in
+from tests.hub.web.conftest import Visitor
 from tests.support.registry import docker_config, listed
 
 pytestmark = pytest.mark.peer
@@ -128,6 +132,31 @@ def test_cosign_signs_and_verifies(
     assert digest in peer("cosign", "verify", *(["--experimental-oci11"] if options else []), *verify, **settings)
     if options:
         assert "cosign" in peer("oras", "discover", "--plain-http", at)
+
+
+@pytest.mark.parametrize("options", [(), ("--registry-referrers-mode=oci-1-1",)], ids=["tags", "referrers"])
+def test_a_policy_is_met_by_what_cosign_signs_at_the_hub(
+    tmp_path: Path, adapter: Callable[..., Path], options: tuple[str, ...]
+) -> None:
+    settings = {"COSIGN_PASSWORD": "", "COSIGN_EXPERIMENTAL": "1" if options else "0"}
+    policy = Policy("the hub", signers=(("team/*", (tmp_path / "cosign.pub",)),))
+    with serving(tmp_path / "hub", policy=policy) as hub:
+        host = urlsplit(hub.url).netloc
+        environ = {**os.environ, **settings, **logged_in(host, hub.token or "", tmp_path / "home")}
+
+        def cosign(*words: str) -> None:
+            subprocess.run([need_program("cosign"), *words], check=True, cwd=tmp_path, env=environ, capture_output=True)
+
+        cosign("generate-key-pair")
+        with hub.registry() as registry:
+            digest = registry.push(adapter(1), Ref("free/sql")).digest
+        hf = client(hub, tmp_path)
+        with pytest.raises(HfHubHTTPError, match="is not signed"):
+            hf.move_repo("free/sql", "team/sql")
+        sign = ("sign", "--yes", "--allow-http-registry", "--tlog-upload=false", "--key=cosign.key")
+        cosign(*sign, *options, f"{host}/free/sql@{digest}")
+        hf.move_repo("free/sql", "team/sql")
+        assert "a key that it does not name verified by this hub’s policy" in Visitor(hub).get("/team/sql").text
 
 
 def test_cosign_attests_in_the_bundle_of_sigstore(

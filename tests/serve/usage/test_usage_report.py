@@ -81,19 +81,6 @@ def test_a_malformed_price_list_is_refused_by_name(tmp_path: Path, text: str, wo
     assert caught.value.code == "invalid-config"
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("7d", 3 * DAY), ("2h", 10 * DAY - 2 * HOUR), ("1w", 3 * DAY), ("1970-01-03", 2 * DAY)]
-)
-def test_a_begin_is_an_age_or_a_date(text: str, seconds: int) -> None:
-    assert usage_report.parse_since(text, 10 * DAY) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "7", "d", "yesterday", "2026-13-01", "-1d", "7d7d"])
-def test_any_other_begin_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="neither an age nor a date"):
-        usage_report.parse_since(text, 0)
-
-
 def test_a_file_that_a_gateway_is_creating_has_no_usage_yet(tmp_path: Path) -> None:
     (tmp_path / FILE).touch()
     assert usage_report.report(tmp_path / FILE, ["key"], 0).rows == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.hub.settings import ModelUpstream, Provider, Replication
+    from adapterhub.hub.settings import GarbageCollection, HubSettings, ModelUpstream, Provider, Replication
 
 
 @click.command(
@@ -109,6 +111,12 @@ if TYPE_CHECKING:
     help="Copy names like team/* on to oci://HOST/PREFIX or hub+https://HOST; repeatable.",
 )
 @click.option("--replicate-private", is_flag=True, help="Copy names that not everybody may read to oci:// too.")
+@click.option(
+    "--gc-every",
+    metavar="HOURS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Run `adapterhub gc` after this time, at low priority. [default: never]",
+)
 @click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
 @click.option("--oidc-client", metavar="ID", help="Id of the hub there.")
 @click.option(
@@ -147,6 +155,7 @@ def start(
     upstream_cache: float,
     replications: tuple[str, ...],
     replicate_private: bool,
+    gc_every: float | None,
     oidc_issuer: str | None,
     oidc_client: str | None,
     oidc_secret: Path | None,
@@ -164,6 +173,9 @@ def start(
 
     With --replicate, what is pushed here goes on to another hub or an OCI registry, with the logins that `adapterhub login` has
     stored for the user who starts the hub.
+
+    With --gc-every, it collects garbage once in that time, and packs versions of over a day if the registry's adapterhub.toml
+    has pack = true.
 
     With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
     has copies only, which are made again without it.
@@ -203,6 +215,8 @@ def start(
         provider=provider,
         replications=tuple(_replication(settings, text, with_private=replicate_private) for text in replications),
     )
+    if gc_every:
+        hub_settings = replace(hub_settings, collection=_collection(hub_settings, gc_every * 3600))
 
     def ready(address: str) -> None:
         text = f"{address}  serves {hub_settings.blobs or hub_settings.registry}; stop it with Ctrl-C"
@@ -212,6 +226,15 @@ def start(
         output.flush()
 
     server.serve(hub_settings, ready=ready)
+
+
+def _collection(hub: HubSettings, every: float) -> GarbageCollection:
+    """Return the garbage collection of a hub: its own registry, or what its processes share."""
+    from adapterhub.hub.settings import GarbageCollection
+
+    own = () if hub.database else ("--registry", str(hub.registry))
+    shared = {environment.DATABASE: hub.database, environment.BLOBS: hub.blobs} if hub.database else {}
+    return GarbageCollection(every, (sys.executable, "-m", "adapterhub", "gc", *own), {**os.environ, **shared})
 
 
 def _provider(issuer: str | None, client: str | None, secret: Path | None, scope: str) -> Provider | None:

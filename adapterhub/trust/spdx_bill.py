@@ -1,0 +1,232 @@
+"""The bill of materials of an adapter in SPDX 3.0.1, with its profiles for AI and for data sets (spdx.github.io/spdx-spec).
+
+It has the same facts as the bill in CycloneDX (`bill`), and depends on no clock either: the time that SPDX requires is given,
+or is that of the training. The profile `ai` requires a supplier, a day of release and a place to download of each AI package:
+without them, the document does not claim to conform to it, and bases and ancestors, of which less is known, are packages whose
+purpose is a model. What is not recorded is left out, or is one of SPDX's own words for that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adapterhub.digest import Digest
+from adapterhub.manifest import licensing
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
+from adapterhub.version import __version__
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.lazy_dataclass import dataclass
+
+from .bill import UNRECORDED, Ancestor, dataset_name, training_data
+from .statement import hub_purl
+
+SPDX_VERSION = "3.0.1"
+_CONTEXT = f"https://spdx.org/rdf/{SPDX_VERSION}/spdx-context.jsonld"
+_NO_LICENSE = f"https://spdx.org/rdf/{SPDX_VERSION}/terms/ExpandedLicensing/NoAssertionLicense"
+_CREATION = "_:creation"  # the blank node that all elements refer to
+_AI_FACTS = ("suppliedBy", "releaseTime", "software_downloadLocation")
+"""What the profile `ai` requires of a package, and an adapter need not have."""
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A package and what it is related to: a relationship and the ids at its other end."""
+
+    node: Node
+    declared_license: str
+    relations: Sequence[tuple[str, Sequence[str]]] = ()
+
+
+def spdx_bill(
+    name: str,
+    digest: Digest,
+    manifest: AdapterManifest,
+    *,
+    ancestors: Sequence[Ancestor] = (),
+    base_license: str | None = None,
+    supplier: str | None = None,
+    created: str | None = None,
+) -> Node:
+    """Return the SPDX document of a version.
+
+    Args:
+        name: Its name, with or without a namespace.
+        digest: The digest of its OCI manifest.
+        manifest: Its adapter.json.
+        ancestors: The adapters that it was made from, and those that they were made from.
+        base_license: The license of the base model, which adapter.json does not have.
+        supplier: The name of its supplier, in place of the one in its adapter.json.
+        created: The time of the bill, in ISO 8601 and UTC, in place of that of the training.
+
+    Raises:
+        RefusedError: No time is known.
+    """
+    created = created or (manifest.training.created if manifest.training else None)
+    if not created:
+        raise RefusedError(
+            name, "SPDX requires the time of a bill, and no training records one", "Give the time", code="no-time"
+        )
+    ids = f"urn:adapterhub:bill:{digest.removeprefix('sha256:')}:"
+    supplier = supplier or manifest.supplier
+    agent = f"{ids}supplier" if supplier else f"{ids}adapterhub"
+    adapter = _adapter(f"{ids}adapter", name, digest, manifest) | ({"suppliedBy": agent} if supplier else {})
+    packages = list(_packages(ids, adapter, manifest, ancestors, base_license))
+    elements = [
+        {"type": "Organization", "spdxId": agent, "name": supplier}
+        if supplier
+        else {"type": "SoftwareAgent", "spdxId": agent, "name": f"adapterhub {__version__}"},
+        *(package.node for package in packages),
+        *(
+            _file(node_id, entry.path, entry.digest)
+            for node_id, entry in zip(_file_ids(ids, manifest), manifest.files, strict=True)
+        ),
+        *_licenses_and_relations(ids, packages),
+    ]
+    profiles = ["core", "software", "simpleLicensing"]
+    if all(fact in adapter for fact in _AI_FACTS):
+        profiles.append("ai")
+    document = {
+        "type": "SpdxDocument",
+        "spdxId": f"{ids}document",
+        "name": f"bill of materials of {name}",
+        "profileConformance": profiles,
+        "rootElement": [adapter["spdxId"]],
+        "element": [element["spdxId"] for element in elements],
+    }
+    creation = {"type": "CreationInfo", "@id": _CREATION, "specVersion": SPDX_VERSION, "created": created, "createdBy": [agent]}
+    return {
+        "@context": _CONTEXT,
+        "@graph": [creation, *({**element, "creationInfo": _CREATION} for element in (document, *elements))],
+    }
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """Return an SPDX document as text."""
+    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
+
+
+# ---- packages
+
+
+def _packages(
+    ids: str, adapter: Node, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None
+) -> Iterator[_Package]:
+    """Yield the adapter, its base, its ancestors and the data of all of them."""
+    base_id = f"{ids}base"
+    manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
+    data = dict.fromkeys(dataset for source in manifests for dataset in training_data(source))
+    datasets = {dataset: f"{ids}data-{number}" for number, dataset in enumerate(data, start=1)}
+    parents = {ancestor.digest: f"{ids}adapter-{ancestor.digest[7:19]}" for ancestor in ancestors}
+
+    def relations(of: AdapterManifest) -> list[tuple[str, Sequence[str]]]:
+        made_from = [parents[parent.digest] for parent in of.parents if parent.digest in parents]
+        trained_on = [datasets[dataset] for dataset in training_data(of)]
+        return [("dependsOn", [base_id]), ("descendantOf", made_from), ("trainedOn", trained_on)]
+
+    yield _Package(
+        adapter, licensing.expression(manifest.license), [*relations(manifest), ("contains", _file_ids(ids, manifest))]
+    )
+    yield _Package(_base(base_id, manifest.base), licensing.expression(base_license))
+    for ancestor in ancestors:
+        node, known = _package(parents[ancestor.digest], ancestor.name, ancestor.digest), ancestor.manifest
+        yield _Package(node, licensing.expression(known.license) if known else "", relations(known) if known else ())
+    for dataset, node_id in datasets.items():
+        yield _Package(_dataset(node_id, dataset), licensing.expression(dataset.license))
+
+
+def _package(node_id: str, name: str, version: str | None) -> Node:
+    """Return the package of a model; a version that is a digest is its hash too."""
+    node: Node = {"type": "software_Package", "spdxId": node_id, "name": name, "software_primaryPurpose": "model"}
+    if version:
+        node["software_packageVersion"] = version
+    return node | ({"verifiedUsing": [_hash(version)]} if version and version.startswith("sha256:") else {})
+
+
+def _adapter(node_id: str, name: str, digest: Digest, manifest: AdapterManifest) -> Node:
+    training = manifest.training
+    hyperparameters = {
+        "method": manifest.method, "r": manifest.max_rank, "alpha": manifest.alpha, "targets": manifest.targets,
+        "dtype": manifest.dtype, "seed": training.seed if training else None,
+    }  # fmt: skip
+    metrics = dict((training.metrics if training else None) or {})
+    facts = {
+        "description": manifest.description,
+        "releaseTime": f"{manifest.released}T00:00:00Z" if manifest.released else None,
+        "software_downloadLocation": manifest.download_location,
+        "ai_typeOfModel": [f"{manifest.method} adapter"] if manifest.method else [],
+        "ai_domain": [manifest.task] if manifest.task else [],
+        "ai_hyperparameter": _entries(hyperparameters),
+        "ai_metric": _entries(metrics),
+        "ai_informationAboutTraining": _text(dict(training.config)) if training and training.config else None,
+        "ai_informationAboutApplication": manifest.intended_use,
+        "ai_limitation": manifest.limitations,
+    }
+    return _package(node_id, name, digest) | {"type": "ai_AIPackage"} | {key: value for key, value in facts.items() if value}
+
+
+def _base(node_id: str, base: BaseInfo) -> Node:
+    purl = hub_purl(base.repo, base.revision)
+    node = _package(node_id, base.repo or base.model_type or UNRECORDED, base.revision)
+    return node | ({"software_packageUrl": purl} if purl else {})
+
+
+def _dataset(node_id: str, dataset: TrainingData) -> Node:
+    node: Node = {"type": "dataset_DatasetPackage", "spdxId": node_id, "name": dataset_name(dataset)}
+    node |= {"dataset_datasetType": ["noAssertion"], "software_primaryPurpose": "data"}
+    return node | ({"verifiedUsing": [_hash(dataset.digest)]} if dataset.digest else {})
+
+
+def _file(node_id: str, path: str, digest: Digest) -> Node:
+    return {"type": "software_File", "spdxId": node_id, "name": path, "verifiedUsing": [_hash(digest)]}
+
+
+def _file_ids(ids: str, manifest: AdapterManifest) -> list[str]:
+    return [f"{ids}file-{number}" for number in range(1, len(manifest.files) + 1)]
+
+
+def _hash(digest: Digest) -> Node:
+    return {"type": "Hash", "algorithm": "sha256", "hashValue": digest.removeprefix("sha256:")}
+
+
+def _entries(facts: Mapping[str, Any]) -> list[Node]:
+    """Return the facts that have a value as dictionary entries, with values as text."""
+    present = {key: value for key, value in facts.items() if value not in (None, "", (), [])}
+    return [{"type": "DictionaryEntry", "key": key, "value": _text(value)} for key, value in sorted(present.items())]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+# ---- relationships
+
+
+def _licenses_and_relations(ids: str, packages: Sequence[_Package]) -> Iterator[Node]:
+    """Yield each license once, and the relationships of the packages."""
+    expressions = sorted({package.declared_license for package in packages} - {""})
+    license_ids = {text: f"{ids}license-{number}" for number, text in enumerate(expressions, start=1)}
+    for text, node_id in license_ids.items():
+        yield {
+            "type": "simplelicensing_LicenseExpression",
+            "spdxId": node_id,
+            "simplelicensing_licenseExpression": text,
+        }
+    number = 0
+    for package in packages:
+        license_id = license_ids.get(package.declared_license, _NO_LICENSE)
+        # Nobody but the owner has looked at it, so that what is concluded is left open.
+        licenses = [("hasDeclaredLicense", [license_id]), ("hasConcludedLicense", [_NO_LICENSE])]
+        for kind, targets in (*package.relations, *licenses):
+            if targets:
+                number += 1
+                yield {
+                    "type": "Relationship",
+                    "spdxId": f"{ids}relation-{number}",
+                    "from": package.node["spdxId"],
+                    "relationshipType": kind,
+                    "to": list(targets),
+                }
