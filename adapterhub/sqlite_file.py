@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from adapterhub_converters.errors import LocalIOError, RefusedError
 
 UNTRUSTED = "trusted_schema = OFF"
 _LOCK_SECONDS = 30.0
+_BUSY_SECONDS = 0.01  # between two tries to set a pragma
 
 
 class _Database(Protocol):
@@ -167,10 +169,22 @@ class SqliteFile:
                 uri, uri=True, isolation_level=None, timeout=self._lock_seconds, check_same_thread=False
             )
             for pragma in self._pragmas:
-                connection.execute(f"PRAGMA {pragma}")
+                self._set(connection, pragma)
             self._local.connection = connection
             self._connections.append(connection)
         return connection
+
+    def _set(self, connection: sqlite3.Connection, pragma: str) -> None:
+        """Set a pragma, waiting for other processes: SQLite itself does not when the first ones of a file choose its mode."""
+        deadline = time.monotonic() + self._lock_seconds
+        while True:
+            try:
+                connection.execute(f"PRAGMA {pragma}")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(_BUSY_SECONDS)
 
     def has_table(self, name: str) -> bool:
         """Return whether a table of this name exists."""

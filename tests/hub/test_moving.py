@@ -21,6 +21,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
+from adapterhub.maintenance.retention import DefaultRule
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref

@@ -13,6 +13,7 @@ import pytest
 from adapterhub.index import queries
 from adapterhub.maintenance import name_moves, retention
 from adapterhub.maintenance.fsck import fsck
+from adapterhub.maintenance.retention import DefaultRule
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref

@@ -39,17 +39,18 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID
     """,
 )
-# A window that ends later than a new one would began before the clock was set back.
+# A window that ends over ten seconds later than a new one would began before the clock was set back. With less, another gateway
+# began it between the moment that this one read the clock and that in which it got the lock.
 _COUNT = """
     INSERT INTO windows (key, kind, most, seconds, ends, count) VALUES (?1, ?2, ?3, ?4, ?5 + ?4, ?6)
     ON CONFLICT (key, kind, most, seconds) DO UPDATE SET
-        count = excluded.count + CASE WHEN ends > ?5 AND ends <= ?5 + ?4 THEN count ELSE 0 END,
-        ends = CASE WHEN ends > ?5 AND ends <= ?5 + ?4 THEN ends ELSE excluded.ends END
+        count = excluded.count + CASE WHEN ends > ?5 AND ends <= ?5 + ?4 + 10 THEN count ELSE 0 END,
+        ends = CASE WHEN ends > ?5 AND ends <= ?5 + ?4 + 10 THEN ends ELSE excluded.ends END
     RETURNING count, ends
 """
 _LOOK = """
     SELECT count, ends FROM windows WHERE key = ?1 AND kind = ?2 AND most = ?3 AND seconds = ?4
-        AND ends > ?5 AND ends <= ?5 + ?4
+        AND ends > ?5 AND ends <= ?5 + ?4 + 10
 """
 _BEGIN = """
     INSERT INTO running (key, gateway, count, seen) SELECT ?1, ?2, ?3 + 1, ?4

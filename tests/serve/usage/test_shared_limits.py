@@ -88,6 +88,15 @@ def test_a_look_at_a_window_counts_nothing(gateway: Callable[[], SharedLimits], 
     assert left.count("ada", "tokens", Windows(100, 60, clock), 0).over
 
 
+def test_a_gateway_that_read_the_clock_before_another_began_a_window_counts_in_it(
+    gateway: Callable[[], SharedLimits], clock: Clock
+) -> None:
+    assert not gateway().count("ada", "requests", Windows(1, 60, clock)).over
+    clock.now -= 0.1
+    assert gateway().count("ada", "requests", Windows(1, 60, clock), 0).over
+    assert gateway().count("ada", "requests", Windows(1, 60, clock)).over
+
+
 def test_a_clock_that_is_set_back_locks_nobody_out(gateway: Callable[[], SharedLimits], clock: Clock) -> None:
     left = gateway()
     assert left.begin("ada", 1)
