@@ -169,6 +169,7 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX proposals_account ON proposals (account)
     """,
+    "ALTER TABLE proposals ADD COLUMN commits INTEGER NOT NULL DEFAULT 1",
 )
 
 

@@ -194,7 +194,7 @@ def _write(
     size = sum(size for digest, size in new.items() if digest not in counted)
     room = proposals.Room(name, proposal.commit, proposal.author, size + len(raw))
     limits = hub.access.namespace_settings(name.partition("/")[0])
-    proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "")
+    proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "", number=number)
     try:
         hub.quotas.check(worker, name, new, count=True, except_uploads=[staged.upload])
         hub.quotas.check_record(worker, name, len(raw) + document_size(worker, name), except_uploads=[staged.upload])

@@ -292,6 +292,48 @@ def test_the_proposals_of_an_account_and_of_a_namespace_are_bounded(
     assert len(rows_of(team, "SELECT * FROM proposals")) == 1
 
 
+def test_a_few_accounts_do_not_fill_a_namespace_with_proposals(
+    team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten accounts with ten proposals each left no room for anybody else."""
+    monkeypatch.setattr(proposals, "_MAX_OPEN", 4)
+    people = [ada, *(Sending(team.url, team.make_token(name, "read")) for name in ("eve", "bob"))]
+
+    def propose_card(sending: Sending, text: str) -> str:
+        answer = sending.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines_of({"README.md": text.encode()}))
+        return str(answer.json().get("error", ""))
+
+    assert [propose_card(ada, f"of ada {number}") for number in range(2)] == ["", ""]
+    assert "ada has 2 open proposals, and more than half of the room is taken" in propose_card(ada, "of ada 2")
+    parts = "/api/models/team/sql/commit/refs%2Fpr%2F1"
+    assert ada.ask("POST", parts, lines_of({"README.md": b"changed"})).status == 200
+    assert [propose_card(sending, "one more") for sending in people[1:]] == ["", ""]
+    assert "the most there may be" in propose_card(maintainer, "a fifth")
+
+
+def test_a_few_accounts_do_not_fill_a_namespace_with_the_bytes_of_proposals(
+    team: Running, ada: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "_MAX_BYTES", 64_000)
+    path, eve = "/api/models/team/sql/commit/main?create_pr=1", Sending(team.url, team.make_token("eve", "read"))
+    assert ada.ask("POST", path, lines_of({"README.md": b"a" * 40_000})).status == 200
+    refused = ada.ask("POST", path, lines_of({"README.md": b"b" * 1000}))
+    assert "ada: may hold 2,000 bytes of its proposals while more than half of the room is taken" in refused.json()["error"]
+    assert eve.ask("POST", path, lines_of({"README.md": b"e" * 1000})).status == 200
+    assert eve.ask("POST", path, lines_of({"README.md": b"f" * 1000})).status == 400
+
+
+def test_the_commits_of_a_proposal_are_bounded(team: Running, ada: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account could change its proposals as often as it liked, which each time writes a document."""
+    monkeypatch.setattr(proposals, "_MAX_COMMITS", 3)
+    ada.ask("POST", "/api/models/team/sql/discussions", {"title": "Again", "pullRequest": True})
+    parts = "/api/models/team/sql/commit/refs%2Fpr%2F1"
+    answers = [ada.ask("POST", parts, lines_of({"README.md": text})) for text in (b"one", b"two", b"three")]
+    assert [answer.status for answer in answers] == [200, 200, 400]
+    assert "proposal 1: has 3 commits, the most of a proposal" in answers[-1].json()["error"]
+    assert rows_of(team, "SELECT commits FROM proposals") == [(3,)]
+
+
 def test_uploads_for_proposals_are_bounded_in_a_namespace_without_a_quota_and_those_of_maintainers_are_not(
     team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
