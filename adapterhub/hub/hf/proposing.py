@@ -40,9 +40,12 @@ _MAX_OBJECTION = 1000  # characters
 
 
 @asynccontextmanager
-async def turn(hub: Hub, name: str) -> AsyncIterator[None]:
-    """Wait until no request, in whichever process of the hub, changes a proposal to a repository, and hold the turn."""
-    async with hub.change(name), hub.commit_turn(name):
+async def turn(hub: Hub, name: str, counted_name: str = "") -> AsyncIterator[None]:
+    """Wait until no request, in whichever process of the hub, changes a proposal to a repository, and hold the turn.
+
+    `counted_name` is as for `Hub.change`.
+    """
+    async with hub.change(name, counted_name), hub.commit_turn(name):
         yield
 
 
@@ -73,10 +76,11 @@ async def propose(hub: Hub, request: Request) -> Response:
     if branch != MAIN and not branch.startswith(PROPOSALS):
         raise RefusedError(f"{name}@{branch}", "is not main, which proposals are for", "Leave the revision out")
     number = branch.removeprefix(PROPOSALS) if branch != MAIN else ""
-    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
+    counted_name = proposals.upload_name(hub.access, identity, name)
+    staged = hub.stage_files(counted_name)
     try:
         changes = await read_changes(hub, request, name, staged)
-        async with turn(hub, name):
+        async with turn(hub, name, counted_name):
             number, proposal = await hub.workers.run(_propose, hub, identity, name, changes, number=number)
         await hub.workers.read(staged.accept)
     finally:
@@ -95,10 +99,11 @@ async def create(hub: Hub, request: Request) -> Response:
     fields = await read_document(request)
     if fields.get("pullRequest") is not True:
         raise ResponseError(501, "NotImplemented", "this hub has proposals (pull requests), and no discussions")
-    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
+    counted_name = proposals.upload_name(hub.access, identity, name)
+    staged = hub.stage_files(counted_name)
     title, description = (str(fields.get(key) or "")[:10_000] for key in ("title", "description"))
     try:
-        async with turn(hub, name):
+        async with turn(hub, name, counted_name):
             work = partial(_propose, is_draft=True)
             number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
     finally:

@@ -22,6 +22,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.project.policy import Policy
 from adapterhub.project.tag_rules import TagRules
 from adapterhub.ref import Ref
+from adapterhub.registry import version_facts
 from adapterhub.registry.releases import tag_requirements
 from adapterhub.store.store import Store
 from tests.cli.test_options import flags, leaves
@@ -176,7 +177,7 @@ def test_a_rehearsal_scans_files_without_a_lock(
 ) -> None:
     """Every other client waited until a version of many gigabytes was scanned."""
     policy = Policy("the hub", promotions=(TagRules("prod", "the hub", scan="clean"),))
-    scan, locked = tag_requirements.first_stored_problem, []
+    scan, locked = version_facts.first_stored_problem, list[str]()
 
     with serving(tmp_path / "hub", policy=policy) as strict:
         with strict.registry() as registry:

@@ -12,6 +12,7 @@ from adapterhub.manifest.oci_manifest import Manifest, parse
 from adapterhub.project import PROJECT, settings_file
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
+from adapterhub.registry import version_facts
 from adapterhub.registry.packaging import package
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import tag_requirements
@@ -75,7 +76,7 @@ def test_no_way_to_the_tag_scans_files_under_the_lock(
     """A version of many gigabytes had everybody else's push wait until it was scanned."""
     require(registry, 'scan = "clean"')
     scanned: list[bool] = []
-    scan = tag_requirements.first_stored_problem
+    scan = version_facts.first_stored_problem
 
     def watched_scan(store: Store, manifest: Manifest) -> str:
         scanned.append(registry.index.in_transaction)
