@@ -9,7 +9,7 @@ on the way.
 A process notes a blob in the database before it relies on the bucket having it, as for a version that names it, and may then
 rely on it for an hour. A gc (`bucket_gc`) removes only blobs that were not noted for longer than that. A change that fails
 cannot take back what it has stored, as another process may rely on it by now without a note that is newer: it is collected
-(`folder_store`), and counts for the namespace until a gc has had its time.
+(`folder_store`), and counts for the namespace until a gc has had its time, even if an entry of the log has named it since.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from adapterhub.store.store_files import StoreFiles
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from .folder_store import collected_blobs
 from .postgres import LogRow, PostgresDatabase
 
 _log = logging.getLogger("adapterhub.hub")
@@ -92,8 +91,6 @@ class SharedLog(RefLog):
         raw, database = entry.dump(), self._shared.database
         is_committed = database.append(log, entry.name, entry.seq, raw)
         if is_committed:
-            if blobs := collected_blobs():  # it names them
-                blobs.clear()
             self.mirror(raw, entry, log=log)
             # Only after the commit: a bucket that cannot be written to must not fail the move.
             copy_entries(database, self._shared.bucket)
