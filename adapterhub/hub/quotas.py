@@ -28,7 +28,7 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.registry import repository_records
 from adapterhub.registry.repository_records import ENTRY_SIZE
-from adapterhub.store.store import HUB, REFS
+from adapterhub.store.store import HUB
 from adapterhub_converters.errors import RefusedError
 
 from .accounts.accounts import Namespace
@@ -289,14 +289,16 @@ def namespace_records(worker: Worker, namespace: str) -> dict[str, int]:
     store, log = worker.registry.store, worker.registry.store.log
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _REPLACED_SECONDS))
     sizes: dict[str, int] = {}
-    for name in {*log.names(HUB, namespace), *log.names(REFS, namespace)}:
-        document = worker.repositories.document(name)
-        repository = worker.repositories.get(name)
-        digests = {*(repository.commits.values() if repository else ()), *queries.digests(worker.registry.index, name)}
+    with worker.registry.index.snapshot():
         # From the index as it is: `ledger.current` would wait for its lock, which who asks for room may hold.
-        entries = (document.entry.seq if document.entry else 0) + queries.name(worker.registry.index, name).seq
-        sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
-        sizes[name] += worker.repositories.written_bytes(name, since)
+        moves = {state.name: state.seq for state in queries.names(worker.registry.index, namespace)}
+        for name in {*log.names(HUB, namespace), *moves}:
+            document = worker.repositories.document(name)
+            repository = worker.repositories.get(name)
+            digests = {*(repository.commits.values() if repository else ()), *queries.digests(worker.registry.index, name)}
+            entries = (document.entry.seq if document.entry else 0) + moves.get(name, 0)
+            sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
+            sizes[name] += worker.repositories.written_bytes(name, since)
     return sizes
 
 

@@ -392,7 +392,9 @@ def _made_bundle() -> bytes:
     openers: dict[str, Opener] = {digest: partial(contextlib.nullcontext, io.BytesIO(data)) for digest, data in blobs.items()}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "bundle.tar")
-        layout_archive.write_archive(out, layout_index.with_entry([], entry, "team/sql:v1"), descriptors, openers, print)
+        layout_archive.write_archive(
+            out, layout_index.with_entry([], entry, "team/sql:v1"), descriptors, openers, lambda _: None
+        )
         return out.read_bytes()
 
 
