@@ -49,10 +49,7 @@ def between(
         digest, size = file
         if size > _MAX_TEXT:
             return None
-        try:
-            hub.policy_gate.check_proposal(identity, view, commit)
-            hub.policy_gate.check_blob(worker, identity, view, digest)
-        except (GatedError, RefusedError):
+        if not may_read_file(worker, hub, identity, view, digest=digest, commit=commit):
             return None
         hub.record_read(view, digest, PAGES)
         raw = worker.registry.store.read_document(digest)
@@ -68,6 +65,16 @@ def between(
         sizes = [file[1] if file else None for file in files]
         listed.append(FileDifference(path, sizes[0], sizes[1], _changed_lines(*map(lines, files))))
     return listed, len(paths) - len(listed)
+
+
+def may_read_file(worker: Worker, hub: Hub, identity: Identity | None, view: View, *, digest: Digest, commit: str) -> bool:
+    """Return whether a client may read a file of a commit, which may be that of a proposal."""
+    try:
+        hub.policy_gate.check_proposal(identity, view, commit)
+        hub.policy_gate.check_blob(worker, identity, view, digest)
+    except (GatedError, RefusedError):
+        return False
+    return True
 
 
 def _changed_lines(before: list[str] | None, after: list[str] | None) -> list[str]:

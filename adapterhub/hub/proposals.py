@@ -28,7 +28,7 @@ from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedEr
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, commits, request_context
-from .access_control import Access, may_write
+from .access_control import Access, check_scope, may_write
 from .accounts.access_tokens import Identity
 from .accounts.accounts import Namespace
 from .commits import View
@@ -46,7 +46,7 @@ _MAX_BYTES = 16 << 30  # of the proposals in a namespace, and a quarter of what 
 _SHARES = 32  # into which those bytes are divided once half of them are taken: one for each account
 _MAX_HOURLY = 30  # proposals that an account opens
 _MAX_COMMITS = 100  # of a proposal, each in the place of the one before
-_MAX_CLOSED = 100  # proposals of a repository that are remembered, besides the open ones
+_MAX_CLOSED = 100  # proposals of a repository that are remembered, besides those that are open or were accepted
 _UNSETTLED = 3600.0  # seconds in which a proposal is written after its room is reserved
 _OPENED = "opened"
 
@@ -165,7 +165,8 @@ def release(database: HubDatabase, name: str, ident: str) -> None:
 def record(
     worker: Worker, name: str, number: str, proposal: Proposal, document: Digest, *, replaced: Proposal | None = None
 ) -> str:
-    """Write a proposal, whose commit has the digest `document`; return its number. The oldest closed ones are forgotten.
+    """Write a proposal, whose commit has the digest `document`; return its number. The oldest that were closed and not
+    accepted are forgotten.
 
     `number` and `replaced` are those of the open proposal that it takes the place of, if any.
 
@@ -180,7 +181,8 @@ def record(
             raise ConflictError(f"{name}: proposal {number}", "was changed meanwhile", "Try again")
         if not replaced:
             number = str(max(map(int, state.proposals), default=0) + 1)
-        closed = [key for key, earlier in state.proposals.items() if earlier.state != OPEN]
+        # Who has made an accepted version approves it for no tag, however many proposals they open and withdraw after it.
+        closed = [key for key, earlier in state.proposals.items() if earlier.state not in (OPEN, ACCEPTED)]
         forgotten = set(closed[: max(len(closed) - _MAX_CLOSED, 0)])
         remembered = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
         dropped = replaced.commit if replaced else ""
@@ -323,12 +325,14 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
 
     Raises:
         NoTokenError: A stranger proposes nothing.
+        ForbiddenError: The token is limited to other names.
         GatedError: The client sees the repository, and may not read its files.
         RefusedError: The name is an alias of another repository.
     """
     if identity is None or may_write(identity, name):
         access.check_write(identity, name)
         return name
+    check_scope(identity, name)
     request_context.current().record_change(name)
     aliases.check_writable_name(name)
     access.check_files(identity, name)

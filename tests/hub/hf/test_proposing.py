@@ -421,6 +421,23 @@ def test_what_later_commits_of_a_proposal_leave_behind_counts_until_a_gc_has_had
     assert "hold 7" in refused.json()["error"]
 
 
+def test_who_has_proposed_an_accepted_version_is_not_forgotten(
+    team: Running, ada: Sending, maintainer: Sending, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a hundred proposals, opened and withdrawn, and a squash, its author approved it as somebody else would."""
+    monkeypatch.setattr(proposals, "_MAX_CLOSED", 1)
+    propose(ada, adapter(2))
+    assert maintainer.ask("POST", f"{API}/1/acceptance", {}).status == 200
+    for number in range(2, 6):
+        ada.ask("POST", "/api/models/team/sql/discussions", {"title": f"Empty {number}", "pullRequest": True})
+        assert ada.ask("DELETE", f"{API}/{number}").status == 200
+    assert maintainer.ask("POST", "/api/models/team/sql/super-squash/main", {}).status == 200
+    assert [proposal["proposal"] for proposal in ada.ask("GET", API).json()["proposals"]] == [5, 4, 1]
+    with closing(open_storage(team.settings)) as storage, closing(Workers(storage)) as workers:
+        worker = workers.worker()
+        assert "ada" in proposals.authors(worker, "team/sql", worker.registry.resolve(Ref("team/sql")).digest)
+
+
 def test_of_two_decisions_at_the_same_time_one_holds(team: Running, ada: Sending, adapter: Callable[..., Path]) -> None:
     propose(ada, adapter(2))
 
