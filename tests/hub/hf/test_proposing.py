@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import pickle
@@ -18,6 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from adapterhub.hub import access_control, gates, proposals, quotas, webhooks
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.gates import Gate
+from adapterhub.hub.hf import proposing
+from adapterhub.hub.hub import Hub
 from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.hub.webhooks import Webhooks
 from adapterhub.hub.workers import Workers
@@ -436,6 +439,26 @@ def test_who_has_proposed_an_accepted_version_is_not_forgotten(
     with closing(open_storage(team.settings)) as storage, closing(Workers(storage)) as workers:
         worker = workers.worker()
         assert "ada" in proposals.authors(worker, "team/sql", worker.registry.resolve(Ref("team/sql")).digest)
+
+
+def test_many_proposals_of_an_account_delay_a_push_by_one(team: Running) -> None:
+    """Each waited for the repository's lock before the push, and had all of its weights checked under it."""
+    order: list[str] = []
+
+    async def propose_again(hub: Hub, number: int) -> None:
+        async with proposing.turn_of_account(hub, "ada", "team/sql", "~ada/team/sql"):
+            order.append(f"proposal {number}")
+
+    async def push(hub: Hub) -> None:
+        async with hub.change("team/sql"):
+            order.append("push")
+
+    async def all_at_once(hub: Hub) -> None:
+        await asyncio.gather(*(propose_again(hub, number) for number in range(3)), push(hub))
+
+    with closing(Hub(team.settings)) as hub:
+        asyncio.run(all_at_once(hub))
+    assert order == ["proposal 0", "push", "proposal 1", "proposal 2"]
 
 
 def test_of_two_decisions_at_the_same_time_one_holds(team: Running, ada: Sending, adapter: Callable[..., Path]) -> None:
