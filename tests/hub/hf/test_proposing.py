@@ -257,7 +257,9 @@ def test_a_proposal_is_for_main_of_a_repository_that_its_author_sees(
     assert ada.commit("team/sql", card).status == 403
     assert ada.ask("POST", "/api/models/team/sql/preupload/main", {"files": []}).status == 403
     assert ada.ask("POST", "/api/models/team/sql/preupload/main?create_pr=1", {"files": []}).status == 200
-    assert other.ask("POST", path.format("team/sql"), card).status == 200
+    assert other.ask("POST", path.format("team/sql"), card).status == 403  # its token is limited to other names
+    eve = Sending(team.url, team.make_token("eve", "write", kind="personal"))
+    assert eve.ask("POST", path.format("team/sql"), card).status == 200
     assert maintainer.ask("GET", API).json()["proposals"][0]["author"] == "eve"
 
 
