@@ -66,12 +66,13 @@ class PeftBase:
         """Every module below the model itself, also those that only contain others."""
         names: dict[str, None] = {}
         for module in self.kinds:
-            if module not in names:
-                parents, parent = [], module.rpartition(".")[0]
-                while parent and parent not in names:  # whose own parents are there as well
-                    parents.append(parent)
-                    parent = parent.rpartition(".")[0]
-                names.update(dict.fromkeys([*reversed(parents), module]))
+            parents, parent = [], module.rpartition(".")[0]
+            while parent and parent not in names:  # whose own parents are there as well
+                parents.append(parent)
+                parent = parent.rpartition(".")[0]
+            for name in reversed(parents):
+                names[name] = None
+            names[module] = None
         return list(names)
 
     @cached_property

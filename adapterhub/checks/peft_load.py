@@ -116,14 +116,10 @@ def _build(targets: Targets, base: PeftBase) -> list[_Layer]:
     """Return the layers that peft builds."""
     if targets.modules == frozenset({_DUMMY}) or targets.modules == _DUMMY:
         return []
-    layers: list[_Layer] = []
-    tied: list[str] = []
+    tied = [module for module in base.modules if module in targets.tied_targets] if targets.tied_targets else []
     shared: _SharedTensors = {}
-    for module in base.modules:
-        if module in targets.tied_targets:
-            tied.append(module)
-        elif targets.includes(module):
-            layers.append(_module_layer(targets, base, module, shared))
+    included = [module for module in targets.included(base.modules) if module not in targets.tied_targets]
+    layers = [_module_layer(targets, base, module, shared) for module in included]
     adapted = {layer.name for layer in layers}
     parameters = list(_parameter_layers(targets, base, adapted)) if targets.parameters else []
     layers += [*parameters, *(_module_layer(targets, base, module, shared) for module in tied)]

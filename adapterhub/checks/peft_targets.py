@@ -122,6 +122,14 @@ class Targets:
             return True
         return bool(self._saved_names) and is_within(self._saved_names, module)
 
+    def included(self, modules: Iterable[str]) -> list[str]:
+        """Return those of `modules` that peft takes for one of `target_modules`."""
+        names = self.modules
+        is_plain = not (self.excluded or self._saved_names) and self.layers is None
+        if is_plain and isinstance(names, frozenset) and not any("." in name for name in names):
+            return [module for module in modules if last_of(module) in names]
+        return [module for module in modules if self.includes(module)]
+
     def includes(self, module: str) -> bool:
         """Return whether peft takes a module for one of `target_modules`."""
         if self.modules is None or ((self.excluded or self._saved_names) and self.excludes(module)):

@@ -231,6 +231,16 @@ def check_admin(identity: Identity | None, namespace: str) -> Identity:
     return identity
 
 
+def check_scope(identity: Identity, name: str) -> None:
+    """Refuse what an account does with a name that it need not have a role for, by a token that is limited to other names.
+
+    Raises:
+        ForbiddenError: It is limited to others.
+    """
+    if not identity.is_for(name):
+        raise ForbiddenError(f"this token of {identity.account} is limited to other names than {name[:210]}")
+
+
 def may_write(identity: Identity | None, name: str) -> bool:
     """Return whether a client may write to a repository."""
     return identity is not None and identity.has_role("write", name)

@@ -59,10 +59,7 @@ def between(
         digest, size = file
         if size > MAX_TEXT:
             return None
-        try:
-            hub.policy_gate.check_proposal(identity, view, commit)
-            hub.policy_gate.check_blob(worker, identity, view, digest)
-        except (GatedError, RefusedError):
+        if not may_read_file(worker, hub, identity, view, digest=digest, commit=commit):
             return None
         hub.record_read(view, digest, PAGES)
         text = read_lines(worker, file)
@@ -84,6 +81,16 @@ def read_lines(worker: Worker, file: _File) -> list[str] | None:
         return None
     raw = worker.registry.store.read_document(digest)
     return None if b"\0" in raw else raw.decode("utf-8", "replace").splitlines()
+
+
+def may_read_file(worker: Worker, hub: Hub, identity: Identity | None, view: View, *, digest: Digest, commit: str) -> bool:
+    """Return whether a client may read a file of a commit, which may be that of a proposal."""
+    try:
+        hub.policy_gate.check_proposal(identity, view, commit)
+        hub.policy_gate.check_blob(worker, identity, view, digest)
+    except (GatedError, RefusedError):
+        return False
+    return True
 
 
 def _changed_lines(before: list[str] | None, after: list[str] | None) -> list[str]:

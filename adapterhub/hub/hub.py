@@ -402,20 +402,26 @@ class Hub:
                 del self._change_locks[name]
 
     @asynccontextmanager
-    async def change(self, name: str) -> AsyncIterator[None]:
-        """Hold the lock on changes of a repository for the block; if that fails, what it has stored is removed again."""
+    async def change(self, name: str, counted_name: str = "") -> AsyncIterator[None]:
+        """Hold the lock on changes of a repository for the block; if that fails, what it has stored is removed again.
+
+        Where only a gc removes it, it counts for `counted_name`, else for the repository.
+        """
         async with self.change_lock(name):
             with collecting_new_blobs() as blobs:
                 try:
                     yield
                 except Exception:  # not of a canceled request, whose thread goes on
-                    await asyncio.shield(self.workers.read(self._take_back, name, blobs))
+                    await asyncio.shield(self.workers.read(self._take_back, counted_name or name, blobs))
                     raise
 
     def _take_back(self, name: str, blobs: dict[Digest, FileState]) -> None:
         if blobs:
             with contextlib.suppress(AdapterhubError):  # the disk that has failed: a gc removes them
-                self.forget_uploads(name, self.storage.take_back(self.store, blobs))
+                removed = self.storage.take_back(self.store, blobs)
+                if removed is None:
+                    self.quotas.count_left(name, {digest: self.store.size(digest) or 0 for digest in blobs})
+                self.forget_uploads(name, removed or ())
                 self.quotas.recount(name)
 
     @asynccontextmanager

@@ -183,6 +183,7 @@ MIGRATIONS = (
         due REAL NOT NULL, PRIMARY KEY (target, name)
     ) STRICT, WITHOUT ROWID
     """,
+    "ALTER TABLE proposals ADD COLUMN commits INTEGER NOT NULL DEFAULT 1",
 )
 
 

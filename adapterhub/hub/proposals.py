@@ -28,7 +28,7 @@ from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedEr
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, commits, request_context
-from .access_control import Access, may_write
+from .access_control import Access, check_scope, may_write
 from .accounts.access_tokens import Identity
 from .accounts.accounts import Namespace
 from .commits import View
@@ -43,8 +43,10 @@ MAX_REASON = 1000
 """Characters of a reason for which a proposal is closed."""
 _MAX_OPEN_OF_ACCOUNT, _MAX_OPEN = 10, 100  # proposals in a namespace
 _MAX_BYTES = 16 << 30  # of the proposals in a namespace, and a quarter of what it may hold
+_SHARES = 32  # into which those bytes are divided once half of them are taken: one for each account
 _MAX_HOURLY = 30  # proposals that an account opens
-_MAX_CLOSED = 100  # proposals of a repository that are remembered, besides the open ones
+_MAX_COMMITS = 100  # of a proposal, each in the place of the one before
+_MAX_CLOSED = 100  # proposals of a repository that are remembered, besides those that are open or were accepted
 _UNSETTLED = 3600.0  # seconds in which a proposal is written after its room is reserved
 _OPENED = "opened"
 
@@ -90,42 +92,66 @@ class Room:
     size: int
 
 
-def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: str = "") -> None:
+def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: str = "", number: str = "") -> None:
     """Reserve room for a proposal in the namespace that has these settings.
 
-    `replaced`: The commit of the same proposal that it takes the place of, whose room the caller then releases. The new room
-    includes that one: what a commit leaves behind stays until a gc.
+    `replaced`: The commit of the same proposal, `number`, that it takes the place of, whose room the caller then releases. The
+    new room includes that one: what a commit leaves behind stays until a gc.
 
     Raises:
-        RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones.
+        RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones; or the proposal has
+            as many commits.
     """
-    since, first, last = time.time() - 3600, f"{limits.name}/", f"{limits.name}0"  # "0" follows "/"
+    first, last = f"{limits.name}/", f"{limits.name}0"  # "0" follows "/"
     sql = "SELECT account, size, closed FROM proposals WHERE name >= ? AND name < ? AND ident <> ?"
-    recent_sql = "SELECT count(*) FROM proposals WHERE account = ? AND opened > ? AND ident <> ?"
     insert = (
-        "INSERT INTO proposals (name, ident, account, size, opened, announced) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        "INSERT INTO proposals (name, ident, account, size, opened, announced, commits) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING"
     )
-    max_bytes = _MAX_BYTES if limits.max_bytes is None else min(_MAX_BYTES, limits.max_bytes // 4)
-    account = room.account
     with database.transaction():
-        sizes = database.select("SELECT size FROM proposals WHERE name = ? AND ident = ?", room.name, replaced)
-        size = room.size + sum(replaced_size for (replaced_size,) in sizes)
+        earlier = database.select("SELECT size, commits FROM proposals WHERE name = ? AND ident = ?", room.name, replaced)
+        size = room.size + sum(replaced_size for replaced_size, _ in earlier)
+        commits_so_far = sum(count for _, count in earlier)
+        if commits_so_far >= _MAX_COMMITS:
+            problem = f"has {_MAX_COMMITS} commits, the most of a proposal"
+            raise RefusedError(f"{room.name}: proposal {number}", problem, "Open another one", code="quota")
         rows = database.select(sql, first, last, replaced)
-        recent = database.select(recent_sql, account, since, replaced)[0][0]
-        opened = [author for author, _, closed in rows if closed is None]
-        used = sum(row_size for _, row_size, _ in rows)
-        if opened.count(account) >= _MAX_OPEN_OF_ACCOUNT:
-            problem = f"{account} has {_MAX_OPEN_OF_ACCOUNT} open proposals, the most of an account"
-            raise RefusedError(limits.name, problem, "Withdraw one, or wait for an answer", code="quota")
-        if len(opened) >= _MAX_OPEN:
-            raise RefusedError(limits.name, f"has {_MAX_OPEN} open proposals, the most there may be", "Wait", code="quota")
-        if used + size > max_bytes:
-            problem = f"its proposals may hold {max_bytes:,} bytes, hold {used:,}, and {size:,} more were to come"
-            raise RefusedError(limits.name, problem, "Wait until others are closed and gone", code="quota")
-        if recent >= _MAX_HOURLY:
-            raise RefusedError(account, f"has opened {_MAX_HOURLY} proposals within an hour", "Wait", code="quota")
-        if not database.execute(insert, room.name, room.ident, account, size, time.time(), int(bool(replaced))):
+        if not replaced:
+            _check_count(database, limits.name, room.account, [account for account, _, closed in rows if closed is None])
+        _check_bytes(limits, room.account, size, [(account, row_size) for account, row_size, _ in rows])
+        values = (room.name, room.ident, room.account, size, time.time(), int(bool(replaced)), commits_so_far + 1)
+        if not database.execute(insert, *values):
             raise ConflictError(f"{room.name}@{room.ident}", "is proposed by another request now", "Try again")
+
+
+def _check_count(database: HubDatabase, namespace: str, account: str, authors_of_open: Sequence[str]) -> None:
+    """Refuse another proposal of an account in a namespace with these open ones, which are given by their authors."""
+    own = authors_of_open.count(account)
+    if own >= _MAX_OPEN_OF_ACCOUNT:
+        problem = f"{account} has {_MAX_OPEN_OF_ACCOUNT} open proposals, the most of an account"
+        raise RefusedError(namespace, problem, "Withdraw one, or wait for an answer", code="quota")
+    if len(authors_of_open) >= _MAX_OPEN:
+        raise RefusedError(namespace, f"has {_MAX_OPEN} open proposals, the most there may be", "Wait", code="quota")
+    # So that a few accounts cannot take it all, the second half is for those that have none yet.
+    if own and 2 * (len(authors_of_open) + 1) > _MAX_OPEN:
+        problem = f"{account} has {own} open proposals, and more than half of the room is taken"
+        raise RefusedError(namespace, problem, "Withdraw one, or wait for an answer", code="quota")
+    recent_sql = "SELECT count(*) FROM proposals WHERE account = ? AND opened > ?"
+    if database.select(recent_sql, account, time.time() - 3600)[0][0] >= _MAX_HOURLY:
+        raise RefusedError(account, f"has opened {_MAX_HOURLY} proposals within an hour", "Wait", code="quota")
+
+
+def _check_bytes(limits: Namespace, account: str, size: int, sizes: Sequence[tuple[str, int]]) -> None:
+    """Refuse `size` bytes of an account in a namespace with these other proposals, each given by its author and bytes."""
+    max_bytes = _MAX_BYTES if limits.max_bytes is None else min(_MAX_BYTES, limits.max_bytes // 4)
+    used, own = sum(row_size for _, row_size in sizes), sum(row_size for author, row_size in sizes if author == account)
+    if used + size > max_bytes:
+        problem = f"its proposals may hold {max_bytes:,} bytes, hold {used:,}, and {size:,} more were to come"
+        raise RefusedError(limits.name, problem, "Wait until others are closed and gone", code="quota")
+    share = max_bytes // _SHARES
+    if 2 * used > max_bytes and own + size > share:
+        problem = f"may hold {share:,} bytes of its proposals while more than half of the room is taken"
+        raise RefusedError(f"{limits.name}: {account}", problem, "Wait until others are closed and gone", code="quota")
 
 
 def release(database: HubDatabase, name: str, ident: str) -> None:
@@ -139,7 +165,8 @@ def release(database: HubDatabase, name: str, ident: str) -> None:
 def record(
     worker: Worker, name: str, number: str, proposal: Proposal, document: Digest, *, replaced: Proposal | None = None
 ) -> str:
-    """Write a proposal, whose commit has the digest `document`; return its number. The oldest closed ones are forgotten.
+    """Write a proposal, whose commit has the digest `document`; return its number. The oldest that were closed and not
+    accepted are forgotten.
 
     `number` and `replaced` are those of the open proposal that it takes the place of, if any.
 
@@ -154,7 +181,8 @@ def record(
             raise ConflictError(f"{name}: proposal {number}", "was changed meanwhile", "Try again")
         if not replaced:
             number = str(max(map(int, state.proposals), default=0) + 1)
-        closed = [key for key, earlier in state.proposals.items() if earlier.state != OPEN]
+        # Who has made an accepted version approves it for no tag, however many proposals they open and withdraw after it.
+        closed = [key for key, earlier in state.proposals.items() if earlier.state not in (OPEN, ACCEPTED)]
         forgotten = set(closed[: max(len(closed) - _MAX_CLOSED, 0)])
         remembered = {key: earlier for key, earlier in state.proposals.items() if key not in forgotten}
         dropped = replaced.commit if replaced else ""
@@ -299,12 +327,14 @@ def upload_name(access: Access, identity: Identity | None, name: str) -> str:
 
     Raises:
         NoTokenError: A stranger proposes nothing.
+        ForbiddenError: The token is limited to other names.
         GatedError: The client sees the repository, and may not read its files.
         RefusedError: The name is an alias of another repository.
     """
     if identity is None or may_write(identity, name):
         access.check_write(identity, name)
         return name
+    check_scope(identity, name)
     request_context.current().record_change(name)
     aliases.check_writable_name(name)
     access.check_files(identity, name)

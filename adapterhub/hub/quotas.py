@@ -28,7 +28,7 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.registry import repository_records
 from adapterhub.registry.repository_records import ENTRY_SIZE
-from adapterhub.store.store import HUB, REFS
+from adapterhub.store.store import HUB
 from adapterhub_converters.errors import RefusedError
 
 from .accounts.accounts import Namespace
@@ -40,6 +40,7 @@ _MAX_COUNTS = 100  # namespaces whose count is kept in memory
 _REPLACED_SECONDS = 50 * 3600.0  # for which a replaced document counts: a gc a day, after a day of grace
 _FREE_RECORDS = 1 << 20  # bytes of documents and logs of a namespace that do not count
 _SMALL_RECORD = 8 << 10  # bytes of a document for which there is a second MiB
+_LEFT = "left "  # begins the ids of what failed changes have left in a bucket
 _SCOPE = "~"  # what the scopes of proposals begin with: no namespace does
 _MAX_PROPOSED_BYTES, _MAX_PROPOSED_FILES = 4 << 30, 2_000  # of an account: its uploads for proposals, and those that are open
 _MAX_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
@@ -122,7 +123,7 @@ class Quotas:
         with self._lock:
             counted, records = self._count(worker, limits.name)
             free = _FREE_RECORDS if size > _SMALL_RECORD else 2 * _FREE_RECORDS
-            if sum(records.values()) + size > free:
+            if sum(records.values()) + self._left_bytes(limits) + size > free:
                 _check(limits, counted, [size], self._open_bytes(limits, except_uploads), records=records)
             records[name] = records.get(name, 0) + size
 
@@ -189,6 +190,15 @@ class Quotas:
                 self._database.execute(sql, upload, name, size, now + lifetime)
         return size
 
+    def count_left(self, name: str, sizes: Mapping[Digest, int]) -> None:
+        """Count what a change that failed has left in the store until a gc has had its time, as far as it does not count."""
+        rows = [(f"{_LEFT}{digest}", name, size, time.time() + _REPLACED_SECONDS) for digest, size in sizes.items()]
+        sql = (
+            "INSERT INTO arriving (id, name, size, until) SELECT ?, ?, ?, ?"
+            " WHERE NOT EXISTS (SELECT 1 FROM uploaded WHERE name = ? AND digest = ?) ON CONFLICT (id) DO NOTHING"
+        )
+        self._database.execute_many(sql, [(*row, name, row[0].removeprefix(_LEFT)) for row in rows])
+
     def close(self, name: str, uploads: Iterable[str]) -> None:
         """Stop counting uploads of a repository."""
         if self.has_byte_limit(name):
@@ -236,6 +246,11 @@ class Quotas:
         """Forget uploads whose lifetime has ended."""
         self._database.execute("DELETE FROM arriving WHERE until < ?", time.time())
 
+    def _left_bytes(self, limits: Namespace) -> int:
+        """Return the bytes that failed changes of a namespace have left, so that none of them is free of charge."""
+        sql = "SELECT coalesce(sum(size), 0) FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND substr(id, 1, 5) = ?"
+        return int(self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time(), _LEFT)[0][0])
+
     def _open_count(self, limits: Namespace) -> int:
         """Return the number of open uploads of a namespace, including those without bytes so far, which take no room."""
         sql = "SELECT count(*) FROM arriving WHERE name >= ? AND name < ? AND until >= ? AND spent = 0"
@@ -274,14 +289,16 @@ def namespace_records(worker: Worker, namespace: str) -> dict[str, int]:
     store, log = worker.registry.store, worker.registry.store.log
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _REPLACED_SECONDS))
     sizes: dict[str, int] = {}
-    for name in {*log.names(HUB, namespace), *log.names(REFS, namespace)}:
-        document = worker.repositories.document(name)
-        repository = worker.repositories.get(name)
-        digests = {*(repository.commits.values() if repository else ()), *queries.digests(worker.registry.index, name)}
+    with worker.registry.index.snapshot():
         # From the index as it is: `ledger.current` would wait for its lock, which who asks for room may hold.
-        entries = (document.entry.seq if document.entry else 0) + queries.name(worker.registry.index, name).seq
-        sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
-        sizes[name] += worker.repositories.written_bytes(name, since)
+        moves = {state.name: state.seq for state in queries.names(worker.registry.index, namespace)}
+        for name in {*log.names(HUB, namespace), *moves}:
+            document = worker.repositories.document(name)
+            repository = worker.repositories.get(name)
+            digests = {*(repository.commits.values() if repository else ()), *queries.digests(worker.registry.index, name)}
+            entries = (document.entry.seq if document.entry else 0) + moves.get(name, 0)
+            sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
+            sizes[name] += worker.repositories.written_bytes(name, since)
     return sizes
 
 

@@ -2,8 +2,9 @@
 
 Every read of a private or gated name is logged, and the first one of a minute before its bytes are sent; of other names, one in
 SAMPLE. What is counted within seconds is written together. The rows are no part of the audit log and its chain, so that readers
-cannot push changes out of it; of too many, the oldest are removed. Of a client without an account, only the network is kept: it
-says where reads came from, and the admins of a namespace are not to learn who a stranger is.
+cannot push changes out of it; of too many, the oldest are removed, and none of a namespace that has few. Of a client without an
+account, only the network is kept: it says where reads came from, and the admins of a namespace are not to learn who a stranger
+is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import ipaddress
 import random
 import threading
 import time
+from collections import Counter
+from collections.abc import Collection
 
 from adapterhub.digest import Digest
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -103,10 +106,32 @@ class ReadLog:
                     self._pending[key] = last_address, count + later_count, last_read_at
 
     def trim(self) -> None:
-        """Write what was counted, and remove the oldest rows of too many."""
+        """Write what was counted, and remove the oldest rows of too many, from the namespaces that have the most.
+
+        Who reads much in one namespace thus pushes out no rows of another.
+        """
         self.write()
-        sql = "DELETE FROM reads WHERE time <= (SELECT time FROM reads ORDER BY time DESC LIMIT 1 OFFSET ?)"
-        self._database.execute(sql, MAX_ROWS)
+        counts: Counter[str] = Counter()
+        for name, count in self._database.select("SELECT name, count(*) FROM reads GROUP BY name"):
+            counts[str(name).partition("/")[0]] += int(count)
+        share = _fair_share(counts.values(), MAX_ROWS)
+        sql = (
+            "DELETE FROM reads WHERE name >= ? AND name < ? AND time <="
+            " (SELECT time FROM reads WHERE name >= ? AND name < ? ORDER BY time DESC LIMIT 1 OFFSET ?)"
+        )
+        for namespace in (namespace for namespace, count in counts.items() if count > share):
+            names = f"{namespace}/", f"{namespace}0"  # "0" follows "/"
+            self._database.execute(sql, *names, *names, share)
+
+
+def _fair_share(counts: Collection[int], total: int) -> int:
+    """Return the most that each may keep of its count so that together they keep at most `total`."""
+    for place, count in enumerate(sorted(counts)):
+        share = total // (len(counts) - place)
+        if count > share:
+            return share
+        total -= count
+    return max(counts, default=0)
 
 
 def _network(address: str) -> str:

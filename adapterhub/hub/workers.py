@@ -14,6 +14,7 @@ from adapterhub.digest import Digest
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.registry.ledger import StartOverError
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.rehearsal import rehearsal
 from adapterhub.registry.repository_documents import Repository
@@ -121,9 +122,17 @@ class Workers:
         request_context.current().is_rehearsal = True
 
         def rehearsed_work(worker: Worker) -> T:
-            # The lock of the index first, as in every change that looks into the tables.
-            with rehearsal(worker.registry), worker.repositories.rehearsal(), worker.database.rehearsal():
-                return work(worker, *args, **kwargs)
+            while True:
+                try:
+                    # The lock of the index first, as in every change that looks into the tables.
+                    with (
+                        rehearsal(worker.registry, can_start_over=True),
+                        worker.repositories.rehearsal(),
+                        worker.database.rehearsal(),
+                    ):
+                        return work(worker, *args, **kwargs)
+                except StartOverError as interruption:
+                    interruption.prepare()
 
         return await self.run(rehearsed_work)
 

@@ -64,6 +64,14 @@ def check_files(root: Path) -> None:
             check_regular(path.lstat(), path)
 
 
+class StartOverError(Exception):
+    """Ends a move whose decision takes what cannot be found out under the lock: call `prepare` without it, and start over."""
+
+    def __init__(self, prepare: Callable[[], object]) -> None:
+        super().__init__("start over")
+        self.prepare = prepare
+
+
 class Ledger:
     """A store and its index. Create one with `Ledger.create`, open one with `Ledger.open`.
 
@@ -76,6 +84,7 @@ class Ledger:
         has_requirements: Returns whether a tag has requirements: then it is never a range, also where it was removed.
         on_commit: Callback for each committed log entry; None for no callback.
         rehearses: Whether moves are rehearsed (`rehearsal`): none is written.
+        can_start_over: Whether who took the lock starts over at a StartOverError, so that `check_entry` may raise one.
         verified_heads: Log heads already compared with the index, by version and tag.
     """
 
@@ -87,7 +96,7 @@ class Ledger:
         self.check_entry: Callable[[Entry], object] = lambda _entry: None
         self.has_requirements: Callable[[str], bool] = lambda _tag: False
         self.on_commit: Callable[[Entry], object] | None = None
-        self.rehearses = False
+        self.rehearses = self.can_start_over = False
         self.verified_heads: dict[tuple[object, ...], Digest] = {}
         self._verified_states: dict[str, LogState] = {}  # the last state of each name that agreed with its log
 
@@ -209,10 +218,10 @@ class Ledger:
 
     def move(self, name: str, decide: Callable[[LogState], Entry | None]) -> None:
         """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
-        committed = False
+        committed, takes_lock = False, not self.index.in_transaction
         while not committed:
             try:
-                with self.write_lock():
+                with self.write_lock(), self._starting_over() if takes_lock else contextlib.nullcontext():
                     state = replay.catch_up(self.index, self.store, name)
                     entry = decide(state)
                     if entry is None:
@@ -232,6 +241,11 @@ class Ledger:
                     replay.catch_up(self.index, self.store, name, extracts)
                     if not self.rehearses:
                         index_file.write(self.index, self.store)
+            except StartOverError as interruption:
+                if not takes_lock:
+                    raise
+                interruption.prepare()
+                continue
             except LocalIOError as error:
                 # Once the log has the entry, the move has happened: only the index is behind, and the error says so.
                 if not committed:
@@ -243,6 +257,14 @@ class Ledger:
             # Called without the lock, which the callback may need itself.
             if committed and self.on_commit and not self.rehearses:
                 self.on_commit(entry)
+
+    @contextmanager
+    def _starting_over(self) -> Iterator[None]:
+        self.can_start_over = True
+        try:
+            yield
+        finally:
+            self.can_start_over = False
 
     def rebuild(self) -> list[AdapterhubError]:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""

@@ -48,16 +48,22 @@ class _RollbackError(Exception):
 
 
 @contextmanager
-def rehearsal(registry: Registry) -> Iterator[None]:
-    """Rehearse every change in the block, under the write lock of the registry."""
+def rehearsal(registry: Registry, *, can_start_over: bool = False) -> Iterator[None]:
+    """Rehearse every change in the block, under the write lock of the registry.
+
+    Raises:
+        StartOverError: A change takes what would hold the lock for long; only with `can_start_over`.
+    """
     ledger, log = registry.ledger, registry.store.log
     verified_heads = dict(ledger.verified_heads)
     try:
         with ledger.write_lock():
-            ledger.rehearses, ledger.store.log = True, _RehearsedLog(log, registry.store.files)
+            ledger.rehearses, ledger.can_start_over = True, can_start_over
+            ledger.store.log = _RehearsedLog(log, registry.store.files)
             yield
             raise _RollbackError
     except _RollbackError:
         pass
     finally:
-        ledger.rehearses, ledger.store.log, ledger.verified_heads = False, log, verified_heads
+        ledger.rehearses = ledger.can_start_over = False
+        ledger.store.log, ledger.verified_heads = log, verified_heads

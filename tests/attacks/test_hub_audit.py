@@ -51,3 +51,18 @@ def test_each_refusal_of_an_account_is_a_row(hub: Running) -> None:
         assert red.send("../blue/open", b"").status_code in (403, 404)
         assert red.post("/v2/blue/open/blobs/uploads/").status_code == 403
     assert rows(hub) >= before + middleware.STRANGER_ROWS + 5
+
+
+@pytest.mark.parametrize("kind", ["namespaces/team/deploy-keys", "account/tokens"])
+def test_the_log_tells_who_made_the_token_that_a_row_is_by(hub: Running, kind: str) -> None:
+    """The row of its maker had the number of a key, and the rows of the key had its first characters."""
+    team = Tenant(hub, "team", "admin")
+    made = team.post(f"/api/adapterhub/v1/{kind}", json={"name": "ci", "role": "write"}).json()
+    key = Tenant(hub, "team")
+    key.token = made["token"]
+    key.create("open")
+    with closing(HubDatabase(hub.folder)) as database:
+        use, making = audit_log.events(database, limit=2)
+    assert (use.action, use.token) == ("hf.create", key.token[:8])
+    assert f"token={made['id']} prefix={use.token} name=ci" in making.detail
+    assert (making.account, making.token) == ("team", team.token[:8])

@@ -22,6 +22,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import lz4.frame
@@ -43,26 +44,30 @@ def watched() -> contextlib.AbstractContextManager[None]:
 with watched():
     from adapterhub.checks import scan
     from adapterhub.checks.scan.scanned_file import ScannedFile
+    from adapterhub.digest import sha256_bytes
     from adapterhub.http import urls
     from adapterhub.hub import blob_response as hub_blobs
+    from adapterhub.hub.adapter_forms import multipart
     from adapterhub.hub.hf import commit_requests, lfs
     from adapterhub.hub.oci import any_manifest as oci_documents
     from adapterhub.hub.oci.oci_errors import OciError
+    from adapterhub.hub.upstream import model_listing
     from adapterhub.hub.xet import xet_formats as xet
-    from adapterhub.manifest import card, oci_manifest
+    from adapterhub.manifest import card, measurement, oci_manifest, release_statement, rollout_state
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.project import lockfile, settings_file
     from adapterhub.ref import Ref
-    from adapterhub.registry import merge_recipe
+    from adapterhub.registry import merge_recipe, repository_documents
     from adapterhub.remotes.hub import hub_client as hub
     from adapterhub.remotes.hub import hub_files
-    from adapterhub.remotes.layouts import archive_tar, layout_index
+    from adapterhub.remotes.layouts import archive_tar, layout_archive, layout_index, version_bundle
+    from adapterhub.remotes.layouts.layout_archive import Opener
     from adapterhub.remotes.oci import challenges
     from adapterhub.store.packs import container, cutting
     from adapterhub.store.ref_log import Entry
     from adapterhub.trust import attestation, bundle, keyless, keys, log_checkpoint, statement
     from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, json_file, safetensors_file, toml_file
-    from adapterhub_converters.errors import AdapterhubError
+    from adapterhub_converters.errors import AdapterhubError, NotFoundError
     from adapterhub_converters.formats import peft, source_config
     from adapterhub_converters.formats.mlx import reader as mlx_reader
 
@@ -250,11 +255,66 @@ def _checkpoint(data: bytes) -> None:
     log_checkpoint.read(data, (), "x")
 
 
+def _bundle(data: bytes) -> None:
+    """Read every version of a bundle, and the blobs of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "bundle.tar")
+        path.write_bytes(data)
+        layout = layout_archive.LayoutArchive(path)
+        for name in layout.tags():
+            manifest = layout.manifest(version_bundle.resolve_name(layout, name))
+            for blob in (manifest.config, *manifest.layers):
+                with layout.open_blob(blob) as reader:
+                    reader.readinto(bytearray(1 << 16))
+
+
+def _message(data: bytes) -> None:
+    """The message of an entry of a log: an approval, a rollout, a measurement, or words."""
+    text = data.decode(errors="replace")
+    release_statement.parse(text)
+    rollout_state.parse(text)
+    measurement.parse(text)
+    for op in ("approve", "rollout", "evaluate", "push"):
+        release_statement.log_summary(op, text)
+
+
+def _repository(data: bytes) -> None:
+    def read(digest: str) -> bytes:
+        raise NotFoundError(digest, "no such page")
+
+    repository = repository_documents.Repository.parse(data, "x", read)
+    assert repository_documents.Repository.parse(repository.dump(None)[0], "x", read) == repository
+
+
+def _commit_record(data: bytes) -> None:
+    record = repository_documents.CommitRecord.parse(data, "x")
+    assert repository_documents.CommitRecord.parse(record.dump(), "x") == record
+
+
+def _upstream_model(data: bytes) -> None:
+    model_listing.parse(data, "team/sql", "x")
+
+
+def _form(data: bytes) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 100):
+            yield data[at : at + 100]
+
+    async def parts() -> None:
+        reader = multipart.MultipartReader(body(), b"x")
+        while await reader.next_part():
+            async for piece in reader.data():
+                assert piece
+
+    asyncio.run(parts())
+
+
 PARSERS: tuple[Callable[[bytes], None], ...] = (
     _safetensors, _gguf, _peft_config, _mlx_config, _source_config, _json, _toml, _card, _ref, _adapter_json, _manifest, _index,
     _log, _recipe, _lock, _settings, _hub_answer, _headers, _tar, _pack,
     _commit, _lfs_batch, _xorb, _shard, _oci_upload, _range, _signature, _statement, _attestation,
     _scan, _checkpoint, _certificate, _public_key,
+    _bundle, _message, _repository, _commit_record, _upstream_model, _form,
 )  # fmt: skip
 NUMBERS = {parser.__name__.removeprefix("_"): n for n, parser in enumerate(PARSERS)}
 CORPUS = Path(__file__).parent / "corpus"  # documents by what becomes of them; the suffix is the parser
@@ -276,6 +336,10 @@ def seeds() -> list[bytes]:
     mlx_config = b'{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]}}'
     line = b'[["blk.0.attn_q", "model.layers.0.self_attn.q_proj", 2.0, "F16", 4, false]]'
     made = {"safetensors": st, "gguf": gguf, "peft_config": config, "mlx_config": mlx_config, "source_config": line}
+    made |= {"bundle": _made_bundle(), "repository": _made_repository(), "form": _FORM, "message": b'{"text": "read it"}'}
+    record = repository_documents.CommitRecord({"a.md": (sha256_bytes(b"a"), 1)}, "0" * 40, "A title", author="ana")
+    file = {"rfilename": "a.bin", "size": 1, "blobId": "0" * 40, "lfs": {"sha256": "0" * 64, "size": 1, "pointerSize": 100}}
+    made |= {"commit_record": record.dump(), "upstream_model": json.dumps({"sha": "0" * 40, "siblings": [file]}).encode()}
     made |= {"headers": CHALLENGE, "tar": _packed_tar(), "pack": _packed(), "xorb": _packed_xorb(), "shard": _made_shard()}
     return [*(bytes([NUMBERS[name]]) + data for name, data in made.items()), *documents("good")]
 
@@ -312,6 +376,35 @@ def _made_shard() -> bytes:
     term = struct.pack("<32sIIII", b"\1" * 32, 0, 64, 0, 1)
     file = struct.pack("<32sII8s", b"\2" * 32, 1 << 30, 1, b"") + term + struct.pack("<32s16s", hashlib.sha256().digest(), b"")
     return struct.pack("<32sQQ", b"\3" * 32, 2, 0) + file + struct.pack("<32s16s", b"\xff" * 32, b"")
+
+
+_FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata\r\n--x\r\n\r\n\r\n--x--\r\n'
+
+
+def _made_bundle() -> bytes:
+    raw = (CORPUS / "good/adapter.adapter_json").read_bytes()
+    contents = {"adapter_config.json": b"{}", "adapter.json": raw}
+    files = {path: (sha256_bytes(data), len(data)) for path, data in contents.items()}
+    manifest = oci_manifest.assemble(files, AdapterManifest.parse(raw, "x"))
+    blobs = {sha256_bytes(data): data for data in (*contents.values(), manifest.config_bytes, manifest.raw)}
+    entry = layout_index.describe_manifest(manifest.raw, manifest.digest, "x")
+    descriptors = [oci_manifest.Descriptor("", digest, len(data)) for digest, data in blobs.items()]
+    openers: dict[str, Opener] = {digest: partial(contextlib.nullcontext, io.BytesIO(data)) for digest, data in blobs.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "bundle.tar")
+        layout_archive.write_archive(
+            out, layout_index.with_entry([], entry, "team/sql:v1"), descriptors, openers, lambda _: None
+        )
+        return out.read_bytes()
+
+
+def _made_repository() -> bytes:
+    head = repository_documents.BranchHead("0" * 40, "")
+    proposal = repository_documents.Proposal("1" * 40, "ana", "A title", "2026-01-01T00:00:00Z", "no license")
+    repository = repository_documents.Repository(
+        heads={"main": head}, commits={"0" * 40: sha256_bytes(b"a")}, proposals={"1": proposal}
+    )
+    return repository.dump(None)[0]
 
 
 def documents(kind: str) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -294,6 +295,42 @@ def test_a_token_that_is_limited_to_other_names_reads_nothing(team: Running, rea
     assert (refused.status_code, "limited to other names" in refused.text) == (403, True)
     reader.token = team.make_token("ada", "read", kind="personal", namespaces=("team",))
     assert reader.get("/team/sql/resolve/main/training.txt").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/models/team/sql/ask-access", {}),
+        ("/api/models/team/open/discussions", {"title": "Better", "pullRequest": True}),
+    ],
+)
+def test_a_token_that_is_limited_to_other_names_accepts_no_terms_and_proposes_nothing(
+    team: Running, database: HubDatabase, adapter: Callable[..., Path], path: str, body: Any
+) -> None:
+    """A deploy key accepted the terms of any gated name for the account of its maker."""
+    with team.registry() as registry:
+        registry.push(adapter(7), Ref("team/open"))
+    limited = Tenant(team, "ada")
+    limited.token = team.make_token("ada", "write", kind="deploy", namespaces=("ada",))
+    refused = limited.post(path, json=body)
+    assert (refused.status_code, "limited to other names" in refused.text) == (403, True)
+    limited.token = team.make_token("ada", "read", kind="personal")
+    assert limited.post(path, json=body).status_code == 200
+
+
+def test_results_that_a_proposal_declares_are_shown_to_who_may_read_it(team: Running, owner: Tenant, reader: Tenant) -> None:
+    """The page of a proposal had the adapter.json of a gated name for everybody."""
+    with team.registry() as registry:
+        files = {file.path: file.digest for file in registry.files(registry.resolve(Ref("team/sql")))}
+        document = json.loads(registry.store.read_document(files["adapter.json"]))
+    document["evaluations"] = [{"metric": "told", "value": 0.1234}]
+    lines = [{"key": "header", "value": {"summary": "Better"}}]
+    for path_in_commit, data in {"adapter.json": json.dumps(document), "README.md": "# Better"}.items():
+        content = base64.b64encode(data.encode()).decode()
+        lines.append({"key": "file", "value": {"path": path_in_commit, "content": content}})
+    owner.post("/api/models/team/sql/commit/main?create_pr=1", data="\n".join(map(json.dumps, lines))).raise_for_status()
+    assert "0.1234" in owner.get("/team/sql/discussions/1").text
+    assert "0.1234" not in reader.get("/team/sql/discussions/1").text
 
 
 def test_an_alias_has_the_gate_of_its_repository_and_no_other(owner: Tenant, reader: Tenant) -> None:

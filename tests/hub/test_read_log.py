@@ -118,3 +118,24 @@ def test_only_the_network_of_a_stranger_is_kept(database: HubDatabase, address: 
         log.record("team/sql", "sha256:x", "hf", always=True)
         log.write()
     assert {row.account: row.address for row in read_log.reads(database)} == {"": stored, "ada": address}
+
+
+def test_who_reads_much_in_one_namespace_pushes_out_no_read_of_another(
+    database: HubDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had read what they should not have hid it by reading files of their own until the row was the oldest."""
+    monkeypatch.setattr(read_log, "MAX_ROWS", 12)
+    log = ReadLog(database)
+    log.record("victim/secret", "sha256:0", "hf", always=True)
+    for number in range(30):
+        log.record(f"{'eve' if number % 3 else 'mallory'}/own", f"sha256:{number}", "hf", always=True)
+    log.trim()
+    kept = [read.name for read in read_log.reads(database)]
+    assert {name: kept.count(name) for name in sorted({*kept})} == {"eve/own": 5, "mallory/own": 5, "victim/secret": 1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "share"), [([], 0), ([5], 5), ([20], 12), ([4, 4, 4], 4), ([1, 9, 9], 5), ([2, 3, 9], 7), ([100] * 24, 0)]
+)
+def test_a_fair_share_is_the_most_that_all_may_keep(counts: list[int], share: int) -> None:
+    assert read_log._fair_share(counts, 12) == share

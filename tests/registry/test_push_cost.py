@@ -19,7 +19,7 @@ from adapterhub_converters.formats import peft
 from tests.support import folders
 
 _MAX_CALLS_OF_A_FILE = 480
-_MAX_CALLS_OF_A_TENSOR = 17
+_MAX_CALLS_OF_A_TENSOR = 14
 _MAX_CALLS_OF_A_BAD_TENSOR = 19
 
 

@@ -162,7 +162,9 @@ def _issue(
         limits = Limits(namespaces=namespaces, kind=kind, lifetime=lifetime, parent=parent, name=options.name.strip())
         secret, ident = access_tokens.issue(database, identity.account, options.role, **limits)
         tokens = access_tokens.list_tokens(database, account=identity.account)
-    request_context.current().record_detail(
-        token=ident, name=options.name.strip(), role=options.role, namespaces=",".join(namespaces) or "all", days=options.days
-    )
-    return secret, next(token for token in tokens if token.id == ident)
+    token = next(token for token in tokens if token.id == ident)
+    scope = ",".join(namespaces) or "all"
+    # The log has the prefix in each row of a change that is made with the token.
+    details = {"prefix": token.prefix, "name": token.name, "role": token.role, "namespaces": scope, "days": options.days}
+    request_context.current().record_detail(token=ident, **details)
+    return secret, token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterhub.hub import aliases, gates, request_context
-from adapterhub.hub.access_control import NoTokenError, check_admin
+from adapterhub.hub.access_control import NoTokenError, check_admin, check_scope
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import source_name
 from adapterhub.hub.gates import AccessRequest, Gate
@@ -21,6 +21,7 @@ def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Acces
     name = source_name(visible_view(worker, hub, identity, name))
     if identity is None:
         raise NoTokenError
+    check_scope(identity, name)
     is_new = gates.find_request(worker.database, name, identity.account) is None
     request = gates.ask(worker.database, name, identity.account)
     request_context.current().record_detail(status=request.status, terms=request.terms)

@@ -40,9 +40,19 @@ _MAX_OBJECTION = 1000  # characters
 
 
 @asynccontextmanager
-async def turn(hub: Hub, name: str) -> AsyncIterator[None]:
-    """Wait until no request, in whichever process of the hub, changes a proposal to a repository, and hold the turn."""
-    async with hub.change(name), hub.commit_turn(name):
+async def turn(hub: Hub, name: str, counted_name: str = "") -> AsyncIterator[None]:
+    """Wait until no request, in whichever process of the hub, changes a proposal to a repository, and hold the turn.
+
+    `counted_name` is as for `Hub.change`.
+    """
+    async with hub.change(name, counted_name), hub.commit_turn(name):
+        yield
+
+
+@asynccontextmanager
+async def turn_of_account(hub: Hub, account: str, name: str, counted_name: str) -> AsyncIterator[None]:
+    """Hold the turn as `turn` does, for one proposal of an account at a time: many of them delay a push by one."""
+    async with hub.change_lock(f"proposals of {account}"), turn(hub, name, counted_name):
         yield
 
 
@@ -73,9 +83,10 @@ async def propose(hub: Hub, request: Request) -> Response:
     if branch != MAIN and not branch.startswith(PROPOSALS):
         raise RefusedError(f"{name}@{branch}", "is not main, which proposals are for", "Leave the revision out")
     number = branch.removeprefix(PROPOSALS) if branch != MAIN else ""
-    async with _staging(hub, identity, name) as staged:
+    counted_name = proposals.upload_name(hub.access, identity, name)
+    async with _staging(hub, counted_name) as staged:
         changes = await read_changes(hub, request, name, staged)
-        async with turn(hub, name):
+        async with turn_of_account(hub, identity.account, name, counted_name):
             number, proposal = await hub.workers.run(_propose, hub, identity, name, changes, number=number)
     request_context.current().record_detail(proposal=number, state="opened" if branch == MAIN else "changed")
     url = f"{hub.url(request)}/{name}"
@@ -92,7 +103,8 @@ async def create(hub: Hub, request: Request) -> Response:
     if fields.get("pullRequest") is not True:
         raise ResponseError(501, "NotImplemented", "this hub has proposals (pull requests), and no discussions")
     title, description = (str(fields.get(key) or "")[:10_000] for key in ("title", "description"))
-    async with _staging(hub, identity, name) as staged, turn(hub, name):
+    counted_name = proposals.upload_name(hub.access, identity, name)
+    async with _staging(hub, counted_name) as staged, turn_of_account(hub, identity.account, name, counted_name):
         work = partial(_propose, is_draft=True)
         number, _ = await hub.workers.run(work, hub, identity, name, Changes(staged, title, description))
     request_context.current().record_detail(proposal=number, state="opened")
@@ -101,16 +113,17 @@ async def create(hub: Hub, request: Request) -> Response:
 
 async def propose_files(hub: Hub, identity: Identity, name: str, title: str, files: Tree) -> tuple[str, Proposal]:
     """Propose files that were uploaded for proposals; return the proposal with its number."""
-    async with _staging(hub, identity, name) as staged, turn(hub, name):
+    counted_name = proposals.upload_name(hub.access, identity, name)
+    async with _staging(hub, counted_name) as staged, turn_of_account(hub, identity.account, name, counted_name):
         number, proposal = await hub.workers.run(_propose, hub, identity, name, Changes(staged, title, files=files))
     request_context.current().record_detail(proposal=number, state="opened")
     return number, proposal
 
 
 @asynccontextmanager
-async def _staging(hub: Hub, identity: Identity, name: str) -> AsyncIterator[StagedFiles]:
+async def _staging(hub: Hub, counted_name: str) -> AsyncIterator[StagedFiles]:
     """Stage the files of a proposal for the block, which accepts them unless it fails."""
-    staged = hub.stage_files(proposals.upload_name(hub.access, identity, name))
+    staged = hub.stage_files(counted_name)
     try:
         yield staged
         await hub.workers.read(staged.accept)
@@ -205,7 +218,7 @@ def _write(
     size = sum(size for digest, size in new.items() if digest not in counted)
     room = proposals.Room(name, proposal.commit, proposal.author, size + len(raw))
     limits = hub.access.namespace_settings(name.partition("/")[0])
-    proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "")
+    proposals.reserve(worker.database, limits, room, replaced=replaced.commit if replaced else "", number=number)
     try:
         hub.quotas.check(worker, name, new, count=True, except_uploads=[staged.upload])
         hub.quotas.check_record(worker, name, len(raw) + document_size(worker, name), except_uploads=[staged.upload])

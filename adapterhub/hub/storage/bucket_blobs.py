@@ -7,7 +7,9 @@ A blob is in the bucket before its name appears here, and everything here is a c
 on the way.
 
 A process notes a blob in the database before it relies on the bucket having it, as for a version that names it, and may then
-rely on it for an hour. A gc (`bucket_gc`) removes only blobs that were not noted for longer than that.
+rely on it for an hour. A gc (`bucket_gc`) removes only blobs that were not noted for longer than that. A change that fails
+cannot take back what it has stored, as another process may rely on it by now without a note that is newer: it is collected
+(`folder_store`), and counts for the namespace until a gc has had its time, even if an entry of the log has named it since.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from adapterhub.store.store_files import local_errors
 from adapterhub_converters.errors import IntegrityError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from .folder_store import collected_blobs, state_of
 from .postgres import PostgresDatabase
 from .shared_log import LogMirror, NoIndexFile, SharedLog
 
@@ -144,6 +147,8 @@ class SharedStore(Store):
 
     def commit_blob(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Make a complete file in tmp/ a blob, in the bucket first."""
+        if (blobs := collected_blobs()) is not None:
+            blobs[digest] = state_of(os.fstat(file.fileno()))
         # Bucket first: a name here must never exist without the blob there.
         self._shared.put(digest, file, os.fstat(file.fileno()).st_size)
         self._keep(path, file, digest)

@@ -112,9 +112,9 @@ class Storage:
             return self._files().open(path)
         return None
 
-    def take_back(self, store: Store, blobs: dict[Digest, FileState]) -> list[Digest]:
-        """Remove the blobs that a failed change has stored (`folder_store`); return them."""
-        return store.take_back(blobs) if isinstance(store, FolderStore) else []
+    def take_back(self, store: Store, blobs: dict[Digest, FileState]) -> list[Digest] | None:
+        """Remove the blobs that a failed change has stored (`folder_store`); return them, None if only a gc removes any."""
+        return store.take_back(blobs) if isinstance(store, FolderStore) else None
 
     def _files(self) -> StoreFiles:
         return self.store().files

@@ -38,6 +38,11 @@ def collecting_new_blobs() -> Iterator[dict[Digest, FileState]]:
         _COLLECTED.reset(token)
 
 
+def collected_blobs() -> dict[Digest, FileState] | None:
+    """Return those that this change has stored so far; None if they are not collected."""
+    return _COLLECTED.get()
+
+
 class _FolderLog(RefLog):
     """The logs; an entry names what was stored before it."""
 
@@ -72,7 +77,7 @@ class FolderStore(Store):
         # Set and read before the blob has its name: whoever finds it sets a later time, however coarse the clock is.
         earlier = int(time.time()) - _HEAD_START
         os.utime(file.fileno() if os.utime in os.supports_fd else path, (earlier, earlier))
-        state = _state(os.fstat(file.fileno()))
+        state = state_of(os.fstat(file.fileno()))
         super().commit_blob(path, file, digest)
         blobs[digest] = state
 
@@ -110,7 +115,7 @@ class FolderStore(Store):
 
     def _is_relied_on(self, path: Path, digest: Digest, state: FileState) -> bool:
         """Return whether somebody else has stored a blob too, has renewed the time of its file, or lists it in a lease."""
-        if _state(self.files.status(path)) != state:
+        if state_of(self.files.status(path)) != state:
             return True
         own, line = self.files.lease.id if self.files.lease else "", f"{digest}\n".encode()
         with local_errors(self.root / LEASES):
@@ -125,5 +130,6 @@ class FolderStore(Store):
             return file.read()
 
 
-def _state(status: os.stat_result) -> FileState:
+def state_of(status: os.stat_result) -> FileState:
+    """Return the state of a file."""
     return status.st_ino, status.st_mtime_ns

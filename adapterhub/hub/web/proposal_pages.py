@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from adapterhub.digest import Digest
 from adapterhub.hub import file_differences, proposals
 from adapterhub.hub.access_control import may_write
 from adapterhub.hub.commits import PROPOSALS
@@ -85,7 +86,11 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
     if proposal.state == OPEN:
         change = proposals.change_of(worker, view, proposal)
         files, unlisted_count = file_differences.of_proposal(worker, page_request.hub, who, view, change)
-        evaluations = _declared_evaluations(worker, change)
+        digest, _ = change.record.files.get(ADAPTER_JSON, ("", 0))
+        if digest and file_differences.may_read_file(
+            worker, page_request.hub, who, view, digest=digest, commit=proposal.commit
+        ):
+            evaluations = _declared_evaluations(worker, digest)
     return ProposalPage(
         name=view.name,
         number=number,
@@ -100,12 +105,10 @@ def proposal_page(page_request: PageRequest, worker: Worker) -> ProposalPage:
     )
 
 
-def _declared_evaluations(worker: Worker, change: ProposedChange) -> tuple[DeclaredEvaluation, ...]:
-    """Return the results that the adapter.json of a proposal declares; none without a valid one."""
-    if ADAPTER_JSON not in change.record.files:
-        return ()
+def _declared_evaluations(worker: Worker, digest: Digest) -> tuple[DeclaredEvaluation, ...]:
+    """Return the results that an adapter.json declares; none of one that is not valid."""
     try:
-        raw = worker.registry.store.read_document(change.record.files[ADAPTER_JSON][0])
+        raw = worker.registry.store.read_document(digest)
         return (AdapterManifest.parse(raw, ADAPTER_JSON).evaluations or ())[:_MAX_EVALUATIONS]
     except AdapterhubError:
         return ()

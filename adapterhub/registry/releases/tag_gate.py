@@ -63,7 +63,10 @@ class TagGate:
         def read_authors(name: str, digest: Digest) -> Collection[str]:
             return self.read_authors(name, digest)
 
-        return VersionEvidence(self._ledger.store, read_signatures, read_authors)
+        def can_start_over() -> bool:
+            return self._ledger.can_start_over
+
+        return VersionEvidence(self._ledger.store, read_signatures, read_authors, can_start_over)
 
     def policies(self) -> list[Policy]:
         """Return the policies in force: the registry's, and that of the caller that opened it."""

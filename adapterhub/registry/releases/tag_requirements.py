@@ -18,6 +18,7 @@ from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.project.tag_rules import UNMET, TagRules
 from adapterhub.registry import signature_policy
+from adapterhub.registry.ledger import StartOverError
 from adapterhub.registry.version_facts import first_stored_problem
 from adapterhub.store.ref_log import TAG_MOVES, Entry
 from adapterhub.store.store import Store
@@ -27,6 +28,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import approvals, metric_gates
 
 _METRICS = {**metric_gates.DATA_GATES, **metric_gates.TEST_GATES}
+_MAX_FINDINGS = 10_000  # of scans that are remembered
 _NO_TESTS: tuple[Evaluation | None, str] = (None, "")
 
 
@@ -100,6 +102,7 @@ class VersionEvidence:
         store: The store with their files.
         read_signatures: Returns the signatures of a version by name and digest, none of them verified.
         read_authors: Returns who has made a version, by name and digest, besides the user who has pushed it.
+        can_start_over: Returns whether files are to be scanned later, without the lock that is held now (`StartOverError`).
         clock: The time in seconds since 1970.
     """
 
@@ -108,9 +111,11 @@ class VersionEvidence:
         store: Store,
         read_signatures: Callable[[str, Digest], Sequence[bytes]],
         read_authors: Callable[[str, Digest], Collection[str]],
+        can_start_over: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.clock, self._store, self._read_signatures, self._read_authors = clock, store, read_signatures, read_authors
+        self._can_start_over = can_start_over
         self._findings: dict[Digest, str] = {}
 
     def manifest(self, digest: Digest) -> Manifest:
@@ -126,8 +131,16 @@ class VersionEvidence:
         return self._read_authors(candidate.name, candidate.digest)
 
     def finding(self, digest: Digest) -> str:
-        """Return the first problem that a scan of a version's files finds; empty for none. The bytes are read once."""
+        """Return the first problem that a scan of a version's files finds; empty for none. The bytes are read once.
+
+        Raises:
+            StartOverError: They are to be read without the lock.
+        """
         if digest not in self._findings:
+            if self._can_start_over():
+                raise StartOverError(partial(self.finding, digest))
+            if len(self._findings) >= _MAX_FINDINGS:
+                self._findings.clear()
             self._findings[digest] = first_stored_problem(self._store, self.manifest(digest))
         return self._findings[digest]
 

@@ -18,10 +18,17 @@ from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.api import reading, routes
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.index import queries
+from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.project.policy import Policy
+from adapterhub.project.tag_rules import TagRules
 from adapterhub.ref import Ref
+from adapterhub.registry import version_facts
+from adapterhub.registry.releases import tag_requirements
+from adapterhub.store.store import Store
 from tests.cli.test_options import flags, leaves
 from tests.conftest import Run
-from tests.hub.conftest import Running
+from tests.hub.conftest import Running, serving
+from tests.hub.sending import Sending
 from tests.support.hub_tenants import Tenant
 
 API = "/api/adapterhub/v1"
@@ -159,6 +166,37 @@ def test_a_rehearsal_counts_nothing_for_the_limits_of_a_namespace(
     admin.name = "other"
     admin.create("new")
     assert admin.upload("new", adapter(3)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("POST", "tags/prod/promotion", {"reference": "v2"}), ("PUT", "tags/prod", {"reference": "v2"})],
+)
+def test_a_rehearsal_scans_files_without_a_lock(
+    method: str, path: str, body: Any, tmp_path: Path, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other client waited until a version of many gigabytes was scanned."""
+    policy = Policy("the hub", promotions=(TagRules("prod", "the hub", scan="clean"),))
+    scan, locked = version_facts.first_stored_problem, list[str]()
+
+    with serving(tmp_path / "hub", policy=policy) as strict:
+        with strict.registry() as registry:
+            for seed in (1, 2):
+                registry.push(adapter(seed), Ref("team/sql"))
+
+        def watched_scan(store: Store, manifest: Manifest) -> str:
+            for file in strict.folder.glob("*.db"):
+                with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+                    try:
+                        connection.execute("BEGIN IMMEDIATE")
+                    except sqlite3.OperationalError:
+                        locked.append(file.name)
+            return scan(store, manifest)
+
+        monkeypatch.setattr(tag_requirements, "first_stored_problem", watched_scan)
+        writer = Sending(strict.url, strict.token)
+        answer = writer.ask(method, f"{API}/names/team/sql/{path}?dry_run=true", body)
+        assert (answer.status, locked) == (200, [])
 
 
 def test_a_client_does_not_ask_a_hub_to_rehearse_that_would_make_the_change(

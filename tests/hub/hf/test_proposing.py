@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import pickle
@@ -18,6 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from adapterhub.hub import access_control, gates, proposals, quotas, webhooks
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.gates import Gate
+from adapterhub.hub.hf import proposing
+from adapterhub.hub.hub import Hub
 from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.hub.webhooks import Webhooks
 from adapterhub.hub.workers import Workers
@@ -254,7 +257,9 @@ def test_a_proposal_is_for_main_of_a_repository_that_its_author_sees(
     assert ada.commit("team/sql", card).status == 403
     assert ada.ask("POST", "/api/models/team/sql/preupload/main", {"files": []}).status == 403
     assert ada.ask("POST", "/api/models/team/sql/preupload/main?create_pr=1", {"files": []}).status == 200
-    assert other.ask("POST", path.format("team/sql"), card).status == 200
+    assert other.ask("POST", path.format("team/sql"), card).status == 403  # its token is limited to other names
+    eve = Sending(team.url, team.make_token("eve", "write", kind="personal"))
+    assert eve.ask("POST", path.format("team/sql"), card).status == 200
     assert maintainer.ask("GET", API).json()["proposals"][0]["author"] == "eve"
 
 
@@ -290,6 +295,48 @@ def test_the_proposals_of_an_account_and_of_a_namespace_are_bounded(
     monkeypatch.setattr(proposals, "_MAX_BYTES", 10)
     assert "its proposals may hold 10 bytes" in propose_card(maintainer, "five").json()["error"]
     assert len(rows_of(team, "SELECT * FROM proposals")) == 1
+
+
+def test_a_few_accounts_do_not_fill_a_namespace_with_proposals(
+    team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten accounts with ten proposals each left no room for anybody else."""
+    monkeypatch.setattr(proposals, "_MAX_OPEN", 4)
+    people = [ada, *(Sending(team.url, team.make_token(name, "read")) for name in ("eve", "bob"))]
+
+    def propose_card(sending: Sending, text: str) -> str:
+        answer = sending.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines_of({"README.md": text.encode()}))
+        return str(answer.json().get("error", ""))
+
+    assert [propose_card(ada, f"of ada {number}") for number in range(2)] == ["", ""]
+    assert "ada has 2 open proposals, and more than half of the room is taken" in propose_card(ada, "of ada 2")
+    parts = "/api/models/team/sql/commit/refs%2Fpr%2F1"
+    assert ada.ask("POST", parts, lines_of({"README.md": b"changed"})).status == 200
+    assert [propose_card(sending, "one more") for sending in people[1:]] == ["", ""]
+    assert "the most there may be" in propose_card(maintainer, "a fifth")
+
+
+def test_a_few_accounts_do_not_fill_a_namespace_with_the_bytes_of_proposals(
+    team: Running, ada: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "_MAX_BYTES", 64_000)
+    path, eve = "/api/models/team/sql/commit/main?create_pr=1", Sending(team.url, team.make_token("eve", "read"))
+    assert ada.ask("POST", path, lines_of({"README.md": b"a" * 40_000})).status == 200
+    refused = ada.ask("POST", path, lines_of({"README.md": b"b" * 1000}))
+    assert "ada: may hold 2,000 bytes of its proposals while more than half of the room is taken" in refused.json()["error"]
+    assert eve.ask("POST", path, lines_of({"README.md": b"e" * 1000})).status == 200
+    assert eve.ask("POST", path, lines_of({"README.md": b"f" * 1000})).status == 400
+
+
+def test_the_commits_of_a_proposal_are_bounded(team: Running, ada: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account could change its proposals as often as it liked, which each time writes a document."""
+    monkeypatch.setattr(proposals, "_MAX_COMMITS", 3)
+    ada.ask("POST", "/api/models/team/sql/discussions", {"title": "Again", "pullRequest": True})
+    parts = "/api/models/team/sql/commit/refs%2Fpr%2F1"
+    answers = [ada.ask("POST", parts, lines_of({"README.md": text})) for text in (b"one", b"two", b"three")]
+    assert [answer.status for answer in answers] == [200, 200, 400]
+    assert "proposal 1: has 3 commits, the most of a proposal" in answers[-1].json()["error"]
+    assert rows_of(team, "SELECT commits FROM proposals") == [(3,)]
 
 
 def test_uploads_for_proposals_are_bounded_in_a_namespace_without_a_quota_and_those_of_maintainers_are_not(
@@ -377,6 +424,43 @@ def test_what_later_commits_of_a_proposal_leave_behind_counts_until_a_gc_has_had
     assert ada.ask("DELETE", f"{API}/1").status == 200
     refused = ada.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines_of({"README.md": b"d" * 30_000}))
     assert "hold 7" in refused.json()["error"]
+
+
+def test_who_has_proposed_an_accepted_version_is_not_forgotten(
+    team: Running, ada: Sending, maintainer: Sending, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a hundred proposals, opened and withdrawn, and a squash, its author approved it as somebody else would."""
+    monkeypatch.setattr(proposals, "_MAX_CLOSED", 1)
+    propose(ada, adapter(2))
+    assert maintainer.ask("POST", f"{API}/1/acceptance", {}).status == 200
+    for number in range(2, 6):
+        ada.ask("POST", "/api/models/team/sql/discussions", {"title": f"Empty {number}", "pullRequest": True})
+        assert ada.ask("DELETE", f"{API}/{number}").status == 200
+    assert maintainer.ask("POST", "/api/models/team/sql/super-squash/main", {}).status == 200
+    assert [proposal["proposal"] for proposal in ada.ask("GET", API).json()["proposals"]] == [5, 4, 1]
+    with closing(open_storage(team.settings)) as storage, closing(Workers(storage)) as workers:
+        worker = workers.worker()
+        assert "ada" in proposals.authors(worker, "team/sql", worker.registry.resolve(Ref("team/sql")).digest)
+
+
+def test_many_proposals_of_an_account_delay_a_push_by_one(team: Running) -> None:
+    """Each waited for the repository's lock before the push, and had all of its weights checked under it."""
+    order: list[str] = []
+
+    async def propose_again(hub: Hub, number: int) -> None:
+        async with proposing.turn_of_account(hub, "ada", "team/sql", "~ada/team/sql"):
+            order.append(f"proposal {number}")
+
+    async def push(hub: Hub) -> None:
+        async with hub.change("team/sql"):
+            order.append("push")
+
+    async def all_at_once(hub: Hub) -> None:
+        await asyncio.gather(*(propose_again(hub, number) for number in range(3)), push(hub))
+
+    with closing(Hub(team.settings)) as hub:
+        asyncio.run(all_at_once(hub))
+    assert order == ["proposal 0", "push", "proposal 1", "proposal 2"]
 
 
 def test_of_two_decisions_at_the_same_time_one_holds(team: Running, ada: Sending, adapter: Callable[..., Path]) -> None:

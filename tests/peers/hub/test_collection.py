@@ -6,20 +6,27 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.hub import access_control
+from adapterhub.hub.accounts import accounts
+from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.storage.bucket_blobs import blob_key
 from adapterhub.hub.storage.bucket_gc import collect
+from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.hub.storage.shared_storage import SharedStorage
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import ParameterError, RefusedError
 from tests.conftest import Run
 from tests.hub.conftest import serving
 from tests.hub.sending import WEIGHTS, Sending, lines_of
+from tests.support.hub_tenants import Tenant
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.peer
@@ -173,3 +180,29 @@ def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, mon
     says = "grace: 1 h is too short for uploads in progress. Set at least 2"
     with pytest.raises(ParameterError, match=says):
         collect(storage, grace=1)
+
+
+def test_what_a_refused_change_has_stored_counts_until_a_gc_has_its_bytes(
+    tmp_path: Path, places: dict[str, Any], adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest of 4 MB for a protected tag was stored, refused and counted for nobody, as often as one liked."""
+    monkeypatch.setattr(access_control, "_TTL", 0.0)
+    with serving(tmp_path / "hub", **places) as hub:
+        team = Tenant(hub, "team", "admin")
+        team.create("sql")
+        assert team.upload("sql", adapter(1)).status_code == 200
+        assert team.request("PUT", "/api/adapterhub/v1/names/team/sql/tags/prod", json={"reference": "v1"}).ok
+        assert team.request("PUT", "/api/adapterhub/v1/names/team/sql/tags/prod/protection").ok
+        with closing(open_database(hub.settings)) as database:
+            accounts.set_namespace(database, Namespace("team", max_bytes=1_000_000))
+        kind = {"content-type": MANIFEST_TYPE}
+        manifest = team.get("/v2/team/sql/manifests/v1", headers={"accept": MANIFEST_TYPE}).json()
+        answers = []
+        for number in range(6):
+            document = {**manifest, "annotations": {"note": str(number) * 300_000}}
+            answers.append(team.request("PUT", "/v2/team/sql/manifests/prod", data=json.dumps(document), headers=kind))
+        assert "protected" in answers[0].text
+        assert "may hold 1,000,000 bytes" in answers[-1].text
+        with closing(open_storage(hub.settings)) as storage:
+            assert isinstance(storage, SharedStorage)
+            assert sum(size for _, size, _ in storage.bucket.objects("blobs/sha256")) < 1_100_000

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest.oci_manifest import parse
+from adapterhub.manifest.oci_manifest import Manifest, parse
 from adapterhub.project import PROJECT, settings_file
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
+from adapterhub.registry import version_facts
 from adapterhub.registry.packaging import package
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import tag_requirements
 from adapterhub.remotes.local_catalog import LocalCatalog
 from adapterhub.store.ref_log import TAG_MOVES
+from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from tests.registry.releases.test_tag_requirements import PROD, SQL, prod, require, v
 from tests.support.adapters import Make
@@ -64,6 +67,24 @@ def test_every_way_to_the_tag_is_refused_with_what_is_missing_and_moves_nothing(
         WAYS[way](registry, make)
     assert refused.value.code == "requirements-unmet"
     assert registry.log(SQL) == entries
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_to_the_tag_scans_files_under_the_lock(
+    way: str, registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version of many gigabytes had everybody else's push wait until it was scanned."""
+    require(registry, 'scan = "clean"')
+    scanned: list[bool] = []
+    scan = version_facts.first_stored_problem
+
+    def watched_scan(store: Store, manifest: Manifest) -> str:
+        scanned.append(registry.index.in_transaction)
+        return scan(store, manifest)
+
+    monkeypatch.setattr(tag_requirements, "first_stored_problem", watched_scan)
+    WAYS[way](registry, make)
+    assert (scanned, prod(registry)) == ([False], 2 if way not in ("push", "publish with a tag") else 4)
 
 
 def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> None:

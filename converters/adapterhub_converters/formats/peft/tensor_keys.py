@@ -243,7 +243,8 @@ def tensor_names(adapter: Adapter) -> Iterator[tuple[TensorId, str]]:
     ends_by_delta = {id(delta): [_key_end(delta, part) for part, _ in delta.parts()] for delta, _ in adapter.distinct_deltas}
     for target, delta in adapter.deltas.items():
         module = PREFIX + stacks.get(target, target)
-        yield from ((("pair", target, label), module + end) for label, end in ends_by_delta[id(delta)])
+        for label, end in ends_by_delta[id(delta)]:
+            yield ("pair", target, label), module + end
     for name in adapter.replaced:
         yield ("replaced", name, ""), PREFIX + _under_delta(name, adapter)
     for name in adapter.copies:
