@@ -391,6 +391,24 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
     assert list((tmp_path / "store").rglob("*#*")) == []
 
 
+def test_wrong_bytes_are_the_reason_even_if_the_store_cannot_abort_the_upload(
+    moto: Server, proxy: Proxy, adapter: Path
+) -> None:
+    bucket = moto.bucket()
+    (adapter / "README.md").write_bytes(b"0123456789abcdef" * (1 << 20))
+    source = AdapterFolder(adapter)
+    blob = readme(source.manifest("latest"))
+    (adapter / "README.md").write_bytes(b"!" * blob.size)
+
+    def before(exchange: Exchange) -> None:
+        if exchange.method == "DELETE":
+            exchange.status = 400  # at once; a 500 is tried again
+
+    proxy.before = before
+    with place(behind(proxy), bucket, piece=5 << 20) as to, pytest.raises(IntegrityError, match="were read instead"):
+        to.put_blob(blob, source)
+
+
 def test_a_stalled_reader_causes_no_lost_version(moto: Server, adapter: Path) -> None:
     """A place that was opened long ago sees what was pushed since, and appends to that."""
     bucket = moto.bucket()

@@ -211,10 +211,30 @@ class Bucket:
 
     def put_pieces(self, key: str, pieces: Iterator[bytearray], size: int) -> None:
         """Write an object from pieces of `size` bytes, the last one shorter; if they raise an exception, there is no object."""
-        with self._errors(key) as obstore:
-            obstore.put(
-                self._object_store(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_MAX_CONCURRENT_PARTS
-            )
+        failures: list[AdapterhubError] = []
+
+        def read_pieces() -> Iterator[bytearray]:
+            try:
+                yield from pieces
+            except AdapterhubError as error:
+                failures.append(error)
+                raise
+
+        try:
+            with self._errors(key) as obstore:
+                obstore.put(
+                    self._object_store(),
+                    key,
+                    read_pieces(),
+                    use_multipart=True,
+                    chunk_size=size,
+                    max_concurrency=_MAX_CONCURRENT_PARTS,
+                )
+        except AdapterhubError:
+            # The pieces are the reason, even if the store then fails to abort the upload.
+            if failures:
+                raise failures[0] from None
+            raise
         self._sync(key)
 
     def create_object(self, key: str, data: bytes) -> bool:
