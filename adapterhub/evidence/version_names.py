@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 VERSION_HEADER = "x-adapterhub-version"
-"""The header of an answer with the name and digest of what answered, as `serve.gateway.api_forms` writes it."""
+"""The header of an answer of the gateway, with the name and digest of what answered."""
 VERSION_PROPERTY = "adapterhub.version"
 """The property of a JUnit suite with the name and digest of the version."""
 TESTS_PROPERTY = "adapterhub.tests"

@@ -23,7 +23,7 @@
     gates.py                gated names, and requests for access to them
     read_log.py             who read which digest
     stars.py                stars of accounts for names
-    rankings.py             names by their downloads and stars
+    popularity.py           names by their downloads and stars
     policy_gate.py          the policy, and withdrawals, applied to what is served
     mirrored_withdrawals.py withdrawals that a mirror learns from its upstream
     request_context.py      the request being answered

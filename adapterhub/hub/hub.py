@@ -42,8 +42,8 @@ from .lru_cache import LRUCache
 from .mirror import Mirror
 from .model_bases import ModelBases
 from .policy_gate import PolicyGate
+from .popularity import Rankings
 from .quotas import Quotas
-from .rankings import Rankings
 from .read_log import ReadLog
 from .replication import Replicator
 from .repository_listing import HiddenNames, RepositoryListing

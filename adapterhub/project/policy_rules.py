@@ -1,6 +1,7 @@
 """The rules of a policy about what an adapter.json records: each compares a manifest with what is allowed.
 
-A rule gives a `RuleCheck`: what the version has, and what is wrong with that. `adapterhub/project/policy.py` has the policy.
+A rule gives a `RuleCheck`: what the version has, and what is wrong with that. `adapterhub/project/policy.py` has the policy, and
+`adapterhub/manifest/licensing.py` compares licenses.
 """
 
 from __future__ import annotations

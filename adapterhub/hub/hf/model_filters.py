@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.datastructures import QueryParams
 
-from adapterhub.hub.rankings import DOWNLOADS, LIKES
+from adapterhub.hub.popularity import DOWNLOADS, LIKES
 from adapterhub.index.version_listing import Conditions, Position
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from adapterhub.hub.rankings import Ranking
+from adapterhub.hub.popularity import Ranking
 from adapterhub.index import version_listing
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position

@@ -23,7 +23,7 @@ from adapterhub.hub.downloads import HUGGING_FACE
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.policy_gate import check_not_withdrawn
-from adapterhub.hub.rankings import DOWNLOADS, LIKES
+from adapterhub.hub.popularity import DOWNLOADS, LIKES
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_listing

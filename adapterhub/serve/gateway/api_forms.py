@@ -12,7 +12,6 @@ from adapterhub_converters.display import printable
 from .problems import ProblemError, engine_failed
 from .rollout_plan import STICKY_FIELDS
 
-VERSION_HEADER = "x-adapterhub-version"
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
 _MAX_ID = 128  # characters of an answer's id
 _MAX_IDENTIFIER = 1000  # characters; more do not tell clients apart

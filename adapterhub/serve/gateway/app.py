@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from adapterhub.evidence.version_names import VERSION_HEADER
 from adapterhub.http_server.request_bodies import BodyBudget, BodyGuard, until_disconnect
 from adapterhub.serve.engines import EngineAnswer, EngineDownError, error_text
 from adapterhub.serve.engines.api_paths import ALL_PATHS, WITHOUT_MODEL, answers_no_such_path
@@ -25,7 +26,6 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
 from . import api_forms, deprecations, ollama, rewriting, spans, trace_context
-from .api_forms import VERSION_HEADER
 from .cross_origin import CrossOrigin
 from .front import GatewayFront, GatewayRequest, body_limits, read_json
 from .local_routes import EXCEPTION_HANDLERS, LOCAL_ROUTES

@@ -13,10 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.evidence.version_names import VERSION_HEADER
 from adapterhub.serve.engines.api_paths import ALL_PATHS
 from adapterhub_converters.errors import UsageError
 
-from .api_forms import VERSION_HEADER
 from .trace_context import REQUEST_ID
 
 ANY = "*"

@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from adapterhub.evidence.version_names import VERSION_HEADER
 from adapterhub.serve.engines.api_paths import RESPONSES
 from adapterhub.version import __version__
 from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.errors import AdapterhubError
 
 from . import api_forms, deprecations, metrics, ollama
-from .api_forms import VERSION_HEADER
 from .front import GatewayRequest, read_json
 from .gateway import Gateway
 from .problems import ProblemError, not_served, problem_of

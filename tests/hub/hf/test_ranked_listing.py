@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import rankings, stars
+from adapterhub.hub import popularity, stars
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.hf import likes, ranked_listing
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.rankings import Ranking, Rankings
+from adapterhub.hub.popularity import Ranking, Rankings
 from adapterhub.index import index_database, schema
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Position
@@ -84,7 +84,7 @@ def test_a_star_is_given_once_and_bounded(database: HubDatabase, monkeypatch: py
     assert stars.counts(database, ["team/a", "team/b", "team/c"]) == {"team/a": 1, "team/b": 1}
     with pytest.raises(RefusedError, match="has given 2 stars"):
         stars.give(database, "team/c", "ada")
-    assert Rankings(database).get(rankings.LIKES).places == ((1, "team/a"), (1, "team/b"))
+    assert Rankings(database).get(popularity.LIKES).places == ((1, "team/a"), (1, "team/b"))
     stars.rename(database, "team/a", "team/b")
     accounts.remove(database, "ada")
     assert stars.counts(database, ["team/b"]) == {}
@@ -102,8 +102,8 @@ def team(hub: Running, adapter: Callable[..., Path]) -> Running:
 
 
 def test_huggingface_hub_sorts_and_gives_stars(team: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rankings, "_TTL", 0.0)
-    monkeypatch.setattr(rankings, "_PAUSE", 0)
+    monkeypatch.setattr(popularity, "_TTL", 0.0)
+    monkeypatch.setattr(popularity, "_PAUSE", 0)
     api, ada = client(team, tmp_path), Tenant(team, "ada")
     api.token = ada.token
     for name in ("team/two", "team/three"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import gates, rankings, read_log
+from adapterhub.hub import gates, popularity, read_log
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.ref import Ref
@@ -31,8 +31,8 @@ def hubs(tmp_path: Path, places: dict[str, Any]) -> Iterator[tuple[Running, Runn
 def test_what_one_process_is_told_the_other_knows_at_once(
     hubs: tuple[Running, Running], adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rankings, "_TTL", 0.0)
-    monkeypatch.setattr(rankings, "_PAUSE", 0)
+    monkeypatch.setattr(popularity, "_TTL", 0.0)
+    monkeypatch.setattr(popularity, "_PAUSE", 0)
     one, other = hubs
     with one.registry() as registry:
         registry.push(adapter(1), Ref("team/sql"))

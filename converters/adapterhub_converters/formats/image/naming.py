@@ -1,4 +1,4 @@
-"""Names of modules: a kohya file's names translated to the base's, and vice versa.
+"""Prefixes and names of modules in trainers' files of image models, translated to the base's, and vice versa.
 
 A name without its dots is resolved by the base's own modules, else by the closed tables; it is refused if two readings differ.
 The table to write with is determined by the modules, the source's header or the base, never guessed.

@@ -1,4 +1,4 @@
-"""Rankings of names by what only the hub's tables count, downloads and stars, as of the last minute.
+"""Rankings of names by downloads and stars, as of the last minute, for the sort of the Hugging Face Hub's list of models.
 
 A ranking has the names with any. It is computed anew after a multiple of the time that it took, by one thread, while the others
 get the earlier one.
