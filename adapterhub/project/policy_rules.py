@@ -1,6 +1,6 @@
 """The rules of a policy about what an adapter.json records: each compares a manifest with what is allowed.
 
-A rule gives a `RuleCheck`: what the version has, and what is wrong with that. `adapterhub/project/policy.py` has the policy, and
+A rule gives a `RuleCheck`: what the version has, and what is wrong with that. `adapterhub/project/policy.py` has the policy;
 `adapterhub/manifest/licensing.py` compares licenses.
 """
 

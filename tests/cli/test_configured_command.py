@@ -23,7 +23,12 @@ OPTIONS = {
     for option in start.params
     if isinstance(option, click.Option) and option.name not in ("config", "debug")
 }
-VALUES: dict[str, Any] = {"upstream_mode": "cache", "rate_limit": ["api=1/2", "pages=3/4"], "upstream_allow": ["Qwen", "gpt2"]}
+VALUES: dict[str, Any] = {
+    "upstream_mode": "cache",
+    "rate_limit": ["api=1/2", "pages=3/4"],
+    "upstream_allow": ["Qwen", "gpt2"],
+    "replicate": ["a/*=oci://registry.example/a", "b/*=hub+https://hub.example"],
+}
 """Values that are not the default, of the options whose type does not say one."""
 
 

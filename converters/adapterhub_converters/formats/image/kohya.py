@@ -2,8 +2,8 @@
 
 `lora_unet_…_to_q.lora_down.weight` is `lora_A`, `.lora_up.weight` is `lora_B`, and `.alpha` is a number, where 0
 means the rank (sd-scripts, `networks/lora.py`). The names have lost their dots, which are recovered by the base's own modules
-or by the closed tables of `family_tables` (`naming`, which has the prefixes); names with two readings are refused. ComfyUI's and
-XLabs' names have their dots.
+or by the closed tables of `family_tables` (`naming`, which has the prefixes); names with two readings are refused. ComfyUI's
+and XLabs' names have their dots.
 """
 
 from __future__ import annotations
