@@ -32,7 +32,7 @@ def keep(registry: Registry, ref: Ref, last: int | None) -> None:
     def decide(state: LogState) -> Entry | None:
         # Under the lock, the name may be gone by now.
         registry.row(ref)
-        if _setting(registry, ref.name) == last:
+        if _keeps_all(registry, ref.name) if last is None else _setting(registry, ref.name) == last:
             return None
         op, number = ("keep-all", 0) if last is None else ("keep", last)
         return Entry(ref.name, state.seq + 1, op, now(), previous=state.head, keep=number)
@@ -48,6 +48,13 @@ def retention_limit(registry: Registry, ref: Ref) -> int | None:
 def _setting(registry: Registry, name: str) -> int | None:
     setting = queries.marks(registry.index, "keep", name).get("")
     return None if setting is None else int(setting)
+
+
+def _keeps_all(registry: Registry, name: str) -> bool:
+    """Return whether all versions of a name are kept by a choice, which the index does not tell from none."""
+    entries, _ = entries_in_force(registry.store.log.entries(name))
+    choices = [entry.op for entry in entries if entry.op in ("keep", "keep-all")]
+    return choices[-1:] == ["keep-all"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def _droppable_versions(registry: Registry, name: str, rule: DefaultRule) -> dic
     setting = _setting(registry, name)
     rule = rule if setting is None else DefaultRule(setting)
     droppable = rule.droppable(queries.versions(registry.index, name=name)) if rule != DefaultRule() else {}
-    if not droppable:
+    if not droppable or (setting is None and _keeps_all(registry, name)):
         return {}
     previous, withdrawn = _previous_versions(registry, name), withdrawals.reasons(registry.index, name)
     return {number: digest for number, digest in droppable.items() if number not in previous and digest not in withdrawn}

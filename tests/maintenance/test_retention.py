@@ -55,6 +55,18 @@ def test_versions_are_dropped_only_where_requested(registry: Registry, make: Mak
         retention.keep(registry, PROD, 1)
 
 
+def test_a_choice_of_all_versions_wins_over_the_options_of_a_gc(registry: Registry, make: Make) -> None:
+    for seed in (1, 2, 3):
+        registry.push(make(f"a{seed}", seed), SQL)
+    retention.keep(registry, SQL, None)
+    retention.keep(registry, SQL, None)
+    assert [entry.op for entry in registry.log(SQL)] == ["keep-all", "push", "push", "push"]
+    assert gc(registry, grace=0, last=1).dropped == []
+    assert registry.rebuild_index() == fsck(registry) == []
+    retention.keep(registry, SQL, 2)
+    assert list(map(str, gc(registry, grace=0, last=1).dropped)) == ["team/sql:v1"]
+
+
 def test_a_dry_run_foretells_the_bytes_of_dropped_versions(registry: Registry, make: Make) -> None:
     for seed in (1, 2, 3):
         registry.push(make(f"a{seed}", seed), SQL)
