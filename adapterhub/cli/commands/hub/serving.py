@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     "--gc-every",
     metavar="HOURS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Run `adapterhub gc` after this time, at low priority. [default: never]",
+    help="Hours between two runs of `adapterhub gc`, at low priority. [default: never]",
 )
 @click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
 @click.option("--oidc-client", metavar="ID", help="Id of the hub there.")
