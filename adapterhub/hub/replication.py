@@ -26,11 +26,12 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits, gates
 from .access_control import Access
+from .accounts import accounts
 from .accounts.accounts import READERS
 from .hub_database import HubDatabase
 from .jobs import Jobs
 from .replica import Replica
-from .repository_listing import RepositoryListing
+from .repository_listing import RepositoryListing, is_restricted
 from .settings import Replication
 from .workers import Worker, Workers
 
@@ -131,20 +132,20 @@ class Replicator:
     def replicate(self, target: Replication) -> float:
         """Copy what waits for a target, as far as it is due; return the seconds until the next look."""
         worker, started, clock = self._workers.worker(), time.time(), time.monotonic()
-        names, waiting, failing = list[tuple[LogState, bool, _Progress]](), 0, 0
-        for state, private, progress in self._pending_names(worker, target):
+        names, waiting, failing = list[tuple[LogState, _Progress]](), 0, 0
+        for state, progress in self._pending_names(worker, target):
             waiting, failing = waiting + 1, failing + (progress.tries > 0)
             if progress.due <= started and len(names) < _MAX_NAMES:
-                names.append((state, private, progress))
+                names.append((state, progress))
         took = time.monotonic() - clock
         self._record(target, started, waiting, failing)
         completed = failures = 0
-        for state, private, progress in names:
+        for state, progress in names:
             if self._stopped or failures == _MAX_FAILURES:
                 break
             try:
-                self._send(worker, target, state, private=private, progress=progress)
-                completed, failures = completed + 1, 0
+                completed += self._send(worker, target, state, progress)
+                failures = 0
             except AdapterhubError as error:
                 if self._stopped:
                     break
@@ -157,8 +158,8 @@ class Replicator:
             self._record(target, started, 0, 0, complete=True)
         return 0.0 if completed == _MAX_NAMES else max(_INTERVAL, _PAUSE * took)
 
-    def _pending_names(self, worker: Worker, target: Replication) -> Iterator[tuple[LogState, bool, _Progress]]:
-        """Yield each name of a target that has moves to make there, whether it is private, and how far it is."""
+    def _pending_names(self, worker: Worker, target: Replication) -> Iterator[tuple[LogState, _Progress]]:
+        """Yield each name of a target that has moves to make there, and how far it is, as of the last seconds."""
         restricted = self._listing.current(worker).restricted
         gated, last = frozenset(gates.gated_names(self._database)), ""
         sql = "SELECT name, seq, private, tries, due FROM replicated WHERE target = ? AND name > ? AND name <= ? ORDER BY name"
@@ -177,17 +178,27 @@ class Replicator:
                 if private and not (target.is_hub or target.with_private):
                     continue
                 if state.seq > progress.seq or (private and target.is_hub and not progress.private):
-                    yield state, private, progress
+                    yield state, progress
 
-    def _send(self, worker: Worker, target: Replication, state: LogState, *, private: bool, progress: _Progress) -> None:
-        """Make the moves of a name at a target, up to the entry of `state`."""
+    def _is_private(self, worker: Worker, name: str) -> bool:
+        """Return whether not everybody may read a name, as of now: another process may have made it private since the look."""
+        repository, namespace = worker.repositories.get(name), name.partition("/")[0]
+        readers = next((row.readers for row in accounts.namespaces(self._database) if row.name == namespace), READERS[0])
+        is_hidden = repository is not None and is_restricted(repository)
+        return is_hidden or readers != READERS[0] or gates.find_gate(self._database, name) is not None
+
+    def _send(self, worker: Worker, target: Replication, state: LogState, progress: _Progress) -> bool:
+        """Make the moves of a name at a target, up to the entry of `state`; return whether all of them are made."""
         name, log = state.name, worker.registry.store.log
+        private = self._is_private(worker, name)
+        if private and not (target.is_hub or target.with_private):
+            return False
         if commits.is_arriving(worker, name, worker.repositories.get(name)):
-            return
+            return False
         entries = (logged[0] for seq in range(progress.seq + 1, state.seq + 1) if (logged := log.entry(name, seq)))
         if state.deleted:  # what was removed here stays there
             self._note(target, name, state.seq, private=progress.private)
-            return
+            return True
         with Replica(worker, name, target) as replica, self._stopping(replica):
             if private:
                 replica.make_private()
@@ -195,6 +206,9 @@ class Replicator:
             while batch := list[Entry](islice(entries, _MAX_ENTRIES)):
                 for seq in replica.replay(batch):
                     self._note(target, name, seq, private=private)
+                    if not private and self._is_private(worker, name):
+                        return False  # the next look makes it private there, before more of it is sent
+        return True
 
     @contextlib.contextmanager
     def _stopping(self, replica: Replica) -> Iterator[None]:

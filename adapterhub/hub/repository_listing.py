@@ -71,7 +71,7 @@ class RepositoryListing:
             with self._lock:
                 self._changes.clear()
             states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
-            fresh = RepositoryNames([*states], {name: state for name, state in states.items() if _is_restricted(state)})
+            fresh = RepositoryNames([*states], {name: state for name, state in states.items() if is_restricted(state)})
             with self._lock:
                 for name, repository in self._changes:  # made while the others were read
                     _apply(fresh, name, repository)
@@ -94,11 +94,12 @@ def _apply(names: RepositoryNames, name: str, repository: Repository | None) -> 
     elif not repository and is_listed:
         del names.names[at]
     before = names.restricted.pop(name, None)
-    if repository and _is_restricted(repository):
+    if repository and is_restricted(repository):
         names.restricted[name] = repository
     if before or name in names.restricted:
         names.hidden.clear()
 
 
-def _is_restricted(repository: Repository) -> bool:
+def is_restricted(repository: Repository) -> bool:
+    """Return whether not everybody may see a repository, by its record."""
     return repository.private or bool(repository.moved_from)

@@ -99,11 +99,10 @@ def _parts(training: Training, location: str) -> list[_Part]:
         raise RefusedError(location, problem, "Repeat all of it", code="no-kept-checkpoint")
     states: list[KeptCheckpoint | None] = [None, *kept]
     parts = [_Part(before, after, before.step if before else 0, after.step) for before, after in pairwise(states) if after]
-    # A program that did the steps itself may have ended at a checkpoint, or not have recorded where.
-    last = (training.metrics or {}).get("train_steps")
-    if is_integer(last) and last > kept[-1].step:
-        parts.append(_Part(kept[-1], None, kept[-1].step, last))
-    return parts
+    # Always there, whatever the record says of its length: only it compares the weights.
+    last, recorded_steps = kept[-1], (training.metrics or {}).get("train_steps")
+    end = max(last.step, recorded_steps) if is_integer(recorded_steps) else last.step
+    return [*parts, _Part(last, None, last.step, end)]
 
 
 def _choose(parts: Sequence[_Part], steps: Steps, folder: Path | None, location: str) -> _Part:

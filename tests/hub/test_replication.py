@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from adapterhub.hub.accounts import accounts
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.operations import health
+from adapterhub.hub.replica import Replica
 from adapterhub.hub.settings import HubSettings, Replication
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -27,6 +28,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
 from adapterhub.registry.repository_documents import Repository
 from adapterhub.remotes.remote_address import UserSettings
+from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError
 from tests.hub.conftest import Running, serving
 from tests.hub.killing import Killable, assert_sound
@@ -172,6 +174,54 @@ def test_a_name_that_becomes_private_becomes_so_there_and_is_never_made_public(
             )
             hub.replicator.replicate(place)
             assert urllib3.request("GET", f"{target.url}/api/models/team/sql").status == status
+
+
+def make_private(hub: Hub) -> None:
+    """Make team/sql private."""
+    hub.workers.worker().repositories.change("team/sql", lambda state: replace(state or Repository(), private=True))
+
+
+def test_what_another_process_has_made_private_is_never_public_at_a_target(
+    tmp_path: Path, source: Registry, make: Make
+) -> None:
+    with (
+        serving(tmp_path / "target") as target,
+        source_hub(tmp_path / "source", to_hub(target)) as hub,
+        source_hub(tmp_path / "source") as other_hub,
+    ):
+        hub.repository_listing.current(hub.workers.worker())  # which it remembers for seconds
+        make_private(other_hub)
+        source.push(make("a1", 1), SQL)
+        hub.replicator.replicate(*hub.settings.replications)
+        assert urllib3.request("GET", f"{target.url}/api/models/team/sql").status == 404
+        with target.registry() as registry:
+            assert versions(registry) == versions(source)
+
+
+def test_a_name_that_becomes_private_while_it_is_sent_is_not_sent_on_before_it_is_private_there(
+    tmp_path: Path, source: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        source.push(make(f"a{seed}", seed), SQL)
+    replay = Replica.replay
+    with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+
+        def replay_and_hide(replica: Replica, entries: Sequence[Entry]) -> Iterator[int]:
+            for seq in replay(replica, entries):
+                make_private(hub)
+                yield seq
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Replica, "replay", replay_and_hide)
+            hub.replicator.replicate(*hub.settings.replications)
+        with target.registry() as registry:
+            assert [row[:2] for row in versions(registry)] == [row[:2] for row in versions(source)[1:]]
+        (state,) = replication.states(hub.database)
+        assert (state.waiting, state.failing) == (1, 0)
+        hub.replicator.replicate(*hub.settings.replications)
+        assert urllib3.request("GET", f"{target.url}/api/models/team/sql").status == 404
+        with target.registry() as registry:
+            assert versions(registry) == versions(source)
 
 
 def test_only_names_of_the_pattern_are_sent(tmp_path: Path, source: Registry, make: Make) -> None:

@@ -59,6 +59,15 @@ def test_every_part_of_a_training_is_repeated_from_the_state_before_it(pushed: P
     assert json.loads(rebuild(run, "3", "--json").stdout)["steps"] == [0, 3]
 
 
+def test_the_weights_are_compared_whatever_the_record_says_of_the_length(pushed: Path, run: Run) -> None:
+    document = json.loads((pushed / "out" / "adapter.json").read_text())
+    document["training"]["metrics"]["train_steps"] = 6  # that of the last checkpoint: no step would lead to the weights
+    (pushed / "out" / "adapter.json").write_text(json.dumps(document))
+    run("push", "out", "team/sql")
+    result = json.loads(rebuild(run, "1", "--checkpoints", "out.checkpoints", "--json").stdout)
+    assert (result["ref"], result["steps"], result["same"]) == ("team/sql:v2", [6, 6], True)
+
+
 def test_what_was_not_trained_as_recorded_is_found_in_the_part_where_it_happened(pushed: Path, run: Run) -> None:
     document = json.loads((pushed / "out" / "adapter.json").read_text())
     document["training"]["config"]["train"]["learning_rate"] = 0.02
