@@ -92,7 +92,7 @@ class Boundary:
     Args:
         home: The host, which the user named; empty for no boundary.
         public_only: Whether nobody at this machine has named any host: only public addresses are reached then. Its errors name
-            no address, as whoever named the host could otherwise look up names that only this network knows.
+            no address, since a stranger who names the host could otherwise look up names that only this network knows.
     """
 
     def __init__(self, home: str, *, public_only: bool = False) -> None:

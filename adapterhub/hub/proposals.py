@@ -126,15 +126,15 @@ def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: s
 
 def _check_count(database: HubDatabase, namespace: str, account: str, authors_of_open: Sequence[str]) -> None:
     """Refuse another proposal of an account in a namespace with these open ones, which are given by their authors."""
-    own = authors_of_open.count(account)
-    if own >= _MAX_OPEN_OF_ACCOUNT:
+    open_count = authors_of_open.count(account)
+    if open_count >= _MAX_OPEN_OF_ACCOUNT:
         problem = f"{account} has {_MAX_OPEN_OF_ACCOUNT} open proposals, the most of an account"
         raise RefusedError(namespace, problem, "Withdraw one, or wait for an answer", code="quota")
     if len(authors_of_open) >= _MAX_OPEN:
         raise RefusedError(namespace, f"has {_MAX_OPEN} open proposals, the most there may be", "Wait", code="quota")
     # So that a few accounts cannot take it all, the second half is for those that have none yet.
-    if own and 2 * (len(authors_of_open) + 1) > _MAX_OPEN:
-        problem = f"{account} has {own} open proposals, and more than half of the room is taken"
+    if open_count and 2 * (len(authors_of_open) + 1) > _MAX_OPEN:
+        problem = f"{account} has {open_count} open proposals, and more than half of the room is taken"
         raise RefusedError(namespace, problem, "Withdraw one, or wait for an answer", code="quota")
     recent_sql = "SELECT count(*) FROM proposals WHERE account = ? AND opened > ?"
     if database.select(recent_sql, account, time.time() - 3600)[0][0] >= _MAX_HOURLY:

@@ -117,7 +117,7 @@ class Replicator:
             await asyncio.sleep(pause)
 
     def stop(self) -> None:
-        """Stop the transfers; the next process goes on where each one stopped."""
+        """Stop the transfers; the next process resumes where each one stopped."""
         self._stopped = True
         for replica in list(self._active):
             replica.remote.stop()

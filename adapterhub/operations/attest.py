@@ -333,8 +333,8 @@ def _scan(source: sources.Source) -> dict[str, Any]:
     report = scan(source.path, display_name=".")
     errors = [problem for problem in report.problems if problem.severity == "error"]
     if errors:
-        what = "; ".join(f"{problem.where}: {problem.what}" for problem in errors[:_SHOWN])
-        raise RefusedError(source.location, f"its scan is not clean: {what}", "Remove what the scan finds, and push that")
+        listed = "; ".join(f"{problem.where}: {problem.what}" for problem in errors[:_SHOWN])
+        raise RefusedError(source.location, f"its scan is not clean: {listed}", "Remove what the scan finds, and push that")
     problems = [
         {"code": problem.code, "severity": problem.severity, "where": problem.where, "what": problem.what}
         for problem in report.problems

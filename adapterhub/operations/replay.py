@@ -1,7 +1,7 @@
 """Replay of a part of a training, between two states that were kept of it: what a reader can afford of a large one.
 
-adapter.json has the digest of each checkpoint that was kept, and the last of them leads to the weights. Whoever repeats a part
-chooses it at random, so that nobody can know in advance which part has to be genuine.
+adapter.json has the digest of each checkpoint that was kept, and the last of them leads to the weights. The part to repeat is
+drawn at random, so that nobody can know in advance which part has to be genuine.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ def replay(
 
 def _parts(training: Training, location: str) -> list[_Part]:
     """Return the parts of a training in order; RefusedError if no checkpoint was kept of it."""
-    kept = sorted({item.step: item for item in training.checkpoints or ()}.values(), key=lambda item: item.step)
-    if not kept:
+    checkpoints = sorted({item.step: item for item in training.checkpoints or ()}.values(), key=lambda item: item.step)
+    if not checkpoints:
         problem = "no checkpoint was kept of its training, so no part of it can be repeated alone"
         raise RefusedError(location, problem, "Repeat all of it", code="no-kept-checkpoint")
-    states: list[KeptCheckpoint | None] = [None, *kept]
+    states: list[KeptCheckpoint | None] = [None, *checkpoints]
     parts = [_Part(before, after, before.step if before else 0, after.step) for before, after in pairwise(states) if after]
     # Always there, whatever the record says of its length: only it compares the weights.
-    last, recorded_steps = kept[-1], (training.metrics or {}).get("train_steps")
+    last, recorded_steps = checkpoints[-1], (training.metrics or {}).get("train_steps")
     end = max(last.step, recorded_steps) if is_integer(recorded_steps) else last.step
     return [*parts, _Part(last, None, last.step, end)]
 

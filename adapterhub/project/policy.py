@@ -87,7 +87,7 @@ class Policy:
         data: Digests of allowed training data, or patterns of names and addresses.
         evaluations: Results that adapter.json must have.
         builders: The builders, one of which an attestation of a training must name.
-        unexpired: The day on which adapter.json says that it expires must be yet to come, as must those of its parents.
+        unexpired: The day on which adapter.json says that it expires must be in the future, and so must those of its parents.
         max_age: The largest number of seconds since its training or its release.
         scan: `clean`, or empty.
         promotions: Requirements on the versions that tags are moved to.

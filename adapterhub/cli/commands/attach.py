@@ -79,7 +79,7 @@ def _show_attachments(settings: Settings, address: str, kind: str | None, out: s
         digest = parsed.digest if parsed.digest and has_full_digest else registry.manifest(parsed.reference).digest
         attachments_ = referrers.referrers(registry, digest, kind)
         if out is not None:
-            files = _fetch(registry, _found(attachments_, address, kind), Path(out))
+            files = _fetch(registry, _require_some(attachments_, address, kind), Path(out))
     document: dict[str, object] = {
         "ref": str(parsed),
         "subject": digest,
@@ -103,7 +103,8 @@ def _fetch(registry: ReferringTarget, attachments_: list[Referrer], out: Path) -
     return paths
 
 
-def _found(attachments_: list[Referrer], address: str, kind: str | None) -> list[Referrer]:
+def _require_some(attachments_: list[Referrer], address: str, kind: str | None) -> list[Referrer]:
+    """Return the attachments; NotFoundError if there is none."""
     if not attachments_:
         hint = f"`adapterhub attach {address} --list` lists those of other types" if kind else ""
         raise NotFoundError(address, f"has no attachment{f' of type {kind}' if kind else ''}", hint)

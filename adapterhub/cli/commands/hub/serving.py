@@ -232,9 +232,9 @@ def _collection(hub: HubSettings, every: float) -> GarbageCollection:
     """Return the garbage collection of a hub: its own registry, or what its processes share."""
     from adapterhub.hub.settings import GarbageCollection
 
-    own = () if hub.database else ("--registry", str(hub.registry))
+    options = () if hub.database else ("--registry", str(hub.registry))
     shared = {environment.DATABASE: hub.database, environment.BLOBS: hub.blobs} if hub.database else {}
-    return GarbageCollection(every, (sys.executable, "-m", "adapterhub", "gc", *own), {**os.environ, **shared})
+    return GarbageCollection(every, (sys.executable, "-m", "adapterhub", "gc", *options), {**os.environ, **shared})
 
 
 def _provider(issuer: str | None, client: str | None, secret: Path | None, scope: str) -> Provider | None:
