@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.trust.bill import Ancestor, Bill
+    from adapterhub.trust.bill import Ancestor, Bill, BilledAdapter
 
 _MAX_ANCESTORS = 1_000  # no honest adapter has so many ancestors, but a hostile manifest may
 
@@ -50,8 +51,8 @@ def bom(
     """
     from adapterhub.trust.bill import bill
 
-    name, digest, manifest, base_license, ancestors = _facts(source, base, base_license, name, workspace or Workspace())
-    return bill(name, digest, manifest, ancestors=ancestors, base_license=base_license, supplier=supplier, created=created)
+    billed = _billed(source, base, base_license, name, workspace or Workspace())
+    return bill(replace(billed, supplier=supplier, created=created))
 
 
 def spdx_bom(
@@ -70,14 +71,16 @@ def spdx_bom(
     """
     from adapterhub.trust.spdx_bill import spdx_bill
 
-    name, digest, manifest, base_license, ancestors = _facts(source, base, base_license, None, workspace or Workspace())
-    return spdx_bill(name, digest, manifest, ancestors=ancestors, base_license=base_license, supplier=supplier, created=created)
+    billed = _billed(source, base, base_license, None, workspace or Workspace())
+    return spdx_bill(replace(billed, supplier=supplier, created=created))
 
 
-def _facts(
+def _billed(
     source: StrPath, base: base_sources.Base | None, base_license: str | None, name: str | None, workspace: Workspace
-) -> tuple[str, Digest, AdapterManifest, str | None, list[Ancestor]]:
-    """Return the name, the digest and the manifest of an adapter, the license of its base, and its ancestors."""
+) -> BilledAdapter:
+    """Return an adapter with the license of its base and its ancestors."""
+    from adapterhub.trust.bill import BilledAdapter
+
     spec = base_sources.base_spec(base, workspace)
     from adapterhub.manifest import card, derive, folder_contents, oci_manifest
 
@@ -90,7 +93,7 @@ def _facts(
         )
     if base_license is None and spec is not None and spec.folder is not None:
         base_license = card.license_in(spec.folder)
-    return name, digest, manifest, base_license, _ancestors(manifest, workspace)
+    return BilledAdapter(name, digest, manifest, _ancestors(manifest, workspace), base_license)
 
 
 def _ancestors(manifest: AdapterManifest, workspace: Workspace) -> list[Ancestor]:

@@ -39,6 +39,35 @@ class Ancestor:
     manifest: AdapterManifest | None = None
 
 
+@dataclass(frozen=True)
+class BilledAdapter:
+    """An adapter and what its bill of materials says of it, in any format.
+
+    Attributes:
+        name: Its name, with or without a namespace.
+        digest: The digest of its OCI manifest.
+        manifest: Its adapter.json.
+        ancestors: The adapters that it was made from, and those that they were made from.
+        base_license: The license of the base model, which adapter.json does not have.
+        supplier: The name of its supplier, in place of the one in its adapter.json.
+        created: The time of the bill, in ISO 8601 and UTC; None where no time is given.
+    """
+
+    name: str
+    digest: Digest
+    manifest: AdapterManifest
+    ancestors: Sequence[Ancestor] = ()
+    base_license: str | None = None
+    supplier: str | None = None
+    created: str | None = None
+
+    @property
+    def datasets(self) -> list[TrainingData]:
+        """The training data of the adapter and its ancestors, each once."""
+        manifests = [self.manifest, *(ancestor.manifest for ancestor in self.ancestors if ancestor.manifest)]
+        return list(dict.fromkeys(dataset for manifest in manifests for dataset in training_data(manifest)))
+
+
 @dataclass(frozen=True, repr=False)
 class Bill:
     """A bill of materials.
@@ -53,39 +82,24 @@ class Bill:
 
     def dump(self) -> str:
         """Return the document as text."""
-        return json.dumps(self.document, indent=2, ensure_ascii=True) + "\n"
+        return dump(self.document)
 
     def __repr__(self) -> str:
         return f"<Bill {self.document['metadata']['component']['name']}: {self.license.expression or 'no license recorded'}>"
 
 
-def bill(
-    name: str,
-    digest: Digest,
-    manifest: AdapterManifest,
-    *,
-    ancestors: Sequence[Ancestor] = (),
-    base_license: str | None = None,
-    supplier: str | None = None,
-    created: str | None = None,
-) -> Bill:
-    """Return the bill of materials of a version.
+def dump(document: Mapping[str, Any]) -> str:
+    """Return the JSON of a bill as text."""
+    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
 
-    Args:
-        name: Its name, with or without a namespace.
-        digest: The digest of its OCI manifest.
-        manifest: Its adapter.json.
-        ancestors: The adapters that it was made from, and those that they were made from.
-        base_license: The license of the base model, which adapter.json does not have.
-        supplier: The name of its supplier, in place of the one in its adapter.json.
-        created: The time of the bill, in ISO 8601 and UTC; None leaves it out.
-    """
-    manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
-    datasets = list(dict.fromkeys(dataset for source in manifests for dataset in training_data(source)))
-    license_ = licensing.combine(
-        [*_licensed_parts(name, manifest, ancestors, base_license), *(_data_part(dataset) for dataset in datasets)]
-    )
-    base, parents = _base_component(manifest.base, base_license), [_ancestor_component(ancestor) for ancestor in ancestors]
+
+def bill(billed: BilledAdapter) -> Bill:
+    """Return the bill of materials of a version, which without a time in `created` has none."""
+    name, digest, manifest, datasets = billed.name, billed.digest, billed.manifest, billed.datasets
+    license_ = licensing.combine([*_licensed_parts(billed), *(_data_part(dataset) for dataset in datasets)])
+    base = _base_component(manifest.base, billed.base_license)
+    parents = [_ancestor_component(ancestor) for ancestor in billed.ancestors]
+    supplier = billed.supplier or manifest.supplier
     dataset_components = [_dataset_component(number, dataset) for number, dataset in enumerate(datasets, start=1)]
     component = {
         **_adapter_component(name, digest, manifest),
@@ -104,10 +118,10 @@ def bill(
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'adapterhub:{name}@{digest}')}",
         "version": 1,
         "metadata": {
-            **({"timestamp": created} if created else {}),
+            **({"timestamp": billed.created} if billed.created else {}),
             "tools": {"components": [{"type": "application", "name": "adapterhub", "version": __version__}]},
             "component": {key: value for key, value in component.items() if value},
-            **({"supplier": {"name": supplier or manifest.supplier}} if supplier or manifest.supplier else {}),
+            **({"supplier": {"name": supplier}} if supplier else {}),
         },
         "components": dataset_components,
         "dependencies": [
@@ -117,15 +131,14 @@ def bill(
     return Bill(document, license_)
 
 
-def _licensed_parts(
-    name: str, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None
-) -> list[LicensedPart]:
+def _licensed_parts(billed: BilledAdapter) -> list[LicensedPart]:
     """Return the adapter, its base and its ancestors with their licenses."""
+    manifest = billed.manifest
     base = manifest.base.repo or (manifest.base.fingerprint or UNRECORDED)[:19]
-    parts = [LicensedPart("adapter", name, manifest.license), LicensedPart("base", base, base_license)]
+    parts = [LicensedPart("adapter", billed.name, manifest.license), LicensedPart("base", base, billed.base_license)]
     return parts + [
         LicensedPart("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None)
-        for ancestor in ancestors
+        for ancestor in billed.ancestors
     ]
 
 

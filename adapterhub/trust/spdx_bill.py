@@ -19,7 +19,7 @@ from adapterhub.version import __version__
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .bill import UNRECORDED, Ancestor, dataset_name, training_data
+from .bill import UNRECORDED, BilledAdapter, dataset_name, training_data
 from .statement import hub_purl
 
 SPDX_VERSION = "3.0.1"
@@ -41,40 +41,23 @@ class _Package:
     relations: Sequence[tuple[str, Sequence[str]]] = ()
 
 
-def spdx_bill(
-    name: str,
-    digest: Digest,
-    manifest: AdapterManifest,
-    *,
-    ancestors: Sequence[Ancestor] = (),
-    base_license: str | None = None,
-    supplier: str | None = None,
-    created: str | None = None,
-) -> Node:
-    """Return the SPDX document of a version.
-
-    Args:
-        name: Its name, with or without a namespace.
-        digest: The digest of its OCI manifest.
-        manifest: Its adapter.json.
-        ancestors: The adapters that it was made from, and those that they were made from.
-        base_license: The license of the base model, which adapter.json does not have.
-        supplier: The name of its supplier, in place of the one in its adapter.json.
-        created: The time of the bill, in ISO 8601 and UTC, in place of that of the training.
+def spdx_bill(billed: BilledAdapter) -> Node:
+    """Return the SPDX document of a version, whose time without one in `created` is that of the training.
 
     Raises:
         RefusedError: No time is known.
     """
-    created = created or (manifest.training.created if manifest.training else None)
+    name, digest, manifest = billed.name, billed.digest, billed.manifest
+    created = billed.created or (manifest.training.created if manifest.training else None)
     if not created:
         raise RefusedError(
             name, "SPDX requires the time of a bill, and no training records one", "Give the time", code="no-time"
         )
     ids = f"urn:adapterhub:bill:{digest.removeprefix('sha256:')}:"
-    supplier = supplier or manifest.supplier
+    supplier = billed.supplier or manifest.supplier
     agent = f"{ids}supplier" if supplier else f"{ids}adapterhub"
     adapter = _adapter(f"{ids}adapter", name, digest, manifest) | ({"suppliedBy": agent} if supplier else {})
-    packages = list(_packages(ids, adapter, manifest, ancestors, base_license))
+    packages = list(_packages(ids, adapter, billed))
     elements = [
         {"type": "Organization", "spdxId": agent, "name": supplier}
         if supplier
@@ -104,22 +87,13 @@ def spdx_bill(
     }
 
 
-def dump(document: Mapping[str, Any]) -> str:
-    """Return an SPDX document as text."""
-    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
-
-
 # ---- packages
 
 
-def _packages(
-    ids: str, adapter: Node, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None
-) -> Iterator[_Package]:
+def _packages(ids: str, adapter: Node, billed: BilledAdapter) -> Iterator[_Package]:
     """Yield the adapter, its base, its ancestors and the data of all of them."""
-    base_id = f"{ids}base"
-    manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
-    data = dict.fromkeys(dataset for source in manifests for dataset in training_data(source))
-    datasets = {dataset: f"{ids}data-{number}" for number, dataset in enumerate(data, start=1)}
+    base_id, manifest, ancestors = f"{ids}base", billed.manifest, billed.ancestors
+    datasets = {dataset: f"{ids}data-{number}" for number, dataset in enumerate(billed.datasets, start=1)}
     parents = {ancestor.digest: f"{ids}adapter-{ancestor.digest[7:19]}" for ancestor in ancestors}
 
     def relations(of: AdapterManifest) -> list[tuple[str, Sequence[str]]]:
@@ -130,7 +104,7 @@ def _packages(
     yield _Package(
         adapter, licensing.expression(manifest.license), [*relations(manifest), ("contains", _file_ids(ids, manifest))]
     )
-    yield _Package(_base(base_id, manifest.base), licensing.expression(base_license))
+    yield _Package(_base(base_id, manifest.base), licensing.expression(billed.base_license))
     for ancestor in ancestors:
         node, known = _package(parents[ancestor.digest], ancestor.name, ancestor.digest), ancestor.manifest
         yield _Package(node, licensing.expression(known.license) if known else "", relations(known) if known else ())

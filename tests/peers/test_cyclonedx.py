@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
-from adapterhub.trust.bill import Ancestor, bill
+from adapterhub.trust.bill import Ancestor, BilledAdapter, bill
 from tests.support.adapters import write_adapter
 from tests.support.bills import trained
 from tests.support.environments import environment
@@ -32,7 +32,7 @@ def test_bills_are_valid_by_the_official_schema(tmp_path: Path) -> None:
     bills = [
         ah.bom(folder, base_license="llama3.1"),
         ah.bom(write_adapter(tmp_path / "bare")),
-        bill("team/sql", f"sha256:{'4' * 64}", manifest, ancestors=[known, unknown], base_license="mit or apache-2.0"),
+        bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, [known, unknown], "mit or apache-2.0")),
     ]
     paths = []
     for number, found in enumerate(bills):

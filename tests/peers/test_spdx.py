@@ -10,7 +10,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.operations.bom import spdx_bom
-from adapterhub.trust.bill import Ancestor
+from adapterhub.trust.bill import Ancestor, BilledAdapter
 from adapterhub.trust.spdx_bill import spdx_bill
 from tests.support.adapters import write_adapter
 from tests.support.bills import trained
@@ -43,7 +43,7 @@ def test_bills_are_valid_by_the_model_of_spdx(tmp_path: Path) -> None:
     documents = [
         spdx_bom(folder, base_license="llama3.1", supplier="Example"),
         spdx_bom(write_adapter(tmp_path / "bare"), created="2026-11-26T00:00:00Z"),
-        spdx_bill("team/sql", f"sha256:{'4' * 64}", manifest, ancestors=[known, unknown], base_license="mit or apache-2.0"),
+        spdx_bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, [known, unknown], "mit or apache-2.0")),
     ]
     (folder / "adapter.json").write_text(json.dumps(json.loads((folder / "adapter.json").read_text()) | DECLARED))
     documents.append(spdx_bom(folder))

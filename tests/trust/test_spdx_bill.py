@@ -10,7 +10,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.operations.bom import spdx_bom
-from adapterhub.trust.bill import Ancestor
+from adapterhub.trust.bill import Ancestor, BilledAdapter
 from adapterhub.trust.spdx_bill import spdx_bill
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run
@@ -69,7 +69,7 @@ def test_the_adapter_its_base_its_data_and_its_files_are_elements(tmp_path: Path
 def test_each_id_is_of_one_element_and_each_end_of_a_relationship_is_one(tmp_path: Path) -> None:
     manifest = ah.load(trained(tmp_path / "sql")).manifest
     ancestors = [Ancestor(f"sha256:{'2' * 64}", "team/a", manifest), Ancestor(f"sha256:{'3' * 64}", "team/b")]
-    document = spdx_bill("team/sql", f"sha256:{'4' * 64}", manifest, ancestors=ancestors)
+    document = spdx_bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, ancestors))
     ids = [node["spdxId"] for node in document["@graph"] if "spdxId" in node]
     assert len(ids) == len(set(ids))
     assert {end for node in nodes(document, "Relationship") for end in (node["from"], *node["to"])} - {NO_LICENSE} <= set(ids)

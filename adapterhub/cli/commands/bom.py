@@ -61,7 +61,7 @@ def bom(
     """
     from adapterhub.cli.views.bills import page
     from adapterhub.operations import bom as bom_operation
-    from adapterhub.trust.spdx_bill import dump
+    from adapterhub.trust.bill import dump
     from adapterhub_converters.containers import atomic, json_file
 
     if html and spdx:
