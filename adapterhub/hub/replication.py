@@ -20,6 +20,7 @@ from itertools import islice
 
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState
+from adapterhub.registry.repository_documents import Repository
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -180,9 +181,9 @@ class Replicator:
                 if state.seq > progress.seq or (private and target.is_hub and not progress.private):
                     yield state, progress
 
-    def _is_private(self, worker: Worker, name: str) -> bool:
+    def _is_private(self, name: str, repository: Repository | None) -> bool:
         """Return whether not everybody may read a name, as of now: another process may have made it private since the look."""
-        repository, namespace = worker.repositories.get(name), name.partition("/")[0]
+        namespace = name.partition("/")[0]
         readers = next((row.readers for row in accounts.namespaces(self._database) if row.name == namespace), READERS[0])
         is_hidden = repository is not None and is_restricted(repository)
         return is_hidden or readers != READERS[0] or gates.find_gate(self._database, name) is not None
@@ -190,10 +191,9 @@ class Replicator:
     def _send(self, worker: Worker, target: Replication, state: LogState, progress: _Progress) -> bool:
         """Make the moves of a name at a target, up to the entry of `state`; return whether all of them are made."""
         name, log = state.name, worker.registry.store.log
-        private = self._is_private(worker, name)
-        if private and not (target.is_hub or target.with_private):
-            return False
-        if commits.is_arriving(worker, name, worker.repositories.get(name)):
+        repository = worker.repositories.get(name)
+        private = self._is_private(name, repository)
+        if (private and not (target.is_hub or target.with_private)) or commits.is_arriving(worker, name, repository):
             return False
         entries = (logged[0] for seq in range(progress.seq + 1, state.seq + 1) if (logged := log.entry(name, seq)))
         if state.deleted:  # what was removed here stays there
@@ -206,7 +206,7 @@ class Replicator:
             while batch := list[Entry](islice(entries, _MAX_ENTRIES)):
                 for seq in replica.replay(batch):
                     self._note(target, name, seq, private=private)
-                    if not private and self._is_private(worker, name):
+                    if not private and self._is_private(name, worker.repositories.get(name)):
                         return False  # the next look makes it private there, before more of it is sent
         return True
 

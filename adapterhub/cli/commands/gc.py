@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
@@ -21,16 +22,7 @@ from adapterhub.cli.registry_choice import workspace
 )
 @sweep_options(0)
 @click.pass_obj
-def gc(
-    settings: Settings,
-    *,
-    dry_run: bool,
-    grace: float,
-    last: int | None,
-    tagged: bool,
-    ttl: str | None,
-    withdrawn: bool,
-) -> None:
+def gc(settings: Settings, /, **options: Any) -> None:
     """Remove unused data: bytes of removed names and dropped versions, and leftovers of killed commands.
 
     Versions are dropped only where `adapterhub keep` or these options request it; `keep` wins. A version stays as long as
@@ -39,8 +31,8 @@ def gc(
     any time. Versions that `adapterhub resolve` prepared for a runtime stay for 30 days after they were last resolved, and as
     long as a running server holds them. With `pack = true` in the registry's adapterhub.toml, it packs versions of over a day.
     """
-    swept = sweep(settings, grace=grace, last=last, tagged=tagged, ttl=ttl, withdrawn=withdrawn, dry_run=dry_run)
+    swept = sweep(settings, **options)
     # After the registry is closed: the cache of prepared versions is a folder of its own, and serving no part of a registry.
     resolving = importlib.import_module("adapterhub.serve.resolving")
-    served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)
+    served = resolving.served_folder(workspace(settings)).sweep(dry_run=swept.dry_run)
     emit_swept(settings, swept, served)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -79,21 +79,12 @@ def recover(settings: Settings) -> None:
 )
 @sweep_options(2)
 @click.pass_obj
-def gc(
-    settings: Settings,
-    *,
-    dry_run: bool,
-    grace: float,
-    last: int | None,
-    tagged: bool,
-    ttl: str | None,
-    withdrawn: bool,
-) -> None:
+def gc(settings: Settings, /, **options: Any) -> None:
     """Remove from $ADAPTERHUB_BLOBS the bytes of removed names and dropped versions, and abandoned uploads.
 
     Safe at any time, while any number of processes serve, if all of them have this command. The same as `adapterhub gc`.
     """
-    swept = sweep(settings, grace=grace, last=last, tagged=tagged, ttl=ttl, withdrawn=withdrawn, dry_run=dry_run)
+    swept = sweep(settings, **options)
     emit_swept(settings, swept)
 
 
