@@ -82,7 +82,7 @@ def name_of(dtype: np.dtype) -> str:
     return _NAMES[code] if code in _NAMES else _NAMES_OF_ML_DTYPES[dtype.name]
 
 
-def name_of_elements(array: np.ndarray) -> str:
+def name_of_elements(array: np.ndarray | LateZeros) -> str:
     """Return the safetensors name of the dtype of an array; KeyError as `name_of`."""
     return array.dtype_name if isinstance(array, LateZeros) else name_of(array.dtype)
 

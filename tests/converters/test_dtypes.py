@@ -33,7 +33,7 @@ def test_a_dtype_that_safetensors_lacks_has_no_name(code: str) -> None:
 def test_late_zeros_are_the_array_that_they_stand_in_for(name: str) -> None:
     late, zeros = LateZeros(name, (2, 3)), np.zeros((2, 3), dtypes.NUMPY[name])
     assert (late.shape, late.ndim, late.size, len(late)) == (zeros.shape, zeros.ndim, zeros.size, len(zeros))
-    assert (late.dtype, dtypes.name_of_elements(late)) == (zeros.dtype, name)  # type: ignore[arg-type]
+    assert (late.dtype, dtypes.name_of_elements(late)) == (zeros.dtype, name)
     assert np.asarray(late).tolist() == zeros.tolist()
     assert late[1:].tolist() == zeros[1:].tolist()
     assert late.T.shape == (3, 2)

@@ -76,8 +76,8 @@ class _Meddler:
         for cls, method in ((Ledger, "move"), (Repositories, "change"), (HubDatabase, "transaction"), (HubDatabase, "execute")):
             self._refuse(monkeypatch, cls, method)
 
-    def _count_statements(self, monkeypatch: pytest.MonkeyPatch, cls: type) -> None:
-        select = cls.select  # type: ignore[attr-defined]
+    def _count_statements(self, monkeypatch: pytest.MonkeyPatch, cls: type[Index] | type[HubDatabase]) -> None:
+        select = cls.select
 
         def meddled(asked: Any, sql: str, *values: object, **options: Any) -> Any:
             if not self.is_writing:
@@ -182,7 +182,7 @@ def test_what_a_worker_says_is_of_one_moment(
         source, words = inspect.getsource(function), ("change", "move", "execute", "transaction", "push", "record", "upstream")
         assert cls is not None or any(word in source for word in words), f"`arguments` lacks some of {needed}"
         return
-    with closing(writer):  # type: ignore[type-var]
+    with closing(writer):
         writer()
         meddler = _Meddler(monkeypatch, writer)
 

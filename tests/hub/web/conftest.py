@@ -81,7 +81,7 @@ class Visitor:
         kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.hub.url}
         return self._ask("POST", path, urlencode(fields), kind | headers)
 
-    def _ask(self, method: str, path: str, body: str, headers: dict[str, str]) -> Answer:
+    def _ask(self, method: str, path: str, body: str | bytes, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection(urlsplit(self.hub.url).netloc, timeout=60)
         cookie = {"Cookie": self.cookie} if self.cookie else {}
         connection.request(method, path, body or None, {**self.headers, **cookie, **headers})
