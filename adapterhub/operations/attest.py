@@ -331,7 +331,7 @@ def _scan(source: sources.Source) -> dict[str, Any]:
     from adapterhub.checks.scan import scan
 
     report = scan(source.path, display_name=".")
-    errors = [problem for problem in report.problems if problem.severity == "error"]
+    errors = [problem for problem in report.problems if report.fails(problem)]
     if errors:
         listed = "; ".join(f"{problem.where}: {problem.what}" for problem in errors[:_SHOWN])
         raise RefusedError(source.location, f"its scan is not clean: {listed}", "Remove what the scan finds, and push that")
