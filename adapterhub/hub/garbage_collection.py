@@ -49,7 +49,7 @@ async def _run(collection: GarbageCollection, folder: Path) -> None:
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
     try:
         output, errors = await process.communicate()
-    except asyncio.CancelledError:
+    except asyncio.CancelledError:  # codespell:ignore
         with suppress(ProcessLookupError):
             process.terminate()
         await process.wait()

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor  # codespell:ignore
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -161,7 +161,7 @@ class HashingAhead:
 
     def _check_stop(self, size: int) -> None:
         if self._stopped.is_set():
-            raise CancelledError
+            raise CancelledError  # codespell:ignore
 
     def __enter__(self) -> Self:
         return self

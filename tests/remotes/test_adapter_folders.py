@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError  # codespell:ignore
 from pathlib import Path
 
 import pytest
@@ -44,5 +44,5 @@ def test_the_hashing_ends_with_its_context(folder: Path) -> None:
     os.truncate(folder / "large", 1 << 40)  # a hole
     with HashingAhead(folder, lambda: True) as ahead:
         pass
-    with pytest.raises(CancelledError):
+    with pytest.raises(CancelledError):  # codespell:ignore
         ahead.digest(folder / "large")
