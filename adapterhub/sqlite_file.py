@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -109,8 +109,8 @@ class SqliteFile:
             return self._connection().execute(sql, values).rowcount
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        """Run a statement once for each of `rows`, in one transaction."""
-        with self.transaction(), self._errors():
+        """Run a statement once for each of `rows`, in one transaction, or in that of this thread."""
+        with nullcontext() if self._connection().in_transaction else self.transaction(), self._errors():
             self._connection().executemany(sql, rows)
 
     @contextmanager

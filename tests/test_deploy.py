@@ -224,7 +224,7 @@ def test_the_images_have_the_extras_that_they_need_and_start_what_is_there() -> 
     extras = {
         name: set(found[1].split(",")) for name, stage in stages.items() if (found := re.search(r"whl\)\[(.+?)\]", stage))
     }
-    assert extras == {"serve": {"serve", "objectstore"}, "hub": {"hub", "objectstore", "oidc", "postgres"}}
+    assert extras == {"serve": {"serve", "objectstore", "postgres"}, "hub": {"hub", "objectstore", "oidc", "postgres"}}
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
     assert set().union(*extras.values()) <= set(project["optional-dependencies"])
     assert text.index(" AS hub") == text.rindex(" AS ")  # the default

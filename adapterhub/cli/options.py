@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +24,7 @@ from .progress import EVENTS, QUIET
 
 if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
+    from adapterhub.serve.usage.record_place import Place
     from adapterhub_converters.formats import GgufDtype
 
 
@@ -189,13 +189,21 @@ def headers_only_option(detail: str) -> Decorator:
     return click.option("--headers-only", is_flag=True, help=f"Read headers only: {detail}")
 
 
+def _parse_place(_context: click.Context, _option: click.Parameter, text: str | None) -> Place | None:
+    from adapterhub.serve.usage import record_place
+
+    return record_place.parse(text) if text else None
+
+
 def usage_file_option(detail: str) -> Decorator:
-    """Return the option `--usage-file FILE`: the record of a gateway's requests."""
+    """Return the option `--usage-file PLACE`: the record of a gateway's requests."""
     return click.option(
         "--usage-file",
-        metavar="FILE",
-        type=click.Path(path_type=Path),
-        help=f"Usage database: {detail} [default: usage.db beside the registry]",
+        "usage_place",
+        metavar="PLACE",
+        type=click.Path(),
+        callback=_parse_place,
+        help=f"Usage database, a file or postgresql://…: {detail} [default: usage.db beside the registry]",
     )
 
 

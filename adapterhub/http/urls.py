@@ -48,6 +48,18 @@ def _address_error(location: str, problem: str, is_user_input: bool, hint: str =
     return UsageError(location, problem, hint) if is_user_input else RemoteError(location, f"the server names {problem}")
 
 
+def address_without_credentials(url: str) -> str:
+    """Return the address of a PostgreSQL without user and password.
+
+    Raises:
+        UsageError: It is the address of something else.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise UsageError("database", "not an address of PostgreSQL", "Write it like postgresql://user@host/name")
+    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def resolve_link(url: str, location: str | None, where: str) -> str:
     """Return the URL that a `Location` or `Link` header of the response from `url` refers to.
 

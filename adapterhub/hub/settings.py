@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub_converters.errors import UsageError
+from adapterhub.http.urls import ProxyOf, address_without_credentials, no_proxy
 from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -182,15 +180,3 @@ class HubSettings:
     def location(self) -> str:
         """The folder of the registry, or the addresses of the database and the bucket, for people to read."""
         return f"{address_without_credentials(self.database)} {self.blobs}" if self.database else str(self.registry)
-
-
-def address_without_credentials(url: str) -> str:
-    """Return the address of a PostgreSQL without user and password.
-
-    Raises:
-        UsageError: It is the address of something else.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("postgres", "postgresql"):
-        raise UsageError("database", "not an address of PostgreSQL", "Write it like postgresql://user@host/name")
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.serve.usage.usage_database import FILE, UsageDatabase, UsageKey, UsageSum
+from adapterhub.serve.usage.record_place import FILE
+from adapterhub.serve.usage.usage_database import UsageDatabase, UsageKey, UsageSum
 from tests.conftest import Run
 
 PRICES = 'currency = "EUR"\n[prices."team/*"]\nprompt = 1\nanswer = 2\n'

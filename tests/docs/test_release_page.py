@@ -12,7 +12,8 @@ from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import rollouts
 from adapterhub.serve.usage.answer_log import AnswerRecord, Feedback
-from adapterhub.serve.usage.usage_database import FILE, UsageDatabase
+from adapterhub.serve.usage.record_place import FILE
+from adapterhub.serve.usage.usage_database import UsageDatabase
 from tests.conftest import ROOT, Run
 from tests.support.adapters import write_adapter
 

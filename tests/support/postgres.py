@@ -6,6 +6,7 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -38,6 +39,20 @@ class Postgres:
     def stop(self) -> None:
         """End it at once, and all its connections."""
         self.control("stop", "--mode=immediate")
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Stop every process of it in the middle of what it does, until the block ends; no connection is closed."""
+        first = int(self.sql("postgres", "SELECT pg_read_file('postmaster.pid')").split()[0])
+        children = subprocess.run(["pgrep", "-P", str(first)], check=False, capture_output=True, text=True).stdout.split()
+        processes = [first, *map(int, children)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
 
     def database(self) -> str:
         """The URL of a new, empty database."""

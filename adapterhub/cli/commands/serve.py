@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.named_remotes import Remote
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.gateway.spans import Tracing
+    from adapterhub.serve.usage.record_place import Place
 
 _ENGINE_WORDS = f"{__name__}.engine-words"
 _NAME_BASE = "Pass --base with its folder, or hf://org/model"
@@ -192,7 +193,7 @@ def _gateway_settings(
     routes: Path | None,
     tracing: Tracing | None,
     poll: float | None,
-    usage_file: Path | None,
+    usage_place: Place | None,
     max_requests: int,
     cors: tuple[str, ...],
     **fields: Any,
@@ -207,7 +208,7 @@ def _gateway_settings(
     from adapterhub.serve.gateway import cross_origin
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
-    from adapterhub.serve.usage import usage_database
+    from adapterhub.serve.usage import record_place
 
     return GatewaySettings(
         base=chosen.spec,
@@ -218,7 +219,7 @@ def _gateway_settings(
         allowed=AllowedNames.from_patterns(names),
         routes=routes,
         tracing=tracing,
-        usage=usage_file or registry_choice.registry_folder(settings) / usage_database.FILE,
+        usage=usage_place or registry_choice.registry_folder(settings) / record_place.FILE,
         # The public Hub limits the requests of an account, so it is asked less often.
         poll=poll or (5.0 if remote and remote.url.startswith("hf:") else 1.0),
         requests=max_requests,

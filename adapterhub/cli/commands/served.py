@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from adapterhub_converters.errors import NotFoundError
 
 if TYPE_CHECKING:
     from adapterhub.serve.usage.answer_log import AnswerRecord, Feedback
+    from adapterhub.serve.usage.record_place import Place
 
 _ANSWERS = (
     Column("WHEN"),
@@ -38,18 +38,18 @@ _ANSWERS = (
 @click.argument("ident", metavar="ID")
 @usage_file_option("what `adapterhub serve` recorded.")
 @click.pass_obj
-def served(settings: Settings, *, ident: str, usage_file: Path | None) -> None:
+def served(settings: Settings, *, ident: str, usage_place: Place | None) -> None:
     """Show which version gave an answer, by which route and arm, for which key, when, and with how many tokens.
 
     ID is the `id` of the answer, or the x-request-id of its headers, which a client may have used several times. Answers of the
     last half second may be missing. No text is recorded.
     """
-    from adapterhub.serve.usage import answer_log, usage_database
+    from adapterhub.serve.usage import answer_log, record_place
 
-    path = usage_file or registry_folder(settings) / usage_database.FILE
-    answers = answer_log.find_answers(path, ident)
+    place = usage_place or registry_folder(settings) / record_place.FILE
+    answers = answer_log.find_answers(place, ident)
     if not answers:
-        raise NotFoundError(ident[:200], f"no such answer in {path}", "Look at another record", code="no-such-answer")
+        raise NotFoundError(ident[:200], f"no such answer in {place}", "Look at another record", code="no-such-answer")
     document = {"answers": [_document(*answer) for answer in answers]}
     rows = [_cells(*answer) for answer in answers]
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_ANSWERS, rows))

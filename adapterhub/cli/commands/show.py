@@ -93,9 +93,9 @@ def show(
 
 def _feedback(document: Mapping[str, Any], settings: Settings) -> dict[str, int]:
     """Return how many answers of a version people found good and bad, as `serve` recorded them; empty for none."""
-    from adapterhub.serve.usage import answer_log, usage_database
+    from adapterhub.serve.usage import answer_log, record_place
 
-    path = registry_folder(settings) / usage_database.FILE
+    path = registry_folder(settings) / record_place.FILE
     good, bad = answer_log.feedback_counts(path, f"{document['name']}@{document['digest']}")
     return {"good": good, "bad": bad} if good or bad else {}
 

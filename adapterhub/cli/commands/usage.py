@@ -19,6 +19,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.serve.usage.record_place import Place
     from adapterhub.serve.usage.usage_report import UsageReport, UsageRow
 
 _SUMS = (
@@ -53,13 +54,15 @@ _SUMS = (
 )
 @usage_file_option("what `adapterhub serve` recorded.")
 @click.pass_obj
-def usage(settings: Settings, *, by: str, since: str, as_csv: bool, prices_file: Path | None, usage_file: Path | None) -> None:
+def usage(
+    settings: Settings, *, by: str, since: str, as_csv: bool, prices_file: Path | None, usage_place: Place | None
+) -> None:
     """Sum the requests and tokens that `adapterhub serve` answered.
 
     PROMPT includes CACHED, the tokens that the engine took from its cache. ESTIMATED counts the requests whose tokens are
     estimates. Requests that no engine was asked are not recorded; those of the last half second may be missing.
     """
-    from adapterhub.serve.usage import price_list, usage_database, usage_report
+    from adapterhub.serve.usage import price_list, record_place, usage_report
 
     if as_csv and settings.as_json:
         raise UsageError("", "--csv and --json exclude each other", "Leave one out")
@@ -68,8 +71,8 @@ def usage(settings: Settings, *, by: str, since: str, as_csv: bool, prices_file:
         if name not in usage_report.GROUPS:
             raise UsageError("--by", f"{name[:40]!r} is unknown", f"There are {', '.join(usage_report.GROUPS)}")
     prices = price_list.read(prices_file) if prices_file else None
-    path = usage_file or registry_folder(settings) / usage_database.FILE
-    report = usage_report.report(path, groups, ages.parse_since(since), prices)
+    place = usage_place or registry_folder(settings) / record_place.FILE
+    report = usage_report.report(place, groups, ages.parse_since(since), prices)
     if report.unpriced:
         output.say(output.one_line(f"no price: {', '.join(report.unpriced)}"))
     currency = prices.currency if prices else ""

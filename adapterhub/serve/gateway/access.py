@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from adapterhub.http_server import binding
 from adapterhub.serve.usage import shared_limits
+from adapterhub.serve.usage.delayed_limits import DelayedLimits
+from adapterhub.serve.usage.record_place import Place, PostgresAddress
 from adapterhub.serve.usage.shared_limits import SharedLimits
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
@@ -26,7 +27,7 @@ class Access:
 
     def __init__(self, settings: GatewaySettings, rules: Rules, recorder: UsageRecorder) -> None:
         self._settings, self._rules, self._recorder = settings, rules, recorder
-        self._limits = SharedLimits(limits_file(settings.usage) if settings.usage else None)
+        self._limits = limits_of(settings.usage)
         self._running = 0  # requests
 
     async def keep_counted(self) -> None:
@@ -99,9 +100,11 @@ class Access:
             self._limits.count(key.name, "tokens", key.tokens, tokens)
 
 
-def limits_file(usage: Path) -> Path:
-    """Return the file of the limits that gateways with a record of usage share."""
-    return usage.with_name(usage.name.removesuffix(".db") + _LIMITS)
+def limits_of(usage: Place | None) -> SharedLimits | DelayedLimits:
+    """Return the limits that gateways with a record of usage share: those in a file beside a file, or in the same database."""
+    if isinstance(usage, PostgresAddress):
+        return DelayedLimits(usage)
+    return SharedLimits(usage.with_name(usage.name.removesuffix(".db") + _LIMITS) if usage else None)
 
 
 def _busy(message: str, seconds: int) -> ProblemError:

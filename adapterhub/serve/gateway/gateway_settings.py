@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.model_names import AllowedNames
+from adapterhub.serve.usage.record_place import Place
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -25,7 +26,7 @@ class GatewaySettings:
         remote_name: The name of the remote, which names may begin with: `hub/team/sql`; empty if it has none.
         allowed: The names of adapters that are served.
         routes: The TOML file of routes and keys; None without one.
-        usage: The file that usage is recorded in; None to record none.
+        usage: Where usage is recorded; None to record none.
         keep_text: Whether comments of feedback are kept.
         tracing: Where spans of OpenTelemetry go; None for none.
         host: The address to bind.
@@ -48,7 +49,7 @@ class GatewaySettings:
     remote_name: str = ""
     allowed: AllowedNames = field(default_factory=AllowedNames)
     routes: Path | None = None
-    usage: Path | None = None
+    usage: Place | None = None
     keep_text: bool = False
     tracing: Tracing | None = field(default=None, repr=False)
     host: str = "127.0.0.1"

@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
-from pathlib import Path
 
 from adapterhub.evidence import rollout_rules
 from adapterhub.evidence.sequential_test import PairCounts
@@ -26,6 +25,7 @@ from adapterhub.registry.releases import rollouts as rollout_log
 from adapterhub.serve import model_names
 from adapterhub.serve.usage import answer_log
 from adapterhub.serve.usage.answer_log import Feedback
+from adapterhub.serve.usage.record_place import Place
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -132,7 +132,7 @@ class Rollouts:
         self,
         registry: RegistryLookup,
         find: FindVersion,
-        usage: Path | None = None,
+        usage: Place | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry, self._find, self._usage, self._clock = registry, find, usage, clock

@@ -1,4 +1,4 @@
-"""The answers of a gateway, a row each in usage.db: which version answered, by which arm, for which key, and what people think.
+"""The answers of gateways, a row each in their record: which version answered, by which arm, for which key, and its feedback.
 
 An answer is found by its `id`, or by the id of its request, which a client may choose and use again. No text of a request or an
 answer is kept, and a comment only if the operator wants it.
@@ -6,13 +6,15 @@ answer is kept, and a comment only if the operator wants it.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import fields
 from operator import attrgetter
-from pathlib import Path
 
-from adapterhub.sqlite_file import SqliteReader
+from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import record_place
+from .record_place import Place
 
 MAX_ANSWERS = 1_000_000
 """Answers that a file keeps: the newest, in about 300 MB."""
@@ -89,7 +91,10 @@ _ANSWER_COLUMNS, _FEEDBACK_COLUMNS = ", ".join(_ANSWER_FIELDS), ", ".join(_FEEDB
 answer_row, feedback_row = attrgetter(*_ANSWER_FIELDS), attrgetter(*_FEEDBACK_FIELDS)
 """Return the values of an answer, or of feedback, for the statements below; `astuple` would copy each by itself."""
 ADD_ANSWER = f"INSERT INTO answers ({_ANSWER_COLUMNS}) VALUES ({', '.join('?' * len(fields(AnswerRecord)))})"  # noqa: S608
-ADD_FEEDBACK = f"INSERT OR REPLACE INTO feedback ({_FEEDBACK_COLUMNS}) VALUES ({', '.join('?' * len(fields(Feedback)))})"  # noqa: S608
+ADD_FEEDBACK = f"""
+    INSERT INTO feedback ({_FEEDBACK_COLUMNS}) VALUES ({", ".join("?" * len(fields(Feedback)))})
+    ON CONFLICT (request, key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FEEDBACK_FIELDS)}
+"""  # noqa: S608
 DELETE_OLDEST = "DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?"
 """Statements that add an answer, add or replace feedback, and keep only the newest answers, as many as their parameter says."""
 FEEDBACK_INDEX = "CREATE INDEX feedback_time ON feedback (time)"
@@ -98,42 +103,39 @@ DELETE_OLDEST_FEEDBACK = "DELETE FROM feedback WHERE time < (SELECT time FROM an
 """Deletes feedback on answers that are gone, so that there is at most twice as much of it as there are answers."""
 
 
-def find_answers(path: Path, ident: str, key: str | None = None) -> list[tuple[AnswerRecord, Feedback | None]]:
+def find_answers(place: Place, ident: str, key: str | None = None) -> list[tuple[AnswerRecord, Feedback | None]]:
     """Return the answers with an id, their own or that of their request, newest first, each with its feedback.
 
     With a key, only those of its client: others may have given their requests the same id any number of times.
     """
-    if not path.exists():
-        return []
-    with closing(SqliteReader(path)) as database:
+    condition, values = "(request = ? OR answer = ?)", [ident, ident]
+    if key is not None:
+        condition, values = f"{condition} AND key = ?", [*values, key]
+    with suppress(NotFoundError), record_place.reader(place) as database:
         if not database.has_table("answers"):
             return []
-        condition = "(request = ?1 OR answer = ?1) AND (?2 IS NULL OR key = ?2)"
         sql = f"SELECT {_ANSWER_COLUMNS} FROM answers WHERE {condition} ORDER BY number DESC LIMIT {_MAX_MATCHES}"  # noqa: S608
-        answers = [AnswerRecord(*row) for row in database.select(sql, ident, key)]
+        answers = [AnswerRecord(*row) for row in database.select(sql, *values)]
         sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
         rows = [database.select(sql, answer.request, answer.key) for answer in answers]
-    return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]
+        return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]
+    return []
 
 
-def feedback_since(path: Path, time: float) -> list[Feedback]:
+def feedback_since(place: Place, time: float) -> list[Feedback]:
     """Return the feedback of all gateways since a time, in seconds of Unix time; the newest, if it is very much."""
-    if not path.exists():
-        return []
-    with closing(SqliteReader(path)) as database:
-        if not database.has_table("feedback"):
-            return []
-        sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE time >= ? ORDER BY time DESC LIMIT {_MAX_FEEDBACK}"  # noqa: S608
-        return [Feedback(*row) for row in database.select(sql, time)]
+    with suppress(NotFoundError), record_place.reader(place) as database:
+        if database.has_table("feedback"):
+            sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE time >= ? ORDER BY time DESC LIMIT {_MAX_FEEDBACK}"  # noqa: S608
+            return [Feedback(*row) for row in database.select(sql, time)]
+    return []
 
 
-def feedback_counts(path: Path, version: str) -> tuple[int, int]:
+def feedback_counts(place: Place, version: str) -> tuple[int, int]:
     """Return how many answers of a version, `name@digest`, were found good and bad."""
-    if not path.exists():
-        return 0, 0
-    with closing(SqliteReader(path)) as database:
-        if not database.has_table("feedback"):
-            return 0, 0
-        sql = "SELECT count(*), coalesce(sum(score < ?), 0) FROM feedback WHERE version = ?"
-        [(count, bad)] = database.select(sql, GOOD, version)
-    return count - bad, bad
+    with suppress(NotFoundError), record_place.reader(place) as database:
+        if database.has_table("feedback"):
+            sql = "SELECT count(*), count(CASE WHEN score < ? THEN 1 END) FROM feedback WHERE version = ?"
+            [(count, bad)] = database.select(sql, GOOD, version)
+            return count - bad, bad
+    return 0, 0

@@ -18,7 +18,6 @@ from . import answer_log
 from .answer_log import AnswerRecord, Feedback
 from .token_counts import TokenCounts
 
-FILE = "usage.db"
 HOUR, DAY = 3600, 86400
 """Seconds."""
 _MAX_DAYS = 400
@@ -41,11 +40,14 @@ MIGRATIONS = (
 _ADD = """
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (hour, key, version, route, arm, engine, path) DO UPDATE SET
-        requests = requests + excluded.requests, estimated = estimated + excluded.estimated,
-        prompt_tokens = prompt_tokens + excluded.prompt_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
-        answer_tokens = answer_tokens + excluded.answer_tokens
+        requests = usage.requests + excluded.requests, estimated = usage.estimated + excluded.estimated,
+        prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
+        cached_tokens = usage.cached_tokens + excluded.cached_tokens,
+        answer_tokens = usage.answer_tokens + excluded.answer_tokens
 """
-_ADD_DAY = "INSERT INTO key_days VALUES (?, ?, ?) ON CONFLICT (day, key) DO UPDATE SET tokens = tokens + excluded.tokens"
+_ADD_DAY = (
+    "INSERT INTO key_days VALUES (?, ?, ?) ON CONFLICT (day, key) DO UPDATE SET tokens = key_days.tokens + excluded.tokens"
+)
 
 _TOKENS_BY_KEY = """
     SELECT key, sum(CASE WHEN day = ? THEN tokens ELSE 0 END), sum(tokens) FROM key_days WHERE day >= ? GROUP BY key
@@ -115,17 +117,15 @@ class UsageDatabase(SqliteFile):
         days: Counter[tuple[int, str]] = Counter()
         for key, total in usage.items():
             days[key.hour // DAY, key.key] += total.prompt_tokens + total.answer_tokens
-        with self._errors():
-            self._connection().executemany(_ADD, [(*astuple(key), *astuple(total)) for key, total in usage.items()])
-            self._connection().executemany(_ADD_DAY, [(*day, tokens) for day, tokens in days.items()])
+        self.execute_many(_ADD, [(*astuple(key), *astuple(total)) for key, total in usage.items()])
+        self.execute_many(_ADD_DAY, [(*day, tokens) for day, tokens in days.items()])
 
     def add_answers(self, answers: Sequence[AnswerRecord], feedback: Sequence[Feedback]) -> None:
         """Add answers and feedback, of which the last for an answer counts, in a transaction of the caller's."""
-        with self._errors():
-            self._connection().executemany(answer_log.ADD_ANSWER, map(answer_log.answer_row, answers))
-            self._connection().executemany(answer_log.ADD_FEEDBACK, map(answer_log.feedback_row, feedback))
-            if self._connection().execute(answer_log.DELETE_OLDEST, (answer_log.MAX_ANSWERS,)).rowcount > 0:
-                self._connection().execute(answer_log.DELETE_OLDEST_FEEDBACK)
+        self.execute_many(answer_log.ADD_ANSWER, [*map(answer_log.answer_row, answers)])
+        self.execute_many(answer_log.ADD_FEEDBACK, [*map(answer_log.feedback_row, feedback)])
+        if self.execute(answer_log.DELETE_OLDEST, answer_log.MAX_ANSWERS) > 0:
+            self.execute(answer_log.DELETE_OLDEST_FEEDBACK)
 
     def delete_old(self, now: float) -> None:
         """Delete the rows that are kept no longer."""
@@ -139,4 +139,4 @@ class UsageDatabase(SqliteFile):
     def tokens_by_key(self, today: int, month: int) -> dict[str, tuple[int, int]]:
         """Return the tokens of each key on a day, and since the first day of a month; both in days of Unix time."""
         rows = self.select(_TOKENS_BY_KEY, today, month)
-        return {key: (day_tokens, month_tokens) for key, day_tokens, month_tokens in rows}
+        return {key: (int(day_tokens), int(month_tokens)) for key, day_tokens, month_tokens in rows}

@@ -25,6 +25,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import answer_log
 from .answer_log import AnswerRecord, Feedback
+from .postgres_record import PostgresUsage
+from .record_place import Place, PostgresAddress
 from .token_counts import TokenCounts
 from .usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum
 
@@ -98,18 +100,23 @@ class _SharedLock:
         return True
 
 
+def open_database(place: Place) -> UsageDatabase:
+    """Open a record, created if missing."""
+    return PostgresUsage(place) if isinstance(place, PostgresAddress) else UsageDatabase(place)
+
+
 class UsageRecorder:
-    """The usage of one gateway, on its way to a file.
+    """The usage of one gateway, on its way to its record.
 
     Args:
-        path: The file; None to count in memory only, what keys spend.
-        has_budgets: Returns whether `spent_by` is needed, for which the file is read.
+        place: Where to record; None to count in memory only, what keys spend.
+        has_budgets: Returns whether `spent_by` is needed, for which the record is read.
     """
 
     def __init__(
-        self, path: Path | None, *, has_budgets: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.time
+        self, place: Place | None, *, has_budgets: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.time
     ) -> None:
-        self.path, self._has_budgets, self._clock = path, has_budgets, clock
+        self.place, self._has_budgets, self._clock = place, has_budgets, clock
         self._lock = threading.Lock()  # held for moments only, never while the file is written
         self._sums: dict[UsageKey, UsageSum] = {}
         self._hour, self._hour_rows = 0, set[UsageKey]()
@@ -127,12 +134,14 @@ class UsageRecorder:
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
 
     def start(self) -> None:
-        """Open the file, and begin to write; a file that cannot be opened is logged, and tried again."""
-        if self.path is not None:
-            self.flush()
+        """Open the record, and begin to write; one that cannot be opened is logged, and tried again."""
+        if self.place is None:
+            return
+        self.flush()
+        if isinstance(self.place, Path):
             with suppress(OSError, AdapterhubError):
-                self._shared_lock = _SharedLock(self.path.with_name(self.path.name.removesuffix(".db") + _LOCK))
-            self._thread.start()
+                self._shared_lock = _SharedLock(self.place.with_name(self.place.name.removesuffix(".db") + _LOCK))
+        self._thread.start()
 
     def close(self) -> None:
         """Write what is left, for at most ten seconds."""
@@ -149,7 +158,7 @@ class UsageRecorder:
         row = UsageKey(hour, key, version, route, arm, engine, path)
         with self._lock:
             self._new_days[hour // DAY, key] += tokens.total
-            if self.path is None:
+            if self.place is None:
                 return
             if hour != self._hour:
                 self._hour, self._hour_rows = hour, set()
@@ -161,25 +170,25 @@ class UsageRecorder:
 
     def add_answer(self, answer: AnswerRecord) -> None:
         """Add an answer that has ended to the log."""
-        if self.path is not None:
+        if self.place is not None:
             with self._lock:
                 self._answers.append(answer)
 
     def add_feedback(self, feedback: Feedback) -> None:
         """Add what somebody thinks of an answer."""
-        if self.path is not None:
+        if self.place is not None:
             with self._lock:
                 self._feedback.append(feedback)
 
     def has_company(self) -> bool:
         """Return whether another gateway may have answers that are not in the file yet."""
-        return self.path is not None and (self._shared_lock is None or not self._shared_lock.is_sole())
+        return self.place is not None and (self._shared_lock is None or not self._shared_lock.is_sole())
 
     def find_answer(self, ident: str, key: str) -> tuple[AnswerRecord, Feedback | None] | None:
         """Return the newest answer to a key with an id, of its own or of its request, and its feedback; None without one."""
         with self._lock:
             answers, pending_feedback = [*self._answers], [*self._feedback]
-        logged = [] if self.path is None else answer_log.find_answers(self.path, ident, key)
+        logged = [] if self.place is None else answer_log.find_answers(self.place, ident, key)
         recent = (answer for answer in reversed(answers) if answer.key == key and ident in (answer.request, answer.answer))
         newest = next(chain(((answer, None) for answer in recent), logged), None)
         if newest is None:
@@ -223,7 +232,7 @@ class UsageRecorder:
                 _drop_first(self._answers, answers)
                 _drop_first(self._feedback, pending_feedback)
             if self._failed_at is not None:
-                log.info("usage is written to %s again", self.path)
+                log.info("usage is written to %s again", self.place)
             self._failed_at = None
 
     def _write(
@@ -231,7 +240,7 @@ class UsageRecorder:
     ) -> _FileDays:
         """Write sums, answers and feedback; return what all processes have written, if there are budgets."""
         if self._database is None:
-            self._database = UsageDatabase(cast(Path, self.path))
+            self._database = open_database(cast(Place, self.place))
             self._database.delete_old(self._clock())
         today, month = _days(self._clock())
         has_rows = bool(sums or answers or pending_feedback)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, field
-from pathlib import Path
 from typing import Any
 
-from adapterhub.sqlite_file import SqliteReader
-from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
+from . import record_place
 from .price_list import PriceList
+from .record_place import Place
 from .usage_database import DAY, HOUR, UsageSum
 
 GROUPS = ("key", "version", "route", "arm", "engine", "day")
@@ -53,8 +51,8 @@ class UsageReport:
     unpriced: tuple[str, ...] = ()
 
 
-def report(path: Path, by: Sequence[str], since: int, prices: PriceList | None = None) -> UsageReport:
-    """Sum what a file has since a time, from the begin of that hour; by day first, then the largest groups first.
+def report(place: Place, by: Sequence[str], since: int, prices: PriceList | None = None) -> UsageReport:
+    """Sum what was recorded since a time, from the begin of that hour; by day first, then the largest groups first.
 
     Raises:
         NotFoundError: There is no such file.
@@ -62,7 +60,7 @@ def report(path: Path, by: Sequence[str], since: int, prices: PriceList | None =
     since = since // HOUR * HOUR
     rows: dict[tuple[str, ...], UsageRow] = {}
     total, unpriced = UsageRow(()), dict[str, None]()
-    for group, version, usage in _sums(path, by, since):
+    for group, version, usage in _sums(place, by, since):
         price = prices.price_of(version) if prices else None
         if price is None:
             unpriced[version] = None
@@ -81,19 +79,17 @@ def report(path: Path, by: Sequence[str], since: int, prices: PriceList | None =
     return UsageReport(tuple(by), since, sorted(rows.values(), key=order), total, tuple(unpriced) if prices else ())
 
 
-def _sums(path: Path, by: Sequence[str], since: int) -> Iterator[tuple[tuple[str, ...], str, UsageSum]]:
+def _sums(place: Place, by: Sequence[str], since: int) -> Iterator[tuple[tuple[str, ...], str, UsageSum]]:
     """Yield the groups of each version, with the sum of their rows."""
-    if not path.exists():
-        raise NotFoundError(str(path), "no usage was recorded there", code="no-usage")
     columns = ", ".join(_COLUMNS[name] for name in (*by, "version"))
-    with closing(SqliteReader(path)) as database:
-        if not database.has_table("usage"):  # a gateway is creating the file at this moment
+    with record_place.reader(place) as database:
+        if not database.has_table("usage"):  # a gateway is creating it at this moment
             return
         # Only names of `_COLUMNS` are in the statement.
         rows = database.select(f"SELECT {columns}, {_SUMS} FROM usage WHERE hour >= ? GROUP BY {columns}", since)  # noqa: S608
     for row in rows:
         group = tuple(_text(name, value) for name, value in zip(by, row, strict=False))
-        yield group, row[len(by)], UsageSum(*row[len(by) + 1 :])
+        yield group, row[len(by)], UsageSum(*map(int, row[len(by) + 1 :]))  # PostgreSQL sums to decimals
 
 
 def _text(name: str, value: Any) -> str:

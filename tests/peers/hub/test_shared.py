@@ -126,8 +126,7 @@ def test_nothing_is_moved_where_the_bucket_takes_no_blobs(opened: Open, adapter:
 def test_a_hub_whose_database_was_away_answers_again_at_the_first_request(
     postgres: Postgres, places: dict[str, Any], adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.hub.storage.postgres._CONNECT_TIMEOUT", 1)
-    monkeypatch.setattr("adapterhub.hub.storage.postgres._RECONNECT", 1)
+    monkeypatch.setattr(PostgresDatabase, "_connect_seconds", 1)
     with serving(tmp_path / "hub", **places) as hub:
         client = Sending(hub.url, hub.token)
         assert client.push("team/sql", adapter(1)).status == 200

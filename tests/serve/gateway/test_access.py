@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub.http_server.rate_windows import Windows
 from adapterhub.operations.workspace import Workspace
-from adapterhub.serve.gateway.access import limits_file
+from adapterhub.serve.gateway.access import limits_of
 from adapterhub.serve.gateway.front import GatewayRequest
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
@@ -88,9 +89,12 @@ def test_its_tokens_count_at_the_other_before_the_client_has_the_end_of_its_answ
     on_two_gateways(tmp_path, "tokens = '100/60'", test)
 
 
-def test_the_file_is_beside_the_record_of_usage() -> None:
-    assert limits_file(Path("/registry/usage.db")) == Path("/registry/usage.limits.db")
-    assert limits_file(Path("mine")) == Path("mine.limits.db")
+def test_the_file_is_beside_the_record_of_usage(tmp_path: Path) -> None:
+    for usage, limits in (("usage.db", "usage.limits.db"), ("mine", "mine.limits.db")):
+        opened = limits_of(tmp_path / usage)
+        opened.count("ada", "requests", Windows(2, 60))
+        opened.close()
+        assert (tmp_path / limits).exists()
 
 
 @pytest.mark.peer

@@ -14,8 +14,8 @@ import pytest
 
 from adapterhub.serve.gateway.metrics import Metrics
 from adapterhub.serve.usage import usage_report
+from adapterhub.serve.usage.record_place import FILE
 from adapterhub.serve.usage.token_counts import TokenCounts
-from adapterhub.serve.usage.usage_database import FILE
 from tests.support import llama_server, serving
 from tests.support.serving import COUNT, Gateway, Models
 

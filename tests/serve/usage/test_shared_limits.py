@@ -17,10 +17,10 @@ HAMMER = """
 import sys
 from pathlib import Path
 from adapterhub.http_server.rate_windows import Windows
-from adapterhub.serve.usage import shared_limits
+from adapterhub.serve.usage import limits_database
 from adapterhub.serve.usage.shared_limits import SharedLimits
 
-shared_limits._LOCK_SECONDS = 60.0  # a busy machine may stop the other process in the middle of a statement
+limits_database._LOCK_SECONDS = 60.0  # a busy machine may stop the other process in the middle of a statement
 limits, windows = SharedLimits(Path(sys.argv[1])), Windows(300, 3600)
 print("ready", flush=True)
 sys.stdin.readline()

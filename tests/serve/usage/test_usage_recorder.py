@@ -16,8 +16,9 @@ import pytest
 
 from adapterhub.serve.usage import answer_log, usage_recorder, usage_report
 from adapterhub.serve.usage.answer_log import AnswerRecord
+from adapterhub.serve.usage.record_place import FILE
 from adapterhub.serve.usage.token_counts import TokenCounts
-from adapterhub.serve.usage.usage_database import DAY, FILE, UsageDatabase, UsageKey, UsageSum
+from adapterhub.serve.usage.usage_database import DAY, UsageDatabase, UsageKey, UsageSum
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.errors import LocalIOError, NotFoundError
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.serve.usage import price_list, usage_report
-from adapterhub.serve.usage.usage_database import DAY, FILE, HOUR, UsageDatabase, UsageKey, UsageSum
+from adapterhub.serve.usage.record_place import FILE
+from adapterhub.serve.usage.usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 PRICES = """

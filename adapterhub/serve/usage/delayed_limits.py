@@ -1,0 +1,158 @@
+"""What keys have used of their limits, counted together by gateways on several machines, with a delay of half a second.
+
+Requests never wait for the database: a thread adds what this gateway has counted, and reads what all have. Together, gateways
+can exceed a limit by what they answer in half a second. While the database cannot be reached, each counts for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+from adapterhub.http_server.rate_windows import Window, Windows
+from adapterhub_converters.errors import AdapterhubError
+
+from .limits_database import DEAD_SECONDS, LimitsDatabase
+from .postgres_record import PostgresLimits
+from .record_place import PostgresAddress
+
+log = logging.getLogger("adapterhub.serve.usage")
+FLUSH_SECONDS = 0.5
+_LOG_SECONDS = 300.0  # between two lines about the same failure
+_END_SECONDS = 2.0  # that the end of a gateway waits for the thread
+_WindowKey = tuple[str, str, int, int]  # key, kind, limit, seconds
+
+
+class DelayedLimits:
+    """What keys have used of their limits at this gateway, and at all others with the same database.
+
+    Args:
+        clock: The time in seconds of Unix time, which the machines share to within seconds.
+    """
+
+    def __init__(self, address: PostgresAddress, clock: Callable[[], float] = time.time) -> None:
+        self._address, self._clock = address, clock
+        self._gateway = uuid.uuid4().hex
+        self._lock = threading.Lock()  # held for moments only, never while the database is asked
+        self._counted: dict[_WindowKey, tuple[int, float]] = {}  # in the database as last read: the count, and when it ends
+        self._unwritten: Counter[_WindowKey] = Counter()
+        self._in_writing: Counter[_WindowKey] = Counter()
+        self._running: Counter[str] = Counter()  # requests of this gateway that run, by key
+        self._elsewhere: dict[str, int] = {}  # those of the other gateways, as last read
+        self._read_at = -math.inf
+        self._database: LimitsDatabase | None = None
+        self._logged_at = -math.inf
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
+
+    def count(self, key: str, kind: str, windows: Windows, events: int = 1) -> Window:
+        """Count events of a key, or 0 to see what is left.
+
+        Args:
+            kind: What is counted: `requests` or `tokens`.
+            windows: The limit, and what this gateway has counted by itself.
+        """
+        own_window = windows.count(key, events)
+        now, window = self._clock(), (key, kind, windows.limit, windows.seconds)
+        with self._lock:
+            self._start()
+            self._unwritten[window] += events
+            if not self._is_connected(now):
+                return own_window
+            count, ends = self._counted.get(window, (0, 0.0))
+            if ends <= now:
+                count, ends = 0, now + windows.seconds
+            count += self._in_writing[window] + self._unwritten[window]
+        return Window(max(windows.limit - count, 0), max(math.ceil(ends - now), 1), over=count - events >= windows.limit)
+
+    def begin(self, key: str, max_running: int) -> bool:
+        """Count a request of a key that begins to run, unless so many run already; return whether it may."""
+        with self._lock:
+            self._start()
+            elsewhere = self._elsewhere.get(key, 0) if self._is_connected(self._clock()) else 0
+            is_admitted = self._running[key] + elsewhere < max_running
+            self._running[key] += is_admitted
+        return is_admitted
+
+    def end(self, key: str) -> None:
+        """Count a request no longer, which has ended."""
+        with self._lock:
+            self._running[key] -= 1
+
+    def refresh(self) -> None:
+        """Do nothing: the thread tells the others that this gateway lives."""
+
+    def close(self) -> None:
+        """Write what is left, and leave the database."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_SECONDS)
+
+    def flush(self) -> None:
+        """Add to the database what this gateway has counted, and read what all have; if that fails, log it and keep them."""
+        now = self._clock()
+        with self._lock:
+            windows = {window for window, (_, ends) in self._counted.items() if ends > now} | set(self._unwritten)
+            self._in_writing, self._unwritten = self._unwritten, Counter()
+            events, running = self._in_writing, dict(self._running)
+        try:
+            if self._database is None:
+                self._database = PostgresLimits(self._address)
+                self._database.delete_old(now)
+            with self._database.transaction():
+                counted = {
+                    window: self._database.count(window, now + window[3], now, events[window]) for window in sorted(windows)
+                }
+                for key, count in sorted(running.items()):
+                    self._database.set_running(key, self._gateway, count, now)
+                elsewhere = self._database.running_elsewhere(self._gateway, now)
+        except AdapterhubError as error:
+            self._discard_database()
+            with self._lock:
+                self._unwritten += self._in_writing
+                self._in_writing, self._read_at = Counter(), -math.inf
+            if time.monotonic() - self._logged_at >= _LOG_SECONDS:
+                self._logged_at = time.monotonic()
+                log.error("limits of keys are counted for this gateway alone: %s", error)
+        else:
+            with self._lock:
+                self._counted = {window: row for window, row in counted.items() if row is not None}
+                self._elsewhere, self._in_writing, self._read_at = elsewhere, Counter(), now
+
+    def _start(self) -> None:
+        """Start the thread, for the first key with a limit."""
+        if not self._thread.is_alive() and not self._end.is_set():
+            self._thread.start()
+
+    def _is_connected(self, now: float) -> bool:
+        """Return whether the database was read lately; a server may also hang."""
+        return abs(now - self._read_at) < DEAD_SECONDS
+
+    def _discard_database(self) -> None:
+        """Close the database, so that the next try opens it again."""
+        if self._database is not None:
+            with suppress(Exception):
+                self._database.close()
+            self._database = None
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            self._flush_or_log()
+            self._end.wait(FLUSH_SECONDS)
+        self._flush_or_log()
+        if self._database is not None:
+            with suppress(AdapterhubError):
+                self._database.leave(self._gateway)
+        self._discard_database()
+
+    def _flush_or_log(self) -> None:
+        try:
+            self.flush()
+        except Exception:  # the thread must not end
+            log.exception("limits of keys cannot be shared")

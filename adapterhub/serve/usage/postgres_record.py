@@ -1,0 +1,36 @@
+"""The tables of a record in PostgreSQL, for gateways on several machines."""
+
+from __future__ import annotations
+
+from adapterhub.postgres import Postgres
+
+from . import limits_database, usage_database
+from .limits_database import LimitsDatabase
+from .record_place import CREATE_SCHEMA, IN_SCHEMA, PostgresAddress
+from .usage_database import UsageDatabase
+
+
+class _GatewayTables(Postgres):
+    _max_connections = 1
+
+    def _create_versions(self) -> None:
+        self.execute(CREATE_SCHEMA)
+        super()._create_versions()
+
+
+class PostgresUsage(_GatewayTables, UsageDatabase):
+    """The tables of usage.db."""
+
+    _versions, _changes = "usage_version", 0x41644757_01
+
+    def __init__(self, address: PostgresAddress) -> None:
+        super().__init__(address.url, usage_database.MIGRATIONS, options=IN_SCHEMA)
+
+
+class PostgresLimits(_GatewayTables, LimitsDatabase):
+    """The tables of usage.limits.db."""
+
+    _versions, _changes = "limits_version", 0x41644757_02
+
+    def __init__(self, address: PostgresAddress) -> None:
+        super().__init__(address.url, limits_database.MIGRATIONS, options=f"{IN_SCHEMA} -c synchronous_commit=off")

@@ -1,0 +1,162 @@
+"""A record of usage in PostgreSQL: the contract of `tests/serve/usage/test_record_place.py`, and limits that machines share."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from adapterhub.http_server.rate_windows import Windows
+from adapterhub.hub.storage.postgres import PostgresDatabase
+from adapterhub.serve.usage import record_place
+from adapterhub.serve.usage.delayed_limits import DelayedLimits
+from adapterhub.serve.usage.record_place import Place, PostgresAddress
+from adapterhub.serve.usage.usage_recorder import UsageRecorder
+from tests.conftest import Run
+from tests.serve.usage.test_record_place import *  # noqa: F403 - the contract
+from tests.serve.usage.test_record_place import add
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.peer
+Gateway = Callable[[], DelayedLimits]
+
+
+class Clock:
+    """A time that tests set."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def address(postgres: Postgres) -> PostgresAddress:
+    address = record_place.parse(postgres.database())
+    assert isinstance(address, PostgresAddress)
+    return address
+
+
+@pytest.fixture
+def place(address: PostgresAddress) -> Place:
+    return address
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def gateway(address: PostgresAddress, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """Returns the limits of another gateway each time, which look at the database only when a test says so."""
+    monkeypatch.setattr(DelayedLimits, "_start", lambda _limits: None)
+    with ExitStack() as opened:
+
+        def gateway() -> DelayedLimits:
+            limits = DelayedLimits(address, clock)
+            opened.callback(limits._discard_database)
+            limits.flush()
+            return limits
+
+        yield gateway
+
+
+def test_a_window_is_shared_until_it_ends(gateway: Gateway, clock: Clock) -> None:
+    left, right, windows = gateway(), gateway(), [Windows(2, 60, clock), Windows(2, 60, clock)]
+    assert not left.count("ada", "requests", windows[0]).over
+    left.flush()
+    clock.now += 20
+    assert not right.count("ada", "requests", windows[1]).over
+    for limits in (right, left, right):
+        limits.flush()
+    for limits, own_windows in zip((left, right), windows, strict=True):
+        window = limits.count("ada", "requests", own_windows)
+        assert (window.over, window.remaining, window.seconds) == (True, 0, 40)
+        assert not limits.count("bob", "requests", own_windows).over
+        assert not limits.count("ada", "tokens", own_windows).over
+    clock.now += 40
+    assert not left.count("ada", "requests", windows[0]).over
+
+
+def test_what_is_counted_while_the_database_is_asked_is_counted_once(gateway: Gateway, clock: Clock) -> None:
+    limits, windows = gateway(), Windows(10, 60, clock)
+    for _ in range(3):
+        limits.count("ada", "requests", windows)
+        limits.count("ada", "requests", windows)
+        limits.flush()
+    assert limits.count("ada", "requests", windows, 0).remaining == 4
+    assert gateway().count("ada", "requests", Windows(10, 60, clock), 0).remaining == 10  # not read yet
+    other = gateway()
+    other.count("ada", "requests", Windows(10, 60, clock))
+    other.flush()
+    assert other.count("ada", "requests", Windows(10, 60, clock), 0).remaining == 3
+
+
+def test_requests_that_run_elsewhere_count_until_they_end_or_their_gateway_is_dead(gateway: Gateway, clock: Clock) -> None:
+    left, right = gateway(), gateway()
+    assert left.begin("ada", 2)
+    assert left.begin("ada", 2)
+    assert not left.begin("ada", 2)
+    left.flush()
+    right.flush()
+    assert not right.begin("ada", 2)
+    assert right.begin("bob", 2)
+    left.end("ada")
+    left.flush()
+    right.flush()
+    assert right.begin("ada", 2)
+    assert not right.begin("ada", 2)
+    right.end("ada")
+    clock.now += 11  # in which the left one says nothing
+    right.flush()
+    assert [right.begin("ada", 2) for _ in range(3)] == [True, True, False]
+
+
+def test_without_its_database_a_gateway_counts_for_itself_and_adds_that_later(
+    gateway: Gateway, clock: Clock, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits, windows = gateway(), Windows(3, 60, clock)
+    limits.count("ada", "requests", windows)
+    limits.flush()
+    postgres.stop()
+    try:
+        limits.flush()
+        assert [limits.count("ada", "requests", windows).over for _ in range(3)] == [False, False, True]
+        limits.flush()
+    finally:
+        postgres.start()
+    assert len(re.findall("counted for this gateway alone", caplog.text)) == 1
+    limits.flush()
+    other, other_windows = gateway(), Windows(3, 60, clock)
+    other.count("ada", "requests", other_windows)
+    other.flush()
+    assert other.count("ada", "requests", other_windows, 0).over
+
+
+def test_a_database_that_hangs_holds_up_no_request(address: PostgresAddress, postgres: Postgres) -> None:
+    limits, windows = DelayedLimits(address), Windows(2, 3600)
+    limits.count("ada", "requests", windows)
+    while not limits._is_connected(limits._clock()):
+        time.sleep(0.01)
+    with postgres.hanging():
+        assert [limits.count("ada", "requests", windows).over for _ in range(3)] == [False, True, True]
+        assert limits.begin("ada", 1)
+        limits.end("ada")
+        limits.close()  # which waits for a moment only
+
+
+def test_the_database_may_be_that_of_a_hub(address: PostgresAddress, recorder: Callable[[], UsageRecorder]) -> None:
+    with closing(PostgresDatabase(address.url)) as hub:
+        add(recorder())
+        assert not hub.has_table("usage")
+        assert hub.has_table("entries")
+
+
+def test_the_command_line_reads_it(run: Run, address: PostgresAddress, recorder: Callable[[], UsageRecorder]) -> None:
+    add(recorder())
+    result = run("usage", "--usage-file", address.url, "--since", "1970-01-01", "--csv")
+    assert result.stdout.splitlines()[1].startswith("team/a,1,0,20,16,3")
