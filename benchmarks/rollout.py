@@ -6,8 +6,8 @@ A rollout is simulated with the rules and the evidence of the gateway: requests 
 fails in 10 % and the candidate in so many points more, and the state is looked at after every 20 requests. `requests` and
 `pairs` are medians until the right end, `% wrong` are the rollouts that ended in the wrong way, and `pairs planned` is what the
 rules say a drop needs. Beside it is the sign test of as many pairs as find the drop in nine of ten cases: it has to know how
-often requests fail before it begins, and is looked at once. Then one gateway over an engine that costs nothing answers through a
-route with a rollout and a shadow, one with a rollout alone, and one without either, in turn.
+often requests fail before it begins, and is looked at once. Then one gateway over an engine that costs nothing answers through
+a route with a rollout and a shadow, one with a rollout alone, and one without either, in turn.
 """
 
 from __future__ import annotations

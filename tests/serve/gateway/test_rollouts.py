@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -76,6 +77,7 @@ class Running:
     def __init__(self, gateway: Gateway, engine: Arms) -> None:
         self.gateway, self.engine = gateway, engine
         self.now = 0.0
+        self.own_clock = gateway.rollouts._clock
         gateway.rollouts._clock = lambda: self.now
 
     async def ask(self, times: int, **fields: Any) -> Counter[str]:
@@ -219,6 +221,23 @@ def test_a_client_stays_with_its_arm_and_counts_once(versions: list[Digest], tmp
     run(tmp_path, test)
 
 
+def test_a_client_stays_with_its_arm_by_a_header_that_the_route_names(versions: list[Digest], tmp_path: Path) -> None:
+    (tmp_path / "routes.toml").write_text(f'{ROUTE}sticky = ["X-Session", "user"]\n')
+
+    async def test(gateway: Running) -> None:
+        async def version(session: str, user: str) -> str:
+            body, headers = {"model": "sql", "prompt": "x", "user": user}, {"x-session": session}
+            answer = await gateway.client.post("/v1/completions", json=body, headers=headers)
+            return str(answer.headers["x-adapterhub-version"])
+
+        arms = {session: await version(session, "first") for session in map(str, range(30))}
+        assert {*arms.values()} == {f"team/sql@{digest}" for digest in versions}
+        for session, arm in arms.items():
+            assert {await version(session, user) for user in ("second", "third")} == {arm}
+
+    run(tmp_path, test)
+
+
 def test_a_restarted_gateway_goes_on_at_its_step_with_its_evidence(versions: list[Digest], tmp_path: Path) -> None:
     async def first(gateway: Running) -> None:
         await gateway.ask(200)
@@ -281,6 +300,25 @@ def test_the_time_of_a_step_is_counted_once_for_all_gateways(versions: list[Dige
             assert state(tmp_path, versions[1]).seconds <= 590
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("seconds", [-400 * 86400.0, 400 * 86400.0])
+def test_a_clock_that_jumps_neither_skips_a_step_nor_holds_it(
+    versions: list[Digest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """The time of a step is not that of the day, nor are entries of the log compared by theirs."""
+
+    async def test(gateway: Running) -> None:
+        start = gateway.own_clock()
+        await gateway.ask(200)
+        jumped = time.time() + seconds
+        monkeypatch.setattr(time, "time", lambda: jumped)
+        for wait, step in ((0, 0), (500, 0), (601, 1), (601 + 1700, 1)):
+            gateway.now = gateway.own_clock() - start + wait
+            await gateway.look()
+            assert state(tmp_path, versions[1]).step == step
+
+    run(tmp_path, test)
 
 
 def test_a_gateway_without_its_registry_keeps_its_step_and_says_so(
