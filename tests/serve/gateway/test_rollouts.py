@@ -404,6 +404,69 @@ def test_another_stable_version_begins_the_comparison_again(versions: list[Diges
     run(tmp_path, test)
 
 
+async def finish(gateway: Running) -> None:
+    """Bring the rollout to its end."""
+    await gateway.ask(200)
+    for _ in range(2):
+        gateway.now += 1801
+        await gateway.look()
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("is_running", [True, False])
+@pytest.mark.parametrize("way", ["rollback", "tag", "newer"])
+def test_a_candidate_that_was_promoted_and_is_the_stable_version_no_longer_gets_nothing(
+    versions: list[Digest], tmp_path: Path, way: str, is_done: bool, is_running: bool
+) -> None:
+    """After the promotion of a candidate, rolling `prod` back led all requests of the route to the bad version again."""
+    prod = Ref.parse("team/sql:prod")
+
+    def move_away(registry: StoredRegistry) -> Digest:
+        if way == "rollback":
+            return release_moves.rollback(registry.ledger, prod, "wrong dates")[1].digest
+        if way == "tag":
+            return registry.tag(Ref.parse("team/sql:v1"), "prod").digest
+        folders.adapter(tmp_path / "third", folders.pairs(2), lora_alpha=16)
+        return registry.push(tmp_path / "third", prod).digest
+
+    async def test(gateway: Running) -> None:
+        await gateway.ask(10)
+        await gateway.look()
+        if is_done:
+            await finish(gateway)
+        assert state(tmp_path, versions[1]).state == (DONE if is_done else RUNNING)
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            registry.tag(Ref.parse("team/sql:v2"), "prod")
+            if is_running:
+                await gateway.look()
+            stable = move_away(registry)
+        await gateway.look()
+        assert await gateway.ask(20) == {f"team/sql@{stable}": 20}
+        logged = state(tmp_path, versions[1])
+        assert (logged.state, logged.reason) == (ROLLED_BACK, "team/sql:prod was moved to it, and away from it")
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            ref = Ref("team/sql", digest=versions[1])
+            rollout_log.change(registry.ledger, ref, "sql", lambda logged: logged and rollout_rules.resume(logged))
+        await gateway.look()
+        assert (state(tmp_path, versions[1]).state, gateway.document["share"]) == (RUNNING, 50)
+
+    run(tmp_path, test)
+
+
+def test_a_rollout_that_is_done_begins_again_with_another_stable_version(versions: list[Digest], tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        await finish(gateway)
+        assert state(tmp_path, versions[1]).state == DONE
+        folders.adapter(tmp_path / "third", folders.pairs(2), lora_alpha=16)
+        with Registry(tmp_path / "registry") as registry:
+            third = registry.push(tmp_path / "third", "team/sql:prod").digest
+        await gateway.look()
+        logged = state(tmp_path, versions[1])
+        assert (logged.state, logged.step, logged.stable) == (RUNNING, 0, f"team/sql@{third}")
+
+    run(tmp_path, test)
+
+
 def test_a_candidate_that_is_the_stable_version_is_said_once_when_the_gateway_starts(
     versions: list[Digest], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
