@@ -1,6 +1,6 @@
 """Roll a candidate out: how often the rules err, how many requests they take, and what they add to an answer.
 
-    python benchmarks/rollout.py [--seeds 500] [--requests 400] [--rounds 3]
+    python benchmarks/rollout.py [--seeds 200] [--requests 400] [--rounds 3]
 
 A rollout is simulated with the rules and the evidence of the gateway: requests are drawn to both arms, of which the stable one
 fails in 10 % and the candidate in so many points more, and the state is looked at after every 20 requests. `requests` and
@@ -185,4 +185,4 @@ def median(url: str, model: str, count: int) -> Figures:
 
 
 if __name__ == "__main__":
-    main(__doc__, JOBS, simulations, added_time, seeds=(500, 3), requests=(400, 8), rounds=(3, 1))
+    main(__doc__, JOBS, simulations, added_time, seeds=(200, 3), requests=(400, 8), rounds=(3, 1))
