@@ -58,7 +58,7 @@ Figures = dict[str, float]
 """Column to value; the last word of a column is its unit."""
 
 # How a ratio to ours is read: the peer needs so many times more, or is so many times slower.
-COSTS, RATES = {"seconds", "ms", "MB", "%"}, {"MB/s", "GB/s", "tokens/s", "requests/s"}
+COSTS, RATES = {"seconds", "ms", "MB", "%", "requests", "pairs"}, {"MB/s", "GB/s", "tokens/s", "requests/s"}
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
     python benchmarks/rollout.py [--seeds 200] [--requests 400] [--rounds 3]
 
 A rollout is simulated with the rules and the evidence of the gateway: requests are drawn to both arms, of which the stable one
-fails in 10 % and the candidate in so many points more, and the state is looked at after every 20 requests. `wrong %` are the
-rollouts that ended in the wrong way, `needed` is the median number of pairs until the end, and `planned` what the rules say a
-drop needs. Then one gateway over an engine that costs nothing answers through a route with a rollout and a shadow, one
-with a rollout alone, and one without either, in turn.
+fails in 10 % and the candidate in so many points more, and the state is looked at after every 20 requests. `requests` and
+`pairs` are medians until the right end, `% wrong` are the rollouts that ended in the wrong way, and `pairs planned` is what the
+rules say a drop needs. Beside it is the sign test of as many pairs as find the drop in nine of ten cases: it has to know how
+often requests fail before it begins, and is looked at once. Then one gateway over an engine that costs nothing answers through
+a route with a rollout and a shadow, one with a rollout alone, and one without either, in turn.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -26,10 +28,13 @@ from urllib.parse import urlsplit
 from _bench import HERE, Bench, Figures, Program, call, main, process
 
 PLAIN, ALONE = "a route without a rollout", "a route with a rollout, without a shadow"
-SIMULATION, ADDED = "wrong ends of simulated rollouts", "answer through a route"
-JOBS: dict[str, list[str]] = {SIMULATION: [], ADDED: [PLAIN, ALONE]}
+FIXED_SIZE = "a sign test of fixed size, looked at once"
+SIMULATION, ADDED = "requests until a simulated rollout ends", "answer through a route"
+JOBS: dict[str, list[str]] = {SIMULATION: [FIXED_SIZE], ADDED: [PLAIN, ALONE]}
 FAILURES = 0.1  # of the stable arm
+SHARES = (40, 60)  # percent, of the candidate at each step
 DROPS = (2.0, 5.0, 20.0)  # points
+ERROR, POWER = 0.01, 0.9  # of a false rollback; to find the drop that the bound names
 MOST_REQUESTS = 400_000
 LOOK_INTERVAL = 20  # requests between two looks at the state
 
@@ -39,46 +44,54 @@ def simulations(bench: Bench) -> None:
     seeds = bench.options.seeds
     for drop in DROPS:
         for is_worse in (False, True):
-            work = Program("adapterhub", process(simulate, drop, seeds, is_worse=is_worse), itself=True)
-            figures = work.run()
+            rules = Program("adapterhub", process(simulate, drop, seeds, is_worse=is_worse), itself=True)
+            fixed_size = Program(FIXED_SIZE, process(simulate_fixed_size, drop, seeds, is_worse=is_worse), itself=True)
+            figures = {program.name: program.run() for program in (rules, fixed_size)}
             kind = f"worse by {drop:g} points" if is_worse else f"no worse, for a drop of {drop:g} points"
-            limit = (10 if is_worse else 1) + 300 / seeds  # percent; a few seeds say little
-            claims = {"errors as stated": figures["wrong %"] <= limit}
-            bench.add(SIMULATION, kind, {"adapterhub": figures}, claims)
+            limit = (1 - POWER if is_worse else ERROR) * 100 + 300 / seeds  # percent; a few seeds say little
+            claims = {"errors as stated": figures["adapterhub"]["% wrong"] <= limit}
+            bench.add(SIMULATION, kind, figures, claims)
 
 
 def simulate(drop: float, seeds: int, *, is_worse: bool) -> Figures:
-    """Run rollouts; return the share that ended in the wrong way, and the pairs that a verdict took."""
+    """Run rollouts; return the pairs and requests that the right verdict took, and the share that ended in the wrong way."""
     from adapterhub.evidence import rollout_rules
     from adapterhub.manifest.rollout_state import ROLLED_BACK
 
-    pairs, wrong, planned = [], 0, 0.0
+    pairs, requests, wrong, planned = [], [], 0, 0
     for seed in range(seeds):
-        state = rollout(seed, drop, FAILURES + drop / 100 * is_worse)
-        was_rolled_back = state.state == ROLLED_BACK
-        wrong += was_rolled_back != is_worse
+        state, count = rollout(seed, drop, FAILURES + drop / 100 * is_worse)
         [verdict] = rollout_rules.verdicts(state)
         planned = verdict.needed
-        if was_rolled_back == is_worse:
+        if (state.state == ROLLED_BACK) == is_worse:
             pairs.append(verdict.pairs)
-    # A hundredth of a point instead of none: figures of benchmarks are above 0.
+            requests.append(count)
+        else:
+            wrong += 1
+    return figures_of(pairs, requests, wrong / seeds, planned)
+
+
+def figures_of(pairs: list[int], requests: list[int], wrong: float, planned: float) -> Figures:
+    """Return the columns of a simulation."""
     return {
-        "wrong %": max(wrong / seeds * 100, 0.01),
-        "needed": float(statistics.median(pairs or [1])),
-        "planned": float(planned),
+        "requests": float(statistics.median(requests or [1])),
+        "pairs": float(statistics.median(pairs or [1])),
+        "% wrong": max(wrong * 100, 0.01),  # a hundredth of a point instead of none: figures of benchmarks are above 0
+        "pairs planned": float(planned),
     }
 
 
-def rollout(seed: int, drop: float, failures: float) -> Any:
-    """Return the last state of a rollout of two steps, whose candidate fails so often."""
+def rollout(seed: int, drop: float, failures: float) -> tuple[Any, int]:
+    """Return the last state of a rollout of two steps, whose candidate fails so often, and how many requests it took."""
     from adapterhub.evidence import rollout_rules
     from adapterhub.manifest.rollout_state import RUNNING, RolloutState, RolloutStep
     from adapterhub.serve.gateway.rollout_evidence import AnswerOutcome, Evidence
 
     rng = random.Random(seed)
-    state = RolloutState("legal", "team/legal@sha256:0", (RolloutStep(40, 1), RolloutStep(60, 1)), {"errors": drop})
+    steps = tuple(RolloutStep(share, 1) for share in SHARES)
+    state = RolloutState("legal", "team/legal@sha256:0", steps, {"errors": drop}, ERROR)
     evidence, outcomes = Evidence(state.bounds), (AnswerOutcome(), AnswerOutcome(failed=True))
-    for number in range(MOST_REQUESTS):
+    for number in range(1, MOST_REQUESTS + 1):
         is_candidate = rng.random() * 100 < state.share
         trial = evidence.admit("", str(number), is_candidate=is_candidate)
         assert trial is not None
@@ -88,7 +101,25 @@ def rollout(seed: int, drop: float, failures: float) -> Any:
             state = rollout_rules.next_state(rollout_rules.with_evidence(state, state.seconds + 1, new_counts))
             if state.state != RUNNING:
                 break
-    return state
+    return state, number
+
+
+def simulate_fixed_size(drop: float, seeds: int, *, is_worse: bool) -> Figures:
+    """Compare as many pairs as a sign test of fixed size needs; return that number, and how often its end is wrong."""
+    z_error, z_power = (statistics.NormalDist().inv_cdf(quantile) for quantile in (1 - ERROR, POWER))
+    points = drop / 100
+    worse, better = (FAILURES + points) * (1 - FAILURES), FAILURES * (1 - FAILURES - points)
+    differing = worse + better
+    spreads = z_error * math.sqrt(differing) + z_power * math.sqrt(differing - points**2)
+    size = math.ceil((spreads / points) ** 2)
+    wrong = 0
+    for seed in range(seeds):
+        rng = random.Random(seed)
+        failures = FAILURES + points * is_worse
+        draws = [(rng.random() < failures) - (rng.random() < FAILURES) for _ in range(size)]
+        is_found = sum(draws) > z_error * math.sqrt(sum(map(abs, draws)))
+        wrong += is_found != is_worse
+    return figures_of([size], [round(size / SHARES[0] * 100)], wrong / seeds, size)
 
 
 def added_time(bench: Bench) -> None:

@@ -408,7 +408,7 @@ class Client:
         if response.status in _RETRY_STATUSES:
             return RetryableError(f"HTTP {response.status}{details}", retry_after_seconds(response.headers.get("retry-after")))
         if response.status in (401, 403):
-            reason = "login required" if response.status == 401 else "forbidden"
+            reason = "login required" if response.status == 401 else f"forbidden{details}"
             if not self._is_own_origin(response.url, location):
                 return DeniedError(location, f"HTTP {response.status}: {reason}")
             return DeniedError(location, f"HTTP {response.status}: {reason}", self.login_hint, host=self.login_host)

@@ -66,6 +66,11 @@ class RolloutState:
         return 0.0 if self.state == ROLLED_BACK else self.steps[self.step].share
 
     @property
+    def has_just_begun(self) -> bool:
+        """Whether it is at its first step, without any evidence."""
+        return self.state == RUNNING and self.step == 0 and not self.seconds and not self.counts
+
+    @property
     def summary(self) -> str:
         """The state in one line, for people."""
         place = f"{self.route}: {self.state}"

@@ -96,3 +96,16 @@ def test_a_script_that_is_named_is_measured_again_and_an_unknown_one_is_refused(
 def test_the_page_of_this_repository_is_that_of_its_results() -> None:
     page = pages.page("benchmarks.md")
     assert _run.written(page, ROOT / "benchmarks/results") == page
+
+
+def test_the_errors_of_rollouts_that_the_page_on_releases_states_are_those_that_were_simulated() -> None:
+    report = json.loads((ROOT / "benchmarks/results/rollout.json").read_text())
+    figures = {result["detail"]: result["programs"]["adapterhub"]["figures"] for result in report["results"]}
+    page = pages.page("release.md")
+    assert f"In {report['sizes']['seeds']} simulated rollouts" in page
+    for drop in (2, 5, 20):
+        cleared, found = figures[f"no worse, for a drop of {drop} points"], figures[f"worse by {drop} points"]
+        cells = [f"{round(row['% wrong'], 1):g} %" for row in (cleared, found)]
+        cells += [f"{int(found[column]):,}" for column in ("pairs", "requests")]
+        cells += [f"{int(cleared[column]):,}" for column in ("pairs", "pairs planned")]
+        assert f"| `errors = {drop}` | {' | '.join(cells)} |" in page

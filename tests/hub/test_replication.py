@@ -22,6 +22,7 @@ from adapterhub.hub.operations import health
 from adapterhub.hub.replica import Replica
 from adapterhub.hub.settings import HubSettings, Replication
 from adapterhub.manifest.release_statement import ReleaseStatement
+from adapterhub.project import settings_file
 from adapterhub.ref import Ref
 from adapterhub.registry import packaging
 from adapterhub.registry.registry import Registry
@@ -258,6 +259,32 @@ def test_what_a_target_refuses_is_said_and_tried_again(
             assert (state.waiting, state.failing, state.error, state.complete > complete) == (0, 0, "", True)
         with target.registry() as registry:
             assert len(registry.list()) == 4
+
+
+def test_a_tag_moves_at_a_target_only_to_what_meets_the_requirements_there_and_a_withdrawal_gets_through(
+    tmp_path: Path, source: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication, "_FIRST_RETRY", 0.0)
+    rules = "[promote.prod.require]\napprovals = 1\n"
+    policy = settings_file.parse(rules, tmp_path / "adapterhub.toml").policy
+    for seed in (1, 2):
+        push(source, make(f"a{seed}", seed), "team/sql", "")
+    source.tag(Ref("team/sql", number=2), "prod")
+    release_moves.withdraw(source.ledger, Ref("team/sql", number=1), ReleaseStatement("a leaked key"))
+    with serving(tmp_path / "target", policy=policy) as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+        (place,) = hub.settings.replications
+        with target.registry() as registry:
+            push(registry, make("a1", 1), "team/sql", "")
+        hub.replicator.replicate(place)
+        (state,) = replication.states(hub.database)
+        assert (state.waiting, "approvals: 0 of 1" in state.error) == (1, True)
+        with target.registry() as registry:
+            assert [row[2:] for row in versions(registry)] == [(("latest",), None), ((), "a leaked key")]
+            registry.author = "bob"
+            release_moves.approve(registry.ledger, Ref("team/sql", number=2), "prod", ReleaseStatement("fine", "", "bob"))
+        hub.replicator.replicate(place)
+        with target.registry() as registry:
+            assert versions(registry)[0][2] == ("latest", "prod")
 
 
 def test_a_hub_of_others_is_no_target(tmp_path: Path, source: Registry, make: Make) -> None:

@@ -161,6 +161,7 @@ def test_two_versions_are_compared_on_the_same_tests_and_flipped_ones_are_named(
     run: Run, pushed: str, make: Make, tmp_path: Path
 ) -> None:
     run("push", make("other", 2), "team/sql")
+    run("tag", "team/sql:v1", "prod")
     path = write_tests(tmp_path, [{"id": f"t{number}", "prompt": str(number), "equals": "yes"} for number in range(150)])
 
     def better(document: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
@@ -170,7 +171,7 @@ def test_two_versions_are_compared_on_the_same_tests_and_flipped_ones_are_named(
 
     with chat_server(better) as (url, _):
         words = ("--tests", path, "--url", url, "--against")
-        document = json.loads(run("eval", "team/sql:v2", *words, "team/sql:v1", "--gate", "pass>against", "--json").stdout)
+        document = json.loads(run("eval", "team/sql:v2", *words, "team/sql:prod", "--gate", "pass>against", "--json").stdout)
         worse = run("eval", "team/sql:v1", *words, "team/sql:v2", "--gate", "pass>=against", code=1).stdout
         needs = run("eval", "team/sql", "--tests", path, "--url", url, "--gate", "pass>=against", code=2).stderr
     against = document["against"]

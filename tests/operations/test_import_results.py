@@ -78,6 +78,20 @@ def test_a_result_of_another_version_is_refused_and_one_of_a_name_needs_trust(
         assert json.loads(result.stdout)["evaluations"][0]["base"]["trusted_name"] == "team/sql:prod"
 
 
+def test_junit_counts_by_its_property_and_needs_trust_without_one(run: Run, digest: str, tmp_path: Path) -> None:
+    words = ("eval", "team/sql", "--import", "j.xml", "--gate", "pass_rate>=1")
+    named = '<properties><property name="adapterhub.version" value="team/sql@{}"/></properties>'
+    for properties, code in (
+        (named.format(digest), ""),
+        (named.format("sha256:" + "0" * 64), "other-version"),
+        ("", "unnamed-version"),
+    ):
+        (tmp_path / "j.xml").write_text(f'<testsuite name="sql">{properties}<testcase name="a"/></testsuite>')
+        assert f"[{code}]" in f"{run(*words, code=6 if code else 0).stderr}[]"
+    run(*words, "--trust-name")
+    assert len(json.loads(run("show", "team/sql", "--json").stdout)["evaluations"]) == 1
+
+
 def test_answers_of_two_versions_are_no_result(run: Run, results: Callable[..., Path]) -> None:
     path = results(FIXTURES / "promptfoo.json", "team/sql@sha256:" + "0" * 64, count=2)
     result = run("eval", "team/sql", "--import", path, "--trust-name", code=6)

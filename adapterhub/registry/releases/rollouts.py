@@ -14,7 +14,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry.ledger import Ledger
 from adapterhub.registry.moves import now
 from adapterhub.registry.version_lookup import find_row
-from adapterhub.store.ref_log import Entry
+from adapterhub.store.ref_log import TAG_MOVES, Entry, RefLog
 
 
 def states(index: Index, name: str) -> dict[tuple[Digest, str], RolloutState]:
@@ -30,6 +30,20 @@ def states(index: Index, name: str) -> dict[tuple[Digest, str], RolloutState]:
 def state_of(index: Index, ref: Ref, route: str) -> RolloutState | None:
     """Return the state of the rollout of a version, named with its digest, on a route; None if it has not begun."""
     return states(index, ref.name).get((str(ref.digest), route))
+
+
+def was_promoted(log: RefLog, ref: Ref, route: str, tag: str) -> bool:
+    """Return whether a tag was moved to a candidate, named with its digest, since its rollout on a route last began."""
+    was_moved = False
+    for entry in log.entries(ref.name):
+        if entry.digest != ref.digest:
+            continue
+        if entry.op == "rollout":
+            state = rollout_state.parse(entry.message)
+            was_moved = was_moved and not (state and state.route == route and state.has_just_begun)
+        elif entry.op in TAG_MOVES and tag in entry.tags:
+            was_moved = True
+    return was_moved
 
 
 def change(

@@ -18,7 +18,7 @@ from dataclasses import field
 from adapterhub.evidence import rollout_rules
 from adapterhub.evidence.sequential_test import PairCounts
 from adapterhub.manifest.rollout_state import DONE, ROLLED_BACK, RUNNING, RolloutState
-from adapterhub.ref import Ref
+from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import rollouts as rollout_log
@@ -53,6 +53,7 @@ class Track:
         seen_at: When that state was first seen, by the gateway's clock.
         evidence: The pairs of this gateway that the log does not have yet.
         stopped: Why the candidate gets nothing now although the log does not say so; empty otherwise.
+        checked_seq: The length of the log when it was last searched for a promotion of the candidate.
         cut_off: Why the registry cannot be reached; empty while it can.
     """
 
@@ -64,6 +65,7 @@ class Track:
     state: RolloutState | None = None
     seen_at: float = 0.0
     stopped: str = ""
+    checked_seq: int = 0
     cut_off: str = ""
 
     @property
@@ -265,7 +267,7 @@ class Rollouts:
             if track is None or error.code != withdrawals.CODE:
                 raise
             candidate, track.stopped = track.candidate, error.what
-        stable = await self._find(model_names.parse(route.to.shares[0][0])[0].ref)
+        stable = await self._find(route.stable_ref)
         if candidate.digest == stable.digest:
             if self._tracks.pop(route.name, None) is None:
                 self._warn_once(route.name, f"{plan.candidate} is what {route.to.shares[0][0]} means already, {stable.model}")
@@ -279,6 +281,7 @@ class Rollouts:
         self, registry: Registry, track: Track, unlogged: Mapping[str, PairCounts], now: float
     ) -> tuple[RolloutState | None, bool]:
         """Write the next state; return the state in the log, and whether it has the evidence now. Runs in a thread."""
+        self._stop_if_left(registry, track)
         is_written = False
 
         def decide(current: RolloutState | None) -> RolloutState | None:
@@ -291,6 +294,16 @@ class Rollouts:
             return current, False
         return rollout_log.change(registry.ledger, track.ref, track.route.name, decide), is_written
 
+    def _stop_if_left(self, registry: Registry, track: Track) -> None:
+        """Stop a candidate that the route's own target was moved to and away from, whether or not this gateway saw both."""
+        stable, seq = track.route.stable_ref, registry.ledger.current(track.ref.name).seq
+        tag = stable.tag or (LATEST if model_names.is_moving(stable) and not stable.range else "")
+        if seq == track.checked_seq or stable.name != track.ref.name or not tag:
+            return
+        if rollout_log.was_promoted(registry.store.log, track.ref, track.route.name, tag):
+            track.stopped = track.stopped or f"{stable} was moved to it, and away from it"
+        track.checked_seq = seq
+
     def _next_state(
         self, current: RolloutState | None, track: Track, unlogged: Mapping[str, PairCounts], now: float
     ) -> tuple[RolloutState | None, bool]:
@@ -302,7 +315,7 @@ class Rollouts:
             return RolloutState(track.route.name, stable, plan.steps, plan.bounds, plan.error), False
         if track.stopped and current.state != ROLLED_BACK:
             return rollout_rules.roll_back(current, track.stopped), False
-        if current.state in (DONE, ROLLED_BACK):
+        if current.state == ROLLED_BACK or (current.state == DONE and current.stable == stable):
             return current, False
         if current.stable != stable:  # the evidence is about another comparison
             return rollout_rules.restart(current, stable), False

@@ -121,6 +121,11 @@ class Route:
         if self.rollout is not None:
             yield self.rollout.candidate
 
+    @property
+    def stable_ref(self) -> Ref:
+        """The ref that the candidate of the route's rollout is compared with."""
+        return model_names.parse(self.to.shares[0][0])[0].ref
+
     def special_target(self, headers: Mapping[str, str], user: str, key: str) -> Target | None:
         """Return the target of the first rule that fits a request; None if its own target answers."""
         return next((rule.to for rule in self.rules if rule.fits(headers, user, key)), None)

@@ -311,6 +311,25 @@ def test_a_manifest_that_is_no_version_lets_out_no_file_that_was_withdrawn(hub: 
     assert ask(hub, "GET", f"/v2/team/sql/blobs/{weights.digest}")[0] == 410
 
 
+def test_the_mended_version_has_files_of_those_that_were_withdrawn(
+    hub: Running, run: Run, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients ask whether a file is there before they send it, and gave up at 410."""
+    with hub.registry() as registry:
+        layers = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).layers
+    for number in (1, 2):
+        assert ask(hub, "PUT", f"{NAME}/versions/v{number}/withdrawal", {"message": "a leaked key"})[0] == 200
+    shared = next(layer.digest for layer in layers if layer.path == "adapter_config.json")
+    reader = hub.make_token("eve", "read")
+    path = f"/v2/team/sql/blobs/{shared}"
+    assert [ask(hub, "HEAD", path, token=token)[0] for token in ("", reader)] == [200, 410]
+    assert [ask(hub, "GET", path, token=token)[0] for token in ("", reader)] == [410, 410]
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    run("push", make("mended", 3), f"{hub.url.replace('http://', 'hub+http://')}/team/sql")
+    assert [ask(hub, "GET", path, token=token)[0] for token in ("", reader)] == [200, 200]
+
+
 def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_withdrawn_or_hidden(hub: Running) -> None:
     with hub.registry() as registry:
         files = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from adapterhub.index import queries
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.project import PROJECT, settings_file
@@ -93,26 +95,35 @@ def test_of_ten_promoters_at_once_each_move_is_in_the_log_and_the_losers_are_tol
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_storm_of_moves_approvals_and_rollbacks_loses_nothing(registry: Registry) -> None:
-    root, rounds, before = registry.root, 6, len(registry.log(SQL))
+    rounds = 6
+    for turn in range(rounds):
+        registry.tag(v(2 + turn % 2), "back")
+    registry.tag(v(1), "back")
+    root, before = registry.root, len(registry.log(SQL))
+    moves: list[Callable[[Registry, int], object]] = [
+        lambda opened, turn: release_moves.approve(opened.ledger, v(2), "prod", ReleaseStatement(f"{turn}", "", "")),
+        lambda opened, turn: opened.tag(v(2 + turn % 2), "other"),
+        lambda opened, _: release_moves.rollback(opened.ledger, Ref("team/sql", tag="back"), "wrong"),
+        lambda opened, turn: measurement_log.record(opened, v(1), Evaluation(f"e{turn}", {"loss": float(turn)})),
+        lambda opened, turn: measurement_log.record(opened, v(1), Evaluation(f"f{turn}", {"loss": float(turn)})),
+    ]
 
-    def work(kind: int) -> Callable[[], None]:
-        def moves() -> None:
+    def work(move: Callable[[Registry, int], object]) -> Callable[[], None]:
+        def repeat() -> None:
             with Registry.open(root) as opened:
                 for turn in range(rounds):
-                    if kind == 0:
-                        statement_ = ReleaseStatement(f"{turn}", "", "")
-                        release_moves.approve(opened.ledger, v(2), "prod", statement_)
-                    elif kind == 1:
-                        opened.tag(v(2 + turn % 2), "other")
-                    else:
-                        measurement_log.record(opened, v(1), Evaluation(f"e{kind}-{turn}", {"loss": float(turn)}))
+                    move(opened, turn)
 
-        return moves
+        return repeat
 
-    assert finished([fork(work(kind)) for kind in range(4)]) == [0] * 4
+    assert finished([fork(work(move)) for move in moves]) == [0] * len(moves)
     entries = registry.log(SQL)
-    assert len(entries) == before + 4 * rounds
+    assert len(entries) == before + len(moves) * rounds
+    assert Counter(entry.op for entry in entries[: len(moves) * rounds]) == {
+        "approve": rounds, "tag": rounds, "rollback": rounds, "evaluate": 2 * rounds,
+    }  # fmt: skip
     assert registry.rebuild_index() == []
+    assert queries.tags(registry.index, "team/sql")["back"] == 2  # as it was before all that it was rolled back from
 
 
 def test_a_rollback_goes_one_step_back_and_never_forth(registry: Registry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp
     assert (feedback.score, feedback.label, feedback.comment, feedback.version) == (0.2, "dates", "", answer.version)
     assert answer_log.feedback_counts(tmp_path / "usage.db", answer.version) == (0, 1)
     assert b"June" not in (tmp_path / "usage.db").read_bytes()
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_comment_is_kept_if_the_operator_wants_it(tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        gateway.gateway.settings = replace(gateway.gateway.settings, keep_text=True)
+        answer = await gateway.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+        body = {"id": answer.json()["id"], "score": 0, "comment": "the 31st of June"}
+        assert (await gateway.client.post("/v1/feedback", json=body)).status_code == 200
+
+    run(tmp_path, test)
+    [(_, feedback)] = answer_log.find_answers(tmp_path / "usage.db", "cmpl-0")
+    assert feedback is not None
+    assert feedback.comment == "the 31st of June"
 
 
 def test_feedback_that_overtakes_the_record_of_its_answer_counts_and_holds_up_no_other(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -76,6 +77,7 @@ class Running:
     def __init__(self, gateway: Gateway, engine: Arms) -> None:
         self.gateway, self.engine = gateway, engine
         self.now = 0.0
+        self.own_clock = gateway.rollouts._clock
         gateway.rollouts._clock = lambda: self.now
 
     async def ask(self, times: int, **fields: Any) -> Counter[str]:
@@ -219,6 +221,23 @@ def test_a_client_stays_with_its_arm_and_counts_once(versions: list[Digest], tmp
     run(tmp_path, test)
 
 
+def test_a_client_stays_with_its_arm_by_a_header_that_the_route_names(versions: list[Digest], tmp_path: Path) -> None:
+    (tmp_path / "routes.toml").write_text(f'{ROUTE}sticky = ["X-Session", "user"]\n')
+
+    async def test(gateway: Running) -> None:
+        async def version(session: str, user: str) -> str:
+            body, headers = {"model": "sql", "prompt": "x", "user": user}, {"x-session": session}
+            answer = await gateway.client.post("/v1/completions", json=body, headers=headers)
+            return str(answer.headers["x-adapterhub-version"])
+
+        arms = {session: await version(session, "first") for session in map(str, range(30))}
+        assert {*arms.values()} == {f"team/sql@{digest}" for digest in versions}
+        for session, arm in arms.items():
+            assert {await version(session, user) for user in ("second", "third")} == {arm}
+
+    run(tmp_path, test)
+
+
 def test_a_restarted_gateway_goes_on_at_its_step_with_its_evidence(versions: list[Digest], tmp_path: Path) -> None:
     async def first(gateway: Running) -> None:
         await gateway.ask(200)
@@ -281,6 +300,25 @@ def test_the_time_of_a_step_is_counted_once_for_all_gateways(versions: list[Dige
             assert state(tmp_path, versions[1]).seconds <= 590
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("seconds", [-400 * 86400.0, 400 * 86400.0])
+def test_a_clock_that_jumps_neither_skips_a_step_nor_holds_it(
+    versions: list[Digest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """The time of a step is not that of the day, nor are entries of the log compared by theirs."""
+
+    async def test(gateway: Running) -> None:
+        start = gateway.own_clock()
+        await gateway.ask(200)
+        jumped = time.time() + seconds
+        monkeypatch.setattr(time, "time", lambda: jumped)
+        for wait, step in ((0, 0), (500, 0), (601, 1), (601 + 1700, 1)):
+            gateway.now = gateway.own_clock() - start + wait
+            await gateway.look()
+            assert state(tmp_path, versions[1]).step == step
+
+    run(tmp_path, test)
 
 
 def test_a_gateway_without_its_registry_keeps_its_step_and_says_so(
@@ -362,6 +400,69 @@ def test_another_stable_version_begins_the_comparison_again(versions: list[Diges
             registry.tag("team/sql:v2", "prod")
         await gateway.look()
         assert gateway.gateway.rollouts.documents() == []  # the candidate is what the route means now
+
+    run(tmp_path, test)
+
+
+async def finish(gateway: Running) -> None:
+    """Bring the rollout to its end."""
+    await gateway.ask(200)
+    for _ in range(2):
+        gateway.now += 1801
+        await gateway.look()
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("is_running", [True, False])
+@pytest.mark.parametrize("way", ["rollback", "tag", "newer"])
+def test_a_candidate_that_was_promoted_and_is_the_stable_version_no_longer_gets_nothing(
+    versions: list[Digest], tmp_path: Path, way: str, is_done: bool, is_running: bool
+) -> None:
+    """After the promotion of a candidate, rolling `prod` back led all requests of the route to the bad version again."""
+    prod = Ref.parse("team/sql:prod")
+
+    def move_away(registry: StoredRegistry) -> Digest:
+        if way == "rollback":
+            return release_moves.rollback(registry.ledger, prod, "wrong dates")[1].digest
+        if way == "tag":
+            return registry.tag(Ref.parse("team/sql:v1"), "prod").digest
+        folders.adapter(tmp_path / "third", folders.pairs(2), lora_alpha=16)
+        return registry.push(tmp_path / "third", prod).digest
+
+    async def test(gateway: Running) -> None:
+        await gateway.ask(10)
+        await gateway.look()
+        if is_done:
+            await finish(gateway)
+        assert state(tmp_path, versions[1]).state == (DONE if is_done else RUNNING)
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            registry.tag(Ref.parse("team/sql:v2"), "prod")
+            if is_running:
+                await gateway.look()
+            stable = move_away(registry)
+        await gateway.look()
+        assert await gateway.ask(20) == {f"team/sql@{stable}": 20}
+        logged = state(tmp_path, versions[1])
+        assert (logged.state, logged.reason) == (ROLLED_BACK, "team/sql:prod was moved to it, and away from it")
+        with StoredRegistry.open(tmp_path / "registry") as registry:
+            ref = Ref("team/sql", digest=versions[1])
+            rollout_log.change(registry.ledger, ref, "sql", lambda logged: logged and rollout_rules.resume(logged))
+        await gateway.look()
+        assert (state(tmp_path, versions[1]).state, gateway.document["share"]) == (RUNNING, 50)
+
+    run(tmp_path, test)
+
+
+def test_a_rollout_that_is_done_begins_again_with_another_stable_version(versions: list[Digest], tmp_path: Path) -> None:
+    async def test(gateway: Running) -> None:
+        await finish(gateway)
+        assert state(tmp_path, versions[1]).state == DONE
+        folders.adapter(tmp_path / "third", folders.pairs(2), lora_alpha=16)
+        with Registry(tmp_path / "registry") as registry:
+            third = registry.push(tmp_path / "third", "team/sql:prod").digest
+        await gateway.look()
+        logged = state(tmp_path, versions[1])
+        assert (logged.state, logged.step, logged.stable) == (RUNNING, 0, f"team/sql@{third}")
 
     run(tmp_path, test)
 
