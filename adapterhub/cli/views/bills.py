@@ -47,7 +47,7 @@ def _sections(bill: Bill, component: Mapping[str, Any]) -> Iterator[str]:
     metrics = component.get("modelCard", {}).get("quantitativeAnalysis", {}).get("performanceMetrics", [])
     if metrics:
         yield display.table(
-            [(metric["type"], metric["value"]) for metric in metrics], caption="Measured at the end of its training"
+            [(metric["type"], metric["value"]) for metric in metrics], caption="Recorded metrics"
         )
     files = [(name, digest, facts) for name, _, digest, _, facts in map(_row, component.get("components", ()))]
     yield display.table(files, head=("name", "sha256", "facts"), caption="Files")
