@@ -50,8 +50,8 @@ verifies or reads the same (**theirs**).
 {table}
 
 `python -m tests.support.tool_checks` prints this page from the checks that `make test-peers` runs, one for each word of a cell.
-A cell without one claims nothing. cosign verifies a version by its attestations: it has no command for the signature of a
-version's files, which `model_signing` verifies.
+A cell without one claims nothing. `cosign verify` finds what `sign --cosign` signs; the signature of a version's files
+and its name is for `model_signing`.
 """
 
 
@@ -156,6 +156,25 @@ def signatures_of_cosign_are_verified(bench: Workbench) -> None:
     bench.call("cosign", "sign", *_SIGN, f"{name}@{digest}")
     bench.run("verify", f"oci://{name}:v1", "--key", "cosign.pub")
     bench.run("verify", f"oci://{name}:v1", "--key", "team.pub", code=1)
+
+
+@claims("cosign", SIGNATURE, OURS)
+def cosign_verifies_signatures_for_every_name(bench: Workbench) -> None:
+    bench.keys()
+    name, digest = bench.pushed("tools/for-cosign")
+    for number, key in enumerate(("team", "other")):  # the second goes along with the first
+        if number:
+            bench.run("key", "generate", key)
+        bench.run("sign", f"oci://{name}:v1", "--key", f"{key}.key", "--cosign")
+    bench.call("cosign", "sign", *_SIGN, f"{name}@{digest}")
+    bench.run("copy", f"oci://{name}:v1", f"oci://{name}-copy:v1")
+    for repository in (name, f"{name}-copy"):
+        for key in ("team", "other", "cosign"):
+            bench.call("cosign", "verify", *_VERIFY, f"--key={key}.pub", f"{repository}@{digest}")
+            bench.run("verify", f"oci://{repository}:v1", "--key", f"{key}.pub")
+        assert json.loads(bench.run("list", f"oci://{repository}", "--json").stdout)["tags"] == ["v1"]
+    other, digest = bench.pushed("tools/for-cosign-not")
+    bench.call("cosign", "verify", *_VERIFY, "--key=team.pub", f"{other}@{digest}", code=10)
 
 
 @claims("oras", SIGNATURE, OURS, THEIRS)
