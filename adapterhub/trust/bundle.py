@@ -274,7 +274,8 @@ def _simple_signing_parts(document: dict[str, Any], location: str) -> _BundlePar
     """Return the parts of a signature of cosign 2, whose payload is signed as it is."""
     if _CERTIFICATE in document:
         hint = "Have it signed with a key, or by cosign 3"
-        raise FormatError(location, "is signed by an identity in the form of cosign 2, which is not read", hint)
+        problem = "is signed by an identity in the form of cosign 2, whose log entry has no proof of its inclusion"
+        raise FormatError(location, problem, hint)
     _with_members(document, ("mediaType", "payload", "signature"), location)
     payload = _from_base64(document, "payload", location)
     _signed_image(json_file.parse_object(payload, location), location)  # so that it is never taken for another statement

@@ -2,8 +2,8 @@
 
 The manifest has the tag `sha256-<hex>.sig` or `.att`, after the digest that it is about, or has that digest as its subject
 (`--registry-referrers-mode=oci-1-1`). A layer is a DSSE envelope, or the payload that an annotation has the signature of. Both
-carry no name of their key. A certificate comes in another annotation; its entry of a transparency log has a form that is not
-read, so that such a signature is refused with that reason.
+carry no name of their key. A certificate comes in another annotation, along with an entry of a transparency log that has the
+log's promise and no proof of inclusion, which every other signature by an identity has: it is refused with that reason.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_a_certificate_of_cosign_2_is_a_reason_and_never_ignored(key: keys.Priva
     raw = json.dumps(GOOD).encode()
     annotations = {cosign.SIGNATURE_ANNOTATION: base64.b64encode(key.sign(raw)).decode(), **CERTIFICATE}
     signed = layer(SIMPLE_SIGNING, **annotations).bundle(raw)
-    with pytest.raises(FormatError, match="by an identity in the form of cosign 2, which is not read"):
+    with pytest.raises(FormatError, match="by an identity in the form of cosign 2, whose log entry has no proof"):
         bundle.find_accepted([signed], [key.public], FILES, "team/sql", "x", digest=DIGEST)
     attested = layer(ENVELOPE_TYPE, **CERTIFICATE).bundle(
         envelope(key, Attestation(TYPES[TESTS], "team/sql", DIGEST, {"result": "PASSED"}))
