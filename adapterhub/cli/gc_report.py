@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Registry
     from adapterhub.serve.prepared_versions import SweepResult
 
+_NICENESS = 10  # while it packs, as a hub starts it
+
 
 def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the options of a gc, whose grace period has at least `min_hours` hours."""
@@ -90,9 +92,9 @@ def _pack_old(registry: Registry, result: GcResult) -> None:
 
     if not compress.is_wanted(registry):
         return
-    # It can wait for everything else on the machine, and this process does little after it.
+    # It can wait for everything else on the machine, and this process does little after it. A hub has lowered it already.
     if hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(max(0, _NICENESS - os.nice(0)))
     packed = [change for change in compress.pack_old(registry, dry_run=result.dry_run) if change.outcome == "packed"]
     result.packed, result.packed_saving = len(packed), sum(change.size - change.stored for change in packed)
 

@@ -317,7 +317,7 @@ def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:
     policy.check_name(row.name)
     digest = worker.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a conversion of the version
     oci = oci_manifest.parse(worker.registry.store.read_document(digest), location)
-    facts = stored_facts(worker.registry.store, oci, worker.registry.metrics(digest))
+    facts = stored_facts(worker.registry.store, oci, worker.registry.measurements(digest))
     packaging.check_manifest(policy, worker.registry.adapter_manifest(digest), location, facts)
     check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, location=location)
 

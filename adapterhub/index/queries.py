@@ -270,6 +270,13 @@ def metrics(index: Index, digest: Digest) -> dict[str, float]:
     return {name: value for name, value in index.select(sql, digest, kinds="sF") if value is not None}
 
 
+def measured_version(index: Index, digest: Digest, metric: str) -> tuple[str, int]:
+    """Return the name and the number of the version whose value of a metric `metrics` has; a name that cannot be for none."""
+    sql = "SELECT v.name, number FROM metrics m JOIN versions v ON v.id = version WHERE digest = ? AND m.name = ?"
+    rows = index.select(f"{sql} AND value IS NOT NULL ORDER BY v.name DESC, number DESC LIMIT 1", digest, metric, kinds="si")
+    return rows[0] if rows else ("", 0)
+
+
 def has_blob(index: Index, name: str, digest: Digest) -> bool:
     """Return True if a version of a name has a file with this digest, or this manifest.
 

@@ -57,6 +57,20 @@ def _keeps_all(registry: Registry, name: str) -> bool:
     return choices[-1:] == ["keep-all"]
 
 
+class _Choices:
+    """The names that keep all versions by a choice; a log is read once, and again after another entry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._choices: dict[tuple[str, Digest], bool] = {}  # by name and head of its log
+
+    def keeps_all(self, name: str) -> bool:
+        key = (name, queries.name(self._registry.index, name).head)
+        if key not in self._choices:
+            self._choices[key] = _keeps_all(self._registry, name)
+        return self._choices[key]
+
+
 @dataclass(frozen=True)
 class DroppedVersions:
     """The versions that a gc drops, and `parents`, which it would drop if nothing that stays was made from them."""
@@ -102,14 +116,15 @@ def drop(registry: Registry, rule: DefaultRule, *, dry_run: bool, withdrawn: boo
     """
     names = [name.name for name in queries.names(registry.index) if not name.deleted]
     dropped: dict[str, set[int]] = {}
+    choices = _Choices(registry)
     has_changed = True
     while has_changed:  # a version can be dropped once its last child has been
         has_changed = False
         for name in names:
-            if numbers := _drop(registry, name, rule, dropped, dry_run=dry_run, withdrawn=withdrawn):
+            if numbers := _drop(registry, name, rule, dropped, choices, dry_run=dry_run, withdrawn=withdrawn):
                 dropped[name] = dropped.get(name, set()).union(numbers)
                 has_changed = True
-    droppable = {name: _droppable_versions(registry, name, rule) for name in names}
+    droppable = {name: _droppable_versions(registry, name, rule, choices) for name in names}
     parents = [
         Ref(name, number=number) for name in names for number in sorted(droppable[name]) if number not in dropped.get(name, ())
     ]
@@ -117,13 +132,20 @@ def drop(registry: Registry, rule: DefaultRule, *, dry_run: bool, withdrawn: boo
 
 
 def _drop(
-    registry: Registry, name: str, rule: DefaultRule, dropped: dict[str, set[int]], *, dry_run: bool, withdrawn: bool
+    registry: Registry,
+    name: str,
+    rule: DefaultRule,
+    dropped: dict[str, set[int]],
+    choices: _Choices,
+    *,
+    dry_run: bool,
+    withdrawn: bool,
 ) -> list[int]:
     """Drop the versions of a name that need not be kept and have no child that stays; return their numbers."""
     numbers: list[int] = []
 
     def droppable_numbers() -> list[int]:
-        droppable = _without_parents(registry, name, _droppable_versions(registry, name, rule), dropped)
+        droppable = _without_parents(registry, name, _droppable_versions(registry, name, rule, choices), dropped)
         taken_down = _withdrawn_versions(registry, name) - dropped.get(name, set()) if withdrawn else set()
         return sorted(taken_down.union(droppable))
 
@@ -141,12 +163,12 @@ def _drop(
     return numbers
 
 
-def _droppable_versions(registry: Registry, name: str, rule: DefaultRule) -> dict[int, Digest]:
+def _droppable_versions(registry: Registry, name: str, rule: DefaultRule, choices: _Choices) -> dict[int, Digest]:
     """Return the versions of a name that need not be kept for their own sake."""
     setting = _setting(registry, name)
     rule = rule if setting is None else DefaultRule(setting)
     droppable = rule.droppable(queries.versions(registry.index, name=name)) if rule != DefaultRule() else {}
-    if not droppable or (setting is None and _keeps_all(registry, name)):
+    if not droppable or (setting is None and choices.keeps_all(name)):
         return {}
     previous, withdrawn = _previous_versions(registry, name), withdrawals.reasons(registry.index, name)
     return {number: digest for number, digest in droppable.items() if number not in previous and digest not in withdrawn}

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.project.policy_rules import ReadParent, VersionFacts
+from adapterhub.project.policy_rules import NO_MEASUREMENTS, Measurements, ReadParent, VersionFacts
 from adapterhub_converters.errors import AdapterhubError
 
 from . import signature_checks
@@ -54,7 +53,7 @@ def version_facts(source: Source, manifest: Manifest, workspace: Workspace) -> V
     """Return what the policy asks about a version besides its adapter.json."""
     return VersionFacts(
         manifest.files_size,
-        _recorded_metrics(source, manifest.digest),
+        _measurements(source, manifest.digest),
         parent_reader(workspace),
         partial(_first_problem, source, manifest),
     )
@@ -91,13 +90,13 @@ def _first_problem(source: Source, manifest: Manifest) -> str:
         return first_problem(folder, [layer.path for layer in manifest.layers])
 
 
-def _recorded_metrics(source: Source, digest: Digest) -> Mapping[str, float]:
-    """Return the recorded metrics of a version, which only the logs of a registry have; empty elsewhere."""
+def _measurements(source: Source, digest: Digest) -> Measurements:
+    """Return the recorded metrics of a version, which only the logs of a registry have; none elsewhere."""
     from adapterhub.remotes.local_name import LocalName
     from adapterhub.remotes.parallel_transfer import unwrapped
 
     place = unwrapped(source)
-    return place.registry.metrics(digest) if isinstance(place, LocalName) else {}
+    return place.registry.measurements(digest) if isinstance(place, LocalName) else NO_MEASUREMENTS
 
 
 def check_version(

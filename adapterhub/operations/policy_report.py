@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Source
 
 
-USES = ("pull", "run", "eval", "merge", "convert", "fix", "rebuild", "bundle", "lock", "resolve", "serve")
-"""The ways of using a version: each asks what a pull does, of the name that the version has."""
-ARRIVALS = ("push", "copy")
-"""The ways of storing a version under another name, or at an address, which are asked of that one."""
-
-
 @dataclass(frozen=True)
 class PolicyReport:
     """A version beside every rule that applies to it.

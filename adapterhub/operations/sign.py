@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import IntegrityError, ParameterError
+from adapterhub_converters.errors import IntegrityError, ParameterError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import attest, signature_checks, source_names, sources
@@ -109,6 +109,30 @@ def sign(
     signer = signers.read(key, passphrase)
     signed, _ = signature_checks.sign(source, signer, workspace or Workspace(), name=name)
     return _signature_of(signed, name or signed.name, signer.public)
+
+
+def sign_for_cosign(
+    source: StrPath, key: StrPath | Signer, *, passphrase: bytes | None = None, workspace: Workspace | None = None
+) -> Signature:
+    """Sign the digest of a version, for every name, as `cosign sign --key` does; at a registry, `cosign verify` finds it.
+
+    The parameters are those of `sign`.
+
+    Raises:
+        UsageError: It is a folder, which has no digest.
+        ParameterError: The signer is an identity, whose signatures cosign has in other forms.
+    """
+    from adapterhub.trust import cosign, signers
+    from adapterhub.trust.keyless import KeylessSigner
+
+    signer = signers.read(key, passphrase)
+    if isinstance(signer, KeylessSigner):
+        raise ParameterError("cosign", "is for signatures by a key", "Use `cosign sign` to sign so by an identity")
+    with signature_checks.open_signable(source, workspace or Workspace()) as signable:
+        if not signable.digest:
+            raise UsageError(signable.location, "is a folder, and cosign signs versions", "Push it, and sign the version")
+        signable.add(cosign.sign(signable.digest, signable.name, signer))
+        return _signature_of(signable, "", signer.public)
 
 
 def verify(

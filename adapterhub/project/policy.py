@@ -300,11 +300,15 @@ class Policy:
         if self.data:
             for title, problem in policy_rules.data_violations(manifest, self.data, facts):
                 yield "data", title, problem
-        metrics = {**((training.metrics if training else None) or {}), **facts.metrics}
+        metrics, measured = (training.metrics if training else None) or {}, facts.measurements
         for bounds in self.metrics:
-            value = metrics.get(bounds.metric)
+            value = measured.values.get(bounds.metric, metrics.get(bounds.metric))
             number = float(value) if is_number(value) else None
-            yield f"metrics.{bounds.metric}", "not measured" if number is None else f"{number:g}", bounds.violation(number)
+            problem = bounds.violation(number)
+            if bounds.recorders and not problem:
+                recorder = measured.recorder_of(bounds.metric) if bounds.metric in measured.values else ""
+                problem = bounds.recorder_violation(recorder or (training.recorder if training else None))
+            yield f"metrics.{bounds.metric}", "not measured" if number is None else f"{number:g}", problem
         for rule in self.evaluations:
             results = [result for result in origin.evaluations or () if result.metric == rule.bounds.metric]
             problems = [rule.violation_by(result) for result in results]

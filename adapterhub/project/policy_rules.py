@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BASE, PARENTS, DATA = PARTS = ("base", "parents", "data")
 """The parts of an adapter whose licenses a policy can restrict too."""
+OWNER = "owner"
+"""The recorder of what a push declares, as in `manifest.document`, which is slow to load."""
 _DAY = 86400  # seconds
 _MAX_ANCESTORS = 1000
 
@@ -46,11 +48,12 @@ class RuleCheck:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The smallest and the largest allowed value of a metric; None for no limit."""
+    """The smallest and the largest allowed value of a metric, or None, and who may have recorded it, empty for anybody."""
 
     metric: str
     min: float | None = None
     max: float | None = None
+    recorders: tuple[str, ...] = ()
 
     def violation(self, value: float | None) -> str:
         """Return what is wrong with a value, or with None for an unmeasured one; empty if it is allowed."""
@@ -60,6 +63,11 @@ class Bounds:
         if self.min is not None and not value >= self.min:
             return f"{value:g} is below {self.min:g}"
         return f"{value:g} is over {self.max:g}" if self.max is not None and not value <= self.max else ""
+
+    def recorder_violation(self, recorder: str | None) -> str:
+        """Return what is wrong with who recorded a value; empty if nothing is."""
+        is_allowed = not self.recorders or recorder in self.recorders
+        return "" if is_allowed else f"was recorded by {recorder or 'nobody that it names'}, not {' or '.join(self.recorders)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +102,12 @@ class EvaluationRule:
     """A result that an adapter must have, of allowed data and by an allowed recorder.
 
     Attributes:
-        bounds: The metric and its limits.
+        bounds: The metric, its limits, and who may have recorded it in adapter.json.
         data: The digests of data sets, one of which it was measured on; empty for any.
-        recorders: Who may have recorded it in adapter.json; empty for anybody.
     """
 
     bounds: Bounds
     data: tuple[Digest, ...] = ()
-    recorders: tuple[str, ...] = ()
 
     @property
     def rule(self) -> str:
@@ -118,9 +124,9 @@ class EvaluationRule:
 
     def violation_by(self, evaluation: DeclaredEvaluation) -> str:
         """Return what is wrong with a declared result of this metric; empty if nothing is."""
-        if self.recorders and evaluation.recorder not in self.recorders:
-            return f"was recorded by {evaluation.recorder or 'nobody that it names'}, not {' or '.join(self.recorders)}"
-        return self.violation(evaluation.value, [evaluation.digest] if evaluation.digest else [])
+        return self.bounds.recorder_violation(evaluation.recorder) or self.violation(
+            evaluation.value, [evaluation.digest] if evaluation.digest else []
+        )
 
 
 ReadParent = Callable[["Digest"], "AdapterManifest | None"]
@@ -132,19 +138,35 @@ def no_parent(_digest: Digest) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurements:
+    """What was measured of a version, at its push or later.
+
+    Attributes:
+        values: By the names of metrics that a search uses.
+        recorder_of: Returns who recorded a metric, in the words of `Training.recorder`; empty if the training did.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    recorder_of: Callable[[str], str] = lambda _: OWNER
+
+
+NO_MEASUREMENTS = Measurements()
+
+
+@dataclass(frozen=True, slots=True)
 class VersionFacts:
     """What a policy asks about a version besides its adapter.json.
 
     Attributes:
         size: Bytes of its files, without adapter.json; None for the sum of those in the manifest.
-        metrics: Measurements besides the metrics of its training.
+        measurements: What was measured besides the metrics of its training.
         read_parent: Returns the adapter.json of a parent by its digest, None for one that is not at hand.
         find_problem: Returns the first problem that a scan of its files finds, empty for none; None if they are not at hand.
         now: The time, in UTC; None for that of the clock.
     """
 
     size: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    measurements: Measurements = NO_MEASUREMENTS
     read_parent: ReadParent = no_parent
     find_problem: Callable[[], str] | None = None
     now: datetime.datetime | None = None

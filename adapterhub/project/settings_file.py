@@ -147,7 +147,7 @@ def _policy(document: SettingsDocument, path: Path) -> Policy:
         formats=formats,
         recorders=document.texts(table, "recorders"),
         max_size=document.count(table, "max_size"),
-        metrics=tuple(_bounds(document, metric) for metric in document.patterns(("policy", "metrics"))),
+        metrics=tuple(_bounds(document, ("policy", "metrics", metric)) for metric in document.patterns(("policy", "metrics"))),
         attestations=(*signing_rules, *(rule for rule in evaluations if isinstance(rule, SigningRule))),
         license_parts=parts,
         base_models=tuple(_allowed_base(document, repo) for repo in document.patterns(("policy", "base_models"))),
@@ -161,25 +161,23 @@ def _policy(document: SettingsDocument, path: Path) -> Policy:
     )
 
 
-def _bounds(document: SettingsDocument, metric: str, kind: str = "metrics", also: tuple[str, ...] = ()) -> Bounds:
-    """Return the bounds of a metric, such as `{ min = 0.7 }`, from a table that may have other keys `also`."""
-    table = ("policy", kind, metric)
-    document.check_keys(table, ("min", "max", *also))
-    limits = {key: value for key, value in document.table(*table).items() if key not in also}
+def _bounds(document: SettingsDocument, table: tuple[str, ...], *also: str) -> Bounds:
+    """Return the bounds of the metric in a table such as `{ min = 0.7 }`, which may have the keys `also`."""
+    document.check_keys(table, ("min", "max", "recorders", *also))
+    limits = {key: value for key, value in document.table(*table).items() if key in ("min", "max")}
     is_valid = limits and all(type(value) in (int, float) for value in limits.values())
-    document.check(is_valid, table[:-1], metric, "is not a table of numbers", "Write it like { max = 12.5 }")
-    return Bounds(metric, *(float(limits[key]) if key in limits else None for key in ("min", "max")))
+    document.check(is_valid, table[:-1], table[-1], "is not a table of numbers", "Write it like { max = 12.5 }")
+    low, high = (float(limits[key]) if key in limits else None for key in ("min", "max"))
+    return Bounds(table[-1], low, high, document.texts(table, "recorders"))
 
 
 def _evaluation(document: SettingsDocument, metric: str, path: Path) -> EvaluationRule | SigningRule:
     """Return the table `policy.evaluations.METRIC`: a rule about a declared result, or about an attested one."""
-    table, also = ("policy", "evaluations", metric), ("data", "recorders", "signers")
-    bounds, data = _bounds(document, metric, "evaluations", also), _digests(document, table, "data")
-    recorders = document.texts(table, "recorders")
+    table = ("policy", "evaluations", metric)
+    rule = EvaluationRule(_bounds(document, table, "data", "signers"), _digests(document, table, "data"))
     if "signers" not in document.table(*table):
-        return EvaluationRule(bounds, data, recorders)
-    document.check(not recorders, table, "recorders", "is for results without signers", "Leave one of them out")
-    rule = EvaluationRule(bounds, data)
+        return rule
+    document.check(not rule.bounds.recorders, table, "recorders", "is for results without signers", "Leave one of them out")
     return SigningRule("*", document.signers(table, "signers", path), "tests", str(path), evaluation=rule)
 
 

@@ -127,7 +127,7 @@ def converted_folder(
                 raise
         manifest = AdapterManifest.read(folder)
         facts = VersionFacts(
-            metrics=registry.metrics(version.digest),
+            measurements=registry.measurements(version.digest),
             read_parent=partial(read_parent, registry.store),
             find_problem=partial(first_problem, folder, [file.path for file in manifest.files] if manifest else ()),
         )

@@ -17,7 +17,7 @@ from adapterhub.checks.report import CODES
 from adapterhub.manifest import card, derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
-from adapterhub.project.policy_rules import NO_FACTS, ReadParent, VersionFacts, no_parent
+from adapterhub.project.policy_rules import NO_FACTS, NO_MEASUREMENTS, Measurements, ReadParent, VersionFacts, no_parent
 from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -161,7 +161,7 @@ def apply_policy(package: Package, policy: Policy | None) -> Package:
         paths = [path for path in package.draft.listing.files if path != ADAPTER_JSON]
         facts = VersionFacts(
             size=sum((package.folder / path).stat().st_size for path in paths),
-            metrics=package.metrics,
+            measurements=Measurements(package.metrics),
             read_parent=package.read_parent,
             find_problem=partial(first_problem, package.folder, paths),
         )
@@ -197,7 +197,7 @@ def check_received(
     policy: Policy | None = None,
     force: bool = False,
     check: bool = True,
-    metrics: Mapping[str, float] | None = None,
+    measurements: Measurements = NO_MEASUREMENTS,
     read_parent: ReadParent = no_parent,
 ) -> tuple[Problem, ...]:
     """Check a version that somebody else packaged, as `package` does: its adapter, its adapter.json, and the policy.
@@ -209,7 +209,7 @@ def check_received(
         policy: The project's policy; None without one.
         force: Accept an adapter whose check finds errors. An adapter.json that contradicts the weights is never accepted.
         check: Check the adapter; otherwise, only compare its adapter.json with the headers of the weights.
-        metrics: What was measured of it, apart from the metrics at the end of its training.
+        measurements: What was measured of it, apart from the metrics at the end of its training.
         read_parent: Returns the adapter.json of a parent by its digest; None if it is not at hand.
 
     Returns:
@@ -228,7 +228,7 @@ def check_received(
     adapter_manifest = weight_facts.manifest_matching_weights(folder, inspected=inspected, location=location)
     adapter_manifest = adapter_manifest and card.with_card(adapter_manifest, card.read(folder))
     paths = [layer.path for layer in manifest.layers if layer.path != ADAPTER_JSON]
-    facts = VersionFacts(manifest.files_size, metrics or {}, read_parent, partial(first_problem, folder, paths))
+    facts = VersionFacts(manifest.files_size, measurements, read_parent, partial(first_problem, folder, paths))
     check_manifest(policy, adapter_manifest, location, facts)
     return errors
 

@@ -46,6 +46,7 @@ from .version_lookup import RestoreResult, Version, find_row, find_row_with, fin
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
+    from adapterhub.project.policy_rules import Measurements
     from adapterhub_converters.bases import BaseSpec
 
     from .packaging import Package
@@ -185,9 +186,9 @@ class Registry:
         """Return the versions with this manifest: one for each name that it was pushed to."""
         return queries.versions(self.index, digest=digest)
 
-    def metrics(self, digest: Digest) -> dict[str, float]:
-        """Return the metrics recorded for a manifest, under the names that a search uses."""
-        return queries.metrics(self.index, digest)
+    def measurements(self, digest: Digest) -> Measurements:
+        """Return the metrics recorded for a manifest, under the names that a search uses, and who recorded each."""
+        return version_facts.measurements(self.index, digest)
 
     def children(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions that were made from the manifest `digest`."""

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.project.policy_rules import VersionFacts
+from adapterhub.project.policy_rules import Measurements, VersionFacts
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.index.index_database import Index
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.store.store import Store
 
 
-def stored_facts(store: Store, manifest: Manifest, metrics: Mapping[str, float]) -> VersionFacts:
+def stored_facts(store: Store, manifest: Manifest, measurements: Measurements) -> VersionFacts:
     """Return the facts of a version whose files are in a store."""
     return VersionFacts(
-        manifest.files_size, metrics, partial(read_parent, store), partial(first_stored_problem, store, manifest)
+        manifest.files_size, measurements, partial(read_parent, store), partial(first_stored_problem, store, manifest)
     )
+
+
+def measurements(index: Index, digest: Digest) -> Measurements:
+    """Return the metrics recorded for a manifest, under the names that a search uses, and who recorded each."""
+    from adapterhub.index import queries  # with SQLite, which a check of a folder does without
+
+    return Measurements(queries.metrics(index, digest), partial(_metric_recorder, index, digest))
+
+
+def _metric_recorder(index: Index, digest: Digest, metric: str) -> str:
+    """Return who recorded the value of a metric that `queries.metrics` has; empty for a metric of the training."""
+    from adapterhub.index import queries
+    from adapterhub.manifest import measurement
+
+    name, number = queries.measured_version(index, digest, metric)
+    evaluations = measurement.evaluations_of(queries.marks(index, "evaluate", name), number)
+    return next((evaluation.recorder for evaluation in evaluations if metric in evaluation.searchable_metrics), "")
 
 
 def read_parent(store: Store, digest: Digest) -> AdapterManifest | None:

@@ -50,6 +50,8 @@ def attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
         raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
     if layer := cosign.layer_of(signature, manifest.digest):
         cosign_claims.attach(referring, manifest, layer)
+        if remote.hides_signature_tags:
+            cosign_claims.tag(referring, manifest.digest, layer)
         return True
     file = _ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE
     blob = Descriptor(bundle.MEDIA_TYPE, sha256_bytes(signature), len(signature), file)

@@ -122,7 +122,7 @@ class LocalName:
                     policy=self.policy,
                     force=force,
                     check=not facts_only,
-                    metrics=self.registry.metrics(manifest.digest),
+                    measurements=self.registry.measurements(manifest.digest),
                     read_parent=partial(read_parent, self.registry.store),
                 )
             # The files were linked into a temporary folder, whose name means nothing to the user.

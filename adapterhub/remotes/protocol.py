@@ -141,6 +141,7 @@ class OpenRemote(Target, ABC):
     Attributes:
         kind: What errors call this kind of remote.
         max_readers: How many threads may read manifests at the same time.
+        hides_signature_tags: Whether `tags` leaves out those under which cosign looks for signatures.
         notes: Remarks for the user.
         commit_id: The commit that was read or made last, in a remote that has commits.
         commits: The commit of each tag, after `tags`, in a remote that has commits.
@@ -148,6 +149,7 @@ class OpenRemote(Target, ABC):
 
     kind: ClassVar[str]
     max_readers: ClassVar[int] = 1
+    hides_signature_tags: ClassVar[bool] = False
     commit_id = ""
 
     def __init__(self) -> None:

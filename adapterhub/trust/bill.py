@@ -14,9 +14,10 @@ from typing import Any
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import licensing
-from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, DataSource, TrainingData
 from adapterhub.manifest.licensing import CombinedLicense, LicensedPart
 from adapterhub.version import __version__
+from adapterhub_converters import safe_regex
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .statement import hub_purl
@@ -28,6 +29,7 @@ PREFIX = "adapterhub:"
 """The prefix of adapterhub's own property names."""
 UNRECORDED = "not recorded"
 """The value of a required field that is not recorded."""
+_URI = safe_regex.Pattern(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]+")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,16 @@ class BilledAdapter:
     @property
     def datasets(self) -> list[TrainingData]:
         """The training data of the adapter and its ancestors, each once."""
-        manifests = [self.manifest, *(ancestor.manifest for ancestor in self.ancestors if ancestor.manifest)]
-        return list(dict.fromkeys(dataset for manifest in manifests for dataset in training_data(manifest)))
+        return list(dict.fromkeys(dataset for manifest in self._manifests for dataset in training_data(manifest)))
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """The declared sources of data of the adapter and its ancestors, each once."""
+        return list(dict.fromkeys(source for manifest in self._manifests for source in manifest.data_sources or ()))
+
+    @property
+    def _manifests(self) -> list[AdapterManifest]:
+        return [self.manifest, *(ancestor.manifest for ancestor in self.ancestors if ancestor.manifest)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,11 +106,11 @@ def dump(document: Mapping[str, Any]) -> str:
 def bill(billed: BilledAdapter) -> Bill:
     """Return the bill of materials of a version, which without a time in `created` has none."""
     name, digest, manifest, datasets = billed.name, billed.digest, billed.manifest, billed.datasets
-    license_ = licensing.combine([*_licensed_parts(billed), *(_data_part(dataset) for dataset in datasets)])
+    license_ = licensing.combine(_licensed_parts(billed))
     base = _base_component(manifest.base, billed.base_license)
     parents = [_ancestor_component(ancestor) for ancestor in billed.ancestors]
-    supplier = billed.supplier or manifest.supplier
     dataset_components = [_dataset_component(number, dataset) for number, dataset in enumerate(datasets, start=1)]
+    dataset_components += [_source_component(number, source) for number, source in enumerate(billed.sources, start=1)]
     component = {
         **_adapter_component(name, digest, manifest),
         "licenses": _own_licenses(manifest, license_),
@@ -121,7 +131,7 @@ def bill(billed: BilledAdapter) -> Bill:
             **({"timestamp": billed.created} if billed.created else {}),
             "tools": {"components": [{"type": "application", "name": "adapterhub", "version": __version__}]},
             "component": {key: value for key, value in component.items() if value},
-            **({"supplier": {"name": supplier}} if supplier else {}),
+            **_supplier(billed.supplier or manifest.supplier, manifest.contact),
         },
         "components": dataset_components,
         "dependencies": [
@@ -136,9 +146,14 @@ def _licensed_parts(billed: BilledAdapter) -> list[LicensedPart]:
     manifest = billed.manifest
     base = manifest.base.repo or (manifest.base.fingerprint or UNRECORDED)[:19]
     parts = [LicensedPart("adapter", billed.name, manifest.license), LicensedPart("base", base, billed.base_license)]
-    return parts + [
-        LicensedPart("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None)
-        for ancestor in billed.ancestors
+    return [
+        *parts,
+        *(
+            LicensedPart("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None)
+            for ancestor in billed.ancestors
+        ),
+        *(LicensedPart("data", dataset_name(dataset), dataset.license) for dataset in billed.datasets),
+        *(LicensedPart("data", source_name(source), source.license) for source in billed.sources),
     ]
 
 
@@ -147,16 +162,33 @@ def training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
     return (manifest.training.data if manifest.training else None) or ()
 
 
-def _data_part(dataset: TrainingData) -> LicensedPart:
-    return LicensedPart("data", dataset_name(dataset), dataset.license)
-
-
 def dataset_name(dataset: TrainingData) -> str:
     """Return the name of a data set with its split."""
     return " ".join(filter(None, (dataset.name or dataset.path or UNRECORDED, dataset.split)))
 
 
+def source_name(source: DataSource) -> str:
+    """Return the name of a source of data."""
+    return source.name or source.address or f"{source.kind} data without a name"
+
+
+def as_uri(text: str | None) -> str | None:
+    """Return a text if it is a URI, which adapter.json does not require of it; else None."""
+    return text if text and _URI.fullmatch(text) else None
+
+
 # ---- components
+
+
+def _supplier(name: str | None, contact: str | None) -> dict[str, Any]:
+    """Return the supplier as a part of the metadata; empty without a name and an address."""
+    address = (contact or "").removeprefix("mailto:")
+    supplier: dict[str, Any] = {"name": name} if name else {}
+    if as_uri(address):
+        supplier["url"] = [address]
+    elif address:
+        supplier["contact"] = [{"name": address}]
+    return {"supplier": supplier} if supplier else {}
 
 
 def _adapter_component(name: str, digest: Digest, manifest: AdapterManifest) -> dict[str, Any]:
@@ -170,6 +202,7 @@ def _adapter_component(name: str, digest: Digest, manifest: AdapterManifest) -> 
         "version": digest,
         "description": manifest.description or "",
         "hashes": [_hash(digest)],
+        "externalReferences": [{"type": "distribution", "url": url}] if (url := as_uri(manifest.download_location)) else [],
     }
 
 
@@ -228,6 +261,31 @@ def _dataset_component(number: int, dataset: TrainingData) -> dict[str, Any]:
     }
 
 
+def _source_component(number: int, source: DataSource) -> dict[str, Any]:
+    """Return the component of a source of data that the owner declares."""
+    name, url = source_name(source), as_uri(source.address)
+    facts = {
+        "kind": source.kind,
+        "address": None if url else source.address,
+        "collected-from": source.collected_from,
+        "collected-until": source.collected_until,
+        "rights-reserved": source.rights_reserved,
+        "personal-data": source.personal_data,
+    }
+    data = {
+        "type": "dataset",
+        "name": name,
+        "contents": {"url": url} if url else {},
+    }
+    details = {
+        "licenses": _licenses(licensing.expression(source.license)),
+        "data": [{key: value for key, value in data.items() if value}],
+        "properties": _properties({f"data:{key}": value for key, value in facts.items()}),
+    }
+    component = {"type": "data", "bom-ref": f"source-{number}", "name": name}
+    return component | {key: value for key, value in details.items() if value}
+
+
 def _hash(digest: Digest) -> dict[str, str]:
     return {"alg": "SHA-256", "content": digest.removeprefix("sha256:")}
 
@@ -262,7 +320,7 @@ def _text(value: Any) -> str:
 
 
 def _model_card(manifest: AdapterManifest, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return CycloneDX's model card: architecture, data sets and metrics."""
+    """Return CycloneDX's model card: architecture, data sets, metrics, what the adapter is for and what it took."""
     parameters = {
         "task": manifest.task,
         "architectureFamily": manifest.base.model_type,
@@ -271,11 +329,30 @@ def _model_card(manifest: AdapterManifest, sets: Sequence[Mapping[str, Any]]) ->
     }
     metrics = (manifest.training.metrics if manifest.training else None) or {}
     performance_metrics = [{"type": key, "value": _text(value)} for key, value in sorted(metrics.items())]
+    for evaluation in manifest.evaluations or ():
+        data = " ".join(filter(None, (evaluation.dataset, evaluation.split)))
+        performance_metrics.append(
+            {"type": evaluation.metric, "value": _text(evaluation.value), **({"slice": data} if data else {})}
+        )
+    considerations = {
+        "useCases": [manifest.intended_use] if manifest.intended_use else [],
+        "technicalLimitations": [manifest.limitations] if manifest.limitations else [],
+        "environmentalConsiderations": _energy(manifest.energy_kwh),
+    }
     card = {
         "modelParameters": {key: value for key, value in parameters.items() if value},
         "quantitativeAnalysis": {"performanceMetrics": performance_metrics} if performance_metrics else {},
+        "considerations": {key: value for key, value in considerations.items() if value},
     }
     return {key: value for key, value in card.items() if value}
+
+
+def _energy(kwh: float | None) -> dict[str, Any]:
+    """Return the energy of the training; its providers, which CycloneDX requires a list of, are not recorded."""
+    if kwh is None:
+        return {}
+    cost = {"value": kwh, "unit": "kWh"}
+    return {"energyConsumptions": [{"activity": "fine-tuning", "energyProviders": [], "activityEnergyCost": cost}]}
 
 
 def _facts(manifest: AdapterManifest) -> dict[str, Any]:
@@ -285,6 +362,10 @@ def _facts(manifest: AdapterManifest) -> dict[str, Any]:
         "method": manifest.method, "r": manifest.max_rank or None, "alpha": manifest.alpha, "targets": list(manifest.targets),
         "replaced": list(manifest.replaced), "parameters": manifest.parameters, "dtype": manifest.dtype,
         "format": manifest.format,
+        "released": manifest.released, "expires": manifest.expires,
+        "download-location": None if as_uri(manifest.download_location) else manifest.download_location,
+        "languages": list(manifest.languages or ()), "trigger-words": list(manifest.trigger_words or ()),
+        "tokenizer": manifest.tokenizer_digest, "chat-template": manifest.chat_template_digest,
         "training:created": training.created if training else None,
         "training:seed": training.seed if training else None,
         "training:versions": dict(training.versions) if training and training.versions else None,

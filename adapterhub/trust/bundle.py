@@ -35,7 +35,7 @@ COSIGN_TYPE = "https://sigstore.dev/cosign/sign/v1"
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
 """The type of payload by which `cosign sign` of cosign 2 does so (containers/image, `docs/containers-signature.5.md`)."""
 ENVELOPE = "dsseEnvelope"
-_SIMPLE_SIGNING_TYPE = "cosign container image signature"
+SIMPLE_SIGNING_TYPE = "cosign container image signature"
 _NOT_ACCEPTED_HINT = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
 _MAX_REASONS = 5  # in an error
 
@@ -213,8 +213,8 @@ def _signed_image(document: dict[str, Any], location: str) -> Digest:
     """Return the digest of the manifest that a payload of cosign 2 signs; FormatError for any other form."""
     _with_members(document, ("critical", "optional"), location)
     critical = _with_members(document["critical"], ("identity", "image", "type"), location)
-    if critical["type"] != _SIMPLE_SIGNING_TYPE:
-        raise FormatError(location, f"signs {str(critical['type'])[:80]!r}, not {_SIMPLE_SIGNING_TYPE!r}", SIGN_AGAIN_HINT)
+    if critical["type"] != SIMPLE_SIGNING_TYPE:
+        raise FormatError(location, f"signs {str(critical['type'])[:80]!r}, not {SIMPLE_SIGNING_TYPE!r}", SIGN_AGAIN_HINT)
     image = _with_members(critical["image"], ("docker-manifest-digest",), location)
     return parse_digest(image["docker-manifest-digest"], location)
 
@@ -274,7 +274,8 @@ def _simple_signing_parts(document: dict[str, Any], location: str) -> _BundlePar
     """Return the parts of a signature of cosign 2, whose payload is signed as it is."""
     if _CERTIFICATE in document:
         hint = "Have it signed with a key, or by cosign 3"
-        raise FormatError(location, "is signed by an identity in the form of cosign 2, which is not read", hint)
+        problem = "is signed by an identity in the form of cosign 2, whose log entry has no proof of its inclusion"
+        raise FormatError(location, problem, hint)
     _with_members(document, ("mediaType", "payload", "signature"), location)
     payload = _from_base64(document, "payload", location)
     _signed_image(json_file.parse_object(payload, location), location)  # so that it is never taken for another statement

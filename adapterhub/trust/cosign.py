@@ -2,8 +2,8 @@
 
 The manifest has the tag `sha256-<hex>.sig` or `.att`, after the digest that it is about, or has that digest as its subject
 (`--registry-referrers-mode=oci-1-1`). A layer is a DSSE envelope, or the payload that an annotation has the signature of. Both
-carry no name of their key. A certificate comes in another annotation; its entry of a transparency log has a form that is not
-read, so that such a signature is refused with that reason.
+carry no name of their key. A certificate comes in another annotation, along with an entry of a transparency log that has the
+log's promise and no proof of inclusion, which every other signature by an identity has: it is refused with that reason.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, parse_digest
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .bundle import ENVELOPE, MAX_BUNDLE, MEDIA_TYPE, SIMPLE_SIGNING
+from .bundle import ENVELOPE, MAX_BUNDLE, MEDIA_TYPE, SIMPLE_SIGNING, SIMPLE_SIGNING_TYPE
+
+if TYPE_CHECKING:
+    from .keys import KeySigner
 
 ARTIFACT_TYPE = "application/vnd.dev.cosign.artifact.sig.v1+json"
 """The artifact type of signatures with a subject."""
@@ -88,6 +91,18 @@ def _parse_layer(entry: Any, location: str) -> CosignLayer:
     ):
         raise FormatError(location, "a layer is not a descriptor")
     return CosignLayer(str(entry.get("mediaType")), parse_digest(entry.get("digest"), location), size, annotations)
+
+
+def sign(digest: Digest, name: str, key: KeySigner) -> bytes:
+    """Return the bundle with a signature of a manifest as `cosign sign --key` makes it; the name is for people only."""
+    critical = {
+        "identity": {"docker-reference": name},
+        "image": {"docker-manifest-digest": digest},
+        "type": SIMPLE_SIGNING_TYPE,
+    }
+    payload = json_file.canonical_bytes({"critical": critical, "optional": None})
+    annotations = {SIGNATURE_ANNOTATION: base64.b64encode(key.sign(payload)).decode()}
+    return CosignLayer(SIMPLE_SIGNING, digest, len(payload), annotations).bundle(payload)
 
 
 def layer_of(bundle: bytes, location: str) -> tuple[bytes, dict[str, str]] | None:

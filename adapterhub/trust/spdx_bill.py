@@ -14,12 +14,12 @@ from typing import Any
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import licensing
-from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, DataSource, DeclaredEvaluation, TrainingData
 from adapterhub.version import __version__
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .bill import UNRECORDED, BilledAdapter, dataset_name, training_data
+from .bill import UNRECORDED, BilledAdapter, as_uri, dataset_name, source_name, training_data
 from .statement import hub_purl
 
 SPDX_VERSION = "3.0.1"
@@ -94,11 +94,14 @@ def _packages(ids: str, adapter: Node, billed: BilledAdapter) -> Iterator[_Packa
     """Yield the adapter, its base, its ancestors and the data of all of them."""
     base_id, manifest, ancestors = f"{ids}base", billed.manifest, billed.ancestors
     datasets = {dataset: f"{ids}data-{number}" for number, dataset in enumerate(billed.datasets, start=1)}
+    sources = {source: f"{ids}source-{number}" for number, source in enumerate(billed.sources, start=1)}
     parents = {ancestor.digest: f"{ids}adapter-{ancestor.digest[7:19]}" for ancestor in ancestors}
 
     def relations(of: AdapterManifest) -> list[tuple[str, Sequence[str]]]:
         made_from = [parents[parent.digest] for parent in of.parents if parent.digest in parents]
-        trained_on = [datasets[dataset] for dataset in training_data(of)]
+        trained_on = [datasets[dataset] for dataset in training_data(of)] + [
+            sources[source] for source in of.data_sources or ()
+        ]
         return [("dependsOn", [base_id]), ("descendantOf", made_from), ("trainedOn", trained_on)]
 
     yield _Package(
@@ -110,6 +113,8 @@ def _packages(ids: str, adapter: Node, billed: BilledAdapter) -> Iterator[_Packa
         yield _Package(node, licensing.expression(known.license) if known else "", relations(known) if known else ())
     for dataset, node_id in datasets.items():
         yield _Package(_dataset(node_id, dataset), licensing.expression(dataset.license))
+    for source, node_id in sources.items():
+        yield _Package(_source(node_id, source), licensing.expression(source.license))
 
 
 def _package(node_id: str, name: str, version: str | None) -> Node:
@@ -127,19 +132,51 @@ def _adapter(node_id: str, name: str, digest: Digest, manifest: AdapterManifest)
         "dtype": manifest.dtype, "seed": training.seed if training else None,
     }  # fmt: skip
     metrics = dict((training.metrics if training else None) or {})
+    evaluations = [_entry(_evaluation_title(evaluation), evaluation.value) for evaluation in manifest.evaluations or ()]
+    personal_data = [source.personal_data for source in manifest.data_sources or ()]
     facts = {
         "description": manifest.description,
-        "releaseTime": f"{manifest.released}T00:00:00Z" if manifest.released else None,
+        "releaseTime": _midnight(manifest.released),
+        "validUntilTime": _midnight(manifest.expires),
+        "builtTime": training.created if training else None,
         "software_downloadLocation": manifest.download_location,
-        "ai_typeOfModel": [f"{manifest.method} adapter"] if manifest.method else [],
+        "ai_typeOfModel": [
+            *([f"{manifest.method} adapter"] if manifest.method else []),
+            *filter(None, (manifest.base.model_type, manifest.base.architecture)),
+        ],
         "ai_domain": [manifest.task] if manifest.task else [],
         "ai_hyperparameter": _entries(hyperparameters),
-        "ai_metric": _entries(metrics),
+        "ai_metric": [*_entries(metrics), *evaluations],
         "ai_informationAboutTraining": _text(dict(training.config)) if training and training.config else None,
         "ai_informationAboutApplication": manifest.intended_use,
         "ai_limitation": manifest.limitations,
+        "ai_energyConsumption": _energy(manifest.energy_kwh),
+        "ai_useSensitivePersonalInformation": _sensitive(personal_data) if personal_data else None,
     }
     return _package(node_id, name, digest) | {"type": "ai_AIPackage"} | {key: value for key, value in facts.items() if value}
+
+
+def _evaluation_title(evaluation: DeclaredEvaluation) -> str:
+    data = " ".join(filter(None, (evaluation.dataset, evaluation.split)))
+    return f"{evaluation.metric} ({data})" if data else evaluation.metric
+
+
+def _midnight(day: str | None) -> str | None:
+    """Return the first moment of a day, in UTC."""
+    return f"{day}T00:00:00Z" if day else None
+
+
+def _sensitive(has_personal_data: Sequence[bool | None]) -> str:
+    """Return whether sources have sensitive personal data, in SPDX's words: without personal data, they have none."""
+    return "no" if all(answer is False for answer in has_personal_data) else "noAssertion"
+
+
+def _energy(kwh: float | None) -> Node | None:
+    """Return the energy of the training."""
+    if kwh is None:
+        return None
+    quantity = {"type": "ai_EnergyConsumptionDescription", "ai_energyQuantity": kwh, "ai_energyUnit": "kilowattHour"}
+    return {"type": "ai_EnergyConsumption", "ai_finetuningEnergyConsumption": [quantity]}
 
 
 def _base(node_id: str, base: BaseInfo) -> Node:
@@ -152,6 +189,23 @@ def _dataset(node_id: str, dataset: TrainingData) -> Node:
     node: Node = {"type": "dataset_DatasetPackage", "spdxId": node_id, "name": dataset_name(dataset)}
     node |= {"dataset_datasetType": ["noAssertion"], "software_primaryPurpose": "data"}
     return node | ({"verifiedUsing": [_hash(dataset.digest)]} if dataset.digest else {})
+
+
+def _source(node_id: str, source: DataSource) -> Node:
+    """Return the data set of a source that the owner declares."""
+    days = " ".join(filter(None, (source.collected_from, "to" if source.collected_until else None, source.collected_until)))
+    collection = "; ".join(filter(None, (source.kind, days and f"collected {days}", source.rights_reserved)))
+    node: Node = {
+        "type": "dataset_DatasetPackage",
+        "spdxId": node_id,
+        "name": source_name(source),
+        "dataset_datasetType": ["noAssertion"],
+        "software_primaryPurpose": "data",
+        "dataset_dataCollectionProcess": collection,
+        "dataset_hasSensitivePersonalInformation": _sensitive([source.personal_data]),
+    }
+    url = as_uri(source.address)
+    return node | ({"software_downloadLocation": url} if url else {})
 
 
 def _file(node_id: str, path: str, digest: Digest) -> Node:
@@ -169,7 +223,11 @@ def _hash(digest: Digest) -> Node:
 def _entries(facts: Mapping[str, Any]) -> list[Node]:
     """Return the facts that have a value as dictionary entries, with values as text."""
     present = {key: value for key, value in facts.items() if value not in (None, "", (), [])}
-    return [{"type": "DictionaryEntry", "key": key, "value": _text(value)} for key, value in sorted(present.items())]
+    return [_entry(key, value) for key, value in sorted(present.items())]
+
+
+def _entry(key: str, value: Any) -> Node:
+    return {"type": "DictionaryEntry", "key": key, "value": _text(value)}
 
 
 def _text(value: Any) -> str:

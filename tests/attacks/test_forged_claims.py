@@ -75,6 +75,11 @@ def typed_training_metric(place: Place) -> None:
     place.policy('[policy]\nrecorders = ["trainer"]\n[policy.metrics]\neval_perplexity = { max = 12 }\n')
 
 
+def typed_metric(place: Place) -> None:
+    place.push(place.true_record)
+    place.policy('[policy.metrics]\neval_perplexity = { max = 12, recorders = ["trainer"] }\n')
+
+
 def typed_recorder(place: Place) -> None:
     (place.folder / "adapter.toml").write_text('[training]\nrecorder = "trainer"\nseed = 7\n')
 
@@ -182,6 +187,7 @@ FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
     (typed_training, "attest team/sql --training --key ci.key", 6, "was recorded by owner, and not by adapterhub's trainer"),
     (typed_training, "attest team/sql --training --builder urn:adapterhub:trainer --key ci.key", 6, "what the trainer signs"),
     (typed_training_metric, PULL, 6, "recorders: its training was recorded by owner, not trainer"),
+    (typed_metric, PULL, 6, "metrics.eval_perplexity: was recorded by owner, not trainer"),
     (typed_recorder, "push sql team/sql", 2, "unknown key training.recorder"),
     (edited_recorder, PULL, 6, "names the builder urn:adapterhub:record, which is not allowed"),
     (signed_by_a_stranger, PULL, 6, "which is not accepted"),

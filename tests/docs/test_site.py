@@ -20,7 +20,7 @@ from adapterhub.cli.main import COMMANDS, app
 from adapterhub.training.config_help import explain
 from adapterhub.version import __version__
 from tests.conftest import ROOT, need_module, need_program
-from tests.support import pages
+from tests.support import pages, tool_checks
 
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
@@ -76,8 +76,8 @@ def test_a_page_links_to_files_that_exist_without_the_site(name: str) -> None:
     assert [link for link in links if not (DOCS / name).parent.joinpath(link).is_file()] == []
 
 
-# Printed by programs: `tests.support.hf_methods`, and `make bench` between its marks.
-_PRINTED = {"hub-methods.md", "benchmarks.md"}
+# Printed by programs: `tests.support.hf_methods`, `tests.support.tool_checks`, and `make bench` between its marks.
+_PRINTED = {"hub-methods.md", "tools.md", "benchmarks.md"}
 
 
 @pytest.mark.parametrize("name", sorted({*PAGES} - _PRINTED))
@@ -85,6 +85,12 @@ def test_a_page_begins_with_what_its_reader_can_do_and_is_short_enough_to_read(n
     _, _, text = pages.page(name).partition("\n\n")
     assert re.match(r"(After|At the end of) th(is|ese) pages?,? ", text), text[:80]
     assert len(text.split()) <= 3000
+
+
+def test_the_page_of_tools_claims_what_checks_show_and_nothing_else() -> None:
+    assert (DOCS / "tools.md").read_text() == tool_checks.page()
+    cells = set(itertools.product(tool_checks.TOOLS, tool_checks.ITEMS))
+    assert {(check.tool, check.item) for check in tool_checks.CHECKS} <= cells
 
 
 def test_the_pages_do_not_grow_back() -> None:

@@ -638,3 +638,13 @@ def test_a_gc_packs_versions_of_over_a_day_where_the_registry_asks_for_it(
         packed = {change.ref: change.outcome for change in compress.pack(registry, dry_run=True) if change.size > 10_000}
         assert packed == {"team/sql:v1": "already", "team/sql:v2": "packed"}
         assert fsck(registry) == []
+
+
+@pytest.mark.parametrize("niceness", [0, 10])
+def test_a_gc_packs_at_low_priority_whoever_starts_it(started: Run, tmp_path: Path, niceness: int) -> None:
+    started("init", "r")
+    (tmp_path / "r" / "adapterhub.toml").write_text("pack = true\n")
+    own = os.nice(0)
+    report = "import atexit, os; atexit.register(lambda: open('niceness', 'w').write(str(os.nice(0))))"
+    started("gc", "--registry", "r", first=f"{report}; os.nice(max(0, {niceness} - os.nice(0)))")
+    assert int((tmp_path / "niceness").read_text()) == max(own, 10)

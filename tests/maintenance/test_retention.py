@@ -14,6 +14,7 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.registry import Registry
+from adapterhub.store.ref_log import entries_in_force
 from adapterhub_converters.errors import NotFoundError
 from tests.conftest import Run
 from tests.maintenance.test_gc import PROD, SQL
@@ -65,6 +66,18 @@ def test_a_choice_of_all_versions_wins_over_the_options_of_a_gc(registry: Regist
     assert registry.rebuild_index() == fsck(registry) == []
     retention.keep(registry, SQL, 2)
     assert list(map(str, gc(registry, grace=0, last=1).dropped)) == ["team/sql:v1"]
+
+
+def test_a_gc_reads_the_log_of_a_name_once_for_its_choice(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2, 3):
+        registry.push(make(f"a{seed}", seed), SQL)
+    retention.keep(registry, SQL, None)
+    reads: list[int] = []
+    monkeypatch.setattr(retention, "entries_in_force", lambda entries: reads.append(1) or entries_in_force(entries))
+    assert gc(registry, grace=0, last=1).dropped == []
+    assert len(reads) == 1
 
 
 def test_a_dry_run_foretells_the_bytes_of_dropped_versions(registry: Registry, make: Make) -> None:

@@ -10,7 +10,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.trust.bill import Ancestor, BilledAdapter, bill
 from tests.support.adapters import write_adapter
-from tests.support.bills import trained
+from tests.support.bills import declared, trained
 from tests.support.environments import environment
 
 pytestmark = pytest.mark.peer
@@ -32,6 +32,8 @@ def test_bills_are_valid_by_the_official_schema(tmp_path: Path) -> None:
     bills = [
         ah.bom(folder, base_license="llama3.1"),
         ah.bom(write_adapter(tmp_path / "bare")),
+        ah.bom(declared(trained(tmp_path / "declared"))),
+        ah.bom(declared(trained(tmp_path / "page"), contact="https://example.org/a b?c=[d]", download_location="no URI")),
         bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, [known, unknown], "mit or apache-2.0")),
     ]
     paths = []

@@ -13,9 +13,8 @@ from adapterhub.operations.bom import spdx_bom
 from adapterhub.trust.bill import Ancestor, BilledAdapter
 from adapterhub.trust.spdx_bill import spdx_bill
 from tests.support.adapters import write_adapter
-from tests.support.bills import trained
+from tests.support.bills import declared, trained
 from tests.support.environments import environment
-from tests.trust.test_spdx_bill import DECLARED
 
 pytestmark = pytest.mark.peer
 _CODE = """
@@ -45,8 +44,7 @@ def test_bills_are_valid_by_the_model_of_spdx(tmp_path: Path) -> None:
         spdx_bom(write_adapter(tmp_path / "bare"), created="2026-11-26T00:00:00Z"),
         spdx_bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, [known, unknown], "mit or apache-2.0")),
     ]
-    (folder / "adapter.json").write_text(json.dumps(json.loads((folder / "adapter.json").read_text()) | DECLARED))
-    documents.append(spdx_bom(folder))
+    documents.append(spdx_bom(declared(folder)))
     paths = [tmp_path / f"{number}.json" for number in range(len(documents))]
     for path, document in zip(paths, documents, strict=True):
         path.write_text(json.dumps(document))

@@ -10,7 +10,7 @@ import pytest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project import settings_file
 from adapterhub.project.policy import ATTESTATIONS, Policy, SigningRule, join
-from adapterhub.project.policy_rules import Bounds, VersionFacts
+from adapterhub.project.policy_rules import Bounds, Measurements, VersionFacts
 from adapterhub.trust.attestation import TYPES
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -57,6 +57,10 @@ def test_every_requirement_that_is_not_met_is_named() -> None:
         (Policy("p", metrics=(Bounds("eval_loss", min=0.6),)), "metrics.eval_loss: 0.5 is below 0.6"),
         (Policy("p", metrics=(Bounds("reported_bleu", min=31),)), "metrics.reported_bleu: was not measured"),
         (Policy("p", metrics=(Bounds("eval_perplexity", max=9),)), "metrics.eval_perplexity: was not measured"),
+        (
+            Policy("p", metrics=(Bounds("eval_loss", max=1, recorders=("trainer",)),)),
+            "metrics.eval_loss: was recorded by owner, not trainer",
+        ),
     ],
 )
 def test_each_rule_refuses_by_its_name(policy: Policy, reason: str) -> None:
@@ -71,7 +75,13 @@ def test_what_meets_the_rules_passes() -> None:
     for base in (ONE, OTHER):  # by its names and shapes, or by its weight files
         Policy("p", bases=(base,), formats=("peft",), max_size=1500).check_manifest(KNOWN, "team/sql")
     measured = Policy("p", metrics=(Bounds("eval_loss", 0.5, 0.5), Bounds("reported_bleu", min=31)))
-    measured.check_manifest(KNOWN, "team/sql", VersionFacts(metrics={"reported_bleu": 31.0}))
+    measured.check_manifest(KNOWN, "team/sql", VersionFacts(measurements=Measurements({"reported_bleu": 31.0})))
+    recorded = Policy(
+        "p", metrics=(Bounds("eval_loss", 0.5, 0.5, ("owner",)), Bounds("sql_bleu", min=31, recorders=("lm-eval",)))
+    )
+    recorded.check_manifest(KNOWN, "team/sql", VersionFacts(measurements=Measurements({"sql_bleu": 31.0}, lambda _: "lm-eval")))
+    with pytest.raises(RefusedError, match=r"metrics.sql_bleu: was recorded by owner, not lm-eval"):
+        recorded.check_manifest(KNOWN, "team/sql", VersionFacts(measurements=Measurements({"sql_bleu": 31.0})))
     with pytest.raises(RefusedError, match="1,501 bytes"):
         Policy("p", max_size=1500).check_manifest(KNOWN, "team/sql", VersionFacts(1501))
 
@@ -97,7 +107,7 @@ max_size = 200_000_000
 
 [policy.metrics]
 eval_perplexity = {{ max = 12 }}
-"reported_exact.match" = {{ min = 0.7, max = 1 }}
+"reported_exact.match" = {{ min = 0.7, max = 1, recorders = ["owner"] }}
 
 [policy.signers]
 "team/sql.v2" = ["k.pub"]
@@ -113,7 +123,7 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
     policy = settings_file.parse(WHOLE, file).policy
     assert (policy.bases, policy.formats, policy.max_size) == ((ONE,), ("peft", "other"), 200_000_000)
     assert policy.recorders == ("trainer", "axolotl")
-    assert policy.metrics == (Bounds("eval_perplexity", None, 12.0), Bounds("reported_exact.match", 0.7, 1.0))
+    assert policy.metrics == (Bounds("eval_perplexity", None, 12.0), Bounds("reported_exact.match", 0.7, 1.0, ("owner",)))
     pattern, ci = "team/sql.*", tmp_path / "ci.pub"
     assert policy.signing_rules("team/sql.v2") == [
         SigningRule("team/sql.v2", (tmp_path / "k.pub",), "", str(file)),
@@ -136,6 +146,8 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
         ("metrics.loss = {}", "'policy.metrics.loss' is not a table of numbers"),
         ("metrics.loss = { max = true }", "'policy.metrics.loss' is not a table of numbers"),
         ("metrics.loss = { most = 3 }", "'policy.metrics.loss.most' is unknown"),
+        ('metrics.loss = { recorders = ["trainer"] }', "'policy.metrics.loss' is not a table of numbers"),
+        ('metrics.loss = { max = 1, recorders = "trainer" }', "'policy.metrics.loss.recorders' is not a list"),
         ("metrics.loss = { max = nan }", "not valid TOML"),
         ('attestations."*" = {}', "'policy.attestations.*' names no kind of attestation"),
         ('attestations."*".safe = ["k"]', "'policy.attestations.*.safe' is unknown"),

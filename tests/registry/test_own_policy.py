@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
+from adapterhub.manifest.measurement import Evaluation
 from adapterhub.project import PROJECT
 from adapterhub.ref import Ref
+from adapterhub.registry import measurement_log
 from adapterhub.registry.registry import Registry
 from adapterhub.serve.resolving import resolve
 from adapterhub_converters.errors import RefusedError
@@ -101,6 +103,23 @@ def test_a_mistake_in_the_file_is_named_and_lets_nothing_through(place: Path, ru
     (place / "store" / PROJECT).write_text("[policy]\nmax_rnak = 1\n")
     for words in (IN["push"], OUT["pull"]):
         assert "adapterhub.toml:2: 'policy.max_rnak' is unknown" in run(*words, "--registry", "store", code=2).stderr
+
+
+def test_a_metric_is_recorded_by_who_measured_it(place: Path, run: Run) -> None:
+    at, words = ("--registry", "store"), ("push", "./bad", "team/in", "--metric", "bleu=31")
+    (place / "store" / PROJECT).write_text('[policy.metrics]\nreported_bleu = { min = 31, recorders = ["lm-eval 0.4"] }\n')
+    assert "metrics.reported_bleu: was recorded by owner, not lm-eval 0.4" in run(*words, *at, code=6).stderr
+    (place / "store" / PROJECT).unlink()
+    run(*words, *at)
+    with Registry.open(place / "store") as registry:
+        measured = Evaluation("sql", {"loss": 0.5}, base={"tool": "lm-eval", "version": "0.4"})
+        measurement_log.record(registry, Ref("team/in", number=1), measured)
+    for metric, recorder in (("reported_bleu", "owner"), ("sql_loss", "lm-eval 0.4")):
+        for allowed, code in ((recorder, 0), ("trainer", 6)):
+            rule = f'{metric} = {{ min = 0, recorders = ["{allowed}"] }}'
+            (place / "store" / PROJECT).write_text(f"[policy.metrics]\n{rule}\n")
+            refused = run("pull", "team/in", "-o", f"{metric}-{code}", *at, code=code).stderr
+            assert code == 0 or f"metrics.{metric}: was recorded by {recorder}, not trainer" in refused
 
 
 def test_metrics_are_those_of_the_push_and_of_the_registry_under_any_name(place: Path, run: Run) -> None:

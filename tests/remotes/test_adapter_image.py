@@ -22,6 +22,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, Integrity
 from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call, contents
 from tests.remotes.test_protocol import read
+from tests.support.bills import declared
 from tests.support.registry import listed
 
 Make = Callable[..., Path]
@@ -73,6 +74,26 @@ def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, r
     assert set(found) - set(expected) == {"models/adapter.json"}
     again = json.loads(run("push", source, "oci-archive:y.tar:other", "--to", "image", "--json").stdout)
     assert again["digest"] == document["digest"]
+
+
+def test_the_page_of_a_package_shows_what_is_recorded(make: Make, run: Run, tmp_path: Path) -> None:
+    run("describe", folder := make("sql"))
+    declared(folder, name="sql", license="apache-2.0", description="Text to SQL.", download_location="https://example.org/sql")
+    digest = oci_manifest.build(folder).digest
+    run("push", folder, "oci:x:v1", "--to", "image")
+    image, config, _ = layer_of(tmp_path / "x")
+    page = {
+        "org.opencontainers.image.title": "sql",
+        "org.opencontainers.image.description": "Text to SQL.",
+        "org.opencontainers.image.licenses": "Apache-2.0",
+        "org.opencontainers.image.vendor": "Example Organization",
+        "org.opencontainers.image.url": "https://example.org/sql",
+    }
+    for facts in (image["annotations"], config["config"]["Labels"]):
+        assert {key: value for key, value in facts.items() if key.startswith("org.opencontainers.image.")} == page
+    run("push", folder, "oci:plain:v1")
+    plain = json.loads((tmp_path / "plain/blobs/sha256" / digest[7:]).read_bytes())
+    assert [key for key in plain["annotations"] if not key.startswith("io.adapterhub.")] == []
 
 
 @pytest.mark.parametrize("how", ["folder", "ref", "address"])

@@ -9,7 +9,7 @@ import adapterhub as ah
 from adapterhub.cli.views.bills import page
 from tests.conftest import Run
 from tests.support.adapters import Make, write_adapter
-from tests.support.bills import trained
+from tests.support.bills import declared, trained
 
 
 def test_the_bill_of_a_trained_adapter_has_its_data_base_and_files(tmp_path: Path) -> None:
@@ -24,6 +24,30 @@ def test_the_bill_of_a_trained_adapter_has_its_data_base_and_files(tmp_path: Pat
     assert "adapterhub:data:tokens" not in facts  # one source does not say
     assert found.license.expression == "Apache-2.0 AND LicenseRef-llama3.1 AND CC-BY-SA-4.0"
     assert found.license.missing == ("data train.jsonl",)
+
+
+def test_what_the_owner_declares_has_its_place(tmp_path: Path) -> None:
+    found = ah.bom(declared(trained(tmp_path / "sql")), base_license="mit")
+    metadata, component = found.document["metadata"], found.document["metadata"]["component"]
+    assert metadata["supplier"] == {"name": "Example Organization", "contact": [{"name": "models@example.org"}]}
+    assert component["externalReferences"] == [{"type": "distribution", "url": "oci://registry.example/team/sql"}]
+    card = component["modelCard"]
+    assert card["considerations"]["useCases"] == ["SQL from questions."]
+    assert card["considerations"]["technicalLimitations"] == ["No dialects."]
+    (consumption,) = card["considerations"]["environmentalConsiderations"]["energyConsumptions"]
+    assert consumption["activityEnergyCost"] == {"value": 1.5, "unit": "kWh"}
+    metric = {"type": "exact_match", "value": "0.8", "slice": "org/eval test"}
+    assert card["quantitativeAnalysis"]["performanceMetrics"][-1] == metric
+    facts = {one["name"]: one["value"] for one in component["properties"]}
+    assert (facts["adapterhub:languages"], facts["adapterhub:expires"]) == ('["en", "pt-BR"]', "2027-11-30")
+    forum, cellar = found.document["components"][2:]
+    assert forum["data"] == [{"type": "dataset", "name": "forum", "contents": {"url": "https://example.org/data"}}]
+    assert forum["licenses"] == [{"expression": "CC-BY-4.0"}]
+    assert {"name": "adapterhub:data:personal-data", "value": "false"} in forum["properties"]
+    assert {"name": "adapterhub:data:address", "value": "in the cellar"} in cellar["properties"]
+    assert component["modelCard"]["modelParameters"]["datasets"][2:] == [{"ref": "source-1"}, {"ref": "source-2"}]
+    assert "CC-BY-4.0" in found.license.expression
+    assert "data in the cellar" in found.license.missing
 
 
 def test_the_same_version_has_the_same_bill(tmp_path: Path) -> None:

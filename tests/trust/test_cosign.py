@@ -13,6 +13,8 @@ from adapterhub.trust import attestation, bundle, cosign, keys
 from adapterhub.trust.attestation import TESTS, TYPES, Attestation
 from adapterhub.trust.bundle import SIMPLE_SIGNING
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError
+from tests.conftest import Run
+from tests.support.adapters import Make
 
 DIGEST = "sha256:" + "a" * 64
 FILES = {"a.txt": "sha256:" + "b" * 64}
@@ -70,6 +72,23 @@ def test_a_signature_is_of_one_manifest_for_every_name_by_a_trusted_key(key: key
     assert attestation.attestation_bundles([raw]) == []
 
 
+def test_what_is_signed_for_cosign_is_of_one_manifest_for_every_name(key: keys.PrivateKey) -> None:
+    raw = cosign.sign(DIGEST, "team/sql", key)
+    assert bundle.find_accepted([raw], [key.public], FILES, "other/name", "x", digest=DIGEST).statement.name == ""
+    with pytest.raises(IntegrityError, match="is not about"):
+        bundle.find_accepted([raw], [key.public], FILES, "team/sql", "x", digest="sha256:" + "c" * 64)
+
+
+def test_only_a_version_is_signed_for_cosign_by_a_key_and_for_no_name(run: Run, make: Make) -> None:
+    run("key", "generate", "team")
+    run("push", folder := make("sql"), "team/sql")
+    assert "is a folder, and cosign signs versions" in run("sign", folder, "--key", "team.key", "--cosign", code=2).stderr
+    words = ("sign", "team/sql", "--key", "team.key", "--cosign")
+    assert "signs for every name, and --name is one" in run(*words, "--name", "x", code=2).stderr
+    assert "4 files signed for every name by the p256 key" in run(*words).stdout
+    assert "signed by cosign, for every name, by team.pub" in run("verify", "team/sql", "--key", "team.pub").stdout
+
+
 OTHER_PAYLOADS = {
     "another type": {**GOOD, "critical": {**GOOD["critical"], "type": "atomic container signature"}},
     "a statement": {"_type": "https://in-toto.io/Statement/v1", "predicateType": TYPES[TESTS], "subject": [], "predicate": {}},
@@ -103,7 +122,7 @@ def test_a_certificate_of_cosign_2_is_a_reason_and_never_ignored(key: keys.Priva
     raw = json.dumps(GOOD).encode()
     annotations = {cosign.SIGNATURE_ANNOTATION: base64.b64encode(key.sign(raw)).decode(), **CERTIFICATE}
     signed = layer(SIMPLE_SIGNING, **annotations).bundle(raw)
-    with pytest.raises(FormatError, match="by an identity in the form of cosign 2, which is not read"):
+    with pytest.raises(FormatError, match="by an identity in the form of cosign 2, whose log entry has no proof"):
         bundle.find_accepted([signed], [key.public], FILES, "team/sql", "x", digest=DIGEST)
     attested = layer(ENVELOPE_TYPE, **CERTIFICATE).bundle(
         envelope(key, Attestation(TYPES[TESTS], "team/sql", DIGEST, {"result": "PASSED"}))

@@ -15,15 +15,10 @@ from adapterhub.trust.spdx_bill import spdx_bill
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
-from tests.support.bills import trained
+from tests.support.bills import declared, trained
 
 Nodes = list[dict[str, Any]]
 NO_LICENSE = "https://spdx.org/rdf/3.0.1/terms/ExpandedLicensing/NoAssertionLicense"
-DECLARED = {
-    "supplier": "Example Organization",
-    "released": "2026-11-30",
-    "download_location": "oci://registry.example/team/sql",
-}
 
 
 def nodes(document: dict[str, Any], kind: str) -> Nodes:
@@ -79,14 +74,30 @@ def test_each_id_is_of_one_element_and_each_end_of_a_relationship_is_one(tmp_pat
 def test_the_ai_profile_is_claimed_where_its_facts_are_known(tmp_path: Path) -> None:
     folder = trained(tmp_path / "sql")
     assert "ai" not in nodes(spdx_bom(folder, supplier="Example"), "SpdxDocument")[0]["profileConformance"]
-    declared = json.loads((folder / "adapter.json").read_text()) | DECLARED
-    (folder / "adapter.json").write_text(json.dumps(declared))
-    document = spdx_bom(folder)
+    document = spdx_bom(declared(folder))
     assert "ai" in nodes(document, "SpdxDocument")[0]["profileConformance"]
     (adapter,), (supplier,) = nodes(document, "ai_AIPackage"), nodes(document, "Organization")
     assert (supplier["name"], adapter["suppliedBy"]) == ("Example Organization", supplier["spdxId"])
     assert adapter["releaseTime"] == "2026-11-30T00:00:00Z"
     assert nodes(spdx_bom(folder, supplier="Another"), "Organization")[0]["name"] == "Another"
+
+
+def test_what_the_owner_declares_has_its_place(tmp_path: Path) -> None:
+    document = spdx_bom(declared(trained(tmp_path / "sql")))
+    (adapter,) = nodes(document, "ai_AIPackage")
+    assert (adapter["ai_informationAboutApplication"], adapter["ai_limitation"]) == ("SQL from questions.", "No dialects.")
+    (consumption,) = adapter["ai_energyConsumption"]["ai_finetuningEnergyConsumption"]
+    assert (consumption["ai_energyQuantity"], consumption["ai_energyUnit"]) == (1.5, "kilowattHour")
+    assert {entry["key"]: entry["value"] for entry in adapter["ai_metric"]}["exact_match (org/eval test)"] == "0.8"
+    assert (adapter["validUntilTime"], adapter["builtTime"]) == ("2027-11-30T00:00:00Z", "2026-11-26T00:00:00Z")
+    assert adapter["ai_useSensitivePersonalInformation"] == "noAssertion"  # one source does not say
+    forum, cellar = nodes(document, "dataset_DatasetPackage")[2:]
+    assert forum["dataset_dataCollectionProcess"] == "crawled; collected 2025-01-01 to 2025-06-30; robots.txt was followed"
+    assert forum["software_downloadLocation"] == "https://example.org/data"
+    assert forum["dataset_hasSensitivePersonalInformation"] == "no"
+    assert (cellar["name"], "software_downloadLocation" in cellar) == ("in the cellar", False)
+    assert related(document, ":adapter", "trainedOn")[2:] == [forum["spdxId"], cellar["spdxId"]]
+    assert related(document, ":source-2", "hasDeclaredLicense") == [NO_LICENSE]
 
 
 def test_a_bill_without_a_time_asks_for_one(tmp_path: Path, run: Run) -> None:

@@ -17,8 +17,10 @@ from adapterhub_converters.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from adapterhub.operations.policy_report import PolicyReport
 
-# Those of operations.policy_report, which is loaded when the command runs.
-_WAYS = ("pull", "run", "eval", "merge", "convert", "fix", "rebuild", "bundle", "lock", "resolve", "serve", "push", "copy")
+USES = ("pull", "run", "eval", "merge", "convert", "fix", "rebuild", "bundle", "lock", "resolve", "serve")
+"""The ways of using a version: each asks what a pull does, of the name that the version has."""
+ARRIVALS = ("push", "copy")
+"""The ways of storing a version under another name, or at an address, which are asked of that one."""
 _COLUMNS = (Column(""), Column("RULE"), Column("VALUE", wrap=True), Column("PROBLEM", wrap=True))
 
 
@@ -35,7 +37,9 @@ def policy() -> None:
     adapterhub policy check oci://registry.example/team/sql:v2 --json""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@click.option("--way", type=click.Choice(_WAYS), default="pull", help="Way that the version would take.  [default: pull]")
+@click.option(
+    "--way", type=click.Choice((*USES, *ARRIVALS)), default="pull", help="Way that the version would take.  [default: pull]"
+)
 @click.option("--target", "to", metavar="NAME|ADDRESS", help="Push, copy: the name that it would get.  [default: its own]")
 @click.pass_obj
 def check(settings: Settings, *, ref: str, way: str, to: str | None) -> int:
@@ -46,7 +50,7 @@ def check(settings: Settings, *, ref: str, way: str, to: str | None) -> int:
     """
     from adapterhub.operations import policy_report
 
-    if to is not None and way not in policy_report.ARRIVALS:
+    if to is not None and way not in ARRIVALS:
         raise UsageError("--target", f"is for a push or a copy, and {way} keeps the name", "Leave it out")
     report = policy_report.report(ref, workspace(settings), to=to or "")
     document = {

@@ -8,6 +8,7 @@ from adapterhub.cli import output, signing_options
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.manifest.package_files import SIGNATURE
+from adapterhub_converters.errors import UsageError
 
 
 @command(
@@ -16,6 +17,7 @@ from adapterhub.manifest.package_files import SIGNATURE
     adapterhub sign ./sql --key team.key
     adapterhub sign team/sql:v2 --key team.key
     adapterhub sign oci://registry.example/team/sql:v2 --key team.key
+    adapterhub sign oci://registry.example/team/sql:v2 --key team.key --cosign
     adapterhub sign team/sql:v2 --keyless""",
 )
 @click.argument("source", metavar="SRC")
@@ -25,8 +27,9 @@ from adapterhub.manifest.package_files import SIGNATURE
     metavar="NAME",
     help="Name of the adapter that is signed. [default: the name of the ref, the address or the folder]",
 )
+@click.option("--cosign", is_flag=True, help="Sign the version for every name, as cosign does, whose `verify` finds it.")
 @click.pass_obj
-def sign(settings: Settings, *, source: str, signer: signing_options.SignerOption, name: str | None) -> None:
+def sign(settings: Settings, *, source: str, signer: signing_options.SignerOption, name: str | None, cosign: bool) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
     The signature is written to model.sig in a folder, stored in the registry for a version in it, and attached to a version in
@@ -35,9 +38,14 @@ def sign(settings: Settings, *, source: str, signer: signing_options.SignerOptio
     With --keyless, Sigstore certifies who you are for ten minutes, by an identity token, and records the signature in its log:
     with the public Sigstore, your identity and the digest of what you sign are public, for good.
     """
-    from adapterhub.operations.sign import sign as signed
+    from adapterhub.operations import sign as signing
 
-    signature = signed(source, signer.read(), name=name, workspace=workspace(settings))
+    if cosign and name:
+        raise UsageError("--cosign", "signs for every name, and --name is one", "Leave one out", code="conflicting-options")
+    if cosign:
+        signature = signing.sign_for_cosign(source, signer.read(), workspace=workspace(settings))
+    else:
+        signature = signing.sign(source, signer.read(), name=name, workspace=workspace(settings))
     document = {
         "ref": signature.ref,
         "name": signature.name,
@@ -48,5 +56,6 @@ def sign(settings: Settings, *, source: str, signer: signing_options.SignerOptio
     file_count = output.plural(len(signature.files), "file")
     # Only a version has a digest; the signature of a folder is a file in it.
     label = signature.ref if signature.digest else f"{signature.ref}/{SIGNATURE}"
-    text = f"{label}: {file_count} signed as {signature.name} by {signature.signer.title}"
+    names = f"as {signature.name}" if signature.name else "for every name"
+    text = f"{label}: {file_count} signed {names} by {signature.signer.title}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))

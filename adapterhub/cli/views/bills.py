@@ -46,9 +46,7 @@ def _sections(bill: Bill, component: Mapping[str, Any]) -> Iterator[str]:
         yield display.table([_row(data_set) for data_set in sets], head=_HEAD, caption="Training data")
     metrics = component.get("modelCard", {}).get("quantitativeAnalysis", {}).get("performanceMetrics", [])
     if metrics:
-        yield display.table(
-            [(metric["type"], metric["value"]) for metric in metrics], caption="Measured at the end of its training"
-        )
+        yield display.table([(metric["type"], metric["value"]) for metric in metrics], caption="Recorded metrics")
     files = [(name, digest, facts) for name, _, digest, _, facts in map(_row, component.get("components", ()))]
     yield display.table(files, head=("name", "sha256", "facts"), caption="Files")
     properties = [(property_["name"].removeprefix(PREFIX), property_["value"]) for property_ in component["properties"]]

@@ -14,13 +14,14 @@ import io
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import CHUNK, Digest, sha256_bytes
-from adapterhub.manifest import oci_manifest
+from adapterhub.manifest import licensing, oci_manifest
+from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
 from adapterhub.ref import LATEST
 from adapterhub.remotes.download import ResumingReader
@@ -28,6 +29,7 @@ from adapterhub.remotes.layouts import archive_tar
 from adapterhub.remotes.parallel_transfer import unwrapped
 from adapterhub.remotes.protocol import OpenRemote, Reader, Source, damaged_error
 from adapterhub.store.store import local_errors
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
@@ -37,6 +39,7 @@ from .tar_layers import TarLayers
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 ORIGINAL_DIGEST = "io.adapterhub.digest"  # an annotation: the digest of what was packaged
 _MANIFEST_LABEL, _CONFIG_LABEL = "io.adapterhub.manifest", "io.adapterhub.config"  # labels: its manifest and config
+_PAGE_ANNOTATION = "org.opencontainers.image"
 _FOLDER = "models"
 _LAYER_NAME = "models.tar"
 _GZIP_LAYER = f"{IMAGE_LAYER}+gzip"  # a layer that skopeo or another tool compressed on the way
@@ -56,10 +59,12 @@ class AdapterImage:
         self._source = source
         original = source.manifest(reference)
         config = _read_text(source, original.config)
+        facts = next((layer for layer in original.layers if layer.path == ADAPTER_JSON), None)
+        annotations = _page_annotations(_read_text(source, facts)) if facts else {}
         self._pieces = _pieces(original.layers)
         # The layer's digest is needed before its first byte is sent: every file is read once to compute it.
         layer = Descriptor(IMAGE_LAYER, self._layer_digest(original.layers), _total_size(self._pieces), _LAYER_NAME)
-        self.image_manifest = _image_manifest(original, config, layer)
+        self.image_manifest = _image_manifest(original, config, layer, annotations)
         self._layer = layer.digest
 
     @property
@@ -134,9 +139,32 @@ def _total_size(pieces: Sequence[Piece]) -> int:
     return sum(map(_piece_size, pieces))
 
 
-def _image_manifest(original: Manifest, config: str, layer: Descriptor) -> Manifest:
+def _page_annotations(adapter_json: str) -> dict[str, str]:
+    """Return what the page of a package shows at a registry (image-spec v1.1, `annotations.md`), as far as it is recorded.
+
+    The manifest of a version has none: they would be in its digest, and are derived from its files. There is no
+    `base.name` either, which names an image, nor a `version`, which each registry counts for itself.
+    """
+    try:
+        manifest = AdapterManifest.salvage(json_file.parse_object(adapter_json, ADAPTER_JSON))
+    except FormatError:  # that of a version of another program
+        return {}
+    page = manifest.download_location or ""
+    values = {
+        "title": manifest.name,
+        "description": manifest.description,
+        "licenses": licensing.expression(manifest.license),
+        "vendor": manifest.supplier,
+        "url": page if page.startswith("https://") else None,
+        "created": manifest.training.created if manifest.training else None,
+    }
+    return {f"{_PAGE_ANNOTATION}.{key}": value for key, value in values.items() if value}
+
+
+def _image_manifest(original: Manifest, config: str, layer: Descriptor, page_annotations: Mapping[str, str]) -> Manifest:
     """Return the manifest of an image with this layer, whose config has the original manifest and config as labels."""
-    labels = {_MANIFEST_LABEL: original.raw.decode(), _CONFIG_LABEL: config}
+    # Registries read them from the labels of an image, or from its annotations.
+    labels = {_MANIFEST_LABEL: original.raw.decode(), _CONFIG_LABEL: config, **page_annotations}
     config_bytes = json_file.canonical_bytes(
         {
             "architecture": "amd64",
@@ -149,7 +177,7 @@ def _image_manifest(original: Manifest, config: str, layer: Descriptor) -> Manif
     if len(config_bytes) > MAX_MANIFEST:
         raise RefusedError(layer.path, f"the image's config has {len(config_bytes)} bytes, over the limit of {MAX_MANIFEST}")
     config_descriptor = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
-    annotations = {**original.annotations, ORIGINAL_DIGEST: original.digest}
+    annotations = {**original.annotations, **page_annotations, ORIGINAL_DIGEST: original.digest}
     raw = json_file.canonical_bytes(
         {
             "schemaVersion": 2,

@@ -74,6 +74,7 @@ class OciRepository(OpenRemote):
     """
 
     kind, at_once = "an OCI registry", 8
+    hides_signature_tags = True
 
     def __init__(
         self,

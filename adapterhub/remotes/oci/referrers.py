@@ -31,6 +31,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.lazy_dataclass import dataclass
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
+EMPTY_CONFIG = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
 MAX_REFERRERS = 1000
 _MAX_SINGLE_FILE_MANIFEST = 64 << 10  # bytes
 _MEDIA_TYPE = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -131,13 +132,12 @@ def attachment_bytes(
     blob_annotations: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
     """Return the bytes of the manifest that attaches blobs, each with its name and `blob_annotations`, to another manifest."""
-    empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
     return json_file.canonical_bytes(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "artifactType": artifact_type,
-            "config": empty,
+            "config": EMPTY_CONFIG,
             "layers": [
                 {
                     "mediaType": blob.media_type,

@@ -18,10 +18,12 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.repository_documents import commit_id
+from adapterhub.remotes import attached_signatures
 from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.version_copy import copy_version
+from adapterhub.trust import cosign, keys
 from tests.conftest import Run, need_program
 from tests.hub.conftest import Running, client, serving
 from tests.hub.oci.conftest import Peer, logged_in
@@ -132,6 +134,23 @@ def test_cosign_signs_and_verifies(
     assert digest in peer("cosign", "verify", *(["--experimental-oci11"] if options else []), *verify, **settings)
     if options:
         assert "cosign" in peer("oras", "discover", "--plain-http", at)
+
+
+def test_cosign_verifies_what_is_signed_for_it_here(
+    host: str, peer: Peer, hub: Running, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    with hub.registry() as registry:
+        digest = registry.push(adapter(1), Ref("team/sql")).digest
+    secret, public = keys.generate(tmp_path / "key")
+    with OciRepository(
+        OciAddress.parse(f"oci+http://{host}/team/sql"), docker_config(tmp_path / "docker", host, hub.token)
+    ) as at:
+        manifest = at.manifest("v1")
+        for _ in range(2):  # the second goes along with the first
+            attached_signatures.attach(at, manifest, cosign.sign(digest, "team/sql", keys.read_private(secret)))
+        assert at.tags() == ["latest", "v1"]
+    verify = ("verify", "--allow-http-registry", "--insecure-ignore-tlog", "--key", str(public.source))
+    assert digest in peer("cosign", *verify, f"{host}/team/sql@{digest}", COSIGN_PASSWORD="")
 
 
 @pytest.mark.parametrize("options", [(), ("--registry-referrers-mode=oci-1-1",)], ids=["tags", "referrers"])
