@@ -47,7 +47,7 @@ def set_profile(database: HubDatabase, identity: Identity | None, profile: Profi
 
     Raises:
         ForbiddenError: The token may not write to the namespace of the account, or is that of a service.
-        UsageError: A field is too long, the name has more than one line, or the link is no address of the web without credentials.
+        UsageError: A field is too long, the name has more than one line, or the link is no web address without credentials.
     """
     if identity is None:
         raise NoTokenError
