@@ -32,7 +32,10 @@ def usage_response(error: UsageError) -> Response:
     """Return the response for a request that no protocol's handler has taken, in the forms of all protocols."""
     message = printable(str(error))
     document = {"error": message, "errors": [{"code": "UNSUPPORTED", "message": message}]}
-    return JSONResponse(document, 400, {"x-error-message": message.encode("latin-1", "replace").decode("latin-1")})
+    # A browser shows it where a page was asked for.
+    headers = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
+    headers["x-error-message"] = message.encode("latin-1", "replace").decode("latin-1")
+    return JSONResponse(document, 400, headers)
 
 
 async def error_response(_request: Request, error: Exception) -> Response:

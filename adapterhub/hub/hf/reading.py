@@ -24,6 +24,7 @@ from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.popularity import DOWNLOADS, LIKES
+from adapterhub.hub.ranked_listing import ranked_page
 from adapterhub.hub.request_context import read_body, read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_listing
@@ -38,7 +39,6 @@ from . import api_documents, model_filters
 from .api_documents import Facets
 from .hf_errors import ENTRY, REVISION, MovedError, ResponseError, no_such_repository
 from .model_filters import ListRequest
-from .ranked_listing import ranked_page
 
 _PAGE, _PAGE_EXPANDED, _MAX_COUNTED = 1000, 50, 1000
 _MAX_TAGS = 1000  # of each kind

@@ -179,7 +179,9 @@ def test_the_admins_of_a_namespace_see_who_read_what(
     assert path in admin.get("/-/namespaces/team").html.values("a", "href")
 
     def names(page: Answer) -> list[str]:
-        return [address for address in page.html.values("a", "href") if address.count("/") == 2 and not address.startswith("/-/")]
+        return [
+            address for address in page.html.values("a", "href") if address.count("/") == 2 and not address.startswith("/-/")
+        ]
 
     newest = admin.get(path)
     assert (names(newest), "192.0.2.0/24" in newest.text) == (["/team/chat", "/team/sql"], True)

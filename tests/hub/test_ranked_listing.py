@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import popularity, stars
+from adapterhub.hub import popularity, ranked_listing, stars
 from adapterhub.hub.accounts import accounts
-from adapterhub.hub.hf import likes, ranked_listing
+from adapterhub.hub.hf import likes
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.popularity import Ranking, Rankings
 from adapterhub.index import index_database, schema
