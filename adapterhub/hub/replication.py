@@ -279,7 +279,7 @@ class Replicator:
         self._database.execute(sql, target.key, name, *values)
 
     def _note_failure(self, target: Replication, name: str, progress: _Progress, error: AdapterhubError) -> None:
-        """Have a name that could not be sent tried again later, from the first move that is not made there."""
+        """Postpone a name that could not be sent, which then goes on with the first move that is not made there."""
         _log.warning("%s is not replicated to %s: %s", name, target.url, error)
         later = progress.postponed()
         sql = (
