@@ -38,6 +38,7 @@ from _bench import OURS, Bench, Figures, Program, digest, main, process, timed
 from _models import adapter_of
 from transfer import serve_registry, serving
 
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.registry.registry import Registry
 from tests.support.many_names import add_names
 
@@ -52,6 +53,7 @@ JOBS = {
     "list the models of a hub": [],
     "list the names of a hub as OCI clients do": [],
     "list the tags of a hub": [],
+    "show the search page of a hub": [],
 }
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds: as finely as the system counts
 WEIGHTS, NAME = "adapter_model.safetensors", "team/sql"
@@ -115,12 +117,16 @@ def rates(bench: Bench) -> None:
 
 def lists(bench: Bench) -> None:
     """Pages of lists at the beginning, in the middle and at the end, over names that are only in the index."""
-    *_, models, catalog, tags = JOBS
+    *_, models, catalog, tags, page = JOBS
     names = bench.options.names
     with Registry.init(bench.scratch / "hub-of-names") as registry:
         add_names(registry.index.connection, names)
         sql = "SELECT time, name FROM versions ORDER BY time DESC, name DESC LIMIT 1 OFFSET ?"
         cursors = [f"{time} {name}" for at in (0, 2, 1.01) for time, name in registry.index.select(sql, int(at and names / at))]
+        pulled = registry.index.select("SELECT name, id % 97 + 1 FROM versions WHERE id % 10 = 0")
+    with contextlib.closing(HubDatabase(bench.scratch / "hub-of-names")) as database:
+        sql = "INSERT INTO downloads (name, number, day, protocol, count) VALUES (?, 1, '9999-01-01', 'hf', ?)"
+        database.execute_many(sql, pulled)
     with serving(serve_hub, bench.scratch / "hub-of-names") as line:
         hub = json.loads(line)
         paths = {
@@ -133,6 +139,14 @@ def lists(bench: Bench) -> None:
             (models, "100 with a word that begins with b"): "/api/models?limit=100&search=b",
             (catalog, "1000, from the middle"): "/v2/_catalog?n=1000&last=team50/",
             (tags, "of all kinds"): "/api/models-tags-by-type",
+            (page, "without a query"): "/",
+            (page, "by downloads"): "/?sort=downloads",
+            (page, "by downloads, with a word"): "/?sort=downloads&q=ba1",
+            (page, "by downloads, names without any"): f"/?{urlencode({'sort': 'downloads', 'cursor': cursors[1]})}",
+        }
+        paths |= {
+            (page, f"the newest of {names} names, {place}"): f"/?{urlencode({'sort': 'newest', 'cursor': cursor})}"
+            for place, cursor in zip(("the first", "in the middle", "near the end"), cursors, strict=True)
         }
         for (job, detail), path in paths.items():
             bench.add(

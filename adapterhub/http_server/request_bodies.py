@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import lru_cache
 from typing import Any, cast
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.lazy_dataclass import dataclass
 
 BODY_SECONDS = 60.0
@@ -124,22 +123,12 @@ class RequestBody:
         """
         return b"".join([piece async for piece in self.stream(limit, account, window=limit)])
 
-    async def read_object(
-        self, limit: int, account: str, *, location: str = "body", memory: int = json_file.MAX_MEMORY
-    ) -> dict[str, Any]:
-        """Return the JSON object in the body, an empty one without a body; it takes at most `memory` bytes when parsed.
-
-        Raises:
-            FormatError: It is not a JSON object.
-        """
+    async def read_object(self, limit: int, account: str, parse: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
+        """Return the JSON object in the body, as `parse` returns it; an empty one without a body."""
         raw = await self.read(limit, account)
         if not raw.strip():
             return {}
-
-        def parse() -> dict[str, Any]:
-            return json_file.parse_object(raw, location, memory=memory)
-
-        return parse() if len(raw) < _PARSED_IN_THREAD else await asyncio.to_thread(parse)
+        return parse(raw) if len(raw) < _PARSED_IN_THREAD else await asyncio.to_thread(parse, raw)
 
     async def stream(self, limit: int | None, account: str, *, window: int = WINDOW) -> AsyncIterator[bytes]:
         """Yield the pieces of the body, of which the caller has at most `window` bytes in memory; errors as for `read`.

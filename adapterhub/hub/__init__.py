@@ -24,6 +24,7 @@
     read_log.py             who read which digest
     stars.py                stars of accounts for names
     popularity.py           names by their downloads and stars
+    ranked_listing.py       pages of names in that order
     policy_gate.py          the policy, and withdrawals, applied to what is served
     mirrored_withdrawals.py withdrawals that a mirror learns from its upstream
     request_context.py      the request being answered

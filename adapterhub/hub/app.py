@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub.http_server import binding
 from adapterhub.http_server.request_bodies import BodyBudget, BodyError, BodyGuard, BodyLimits, client_address
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
+from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError, UsageError
 
-from . import error_responses, openapi, request_context
+from . import error_responses, openapi, request_context, request_texts
 from .adapter_forms import routes as adapter_forms
 from .api import routes as api
 from .cross_origin import CrossOriginMiddleware
@@ -79,7 +79,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
         Middleware(AuditMiddleware),
         Middleware(BodyGuard, budget=BodyBudget(BODY_LIMITS), behind_proxy=settings.behind_proxy),
     ]
-    errors = (LocalIOError, RemoteError, IntegrityError, BodyError, ClientDisconnect)
+    errors = (LocalIOError, RemoteError, IntegrityError, UsageError, BodyError, ClientDisconnect)
     handlers = dict.fromkeys(errors, error_responses.error_response)
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = PrefixRouter(routes)
@@ -171,12 +171,15 @@ class RequestGuard:
             await send(message)
 
         try:
+            request_texts.check_scope(scope)
             host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
             if self._is_local and host and not binding.is_local_site(host):
                 words = f"this hub answers requests to localhost only, not to {printable(host[:80])!r}; start it with its URL"
                 await JSONResponse({"error": words}, 403)(scope, receive, send_with_headers)
             else:
                 await self._app(scope, receive, send_with_headers)
+        except UsageError as error:
+            await error_responses.usage_response(error)(scope, receive, send_with_headers)
         except Exception:
             _log.exception("%s %s failed (%s)", scope["method"], printable_path, call.id)
             # The status line is already sent: all that is left is to cut the connection.

@@ -9,7 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.http_server.request_bodies import BodyError
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, RemoteError
+from adapterhub_converters.display import printable
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, RemoteError, UsageError
 
 CLIENT_GONE = 499
 """nginx's status for a client that has disconnected."""
@@ -27,10 +28,22 @@ def error_status(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
     return 0, "", {}
 
 
+def usage_response(error: UsageError) -> Response:
+    """Return the response for a request that no protocol's handler has taken, in the forms of all protocols."""
+    message = printable(str(error))
+    document = {"error": message, "errors": [{"code": "UNSUPPORTED", "message": message}]}
+    # A browser shows it where a page was asked for.
+    headers = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
+    headers["x-error-message"] = message.encode("latin-1", "replace").decode("latin-1")
+    return JSONResponse(document, 400, headers)
+
+
 async def error_response(_request: Request, error: Exception) -> Response:
     """Return the response for an error after the handler has returned, as when opening a blob fails."""
     if isinstance(error, BodyError):
         return JSONResponse({"error": str(error)}, error.status, error.headers())
+    if isinstance(error, UsageError):
+        return usage_response(error)
     if isinstance(error, ClientDisconnect):  # nobody reads it, but the log has its status
         return Response(status_code=CLIENT_GONE)
     status, words, headers = error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})

@@ -140,7 +140,7 @@ class Hub:
         self.replicator = Replicator(
             settings.replications,
             workers=self.workers,
-            access=self.access,
+            database=self.database,
             listing=self.repository_listing,
             jobs=self._jobs,
         )

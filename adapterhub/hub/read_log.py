@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from adapterhub.digest import Digest
+from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import request_context
@@ -27,6 +28,7 @@ SAMPLE = 20
 MAX_ROWS = 200_000
 """Rows that are kept."""
 _INTERVAL = 5.0  # seconds between two writes
+_MAX_DIGITS = 20  # of a time
 _FRESH = 60.0  # seconds in which a further read of the same kind is counted later
 _MAX_PENDING = 10_000  # kinds of reads in memory
 _NETWORK_BITS = {4: 24, 6: 48}  # of the address of a client without an account
@@ -142,6 +144,13 @@ def _network(address: str) -> str:
         return address
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return str(ipaddress.ip_network((int(ip), _NETWORK_BITS[ip.version]), strict=False))
+
+
+def parse_time(text: str) -> float:
+    """Return the time of a row, after which a page goes on; 0 for an empty text. UsageError for any other."""
+    if text and not (len(text) <= _MAX_DIGITS and text.isascii() and text.replace(".", "", 1).isdecimal()):
+        raise UsageError("before", "is not a time in seconds", "Take the time of the last row")
+    return float(text or 0)
 
 
 def reads(database: HubDatabase, *, name: str = "", account: str = "", before: float = 0.0, limit: int = 100) -> list[Read]:

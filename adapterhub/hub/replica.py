@@ -2,20 +2,22 @@
 
 The moves of the name's log are made there too, in their order, and each can be made again: blobs and manifests that are there
 stay, and a tag that is at its version is not moved. So a process that is killed anywhere goes on with the first move that was
-not noted as made. Nothing is removed there but tags: what was lost or removed here is still there.
+not noted as made, and a refused move is made again with all those after it. Nothing is removed there but tags: what was lost or
+removed here is still there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from adapterhub.digest import Digest
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import release_statement
-from adapterhub.ref import Ref
+from adapterhub.ref import LATEST, Ref
 from adapterhub.remotes import attached_signatures, named_remotes, remote_address
 from adapterhub.remotes.hub import hub_catalog, hub_repository
 from adapterhub.remotes.hub.hub_client import HubAddress
@@ -23,7 +25,7 @@ from adapterhub.remotes.local_name import LocalName
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.version_copy import copy_version
 from adapterhub.store.store import Entry
-from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError
 
 from .workers import Worker
 
@@ -47,6 +49,7 @@ class Replica:
 
     def __init__(self, worker: Worker, name: str, target: Replication) -> None:
         self._worker, self._local, self._stack = worker, LocalName(worker.registry, name), ExitStack()
+        self.target = target
         self._there: set[Digest] = set()
         address = remote_address.parse(named_remotes.address_below(target.url, name))
         try:
@@ -72,29 +75,36 @@ class Replica:
         if self._catalog:
             self._catalog.make_private(self._local.name)
 
-    def replay(self, entries: Sequence[Entry]) -> Iterator[int]:
-        """Make the moves of consecutive entries of the log there, and yield the number of each entry that is done.
+    def replay(self, entries: Sequence[Entry]) -> Iterator[tuple[int, AdapterhubError | None]]:
+        """Make the moves of consecutive entries of the log there; yield the number of each entry when it is done.
+
+        With the number comes the error of a move that the target refuses, for instance by its policy: it is passed over.
 
         Raises:
             RemoteError: The target does not answer, or denies it.
-            RefusedError, ConflictError: It refuses a move, for instance by its policy.
         """
-        # First, so that nothing else that the target refuses keeps a withdrawal from it.
+        refusals = dict[int, AdapterhubError]()
+        # First, so that nothing else keeps a withdrawal from the target.
         for entry in entries:
             if entry.op in ("withdraw", "unwithdraw"):
-                self._set_withdrawal(entry)
+                with _catch_refusal(entry.seq, refusals):
+                    self._set_withdrawal(entry)
         last_moves = {tag: entry.seq for entry in entries if _moves_tags(entry) for tag in entry.tags}
         for entry in entries:
             tags = [tag for tag in entry.tags if last_moves.get(tag) == entry.seq] if _moves_tags(entry) else []
-            row = self._usable_version(entry.number)
-            if entry.op == "untag":
-                self._remove_tags(tags)
-            elif entry.op in (*_MOVES_OF_TAGS, "unwithdraw") and row is not None:
-                self._push(row, entry.message if entry.op == "push" else "")
-                self._move_tags(row, tags)
-            elif entry.op in ("deprecate", "undeprecate"):
-                self._set_deprecation(entry, row)
-            yield entry.seq
+            with _catch_refusal(entry.seq, refusals):
+                self._make_move(entry, tags)
+            yield entry.seq, refusals.get(entry.seq)
+
+    def _make_move(self, entry: Entry, tags: Sequence[str]) -> None:
+        row = self._usable_version(entry.number)
+        if entry.op == "untag":
+            self._remove_tags(tags)
+        elif entry.op in (*_MOVES_OF_TAGS, "unwithdraw") and row is not None:
+            self._push(row, entry.message if entry.op == "push" else "")
+            self._move_tags(row, tags)
+        elif entry.op in ("deprecate", "undeprecate"):
+            self._set_deprecation(entry, row)
 
     def _usable_version(self, number: int) -> VersionRow | None:
         """Return a version; None if it was removed or withdrawn since, so that it stays where it is."""
@@ -118,13 +128,20 @@ class Replica:
         self._there.add(row.digest)
 
     def _move_tags(self, row: VersionRow, tags: Sequence[str]) -> None:
-        # A hub of ours is an OCI registry, too, where `latest` can go back to an earlier version.
         repository = self.remote.as_referring_target()
         if not isinstance(repository, OciRepository):
             return
         for tag in tags:
-            if repository.digest_of(tag) != row.digest:
+            if repository.digest_of(tag) == row.digest:
+                continue
+            if self._catalog and tag != LATEST:
+                self._catalog.tag(Ref(self._local.name, digest=row.digest), tag)
+                continue
+            # A hub of ours is an OCI registry, too, where `latest` can go back to an earlier version.
+            try:
                 repository.put_reference(self._local.manifest(row.digest), tag)
+            except DeniedError as error:  # the version is there by now: it is the tag that may not be moved
+                raise RefusedError(f"{self._local.name}:{tag}", error.what, "Allow the tag to be moved there") from error
 
     def _remove_tags(self, tags: Sequence[str]) -> None:
         for tag in tags:
@@ -148,6 +165,17 @@ class Replica:
         ref = Ref(self._local.name, digest=row.digest) if row else Ref(self._local.name)
         with suppress(NotFoundError):
             self._catalog.deprecate(ref, entry.message, undo=entry.op == "undeprecate")
+
+
+@contextmanager
+def _catch_refusal(seq: int, refusals: dict[int, AdapterhubError]) -> Iterator[None]:
+    """Keep the error of a move that is refused; that of a target which does not answer is raised."""
+    try:
+        yield
+    except (RemoteError, LocalIOError):
+        raise
+    except AdapterhubError as error:
+        refusals[seq] = error
 
 
 def _moves_tags(entry: Entry) -> bool:

@@ -2,8 +2,8 @@
 
 A target has a pattern of names. The log of a name says what is to be done there (`replica`), and the table `replicated` up to
 which entry it is done, so that nothing is lost or made twice wherever a process is killed. Of several processes, one at a time
-works for a target. A move that a target refuses holds up the later ones of the same name, and is tried again ever more rarely;
-a target that does not answer is asked about three names at a time.
+works for a target. A move that a target refuses holds up no other: it is passed over, and made again with those after it ever
+more rarely. A target that does not answer is asked about three names at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -26,7 +26,6 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError, RemoteEr
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits, gates
-from .access_control import Access
 from .accounts import accounts
 from .accounts.accounts import READERS
 from .hub_database import HubDatabase
@@ -72,12 +71,30 @@ def states(database: HubDatabase) -> list[ReplicationState]:
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """How far a name is at a target: the last entry that was made there, whether it is private there, and failed tries."""
+    """How far a name is at a target.
+
+    Attributes:
+        seq: The last entry that was made there, or refused.
+        private: Whether the name is private there.
+        tries: The failed tries in a row, with refused entries too.
+        due: When it is tried again, in seconds since the epoch.
+        refused: The first entry that was refused; 0 for none.
+    """
 
     seq: int = 0
     private: bool = False
     tries: int = 0
     due: float = 0.0
+    refused: int = 0
+
+    def postponed(self) -> _Progress:
+        """Return this after one more failed try, with a longer pause before the next one."""
+        pause = min(_FIRST_RETRY * 2 ** min(self.tries, 10), _MAX_RETRY)
+        return replace(self, tries=self.tries + 1, due=time.time() + pause)
+
+    def is_due(self, last_seq: int, now: float) -> bool:
+        """Return whether there is something to be done at a time, with a log that ends at `last_seq`."""
+        return self.due <= now or (self.refused > 0 and last_seq > self.seq)
 
 
 class Replicator:
@@ -86,16 +103,21 @@ class Replicator:
     Args:
         targets: The targets.
         workers: Threads of this hub; the replicator uses one of its own for each target.
-        access: Who may read.
+        database: The tables of the hub.
         listing: The repositories that not everybody may see.
         jobs: The claims of this process.
     """
 
     def __init__(
-        self, targets: Sequence[Replication], *, workers: Workers, access: Access, listing: RepositoryListing, jobs: Jobs
+        self,
+        targets: Sequence[Replication],
+        *,
+        workers: Workers,
+        database: HubDatabase,
+        listing: RepositoryListing,
+        jobs: Jobs,
     ) -> None:
-        self._targets, self._workers, self._access, self._listing, self._jobs = targets, workers, access, listing, jobs
-        self._database = access.database
+        self._targets, self._workers, self._database, self._listing, self._jobs = targets, workers, database, listing, jobs
         self._pool = ThreadPoolExecutor(max(len(targets), 1), "hub-replication")
         self._active: set[Replica] = set()
         self._stopped = False
@@ -136,7 +158,7 @@ class Replicator:
         names, waiting, failing = list[tuple[LogState, _Progress]](), 0, 0
         for state, progress in self._pending_names(worker, target):
             waiting, failing = waiting + 1, failing + (progress.tries > 0)
-            if progress.due <= started and len(names) < _MAX_NAMES:
+            if progress.is_due(state.seq, started) and len(names) < _MAX_NAMES:
                 names.append((state, progress))
         took = time.monotonic() - clock
         self._record(target, started, waiting, failing)
@@ -161,54 +183,74 @@ class Replicator:
 
     def _pending_names(self, worker: Worker, target: Replication) -> Iterator[tuple[LogState, _Progress]]:
         """Yield each name of a target that has moves to make there, and how far it is, as of the last seconds."""
-        restricted = self._listing.current(worker).restricted
-        gated, last = frozenset(gates.gated_names(self._database)), ""
-        sql = "SELECT name, seq, private, tries, due FROM replicated WHERE target = ? AND name > ? AND name <= ? ORDER BY name"
+        restricted, last = self._listing.current(worker).restricted, ""
+        sql = "SELECT name, seq, private, tries, due, refused FROM replicated WHERE target = ? AND name > ? AND name <= ?"
         while page := queries.log_states_after(worker.registry.index, last, _MAX_PAGE):
             rows = self._database.select(sql, target.key, last, page[-1].name)
             progress_by_name = {name: _Progress(seq, bool(private), *more) for name, seq, private, *more in rows}
             last = page[-1].name
-            for state in page:
-                if not fnmatchcase(state.name, target.pattern):
-                    continue
-                readers = self._access.namespace_settings(state.name.partition("/")[0]).readers
-                private = state.name in restricted or state.name in gated or readers != READERS[0]
-                progress = progress_by_name.get(state.name) or _Progress()
+            states = [state for state in page if fnmatchcase(state.name, target.pattern)]
+            private_names = self._private_names({state.name: restricted.get(state.name) for state in states})
+            for state in states:
+                private, progress = state.name in private_names, progress_by_name.get(state.name) or _Progress()
                 if progress.seq > state.seq:  # the log is that of a backup: its moves are made again
-                    progress = replace(progress, seq=0)
+                    progress = replace(progress, seq=0, refused=0)
                 if private and not (target.is_hub or target.with_private):
                     continue
-                if state.seq > progress.seq or (private and target.is_hub and not progress.private):
+                is_shown_there = private and target.is_hub and not (progress.private or state.deleted)
+                if state.seq > progress.seq or progress.refused or is_shown_there:
                     yield state, progress
 
-    def _is_private(self, name: str, repository: Repository | None) -> bool:
-        """Return whether not everybody may read a name, as of now: another process may have made it private since the look."""
-        namespace = name.partition("/")[0]
-        readers = next((row.readers for row in accounts.namespaces(self._database) if row.name == namespace), READERS[0])
-        is_hidden = repository is not None and is_restricted(repository)
-        return is_hidden or readers != READERS[0] or gates.find_gate(self._database, name) is not None
+    def _private_names(self, records: Mapping[str, Repository | None]) -> set[str]:
+        """Return those of a page of names, given with their records, that not everybody may read, as of now."""
+        closed = {row.name for row in accounts.namespaces(self._database) if row.readers != READERS[0]}
+        gated = gates.modes(self._database, records)
+        return {
+            name
+            for name, record in records.items()
+            if name in gated or name.partition("/")[0] in closed or (record is not None and is_restricted(record))
+        }
 
     def _send(self, worker: Worker, target: Replication, state: LogState, progress: _Progress) -> bool:
         """Make the moves of a name at a target, up to the entry of `state`; return whether all of them are made."""
-        name, log = state.name, worker.registry.store.log
+        name = state.name
         repository = worker.repositories.get(name)
-        private = self._is_private(name, repository)
+        private = bool(self._private_names({name: repository}))
         if (private and not (target.is_hub or target.with_private)) or commits.is_arriving(worker, name, repository):
             return False
-        entries = (logged[0] for seq in range(progress.seq + 1, state.seq + 1) if (logged := log.entry(name, seq)))
         if state.deleted:  # what was removed here stays there
-            self._note(target, name, state.seq, private=progress.private)
+            self._note(target, name, _Progress(state.seq, progress.private))
             return True
         with Replica(worker, name, target) as replica, self._stopping(replica):
             if private:
                 replica.make_private()
-                self._note(target, name, progress.seq, private=True)
-            while batch := list[Entry](islice(entries, _MAX_ENTRIES)):
-                for seq in replica.replay(batch):
-                    self._note(target, name, seq, private=private)
-                    if not private and self._is_private(name, worker.repositories.get(name)):
-                        return False  # the next look makes it private there, before more of it is sent
-        return True
+                self._note(target, name, replace(progress, private=True))
+            return self._replay(worker, replica, state, replace(progress, private=private))
+
+    def _replay(self, worker: Worker, replica: Replica, state: LogState, progress: _Progress) -> bool:
+        """Make the moves after those that are made, and if it is time for it the refused ones with all after them."""
+        target, name, log = replica.target, state.name, worker.registry.store.log
+        retries = progress.refused > 0 and progress.due <= time.time()
+        first = progress.refused if retries else progress.seq + 1
+        entries = (logged[0] for seq in range(first, state.seq + 1) if (logged := log.entry(name, seq)))
+        refused, refusal = 0 if retries else progress.refused, None
+        while batch := list[Entry](islice(entries, _MAX_ENTRIES)):
+            for seq, error in replica.replay(batch):
+                if error is not None:
+                    _log.warning("entry %d of %s is refused by %s: %s", seq, name, target.url, error)
+                    refused, refusal = refused or seq, error
+                # Until a retry has reached its end, a process that is killed has the next one begin it again.
+                progress = replace(progress, seq=max(seq, progress.seq), refused=progress.refused or refused)
+                self._note(target, name, progress if progress.refused else replace(progress, tries=0, due=0.0))
+                # Another process may have made it private since the look.
+                if not progress.private and self._private_names({name: worker.repositories.get(name)}):
+                    return False  # the next look makes it private there, before more of it is sent
+        if refusal is not None:
+            self._note(target, name, replace(progress.postponed(), refused=refused))
+            self._note_error(target, name, refusal)
+        elif not refused:
+            self._note(target, name, replace(progress, tries=0, due=0.0, refused=0))
+        return not refused
 
     @contextlib.contextmanager
     def _stopping(self, replica: Replica) -> Iterator[None]:
@@ -227,24 +269,30 @@ class Replicator:
         with contextlib.suppress(AdapterhubError):
             self._database.execute(f"DELETE FROM replications WHERE target NOT IN ({', '.join('?' * len(keys))})", *keys)  # noqa: S608
 
-    def _note(self, target: Replication, name: str, seq: int, *, private: bool) -> None:
+    def _note(self, target: Replication, name: str, progress: _Progress) -> None:
         sql = (
-            "INSERT INTO replicated (target, name, seq, private, tries, due) VALUES (?, ?, ?, ?, 0, 0)"
-            " ON CONFLICT (target, name) DO UPDATE SET seq = excluded.seq, private = excluded.private, tries = 0, due = 0"
+            "INSERT INTO replicated (target, name, seq, private, tries, due, refused) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (target, name) DO UPDATE SET seq = excluded.seq, private = excluded.private, tries = excluded.tries,"
+            " due = excluded.due, refused = excluded.refused"
         )
-        self._database.execute(sql, target.key, name, seq, int(private))
+        values = progress.seq, int(progress.private), progress.tries, progress.due, progress.refused
+        self._database.execute(sql, target.key, name, *values)
 
     def _note_failure(self, target: Replication, name: str, progress: _Progress, error: AdapterhubError) -> None:
+        """Postpone a name that could not be sent, which then goes on with the first move that is not made there."""
         _log.warning("%s is not replicated to %s: %s", name, target.url, error)
-        due = time.time() + min(_FIRST_RETRY * 2 ** min(progress.tries, 10), _MAX_RETRY)
+        later = progress.postponed()
         sql = (
             "INSERT INTO replicated (target, name, seq, private, tries, due) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (target, name) DO UPDATE SET tries = excluded.tries, due = excluded.due"
+            " ON CONFLICT (target, name) DO UPDATE SET tries = excluded.tries, due = excluded.due, refused = 0,"
+            " seq = CASE WHEN replicated.refused > 0 THEN replicated.refused - 1 ELSE replicated.seq END"
         )
-        with self._database.transaction():
-            self._database.execute(sql, target.key, name, progress.seq, int(progress.private), progress.tries + 1, due)
-            text = f"{name}: {error}"[:_MAX_ERROR]
-            self._database.execute("UPDATE replications SET error = ? WHERE target = ?", text, target.key)
+        self._database.execute(sql, target.key, name, progress.seq, int(progress.private), later.tries, later.due)
+        self._note_error(target, name, error)
+
+    def _note_error(self, target: Replication, name: str, error: AdapterhubError) -> None:
+        text = f"{name}: {error}"[:_MAX_ERROR]
+        self._database.execute("UPDATE replications SET error = ? WHERE target = ?", text, target.key)
 
     def _record(self, target: Replication, moment: float, waiting: int, failing: int, *, complete: bool = False) -> None:
         """Record how far a target is behind; with `complete`, that it has everything as of a time."""

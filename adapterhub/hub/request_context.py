@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,8 @@ from adapterhub.http_server.request_bodies import WINDOW, body_of
 from adapterhub.http_server.work_time import WorkMeter
 from adapterhub_converters.display import printable
 from adapterhub_converters.lazy_dataclass import dataclass
+
+from . import request_texts
 
 
 @dataclass
@@ -90,8 +93,15 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Return the JSON object in a body, an empty one without a body; errors as for `read_body`, and `FormatError`."""
-    return await body_of(request).read_object(limit, current().account, location=request.url.path)
+    """Return the JSON object in a body, an empty one without a body; errors as for `read_body` and `parse_object`."""
+    parse = partial(request_texts.parse_object, location=request.url.path)
+    return await body_of(request).read_object(limit, current().account, parse)
+
+
+async def read_form(request: Request, limit: int, max_fields: int) -> dict[str, str]:
+    """Return the fields of a form, the first value of each; errors as for `read_body` and `parse_form`."""
+    fields = request_texts.parse_form(await read_body(request, limit), max_fields)
+    return {name: values[0] for name, values in fields.items()}
 
 
 def stream_body(request: Request, limit: int | None = None, *, window: int = WINDOW) -> AsyncIterator[bytes]:

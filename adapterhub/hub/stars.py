@@ -25,11 +25,12 @@ class Star:
 
 def give(database: HubDatabase, name: str, account: str) -> None:
     """Give a name the star of an account; RefusedError if it has given too many."""
-    ((count,),) = database.select("SELECT count(*) FROM stars WHERE account = ? AND name <> ?", account, name)
-    if count >= MAX_STARS:
-        raise RefusedError(name, f"{account} has given {MAX_STARS:,} stars, the most of an account", "Take some away")
-    sql = "INSERT INTO stars (name, account, time) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-    database.execute(sql, name, account, time.time())
+    with database.transaction():
+        ((count,),) = database.select("SELECT count(*) FROM stars WHERE account = ? AND name <> ?", account, name)
+        if count >= MAX_STARS:
+            raise RefusedError(name, f"{account} has given {MAX_STARS:,} stars, the most of an account", "Take some away")
+        sql = "INSERT INTO stars (name, account, time) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        database.execute(sql, name, account, time.time())
 
 
 def take_away(database: HubDatabase, name: str, account: str) -> None:

@@ -32,7 +32,7 @@ from adapterhub.index.queries import LogState
 from adapterhub.manifest import release_statement, rollout_state
 from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import Entry, RefLog
-from adapterhub_converters.errors import AdapterhubError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .accounts import accounts
@@ -42,6 +42,7 @@ _log = logging.getLogger("adapterhub.hub")
 PAUSES = (10, 60, 300, 1800, 7200)
 """Seconds before each retry."""
 _TIMEOUT = 10.0  # seconds
+_MAX_WEBHOOKS, _MAX_URL = 50, 2000  # webhooks of a namespace, and characters of a URL
 _MAX_BATCH = 20  # events per webhook and round, unless they take longer than one of them may
 _MAX_EVENTS = 1000  # of a webhook that are kept, sent or waiting: the newest
 _MAX_MESSAGE = 1000  # characters of a message in an event
@@ -78,12 +79,21 @@ class Delivery:
 
 
 def add(database: HubDatabase, namespace: str, url: str, *, private: bool = False) -> tuple[int, str]:
-    """Add a webhook; return its id, and its secret, which is shown only once. UsageError if `url` is not a URL."""
+    """Add a webhook; return its id, and its secret, which is shown only once.
+
+    Raises:
+        UsageError: `url` is not a URL, or too long.
+        RefusedError: The namespace has too many webhooks.
+    """
     accounts.check_namespace(namespace)
+    if len(url) > _MAX_URL:
+        raise UsageError("url", f"has more than {_MAX_URL} characters")
     origin(url, url.partition("?")[0], is_user_input=True)
     secret = secrets.token_hex(32)
     sql = "INSERT INTO webhooks (namespace, url, secret, private, since) VALUES (?, ?, ?, ?, ?) RETURNING id"
     with database.transaction():
+        if database.select("SELECT count(*) FROM webhooks WHERE namespace = ?", namespace)[0][0] >= _MAX_WEBHOOKS:
+            raise RefusedError(namespace, f"has {_MAX_WEBHOOKS} webhooks", "Remove one first")
         return int(database.select(sql, namespace, url, secret, int(private), now())[0][0]), secret
 
 

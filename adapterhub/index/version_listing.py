@@ -1,4 +1,4 @@
-# ruff: noqa: S608 - what is put into a statement here is fixed, or a `?`
+# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `require_allowed`, or a `?`
 """Pages of the newest version of every name, by the time of its or the first push, at a cost that depends on the page alone.
 
 A page begins after a position, the time and name of the last version of the page before: an index leads there, however far it
@@ -19,7 +19,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .index_database import Index
 from .queries import VersionRow, rows_by_id, visible_condition
-from .version_search import NEWEST, phrases
+from .version_search import COLUMNS, NEWEST, Bounds, bounds_condition, phrases, require_allowed
 
 SCANNED = 2_000
 """The most versions that a page reads."""
@@ -58,7 +58,8 @@ class Conditions:
         words: As typed; all of them must begin words of the version's texts.
         facets: Kinds of facets, of which one must have a value, and the value, ignoring case.
         namespace: The namespace of the name; empty for all.
-        parameters: The least and the most parameters of the adapter; None for no bound.
+        bounds: Columns of `version_search.COLUMNS` and the bounds of their numbers.
+        metrics: Names of metrics and the bounds of their values.
         among: Names of which the version's must be one; None for any.
         without: Names to leave out.
     """
@@ -66,7 +67,8 @@ class Conditions:
     words: str = ""
     facets: tuple[tuple[tuple[str, ...], str], ...] = ()
     namespace: str = ""
-    parameters: tuple[int | None, int | None] = (None, None)
+    bounds: tuple[tuple[str, Bounds], ...] = ()
+    metrics: tuple[tuple[str, Bounds], ...] = ()
     among: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
 
@@ -127,7 +129,7 @@ def page(
     else:
         most = _SCANNED_FOR_WORDS if words else SCANNED
         source = "versions k CROSS JOIN versions v ON v.name = k.name" if by_creation else "versions v"
-        columns = f"v.id AS id, {key}.time AS time, v.name AS name, v.parameters AS parameters"
+        columns = f"v.id AS id, {key}.time AS time, v.name AS name, v.r AS r, v.size AS size, v.parameters AS parameters"
         scanned = f"SELECT {columns} FROM {source} WHERE {listed} {order} LIMIT {most}"
         # Without an order of its own, the outer statement takes the rows as the inner one walks the index, and stops in time.
         sql = f"SELECT v.id, v.time, v.name FROM ({scanned}) v WHERE {conditions} LIMIT ?"
@@ -223,10 +225,14 @@ def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
     if wanted.among is not None:
         conditions.append(f"v.id IN ({_AMONG})")
         values.append(json.dumps(wanted.among))
-    for operator, bound in zip((">=", "<="), wanted.parameters, strict=True):
-        if bound is not None:
-            conditions.append(f"v.parameters {operator} ?")
-            values.append(bound)
+    for column, bounds in wanted.bounds:
+        condition, limits = bounds_condition(f"v.{require_allowed(column, COLUMNS)}", bounds)
+        conditions.append(condition)
+        values += limits
+    for name, bounds in wanted.metrics:
+        condition, limits = bounds_condition("m.value", bounds)
+        conditions.append(f"EXISTS (SELECT 1 FROM metrics m WHERE m.version = v.id AND m.name = ? AND {condition})")
+        values += [_storable(name), *limits]
     return " AND ".join(conditions), values
 
 

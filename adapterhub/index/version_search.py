@@ -1,4 +1,4 @@
-# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_require_allowed`, or a `?`
+# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `require_allowed`, or a `?`
 """Search for adapters by words and facts, or by the bytes of a file.
 
 The words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose
@@ -31,7 +31,8 @@ FACETS = ("base", "method", "r", "target", "license", "task", "language", "tag",
 """Kinds of facets, in the order in which they are shown."""
 COMMON = 1000  # versions
 MAX_VALUES = 20  # most frequent values of a facet
-_COLUMNS = {"r", "size"}
+COLUMNS = {"r", "size", "parameters"}
+"""Columns whose numbers have bounds; the size is in bytes."""
 _OPERATORS = {"<", "<=", ">", ">=", "="}
 # Decimal and binary units: 10MB, 10M, 10MiB.
 _UNITS = {"": 1, "b": 1}
@@ -63,7 +64,7 @@ class Query:
         facets: Kind (one of FACETS except `r`) and value, ignoring case; a base may be named without its organization.
         tags: Tags in the registry or of the model card.
         namespace: Find adapters of this namespace only; empty for all.
-        bounds: Column (`r`, or `size` in bytes) and the bounds of its number.
+        bounds: Columns of COLUMNS and the bounds of their numbers.
         metrics: Name of a metric and its bounds.
         all_versions: Return every version that matches instead of the newest of each name.
         limit: The number of versions to return.
@@ -231,17 +232,24 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
     if query.namespace:
         add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.IN_NAMESPACE
     for column, bounds in query.bounds:
-        for bound in bounds:
-            add(f"v.{_require_allowed(column, _COLUMNS)} {_require_allowed(bound.operator, _OPERATORS)} ?", bound.value)
+        condition, limits = bounds_condition(f"v.{require_allowed(column, COLUMNS)}", bounds)
+        add(condition, *limits)
     if query.without:
         add(visible_condition(index, query.without))
     for name, bounds in query.metrics:
-        tests = "".join(f" AND value {_require_allowed(bound.operator, _OPERATORS)} ?" for bound in bounds)
-        add(f"v.id IN (SELECT version FROM metrics WHERE name = ?{tests})", name, *(bound.value for bound in bounds))
+        condition, limits = bounds_condition("value", bounds)
+        add(f"v.id IN (SELECT version FROM metrics WHERE name = ? AND {condition})", name, *limits)
     return sql, values
 
 
-def _require_allowed(text: str, allowed: set[str]) -> str:
+def bounds_condition(column: str, bounds: Bounds) -> tuple[str, list[float]]:
+    """Return the condition that a column passes all bounds, and its values."""
+    tests = ["1", *(f"{column} {require_allowed(bound.operator, _OPERATORS)} ?" for bound in bounds)]
+    return " AND ".join(tests), [bound.value for bound in bounds]
+
+
+def require_allowed(text: str, allowed: set[str]) -> str:
+    """Return a text that goes into a statement. ValueError if it is not one of `allowed`."""
     if text not in allowed:
         raise ValueError(text)
     return text

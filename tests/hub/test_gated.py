@@ -476,8 +476,11 @@ def test_huggingface_hub_asks_decides_and_raises_its_own_error(
         download()
     assert api.model_info("team/sql", token=reader.token).gated == "manual"
     reader.post("/team/sql/ask-access")
+    with closing(HubDatabase(team.folder)) as opened:
+        opened.execute("UPDATE accounts SET full_name = 'Ada Lovelace' WHERE name = 'ada'")
     (request,) = api.list_pending_access_requests("team/sql", token=owner.token)
-    assert (request.username, request.status, request.timestamp.year > 2000) == ("ada", "pending", True)
+    assert (request.username, request.fullname, request.status) == ("ada", "Ada Lovelace", "pending")
+    assert request.timestamp.year > 2000
     api.accept_access_request("team/sql", "ada", token=owner.token)
     assert Path(download()).read_bytes() == NEWER
     api.reject_access_request("team/sql", "ada", rejection_reason="No", token=owner.token)

@@ -207,10 +207,10 @@ def test_a_name_that_becomes_private_while_it_is_sent_is_not_sent_on_before_it_i
     replay = Replica.replay
     with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
 
-        def replay_and_hide(replica: Replica, entries: Sequence[Entry]) -> Iterator[int]:
-            for seq in replay(replica, entries):
+        def replay_and_hide(replica: Replica, entries: Sequence[Entry]) -> Iterator[tuple[int, AdapterhubError | None]]:
+            for made in replay(replica, entries):
                 make_private(hub)
-                yield seq
+                yield made
 
         with monkeypatch.context() as patch:
             patch.setattr(Replica, "replay", replay_and_hide)
@@ -285,6 +285,74 @@ def test_a_tag_moves_at_a_target_only_to_what_meets_the_requirements_there_and_a
         hub.replicator.replicate(place)
         with target.registry() as registry:
             assert versions(registry)[0][2] == ("latest", "prod")
+
+
+def test_a_refused_move_holds_up_no_later_one_and_is_made_when_it_may_be(tmp_path: Path, source: Registry, make: Make) -> None:
+    """A tag that was protected at the target kept every later version, and a withdrawal, from it."""
+    source.push(make("a1", 1), Ref.parse("team/sql:prod"))
+    with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+        (place,) = hub.settings.replications
+        hub.replicator.replicate(place)
+        with target.registry() as registry:
+            registry.protect(Ref.parse("team/sql:prod"))
+        source.push(make("a2", 2), Ref.parse("team/sql:prod"))
+        source.push(make("a3", 3), SQL)
+        source.deprecate(Ref.parse("team/sql:v1"), "too small")
+        hub.replicator.replicate(place)
+
+        def copies() -> tuple[list[str], str, str]:
+            with target.registry() as registry:
+                tags = [registry.resolve(Ref.parse(f"team/sql:{tag}")).digest for tag in ("prod", "latest")]
+                assert registry.deprecations() == source.deprecations()
+                return [digest for _, digest, *_ in versions(registry)], *tags
+
+        digests = [digest for _, digest, *_ in versions(source)]
+        by_number = {number: digest for number, digest, *_ in versions(source)}
+        assert copies() == (digests, by_number[1], by_number[3])
+        hub.replicator.replicate(place)  # not due: nothing is tried
+        (state,) = replication.states(hub.database)
+        assert (state.waiting, state.failing, "prod" in state.error) == (1, 1, True)
+        assert hub.database.select("SELECT tries FROM replicated") == [(1,)]
+        source.push(make("a4", 4), SQL)
+        hub.replicator.replicate(place)  # what is new does not wait
+        assert copies()[2] == {number: digest for number, digest, *_ in versions(source)}[4]
+        with target.registry() as registry:
+            registry.protect(Ref.parse("team/sql:prod"), on=False)
+        hub.database.execute("UPDATE replicated SET due = 0")
+        hub.replicator.replicate(place)
+        with target.registry() as registry:
+            assert versions(registry) == versions(source)
+        (state,) = replication.states(hub.database)
+        assert (state.waiting, state.failing, state.error) == (0, 0, "")
+
+
+def test_what_a_target_refused_is_made_again_after_it_did_not_answer(tmp_path: Path, source: Registry, make: Make) -> None:
+    source.push(make("a1", 1), Ref.parse("team/sql:prod"))
+    source.push(make("a2", 2), SQL)
+    with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+        (place,) = hub.settings.replications
+        hub.replicator.replicate(place)
+        # As a try leaves it that is killed after a refusal.
+        hub.database.execute("UPDATE replicated SET seq = 2, refused = 1, tries = 1, due = 0")
+        denied = replace(place, user=user("hf_" + "x" * 40))
+        hub.replicator.replicate(denied)
+        assert hub.database.select("SELECT seq, refused, tries FROM replicated") == [(0, 0, 2)]
+        hub.database.execute("UPDATE replicated SET due = 0")
+        hub.replicator.replicate(place)
+        assert hub.database.select("SELECT seq, refused, tries FROM replicated") == [(2, 0, 0)]
+        with target.registry() as registry:
+            assert versions(registry) == versions(source)
+
+
+def test_a_removed_name_of_members_is_looked_at_once(tmp_path: Path, source: Registry, make: Make) -> None:
+    source.push(make("a1", 1), SQL)
+    with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+        (place,) = hub.settings.replications
+        hub.replicator.replicate(place)
+        accounts.set_namespace(hub.database, accounts.Namespace("team", "members"))
+        source.rm(SQL)
+        hub.replicator.replicate(place)
+        assert list(hub.replicator._pending_names(hub.workers.worker(), place)) == []
 
 
 def test_a_hub_of_others_is_no_target(tmp_path: Path, source: Registry, make: Make) -> None:

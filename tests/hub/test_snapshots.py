@@ -154,7 +154,7 @@ def arguments(database: HubDatabase) -> dict[str, object]:
         "options": own_tokens.TokenOptions("x", "read"), "roles": {"team": "read"}, "disabled": True, "force": False,
         "issuer": "https://gitlab.com", "claims": {"sub": "x"}, "scope": "team/sql", "url": "https://hooks.example/x",
         "max_bytes": 1, "max_files": None, "limit": 10, "status": "pending", "job": "x", "names": ["team/sql"], "headers": {},
-        "authors_of_open": [],
+        "authors_of_open": [], "accounts": ["ada"],
     }  # fmt: skip
 
 

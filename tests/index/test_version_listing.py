@@ -13,10 +13,13 @@ import pytest
 from adapterhub.index import index_database, schema, version_listing
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
+from adapterhub.index.version_search import Bound
 from adapterhub_converters.errors import UsageError
 from tests.support.many_names import BASES, add_names
 
 BASE, OF_BASE = (("base",), BASES[3]), f"base = '{BASES[3]}'"
+HIDDEN = ("team07/adapter-7", "team99/adapter-599")
+HUGE = (("parameters", (Bound(">=", 10**9),)),)
 MIT = "'mit' IN (SELECT value FROM facets f WHERE version = v.id)"
 WITH = "EXISTS (SELECT 1 FROM texts t WHERE t.version = v.id AND ' ' || card LIKE '% {}%')"
 
@@ -31,6 +34,8 @@ def filled(count: int) -> Index:
 @pytest.fixture(scope="module")
 def index() -> Iterator[Index]:
     with closing(filled(600)) as index:
+        losses = [(ident, (ident % 50) / 50) for ident in range(1, 400)]
+        index.connection.executemany("INSERT INTO metrics (version, name, value) VALUES (?, 'eval_loss', ?)", losses)
         yield index
 
 
@@ -54,8 +59,10 @@ def pages(index: Index, wanted: Conditions, limit: int, **more: Any) -> Iterator
         (Conditions(namespace="team07"), "name LIKE 'team07/%'"),
         (Conditions(words="b"), WITH.format("b")),
         (Conditions(words="ba", facets=(BASE,)), f"{OF_BASE} AND {WITH.format('ba')}"),
-        (Conditions(parameters=(1025, None)), "0"),
-        (Conditions(parameters=(None, 1024), without=("team07/adapter-7", "team99/adapter-599")), "id NOT IN (8, 600)"),
+        (Conditions(bounds=(("parameters", (Bound(">=", 1025),)),)), "0"),
+        (Conditions(bounds=(("parameters", (Bound("<=", 1024),)),), without=HIDDEN), "id NOT IN (8, 600)"),
+        (Conditions(bounds=(("r", (Bound("=", 8),)), ("size", (Bound(">", 4096),)))), "0"),
+        (Conditions(metrics=(("eval_loss", (Bound("<", 0.5),)),)), "id % 50 < 25 AND id < 400"),
     ],
 )  # fmt: skip
 def test_pages_are_the_parts_of_one_list(
@@ -102,7 +109,7 @@ def test_where_a_page_ends_does_not_tell_of_names_that_are_left_out(index: Index
     monkeypatch.setattr(version_listing, "SCANNED", 10)
     names = [row.name for page in pages(index, Conditions(), 100) for row in page.rows]
     hidden = tuple(names[5:500])
-    ends = [page.end.name for page in pages(index, Conditions(parameters=(10**9, None), without=hidden), 7) if page.end]
+    ends = [page.end.name for page in pages(index, Conditions(bounds=HUGE, without=hidden), 7) if page.end]
     assert ends
     assert not {*ends} & {*hidden}
 
@@ -127,7 +134,7 @@ def steps(index: Index, call: Callable[[], Any]) -> int:
         Conditions(),
         Conditions(facets=(BASE,)),
         Conditions(facets=((("tag",), "subject-7"),)),
-        Conditions(parameters=(10**9, None)),
+        Conditions(bounds=HUGE),
     ],
 )
 def test_a_page_costs_the_same_wherever_it_is_and_however_many_names_there_are(

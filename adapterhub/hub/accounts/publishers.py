@@ -20,6 +20,7 @@ from . import access_tokens, accounts, id_tokens
 from .id_tokens import Issuers
 
 LIFETIME = 3600  # seconds
+_MAX_PUBLISHERS = 50  # of a namespace and its repositories
 # Claims that identify a publisher: without any of them, every job at the provider would be trusted.
 _IDENTIFYING_CLAIMS = (
     "sub",
@@ -49,6 +50,7 @@ def add(database: HubDatabase, scope: str, issuer: str, claims: Mapping[str, str
 
     Raises:
         UsageError: The claims do not identify a publisher, or a name or URL is invalid.
+        RefusedError: The namespace has too many publishers.
     """
     if not is_name(scope):
         accounts.check_namespace(scope)
@@ -57,7 +59,11 @@ def add(database: HubDatabase, scope: str, issuer: str, claims: Mapping[str, str
     if not any(claims.get(name) for name in _IDENTIFYING_CLAIMS):
         hint = f"Give one of {', '.join(_IDENTIFYING_CLAIMS)}"
         raise UsageError(issuer, "its claims would trust everybody who uses this provider", hint)
+    namespace = scope.partition("/")[0]
+    count = "SELECT count(*) FROM publishers WHERE scope = ? OR (scope >= ? AND scope < ?)"
     with database.transaction():
+        if database.select(count, namespace, f"{namespace}/", f"{namespace}0")[0][0] >= _MAX_PUBLISHERS:  # "0" follows "/"
+            raise RefusedError(namespace, f"has {_MAX_PUBLISHERS} publishers", "Remove one first")
         accounts.ensure_account(database, account)
         sql = "INSERT INTO publishers (scope, issuer, claims, account) VALUES (?, ?, ?, ?) RETURNING id"
         return int(database.select(sql, scope, issuer, json.dumps(dict(claims)), account)[0][0])

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import proposals, request_context
+from adapterhub.hub import proposals, request_context, request_texts
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.api.name_changes import check_writer
@@ -218,7 +218,9 @@ async def _read_field(reader: MultipartReader, name: str, limit: int) -> str:
         raw += piece
         if len(raw) > limit:
             raise UsageError(name[:80], "is too long for this form")
-    return raw.decode("utf-8", "replace")
+    text = raw.decode("utf-8", "replace")
+    request_texts.check_texts([name, text], "form")
+    return text
 
 
 async def _receive(hub: Hub, name: str, data: AsyncIterator[bytes]) -> tuple[Digest, int]:

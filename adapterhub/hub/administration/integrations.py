@@ -17,12 +17,10 @@ from adapterhub.hub.accounts.publishers import Publisher
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.webhooks import Delivery, Webhook
 from adapterhub.sqlite_file import of_one_snapshot
-from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import NotFoundError
 
 PUBLIC_ISSUERS = ("https://token.actions.githubusercontent.com", "https://gitlab.com")
 """Issuers of ID tokens for CI jobs of everybody."""
-_MAX_PER_NAMESPACE = 50  # webhooks, and publishers
-_MAX_URL = 2000  # characters
 
 
 # ---- webhooks
@@ -47,16 +45,11 @@ def add_webhook(
 
     Raises:
         ForbiddenError: It may lead to a private address (`private`), for which only an admin of the hub can ask.
-        UsageError: The URL is none.
-        RefusedError: The namespace has too many.
+        UsageError, RefusedError: As in `webhooks.add`.
     """
     check_admin(identity, namespace)
     if private:
         check_admin(identity, EVERYWHERE)
-    if len(url) > _MAX_URL:
-        raise UsageError("url", f"has more than {_MAX_URL} characters")
-    if len(list_webhooks(database, identity, namespace)) >= _MAX_PER_NAMESPACE:
-        raise RefusedError(namespace, f"has {_MAX_PER_NAMESPACE} webhooks", "Remove one first")
     ident, secret = webhooks.add(database, namespace, url, private=private)
     # The path of a webhook's URL may be a secret.
     request_context.current().record_detail(webhook=ident, host=url.partition("://")[2].partition("/")[0].rpartition("@")[2])
@@ -100,8 +93,7 @@ def add_publisher(
 
     Raises:
         ForbiddenError: The repository is in another namespace, or only an admin of the hub can name the issuer.
-        UsageError: The claims identify no publisher, or something else is invalid.
-        RefusedError: The namespace has too many.
+        UsageError, RefusedError: As in `publishers.add`.
     """
     identity = check_admin(identity, namespace)
     if scope.partition("/")[0] != namespace:
@@ -109,8 +101,6 @@ def add_publisher(
     id_tokens.check_claims(claims)
     if issuer not in trusted_issuers(database):
         check_admin(identity, EVERYWHERE)
-    if len(list_publishers(database, identity, namespace)) >= _MAX_PER_NAMESPACE:
-        raise RefusedError(namespace, f"has {_MAX_PER_NAMESPACE} publishers", "Remove one first")
     accounts.check_account(database, identity.account)
     ident = publishers.add(database, scope, issuer, claims, identity.account)
     request_context.current().record_detail(publisher=ident, scope=scope, issuer=issuer, claims=id_tokens.claims_text(claims))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from collections.abc import Collection, Mapping
 
+from adapterhub.http.urls import origin
 from adapterhub.hub import request_context
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
@@ -26,9 +27,19 @@ class Profile:
 
 def find_profile(database: HubDatabase, account: str) -> Profile:
     """Return the profile of an account, an empty one for an account that does not exist or is removed or disabled."""
-    sql = "SELECT full_name, about, link FROM accounts WHERE name = ? AND removed IS NULL AND disabled IS NULL"
-    rows = database.select(sql, account)
-    return Profile(*rows[0]) if rows else Profile()
+    return find_profiles(database, [account]).get(account, Profile())
+
+
+def find_profiles(database: HubDatabase, accounts: Collection[str]) -> Mapping[str, Profile]:
+    """Return the profiles of a page of accounts, without those that do not exist or are removed or disabled."""
+    if not accounts:
+        return {}
+    marks = ", ".join("?" * len(accounts))
+    sql = (
+        f"SELECT name, full_name, about, link FROM accounts WHERE name IN ({marks})"  # noqa: S608 - marks
+        " AND removed IS NULL AND disabled IS NULL"
+    )
+    return {name: Profile(*texts) for name, *texts in database.select(sql, *accounts)}
 
 
 def set_profile(database: HubDatabase, identity: Identity | None, profile: Profile) -> None:
@@ -36,7 +47,7 @@ def set_profile(database: HubDatabase, identity: Identity | None, profile: Profi
 
     Raises:
         ForbiddenError: The token may not write to the namespace of the account, or is that of a service.
-        UsageError: A field is too long, the name has more than one line, or the link is no address of the web.
+        UsageError: A field is too long, the name has more than one line, or the link is no web address without credentials.
     """
     if identity is None:
         raise NoTokenError
@@ -48,16 +59,8 @@ def set_profile(database: HubDatabase, identity: Identity | None, profile: Profi
             raise UsageError(field, f"has more than {limit:,} characters")
     if profile.full_name and not profile.full_name.isprintable():
         raise UsageError("full_name", "is not one line of text")
-    if profile.link and not _is_web_address(profile.link):
-        raise UsageError("link", f"{profile.link[:80]!r} is not an address of the web", "Write it like https://example.org/ada")
+    if profile.link:
+        origin(profile.link, "link", is_user_input=True)
     request_context.current().record_change(identity.account)
     sql = "UPDATE accounts SET full_name = ?, about = ?, link = ? WHERE name = ?"
     database.execute(sql, profile.full_name, profile.about, profile.link, identity.account)
-
-
-def _is_web_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text

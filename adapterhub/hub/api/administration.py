@@ -8,18 +8,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapterhub.hub import read_log
 from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.administration import hub_admins, namespace_admins
 from adapterhub.hub.administration.storage_usage import storage_usage
 from adapterhub.hub.hf.reading import query_number
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
-from adapterhub_converters.errors import UsageError
 
 from .account_requests import Call, Document, account_of, change_handler, hub_admin, number_of, read_handler
 from .request_fields import mapping_field, text_field
-
-_MAX_DIGITS = 20  # of a time
 
 # ---- accounts
 
@@ -138,12 +136,8 @@ def audit(call: Call) -> Document:
 def reads(call: Call) -> Document:
     """GET …/reads: who read which digest, the last reads first, of a name or namespace, by an `account`, before a time."""
     params = call.request.query_params
-    before, limit = params.get("before", ""), query_number(call.request, "limit", 100)
-    if before and not (len(before) <= _MAX_DIGITS and before.isascii() and before.replace(".", "", 1).isdecimal()):
-        raise UsageError("before", "is not a time in seconds", "Take the time of the last row")
+    before, limit = read_log.parse_time(params.get("before", "")), query_number(call.request, "limit", 100)
     name, account = params.get("name", ""), params.get("account", "")
     call.request.app.state.hub.read_log.write()
-    rows = hub_admins.list_reads(
-        call.database, call.identity, name=name, account=account, before=float(before or 0), limit=limit
-    )
+    rows = hub_admins.list_reads(call.database, call.identity, name=name, account=account, before=before, limit=limit)
     return {"reads": [asdict(row) for row in rows]}

@@ -13,7 +13,6 @@ gating.py          changes of gates, and of access to gated repositories
 access_requests.py requests for such access
 likes.py           stars
 model_filters.py   what a list of models asks for
-ranked_listing.py  lists by downloads and stars
 repositories.py    creating, renaming and deleting repositories, branches and tags
 lfs.py             large files through git-lfs' batch API
 headers.py         the headers of safetensors files

@@ -22,6 +22,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import ConflictError, NotFoundError, UsageError
 
 from . import gating
+from .accounts import user_documents
 from .api_documents import time_of
 from .hf_errors import ResponseError
 from .reading import name_of, path_part, query_number
@@ -44,23 +45,23 @@ async def list_requests(hub: Hub, request: Request) -> Response:
     identity, name, status = hub.identify(request), name_of(request), path_part(request, "status")
     after = query_number(request, "cursor")
 
-    def work(worker: Worker) -> list[AccessRequest]:
+    def work(worker: Worker) -> tuple[list[AccessRequest], list[dict[str, str]]]:
         gating.check_decider(worker, hub, identity, name)
         if status not in gates.STATUSES:
             raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(gates.STATUSES)}")
         gates.check_gated(worker.database, name)
-        return gates.list_requests(worker.database, name, status, after=after, limit=_PAGE + 1)
+        listed = gates.list_requests(worker.database, name, status, after=after, limit=_PAGE + 1)
+        return listed, user_documents(worker.database, [entry.account for entry in listed])
 
-    listed = await hub.workers.run(work)
+    listed, users = await hub.workers.run(work)
     headers = {}
     if len(listed) > _PAGE:
         path = f"/api/models/{name}/user-access-request/{status}?cursor={listed[_PAGE - 1].id}"
         headers["link"] = f'<{hub.url(request)}{path}>; rel="next"'
-    return JSONResponse([_document(entry) for entry in listed[:_PAGE]], headers=headers)
+    return JSONResponse([*map(_document, listed[:_PAGE], users)], headers=headers)
 
 
-def _document(request: AccessRequest) -> dict[str, Any]:
-    user = {"_id": request.account, "user": request.account, "fullname": request.account, "type": "user"}
+def _document(request: AccessRequest, user: dict[str, str]) -> dict[str, Any]:
     document = {"requestId": _request_id(request), "user": user, "status": request.status, "timestamp": time_of(request.asked)}
     return document | ({"rejectionReason": request.reason} if request.reason else {})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -10,6 +12,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.administration import profiles
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 
@@ -37,6 +40,14 @@ async def whoami(hub: Hub, request: Request) -> Response:
             "auth": {"type": "access_token", "accessToken": token},
         }
     )
+
+
+def user_documents(database: HubDatabase, accounts: Sequence[str]) -> list[dict[str, str]]:
+    """Return what lists show of a page of accounts."""
+    profile_by_account = profiles.find_profiles(database, accounts)
+    names = {account: profile.full_name for account, profile in profile_by_account.items()}
+    same = {"avatarUrl": "", "type": "user"}
+    return [{"_id": account, "user": account, "fullname": names.get(account) or account, **same} for account in accounts]
 
 
 def _organizations(identity: Identity) -> list[str]:

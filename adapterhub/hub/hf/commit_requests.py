@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from adapterhub.digest import Digest, is_hex
+from adapterhub.hub import request_texts
 from adapterhub.hub.commits import View
 from adapterhub.hub.git_objects import REGULAR_LIMIT
 from adapterhub.hub.hub import Hub
@@ -20,7 +21,6 @@ from adapterhub.manifest.package_files import MAX_FILES
 from adapterhub.registry.repository_documents import CommitRecord
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -73,7 +73,7 @@ async def read_changes(hub: Hub, request: Request, name: str, staged: StagedFile
     """Read the lines of a commit; small files are staged as they arrive."""
     changes = Changes(staged)
     async for line in _lines(stream_body(request, _MAX_COMMIT, window=2 * _MAX_LINE)):
-        fields = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
+        fields = request_texts.parse_object(line, "commit", memory=4 * _MAX_LINE)
         key, value = fields.get("key"), fields.get("value")
         if not isinstance(value, dict):
             raise FormatError("commit", "the value of a line is not an object")

@@ -101,13 +101,13 @@ def _status_change(proposal: Proposal) -> dict[str, Any]:
 
 
 async def merge(hub: Hub, request: Request) -> Response:
-    """POST …/discussions/{number}/merge: accept a proposal."""
+    """POST …/discussions/{number}/merge: accept a proposal; the answer has the commit that it became, as its details do."""
     identity, name, number = identify_account(hub, request), name_of(request), path_part(request, "number")
     reason = str((await read_document(request)).get("comment") or "")
     work = partial(proposal_changes.accept, reason=reason)
     async with proposing.turn(hub, name):
-        await hub.workers.run(work, hub, identity, name, number)
-    return JSONResponse({})
+        accepted = await hub.workers.run(work, hub, identity, name, number)
+    return JSONResponse({"mergeCommitId": accepted.id})
 
 
 async def set_status(hub: Hub, request: Request) -> Response:

@@ -15,6 +15,7 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.stars import Star
 from adapterhub.hub.workers import Worker
 
+from .accounts import user_documents
 from .api_documents import time_of
 from .reading import identify_reader, name_of, path_part, visible_view
 
@@ -61,14 +62,13 @@ async def likers(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
     after = request.query_params.get("cursor", "")
 
-    def work(worker: Worker) -> list[Star]:
+    def work(worker: Worker) -> tuple[list[str], list[dict[str, str]]]:
         starred_name = source_name(visible_view(worker, hub, identity, name))
-        return stars.stars_of_name(worker.database, starred_name, after=after, limit=_PAGE + 1)
+        listed = stars.stars_of_name(worker.database, starred_name, after=after, limit=_PAGE + 1)
+        accounts = [star.account for star in listed]
+        return accounts, user_documents(worker.database, accounts[:_PAGE])
 
-    accounts = [star.account for star in await hub.workers.run(work)]
-    documents = [
-        {"_id": account, "user": account, "fullname": account, "avatarUrl": "", "type": "user"} for account in accounts[:_PAGE]
-    ]
+    accounts, documents = await hub.workers.run(work)
     return JSONResponse(documents, headers=_link(hub, request, accounts))
 
 

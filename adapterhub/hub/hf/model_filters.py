@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 
 from adapterhub.hub.popularity import DOWNLOADS, LIKES
 from adapterhub.index.version_listing import Conditions, Position
+from adapterhub.index.version_search import Bound, Bounds
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -34,6 +35,7 @@ MODIFIED, CREATED = "lastModified", "createdAt"
 ORDERS = (MODIFIED, CREATED, DOWNLOADS, LIKES)
 _OTHER_NAMES = {"last_modified": MODIFIED, "created_at": CREATED}
 _MAX_PARAMETERS = 2**63 - 1  # the largest number of an index: no adapter has more
+_BOUNDS = {"min": ">=", "max": "<="}
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -105,8 +107,9 @@ def _conditions(params: QueryParams) -> Conditions:
     facets += [(("pipeline",), value) for value in params.getlist("pipeline_tag") if value]
     if len(facets) > _MAX_FILTERS:
         raise UsageError("filter", f"more than {_MAX_FILTERS} filters")
-    parameters = _parameters(params.get("num_parameters", ""))
-    return Conditions(params.get("search", ""), tuple(facets), params.get("author", "").lower(), parameters)
+    bounds = _parameters(params.get("num_parameters", ""))
+    counted = (("parameters", bounds),) if bounds else ()
+    return Conditions(params.get("search", ""), tuple(facets), params.get("author", "").lower(), counted)
 
 
 def _facet(tag: str) -> tuple[tuple[str, ...], str]:
@@ -121,16 +124,16 @@ def _facet(tag: str) -> tuple[tuple[str, ...], str]:
     return TAG_KINDS, tag
 
 
-def _parameters(text: str) -> tuple[int | None, int | None]:
+def _parameters(text: str) -> Bounds:
     """Parse bounds such as `min:6B,max:128B`."""
-    bounds: dict[str, int] = {}
+    bounds: dict[str, Bound] = {}
     for part in filter(None, text.split(",")):
         key, _, number = part.partition(":")
         digits, unit = (number[:-1], number[-1:].upper()) if number[-1:].isalpha() else (number, "")
-        if key not in ("min", "max") or unit not in _SIZES or not _is_short_number(digits):
+        if key not in _BOUNDS or unit not in _SIZES or not _is_short_number(digits):
             raise UsageError(f"num_parameters={text[:40]}", "is not a range of numbers", "Write it like min:1M,max:1B")
-        bounds[key] = min(int(float(digits) * _SIZES[unit]), _MAX_PARAMETERS)
-    return bounds.get("min"), bounds.get("max")
+        bounds[key] = Bound(_BOUNDS[key], min(int(float(digits) * _SIZES[unit]), _MAX_PARAMETERS))
+    return tuple(bounds.values())
 
 
 def _is_short_number(text: str) -> bool:

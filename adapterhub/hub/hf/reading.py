@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import commits, gates, stars
+from adapterhub.hub import commits, gates, request_texts, stars
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.administration import profiles
@@ -24,7 +24,8 @@ from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.policy_gate import check_not_withdrawn
 from adapterhub.hub.popularity import DOWNLOADS, LIKES
-from adapterhub.hub.request_context import read_body
+from adapterhub.hub.ranked_listing import ranked_page
+from adapterhub.hub.request_context import read_body, read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index import version_listing
 from adapterhub.index.index_database import Index
@@ -32,14 +33,12 @@ from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
 from adapterhub.registry.repository_documents import open_proposals
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 from . import api_documents, model_filters
 from .api_documents import Facets
 from .hf_errors import ENTRY, REVISION, MovedError, ResponseError, no_such_repository
 from .model_filters import ListRequest
-from .ranked_listing import ranked_page
 
 _PAGE, _PAGE_EXPANDED, _MAX_COUNTED = 1000, 50, 1000
 _MAX_TAGS = 1000  # of each kind
@@ -419,22 +418,12 @@ async def paths_info(hub: Hub, request: Request) -> Response:
 async def requested_paths(request: Request) -> tuple[list[str], bool]:
     """Return the paths that the body of a request names, and whether their commits are asked for."""
     if request.headers.get("content-type", "").startswith("application/json"):
-        document = json_file.parse_object(await read_body(request, _MAX_BODY), "paths-info")
+        document = await read_object(request, _MAX_BODY)
         paths = document.get("paths", [])
         paths = [paths] if isinstance(paths, str) else [str(path) for path in paths] if isinstance(paths, list) else []
         return [path.strip("/") for path in paths], bool(document.get("expand"))
-    fields = parse_form(await read_body(request, _MAX_BODY))
+    fields = request_texts.parse_form(await read_body(request, _MAX_BODY), _MAX_FIELDS)
     return [path.strip("/") for path in fields.get("paths", [])], fields.get("expand", [""])[0].lower() in ("true", "1")
-
-
-def parse_form(raw: bytes) -> dict[str, list[str]]:
-    """Parse a form, which may have several values per field. UsageError for too many fields."""
-    from urllib.parse import parse_qs
-
-    try:
-        return parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS)
-    except ValueError as error:
-        raise UsageError("form", f"more than {_MAX_FIELDS:,} fields") from error
 
 
 async def resolve(hub: Hub, request: Request) -> Any:

@@ -11,27 +11,22 @@ from adapterhub.hub import request_context
 from adapterhub.hub.accounts import device_logins
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.device_logins import CODE_LIFETIME, POLL_INTERVAL
-from adapterhub.hub.hf.reading import parse_form
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.request_context import read_body
+from adapterhub.hub.request_context import read_form
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import Page, PageRequest, answer_page, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-_MAX_FORM = 16 << 10  # bytes
-
-
-async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form, the first value of each."""
-    return {name: values[0] for name, values in parse_form(await read_body(request, _MAX_FORM)).items()}
+MAX_FORM, MAX_FIELDS = 16 << 10, 100
+"""Bytes and fields of a form of OAuth."""
 
 
 async def begin(hub: Hub, request: Request) -> Response:
     """POST /oauth/device: the codes of a new login."""
     hub.access.count_attempt(hub.access.logins)
-    await read_form(request)
+    await read_form(request, MAX_FORM, MAX_FIELDS)
     device, code = await hub.workers.read(device_logins.begin, hub.database, request_context.current().address)
     url = f"{hub.url(request)}/device"
     answer = {

@@ -13,10 +13,11 @@ from adapterhub.hub.accounts.access_tokens import prefix_of
 from adapterhub.hub.accounts.device_logins import DeviceError, TokenGrant
 from adapterhub.hub.hf.repositories import read_document
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.request_context import read_form
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError
 
-from .device import read_form
+from .device import MAX_FIELDS, MAX_FORM
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _SUBJECTS = ("urn:ietf:params:oauth:token-type:id_token", "urn:ietf:params:oauth:token-type:jwt")
@@ -29,7 +30,7 @@ async def token(hub: Hub, request: Request) -> Response:
     """POST /oauth/token."""
     if request.headers.get("content-type", "").startswith("application/json"):
         return await _exchange_response(hub, request, await read_document(request))
-    fields = await read_form(request)
+    fields = await read_form(request, MAX_FORM, MAX_FIELDS)
     kind = fields.get("grant_type", "")
     try:
         if kind == _DEVICE:

@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.access_control import NOBODY, BadTokenError, NoTokenError, token_in
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.request_context import read_body
+from adapterhub.hub.request_context import read_form
 
-from .oci_errors import VERSION, OciError
+from .oci_errors import VERSION
 
 _LIFETIME = 300  # seconds until clients ask again; a revoked token is refused within seconds in any case
-_MAX_FORM = 64 << 10  # bytes
+_MAX_FORM, _MAX_FIELDS = 64 << 10, 100  # bytes and fields of a form
 
 
 async def ping(hub: Hub, request: Request) -> Response:
@@ -40,12 +40,5 @@ async def token(hub: Hub, request: Request) -> Response:
 
 async def _form_token(request: Request) -> str | None:
     """Return the token in an OAuth 2 form, sent as the password or as the refresh token that clients store."""
-    from urllib.parse import parse_qs
-
-    try:
-        raw = await read_body(request, _MAX_FORM)
-        fields = parse_qs(raw.decode("utf-8", "replace"), max_num_fields=100)
-    except ValueError as error:
-        raise OciError(400, "UNSUPPORTED", "not the form of a request for a token") from error
-    values = fields.get("password") or fields.get("refresh_token")
-    return values[0] if values else None
+    fields = await read_form(request, _MAX_FORM, _MAX_FIELDS)
+    return fields.get("password") or fields.get("refresh_token")

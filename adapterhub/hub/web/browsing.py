@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import ClassVar
 
+from adapterhub.hub import stars
 from adapterhub.hub.administration import profiles
 from adapterhub.hub.administration.profiles import Profile
 from adapterhub.hub.model_bases import WholeModel
+from adapterhub.hub.popularity import DOWNLOADS, LIKES
+from adapterhub.hub.ranked_listing import ranked_page
 from adapterhub.hub.workers import Worker
-from adapterhub.index import index_file, queries, version_search
+from adapterhub.index import index_file, queries, version_listing, version_search
 from adapterhub.index.queries import VersionRow
+from adapterhub.index.version_listing import Conditions, Position
 from adapterhub.index.version_search import Query, SearchResult
 from adapterhub.manifest import release_statement
 from adapterhub.store.store import Entry
@@ -47,6 +51,11 @@ class SearchPage(Page):
         rows: The matches on this page.
         total: The number of all matches; None if not all were examined.
         facets: Title to choices.
+        previous: The address of the page before; empty on the first, and in an order that is read by cursors.
+        following: The address of the next page.
+        downloads: Those of the last days, by name.
+        stars: Stars by name.
+        orders: What the matches can be sorted by, and the address of each.
         runtimes: Runtimes that verdicts can be filtered by.
         deprecated: Name and number of deprecated versions, to the reason.
         wrong: The fault in the query; empty if it is valid.
@@ -58,40 +67,89 @@ class SearchPage(Page):
     facets: Mapping[str, Sequence[Choice]]
     previous: str
     following: str
+    downloads: Mapping[str, int] = field(default_factory=dict)
+    stars: Mapping[str, int] = field(default_factory=dict)
     runtimes: Sequence[str] = tuple(RUNTIMES)
     deprecated: Mapping[tuple[str, int], str] = field(default_factory=dict)
     wrong: str = ""
     template: ClassVar[str] = "search.html"
 
+    @property
+    def orders(self) -> Sequence[Choice]:
+        """The orders in words, each with its address."""
+        chosen = self.fields.get("sort", "")
+        others = {key: value for key, value in self.fields.items() if key != "sort"}
+        # Without words, the newest come first anyway.
+        orders = SORTS if "q" in self.fields else {key: words for key, words in SORTS.items() if key}
+        chosen = chosen if chosen in orders else _NEWEST
+        return [Choice(words, 0, key == chosen, with_query("/", **others, sort=key)) for key, words in orders.items()]
 
-_FIELDS = ("q", *_FACETS, "rank", "size", "metric", "runtime")
+
+_NEWEST = "newest"
+SORTS: Mapping[str, str] = {"": "Best match", _NEWEST: "Newest", DOWNLOADS: "Most pulled", "stars": "Stars"}
+"""What search results are sorted by."""
+_FIELDS = ("q", *_FACETS, "rank", "size", "metric", "runtime", "sort")
 
 
 def search_page(page_request: PageRequest, worker: Worker) -> SearchPage:
     """GET /: search with facets; without a query, the newest versions."""
     fields = {key: value for key in _FIELDS if (value := page_request.query(key).strip())}
-    number = min(_MAX_PAGES, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
-    start = (number - 1) * _PER_PAGE
     try:
-        query = _query(fields, start + _PER_PAGE + 1, page_request.hub.hidden_names(worker, page_request.who))
+        if (order := fields.get("sort", "")) not in SORTS:
+            raise UsageError("sort", f"{order[:80]!r} is not one of {', '.join(filter(None, SORTS))}")
+        query = _query(fields, _PER_PAGE, page_request.hub.hidden_names(worker, page_request.who))
+        find = _sorted_rows if order else _best_rows
+        rows, previous, following = find(page_request, worker, fields, query)
     except UsageError as error:
         return SearchPage(fields, (), 0, {}, "", "", wrong=str(error))
-    runtime = fields.get("runtime", "")
-    rows = [row for row in version_search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
-    counts = _facet_counts(page_request, worker, query)
-    total: int | None = counts.total
-    if runtime:
-        rows, total = [row for row in rows if _is_applied(page_request, worker, row, runtime)], None
-    has_more = len(rows) > start + _PER_PAGE and number < _MAX_PAGES
+    counts, runtime = _facet_counts(page_request, worker, query), fields.get("runtime", "")
+    names = [row.name for row in rows]
     return SearchPage(
         fields,
-        rows[start : start + _PER_PAGE],
-        total,
+        rows,
+        None if runtime else counts.total,
         _choices(fields, counts.facets),
-        with_query("/", **fields, page=number - 1 if number > 2 else "") if number > 1 else "",
-        with_query("/", **fields, page=number + 1) if has_more else "",
+        previous,
+        following,
+        downloads=page_request.hub.downloads.recent(names),
+        stars=stars.counts(worker.database, names),
         deprecated=worker.registry.deprecations(),
     )
+
+
+_Rows = tuple[Sequence[VersionRow], str, str]  # of a page, and the addresses of the one before and of the next one
+
+
+def _best_rows(page_request: PageRequest, worker: Worker, fields: Mapping[str, str], query: Query) -> _Rows:
+    """Return a page of the best matches, by its number."""
+    number = min(_MAX_PAGES, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
+    start, runtime = (number - 1) * _PER_PAGE, fields.get("runtime", "")
+    query = replace(query, limit=_MAX_JUDGED if runtime else start + _PER_PAGE + 1)
+    rows = _readable(page_request, worker, version_search.search(worker.registry.index, query).rows, runtime)
+    previous = with_query("/", **fields, page=number - 1 if number > 2 else "") if number > 1 else ""
+    has_more = len(rows) > start + _PER_PAGE and number < _MAX_PAGES
+    return rows[start : start + _PER_PAGE], previous, with_query("/", **fields, page=number + 1) if has_more else ""
+
+
+def _sorted_rows(page_request: PageRequest, worker: Worker, fields: Mapping[str, str], query: Query) -> _Rows:
+    """Return the matches after a cursor, in an order that an index or a ranking has; a page costs the same wherever it is."""
+    index, hub, cursor = worker.registry.index, page_request.hub, page_request.query("cursor")
+    facets = tuple((("base-name" if kind == "base" and "/" not in value else kind,), value) for kind, value in query.facets)
+    wanted = Conditions(query.words, facets, bounds=query.bounds, metrics=query.metrics, without=query.without)
+    after = Position.parse(cursor) if cursor else None
+    if fields["sort"] == _NEWEST:
+        page = version_listing.page(index, wanted, after=after, limit=_PER_PAGE)
+    else:
+        ranking = hub.rankings.get(DOWNLOADS if fields["sort"] == DOWNLOADS else LIKES)
+        page = ranked_page(index, ranking, wanted, after=after, limit=_PER_PAGE)
+    following = with_query("/", **fields, cursor=str(page.end)) if page.end else ""
+    return _readable(page_request, worker, page.rows, fields.get("runtime", "")), "", following
+
+
+def _readable(page_request: PageRequest, worker: Worker, rows: Sequence[VersionRow], runtime: str) -> list[VersionRow]:
+    """Return the versions that the client may read, and that a runtime applies as they were trained, if one is given."""
+    readable = [row for row in rows if page_request.may_read(worker, row.name)]
+    return [row for row in readable if _is_applied(page_request, worker, row, runtime)] if runtime else readable
 
 
 def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Query:
@@ -108,7 +166,7 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
         facets=tuple((kind, fields[kind]) for kind in _FACETS if kind in fields and kind != "r"),
         bounds=tuple(bounds),
         metrics=(version_search.parse_metric(fields["metric"], "metric"),) if "metric" in fields else (),
-        limit=_MAX_JUDGED if runtime else limit,
+        limit=limit,
         without=hidden,
     )
 

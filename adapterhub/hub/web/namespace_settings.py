@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from adapterhub.hub import read_log
 from adapterhub.hub.access_control import check_admin
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.access_tokens import Token
@@ -13,6 +14,7 @@ from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.accounts.publishers import Publisher
 from adapterhub.hub.administration import hub_admins, integrations, namespace_admins, own_tokens
 from adapterhub.hub.administration.namespace_admins import QuotaRequest
+from adapterhub.hub.read_log import Read
 from adapterhub.hub.webhooks import Webhook
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
@@ -20,11 +22,11 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .account import SecretPage, token_options, token_page
 from .posting import claims_in, count_in, gigabytes_in, number_in
-from .site import Page, PageRequest
+from .site import Page, PageRequest, with_query
 
 PATH = "/-/namespaces"
 _READERS = {"anyone": "anyone", "accounts": "anyone with a token", "members": "only members"}
-_MAX_ROWS = 50  # of the audit log shown
+_MAX_ROWS, _MAX_READS = 50, 100  # of the audit log shown, and of the log of reads on a page
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,41 @@ def settings_page(page_request: PageRequest, worker: Worker) -> NamespaceSetting
         log=hub_admins.audit_events(database, identity, name=name, limit=_MAX_ROWS),
         readers=_READERS,
     )
+
+
+@dataclass(frozen=True)
+class ReadsPage(Page):
+    """Who read which digest in a namespace, the last reads first.
+
+    Attributes:
+        fields: The filters that are set: `name` of a repository, and `account`.
+        following: The address of the next page; empty on the last one.
+        sample: Of how many reads of what everybody may read one is here.
+    """
+
+    namespace: str
+    fields: Mapping[str, str]
+    rows: Sequence[Read]
+    following: str
+    sample: int = read_log.SAMPLE
+    template: ClassVar[str] = "reads.html"
+
+
+def reads_page(page_request: PageRequest, worker: Worker) -> ReadsPage:
+    """GET /-/namespaces/{namespace}/reads: for the admins of the namespace."""
+    namespace = page_request.part("namespace")
+    check_admin(page_request.who, namespace)
+    fields = {key: value for key in ("name", "account") if (value := page_request.query(key).strip())}
+    name = fields.get("name", namespace)
+    if name.partition("/")[0] != namespace:
+        raise UsageError("name", f"{name[:80]!r} is in another namespace")
+    page_request.hub.read_log.write()
+    before = read_log.parse_time(page_request.query("before"))
+    account, limit = fields.get("account", ""), _MAX_READS + 1
+    rows = hub_admins.list_reads(worker.database, page_request.who, name=name, account=account, before=before, limit=limit)
+    shown, path = rows[:_MAX_READS], f"{PATH}/{namespace}/reads"
+    following = with_query(path, **fields, before=repr(shown[-1].time)) if len(rows) > _MAX_READS else ""
+    return ReadsPage(namespace, fields, shown, following)
 
 
 def _namespace(page_request: PageRequest, fields: dict[str, str]) -> str:

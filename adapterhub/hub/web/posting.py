@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import wraps
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
-from adapterhub.hub.request_context import read_body
+from adapterhub.hub.request_context import read_form
 from adapterhub.hub.signed_fields import is_equal
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError, UsageError
@@ -129,9 +129,5 @@ def check_origin(page_request: PageRequest) -> None:
 
 
 async def read_fields(request: Request, limit: int = MAX_FORM) -> dict[str, str]:
-    """Return the fields of a form of at most `limit` bytes; none if it has more than any form of these pages."""
-    raw = await read_body(request, limit)
-    try:
-        return {key: values[0] for key, values in parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS).items()}
-    except ValueError:
-        return {}
+    """Return the fields of a form of a page, of at most `limit` bytes. UsageError for one with more than any page has."""
+    return await read_form(request, limit, _MAX_FIELDS)

@@ -73,6 +73,7 @@ def routes() -> list[BaseRoute]:
         Route(f"/-/adapters{_NAME}", page_endpoint(adapter_settings.settings_page)),
         Route(f"/-/adapters{_NAME}/card", page_endpoint(adapter_settings.card_page)),
         Route(f"{namespace_settings.PATH}/{{namespace}}", page_endpoint(namespace_settings.settings_page)),
+        Route(f"{namespace_settings.PATH}/{{namespace}}/reads", page_endpoint(namespace_settings.reads_page)),
         *(Route(path, form_endpoint(work), methods=["POST"]) for path, work in _FORMS.items()),
         Route(f"{_NAME}/tree/{{revision}}", page_endpoint(adapter_pages.revision)),
         Route(f"{_NAME}/tree/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),

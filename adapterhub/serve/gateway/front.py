@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import field
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswe
 from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
 from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.usage.token_counts import TokenCounts
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -47,7 +49,8 @@ async def read_json(request: Request, limit: int, key: Key | None) -> Mapping[st
     """
     account = key.name if key is not None else ""
     try:
-        return await body_of(request).read_object(limit, account, memory=_MEMORY * limit)
+        parse = partial(json_file.parse_object, location="body", memory=_MEMORY * limit)
+        return await body_of(request).read_object(limit, account, parse)
     except FormatError as error:
         raise ProblemError(400, str(error), code="invalid_json") from error
     except BodyError as error:

@@ -223,7 +223,7 @@ def test_a_list_comes_in_pages_that_lead_to_each_other(team: Running, writer: Te
         ("names/team/sql/versions/..%2F..%2Fetc", 400),
         ("names/team/sql/versions/sha256:zz", 400),
         ("names/TEAM/sql/versions/v1", 404),
-        ("names/team/%00/log", 404),
+        ("names/team/%00/log", 400),
         ("names/con/aux/log", 404),
         ("search?rank=x", 400),
         ("search?metric=" + "9" * 400, 400),

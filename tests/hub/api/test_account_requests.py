@@ -150,6 +150,7 @@ def test_somebody_sets_a_profile_which_clients_of_the_hugging_face_hub_show(hub:
         ({}, {"link": "https://"}, 400),
         ({}, {"link": "https://[x"}, 400),
         ({}, {"link": "https://x/ y"}, 400),
+        ({}, {"link": "https://ada:secret@example.org/"}, 400),
         ({}, {"link": "https://x/" + "y" * 300}, 400),
         ({}, {"about": "half a character: \ud800"}, 400),
     ],

@@ -75,7 +75,7 @@ def test_writers_of_two_processes_queue_unless_they_name_a_parent(
 
     def write(sending: Sending, writer: int) -> list[int]:
         statuses = []
-        for number in range(3):
+        for number in range(commits):
             content = base64.b64encode(f"[{writer}, {number}]".encode()).decode()
             header = {"summary": f"{writer} {number}", **({"parentCommit": parent} if named else {})}
             file = {"path": f"n{writer}.json", "content": content, "encoding": "base64"}
@@ -83,14 +83,16 @@ def test_writers_of_two_processes_queue_unless_they_name_a_parent(
             statuses.append(sending.ask("POST", f"/api/models/{repo}/commit/main", body).status)
         return statuses
 
-    with serving(hub.folder) as other, ThreadPoolExecutor(4) as pool:
-        sent = [pool.submit(write, Sending((hub, other)[n % 2].url, hub.token), n) for n in range(4)]
+    writers, commits = (4, 3) if named else (8, 10)
+    with serving(hub.folder) as other, ThreadPoolExecutor(writers) as pool:
+        sent = [pool.submit(write, Sending((hub, other)[n % 2].url, hub.token), n) for n in range(writers)]
         statuses = [status for future in sent for status in future.result()]
     listed = hf.list_repo_commits(repo)
     if named:
         assert (statuses.count(200), {*statuses}) == (1, {200, 412})
         assert len(listed) == 2
     else:
-        assert statuses == [200] * 12
-        assert {commit.title for commit in listed[:-1]} == {f"{writer} {number}" for writer in range(4) for number in range(3)}
-        assert {f"n{writer}.json" for writer in range(4)} <= {*hf.list_repo_files(repo)}
+        assert statuses == [200] * 80
+        titles = {f"{writer} {number}" for writer in range(writers) for number in range(commits)}
+        assert {commit.title for commit in listed[:-1]} == titles
+        assert {f"n{writer}.json" for writer in range(writers)} <= {*hf.list_repo_files(repo)}

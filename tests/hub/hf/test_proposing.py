@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -94,6 +95,13 @@ def test_the_calls_of_a_client_list_show_merge_and_close_proposals(
         hf.change_discussion_status("team/sql", 2, "open")
     closed = list(hf.get_repo_discussions("team/sql", discussion_status="closed"))
     assert [(entry.num, entry.status) for entry in closed] == [(3, "closed"), (2, "closed"), (1, "merged")]
+
+
+def test_the_answer_to_a_merge_names_the_commit(team: Running, reader: HfApi, adapter: Callable[..., Path]) -> None:
+    reader.upload_folder(repo_id="team/sql", folder_path=adapter(2), create_pr=True)
+    address, headers = f"{team.url}/api/models/team/sql/discussions/1/merge", {"authorization": f"Bearer {team.token}"}
+    answer = requests.post(address, headers=headers, timeout=60)
+    assert answer.json() == {"mergeCommitId": HfApi(team.url).model_info("team/sql").sha}
 
 
 API = "/api/adapterhub/v1/names/team/sql/proposals"

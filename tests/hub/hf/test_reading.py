@@ -108,7 +108,7 @@ def test_a_bad_token_is_told_from_a_missing_repository(hub: Running, pushed: lis
     assert "Invalid credentials in Authorization header" in answer
 
 
-@pytest.mark.parametrize("name", ["%00/x", "a" * 5000 + "/b", "a/" + "b" * 300, "%2e%2e/x", "con/nul"])
+@pytest.mark.parametrize("name", ["%01/x", "a" * 5000 + "/b", "a/" + "b" * 300, "%2e%2e/x", "con/nul"])
 def test_what_cannot_be_a_name_is_a_repository_that_does_not_exist(hub: Running, name: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(f"{hub.url}/api/models/{name}", timeout=30)

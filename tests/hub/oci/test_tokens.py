@@ -53,7 +53,7 @@ def test_a_wrong_token_is_refused_everywhere(hub: Running, header: str) -> None:
 
 
 def test_a_challenge_has_nothing_of_a_name_that_cannot_be_here(hub: Running) -> None:
-    for name in ("team/x%00", "team/x%22,realm=%22y", "team/x%0da"):
+    for name in ("team/x%01", "team/x%22,realm=%22y", "team/x%0da"):
         answer = Registry(hub.url, "wrong").ask("GET", f"/v2/{name}/tags/list")
         assert answer.status == 401
         assert "scope" not in answer.headers.get_all("www-authenticate")[0]
@@ -94,7 +94,7 @@ def test_a_form_that_is_too_large_asks_for_no_token(hub: Running) -> None:
     many = b"&".join(b"a=1" for _ in range(101))
     for form, status, words in (
         (b"password=" + b"x" * (1 << 20), 413, "A body has at most 65,536 bytes here"),
-        (many, 400, "not the form of a request for a token"),
+        (many, 400, "form: more than 100 fields"),
     ):
         answer = Registry(hub.url, None).ask("POST", "/v2/token", form)
         assert (answer.status, answer.words) == (status, words)

@@ -10,7 +10,7 @@ import pytest
 from adapterhub.hub.accounts import access_tokens, accounts, audit_log
 from adapterhub.hub.administration import namespace_admins
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.web import routes
+from adapterhub.hub.web import namespace_settings, routes
 from tests.hub.conftest import Running
 from tests.hub.web.conftest import Answer, Visitor, person
 
@@ -159,3 +159,36 @@ def _fields(elements: list[tuple[str, dict[str, str | None]]], action: str) -> l
         if tag == "input":
             inputs.append((str(attrs.get("name")), attrs.get("value")))
     return inputs
+
+
+def test_the_admins_of_a_namespace_see_who_read_what(
+    hub: Running, visitor: Visitor, database: HubDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(namespace_settings, "_MAX_READS", 2)
+    digest = f"sha256:{'ab' * 32}"
+    reads = [
+        ("team/sql", "ada", "192.0.2.7"),
+        ("team/sql", "", "192.0.2.0/24"),
+        ("team/chat", "ada", "::1"),
+        ("red/x", "bob", ""),
+    ]
+    sql = "INSERT INTO reads (day, name, digest, account, protocol, address, count, time) VALUES (?, ?, ?, ?, 'hf', ?, 3, ?)"
+    for number, (name, account, address) in enumerate(reads):
+        database.execute(sql, "2026-12-01", name, digest, account, address, 1_000.5 + number)
+    admin, path = person(visitor, database, "ada", team="admin"), "/-/namespaces/team/reads"
+    assert path in admin.get("/-/namespaces/team").html.values("a", "href")
+
+    def names(page: Answer) -> list[str]:
+        return [
+            address for address in page.html.values("a", "href") if address.count("/") == 2 and not address.startswith("/-/")
+        ]
+
+    newest = admin.get(path)
+    assert (names(newest), "192.0.2.0/24" in newest.text) == (["/team/chat", "/team/sql"], True)
+    (following,) = (address for address in newest.html.values("a", "href") if "before=" in address)
+    assert (names(admin.get(following)), "192.0.2.7" in admin.get(following).text) == (["/team/sql"], True)
+    assert names(admin.get(f"{path}?name=team/chat")) == ["/team/chat"]
+    assert names(admin.get(f"{path}?account=bob")) == []
+    assert [admin.get(f"{path}?{query}").status for query in ("name=red/x", "before=x")] == [400, 400]
+    assert person(visitor, database, "eve", team="write").get(path).status == 403
+    assert visitor.get(path).headers["location"].startswith("/-/sign-in")

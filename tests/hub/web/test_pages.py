@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.hub import gates
+from adapterhub.hub import gates, popularity, stars
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.gates import Gate
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.web import site
+from adapterhub.hub.web import browsing, site
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -379,6 +379,46 @@ def test_results_come_in_pages(visitor: Visitor, push: Push) -> None:
     second = visitor.get("/?page=2")
     assert len([link for link in second.html.values("a", "href") if link.startswith("/team/")]) == 3
     assert "/" in second.html.values("a", "href")
+
+
+def test_results_are_sorted_as_asked_on_pages_without_end(
+    visitor: Visitor, push: Push, hub: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(popularity, "_TTL", 0.0)
+    monkeypatch.setattr(popularity, "_PAUSE", 0)
+    monkeypatch.setattr(browsing, "_PER_PAGE", 4)
+    for number in range(10):
+        push(f"team/n{number}", number, files={"adapter.toml": f"license = 'MIT'\n[training.metrics]\nloss = {number}\n"})
+    hide(hub, "team/n9")
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.add(database, "ada")
+        for number in (3, 9):
+            stars.give(database, f"team/n{number}", "ada")
+        for number, count in ((5, 7), (2, 9), (9, 99)):
+            database.execute("INSERT INTO downloads VALUES (?, 1, '9999-01-01', 'hf', ?)", f"team/n{number}", count)
+
+    def names(query: str) -> list[str]:
+        """The names on all pages."""
+        listed, address = list[str](), f"/?{query}"
+        while address:
+            page = visitor.get(address)
+            assert (page.status, "n9" in page.body.decode()) == (200, False)
+            links = page.html.values("a", "href")
+            listed += [link.removeprefix("/team/") for link in links if link.startswith("/team/")]
+            address = next((link for link in links if "cursor=" in link), "")
+        return listed
+
+    newest = names("sort=newest")
+    assert sorted(newest) == [f"n{number}" for number in range(9)]
+    assert (names("sort=downloads")[:2], len(names("sort=downloads"))) == (["n2", "n5"], 9)
+    assert (names("sort=stars")[0], len(names("sort=stars"))) == ("n3", 9)
+    # The conditions of a search hold in each order.
+    assert names("sort=downloads&q=n5") == ["n5"]
+    assert names("sort=downloads&metric=loss%3C4&license=mit&rank=..64")[0] == "n2"
+    assert sorted(names("sort=stars&metric=loss%3C4&runtime=peft")) == ["n0", "n1", "n2", "n3"]
+    assert names("sort=newest&base=none") == []
+    for wrong in ("sort=best", "sort=newest&cursor=x", "sort=stars&cursor=%23x+a/b"):
+        assert visitor.get(f"/?{wrong}").html.values("p", "role").count("alert") == 1
 
 
 def test_a_base_has_its_adapters_below_those_they_were_made_from(visitor: Visitor, push: Push) -> None:

@@ -20,6 +20,7 @@ from adapterhub.registry.repository_documents import commit_id
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError
 from tests.hub.conftest import Running, run_hf
+from tests.hub.killing import killable_hub
 from tests.support.adapters import write_large_adapter
 
 
@@ -37,6 +38,16 @@ def test_hf_upload_of_today_sends_by_xet_and_every_byte_arrives(hub: Running, la
     run_hf(hub, tmp_path, "download", "team/sql", "--local-dir", str(tmp_path / "out"))
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (large / name).read_bytes()
+
+
+def test_a_process_that_receives_by_xet_holds_no_more_than_some_pieces(tmp_path: Path) -> None:
+    """512 MB took 176 MB of memory; the file here has three xorbs and more than the process may hold."""
+    weights = {"w": np.random.default_rng(0).integers(0, 256, 160 << 20, np.uint8)}
+    (tmp_path / "model").mkdir()
+    safetensors_file.write(tmp_path / "model" / "model.safetensors", weights, {})
+    with killable_hub(tmp_path / "hub") as hub:
+        run_hf(hub.running(), tmp_path, "upload", "team/model", str(tmp_path / "model"), ".")
+        assert hub.peak < 120
 
 
 def test_a_client_that_remembers_xorbs_that_are_gone_succeeds_when_it_is_run_again(

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from adapterhub.hub.popularity import Ranking
 from adapterhub.index import version_listing
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub_converters.errors import UsageError
+
+from .popularity import Ranking
 
 _SCANNED = 200  # the most names of the ranking that a page compares with its conditions
 _MAX_DIGITS = 18

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import popularity, stars
+from adapterhub.hub import popularity, ranked_listing, stars
 from adapterhub.hub.accounts import accounts
-from adapterhub.hub.hf import likes, ranked_listing
+from adapterhub.hub.hf import likes
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.popularity import Ranking, Rankings
 from adapterhub.index import index_database, schema
@@ -127,8 +127,11 @@ def test_huggingface_hub_sorts_and_gives_stars(team: Running, tmp_path: Path, mo
     assert created == sorted(created, reverse=True)
     liked = api.list_liked_repos("ada")
     assert (liked.total, liked.models) == (2, ["team/three", "team/two"])
+    with closing(HubDatabase(team.folder)) as opened:
+        opened.execute("UPDATE accounts SET full_name = 'Ada Lovelace' WHERE name = 'ada'")
     for name in ("team/three", "team/three.v1"):
-        assert [user.username for user in api.list_repo_likers(name)] == ["ada", "bob"]
+        likers = [(user.username, user.fullname) for user in api.list_repo_likers(name)]
+        assert likers == [("ada", "Ada Lovelace"), ("bob", "bob")]
     hide(team, "team/two")
     assert api.list_liked_repos("ada", token=Tenant(team, "eve").token).models == ["team/three"]
     api.unlike("team/three", token=ada.token)
