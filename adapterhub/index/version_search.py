@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import field, replace
 
 from adapterhub.digest import Digest, is_hex
+from adapterhub.manifest.measurement import REPORTED
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
@@ -64,7 +65,7 @@ class Query:
         tags: Tags in the registry or of the model card.
         namespace: Find adapters of this namespace only; empty for all.
         bounds: Column (`r`, or `size` in bytes) and the bounds of its number.
-        metrics: Name of a metric and its bounds.
+        metrics: Name of a metric, also of one that was reported with a push, and its bounds.
         all_versions: Return every version that matches instead of the newest of each name.
         limit: The number of versions to return.
         without: Names to leave out of the results and of all counts.
@@ -237,7 +238,8 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
         add(visible_condition(index, query.without))
     for name, bounds in query.metrics:
         tests = "".join(f" AND value {_require_allowed(bound.operator, _OPERATORS)} ?" for bound in bounds)
-        add(f"v.id IN (SELECT version FROM metrics WHERE name = ?{tests})", name, *(bound.value for bound in bounds))
+        metric_query = f"SELECT version FROM metrics WHERE name IN (?, ?){tests}"
+        add(f"v.id IN ({metric_query})", name, f"{REPORTED}_{name}", *(bound.value for bound in bounds))
     return sql, values
 
 
