@@ -6,9 +6,9 @@ The library names parameters and codes; only this module writes flags and comman
 from __future__ import annotations
 
 import os
-import re
 import shlex
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,8 +160,6 @@ _HINTS_WITHOUT_OPTION = {
     "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
 }
 
-_COMMAND, _PLACEHOLDER = re.compile(r"`adapterhub\s[^`]*`"), re.compile(r"(?<![\w=/:-])[A-Z]+(?![\w=/:…-])")
-
 
 def hint_of(finding: Finding) -> str:
     """Return the hint of a finding, with the command that helps."""
@@ -173,11 +171,18 @@ def _filled(template: str, fields: Mapping[str, object]) -> str:
     try:
         texts = _with_flags(fields)
         words = {name: shlex.quote(text) if isinstance(text, str) else text for name, text in texts.items()}
-        # Commands are at odd places: a person copies them into a shell.
-        parts = re.split(f"({_COMMAND.pattern})", template)
-        return "".join(part.format_map(words if place % 2 else texts) for place, part in enumerate(parts))
+        # Commands, which are between backticks, are copied into a shell.
+        parts = template.split("`")
+        return "`".join(part.format_map(words if part.startswith("adapterhub ") else texts) for part in parts)
     except KeyError:
         return ""
+
+
+def _map_commands(hint: str, change: Callable[[str], str]) -> str:
+    """Return a hint with each of its commands, the texts between backticks that begin with the program, changed."""
+    parts = hint.split("`")
+    parts[1::2] = [change(part) if part.startswith("adapterhub ") else part for part in parts[1::2]]
+    return "`".join(parts)
 
 
 # Options of `formats.lossy.ReducedAdapter`.
@@ -204,31 +209,30 @@ def reword(error: AdapterhubError) -> AdapterhubError:
         if isinstance(error, ParameterError) and error.where == error.parameter:
             error.where = _option(error.parameter, {flag for parameter in parameters for flag in parameter.opts})
         hint = _hint(error, {parameter.name for parameter in parameters})
-        error.hint = _COMMAND.sub(lambda line: _complete_line(line[0], context), hint) if context else hint
+        error.hint = _map_commands(hint, partial(_complete_line, context)) if context else hint
         error.worded = True
     return error
 
 
-def _complete_line(line: str, context: click.Context) -> str:
-    """Return a command of a hint with what the user has given already: arguments by their names in the help, and the remote."""
+def _complete_line(context: click.Context, line: str) -> str:
+    """Return a command of a hint with what the user has given: what its words in capitals mean in the help, and the remote."""
     values: dict[str, str] = {}
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         items = value if isinstance(value, tuple) else (value,)
-        if len(items) == 1 and isinstance(items[0], str):
+        if len(items) == 1 and isinstance(items[0], str) and items[0] and parameter.name != "remote":
             values.setdefault(parameter.make_metavar(context).strip("[].…"), items[0])
-    line = _PLACEHOLDER.sub(lambda word: shlex.quote(values[word[0]]) if word[0] in values else word[0], line)
+    line = " ".join(shlex.quote(values[word]) if word in values else word for word in line.split(" "))
     remote = context.params.get("remote")
     is_elsewhere = remote is not None and "://" not in line and " --remote" not in line
-    return f"{line[:-1]} --remote {remote}".rstrip() + "`" if is_elsewhere and _takes_remote(line, context) else line
+    return f"{line} --remote {remote}".rstrip() if is_elsewhere and _takes_remote(context, line) else line
 
 
-def _takes_remote(line: str, context: click.Context) -> bool:
+def _takes_remote(context: click.Context, line: str) -> bool:
     """Return whether the command of a line has the option --remote."""
-    command = context.find_root().command
-    name = line.split()[1].strip("`")
-    named = command.get_command(context, name) if isinstance(command, click.Group) else None
-    return named is not None and any(parameter.name == "remote" for parameter in named.params)
+    group = context.find_root().command
+    command = group.get_command(context, line.split()[1]) if isinstance(group, click.Group) else None
+    return command is not None and any(parameter.name == "remote" for parameter in command.params)
 
 
 def _option(parameter: str, flags: Set[str]) -> str:

@@ -206,11 +206,13 @@ def test_what_a_hint_says_does_not_end_with_the_same_error(run: Run, tmp_path: P
         assert "[invalid-usage]" not in after.stderr, after.stderr
 
 
-def test_a_hint_repeats_what_the_user_has_written_and_where(run: Run, tmp_path: Path) -> None:
+def test_a_hint_repeats_what_the_user_has_written(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "my sql", pairs(2), r=3)
     run("init")
     refused = run("push", "my sql", "team/sql", code=6).stderr
     assert "`adapterhub validate 'my sql'` shows all of them; `adapterhub push 'my sql' team/sql --force` stores" in refused
+    adapter(tmp_path / "{0.where} `x`", pairs(2), r=3)  # what a stranger may call a folder
+    assert "`adapterhub validate '{0.where} `x`'` shows" in run("push", "{0.where} `x`", "team/sql", code=6).stderr
 
 
 def test_synonyms_of_options_are_options_that_some_command_has() -> None:
