@@ -131,8 +131,8 @@ class Difference:
         return f"<Difference {' -> '.join(filter(None, self.names))}: {', '.join(self._parts()) or 'none'}>"
 
     def _parts(self) -> Iterator[str]:
-        counts = {"files": len(self.files), "facts": len(self.facts), "modules": len(self.modules) - self.count(SAME)}
-        yield from (f"{count} {name}" for name, count in counts.items() if count)
+        counts = {"file": len(self.files), "fact": len(self.facts), "module": len(self.modules) - self.count(SAME)}
+        yield from (f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
 
     def _repr_html_(self) -> str:
         rows = [(row.path, row.status, "") for row in self.files] + [(row.key, row.old, row.new) for row in self.facts]

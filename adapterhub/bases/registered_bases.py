@@ -79,7 +79,7 @@ class BaseDocument:
             raise RefusedError(name, problem, "Upgrade adapterhub", code="newer-version")
         document.setdefault("text_type", None)  # the oldest documents lack it
         if version != VERSION or not _is_document(document):
-            raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
+            raise FormatError(name, "not the document of a base", "Add the base again", code="add-base", name=name)
         spec = BaseSpec(
             source=name,
             tensors=_base_tensors(document["tensors"]),
@@ -92,7 +92,8 @@ class BaseDocument:
             },
         )
         if not spec.has_fingerprint(document["fingerprint"]):
-            raise FormatError(name, "its fingerprint is not that of its tensors", "Add the base again", code="add-base")
+            problem = "its fingerprint is not that of its tensors"
+            raise FormatError(name, problem, "Add the base again", code="add-base", name=name)
         return cls(spec, document["source"])
 
 

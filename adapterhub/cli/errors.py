@@ -6,7 +6,9 @@ The library names parameters and codes; only this module writes flags and comman
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+import shlex
+from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ OPTIONS = {
 HINTS: dict[str, str] = {
     "adapter-lost": "Merge into 16 bits (--dtype bf16), or into the full-precision model; --force writes it anyway",
     "adapter-lost-in-nf4": "Merge into 16 bits (--dequantize in place of --requantize), or into the full-precision model; --force writes it anyway",
-    "add-base": "Add it again: `adapterhub base add NAME BASE --force`",
+    "add-base": "Add it again: `adapterhub base add {name} BASE --force`",
     "address-with-remote": "Leave out --remote, or write a ref",
     "alpha-or-rslora-required": "Pass --alpha N, and --rslora if it was trained with it",
     "alpha-recorded": "Leave out --alpha and --rslora",
@@ -41,10 +43,10 @@ HINTS: dict[str, str] = {
     "base-required": "Pass --base with its folder, its GGUF file, or hf://org/model",
     "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
-    "bundled-embeddings": "`adapterhub convert --allow-drop embeddings` leaves them out",
-    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push SRC REF --force` stores it all the same",
+    "bundled-embeddings": "--allow-drop embeddings leaves them out",
+    "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push {adapter} REF --force` stores it all the same",
     "check-failed-for-good": "`adapterhub validate {adapter}` shows all of them",
-    "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push SRC REF --force` stores it all the same",
+    "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push {adapter} REF --force` stores it all the same",
     "check-failed-to-convert": "`adapterhub validate {adapter}` shows all of them; --force converts it all the same",
     "check-failed-to-convert-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; --force converts it all the same",
     "check-registry": "Run `adapterhub fsck`",
@@ -52,10 +54,10 @@ HINTS: dict[str, str] = {
     "unnamed-version": "Ask for the version by its digest, or accept the name with --trust-name",
     "command-not-allowed": "Pass --command '{name}=PROGRAM ARGUMENT …' if you trust the program",
     "config-key": "`adapterhub train --explain` lists them",
-    "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
+    "convert-to-peft": "Convert it with `adapterhub convert SRC DST --to peft`",
     "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",
     "cors-needs-keys": "Name the sites, or a file with [keys] as --route",
-    "credentials-in-address": "Remove them; use `adapterhub login`",
+    "credentials-in-address": "Remove them; use `adapterhub login {host}`",
     "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
     "expect-unsupported": "Leave out --expect",
     "gateway-needs-keys": "Name a file with [keys] as --route",
@@ -68,7 +70,7 @@ HINTS: dict[str, str] = {
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
     "linked-store": "Remove it, or name the folder that has the store with --registry",
     "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
-    "no-gguf-architecture": "`adapterhub merge ADAPTER --into BASE` works for every architecture; `adapterhub convert --list` lists those of GGUF",
+    "no-gguf-architecture": "`adapterhub merge SRC --into BASE -o OUT` works for every architecture; `adapterhub convert --list` lists those of GGUF",
     "no-device-login": "Pass a token with --token-stdin",
     "login-required": "Log in with `adapterhub login {host}`",
     "misplaced": "Run `adapterhub fsck`",
@@ -77,7 +79,7 @@ HINTS: dict[str, str] = {
     "name-of-base-and-adapter": "Pass another one as --base-name",
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
     "no-lock-file": "Run `adapterhub lock REF…`",
-    "no-registry": "Push the first adapter, which makes it, or name another with --registry; `adapterhub init` makes an empty one",
+    "no-registry": "Push the first adapter, which makes it, or name another with --registry; `adapterhub init {folder}` makes an empty one",
     "no-such-answer": "Look at another record with --usage-file",
     "no-rollout": "Name a candidate in the file of routes, and serve it",
     "no-kept-checkpoint": "Leave out --steps to repeat all of it; train with [train] keep_every to keep some",
@@ -96,11 +98,11 @@ HINTS: dict[str, str] = {
     "output-exists": "Name another, or replace it with --replace",
     "no-time": "Pass --created 2026-11-26T00:00:00Z",
     "passphrase-required": "Run it on a terminal, or pipe the passphrase in with --passphrase-stdin",
-    "peft-type-missing": "`adapterhub fix` adds a missing peft_type",
+    "peft-type-missing": "`adapterhub fix {adapter}` adds a missing peft_type",
     "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
     "nothing-to-attest": "Pass --fits BASE, --merge, --training, --scan or --bill",
     "not-locked": "Run `adapterhub lock {ref}`",
-    "other-builder": "Sign when it trains, with `adapterhub train CONFIG --push REF --key PEM`, or leave out --builder",
+    "other-builder": "Sign when it trains, with `adapterhub train CONFIG --push NAMESPACE/NAME --key PEM`, or leave out --builder",
     "other-recorder": "Name what trained it with --builder",
     "protected": "Run `adapterhub tag {ref} --unprotect` first",
     "public-needs-tls": "Pass --certificate and --key, or put a proxy with TLS in front and pass --behind-proxy; or bind 127.0.0.1",
@@ -114,14 +116,14 @@ HINTS: dict[str, str] = {
     "ref-as-remote": "Use A-Z a-z 0-9 _ -; a ref comes before --remote",
     "removed": "`adapterhub restore {name}` brings it back, unless gc has removed its data",
     "removed-name": "`adapterhub restore {name}` first, or choose another name",
-    "repository-of-hub": "Rename it at the hub: `adapterhub mv NAME NEW --remote`",
+    "repository-of-hub": "Rename it at the hub: `adapterhub mv OLD NEW --remote`",
     "requirements-unmet": "`adapterhub promote {ref} {tag} --dry-run` shows each requirement with its evidence",
     "keys-to-approve": "Pass --key or --keyless, or approve it on a hub where you are logged in, with --remote",
     "signed-version": "Pass --key with the key that signed it, or ask an admin",
     "withdrawn-by-another": "Ask who withdrew it, or an admin",
     "reason-required": "Pass -m REASON",
-    "latest-tag": "Choose another tag; it moves back if the versions after one are taken out of use with `adapterhub withdraw`",
-    "version-stays": "`adapterhub withdraw` takes it out of every use; or remove the name {name}, or a tag",
+    "latest-tag": "Choose another tag; it moves back if `adapterhub withdraw {name}:VERSION -m REASON` takes each later version out of use",
+    "version-stays": "`adapterhub withdraw {ref} -m REASON` takes it out of every use; or remove the name {name}, or a tag",
     "withdrawn": "Use another version: `adapterhub list {name}`",
     "repair": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or delete that file and push the same files again",
     "repair-missing": "Run `adapterhub fsck --repair --from SRC`, where SRC is another registry or the adapter's folder, or push the same files again",
@@ -129,7 +131,7 @@ HINTS: dict[str, str] = {
     "several-models": "Convert one model at a time: --allow-drop '{drop}'",
     "source-damaged": "Nothing was stored; if it comes from the local registry, run `adapterhub fsck`",
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
-    "signature-missing": "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM TO`",
+    "signature-missing": "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM REF`",
     "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --set t=T instead",
@@ -138,7 +140,7 @@ HINTS: dict[str, str] = {
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",
     "unknown-folder": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, or name it with an option",
-    "unknown-host": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, `adapterhub login` or `adapterhub remote add`",
+    "unknown-host": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, or with a remote of your own: `adapterhub remote add NAME URL`",
     "two-types": "Pass either --dtype or --requantize",
     "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
     "unknown-method": "`adapterhub merge --explain` lists them",
@@ -154,6 +156,7 @@ _HINTS_WITH_FIELD = {
 }
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {
+    "bundled-embeddings": ("allow_drop", "`adapterhub convert SRC DST --to peft --allow-drop embeddings` leaves them out"),
     "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
 }
 
@@ -166,9 +169,20 @@ def hint_of(finding: Finding) -> str:
 def _filled(template: str, fields: Mapping[str, object]) -> str:
     """Return a hint with its fields; empty if one is missing, as from another machine, which did not send it."""
     try:
-        return template.format_map(_with_flags(fields))
+        texts = _with_flags(fields)
+        words = {name: shlex.quote(text) if isinstance(text, str) else text for name, text in texts.items()}
+        # Commands, which are between backticks, are copied into a shell.
+        parts = template.split("`")
+        return "`".join(part.format_map(words if part.startswith("adapterhub ") else texts) for part in parts)
     except KeyError:
         return ""
+
+
+def _map_commands(hint: str, change: Callable[[str], str]) -> str:
+    """Return a hint with each of its commands, the texts between backticks that begin with the program, changed."""
+    parts = hint.split("`")
+    parts[1::2] = [change(part) if part.startswith("adapterhub ") else part for part in parts[1::2]]
+    return "`".join(parts)
 
 
 # Options of `formats.lossy.ReducedAdapter`.
@@ -194,9 +208,31 @@ def reword(error: AdapterhubError) -> AdapterhubError:
         parameters = context.command.params if context else []
         if isinstance(error, ParameterError) and error.where == error.parameter:
             error.where = _option(error.parameter, {flag for parameter in parameters for flag in parameter.opts})
-        error.hint = _hint(error, {parameter.name for parameter in parameters})
+        hint = _hint(error, {parameter.name for parameter in parameters})
+        error.hint = _map_commands(hint, partial(_complete_line, context)) if context else hint
         error.worded = True
     return error
+
+
+def _complete_line(context: click.Context, line: str) -> str:
+    """Return a command of a hint with what the user has given: what its words in capitals mean in the help, and the remote."""
+    values: dict[str, str] = {}
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        items = value if isinstance(value, tuple) else (value,)
+        if len(items) == 1 and isinstance(items[0], str) and items[0] and parameter.name != "remote":
+            values.setdefault(parameter.make_metavar(context).strip("[].…"), items[0])
+    line = " ".join(shlex.quote(values[word]) if word in values else word for word in line.split(" "))
+    remote = context.params.get("remote")
+    is_elsewhere = remote is not None and "://" not in line and " --remote" not in line
+    return f"{line} --remote {remote}".rstrip() if is_elsewhere and _takes_remote(context, line) else line
+
+
+def _takes_remote(context: click.Context, line: str) -> bool:
+    """Return whether the command of a line has the option --remote."""
+    group = context.find_root().command
+    command = group.get_command(context, line.split()[1]) if isinstance(group, click.Group) else None
+    return command is not None and any(parameter.name == "remote" for parameter in command.params)
 
 
 def _option(parameter: str, flags: Set[str]) -> str:

@@ -112,7 +112,7 @@ def open_index(path: Path, store: Store) -> Index:
         RefusedError: A newer adapterhub wrote it.
     """
     if not path.exists():
-        raise NotFoundError(str(path), "no such registry", "Create one", code="no-registry")
+        raise NotFoundError(str(path), "no such registry", "Create one", code="no-registry", folder=str(path.parent))
     if not is_ours(path):
         raise IntegrityError(str(path), "not an adapterhub registry", "Rebuild the index", code="broken-index")
     try:

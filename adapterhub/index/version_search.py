@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import field, replace
 
 from adapterhub.digest import Digest, is_hex
+from adapterhub.manifest.measurement import REPORTED
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
@@ -65,7 +66,7 @@ class Query:
         tags: Tags in the registry or of the model card.
         namespace: Find adapters of this namespace only; empty for all.
         bounds: Columns of COLUMNS and the bounds of their numbers.
-        metrics: Name of a metric and its bounds.
+        metrics: Name of a metric, also of one that was reported with a push, and its bounds.
         all_versions: Return every version that matches instead of the newest of each name.
         limit: The number of versions to return.
         without: Names to leave out of the results and of all counts.
@@ -238,7 +239,8 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
         add(visible_condition(index, query.without))
     for name, bounds in query.metrics:
         condition, limits = bounds_condition("value", bounds)
-        add(f"v.id IN (SELECT version FROM metrics WHERE name = ? AND {condition})", name, *limits)
+        metric_query = f"SELECT version FROM metrics WHERE name IN (?, ?) AND {condition}"
+        add(f"v.id IN ({metric_query})", name, f"{REPORTED}_{name}", *limits)
     return sql, values
 
 

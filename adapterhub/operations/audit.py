@@ -162,7 +162,7 @@ def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
     store = Store(registry / FOLDER)
     store.check()
     if not store.exists():
-        raise NotFoundError(str(registry), "no registry there", code="no-registry")
+        raise NotFoundError(str(registry), "no registry there", code="no-registry", folder=str(registry))
     chains = verify_chains(store.log, previous.ends if previous else None)
     recorded_row = previous.audit if previous else None
     # registry.db is an index of the store, so an audit works without it. Only the hub's audit log is nowhere else.

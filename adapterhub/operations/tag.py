@@ -23,7 +23,8 @@ def tag(address: str, name: str, workspace: Workspace, *, expect: Digest | None 
 
     place = parse(address)
     if name == LATEST:
-        raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag", code="latest-tag")
+        problem = "is always the newest push"
+        raise UsageError(f"{place.repository}:{name}", problem, "Choose another tag", code="latest-tag", name=place.repository)
     target = target_address(f"{place.repository}{place.mark}{parse_tag(name, address)}", workspace)
     with workspace.connect(place) as source_remote, workspace.connect(target) as remote:
         expect_digest(remote, expect)
@@ -45,7 +46,8 @@ def untag(address: str, workspace: Workspace) -> None:
         if place.digest or version_selection.number(place.tag or ""):
             raise RefusedError(address, "a version cannot be removed alone", "Name a tag")
         if place.tag == LATEST:
-            raise RefusedError(address, "is always the newest push", "Name another tag", code="latest-tag")
+            problem = "is always the newest push"
+            raise RefusedError(address, problem, "Name another tag", code="latest-tag", name=place.repository)
         if not place.tag:
             raise remote.unsupported_error("removal of names from here", "Remove it with the tools of that place")
         remote.untag(place.tag)

@@ -40,7 +40,7 @@ def find(start: Path, *, explicit: Path | None = None, default: Path | None = No
         if _is_registry(folder):
             return folder
     if default is None:
-        raise NotFoundError(str(start), f"no {FILE} here or above", "Create a registry", code="no-registry")
+        raise NotFoundError(str(start), f"no {FILE} here or above", "Create a registry", code="no-registry", folder=str(start))
     return default
 
 
@@ -139,7 +139,7 @@ class Ledger:
             if has_index:
                 problem = f"the store is missing, and {FILE} contains no adapters itself"
                 raise IntegrityError(str(store.root), problem, "Restore the store from a backup")
-            raise NotFoundError(str(root), "no registry there", "Create one", code="no-registry")
+            raise NotFoundError(str(root), "no registry there", "Create one", code="no-registry", folder=str(root))
         # Opened for writing whenever possible, even by commands that only read: there may be moves of killed writers to finish.
         if not (
             os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not has_index or os.access(root / FILE, os.W_OK))

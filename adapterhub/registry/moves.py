@@ -237,7 +237,7 @@ def _required_tag(ref: Ref) -> str:
 
 def _check_not_latest(name: str, tag: str) -> None:
     if tag == LATEST:
-        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag", code="latest-tag")
+        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag", code="latest-tag", name=name)
 
 
 # ---- deprecation and removal
@@ -267,7 +267,8 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool, mess
     message = checked_message(message, ref)
     if ref.number or ref.digest:
         hint = f"Withdraw it, or remove the name {ref.name}, or a tag"
-        raise RefusedError(str(ref), "a version cannot be removed alone", hint, code="version-stays", name=ref.name)
+        problem = "a version cannot be removed alone"
+        raise RefusedError(str(ref), problem, hint, code="version-stays", name=ref.name, ref=str(ref))
     if ref.tag:
         _check_not_latest(ref.name, ref.tag)
     find_exact_row(ledger, ref)

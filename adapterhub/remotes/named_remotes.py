@@ -46,7 +46,7 @@ def check_url(text: str) -> str:
     host = remainder.partition("/")[0]
     if "@" in host:
         redacted, problem = f"{scheme}://…@{host.rpartition('@')[2]}", "credentials in a URL end up in logs"
-        raise UsageError(redacted, problem, "Remove them", code="credentials-in-address")
+        raise UsageError(redacted, problem, "Remove them", code="credentials-in-address", host=host.rpartition("@")[2])
     # Names are appended to the URL, which a query or a fragment would not survive.
     if not url.isprintable() or any(part in remainder for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "the URL of a remote has no query, fragment or space", _HINT)

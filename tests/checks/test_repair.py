@@ -166,7 +166,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert run("fix", "a-fixed").stdout == "a-fixed: nothing to repair, nothing written\n"
     assert "already exists" in run("fix", "a", code=2).stderr
     without("peft_type")(path)
-    assert "`adapterhub fix` adds a missing peft_type" in run("validate", "a", code=1).stdout
+    assert "`adapterhub fix a` adds a missing peft_type" in run("validate", "a", code=1).stdout
     assert "repaired[peft-type]" in run("fix", "a", "-o", "b").stdout
     run("push", "b", "team/b")
     assert "nothing to repair" in run("fix", "team/b").stdout

@@ -151,7 +151,7 @@ def test_a_folder_without_its_config_is_reported_and_no_missing_option_is_named(
     (tmp_path / "good/adapter_config.json").unlink()
     for done in (run("validate", "good", code=1).stdout, run("push", "good", "team/good", code=6).stderr):
         assert "adapter_config.json: is missing, and nothing else records its alpha" in done
-        assert "`adapterhub fix SRC --alpha N`" in done
+        assert "`adapterhub fix good --alpha N`" in done
     assert "Pass --alpha N" in run("convert", "good", "x", "--to", "mlx", code=6).stderr
 
 

@@ -10,8 +10,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
+from adapterhub.cli.main import app
+from tests.cli.test_options import commands
 from tests.conftest import ROOT, Run, need_program
 from tests.support.folders import adapter, base, pairs
 from tests.support.programs import write_program
@@ -76,6 +79,13 @@ def complete(run: Run, place: Path) -> Complete:
 )
 def test_a_word_is_completed_by_what_its_place_takes(complete: Complete, words: list[str], item: str) -> None:
     assert item in complete(*words)
+
+
+def test_after_a_group_each_of_its_commands_is_offered(complete: Complete) -> None:
+    groups = [(name.split(), command) for name, command in commands(app) if isinstance(command, click.Group)]
+    assert len(groups) > 10
+    for words, group in groups:
+        assert complete(*words, "") == [f"plain,{name}" for name in group.list_commands(click.Context(group))]
 
 
 def test_only_files_of_the_right_kind_are_offered(complete: Complete) -> None:

@@ -152,7 +152,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("describe a --set base.repo=b --set base=b", 2, "--set: base is set twice"),
         ("pull", 2, "pull: Missing argument 'REF'. See `adapterhub pull --help`  [invalid-usage]"),
         ("copy a b", 2, "both are folders. Copy a folder with the tools of your system  [invalid-usage]"),
-        ("list", 3, "which makes it, or name another with --registry; `adapterhub init` makes an empty one  [no-registry]"),
+        ("list", 3, "none` makes an empty one  [no-registry]"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(

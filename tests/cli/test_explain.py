@@ -129,7 +129,7 @@ def test_an_error_ends_with_the_code_that_explain_knows(run: Run, tmp_path: Path
 def test_a_hint_that_a_command_words_itself_keeps_the_code(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     (tmp_path / "sql/adapter_config.json").unlink()
-    assert run("show", "sql", code=6).stderr.endswith("`adapterhub fix SRC --alpha N`  [alpha-or-rslora-required]\n")
+    assert run("show", "sql", code=6).stderr.endswith("`adapterhub fix sql --alpha N`  [alpha-or-rslora-required]\n")
 
 
 def test_a_name_that_was_meant_is_the_hint_under_the_same_code(run: Run, tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
+import functools
 import re
 import shlex
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,8 +17,10 @@ import pytest
 from adapterhub.cli import corrections, errors
 from adapterhub.cli.main import app
 from adapterhub_converters.errors import AdapterhubError
-from tests.conftest import Run
-from tests.support.folders import adapter, base, pairs
+from tests.cli import provoked_errors
+from tests.cli.provoked_errors import ELSEWHERE, PROVOCATIONS
+from tests.conftest import ROOT, Run
+from tests.support.folders import adapter, pairs
 from tests.support.import_graph import PACKAGES, module_paths, nodes
 
 TEMPLATES = {
@@ -27,7 +29,18 @@ TEMPLATES = {
     **{f"{code} without the option": hint for code, (_, hint) in errors._HINTS_WITHOUT_OPTION.items()},
 }
 # Words of a text that a person replaces, and what they may be.
-STANDS_FOR = {"N": "4", "R": "4", "T": "4", "ROLE": "read", "FORMAT": "peft", "SHELL": "bash", "DIGEST": "absent"}
+STANDS_FOR = {
+    "COMMAND": "list", "DIGEST": "absent", "FORMAT": "peft", "N": "4", "R": "4", "ROLE": "read", "SHELL": "bash", "T": "4",
+}  # fmt: skip
+# Values in templates of texts, by the expression or the field, and what they may be if not a ref.
+VALUES = {
+    "item.reported_by": "validate",
+    "kind": "token",
+    "named_remote.name": "team",
+    "remote_words(remote)": "",
+    "undo": "restore team/sql",
+    "verdict.convert_to": "peft",
+}
 _FIELD = re.compile(r"\{[^{}]*\}")
 
 
@@ -82,22 +95,39 @@ def test_the_hint_of_a_finding_has_its_fields_or_is_that_of_the_library() -> Non
 
 
 def texts(path: Path) -> Iterator[str]:
-    """Each string of a module; a value in a template is a ref."""
+    """Each string of a module that can be printed; a value in a template is what `VALUES` has for it, else a ref."""
     for node in nodes(path):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(str(value.value) if isinstance(value, ast.Constant) else "{}" for value in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            values = (ast.unparse(value.value) if isinstance(value, ast.FormattedValue) else value for value in node.values)
+            yield "".join(
+                VALUES.get(value, "team/sql") if isinstance(value, str) else str(value.value)  # type: ignore[attr-defined]
+                for value in values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in not_printed(path):
             yield node.value
+
+
+@functools.cache
+def not_printed(path: Path) -> set[ast.AST]:
+    """The docstrings of a module but those of commands, which are their help."""
+    documented = [
+        node
+        for node in nodes(path)
+        if isinstance(node, ast.Module | ast.ClassDef) or (isinstance(node, ast.FunctionDef) and not node.decorator_list)
+    ]
+    first = [node.body[0] for node in documented if node.body]
+    return {node.value for node in first if isinstance(node, ast.Expr)}
 
 
 def named_commands(text: str) -> list[list[str]]:
     """The words of each `adapterhub …` in a text, with a value for each field and each word in capitals."""
     lines = re.findall(r"`adapterhub ([^`]*)`", text)
-    return [[STANDS_FOR.get(word, word) for word in shlex.split(_FIELD.sub("team/sql", line))] for line in lines]
+    fields = [_FIELD.sub(lambda field: VALUES.get(field[0][1:-1], "team/sql"), line) for line in lines]
+    return [[STANDS_FOR.get(word, word) for word in shlex.split(line)] for line in fields]
 
 
 def check_accepted(words: list[str], *, complete: bool) -> None:
-    """Fail unless a command line is parsed: as a whole if `complete`, else as far as it is written."""
+    """Fail unless click parses a command line; one that only names a command needs to be complete only if `complete`."""
     command: click.Command = app
     rest = [word for word in words if word != "help"]
     while rest and isinstance(command, click.Group):
@@ -105,29 +135,21 @@ def check_accepted(words: list[str], *, complete: bool) -> None:
         if inner is None:
             break
         command, rest = inner, rest[1:]
-    if words[0] == "help" or rest == ["--help"] or (not rest and not complete):
+    if words[0] == "help" or rest == ["--help"] or not (rest or complete):
         return
     assert command is not app, words
-    flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    assert {word for word in rest if word.startswith("--")} <= flags, words
-    if complete and rest and not isinstance(command, click.Group):
-        command.make_context("adapterhub", [word.rstrip("…") for word in rest])
+    assert not isinstance(command, click.Group), words
+    command.make_context("adapterhub", [word.rstrip("…") for word in rest if word != "…"])
 
 
 @pytest.mark.parametrize("code", [code for code, hint in TEMPLATES.items() if "`adapterhub " in hint])
 def test_a_command_of_a_hint_is_parsed_as_it_is_written(code: str) -> None:
-    for words in named_commands(TEMPLATES[code].replace("hub {kind}", "hub token")):
+    for words in named_commands(TEMPLATES[code]):
         check_accepted(words, complete=True)
 
 
-# Texts with a word that is not fixed in the place of a command.
-_OPEN = ("adapterhub COMMAND", "adapterhub {}", "hub {kind}")
-
-
-def test_a_command_in_any_text_of_the_program_exists_with_its_options() -> None:
-    lines = {
-        text for path in module_paths(*PACKAGES).values() for text in texts(path) if not any(word in text for word in _OPEN)
-    }
+def test_a_command_in_any_text_of_the_program_is_parsed_as_it_is_written() -> None:
+    lines = {text for path in module_paths(*PACKAGES).values() for text in texts(path)}
     commands = [words for text in sorted(lines) for words in named_commands(text)]
     assert len(commands) > 100
     for words in commands:
@@ -137,85 +159,60 @@ def test_a_command_in_any_text_of_the_program_exists_with_its_options() -> None:
 # ---- followed
 
 
-def _edited(run: Run, place: Path) -> None:
-    path = place / "sql/adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 3}))
+def test_each_hint_is_followed_or_a_test_elsewhere_ends_with_its_code() -> None:
+    assert PROVOCATIONS.keys() | ELSEWHERE.keys() == errors.HINTS.keys()
+    assert not PROVOCATIONS.keys() & ELSEWHERE.keys()
+    for code, path in ELSEWHERE.items():
+        text = (ROOT / "tests" / path).read_text()
+        assert f'"{code}"' in text or f"[{code}]" in text, code
 
 
-def _removed(run: Run, place: Path) -> None:
-    run("rm", "team/sql", "-y")
+_PLACEHOLDER = re.compile(r"NAMESPACE/NAME|\b[A-Z]{2,}\b")
+# What serves until it is stopped is parsed alone, and what asks at a terminal says so here.
+_SERVES, _ASKS = ("serve",), "there is no terminal to ask on"
 
 
-def _protected(run: Run, place: Path) -> None:
-    run("tag", "team/sql:v1", "prod")
-    run("tag", "team/sql:prod", "--protect")
-    run("push", "other", "team/sql")
-
-
-def _recipe(run: Run, place: Path) -> None:
-    run("merge", "team/sql", "--into", "base", "--recipe-only", "-o", "kept")
-
-
-def _no_registry(run: Run, place: Path) -> None:
-    (place / "new").mkdir()
-
-
-def _no_more(run: Run, place: Path) -> None:
-    """Leave the world as it is."""
-
-
-# Code of the error, what happens before, the command that ends with it, and values for what the hint leaves open.
-FOLLOWED: dict[str, tuple[Callable[[Run, Path], None], str, dict[str, str]]] = {
-    "check-failed": (_edited, "push sql team/new", {"SRC": "sql", "REF": "team/new"}),
-    "check-failed-on-base": (_edited, "push sql team/new --base base", {"SRC": "sql", "REF": "team/new"}),
-    "check-failed-to-convert": (_edited, "convert sql out --to mlx", {}),
-    "config-key": (_no_more, "train --explain nosuch", {}),
-    "invalid-usage": (_no_more, "list --jsn", {}),
-    "latest-tag": (_no_more, "tag team/sql:v1 latest", {}),
-    "no-lock-file": (_no_more, "pull --locked", {"REF…": "team/sql"}),
-    "no-registry": (_no_registry, "list --registry new", {}),
-    "no-such-account": (_no_more, "hub member set team nobody --role read", {}),
-    "no-such-adapter": (_no_more, "show team/nosuch", {}),
-    "no-such-base": (_no_more, "base show nosuch", {}),
-    "no-such-recipe": (_no_more, "rebuild --remove nosuch", {}),
-    "no-such-tag": (_no_more, "show team/sql:nosuch", {}),
-    "no-such-version": (_no_more, "show team/sql:v9", {}),
-    "peft-type-missing": (_no_more, "convert bare out --to mlx", {}),
-    "version-stays": (_no_more, "rm team/sql:v1", {}),
-    "protected": (_protected, "tag team/sql:v2 prod", {}),
-    "recipe-name-taken": (_recipe, "merge other --into base --recipe-only -o kept", {}),
-    "removed": (_removed, "pull team/sql", {}),
-    "removed-name": (_removed, "push sql team/sql", {}),
-    "unknown-method": (_no_more, "merge --explain nosuch", {}),
-}
-
-
-@pytest.fixture
-def place(run: Run, tmp_path: Path) -> Path:
-    """A base, two adapters, and a registry that has one of them."""
-    base(tmp_path / "base", 2)
-    adapter(tmp_path / "sql", pairs(2))
-    adapter(tmp_path / "other", pairs(1))
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare/adapter_config.json").write_text("{}")
-    run("push", "sql", "team/sql")
-    return tmp_path
-
-
-@pytest.mark.parametrize("code", FOLLOWED)
-def test_what_a_hint_says_does_not_end_with_the_same_error(run: Run, place: Path, code: str) -> None:
-    before, line, values = FOLLOWED[code]
-    before(run, place)
-    result = run(*shlex.split(line), code=None)
-    assert result.returncode, line
-    assert f"[{code}]" in result.stderr, result.stderr
-    assert not _FIELD.search(result.stderr)
-    error = result.stderr.partition("\n")[0]
-    for text in re.findall(r"`adapterhub ([^`]*)`", result.stderr):
-        words = [values.get(word, word) for word in shlex.split(text)]
+@pytest.mark.parametrize("code", PROVOCATIONS)
+def test_what_a_hint_says_does_not_end_with_the_same_error(run: Run, tmp_path: Path, code: str) -> None:
+    provocation = PROVOCATIONS[code]
+    provoked_errors.world(tmp_path)
+    for step in ("init", "push sql team/sql", *provocation.before):
+        _ = run(*shlex.split(step)) if isinstance(step, str) else step(tmp_path)
+    result = run(*shlex.split(provocation.line), code=None)
+    report = result.stdout + result.stderr
+    assert f"[{provocation.finding or code}]" in report, report
+    assert not _FIELD.search(report)
+    error = report.partition("\n")[0]
+    lines = re.findall(r"`adapterhub ([^`]*)`", report)
+    # What the reader of a hint has to fill in is what the program cannot know.
+    assert {word for line in lines for word in _PLACEHOLDER.findall(line)} - {"NAMESPACE/NAME"} <= provocation.values.keys()
+    for line in lines:
+        words = [
+            _PLACEHOLDER.sub(lambda word: provocation.values.get(word[0], word[0].lower()), word) for word in shlex.split(line)
+        ]
+        words = [word.rstrip("…") for word in words]
+        if words[0] in _SERVES:
+            check_accepted(words, complete=True)
+            continue
         followed = run(*words, code=None)
         assert error not in followed.stderr, words
-        assert "[invalid-usage]" not in followed.stderr or len(words) == 1, (words, followed.stderr)
+        assert "[invalid-usage]" not in followed.stderr or _ASKS in followed.stderr, (words, followed.stderr)
+    hint = errors.HINTS[code]
+    options = set(re.findall(r"--[a-z-]+", re.sub("`[^`]*`", "", hint))) - {"--registry"}
+    assert provocation.then or not options, "the options of a hint are tried"
+    if provocation.then:
+        after = run(*shlex.split(provocation.then), code=None)
+        assert f"[{code}]" not in after.stderr, after.stderr
+        assert "[invalid-usage]" not in after.stderr, after.stderr
+
+
+def test_a_hint_repeats_what_the_user_has_written(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "my sql", pairs(2), r=3)
+    run("init")
+    refused = run("push", "my sql", "team/sql", code=6).stderr
+    assert "`adapterhub validate 'my sql'` shows all of them; `adapterhub push 'my sql' team/sql --force` stores" in refused
+    adapter(tmp_path / "{0.where} `x`", pairs(2), r=3)  # what a stranger may call a folder
+    assert "`adapterhub validate '{0.where} `x`'` shows" in run("push", "{0.where} `x`", "team/sql", code=6).stderr
 
 
 def test_synonyms_of_options_are_options_that_some_command_has() -> None:

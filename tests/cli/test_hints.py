@@ -26,7 +26,7 @@ A, B = np.ones((2, 8), np.float32), np.ones((8, 2), np.float32)
         (["raw", "x", "--to", "peft", "--alpha", "4"], 6, "Leave out --alpha and --rslora"),
         (["dora", "x", "--to", "litgpt", "--base", "base"], 6, "--allow-approx would help"),
         (["pickle.bin", "x", "--to", "peft"], 6, "or convert it with --unsafe-pickle"),
-        (["bare", "x", "--to", "peft"], 4, "`adapterhub fix` adds a missing peft_type"),
+        (["bare", "x", "--to", "peft"], 4, "`adapterhub fix bare` adds a missing peft_type"),
         (["sql", "x", "--to", "mlx", "--model", "x"], 2, "--model: mlx does not name a base"),
         (["sql", "x", "--to", "mlx", "--alpha", "2"], 2, "--alpha: "),
     ],
@@ -50,7 +50,7 @@ def test_the_refusal_of_an_architecture_is_a_short_line_with_the_way_that_works(
     (tmp_path / "base" / "config.json").write_text(json.dumps({"architectures": ["RWKV7ForCausalLM"], "model_type": "rwkv7"}))
     trained.folder(trained.full("q_proj"), tmp_path / "sql")
     (line,) = run("convert", "sql", "sql.gguf", "--base", "base", code=6).stderr.splitlines()
-    assert "RWKV7ForCausalLM has no verified mapping to llama.cpp. `adapterhub merge ADAPTER --into BASE` works" in line
+    assert "RWKV7ForCausalLM has no verified mapping to llama.cpp. `adapterhub merge sql --into base -o OUT` works" in line
     assert "`adapterhub convert --list` lists" in line
     assert len(line) < 300
 

@@ -123,7 +123,7 @@ def test_a_config_without_the_kind_of_adapter_is_told_how_to_get_it(run: Run, tm
         convert.sniff(tmp_path)
     assert caught.value.code == "peft-type-missing"
     error = run("convert", tmp_path, "out", "--to", "gguf", code=4).stderr
-    assert "`adapterhub fix` adds a missing peft_type" in error
+    assert f"`adapterhub fix {tmp_path}` adds a missing peft_type" in error
     assert "[peft-type-missing]" in error
 
 

@@ -64,7 +64,7 @@ def test_equal_weights_and_config_answer_without_their_bytes(here: Workspace) ->
     assert (difference.same_version, difference.identical, difference.modules) == (False, True, ())
     assert [(file.path, file.status) for file in difference.files] == [("README.md", "added")]
     assert [(fact.key, fact.old, fact.new) for fact in difference.facts] == [("license", None, "mit")]
-    assert repr(difference) == "<Difference team/sql:v1 -> team/sql:v2: 1 files, 1 facts>"
+    assert repr(difference) == "<Difference team/sql:v1 -> team/sql:v2: 1 file, 1 fact>"
 
 
 def test_other_weights_are_compared_and_their_facts_are_listed(here: Workspace) -> None:

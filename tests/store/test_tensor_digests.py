@@ -270,7 +270,8 @@ def test_a_list_that_disagrees_is_an_error(registry: Registry, make: Make) -> No
     registry.list_tensors()
     path = registry.store.tensors.path(weights(registry, "team/sql"))
     path.write_bytes(tensor_digests.dump(tensor_digests.parse(path.read_bytes(), "")[1:]))
-    assert [(finding.code, finding.where) for finding in fsck(registry)] == [("wrong-tensors", str(path))]
+    [finding] = fsck(registry)
+    assert (finding.code, finding.remedy, finding.where) == ("wrong-tensors", "delete-and-rebuild", str(path))
     assert fsck(registry, scope=None) == []
     path.unlink()
     assert registry.rebuild_index() == fsck(registry) == []

@@ -165,7 +165,7 @@ class _ChatSession:
                 self._note("what was said is forgotten")
             case "/help":
                 output.write_pairs(_HELP)
-            case "/quit":
+            case "/quit" | "/exit":  # the word of other programs
                 return False
             case _:
                 close = difflib.get_close_matches(word.lower(), _WORDS, 1)

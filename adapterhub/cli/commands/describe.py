@@ -50,8 +50,8 @@ def describe(
     """Write or renew the adapter.json in DIR, in place, and show what changed.
 
     Digests of edited files are updated; the record of a training or a merge is kept. --base pins the base model, so that
-    `adapterhub validate --base` recognizes it; a base that the adapter does not fit is refused. Weights that changed are
-    refused, as the record is not theirs.
+    `adapterhub validate SRC --base BASE` recognizes it; a base that the adapter does not fit is refused. Weights that changed
+    are refused, as the record is not theirs.
     """
     from adapterhub.operations import describe as describe_operation
 

@@ -37,6 +37,6 @@ def mv(settings: Settings, *, name: str, new_name: str, dry_run: bool, remote: s
     address = ref_at_remote(name, remote)
     leads = f"; {old} leads there" if is_address(address) else ""
     # A remote whose address has a namespace is given names without it.
-    undo = f"{new} {old}{remote_words(remote)}" if str(target) == name else f"{address.removesuffix(old)}{new} {old}"
-    text = f"{old} is now {new}, with {output.plural(versions, 'version')}{leads}; `adapterhub mv {undo}` undoes it"
+    undo = f"mv {new} {old}{remote_words(remote)}" if str(target) == name else f"mv {address.removesuffix(old)}{new} {old}"
+    text = f"{old} is now {new}, with {output.plural(versions, 'version')}{leads}; `adapterhub {undo}` undoes it"
     output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

@@ -151,8 +151,7 @@ def _check_conversion(address: str, conversion: Conversion | None, *, base: str 
     from adapterhub.remotes.address_schemes import is_address
 
     if is_address(address) and (conversion is not None or base is not None):
-        hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
-        raise UsageError("--to", "converts versions of the local registry only", hint)
+        raise UsageError("--to", "converts versions of the local registry only", code="convert-there", address=address)
     if conversion is None:
         if base is not None:
             raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")

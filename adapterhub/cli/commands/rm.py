@@ -31,7 +31,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     """Remove a tag, or a name with all its versions.
 
     On a terminal, removing a name asks first. `adapterhub restore` brings a name back until `adapterhub gc` removes its
-    data, and `adapterhub tag --restore` a tag. A single version cannot be removed: versions are immutable. A name that
+    data, and `adapterhub tag NAME:TAG --restore` a tag. A single version cannot be removed: versions are immutable. A name that
     others were merged or converted from is refused (exit 6), because they could not be rebuilt. REF may be on a hub of
     adapterhub; at other addresses, only a tag can be removed.
     """

@@ -75,7 +75,8 @@ def tag(
     if restore is not None and (tag_name or expect):
         raise UsageError("--restore", "takes NAME:TAG only", f"Write `adapterhub tag {target.name}:TAG --restore`")
     if not tag_name and restore is None and protect is None:
-        raise UsageError(ref, "TAG is missing", f"Write `adapterhub tag {ref} TAG`")
+        hint = f"Write `adapterhub tag {ref} TAG`; `adapterhub list {target.name}` shows the tags"
+        raise UsageError(ref, "TAG is missing", hint)
     with catalogs.open_to_change(settings, opened, dry_run=dry_run) as catalog:
         version = _tag_in_catalog(catalog, target, tag_name, expect=expect, protect=protect, restore=restore)
     document = version_document(version)

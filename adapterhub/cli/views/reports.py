@@ -20,7 +20,7 @@ SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 # Code of a problem to the option or command that helps.
 _NAME_BASE = "Pass --base with its folder, or hf://org/model"
-_HINTS = {"needs-base": _NAME_BASE, "order-unknown": _NAME_BASE, "unpinned": "`adapterhub push --base` pins it"}
+_HINTS = {"needs-base": _NAME_BASE, "order-unknown": _NAME_BASE, "unpinned": "`adapterhub push SRC REF --base BASE` pins it"}
 
 
 def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool = False) -> Iterator[str]:

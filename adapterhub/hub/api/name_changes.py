@@ -50,7 +50,7 @@ def checked_tag(name: str, tag: str) -> str:
     if not is_tag(tag) or ref_to(name, tag).tag is None:
         raise UsageError(f"{name}:{tag[:130]}", "is not a tag that can be set", "Use up to 128 of A-Z a-z 0-9 . _ -")
     if tag == LATEST:
-        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag", code="latest-tag")
+        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag", code="latest-tag", name=name)
     return tag
 
 

@@ -92,7 +92,7 @@ def rollback(ledger: Ledger, ref: Ref, message: str, *, expect: Digest | None = 
     if tag is None:
         raise RefError(str(ref), "has no tag", f"Write {ref.name}:TAG")
     if tag == LATEST:
-        raise RefusedError(str(ref), "is always the newest push", "Choose another tag", code="latest-tag")
+        raise RefusedError(str(ref), "is always the newest push", "Choose another tag", code="latest-tag", name=ref.name)
     message = checked_message(message, ref)
     left = version_of(ledger, find_exact_row(ledger, ref), tag)
 

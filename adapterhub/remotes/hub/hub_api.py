@@ -29,7 +29,7 @@ _MAX_SMALL = 64 << 10  # bytes of an answer that says what a server is
 _NO_API = (401, 403, 404, 405, 410, 501)  # statuses of servers without the API
 
 
-class _ApiWire(HubWire):
+class ApiWire(HubWire):
     """An HTTP connection to the API; `address_prefix` makes an address of a ref in an error."""
 
     address_prefix = ""
@@ -43,16 +43,16 @@ class _ApiWire(HubWire):
                 fields = document.get("fields")
                 named = fields if isinstance(fields, dict) else {}
                 where, what, hint = (self.clean(str(document.get(key, ""))) for key in ("where", "what", "hint"))
-                error = error_class(self._address_of(where), what or "the hub refuses it", hint)
+                error = error_class(self.address_of(where), what or "the hub refuses it", hint)
                 error.code = self.clean(str(document.get("code", ""))) or error.code
                 # No other fields: a hub must not fill in the host of a login that a hint shows.
                 texts = {key: self.clean(named[key]) for key in _HINT_FIELDS if isinstance(named.get(key), str)}
-                error.fields |= {key: self._address_of(text) for key, text in texts.items()}
+                error.fields |= {key: self.address_of(text) for key, text in texts.items()}
                 error.fields["registry"] = self.address_prefix.rstrip("/")
                 return error
         return super()._refusal(response, location)
 
-    def _address_of(self, text: str) -> str:
+    def address_of(self, text: str) -> str:
         """Return the address of a ref on the hub; any other text unchanged."""
         with suppress(RefError):
             ref = Ref.parse(text)
@@ -87,9 +87,9 @@ def _document_at(url: str, wire: HubWire, location: str, limit: int = _MAX_SMALL
 
 def open_wire(
     address: HubAddress, endpoint: str, token: str | None, proxy: ProxyOf, pauses: Sequence[float] = PAUSES
-) -> HubWire:
+) -> ApiWire:
     """Open a connection to the API of the hub of an address."""
-    wire = _ApiWire.open(endpoint, token, pauses, proxy, address.login)
+    wire = ApiWire.open(endpoint, token, pauses, proxy, address.login)
     wire.address_prefix = f"{address.scheme}://{address.host}/" if address.endpoint else SCHEME
     return wire
 
@@ -105,7 +105,7 @@ class HubApi:
     """
 
     endpoint: str
-    wire: HubWire
+    wire: ApiWire
     location: str
 
     def request(

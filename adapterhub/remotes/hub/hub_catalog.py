@@ -208,7 +208,9 @@ class HubCatalog(Catalog):
         """Remove a tag, or a name with all its versions."""
         if ref.number or ref.digest:
             hint = f"Withdraw it, or remove the name {ref.name}, or a tag"
-            raise RefusedError(str(ref), "a version cannot be removed alone", hint, code="version-stays", name=ref.name)
+            address, name = (self.api.wire.address_of(text) for text in (str(ref), ref.name))
+            problem = "a version cannot be removed alone"
+            raise RefusedError(str(ref), problem, hint, code="version-stays", name=name, ref=address)
         path = _tag_path(ref.name, _tag_of(ref)) if ref != Ref(ref.name) else _name_path(ref.name)
         self._change("DELETE", path, {"force": "true"} if force else {}, headers=_conditions(expect), retry=False)
 

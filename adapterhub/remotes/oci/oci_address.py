@@ -50,9 +50,11 @@ class OciAddress:
         scheme, _, remainder = text.partition("://")
         netloc, _, path = remainder.partition("/")
         # Remove a password before any error can quote the address.
-        redacted = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
-        if "@" in netloc:
-            raise UsageError(redacted, "credentials in an address end up in logs", "Remove them", code="credentials-in-address")
+        _, at, host = netloc.rpartition("@")
+        redacted = f"{scheme}://…@{host}/{path}" if at else text
+        if at:
+            problem = "credentials in an address end up in logs"
+            raise UsageError(redacted, problem, "Remove them", code="credentials-in-address", host=host)
         host, port = _host_and_port(redacted, netloc)
         path, at, digest = path.partition("@")
         name, colon, tag = path.partition(":")

@@ -89,7 +89,7 @@ def sniff(path: Path | Candidate) -> str:
         if adapter_claims.is_foreign(path):
             raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one that any known format has")
         problem = f"{problem}: its {peft.CONFIG} has no peft_type"
-        raise FormatError(str(path), problem, "Add the peft_type to its config", code="peft-type-missing")
+        raise FormatError(str(path), problem, "Add the peft_type to its config", code="peft-type-missing", adapter=str(path))
     if os.path.lexists(path / peft.CONFIG):
         json_file.read_text(path / peft.CONFIG)  # refuses a pipe, a folder, and a link to nothing by name
     if path.is_dir():

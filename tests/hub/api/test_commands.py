@@ -130,6 +130,7 @@ def test_each_command_prints_of_a_hub_what_it_prints_of_the_registry(
             texts.append(f"{done.returncode} {_printed(words, done.stdout, done.stderr)}")
         if texts[0] != texts[1] or not texts[0].startswith(f"{code or 0} "):
             differences.append((line, *texts))
+    assert "Run `adapterhub list --remote`" in run("list", "nobody", "--remote", env=at_hub, code=3).stderr
     assert not differences, "\n\n".join("\n".join(difference) for difference in differences)
 
 

@@ -65,7 +65,7 @@ def test_an_adapter_that_gguf_refuses_by_name_is_merged_exactly_by_the_way_that_
 
     refusal = run("convert", "a", "a.gguf", "--base", "base", code=6, cwd=tmp_path).stderr
     assert refusal.count("\n") == 1
-    assert f"{name} has no verified mapping to llama.cpp. `adapterhub merge ADAPTER --into BASE` works" in refusal
+    assert f"{name} has no verified mapping to llama.cpp. `adapterhub merge " in refusal
     assert refusal.rstrip().endswith("[no-gguf-architecture]")
     run("merge", "a", "--into", "base", "-o", "merged", "--dtype", "f32", cwd=tmp_path)
     with (

@@ -22,7 +22,7 @@ from .tokens import ROLES
     adapterhub hub admission add --issuer https://login.example --claim groups=ml --role write --namespace team""",
 )
 def admission() -> None:
-    """Admit people who log in at the OpenID Connect provider of `adapterhub hub start --oidc-issuer`; nobody is by default."""
+    """Admit people who log in by OpenID Connect (`adapterhub hub start --oidc-issuer URL`); nobody is by default."""
 
 
 @admission.command(

@@ -219,7 +219,8 @@ def start(
         hub_settings = replace(hub_settings, collection=_collection(hub_settings, gc_every * 3600))
 
     def ready(address: str) -> None:
-        text = f"{address}  serves {hub_settings.blobs or hub_settings.registry}; stop it with Ctrl-C"
+        access = "only accounts read and write" if require_login else "everybody reads what is public, accounts write"
+        text = f"{address}  serves {hub_settings.blobs or hub_settings.registry}: {access}; stop it with Ctrl-C"
         output.emit(
             {"url": address, "registry": str(hub_settings.registry)}, as_json=settings.as_json, text=lambda: output.write(text)
         )
