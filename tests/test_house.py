@@ -493,6 +493,23 @@ def core_modules() -> dict[str, Path]:
     return {name: path for name, path in modules if f"{name}.".startswith(inside) and not f"{name}.".startswith(outside)}
 
 
+def test_a_package_tells_a_stranger_what_is_inside() -> None:
+    """The docstring of a package of eight modules or rooms names at least three quarters of them, files of one kind apart."""
+    of_one_kind = {"adapterhub", "adapterhub.cli.commands", "adapterhub.cli.commands.hub", "adapterhub.operations"}
+    silent = []
+    for name, path in module_paths(*PACKAGES).items():
+        if path.name == "__init__.py" and name not in of_one_kind:
+            folder = (ROOT / path).parent
+            inside = {module.stem for module in folder.glob("[!_]*.py")} | {
+                room.parent.name for room in folder.glob("*/__init__.py")
+            }
+            named = {*re.findall(r"\w+", ast.get_docstring(parsed(ROOT / path)) or "")}
+            silent += (
+                [f"{name}: {sorted(inside - named)}"] if len(inside) >= 8 and len(inside & named) < 0.75 * len(inside) else []
+            )
+    assert silent == []
+
+
 def _lines(path: Path) -> int:
     return len((ROOT / path).read_text().splitlines())
 
