@@ -436,50 +436,6 @@ def test_programs_in_texts_import_what_they_use_and_what_exists(tmp_path: Path) 
 
 
 _CORE_CONTRACT = "The core imports none of "
-# Modules of the core of more than 100 lines that have no test file of their own yet. A new one is not added: write its file.
-_WITHOUT_TEST_FILE = """
-adapterhub.bases.hub_download
-adapterhub.checks.adapter_features
-adapterhub.checks.contents
-adapterhub.checks.peft_base
-adapterhub.checks.peft_targets
-adapterhub.checks.repair.draft
-adapterhub.index.index_database
-adapterhub.index.version_extract
-adapterhub.manifest.folder_contents
-adapterhub.merging.into_base.open_model
-adapterhub.merging.into_base.read_base
-adapterhub.merging.into_base.tensor_files
-adapterhub.registry.content_search
-adapterhub.registry.ledger
-adapterhub.registry.merge_recipe
-adapterhub.registry.recipe_store
-adapterhub.registry.repository_records
-adapterhub.registry.signature_policy
-adapterhub.remotes.catalog
-adapterhub.remotes.content_documents
-adapterhub.remotes.hub.hub_api
-adapterhub.remotes.hub.hub_login
-adapterhub.remotes.hub.hub_registry
-adapterhub.remotes.layouts.image_layout
-adapterhub.remotes.local_catalog
-adapterhub.remotes.local_name
-adapterhub.remotes.release_documents
-adapterhub.trust.keyless
-adapterhub_converters.adapter.factored_deltas
-adapterhub_converters.adapter.subspace_tuners
-adapterhub_converters.adapter.tuner
-adapterhub_converters.architectures.adapter_only_models
-adapterhub_converters.bases.canonical_names
-adapterhub_converters.formats.adapter_claims
-adapterhub_converters.formats.format_probe
-adapterhub_converters.formats.gguf.adapter_checks
-adapterhub_converters.formats.mlx.reader
-adapterhub_converters.formats.peft.target_parameters
-adapterhub_converters.formats.peft.tuner_tensors
-adapterhub_converters.formats.pipeline
-adapterhub_converters.formats.source_config
-"""
 
 
 @functools.cache
@@ -538,5 +494,5 @@ def test_a_module_of_the_core_has_its_tests_where_they_are_looked_for() -> None:
     }
     assert len(counted) > 200
     lacking = _without_test_file(counted)
-    assert {name for name in lacking if _lines(counted[name]) > 100} == {*_WITHOUT_TEST_FILE.split()}
-    assert 1 - len(lacking) / len(counted) >= 0.78
+    assert [name for name in sorted(lacking) if _lines(counted[name]) > 100] == []
+    assert 1 - len(lacking) / len(counted) >= 0.93
