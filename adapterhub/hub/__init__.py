@@ -42,7 +42,7 @@
     jobs.py                 work that only one of several processes does
     garbage_collection.py   garbage collection of a running hub
     webhooks.py             events of a namespace, posted to a URL
-    openapi.py              the API as an OpenAPI document, with openapi_accounts.py and openapi_schemas.py
+    openapi.py              the API as an OpenAPI document, with openapi_versions.py, openapi_accounts.py and openapi_schemas.py
     administration/         what people manage themselves
     api/                    the API of our command line
     upstream/               models of another hub
