@@ -1,5 +1,14 @@
 """Check an adapter for problems: alone, on a base model, and in each runtime.
 
+    contents_reader   the files of any format, read into `contents`
+    consistency       tensors and config with each other; `target_modules`, its patterns
+    base_fit          shapes on a base, with the `loaded_base`; `base_identity`, whether it is the one
+    peft_load         what peft would do, by `peft_base`, `peft_targets` and `peft_init`; `peft_verdict`, in our words
+    runtime_verdicts  what each runtime would do, by `adapter_features` and `served_models`
+    report            problems, their codes, and the verdicts
+    repair            mends what can be mended without a doubt
+    scan              looks for signs of tampering
+
 Six levels, each assuming the ones before it: the files are well-formed; config and tensors agree; shapes fit the base in both
 directions; numbers that change the function agree; the base is the one that was trained on; the verdict of each runtime. Every
 problem is collected. Values of tensors are read only to find NaNs, infinities and zeros; headers are enough for the rest.

@@ -7,22 +7,29 @@
     hub_database.py         hub.db: the tables of a hub
     aliases.py              names that refer to one version or one format of another repository
     middleware.py           around every request: rate limits, the audit log
+    cross_origin.py         pages of other sites that may read
     commits.py              the commits of a repository: versions, and trees that are not adapters yet
     converted_versions.py   versions converted to other formats, each converted once
+    model_bases.py          whole models as bases of adapters, whose files are read by stored_model.py
     publishing.py           how uploaded files become versions
     proposals.py            commits that others propose, and the room that they may take
     file_differences.py     what differs between two trees of files
     renames.py              renaming a repository
+    removals.py             removing a repository
     mirror.py               fetching adapters of another hub on demand
+    replication.py          copying what is pushed to other places, a replica.py each
     mirror_origin.py        the upstream's commits behind mirrored versions
     blob_response.py        blobs out, with ranges
     uploads.py              blobs in, hashed while they arrive
     staged_files.py         small files of a commit, until it is accepted
     git_objects.py          the object ids git would give to files
     access_control.py       who is asking, and what they may do
+    namespace_owner.py      whether a namespace is this hub's own
+    withdrawal_roles.py     who may withdraw a version
     gates.py                gated names, and requests for access to them
     read_log.py             who read which digest
     stars.py                stars of accounts for names
+    repository_listing.py   the names of repositories, as of a few seconds ago
     popularity.py           names by their downloads and stars
     ranked_listing.py       pages of names in that order
     policy_gate.py          the policy, and withdrawals, applied to what is served
@@ -34,8 +41,12 @@
     workers.py              threads with a registry each
     lru_cache.py            an LRU cache, measured in bytes
     jobs.py                 work that only one of several processes does
+    garbage_collection.py   garbage collection of a running hub
     webhooks.py             events of a namespace, posted to a URL
-    openapi.py              the API as an OpenAPI document
+    openapi.py              the API as an OpenAPI document, with openapi_versions.py, openapi_accounts.py and openapi_schemas.py
+    administration/         what people manage themselves
+    api/                    the API of our command line
+    upstream/               models of another hub
     accounts/               accounts, roles, tokens, logins, publishers, the audit log
     oauth/                  how clients get a token
     operations/             health, metrics, backups

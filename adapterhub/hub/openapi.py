@@ -7,7 +7,6 @@ file, may be sent as they are or as %2F.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +19,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub.version import __version__
 
-from . import openapi_accounts
+from . import openapi_versions
 from .gates import MODES, STATUSES
 from .hf.api_documents import EXPANDABLE
 from .hf.model_filters import ORDERS
@@ -28,8 +27,10 @@ from .hub import Hub
 from .openapi_schemas import (
     BOOLEAN,
     COUNT,
+    DIGEST,
     JSON,
     LOGIN,
+    MOVED,
     NONEMPTY,
     NOTHING,
     TEXT,
@@ -37,6 +38,7 @@ from .openapi_schemas import (
     Schema,
     list_of,
     object_of,
+    reading,
 )
 
 _FORM, _LFS = "application/x-www-form-urlencoded", "application/vnd.git-lfs+json"
@@ -45,9 +47,7 @@ _CAS_TOKEN = ("xet",)
 _DIGITS: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _RAW: Schema = {"type": "string", "format": "binary"}
 _BODY: Mapping[str, Schema] = {_BYTES: _RAW}
-_DIGEST: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"}
 _MODEL: Schema = {"type": "string", "enum": ["model"]}
-_MODE: Schema = {"type": "string", "enum": [*MODES]}
 _GATED: Schema = {"enum": [*MODES, False]}
 _STATUS: Schema = {"type": "string", "enum": [*STATUSES]}
 _NAME: Schema = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "maxLength": 100}
@@ -60,7 +60,7 @@ _PATH_PARAMETERS: Mapping[str, Schema] = {
     "oid": {**_DIGITS, "description": "The sha256 of a file."},
     "hash": {**_DIGITS, "description": "The hash of a xorb."},
     "epoch": NONEMPTY,
-    "digest": _DIGEST,
+    "digest": DIGEST,
     "reference": {**NONEMPTY, "description": "A tag, v3, or a digest.", "examples": ["latest"]},
     "session": NONEMPTY,
     "tag": {**NONEMPTY, "examples": ["prod"]},
@@ -83,7 +83,6 @@ _OCI = "/v2/{namespace}/{repo}"
 _CAS = "/xet/{epoch}/{namespace}/{repo}/v1"
 _LFS_OBJECT = "/lfs/{namespace}/{repo}/{oid}"
 _FILE = {200: _BYTES, 206: _BYTES, 302: _BYTES, 416: _BYTES}
-_MOVED = {200: JSON, 307: NOTHING}
 _WRITING = (403, 404, 409, 413, 507)
 _OFFERED = object_of("path", path=TEXT, size=COUNT, sample=TEXT)
 _KINDS: Schema = {"type": "string", "enum": ["header", "file", "lfsFile", "deletedFile", "deletedFolder"]}
@@ -97,25 +96,20 @@ _BEGIN = Operation(
     "Begin the upload of a blob, mount one, or send it whole",
     {201: NOTHING, 202: NOTHING},
     (403, 404, 413, 507),
-    {"digest": _DIGEST, "mount": _DIGEST, "from": TEXT},
+    {"digest": DIGEST, "mount": DIGEST, "from": TEXT},
     _BODY,
     needs=LOGIN,
 )
 
 
-def _reading(summary: str, query: Mapping[str, Schema] | None = None, *, answers: Mapping[int, str] = _MOVED) -> Operation:
-    """Return an operation that reads a repository, for clients that may see it."""
-    return Operation(summary, answers, (404,), query or {})
-
-
-_WITHOUT_NAMESPACE = Operation("Answer for a model of the upstream; without one, that it is not here", _MOVED, (404,))
+_WITHOUT_NAMESPACE = Operation("Answer for a model of the upstream; without one, that it is not here", MOVED, (404,))
 
 
 def _writing(
     summary: str, body: Mapping[str, Schema] | None = None, query: Mapping[str, Schema] = MappingProxyType({})
 ) -> Operation:
     """Return an operation that changes a repository."""
-    return Operation(summary, _MOVED, (*_WRITING, 412, 501), query, body or {}, needs=LOGIN)
+    return Operation(summary, MOVED, (*_WRITING, 412, 501), query, body or {}, needs=LOGIN)
 
 
 def _session(summary: str, status: int, *, body: bool = False, **query: Schema) -> Operation:
@@ -150,16 +144,16 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     "GET /api/organizations/{namespace}/overview": Operation("Tell about a namespace", errors=(404,)),
     "GET /api/users/{namespace}/likes": Operation("List the adapters with a star of an account", query={"cursor": TEXT}),
     "GET /api/models-tags-by-type": Operation("List what adapters can be filtered by"),
-    f"GET {_REPO}": _reading("Tell about an adapter", _MODEL_QUERY),
-    f"GET {_REPO}/revision/{{revision}}": _reading("Tell about a revision of an adapter", _MODEL_QUERY),
-    f"GET {_REPO}/tree/{{revision}}": _reading("List files", _TREE),
-    f"GET {_REPO}/tree/{{revision}}/{{path}}": _reading("List files of a folder", _TREE),
-    f"GET {_REPO}/refs": _reading("List branches and tags"),
-    f"GET {_REPO}/commits/{{revision}}": _reading("List commits", {"p": COUNT, "cursor": TEXT}),
-    f"GET {_REPO}/safetensors-metadata/{{path}}": _reading("Read the headers of weights"),
-    f"GET {_REPO}/auth-check": _reading("Tell whether an adapter may be read"),
-    "GET /{namespace}/{repo}/resolve/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: NOTHING}),
-    "GET /{namespace}/{repo}/raw/{revision}/{path}": _reading("Download a file", answers={**_FILE, 307: NOTHING}),
+    f"GET {_REPO}": reading("Tell about an adapter", _MODEL_QUERY),
+    f"GET {_REPO}/revision/{{revision}}": reading("Tell about a revision of an adapter", _MODEL_QUERY),
+    f"GET {_REPO}/tree/{{revision}}": reading("List files", _TREE),
+    f"GET {_REPO}/tree/{{revision}}/{{path}}": reading("List files of a folder", _TREE),
+    f"GET {_REPO}/refs": reading("List branches and tags"),
+    f"GET {_REPO}/commits/{{revision}}": reading("List commits", {"p": COUNT, "cursor": TEXT}),
+    f"GET {_REPO}/safetensors-metadata/{{path}}": reading("Read the headers of weights"),
+    f"GET {_REPO}/auth-check": reading("Tell whether an adapter may be read"),
+    "GET /{namespace}/{repo}/resolve/{revision}/{path}": reading("Download a file", answers={**_FILE, 307: NOTHING}),
+    "GET /{namespace}/{repo}/raw/{revision}/{path}": reading("Download a file", answers={**_FILE, 307: NOTHING}),
     # git shows the text of an error.
     "GET /{namespace}/{repo}/info/refs": Operation("Tell git what to use instead", {501: _NUMBERS}, query={"service": TEXT}),
     f"GET {_LFS_OBJECT}": Operation("Download a file by an address of the batch API", _FILE, (403, 404), _SIGNED),
@@ -172,7 +166,7 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     "GET /{repo}/resolve/{revision}/{path}": _WITHOUT_NAMESPACE,
     f"POST {_REPO}/paths-info/{{revision}}": Operation(
         "Tell about files",
-        _MOVED,
+        MOVED,
         (404, 413),
         body={kind: object_of(paths=list_of(TEXT), expand=BOOLEAN) for kind in (JSON, _FORM)},
     ),
@@ -194,8 +188,8 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     f"POST {_REPO}/commit/{{revision}}": _writing(
         "Commit, or propose a commit: a JSON document a line", {_LINES: list_of(_LINE)}, _CREATE_PR
     ),
-    f"GET {_REPO}/discussions": _reading("List proposals", {"type": TEXT, "status": TEXT, "author": TEXT, "p": COUNT}),
-    f"GET {_REPO}/discussions/{{number}}": _reading("Tell what a proposal changes"),
+    f"GET {_REPO}/discussions": reading("List proposals", {"type": TEXT, "status": TEXT, "author": TEXT, "p": COUNT}),
+    f"GET {_REPO}/discussions/{{number}}": reading("Tell what a proposal changes"),
     f"POST {_REPO}/discussions": _writing(
         "Open an empty proposal", {JSON: object_of("title", title=TEXT, description=TEXT, pullRequest=BOOLEAN)}
     ),
@@ -207,13 +201,13 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     f"PUT {_REPO}/settings": _writing(
         "Settle who can see a repository, and whether it is gated", {JSON: object_of(**_VISIBLE, gated=_GATED)}
     ),
-    f"GET {_REPO}/likers": _reading("List the accounts that have given an adapter a star", {"cursor": TEXT}),
+    f"GET {_REPO}/likers": reading("List the accounts that have given an adapter a star", {"cursor": TEXT}),
     f"POST {_REPO}/like": _writing("Give an adapter a star"),
     f"DELETE {_REPO}/like": _writing("Take the star of the client's account away"),
     f"POST {_REPO}/ask-access": _writing("Accept the terms of a gated repository, and ask for access"),
     "POST /{namespace}/{repo}/ask-access": _writing("Accept the terms of a gated repository, and ask for access"),
     f"GET {_REPO}/user-access-request/{{status}}": Operation(
-        "List requests for access", _MOVED, (403, 404), {"cursor": COUNT}, needs=LOGIN
+        "List requests for access", MOVED, (403, 404), {"cursor": COUNT}, needs=LOGIN
     ),
     f"POST {_REPO}/user-access-request/handle": _writing(
         "Accept or reject a request for access, or let it wait again",
@@ -243,7 +237,7 @@ _REGISTRY: Mapping[str, Operation] = {
     "GET /v2/token": _TOKEN,
     "POST /v2/token": Operation(_TOKEN.summary, body={_FORM: _CREDENTIALS}),
     "GET /v2/_catalog": Operation("List repositories", query={"n": COUNT, "last": TEXT}),
-    f"GET {_OCI}/manifests/{{reference}}": _reading("Download a manifest", answers={200: "*/*"}),
+    f"GET {_OCI}/manifests/{{reference}}": reading("Download a manifest", answers={200: "*/*"}),
     f"PUT {_OCI}/manifests/{{reference}}": Operation(
         "Upload a manifest; one with the files of an adapter becomes a version",
         {201: NOTHING},
@@ -259,20 +253,20 @@ _REGISTRY: Mapping[str, Operation] = {
     f"POST {_OCI}/blobs/uploads": _BEGIN,
     f"GET {_OCI}/blobs/uploads/{{session}}": _session("Tell how much of an upload has arrived", 204),
     f"PATCH {_OCI}/blobs/uploads/{{session}}": _session("Go on with an upload", 202, body=True),
-    f"PUT {_OCI}/blobs/uploads/{{session}}": _session("End an upload", 201, body=True, digest=_DIGEST),
+    f"PUT {_OCI}/blobs/uploads/{{session}}": _session("End an upload", 201, body=True, digest=DIGEST),
     f"DELETE {_OCI}/blobs/uploads/{{session}}": _session("Cancel an upload", 204),
-    f"GET {_OCI}/blobs/{{digest}}": _reading("Download a blob", answers=_FILE),
+    f"GET {_OCI}/blobs/{{digest}}": reading("Download a blob", answers=_FILE),
     f"DELETE {_OCI}/blobs/{{digest}}": Operation(
         "Answer that blobs go with the last manifest that names them", {}, (403, 404, 405), needs=LOGIN
     ),
-    f"GET {_OCI}/tags/list": _reading("List tags and versions", {"n": COUNT, "last": TEXT}, answers={200: JSON}),
-    f"GET {_OCI}/referrers/{{digest}}": _reading(
+    f"GET {_OCI}/tags/list": reading("List tags and versions", {"n": COUNT, "last": TEXT}, answers={200: JSON}),
+    f"GET {_OCI}/referrers/{{digest}}": reading(
         "List what is attached to a manifest", {"artifactType": TEXT}, answers={200: INDEX_TYPE}
     ),
 }
 _XET: Mapping[str, Operation] = {
     f"GET {_REPO}/xet-write-token/{{revision}}": Operation(
-        "Ask where to send files of a repository by Xet", _MOVED, (403, 404), needs=LOGIN
+        "Ask where to send files of a repository by Xet", MOVED, (403, 404), needs=LOGIN
     ),
     f"POST {_CAS}/xorbs/default/{{hash}}": Operation("Upload a xorb", errors=(404, 413, 507), body=_BODY, needs=_CAS_TOKEN),
     f"POST {_CAS}/shards": Operation("Upload a shard", errors=(404, 413, 507), body=_BODY, needs=_CAS_TOKEN),
@@ -280,102 +274,6 @@ _XET: Mapping[str, Operation] = {
     "POST /v1/telemetry": Operation("Count nothing"),
 }
 _EXCHANGE = object_of("grant_type", grant_type=TEXT, subject_token=TEXT, subject_token_type=TEXT, resource=TEXT)
-_NAMES = "/api/adapterhub/v1/names/{namespace}/{repo}"
-_VERSION, _TAG = f"{_NAMES}/versions/{{reference}}", f"{_NAMES}/tags/{{tag}}"
-_PROPOSAL = f"{_NAMES}/proposals/{{ident}}"
-_WANTED = object_of(
-    digest=TEXT, version=TEXT, files=list_of(_DIGEST), tensors=list_of(list_of({"type": ["string", "integer"]}))
-)
-_MESSAGE: Schema = {"type": "string", "maxLength": 1000}
-_REASON = {JSON: object_of(message=_MESSAGE)}
-_PROMOTION = {JSON: object_of("reference", reference=TEXT, message=_MESSAGE)}
-_APPROVAL = {JSON: object_of("tag", "message", tag=TEXT, message=_MESSAGE, bundle=TEXT)}
-_WITHDRAWAL = {JSON: object_of("message", message=_MESSAGE, everywhere=BOOLEAN, bundle=TEXT, key=TEXT)}
-_PUBLISHED = object_of("manifest", manifest=TEXT, tags=list_of(TEXT), message=TEXT, metrics=object_of())
-
-
-def _changing(summary: str, body: Mapping[str, Schema] | None = None, **query: Schema) -> Operation:
-    """Return an operation that changes a name: with `If-Match` or `If-None-Match` only if a tag is where these say."""
-    query = {"dry_run": {**BOOLEAN, "description": "Change nothing, and answer as if it were changed."}, **query}
-    return replace(_deciding(summary, body), query=query)
-
-
-def _deciding(summary: str, body: Mapping[str, Schema] | None = None) -> Operation:
-    """Return an operation that changes what people may do with a name, which cannot be rehearsed."""
-    return Operation(summary, errors=(403, 404, 409, 412, 413, 507), body=body or {}, needs=LOGIN)
-
-
-_ADAPTERHUB: Mapping[str, Operation] = {
-    "GET /api/adapterhub": Operation("Tell that this is an adapterhub, and which versions of this API it has"),
-    "GET /api/adapterhub/v1/versions": Operation(
-        "List versions, by name, newest first", query={"prefix": TEXT, "digest": TEXT, "cursor": TEXT}
-    ),
-    "GET /api/adapterhub/v1/search": Operation(
-        "Search versions by words and by the fields of their manifests, the best match first",
-        query={
-            "words": TEXT,
-            "namespace": TEXT,
-            **dict.fromkeys(("base", "method", "license", "target", "language", "tag"), list_of(TEXT)),
-            **dict.fromkeys(("rank", "size", "metric"), list_of(TEXT)),
-            "all_versions": BOOLEAN,
-            "facets": BOOLEAN,
-            "limit": COUNT,
-        },
-    ),
-    "POST /api/adapterhub/v1/find": Operation(
-        "Find the versions that contain a digest, a file, a folder or its tensors",
-        errors=(413,),
-        body={JSON: _WANTED},
-        needs=LOGIN,
-    ),
-    "GET /api/adapterhub/v1/usage": Operation("Tell the disk usage of versions", query={"prefix": TEXT}, needs=LOGIN),
-    f"DELETE {_NAMES}": _changing("Remove a name with its versions", force=BOOLEAN),
-    f"POST {_NAMES}/restore": _changing("Restore a name that was removed"),
-    f"POST {_NAMES}/move": _changing("Rename a name; the old one leads to the new one", {JSON: object_of("to", to=TEXT)}),
-    f"GET {_NAMES}/log": _reading("List the moves of a name's tags, newest first", {"reference": TEXT, "cursor": COUNT}),
-    f"GET {_NAMES}/downloads": _reading("Tell how often each version was downloaded, by day and protocol"),
-    f"GET {_NAMES}/gate": _reading("Tell whether a name is gated, its terms, and whether the client may read its files"),
-    f"PUT {_NAMES}/gate": _deciding("Gate a name", {JSON: object_of("mode", mode=_MODE, terms=TEXT)}),
-    f"DELETE {_NAMES}/gate": _deciding("Remove the gate of a name"),
-    f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
-    f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
-    f"GET {_NAMES}/retention": _reading("Tell how many of the newest versions of a name a gc keeps; null for all"),
-    f"PUT {_NAMES}/retention": _changing(
-        "Set a gc to drop the versions of a name but the newest and those with tags", {JSON: object_of("keep", keep=COUNT)}
-    ),
-    f"DELETE {_NAMES}/retention": _changing("Keep all versions of a name"),
-    f"POST {_NAMES}/versions": Operation(
-        "Make a version of a manifest whose blobs were uploaded as to an OCI registry, and move tags to it",
-        {200: JSON, 201: JSON},
-        (403, 404, 409, 412, 413, 507),
-        body={JSON: _PUBLISHED},
-        needs=LOGIN,
-    ),
-    f"GET {_VERSION}": _reading("Tell everything about a version"),
-    f"GET {_VERSION}/lineage": _reading("Tell what a version was made from, and what was made from it"),
-    f"PUT {_VERSION}/deprecation": _changing("Deprecate a version", _REASON),
-    f"DELETE {_VERSION}/deprecation": _changing("Withdraw the deprecation of a version"),
-    f"POST {_VERSION}/approvals": _changing("Approve a version for a tag, as the account that is logged in", _APPROVAL),
-    f"PUT {_VERSION}/withdrawal": _changing("Withdraw a version; a signed one as its signer or an admin", _WITHDRAWAL),
-    f"DELETE {_VERSION}/withdrawal": _changing("Let a withdrawn version be used again"),
-    f"GET {_TAG}/promotion": _reading("Tell which requirements of a tag a version meets", {"reference": TEXT}),
-    f"POST {_TAG}/promotion": _changing("Point a tag at a version that meets its requirements", _PROMOTION),
-    f"POST {_TAG}/rollback": _changing("Point a tag at the version it had before", _REASON),
-    f"GET {_NAMES}/proposals": _reading("List proposals, the newest first", {"state": TEXT}),
-    f"GET {_PROPOSAL}": _reading("Tell what a proposal changes, and what stands in its way"),
-    f"DELETE {_PROPOSAL}": _deciding("Withdraw a proposal, as its author or a writer of the name"),
-    f"POST {_PROPOSAL}/acceptance": _deciding(
-        "Make a proposal the next version, if it is still that commit", {JSON: object_of(commit=TEXT, reason=_MESSAGE)}
-    ),
-    f"POST {_PROPOSAL}/refusal": _deciding("Refuse a proposal", {JSON: object_of("reason", reason=_MESSAGE)}),
-    f"GET {_TAG}": _reading("Tell which version a tag is at; its digest is the ETag"),
-    f"PUT {_TAG}": _changing("Point a tag at a version", {JSON: object_of("reference", reference=TEXT)}),
-    f"DELETE {_TAG}": _changing("Remove a tag"),
-    f"POST {_TAG}/restore": _changing("Point a tag where it pointed before", {JSON: object_of(seq=COUNT)}),
-    f"PUT {_TAG}/protection": _changing("Forbid moving or removing a tag"),
-    f"DELETE {_TAG}/protection": _changing("Allow moving and removing a tag"),
-    **openapi_accounts.OPERATIONS,
-}
 _OAUTH: Mapping[str, Operation] = {
     "POST /oauth/device": Operation("Begin the login of a device", errors=(413,), body={_FORM: object_of(client_id=TEXT)}),
     "POST /oauth/token": Operation(
@@ -391,7 +289,7 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 # By protocol: its tag, the schema of its errors, and its operations.
 _PROTOCOLS: tuple[tuple[str, str, Mapping[str, Operation]], ...] = (
-    ("adapterhub", "ApiError", _ADAPTERHUB),
+    ("adapterhub", "ApiError", openapi_versions.OPERATIONS),
     ("Hugging Face Hub", "Error", _HUGGING_FACE),
     ("OCI registry", "OciErrors", _REGISTRY),
     ("Xet", "Error", _XET),

@@ -13,6 +13,8 @@ JSON = "application/json"
 NOTHING = ""
 """The media type of a response without a body."""
 LOGIN = ("bearer", "basic")
+MOVED = {200: JSON, 307: NOTHING}
+"""The answers about a repository: also that it has another name now."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,9 @@ TEXT: Schema = {"type": "string"}
 NONEMPTY: Schema = {"type": "string", "minLength": 1}
 BOOLEAN: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+DIGEST: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"}
+
+
+def reading(summary: str, query: Mapping[str, Schema] | None = None, *, answers: Mapping[int, str] = MOVED) -> Operation:
+    """Return an operation that reads a repository, for clients that may see it."""
+    return Operation(summary, answers, (404,), query or {})

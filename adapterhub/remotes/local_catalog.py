@@ -10,11 +10,11 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query
-from adapterhub.maintenance import disk_usage, name_moves, retention
+from adapterhub.maintenance import retention
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import content_search, lineage_graph
+from adapterhub.registry import content_search
 from adapterhub.registry.content_search import Bar
 from adapterhub.registry.registry import Registry, Version
 from adapterhub.registry.releases import release_moves, withdrawal_rights
@@ -28,7 +28,6 @@ from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .catalog import Catalog, ContentAnswer, ContentQuery, Deprecations, DiskUsage, Listing, SearchAnswer, SizedModel, no_bar
-from .content_documents import lineage_document
 from .release_documents import PromotionReport, report_of
 
 
@@ -90,6 +89,10 @@ class LocalCatalog(Catalog):
 
     def lineage(self, ref: Ref) -> dict[str, Any]:
         """Return what a version was made from, and what was made from it."""
+        from adapterhub.registry import lineage_graph  # which lists do without
+
+        from .content_documents import lineage_document
+
         graph = lineage_graph.trace(self._registry, ref)
         return lineage_document(lineage_graph.visible(graph, self._visibility.sees) if self._visibility else graph)
 
@@ -117,6 +120,7 @@ class LocalCatalog(Catalog):
     def usage(self, prefix: str | None = None, bar: Bar = no_bar) -> DiskUsage:
         """Return the disk usage of the versions of a name or namespace, or of all."""
         from adapterhub.bases import registered_bases  # numpy, which lists do without
+        from adapterhub.maintenance import disk_usage
 
         self._list_tensors(bar, prefix)()
         report = disk_usage.usage_of_versions(self._registry, self._visible(self._registry.list(prefix)))
@@ -175,6 +179,8 @@ class LocalCatalog(Catalog):
 
     def mv(self, name: str, new: str) -> int:
         """Rename a name, with its versions and what was recorded of them."""
+        from adapterhub.maintenance import name_moves  # nothing else moves a name
+
         return name_moves.move(self._registry, name, new)
 
     def keep(self, name: str, last: int | None) -> None:

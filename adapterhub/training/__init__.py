@@ -4,6 +4,9 @@
 `train_config`; `model`, the base with its trainable `layers`; `data`, from files to rows of tokens; `loop`, the steps;
 `artifacts`, the files that are written. `cost` predicts and measures time and memory; `training_preview` previews data and
 steps. Importing this package does not import torch.
+
+`config_file` parses a config, `config_help` explains its keys; `events` are what a run reports; `compute_device` and
+`distributed` say where it runs; `limited_process` and `process_limits` run the templates and expressions of a base.
 """
 
 from __future__ import annotations

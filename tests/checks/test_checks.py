@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from adapterhub import checks
 from adapterhub.manifest import derive
 from adapterhub.registry import packaging
-from adapterhub_converters.bases import BaseTensor
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES, VERDICTS
@@ -98,39 +96,6 @@ def test_what_a_runtime_makes_of_it(
     assert ("runtime" in codes(report)) == (verdict != APPLIED)
 
 
-@pytest.mark.parametrize(
-    ("shapes", "config"),
-    [
-        (pairs(2), {}),
-        (pairs(2), {"use_rslora": True}),
-        (pairs(2), {"alpha_pattern": {"layers.1.self_attn.q_proj": 3}}),
-        ({**pairs(2, r=3), **pairs(1)}, {"rank_pattern": {"layers.1.self_attn.q_proj": 3}}),
-        (pairs(2) | each("lora_magnitude_vector"), {"use_dora": True}),
-        (pairs(2) | each("lora_B.bias"), {"lora_bias": True}),
-        ({**pairs(2), **EMBED}, {"target_modules": ["q_proj", "embed_tokens"]}),
-        ({**pairs(2), "model.norm.weight": (8,)}, {"modules_to_save": ["norm"]}),
-        ({**pairs(2), "model.embed_tokens.weight": (12, 8)}, {"modules_to_save": ["embed_tokens"]}),
-        (pairs(2), {"init_lora_weights": "pissa"}),
-        (pairs(2, size=(16, 8)), {}),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("runtime", ["llama.cpp", "mlx"])
-def test_a_verdict_that_needs_a_conversion_agrees_with_the_conversion(
-    tmp_path: Path, shapes: Shapes, config: dict[str, Any], tied: bool, runtime: str
-) -> None:
-    folder, spec = adapter(tmp_path / "a", shapes, **config), base(tmp_path / "b", tied=tied)
-    verdict = checks.check(folder, base=spec).verdicts[runtime]
-    style = RUNTIMES[runtime].format
-    if verdict.verdict == APPLIED:
-        out = tmp_path / ("out.gguf" if style == "gguf" else "out")
-        convert.convert(folder, out, to=style, base=spec)
-        assert checks.check(out, base=spec).verdicts[runtime].verdict == APPLIED
-    elif not any("incompatible tensors" in reason for reason in verdict.reasons):  # mlx-lm's word; our writer sees no shapes
-        with pytest.raises(AdapterhubError):
-            convert.convert(folder, tmp_path / "out", to=style, base=spec)
-
-
 def test_a_gguf_alone_and_on_its_base(tmp_path: Path) -> None:
     folder, spec = adapter(tmp_path / "a", pairs(2)), base(tmp_path / "b")
     convert.convert(folder, tmp_path / "a.gguf", to="gguf", base=spec)
@@ -168,15 +133,6 @@ def test_a_refusal_has_no_reason_that_describes_a_loaded_adapter(tmp_path: Path)
     verdict = checks.check(folder, base=base(tmp_path / "b")).verdicts["peft"]
     assert (verdict.verdict, verdict.causes) == ("refused", ("rank-config",))
     assert [reason.partition(":")[0] for reason in verdict.reasons] == [f"size mismatch for {Q0}.lora_A.weight"]
-
-
-@pytest.mark.parametrize(("names", "verdict"), [(("up_proj", "gate_proj"), "crashes"), (("up_proj",), APPLIED)])
-def test_sglang_fuses_an_up_projection_only_where_there_is_a_gate(tmp_path: Path, names: tuple[str, ...], verdict: str) -> None:
-    folder = adapter(tmp_path / "a", pairs(2, module="model.layers.{}.mlp.up_proj"))
-    spec = base(tmp_path / "b")
-    there = {f"model.layers.{n}.mlp.{name}.weight": BaseTensor((8, 8), "F32") for n in range(2) for name in names}
-    report = checks.check(folder, base=dataclasses.replace(spec, tensors={**spec.tensors, **there}))
-    assert report.verdicts["sglang"].verdict == verdict
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -1,4 +1,4 @@
-"""The files of an adapter read into contents: no byte of them is a crash, and what is alike is kept once."""
+"""The files of an adapter read into contents: no byte of them is a crash."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub import checks
-from adapterhub.checks.contents_reader import read_contents
 from adapterhub.manifest import derive
 from adapterhub_converters.bases import read_hf
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
-from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from tests.checks.test_checks import codes
 from tests.support.folders import Shapes, adapter, base, pairs
 
@@ -90,20 +88,3 @@ def test_a_file_keeps_its_name_though_the_name_of_its_folder_begins_it(
     monkeypatch.chdir(tmp_path)
     problems = checks.check(Path(name)).problems
     assert [problem.file for problem in problems if problem.code == "malformed"] == ["adapter_model.safetensors"]
-
-
-def test_modules_that_are_alike_share_one_mapping_of_their_parts(tmp_path: Path) -> None:
-    contents, _ = read_contents(adapter(tmp_path / "a", pairs(20)), base=None)
-    assert contents is not None
-    assert [count for _, count in contents.distinct_parts] == [len(contents.pairs)] == [20]
-    assert sorted(contents.kinds().values()) == [20, 20]
-    contents.close()
-
-
-def test_tables_with_the_same_token_rows_share_their_ids(tmp_path: Path) -> None:
-    rows = {f"{PREFIX}layers.{n}.wte.token_adapter.trainable_tokens_delta": (3, 4) for n in range(9)}
-    contents, _ = read_contents(adapter(tmp_path / "a", rows, trainable_token_indices={"wte": [1, 2, 3]}), base=None)
-    assert contents is not None
-    assert len({id(ids) for ids in contents.row_ids.values()}) == 1
-    assert set(contents.row_ids.values()) == {(1, 2, 3)}
-    contents.close()

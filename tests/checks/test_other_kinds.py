@@ -10,8 +10,6 @@ import pytest
 
 from adapterhub.checks import check
 from adapterhub_converters.bases import BaseTensor
-from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.formats import convert
 from tests.support import folders
 
 UP, DOWN = "model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"
@@ -74,50 +72,3 @@ def test_vera_fits_where_the_base_is_as_large_and_needs_its_projections(tmp_path
     adapter = folders.vera(tmp_path / "b", {"model.layers.0.self_attn.q_proj": 8}, (8, 8))
     assert codes(adapter) == codes(adapter, folders.base(tmp_path / "base", layers=1)) == set()
     assert codes(adapter, folders.base(tmp_path / "larger", layers=1, size=16)) == {"shape-mismatch"}
-
-
-Q = "model.layers.0.self_attn.q_proj"
-ONLY_CONVERTED: dict[str, tuple[folders.Shapes, dict[str, Any]]] = {
-    "rows": (
-        {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": (1, 8)},
-        {"trainable_token_indices": {"embed_tokens": [3]}},
-    ),
-    "copies": (
-        {f"{EMBEDDING}.lora_embedding_A": (2, 12), f"{EMBEDDING}.lora_embedding_B": (8, 2)}
-        | {f"{EMBEDDING}.base_layer.weight": (12, 8)},
-        {"target_modules": ["q_proj", "embed_tokens"]},
-    ),
-    "loha": (
-        {f"{Q}.hada_w{n}_{half}": (8, 2) if half == "a" else (2, 8) for n in (1, 2) for half in "ab"},
-        {"peft_type": "LOHA"},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", [*ONLY_CONVERTED, "another copy", "tied rows"])
-@pytest.mark.parametrize("with_base", [True, False])
-@pytest.mark.parametrize(("runtime", "to"), [("llama.cpp", "gguf"), ("mlx", "mlx")])
-def test_the_verdict_is_what_a_conversion_does(tmp_path: Path, case: str, with_base: bool, runtime: str, to: str) -> None:
-    shapes, config = ONLY_CONVERTED[{"another copy": "copies", "tied rows": "rows"}.get(case, case)]
-    zeros = (
-        (lambda name, array: abs(array * 0) if "base_layer" in name else array) if case == "copies" else None
-    )  # as the base's
-    if case != "loha":
-        shapes = folders.pairs(1) | shapes
-    adapter = folders.adapter(tmp_path / "a", shapes, zeros, **{"alpha": 4, **config} if case == "loha" else config)
-    spec = folders.base(tmp_path / "base", layers=1, tied=case == "tied rows")
-    base = spec if with_base else None
-    verdict = check(adapter, base=base).verdicts[runtime]
-    try:
-        convert.convert(adapter, tmp_path / "out", to=to, base=spec if with_base or case == "loha" else None)
-    except AdapterhubError:
-        assert verdict.verdict == "refused"
-    else:
-        assert (verdict.verdict, verdict.convert_to) == ("applied", to)
-    assert (verdict.verdict == "applied") == (case == "loha" or (with_base and case in ONLY_CONVERTED))
-
-
-def test_a_condition_is_known_to_peft_and_to_llama_cpp_alone(tmp_path: Path) -> None:
-    adapter = folders.adapter(tmp_path / "a", folders.pairs(1), alora_invocation_tokens=[3])
-    verdicts = check(adapter).verdicts
-    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"llama.cpp", "peft"}

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from adapterhub import checks
-from adapterhub.checks.peft_targets import DEFAULT_TARGETS
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from tests.conftest import need_module
-from tests.support import peft_draws, tiny
+from tests.support import peft_draws
 from tests.support.folders import Shapes, adapter, base, pairs
 
 Q, OUT = (pairs(2, module=f"model.layers.{{}}.self_attn.{name}_proj") for name in "qo")
@@ -37,40 +36,10 @@ def test_transformers_does_with_drawn_adapters_what_is_said_of_it(tmp_path: Path
     assert peft_draws.disagreements(2, 30, tmp_path, names, "transformers") == []
 
 
-@pytest.mark.peer
-def test_the_default_targets_are_those_of_peft() -> None:
-    need_module("peft")
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as of_peft
-
-    assert {
-        kind: targets if isinstance(targets, str) else list(targets) for kind, targets in DEFAULT_TARGETS.items()
-    } == of_peft
-
-
 def of_type(folder: Path, model_type: str) -> BaseSpec:
     spec = base(folder, tied=False)
     outputs = {f"model.layers.{layer}.self_attn.o_proj.weight": BaseTensor((8, 8), "F32") for layer in (0, 1)}
     return dataclasses.replace(spec, model_type=model_type, tensors={**spec.tensors, **outputs})
-
-
-@pytest.mark.parametrize(
-    ("shapes", "model_type", "verdict", "code"),
-    [
-        (Q, "llama", "applied", ""),
-        ({**Q, **OUT}, "llama", "ignored", "not-targeted"),
-        (Q, "olmo2", "refused", "peft-refuses"),
-        (Q, "", "unknown", ""),
-    ],
-)
-def test_missing_target_modules_are_those_that_peft_takes_for_the_model_type(
-    tmp_path: Path, shapes: Shapes, model_type: str, verdict: str, code: str
-) -> None:
-    folder = adapter(tmp_path / "a", shapes, target_modules=None)
-    report = checks.check(folder, base=of_type(tmp_path / "b", model_type) if model_type else None)
-    assert report.verdicts["peft"].verdict == verdict
-    assert "no-targets" in report.counted()
-    assert report.ok == (not code)
-    assert not code or code in report.counted()
 
 
 @pytest.mark.parametrize(
@@ -111,27 +80,6 @@ def test_a_module_that_only_the_base_shows_to_be_missing_is_a_missing_tensor(tmp
     with_norm = dataclasses.replace(spec, tensors={**spec.tensors, "model.norm.weight": BaseTensor((8,), "F32")})
     report = checks.check(folder, base=with_norm)
     assert (report.ok, report.verdicts["peft"].reasons) == (False, ("KeyError 'base_model.model.model.norm.weight'",))
-
-
-@pytest.mark.peer
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"r": 4.0}, {"rank_pattern": {"q_proj": 4.0}}, {"target_modules": 5}, {"exclude_modules": 3},
-        {"modules_to_save": [3]}, {"trainable_token_indices": "abc"}, {"bias": 1},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_value_of_a_type_with_which_peft_fails_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    for name in ("torch", "transformers", "peft"):
-        need_module(name)
-    from peft import LoraConfig, get_peft_model
-
-    config = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]} | wrong
-    with pytest.raises((TypeError, AttributeError, IndexError, ValueError)):
-        get_peft_model(tiny.model(), LoraConfig(**config))
-    folder = adapter(tmp_path / "a", Q, **config)
-    assert checks.check(folder, base=of_type(tmp_path / "b", "llama")).verdicts["peft"].verdict == "refused"
 
 
 @pytest.mark.parametrize(("missing", "init", "verdict"), [("A", True, "wrong"), ("B", True, "ignored"), ("B", False, "wrong")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +11,14 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.checks.repair import config_repairs as repair_config
 from adapterhub.checks.repair import fix
-from adapterhub.manifest import derive
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.formats import convert, peft
+from adapterhub_converters.formats import peft
 from tests.cli.test_commands import document
 from tests.conftest import Run, need_module
 from tests.support import tiny
-from tests.support.folders import adapter, base, pairs
+from tests.support.folders import adapter, pairs
 
 PREFIX = "base_model.model."
 
@@ -104,56 +100,6 @@ def test_peft_loads_a_repaired_adapter_to_the_function_that_was_meant(tmp_path: 
     again = fix(tmp_path / "out", tmp_path / "again")
     assert (again.repairs, again.out) == ((), None)
     assert not (tmp_path / "again").exists()
-
-
-@pytest.mark.peer
-def test_what_peft_itself_saved_needs_nothing(tmp_path: Path) -> None:
-    for module in ("torch", "transformers", "peft"):
-        need_module(module)
-    from peft import LoraConfig
-
-    configs: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "dora": {"use_dora": True},
-        "ranks": RANKS,
-        "linear": {"target_modules": "all-linear"},
-    }
-    for name, config in configs.items():
-        tiny.adapter(tiny.model(), tmp_path / name, **({"target_modules": ["q_proj", "v_proj"]} | config))
-        assert fix(tmp_path / name, tmp_path / "out").repairs == ()
-    fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert fields - peft.INERT - peft.READ <= repair_config._WRITTEN
-
-
-def test_a_manifest_of_other_files_is_left_out_and_reported(tmp_path: Path) -> None:
-    path = adapter(tmp_path / "a", pairs(1))
-    derive.describe(path).write(path)
-    configured(path, lambda config: config.update(r=5))
-    (path / "training_args.bin").write_bytes(b"x")
-    fixed = fix(path, tmp_path / "out")
-    assert "files-changed" in {proposal.code for proposal in fixed.proposals}
-    assert fixed.left_out == ("training_args.bin",)
-    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == [peft.CONFIG, peft.WEIGHTS]
-
-
-@pytest.mark.parametrize(
-    ("kind", "code", "words"),
-    [
-        ("gguf", "convert-to-peft", "only PEFT adapters can be repaired"),
-        ("mlx", "convert-to-peft", "an MLX adapter; only PEFT adapters can be repaired"),
-        ("none", "no-adapter", "no PEFT adapter: neither adapter_config.json nor adapter_model.safetensors"),
-    ],
-)
-def test_what_is_not_pefts_is_refused(tmp_path: Path, kind: str, code: str, words: str) -> None:
-    target = tmp_path / "b"
-    if kind == "none":
-        target.mkdir()
-    else:
-        convert.convert(adapter(tmp_path / "a", pairs(2)), target, to=kind, base=base(tmp_path / "base", 2))
-    with pytest.raises(AdapterhubError) as error:
-        fix(target, tmp_path / "out")
-    assert (error.value.code, error.value.what) == (code, words)
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(run: Run, tmp_path: Path) -> None:

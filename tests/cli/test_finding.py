@@ -1,4 +1,4 @@
-"""`search`, for words and for contents, as they are typed."""
+"""`search`, for words, as it is typed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from adapterhub_converters.formats import peft
 from tests.conftest import Run, Terminal
 from tests.support.fixtures import Filled
 from tests.support.folders import adapter, pairs
@@ -77,37 +76,6 @@ def test_a_search_on_a_terminal_fits(terminal: Terminal, registry: Path, columns
     assert hidden == (["not shown for the width: TAGS, BASE, ME…"] if columns == 40 else [])
     assert lines[0].split()[-1] == "DESCRIPTION"
     assert any("…" in line for line in lines[1:4])
-
-
-def test_find_by_bytes(run: Run, registry: Path) -> None:
-    weights = registry / "sql" / peft.WEIGHTS
-    [found] = document(run, "search", "--file", weights)["found"]
-    assert [(held["ref"], held["path"]) for held in found["holders"]] == [
-        ("team/sql:v2", peft.WEIGHTS),
-        ("team/sql:v1", peft.WEIGHTS),
-    ]
-    pushed = document(run, "show", "team/sql:v2")["digest"]
-    [whole] = document(run, "search", "--file", "sql")["found"]
-    assert [(held["ref"], held["path"], held["digest"]) for held in whole["holders"]] == [("team/sql:v2", None, pushed)]
-    assert "team/sql:v2" in run("search", "--sha256", pushed).stdout
-    assert "team/sql:v2" in run("search", "--sha256", pushed[7:20].upper()).stdout
-
-
-def test_a_folder_that_has_changed_is_found_by_its_weights(run: Run, registry: Path) -> None:
-    (registry / "poems" / "README.md").write_text("new")
-    [found] = document(run, "search", "--file", "poems")["found"]
-    assert [(held["ref"], held["path"]) for held in found["holders"]] == [("team/poems:v1", peft.WEIGHTS)]
-
-
-def test_what_no_version_holds_is_exit_3(run: Run, registry: Path) -> None:
-    (registry / "other.txt").write_text("other")
-    assert "other.txt: no version contains it" in run("search", "--file", "other.txt", code=3).stderr
-    result = run("search", "--file", "other.txt", "--file", "sql", code=3)
-    assert "team/sql:v2" in result.stdout
-    assert result.stderr == "other.txt: no version contains it\n"
-    run("search", "--sha256", "0" * 64, code=3)
-    run("search", "--sha256", "xyz", code=2)
-    run("search", "--file", "nowhere", code=3)
 
 
 def test_the_rank_of_an_adapter_is_its_largest_everywhere(run: Run, tmp_path: Path) -> None:

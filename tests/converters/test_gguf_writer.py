@@ -19,7 +19,6 @@ from adapterhub_converters.formats import gguf
 from adapterhub_converters.formats.gguf import writer
 
 Q, V, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj", "model.layers.10.mlp.up_proj"
-DOWN = "model.layers.0.mlp.down_proj"
 
 
 def llama(*, repo: str | None = None) -> BaseSpec:
@@ -198,15 +197,6 @@ def test_a_base_without_a_name_is_not_named_and_that_of_the_base_is_taken_before
     (tmp_path / "a.gguf").unlink()
     metadata, _, _ = written(Adapter({V: delta(16)}), tmp_path, llama(repo="a/b"))
     assert metadata["general.base_model.0.name"] == "a/b"
-
-
-def test_separate_projections_are_assumed_and_reported_unless_the_gguf_is_there(tmp_path: Path) -> None:
-    assumed = "for a GGUF of the base in which q, k, v, gate and up are separate tensors"
-    for number, (target, rows, kind, notes) in enumerate([(V, 16, "hf", 1), (V, 16, "gguf", 0), (DOWN, 32, "hf", 0)]):
-        (tmp_path / str(number)).mkdir()
-        adapter = Adapter({target: LowRank(np.ones((2, 32), np.float32), np.ones((rows, 2), np.float32), 4)})
-        _, _, report = written(adapter, tmp_path / str(number), dataclasses.replace(llama(), kind=kind))
-        assert sum(note.startswith(assumed) for note in report.notes) == notes
 
 
 def test_invocation_tokens_are_stored_and_their_meaning_is_reported(tmp_path: Path) -> None:

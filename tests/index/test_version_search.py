@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,28 +17,16 @@ from adapterhub.index import queries, version_search
 from adapterhub.index.index_database import VERSION
 from adapterhub.index.version_search import Query
 from adapterhub.maintenance.fsck import fsck
-from adapterhub.manifest import card, oci_manifest
+from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import peft
+from tests.manifest.test_card import SQL_CARD
 from tests.support.adapters import write_adapter
 from tests.support.aged import age
 
 Make = Callable[..., Path]
-
-SQL_CARD = """---
-license: mit
-language:
-- en
-- "de"
-tags: [text2sql, 'lora']
-base_model: other/unread
----
-# Text to SQL
-Answers questions about café tables. C++ "quoted".
-"""
 
 
 def adapter(path: Path, seed: int, toml: str, text: str = "# A card\n", **config: object) -> Path:
@@ -279,65 +266,7 @@ def test_an_older_database_is_rebuilt_on_the_way(make: Make, tmp_path: Path, ver
         assert len(names) == len(set(names)) == VERSION == registry.index.version
 
 
-def test_tables_are_strict_and_the_database_has_a_write_ahead_log(filled: Registry) -> None:
-    listed = filled.index.select("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
-    assert {name for name, strict in listed if not strict} == {"sqlite_schema"}
-    assert filled.index.select("PRAGMA journal_mode") == [("wal",)]
-
-
-def test_fields_that_were_never_checked_are_left_out_of_the_index(tmp_path: Path) -> None:
-    facts = {
-        "name": 3, "base": {"repo": ["x"], "model_type": "\0"}, "targets": ["q", 4, None], "parents": [1, {"ref": 2}],
-        "training": {
-            "metrics": {"a": "b", "c": True, "d": 10**300, "f": 2}, "data": [3, {"name": []}],
-        },
-    }  # fmt: skip
-    with Registry.init(tmp_path) as registry:
-        digest, size = registry.store.put_bytes(json.dumps(facts).encode())
-        card_digest, card_size = registry.store.put_bytes(b"\xff\0---\n# Odd\n")
-        layers = [
-            {"mediaType": "x", "digest": d, "size": s, "annotations": {oci_manifest.TITLE: path}}
-            for d, s, path in ((digest, size, "adapter.json"), (card_digest, card_size, "README.md"))
-        ]
-        made = json.dumps({"schemaVersion": 2, "config": layers[0], "layers": layers}).encode()
-        manifest_digest, manifest_size = registry.store.put_bytes(made)
-        registry.store.log.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
-        registry.resolve(Ref.parse("team/sql"))
-        assert found(registry, "odd", facets=(("target", "q"),)) == ["team/sql:v1"]
-        assert registry.index.select("SELECT name, value FROM metrics ORDER BY name") == [("d", 1e300), ("f", 2.0)]
-
-
 # ---- cards
-
-
-SQL_FIELDS = {
-    "license": ("mit",),
-    "language": ("en", "de"),
-    "tags": ("text2sql", "lora"),
-    "base_model": ("other/unread",),
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "fields", "title"),
-    [
-        ("", {}, ""),
-        ("# Title\ntext", {}, "Title"),
-        (SQL_CARD, SQL_FIELDS, "Text to SQL"),
-        ("---\na: 1 # why\nb:\n  - x: y\n  c: d\n- z\ne: |\n  text\nf: {}\ng: null\n---\n", {"a": ("1",), "b": ("z",)}, ""),
-        ("---\nnever: closed", {}, ""),
-    ],
-)  # fmt: skip
-def test_what_is_read_of_a_card(text: str, fields: dict[str, Any], title: str) -> None:
-    parsed = card.parse(text)
-    assert (parsed.fields, parsed.title) == (fields, title)
-
-
-@given(st.text() | st.text("-:[]\n ab'\"#").map(lambda text: f"---\n{text}"))
-def test_any_text_is_a_card(text: str) -> None:
-    parsed = card.parse(text)
-    assert len(parsed.prose) <= card.MAX_PROSE
-    assert all(values and all(values) for values in parsed.fields.values())
 
 
 def test_a_newer_catalog_is_not_touched(filled: Registry, tmp_path: Path) -> None:

@@ -8,17 +8,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from adapterhub.maintenance import compress
@@ -26,50 +21,20 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
 from adapterhub.maintenance.verify import verify
-from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.packs import pack_chains
-from adapterhub_converters import dtypes
-from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import (
     AdapterhubError,
-    ConflictError,
     IntegrityError,
-    LocalIOError,
     NotFoundError,
-    RefusedError,
 )
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, need_program
-from tests.registry.forks import finished, fork, under_strace
+from tests.support.trained_versions import check_whole, weights, write_trained
 
 SQL = Ref.parse("team/sql")
 Trained = Callable[..., Path]
-
-
-def write_trained(parent: Path, name: str, seed: int = 0, step: int = 0) -> Path:
-    """Write an adapter of some 130 kB in bfloat16, as a training of `seed` leaves it after `step` small steps."""
-    path = parent / name
-    path.mkdir()
-    rng, later = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    tensors = {}
-    for n in range(2):
-        for module in ("q_proj", "v_proj"):
-            for half, shape in (("A", (8, 1024)), ("B", (1024, 8))):
-                values = rng.normal(size=shape) * 0.02 + sum(later.normal(size=shape) * 1e-4 for _ in range(step))
-                key = f"base_model.model.model.layers.{n}.self_attn.{module}.lora_{half}.weight"
-                tensors[key] = values.astype(np.float32).astype(dtypes.BF16)
-    safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": 8,
-        "lora_alpha": 16,
-        "base_model_name_or_path": "org/base",
-    }
-    (path / peft.CONFIG).write_text(json.dumps(config))
-    return path
 
 
 @pytest.fixture
@@ -84,18 +49,6 @@ def registry(tmp_path: Path) -> Registry:
 
 def blobs(registry: Registry) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in registry.store.blobs()}
-
-
-def weights(registry: Registry, ref: str) -> str:
-    """The digest of a version's weights."""
-    layers = registry.files(registry.resolve(Ref.parse(ref)))
-    return next(layer.digest for layer in layers if layer.path == peft.WEIGHTS)
-
-
-def check_whole(registry: Registry) -> None:
-    for row in registry.list():
-        assert verify(registry, row.ref) == []
-    assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
 # ---- the same registry
@@ -257,46 +210,6 @@ def test_what_a_killed_writer_leaves_twice_is_tidied(registry: Registry, trained
 # ---- while others look
 
 
-def test_readers_see_every_version_while_it_is_packed_and_unpacked(
-    registry: Registry, trained: Trained, tmp_path: Path
-) -> None:
-    for step in range(3):
-        registry.push(trained(f"s{step}", step=step), SQL)
-    done = threading.Event()
-
-    def turn() -> None:
-        with Registry.open(registry.root) as mine:
-            for _ in range(6):
-                compress.pack(mine)
-                compress.unpack(mine)
-        done.set()
-
-    thread = threading.Thread(target=turn)
-    thread.start()
-    n = 0
-    while not done.is_set():
-        n += 1
-        registry.pull(Ref.parse(f"team/sql:v{n % 3 + 1}"), tmp_path / f"out{n}")
-        assert registry.store.size(weights(registry, "team/sql")) is not None
-        shutil.rmtree(tmp_path / f"out{n}")
-    thread.join()
-    check_whole(registry)
-
-
-def test_two_packers_at_once_lose_nothing(registry: Registry, trained: Trained) -> None:
-    for step in range(4):
-        registry.push(trained(f"s{step}", step=step), SQL)
-
-    def turn(level: int) -> None:
-        with Registry.open(registry.root) as mine:
-            compress.pack(mine, level=level)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(turn, [1, 3]))
-    assert len(list(registry.store.packs.digests())) == 4
-    check_whole(registry)
-
-
 # ---- killed, or out of disk, anywhere
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -311,55 +224,6 @@ def work(request: pytest.FixtureRequest, registry: Registry, trained: Trained) -
         compress.pack(registry)
     registry.close()
     return str(request.param)
-
-
-def done(root: Path, work: str) -> None:
-    with Registry.open(root) as registry:
-        getattr(compress, work)(registry)
-
-
-def check_survived(root: Path, work: str) -> None:
-    with Registry.open(root) as registry:
-        check_whole(registry)
-        getattr(compress, work)(registry)
-        check_whole(registry)
-        packed = list(registry.store.packs.digests())
-        assert len(packed) == (2 if work == "pack" else 0)
-        assert not any(registry.store.blob_path(digest).exists() for digest in packed)
-
-
-@pytest.mark.peer
-@pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=ENOSPC"])
-def test_killed_or_refused_at_any_system_call_every_version_stays(
-    registry: Registry, work: str, fault: str, tmp_path: Path
-) -> None:
-    """Of calls in a row that are alike, the first, the last and some between."""
-    calls = {"fsync": range(1, 10), "rename": (1, 3, 4), "unlink": (1, 3, 5, 8), "write": (2, 6, 14), "mkdir": (1, 3)}
-
-    def one(inject: str) -> int:
-        root = tmp_path / inject.replace(":", "-")
-        shutil.copytree(registry.root, root)
-        status = under_strace(inject, lambda: done(root, work))
-        check_survived(root, work)
-        shutil.rmtree(root)
-        return status
-
-    statuses = [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
-    failed = -signal.SIGKILL if "KILL" in fault else LocalIOError.exit_code
-    assert set(statuses) <= {0, failed}
-    assert statuses.count(failed) >= 7
-
-
-def test_killed_at_random_times_every_version_stays(registry: Registry, work: str, tmp_path: Path) -> None:
-    rng = random.Random(0)
-    for n in range(4):
-        root = tmp_path / f"r{n}"
-        shutil.copytree(registry.root, root)
-        child = fork(lambda root=root: done(root, work))  # type: ignore[misc]
-        time.sleep(rng.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        finished([child])
-        check_survived(root, work)
 
 
 # ---- others, and the command line
@@ -530,37 +394,6 @@ def test_a_parent_that_only_a_pack_needs_is_healed_too(registry: Registry, train
     check_whole(registry)
 
 
-def test_one_packs_while_another_unpacks_and_nothing_is_lost(registry: Registry, trained: Trained) -> None:
-    for step in range(3):
-        registry.push(trained(f"s{step}", step=step), SQL)
-
-    def turn(work: Callable[[Registry], object]) -> None:
-        with Registry.open(registry.root) as mine:
-            for _ in range(8):
-                work(mine)
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(turn, [compress.pack, compress.unpack, compress.unpack]))
-    check_whole(registry)
-
-
-def test_what_is_unpacked_between_two_looks_is_packed_again(
-    registry: Registry, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry.push(trained("a"), SQL)
-    compress.pack(registry)
-    settled = compress._Packer._has_valid_pack
-
-    def and_unpacks(packer: Any, layer: Any) -> bool:
-        found = settled(packer, layer)
-        compress._unpack(registry, layer, dry_run=False)
-        return found
-
-    monkeypatch.setattr(compress._Packer, "_has_valid_pack", and_unpacks)
-    assert "packed" in {change.outcome for change in compress.pack(registry)}
-    check_whole(registry)
-
-
 def test_an_unpacked_blob_stays_when_its_pack_came_to_be_the_only_one(registry: Registry, trained: Trained) -> None:
     """As when one who packs removes the plain file between the two steps of one who unpacks, and the other way round."""
     registry.push(trained("a"), SQL)
@@ -570,51 +403,6 @@ def test_an_unpacked_blob_stays_when_its_pack_came_to_be_the_only_one(registry: 
     compress.pack(registry)
     registry.store.drop_pack(digest)
     check_whole(registry)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_packing_during_pushes_removals_and_collections_loses_nothing(trained: Trained, tmp_path: Path) -> None:
-    """ADAPTERHUB_SOAK=SECONDS has it run that long instead of a few rounds."""
-    steps = [trained(f"s{step}", step=step) for step in range(4)]
-    digests = [oci_manifest.build(folder).digest for folder in steps]
-    root, until = tmp_path / "registry", time.monotonic() + float(os.environ.get("ADAPTERHUB_SOAK", "0"))
-    Registry.init(root).close()
-
-    def one(registry: Registry, ref: Ref, rng: random.Random, out: Path) -> None:
-        choice, step = rng.choice(["push", "push", "push", "pack", "pack", "unpack", "gc", "rm", "pull"]), rng.randrange(4)
-        if choice == "push":
-            with contextlib.suppress(RefusedError, NotFoundError):  # it was not removed, or was never pushed
-                registry.restore(ref.name)
-            assert registry.push(steps[step], ref).digest == digests[step]
-        elif choice == "gc":
-            gc(registry, grace=0, last=rng.choice([None, 1, 2]))
-        elif choice == "rm":
-            registry.rm(ref)
-        elif choice == "pull":
-            pulled = registry.pull(ref, out)
-            assert oci_manifest.build(out).digest == pulled.digest
-            shutil.rmtree(out)
-        else:
-            (compress.pack if choice == "pack" else compress.unpack)(registry)
-
-    def worker(seed: int) -> Callable[[], None]:
-        rng = random.Random(seed)
-
-        def work() -> None:
-            n = 0
-            while n < 20 or time.monotonic() < until:
-                n += 1
-                missing = contextlib.suppress(NotFoundError, ConflictError)  # not pushed yet, or removed
-                with Registry.open(root) as registry, missing:
-                    one(registry, Ref(f"team/{rng.choice('ab')}"), rng, tmp_path / f"out{seed}-{n}")
-
-        return work
-
-    assert finished([fork(worker(seed)) for seed in range(3)]) == [0, 0, 0]
-    with Registry.open(root) as registry:
-        check_whole(registry)
-        gc(registry, grace=0)
-        assert fsck(registry) == []
 
 
 def test_a_gc_packs_versions_of_over_a_day_where_the_registry_asks_for_it(

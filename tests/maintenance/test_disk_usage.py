@@ -14,8 +14,9 @@ from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.formats import peft
 from tests.conftest import Run
-from tests.maintenance.test_compress import SQL, Trained, write_trained
+from tests.maintenance.test_compress import SQL, Trained
 from tests.support import folders
+from tests.support.trained_versions import write_trained
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub.manifest import card
 from adapterhub.manifest.card import Card
@@ -49,3 +52,44 @@ def test_a_card_is_found_by_its_usual_names_and_only_if_it_can_be_read(tmp_path:
 def test_values_and_prose_are_cut() -> None:
     long = card.parse("---\ntags:\n" + "- t\n" * 500 + f"license: {'x' * 500}\n---\n" + "y" * 100_000)
     assert (len(long.values("tags")), len(long.values("license")[0]), len(long.prose)) == (100, 200, card.MAX_PROSE)
+
+
+SQL_CARD = """---
+license: mit
+language:
+- en
+- "de"
+tags: [text2sql, 'lora']
+base_model: other/unread
+---
+# Text to SQL
+Answers questions about café tables. C++ "quoted".
+"""
+SQL_FIELDS = {
+    "license": ("mit",),
+    "language": ("en", "de"),
+    "tags": ("text2sql", "lora"),
+    "base_model": ("other/unread",),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "title"),
+    [
+        ("", {}, ""),
+        ("# Title\ntext", {}, "Title"),
+        (SQL_CARD, SQL_FIELDS, "Text to SQL"),
+        ("---\na: 1 # why\nb:\n  - x: y\n  c: d\n- z\ne: |\n  text\nf: {}\ng: null\n---\n", {"a": ("1",), "b": ("z",)}, ""),
+        ("---\nnever: closed", {}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_read_of_a_card(text: str, fields: dict[str, Any], title: str) -> None:
+    parsed = card.parse(text)
+    assert (parsed.fields, parsed.title) == (fields, title)
+
+
+@given(st.text() | st.text("-:[]\n ab'\"#").map(lambda text: f"---\n{text}"))
+def test_prose_is_bounded_and_no_value_is_empty_whatever_the_text(text: str) -> None:
+    parsed = card.parse(text)
+    assert len(parsed.prose) <= card.MAX_PROSE
+    assert all(values and all(values) for values in parsed.fields.values())

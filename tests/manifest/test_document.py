@@ -20,7 +20,7 @@ from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
-from adapterhub.registry import merge_recipe, recipe_store
+from adapterhub.registry import recipe_store
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import FormatError, RefusedError
 from tests.conftest import Run
@@ -165,14 +165,6 @@ def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: P
         path.name: path.read_bytes() for path in (STORED / "sql").iterdir()
     }
     assert merged.merge_options().dequantize
-
-
-def test_a_recipe_of_a_merged_model_of_schema_1_is_read() -> None:
-    found = merge_recipe.parse((STORED / "merge.json").read_text(), "merge.json")
-    assert (found.to_dict()["schema_version"], found.adapters[0].digest) == (2, VERSIONS["team/sql:v1"])
-    assert (found.merge_options().requantize, found.form) == (None, "folder")
-    raw = found.dump()
-    assert merge_recipe.parse(raw.decode(), "merge.json").dump() == raw
 
 
 # ---- files of schema 2, the draft before 1.0

@@ -16,10 +16,8 @@ from adapterhub.manifest import derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project.policy import Policy
 from adapterhub.registry import packaging
-from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
 from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
-from adapterhub_converters.errors import FormatError, IntegrityError, NotUnderstoodError, RefusedError
-from adapterhub_converters.formats import convert
+from adapterhub_converters.errors import IntegrityError, RefusedError
 from tests.conftest import Run
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -198,42 +196,6 @@ def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
     other = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
         weight_facts.check_facts(derive.describe(folder), weight_facts.inspect_adapter(other), "b", folder=other)
-
-
-@pytest.mark.parametrize("peft_type", ["next", "NEXT", None, 7])
-def test_no_reader_returns_it(peft_type: object, tmp_path: Path) -> None:
-    with pytest.raises((NotUnderstoodError, FormatError)):
-        convert.read(peft(tmp_path / "a", peft_type=peft_type))
-
-
-def _ones(shape: tuple[int, ...]) -> np.ndarray:
-    return np.ones(shape, np.float32)
-
-
-def _arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return {name: _ones(shape) for name, shape in shapes.items()}
-
-
-@pytest.mark.parametrize(
-    ("delta", "recorded"),
-    [
-        (AdaLora(_ones(A), _ones(B), _ones((2, 1)), 4.0), ("adalora", 2, 4)),
-        (Hadamard(_arrays(**LOHA), 4.0), ("loha", 2, 4)),
-        (Kronecker(_arrays(lokr_w1=(2, 2), lokr_w2_a=(4, 2), lokr_w2_b=(2, 4)), 8.0, 2), ("lokr", 2, 8)),
-        (Kronecker(_arrays(lokr_w1=(2, 2), lokr_w2=(4, 4)), 1e5, 100_000), ("lokr", None, None)),
-        (Vera(_ones((8,)), _ones((2,)), _ones(A), _ones(B), 8), ("vera", 2, None)),
-    ],
-)  # fmt: skip
-def test_the_record_has_the_method_and_the_numbers_that_are_there(
-    delta: Any, recorded: tuple[object, ...], tmp_path: Path
-) -> None:
-    adapter = Adapter({"model.layers.0.self_attn.q_proj": delta})
-    found = weight_facts.weight_facts(adapter, "peft")
-    assert (found["method"], found["r"], found["alpha"], found["modules"]) == (*recorded, {})
-    # What was recorded before this was told apart stays true.
-    old = {**found, "method": "lora", "r": delta.r, "alpha": delta.alpha, "modules": {}}
-    fields = {"name": None, "base": None, "task": None, "files": ()}
-    weight_facts.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
 
 
 def test_its_runtimes_are_not_known_unless_they_need_a_conversion(tmp_path: Path) -> None:

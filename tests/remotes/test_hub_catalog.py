@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from adapterhub.bases.hub_address import Hub
 from adapterhub.index.version_search import Bound, Query, parse_bounds
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
 from adapterhub.remotes import content_documents, version_documents
 from adapterhub.remotes.catalog import ContentQuery
 from adapterhub.remotes.hub import hub_catalog
 from adapterhub.remotes.hub.hub_catalog import HubCatalog
-from adapterhub.remotes.hub.hub_client import HubAddress
 from adapterhub_converters.errors import (
-    AdapterhubError,
-    ConflictError,
     FormatError,
-    IntegrityError,
-    NotFoundError,
-    RefusedError,
     RemoteError,
-    UsageError,
 )
-from tests.conftest import Run
+from tests.support.hub_answers import answering, connect
 
 DIGEST = "sha256:" + "a" * 64
-MANIFEST = Manifest(DIGEST, b"{}", Descriptor("", DIGEST, 2), (), {})
-ABOUT = {"program": "adapterhub", "version": "0.1.0", "api": [1]}
 ROW = {
     "ref": "team/sql:v1", "name": "team/sql", "number": 1, "tags": ["latest"], "deprecated": None, "digest": DIGEST, "size": 1,
     "time": "2026-01-01T00:00:00Z", "base": None, "revision": None, "method": "lora", "r": 8, "least_r": 8, "alpha": 16.0,
@@ -100,53 +86,6 @@ ANSWERS: dict[str, tuple[dict[str, Any], Callable[[HubCatalog], object]]] = {
 }  # fmt: skip
 
 
-class _Server(ThreadingHTTPServer):
-    """Answers each path with what `answers` has for it, by its end, else 404."""
-
-    answers: dict[str, tuple[int, dict[str, str], bytes]]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def _answer(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length") or 0))
-        answers = self.server.answers
-        status, headers, body = answers.get(self.path) or answers.get("*") or (404, {}, b"{}")
-        self.send_response(status)
-        for name, value in {**headers, "content-length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_PUT = do_POST = do_DELETE = _answer
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def answering(document: Any = None, *, status: int = 200, about: Any = ABOUT, **headers: str) -> Iterator[HubAddress]:
-    server = _Server(("127.0.0.1", 0), _Handler)
-    body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    server.answers = {"*": (status, headers, body)}
-    if about is not None:
-        server.answers["/api/adapterhub"] = 200, {}, json.dumps(about).encode()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield HubAddress.parse(f"hub+http://127.0.0.1:{server.server_port}/team/sql")
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def connect(address: HubAddress) -> HubCatalog:
-    catalog = hub_catalog.connect(address, Hub(address.endpoint, None))
-    assert catalog is not None
-    return catalog
-
-
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_each_answer_is_read(kind: str) -> None:
     document, ask = ANSWERS[kind]
@@ -194,82 +133,10 @@ def test_no_wrong_value_gets_past_the_reader(kind: str) -> None:
     assert refused
 
 
-@pytest.mark.parametrize(
-    ("kind", "error"),
-    [
-        ("not-found", NotFoundError),
-        ("conflict", ConflictError),
-        ("refused", RefusedError),
-        ("integrity", IntegrityError),
-        ("usage", UsageError),
-        ("bug", RemoteError),
-        (["x"], RemoteError),
-    ],
-)
-def test_an_error_of_the_hub_is_one_of_ours_about_an_address(kind: Any, error: type[AdapterhubError]) -> None:
-    document = {
-        "kind": kind, "where": "team/sql:v9", "what": "no such\nversion\x1b[2J", "hint": "x" * 5000, "code": "no-such-tag",
-        "fields": {"repository": "team/sql", "n": 1},
-    }  # fmt: skip
-    with answering(document, status=400) as address, connect(address) as catalog:
-        with pytest.raises(error) as caught:
-            catalog.show(Ref("team/sql", number=9))
-        if error is not RemoteError:
-            assert caught.value.where == f"{catalog.location}/team/sql@v9"
-            assert caught.value.fields == {"repository": f"{catalog.location}/team/sql", "registry": catalog.location}
-        assert str(caught.value).isprintable()
-        assert len(str(caught.value)) < 1000
-
-
-def test_an_unknown_code_or_one_without_its_fields_still_prints_a_line(run: Run) -> None:
-    for code in ("no-such-tag", "made-up", "internal-error"):
-        document = {"kind": "not-found", "where": "team/sql", "what": "gone", "code": code, "fields": {}}
-        with answering(document, status=404) as address:
-            lines = run("log", address.repository, code=3).stderr.splitlines()
-        assert len(lines) == 1
-        assert lines[0].startswith("error: hub+http://")
-
-
-def test_a_hub_does_not_fill_in_the_host_of_a_login_that_a_hint_shows(run: Run) -> None:
-    error = {"kind": "refused", "what": "no", "code": "login-required", "fields": {"host": "evil.example"}}
-    with answering(error, status=403) as address:
-        assert "evil.example" not in run("log", address.repository, code=6).stderr
-
-
 def test_a_list_that_does_not_end_is_cut() -> None:
     empty, link = {"adapters": [], "deprecations": []}, '</api/adapterhub/v1/versions>; rel="next"'
     with answering(empty, link=link) as address, connect(address) as catalog, pytest.raises(RemoteError, match="more than"):
         catalog.list()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda hub: hub.tag(Ref("team/sql"), "prod", expect=DIGEST),
-        lambda hub: hub.rm(Ref("team/sql", tag="prod"), expect=DIGEST),
-        lambda hub: hub.publish("team/sql", MANIFEST, tags=["prod"], expect=DIGEST, message="", metrics={}),
-        lambda hub: hub.restore("team/sql"),
-    ],
-    ids=("tag", "rm", "publish", "restore"),
-)
-def test_a_change_that_would_not_be_made_twice_is_not_sent_again(change: Callable[[HubCatalog], object]) -> None:
-    with answering({}, status=503) as address, connect(address) as hub, pytest.raises(RemoteError, match="may have been made"):
-        change(hub)
-
-
-def test_another_hub_an_older_hub_and_one_with_another_api_are_told_apart(run: Run) -> None:
-    with answering({}, status=404, about=None) as address:
-        assert "[local-only]" in run("lineage", address.repository, code=2).stderr
-        assert "[local-only]" in run("deprecate", address.repository, code=2).stderr
-        run("remote", "add", "other", address.login, "--default")
-        for words in (["search", "sql"], ["du"], ["search", "--sha256", "a" * 64]):
-            assert f"{address.login}: has no " in (line := run(*words, "--remote", code=2).stderr)
-            assert "[hub-only]" in line
-    for about in (None, {"program": "adapterhub", "api": [2]}, {"program": "adapterhub", "api": "1"}):
-        with answering({"info": {"title": "adapterhub"}}, about=about) as address:
-            done = run("log", address.repository, code=5)
-            assert "runs an adapterhub without the API that this command needs" in done.stderr
-            assert "[older-hub]" in done.stderr
 
 
 def test_the_conditions_of_a_search_are_sent_as_they_were_parsed() -> None:

@@ -26,7 +26,7 @@ CORE = {
     "tests/attacks/test_shown_text.py": "no text of strangers controls a terminal",
     "tests/cli/test_commands.py": "the life of an adapter, from the command line to the bytes",
     "tests/cli/test_errors.py": "where, what, how to fix, in one line, with the right exit code",
-    "tests/converters/test_exactness.py": "no format loses anything",
+    "tests/converters/test_source_config.py": "no format loses anything",
     "tests/remotes/test_protocol.py": "one contract for every registry",
     "tests/store/test_log_chain.py": "the log of a ref, which is the truth of a registry",
     "tests/test_architecture.py": "the contributor guide names what exists",

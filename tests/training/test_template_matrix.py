@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 from adapterhub.training.data import messages  # noqa: E402
 from adapterhub.training.data.examples import encode  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError  # noqa: E402
-from tests.training.test_data import TOOLS, say, trls  # noqa: E402
+from tests.training.test_conversation import TOOLS, say, trls  # noqa: E402
 
 TEMPLATES = (
     "cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "gemma4", "glm4moe", "gptoss",

@@ -1,4 +1,16 @@
-"""Merge adapters into a base: `fuse`, or `prepare_merge` and then `Merge.write`; `merge_proof.prove` checks a merged model."""
+"""Merge adapters into a base: `fuse`, or `prepare_merge` and then `Merge.write`; `merge_proof.prove` checks a merged model.
+
+fuse           the whole merge: plan, estimate, write
+read_base      the base: `open_model` reads its rows, over `tensor_files` and `dequantize`
+merge_options  the options
+plan_folder    the edits of each tensor of a folder, named by `tensor_names`; `plan_gguf`, of a GGUF model
+edits          one tensor changed, over `product`; `joined_edits`, by a method that is no sum
+tensor_types   rows to bytes and back, with `nf4_numpy`, `nf4_writer`, `k_quants`, `mixtures` and `importance`
+output_files   what is written: `write_folder` with `side_files`, `write_gguf`, `folder_to_gguf`
+resume         finished files of an interrupted merge
+loss_estimate  how much a merge retains; `merge_proof`, whether a model is that merge
+extraction     the way back: an adapter from a full fine-tune
+"""
 
 from .fuse import FuseReport, Merge, fuse, prepare_merge
 from .loss_estimate import ChangeEstimate

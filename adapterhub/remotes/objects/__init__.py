@@ -1,1 +1,7 @@
-"""Adapters in object stores, and in folders with the same layout."""
+"""Adapters in object stores, and in folders with the same layout.
+
+object_address     `s3://…`, `gs://…`, `az://…`, `file://…`
+object_repository  an adapter there; `name_log`, the log of its refs
+bucket             requests, through obstore
+exclusive_create   whether a store creates objects exclusively
+"""

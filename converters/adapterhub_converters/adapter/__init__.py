@@ -1,4 +1,10 @@
-"""The canonical form of an adapter, which every format reads to and writes from."""
+"""The canonical form of an adapter, which every format reads to and writes from.
+
+adapter          `Adapter`, and the report of losses
+deltas           what an adapter changes in one module; `factored_deltas`, other than by one pair of factors
+tuner            other methods of peft, kept as they are: `peft_tuners`, `sparse_tuners`, `subspace_tuners`
+singular_values  the largest of a matrix
+"""
 
 from .adapter import (
     BUNDLED,

@@ -1,5 +1,11 @@
 """Readers of base models by their headers: parameter names, logical shapes, and the numbers that change the function.
 
+    base_reader      a base from any path: `hf_base` or `gguf_base`, over `model_files`
+    base_spec        what was read: `BaseSpec`
+    canonical_names  names and shapes as on Hugging Face; `names_in_memory`, as transformers loads them
+    config_shapes    shapes by config.json alone; `quantized_shapes`, of quantized weights; `bitsandbytes_state`, of 4-bit ones
+    hub_layout       the name of a model in the cache of huggingface_hub
+
 No weight is loaded. Names are Hugging Face's, and shapes are those of the model before quantization, whatever the file stores,
 so that a base in 16 bits, in NF4, and as GGUF has the same fingerprint. Each name is imported when it is first used: most
 commands read no base.

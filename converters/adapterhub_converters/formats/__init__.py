@@ -1,5 +1,14 @@
 """The table of adapter formats: their names, files, and the modules that recognize, read and write them.
 
+    peft               PEFT, `mlx`, `gguf` with whole models in `gguf_model`, `ollama`, `raw`, `image`, and those of other
+                       `trainers`
+    candidate          a path that may be an adapter; `adapter_claims`, what one of an unknown kind says of itself
+    convert            from any to any, with `lossy` and `allowed_losses`, `file_alpha`, `target_matching` and `base_weights`
+    source_config      the config of the source, kept for the way back
+    pickle_conversion  pickles, in the process of `unpickle`
+    image_targets      whether an adapter is of an image model; `pipeline`, of which part
+    round_trips        what each format can do, as `format_probe` measures
+
 A new format is one row of `FORMATS` and one module with the functions `sniff`, `read` and `write` (see `Format`). Other
 packages add formats through entry points of the group `adapterhub.formats`, each of which names a `Format`:
 

@@ -25,7 +25,6 @@ from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.conftest import Run, _environment, missing
 from tests.hub.conftest import Running, run_hf
 from tests.hub.web.conftest import Visitor
-from tests.support.proxy import Proxy
 
 
 @contextmanager
@@ -249,15 +248,3 @@ def test_a_token_is_taken_from_stdin_and_checked(hub: Running, tmp_path: Path, m
     assert (refused.returncode, refused.stderr.count("\n"), (tmp_path / "docker").exists()) == (5, 1, False)
     assert "the hub refuses the token. Check that it is complete" in refused.stderr
     assert "logged in as alice" in given(hub.token).stdout
-
-
-def test_a_hub_without_logins_by_a_code_is_called_one() -> None:
-    with Proxy() as proxy:
-        proxy.before = lambda found: setattr(found, "status", 404)
-        with pytest.raises(RemoteError) as error:
-            HubLogin(f"http://{proxy.address}").begin()
-    assert error.value.code == "no-device-login"
-
-
-def test_no_login_is_sent_to_another_machine_in_the_clear(run: Run) -> None:
-    assert run("login", "hub+http://hub.example", code=5).stderr.endswith("[token-without-tls]\n")

@@ -153,28 +153,6 @@ def test_what_is_no_fine_tune_of_the_base_is_refused(tmp_path: Path, changes: di
     assert words in f"{caught.value}"
 
 
-def test_a_quantized_model_and_a_file_are_refused_by_name(tmp_path: Path) -> None:
-    base = base_in(tmp_path / "base")
-    shutil.copytree(base, tmp_path / "int8")
-    config = json.loads((base / "config.json").read_text())
-    said = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    (tmp_path / "int8" / "config.json").write_text(json.dumps(said))
-    with pytest.raises(
-        RefusedError, match="change in training is smaller than their rounding. Name the model in 16 or 32 bits"
-    ):
-        extract(base, tmp_path / "int8", ExtractionOptions(2))
-    with pytest.raises(RefusedError, match="is a file, not a Hugging Face folder"):
-        extract(base / "model.safetensors", base, ExtractionOptions(2))
-
-
-def test_a_weight_in_integers_is_refused_by_name(tmp_path: Path) -> None:
-    base = base_in(tmp_path / "base", dtypes.F32)
-    tuned = tuned_from(base, tmp_path / "tuned", {})
-    safetensors_file.write(tuned / "model.safetensors", {**tensors_of(tuned), QW: np.ones((16, 16), np.int8)}, {"format": "pt"})
-    with pytest.raises(RefusedError, match=r"is I8 in \S+/tuned, not a type of floats. Name the model in 16 or 32 bits"):
-        extract(base, tuned, ExtractionOptions(rank=2))
-
-
 def test_factors_in_sixteen_bits_report_their_own_error(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16)})

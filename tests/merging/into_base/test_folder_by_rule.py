@@ -23,7 +23,7 @@ from adapterhub_converters.formats.gguf_model.model_config import complete_confi
 from tests.conftest import need_module
 from tests.converters.test_architecture_lookup import TOKENS, deltas
 from tests.converters.test_rule_named_models import SAME_MODULES, saved
-from tests.merging.into_base.test_folder_to_gguf import assert_converted, changed, written
+from tests.merging.into_base.gguf_folders import assert_converted, changed, written
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 

@@ -22,7 +22,7 @@ from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.containers.gguf_types import FILE_TYPES, MetadataValue, strings_value, u32_value
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run, need_module
-from tests.merging.into_base.test_folder_to_gguf import contents, written
+from tests.merging.into_base.gguf_folders import contents, written
 from tests.support import tiny
 
 RNG = np.random.default_rng(3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +76,3 @@ def test_a_name_that_could_be_two_tensors(tmp_path: Path) -> None:
     safetensors_file.write(base / "model.safetensors", tensors)
     with pytest.raises(AdapterhubError, match=r"could be text\..* or vision\."):
         fuse([(PLAIN, 1)], base, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda base: (base / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"), "is a pickle"),
-        (lambda base: (base.parent / "out").mkdir() or (base.parent / "out" / "x").touch(), "already exists"),
-        (lambda base: (base / "config.json").unlink(), "there is no config.json"),
-        (
-            lambda base: (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model.safetensors"}}'),
-            "maps tensor 'x' to model.safetensors, which does not contain it",
-        ),
-    ],
-)
-def test_a_base_that_cannot_be_merged_into_is_refused(tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
-    base = base_in(tmp_path / "base")
-    spoil(base)
-    with pytest.raises(AdapterhubError) as caught:
-        fuse([(PLAIN, 1)], base, tmp_path / "out")
-    assert says in str(caught.value)

@@ -1,4 +1,10 @@
-"""The methods that merge low-rank matrices: a function each, grouped by idea, and a table of their properties."""
+"""The methods that merge low-rank matrices: a function each, grouped by idea, and a table of their properties.
+
+method_table  the methods and their properties
+sums          the weighted sum; `sphere`, on a sphere; `subspaces`, in the subspace that all adapters span
+elementwise   TIES, DARE and others, entry by entry, over `element_rules`
+as_peft       the same as peft computes it
+"""
 
 from __future__ import annotations
 

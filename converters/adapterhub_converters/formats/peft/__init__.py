@@ -1,4 +1,12 @@
-"""PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
+"""PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+reader             a folder, or a config and tensors; `adapter_config`, the config; `tensor_keys`, names of tensors
+module_deltas      a module's tensors as a delta; `tuner_tensors`, those of other methods than LoRA
+target_parameters  LoRA on parameters of experts, with `stacks`
+earlier_versions   folders of earlier versions; `quirks`, of other programs; `tinker`, archives, told apart by
+                   `tinker_names`
+writer             a folder, with `one_scale` for programs that know a single alpha
+"""
 
 from .adapter_config import CONFIG, INDEX, INERT, READ, UNKNOWN_KEY, WEIGHTS, residual_init, unknown_keys
 from .adapter_config import check as check_config

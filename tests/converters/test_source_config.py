@@ -148,7 +148,7 @@ AGAIN = """
 import hashlib, sys
 from pathlib import Path
 from adapterhub_converters.formats import convert as formats
-from tests.converters.test_exactness import BASE
+from tests.converters.test_source_config import BASE
 src, folder = map(Path, sys.argv[1:])
 for to in ("gguf", "mlx", "raw"):
     dst = folder / to

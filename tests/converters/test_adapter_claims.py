@@ -1,0 +1,73 @@
+"""What an adapter of an unknown kind says of itself: its method, and the numbers that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.manifest import weight_facts
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import FormatError, NotUnderstoodError
+from adapterhub_converters.formats import convert
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+A, B = (2, 8), (8, 2)
+
+
+def peft(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, **config: object) -> Path:
+    folder.mkdir()
+    write(folder / "adapter_model.safetensors", shapes or {f"{Q}.next_s": (8,)})
+    settings = {"peft_type": "NEXT", "r": 4, "base_model_name_or_path": "org/base", "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write(path: Path, shapes: Mapping[str, tuple[int, ...]], value: float = 1.0) -> Path:
+    safetensors_file.write(path, {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, {"format": "pt"})
+    return path
+
+
+LOHA = {f"hada_w{n}_{half}": shape for n in (1, 2) for half, shape in (("a", B), ("b", A))}
+
+
+@pytest.mark.parametrize("peft_type", ["next", "NEXT", None, 7])
+def test_no_reader_returns_it(peft_type: object, tmp_path: Path) -> None:
+    with pytest.raises((NotUnderstoodError, FormatError)):
+        convert.read(peft(tmp_path / "a", peft_type=peft_type))
+
+
+def _ones(shape: tuple[int, ...]) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def _arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {name: _ones(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("delta", "recorded"),
+    [
+        (AdaLora(_ones(A), _ones(B), _ones((2, 1)), 4.0), ("adalora", 2, 4)),
+        (Hadamard(_arrays(**LOHA), 4.0), ("loha", 2, 4)),
+        (Kronecker(_arrays(lokr_w1=(2, 2), lokr_w2_a=(4, 2), lokr_w2_b=(2, 4)), 8.0, 2), ("lokr", 2, 8)),
+        (Kronecker(_arrays(lokr_w1=(2, 2), lokr_w2=(4, 4)), 1e5, 100_000), ("lokr", None, None)),
+        (Vera(_ones((8,)), _ones((2,)), _ones(A), _ones(B), 8), ("vera", 2, None)),
+    ],
+)  # fmt: skip
+def test_the_record_has_the_method_and_the_numbers_that_are_there(
+    delta: Any, recorded: tuple[object, ...], tmp_path: Path
+) -> None:
+    adapter = Adapter({"model.layers.0.self_attn.q_proj": delta})
+    found = weight_facts.weight_facts(adapter, "peft")
+    assert (found["method"], found["r"], found["alpha"], found["modules"]) == (*recorded, {})
+    # What was recorded before this was told apart stays true.
+    old = {**found, "method": "lora", "r": delta.r, "alpha": delta.alpha, "modules": {}}
+    fields = {"name": None, "base": None, "task": None, "files": ()}
+    weight_facts.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]

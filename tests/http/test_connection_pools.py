@@ -1,0 +1,116 @@
+"""Connections are kept for the next request of a thread, and one that the server has closed is no failure."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from adapterhub.http.client import Client
+from adapterhub.http.http_errors import RetriesExhaustedError
+from adapterhub_converters.errors import NotFoundError, RemoteError
+from tests.http.test_client import raw
+from tests.support.web_server import Web
+
+DATA = bytes(range(256)) * 1000
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+@pytest.fixture
+def other() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
+    return Client(web.url, pauses=pauses, **changes)  # type: ignore[arg-type]
+
+
+def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
+    return client.request("GET", client.base + path, "x", good=(200,), limit=limit).body
+
+
+def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
+    found, buffer = bytearray(), memoryview(bytearray(size))
+    with client.stream(client.base + path, "x") as body:
+        while n := body.readinto(buffer):
+            found += buffer[:n]
+    return bytes(found)
+
+
+def counted(web: Web) -> list[object]:
+    """The connections that a server has got, from now on."""
+    found: list[object] = []
+    accept = web.get_request
+
+    def counting() -> tuple[socket.socket, object]:
+        found.append(pair := accept())
+        return pair
+
+    web.get_request = counting  # type: ignore[method-assign]
+    return found
+
+
+def test_a_connection_is_reused_by_the_next_request(web: Web, other: Web) -> None:
+    connections, elsewhere = counted(web), counted(other)
+    web.files["/x"] = DATA
+    other.files["/y"] = b"y"
+    web.rules["/there"] = lambda to: to.send(302, Location=f"{other.url}/y")
+    web.rules["/no"] = lambda to: to.send(404, b"no")
+    asking = client(web)
+    for _ in range(3):
+        assert get(asking, "/x") == streamed(asking, "/x") == DATA
+        assert get(asking, "/there") == b"y"
+        assert asking.request("HEAD", f"{web.url}/x", "x", good=(200,)).number("content-length") == len(DATA)
+        with pytest.raises(NotFoundError):
+            get(asking, "/no")
+    assert (len(connections), len(elsewhere)) == (1, 1)
+    asking.close()
+    assert get(asking, "/x") == DATA
+    assert len(connections) == 2
+
+
+def test_threads_have_a_connection_each(web: Web) -> None:
+    connections = counted(web)
+    web.files["/x"] = DATA
+    asking = client(web)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda n: (get, streamed)[n % 2](asking, "/x"), range(100))) == {DATA}
+    assert 1 <= len(connections) <= 4
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+def test_a_kept_connection_that_the_server_has_closed_is_no_failure(method: str) -> None:
+    """Of a PATCH some may have arrived, so that only its caller knows how to continue."""
+    kept = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    again = threading.Event()
+
+    def once(connection: socket.socket) -> None:
+        connection.sendall(kept)
+        connection.recv(1 << 16)  # the next request, which is not answered
+        again.set()
+
+    with raw(once, kept) as (url, seen):
+        asking = Client(url, pauses=())
+        asking.request("GET", url, "x", good=(200,))
+        if method == "PATCH":
+            with pytest.raises(RemoteError, match="closed|reset"):
+                asking.request(method, url, "x", good=(200,), body=b"abc")
+        else:
+            assert asking.request(method, url, "x", good=(200,)).status == 200
+        assert again.is_set()
+        assert len(seen) == (1 if method == "PATCH" else 2)
+
+
+def test_a_server_that_closes_at_once_is_a_failure() -> None:
+    with raw(b"", b"") as (url, seen), pytest.raises(RetriesExhaustedError, match=r"closed|reset"):
+        Client(url, pauses=(0.0,)).request("GET", url, "x", good=(200,))
+    assert len(seen) == 2

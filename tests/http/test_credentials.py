@@ -1,0 +1,127 @@
+"""Credentials go to the origin that they are of, and a login is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from adapterhub.http.client import Client
+from adapterhub.http.http_errors import DeniedError
+from adapterhub.http.urls import origin, resolve_link
+from adapterhub_converters.errors import RemoteError
+from tests.support.web_server import Handler, Web
+
+SECRET = "not-a-secret-9"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+@pytest.fixture
+def other() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
+    return Client(web.url, pauses=pauses, **changes)  # type: ignore[arg-type]
+
+
+def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
+    return client.request("GET", client.base + path, "x", good=(200,), limit=limit).body
+
+
+def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
+    found, buffer = bytearray(), memoryview(bytearray(size))
+    with client.stream(client.base + path, "x") as body:
+        while n := body.readinto(buffer):
+            found += buffer[:n]
+    return bytes(found)
+
+
+def said(web: Web) -> list[str | None]:
+    """The `Authorization` of each request."""
+    return [headers.get("authorization") for _, headers in web.requests]
+
+
+def test_redirects_are_followed_unless_the_caller_objects_or_something_is_sent(web: Web) -> None:
+    web.files["/y"] = b"y"
+    web.rules["/x"] = lambda to: to.send(307, Location="y")
+    Handler.do_POST = Handler.do_GET  # type: ignore[attr-defined]
+    asking = client(web)
+    assert asking.request("GET", f"{web.url}/x", "x", good=(200,)).url == f"{web.url}/y"
+    for method, redirects in (("GET", False), ("POST", True)):
+        with pytest.raises(RemoteError, match="HTTP 307"):
+            asking.request(method, f"{web.url}/x", "x", good=(200,), redirects=redirects)
+    del Handler.do_POST  # type: ignore[attr-defined]
+
+
+def test_nothing_goes_from_https_to_http() -> None:
+    assert resolve_link("http://a/x", "https://b/y", "x") == "https://b/y"
+    assert resolve_link("https://a/x", "y", "x") == "https://a/y"
+    with pytest.raises(RemoteError, match="from https to http"):
+        resolve_link("https://a/x", "http://a/x", "x")
+
+
+def test_credentials_go_to_the_server_s_origin_alone(web: Web, other: Web) -> None:
+    other.files["/y"] = b"y"
+    web.rules["/x"] = lambda to: to.send(302, Location=f"{other.url}/y")
+    web.rules["/home"] = lambda to: to.send(302, Location=f"{web.url}/x")
+    asking = client(web, authorizations={"": f"Bearer {SECRET}"})
+    assert get(asking, "/home") == streamed(asking, "/home") == b"y"
+    assert said(web) == [f"Bearer {SECRET}"] * 4
+    assert said(other) == [None, None]
+    asking.request("GET", f"{other.url}/y", "x", good=(200,))
+    assert said(other) == [None] * 3
+
+
+def test_a_login_is_made_once_for_all_threads_and_again_when_it_expires(web: Web, other: Web) -> None:
+    valid, asked = ["one"], list[tuple[list[str], str]]()
+
+    def authorize(challenges: Sequence[str], scope: str) -> str:
+        asked.append((list(challenges), scope))
+        return f"Bearer {valid[0]}"
+
+    def guarded(to: Handler) -> None:
+        if to.headers["Authorization"] == f"Bearer {valid[0]}":
+            to.send(200, b"in")
+        else:
+            to.send(401, b"{}", **{"WWW-Authenticate": 'Bearer realm="r"'})
+
+    web.rules["/x"] = guarded
+    asking = client(web, authorize=authorize)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: get(asking, "/x"), range(8))) == {b"in"}
+    assert asked == [(['Bearer realm="r"'], "")]
+    valid[0] = "two"
+    assert get(asking, "/x") == b"in"
+    assert len(asked) == 2
+    other.rules["/z"] = lambda to: to.send(401, **{"WWW-Authenticate": 'Basic realm="give"'})
+    web.rules["/away"] = lambda to: to.send(302, Location=f"{other.url}/z")
+    with pytest.raises(DeniedError, match="HTTP 401: login required"):
+        get(asking, "/away")
+    assert len(asked) == 2
+
+
+def test_a_login_that_is_refused_is_not_repeated(web: Web) -> None:
+    web.rules["/x"] = lambda to: to.send(401)
+    asking = client(web, authorize=lambda _challenges, _scope: f"Bearer {SECRET}", login_hint="Log in")
+    with pytest.raises(DeniedError, match="HTTP 401: login required. Log in") as caught:
+        get(asking, "/x")
+    assert said(web) == [None, f"Bearer {SECRET}"]
+    assert SECRET not in str(caught.value) + repr(asking)
+
+
+def test_a_text_with_a_secret_is_dropped() -> None:
+    asking = Client("http://127.0.0.1", secrets=lambda: ["pass"], authorizations={"": f"Bearer {SECRET}"})
+    assert [asking.unless_secret(text) for text in ("fine", f"no {SECRET}", "my pass!")] == ["fine", "", ""]
+
+
+def test_an_origin_is_scheme_host_and_port() -> None:
+    assert origin("HTTPS://Hub.Example/x", "x") == ("https", "hub.example", 443)
+    assert origin("http://[::1]:5/x", "x") == ("http", "::1", 5)
