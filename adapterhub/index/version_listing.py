@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import field
 
+from adapterhub.manifest.measurement import REPORTED
 from adapterhub.ref import is_name
 from adapterhub.sqlite_file import of_one_snapshot
 from adapterhub_converters.errors import UsageError
@@ -231,8 +232,8 @@ def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
         values += limits
     for name, bounds in wanted.metrics:
         condition, limits = bounds_condition("m.value", bounds)
-        conditions.append(f"EXISTS (SELECT 1 FROM metrics m WHERE m.version = v.id AND m.name = ? AND {condition})")
-        values += [_storable(name), *limits]
+        conditions.append(f"EXISTS (SELECT 1 FROM metrics m WHERE m.version = v.id AND m.name IN (?, ?) AND {condition})")
+        values += [_storable(name), _storable(f"{REPORTED}_{name}"), *limits]
     return " AND ".join(conditions), values
 
 

@@ -14,7 +14,7 @@ from adapterhub.manifest.package_files import check_paths
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.formats import peft
-from tests.cli.test_rebuild import Q, write_base
+from tests.support.merge_recipes import Q, write_base
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Make = Callable[..., Path]

@@ -12,9 +12,9 @@ from adapterhub.operations import rebuild
 from adapterhub.operations.workspace import Workspace
 from adapterhub.registry.registry import Registry
 from tests.attacks.test_hostile_servers import one_line
-from tests.cli.test_rebuild import write_base
 from tests.conftest import Run
 from tests.support.adapters import Make
+from tests.support.merge_recipes import write_base
 
 
 def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(

@@ -21,9 +21,9 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from tests.attacks.test_credentials import docker, helper
 from tests.attacks.test_hostile_servers import one_line
-from tests.cli.test_rebuild import Q, write_base
 from tests.conftest import ROOT, Run
 from tests.support.adapters import Make
+from tests.support.merge_recipes import Q, write_base
 from tests.support.web_server import Web
 
 DIGEST = f"sha256:{'1' * 64}"

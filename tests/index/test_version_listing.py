@@ -14,6 +14,7 @@ from adapterhub.index import index_database, schema, version_listing
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
 from adapterhub.index.version_search import Bound
+from adapterhub.manifest.measurement import REPORTED
 from adapterhub_converters.errors import UsageError
 from tests.support.many_names import BASES, add_names
 
@@ -36,6 +37,7 @@ def index() -> Iterator[Index]:
     with closing(filled(600)) as index:
         losses = [(ident, (ident % 50) / 50) for ident in range(1, 400)]
         index.connection.executemany("INSERT INTO metrics (version, name, value) VALUES (?, 'eval_loss', ?)", losses)
+        index.connection.execute(f"INSERT INTO metrics (version, name, value) VALUES (7, '{REPORTED}_exact', 0.9)")
         yield index
 
 
@@ -63,6 +65,7 @@ def pages(index: Index, wanted: Conditions, limit: int, **more: Any) -> Iterator
         (Conditions(bounds=(("parameters", (Bound("<=", 1024),)),), without=HIDDEN), "id NOT IN (8, 600)"),
         (Conditions(bounds=(("r", (Bound("=", 8),)), ("size", (Bound(">", 4096),)))), "0"),
         (Conditions(metrics=(("eval_loss", (Bound("<", 0.5),)),)), "id % 50 < 25 AND id < 400"),
+        (Conditions(metrics=(("exact", (Bound(">", 0.5),)),)), "id = 7"),
     ],
 )  # fmt: skip
 def test_pages_are_the_parts_of_one_list(
