@@ -207,6 +207,16 @@ def test_an_identity_attests_and_signs_checkpoints(
     assert f"signed by {ADA}" in run("audit", "verify", "--checkpoint", "ends.json", *accepting).stdout
 
 
+def test_an_identity_signs_results_that_are_imported(
+    run: Run, make: Make, signing: tuple[object, ...], accepting: tuple[object, ...], tmp_path: Path
+) -> None:
+    run("push", make("sql"), "team/sql")
+    (tmp_path / "results.xml").write_text('<testsuite name="golden"><testcase name="a"/><testcase name="b"/></testsuite>')
+    run("eval", "team/sql", "--import", "results.xml", "--trust-name", *signing)
+    [attested] = json.loads(run("verify", "team/sql", "--attestations", *accepting, "--json").stdout)["attestations"]
+    assert (attested["kind"], attested["signer"]["identity"]) == ("tests", ADA)
+
+
 def test_what_has_both_kinds_of_signers_takes_either(private: Sigstore, good: bytes, tmp_path: Path) -> None:
     pair, public = keys.generate(tmp_path / "team")
     trusted = keys.read_trusted([public.source, ah.Identity(ADA, ISSUER, private.config)])

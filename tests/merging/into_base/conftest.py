@@ -14,7 +14,7 @@ from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Adapter]:
+def bf16_llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Adapter]:
     """A Llama in bfloat16 and an adapter on it."""
     need_module("torch")
     need_module("transformers")

@@ -69,18 +69,18 @@ def test_the_result_is_llama_cpp_s_conversion_of_the_merged_folder(tmp_path: Pat
     ],
 )
 def test_the_type_is_the_base_s_or_the_one_asked_for(
-    tmp_path: Path, converted: Converter, llama: Any, flag: str, options: dict[str, Any], merged: dict[str, Any]
+    tmp_path: Path, converted: Converter, bf16_llama: Any, flag: str, options: dict[str, Any], merged: dict[str, Any]
 ) -> None:
-    folder, adapter = llama
+    folder, adapter = bf16_llama
     fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(**options))
     fuse([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(**merged))
     assert_converted(tmp_path / "out.gguf", theirs(converted, tmp_path / "merged", tmp_path / "theirs.gguf", flag))
 
 
 @pytest.mark.peer
-def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tmp_path: Path, llama: Any) -> None:
+def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tmp_path: Path, bf16_llama: Any) -> None:
     need_module("llama_cpp_py_sync")
-    folder, adapter = llama
+    folder, adapter = bf16_llama
     fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(dtype="f32"))
     fuse([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(dtype="f32"))
     expected = logits_of(tmp_path / "merged")
@@ -193,7 +193,7 @@ def test_an_old_config_gives_the_layers_with_a_window_by_a_period(tmp_path: Path
     assert (tmp_path / "out.gguf").exists() == (pattern != 2)
 
 
-def test_numbers_that_no_gguf_holds_are_left_out_of_what_is_optional(tmp_path: Path, llama: Any, folder_of: Any) -> None:
+def test_numbers_that_no_gguf_holds_are_left_out_of_what_is_optional(tmp_path: Path, bf16_llama: Any, folder_of: Any) -> None:
     folder = folder_of(tmp_path / "hf", of_bytes(byte_level.SPLITS[0]))
     changed(folder, bos_token_id=1 << 40)
     (folder / "generation_config.json").write_text(json.dumps({"top_k": 1 << 40, "top_p": 0.5}))
@@ -213,10 +213,10 @@ def test_kinds_of_layers_by_an_interval_are_those_of_a_list(tmp_path: Path) -> N
     assert (keys, tensors) == listed
 
 
-def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, llama: Any) -> None:
+def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, bf16_llama: Any) -> None:
     from adapterhub_converters.formats import peft
 
-    folder, adapter = llama
+    folder, adapter = bf16_llama
     (tmp_path / "adapter").mkdir()
     peft.write(adapter, tmp_path / "adapter")
     asked = ("merge", tmp_path / "adapter", "--into", folder, "-o", "x.gguf", "--dtype", "f16", "--json")
@@ -228,12 +228,12 @@ def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, llama: Any) 
     assert "21 tensors: 15 exact, 6 untouched" in proven.stdout
 
 
-def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> None:
-    stdout = run("convert", llama[0], "whole.gguf", "--to", "gguf", "--dtype", "q8_0").stdout
+def test_a_whole_model_is_converted(tmp_path: Path, run: Run, bf16_llama: Any) -> None:
+    stdout = run("convert", bf16_llama[0], "whole.gguf", "--to", "gguf", "--dtype", "q8_0").stdout
     assert "21 tensors" in stdout
     assert "changed" not in stdout
-    assert "a GGUF base model is needed. Name the .gguf file" in run("convert", llama[0], "x", "--to", "hf", code=2).stderr
-    assert "--rank" in run("convert", llama[0], "other.gguf", "--to", "gguf", "--rank", "2", code=2).stderr
+    assert "a GGUF base model is needed. Name the .gguf file" in run("convert", bf16_llama[0], "x", "--to", "hf", code=2).stderr
+    assert "--rank" in run("convert", bf16_llama[0], "other.gguf", "--to", "gguf", "--rank", "2", code=2).stderr
     assert [path.name for path in tmp_path.glob("*.gguf")] == ["whole.gguf"]
 
 

@@ -156,9 +156,9 @@ def test_what_long_texts_lose_is_reported(tmp_path: Path, name: str, config: dic
     ],
 )
 def test_a_folder_that_lacks_a_tensor_is_refused(
-    tmp_path: Path, llama: Any, name: str, shape: tuple[int, ...] | None, message: str
+    tmp_path: Path, bf16_llama: Any, name: str, shape: tuple[int, ...] | None, message: str
 ) -> None:
-    folder = shutil.copytree(llama[0], tmp_path / "hf")
+    folder = shutil.copytree(bf16_llama[0], tmp_path / "hf")
     with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
         tensors = {tensor: np.array(file.tensor(tensor)) for tensor in file.tensors if not tensor.startswith(name)}
     more = {name: np.zeros(shape, np.float32)} if shape else {}
@@ -167,8 +167,8 @@ def test_a_folder_that_lacks_a_tensor_is_refused(
         written(folder, tmp_path / "out.gguf")
 
 
-def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any) -> None:
-    folder, adapter = llama
+def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, bf16_llama: Any) -> None:
+    folder, adapter = bf16_llama
     table = np.zeros((130, 64), np.float32)
     resized = Adapter({}, copies={"model.embed_tokens.weight": table, "lm_head.weight": table})
     with pytest.raises(RefusedError, match="the adapter resizes the vocabulary, and a GGUF contains the tokenizer") as caught:
@@ -183,8 +183,8 @@ def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any
     assert not list(tmp_path.iterdir())
 
 
-def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, llama: Any) -> None:
-    folder, adapter = llama
+def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, bf16_llama: Any) -> None:
+    folder, adapter = bf16_llama
     fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf")
     with GGUFFile(tmp_path / "out.gguf") as file:
         kinds, said = file.header.kinds, file.header.metadata

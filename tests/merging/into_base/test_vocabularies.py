@@ -292,16 +292,16 @@ def test_a_tokenizer_that_is_not_understood_is_refused(
         (b"\x0a\x03\x0a\x01a", "a SentencePiece model of another kind than BPE, which llama.cpp would merge as BPE"),
     ],
 )
-def test_a_broken_tokenizer_model_is_refused(tmp_path: Path, raw: bytes, message: str, llama: Any) -> None:
-    shutil.copytree(llama[0], tmp_path / "hf")
+def test_a_broken_tokenizer_model_is_refused(tmp_path: Path, raw: bytes, message: str, bf16_llama: Any) -> None:
+    shutil.copytree(bf16_llama[0], tmp_path / "hf")
     (tmp_path / "hf/tokenizer.model").write_bytes(raw)
     with pytest.raises(AdapterhubError, match=rf"tokenizer\.model: {message}"):
         written(tmp_path / "hf", tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "spiece.model"])
-def test_a_tokenizer_in_another_file_is_named(tmp_path: Path, name: str, llama: Any) -> None:
-    shutil.copytree(llama[0], tmp_path / "hf")
+def test_a_tokenizer_in_another_file_is_named(tmp_path: Path, name: str, bf16_llama: Any) -> None:
+    shutil.copytree(bf16_llama[0], tmp_path / "hf")
     (tmp_path / "hf" / name).write_bytes(b"{}")
     with pytest.raises(RefusedError) as caught:
         written(tmp_path / "hf", tmp_path / "out.gguf")
