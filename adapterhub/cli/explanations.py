@@ -221,6 +221,7 @@ ERRORS: dict[str, str] = {
     "not-a-regular-file": "A link, a pipe, a device or a folder is where a file should be. A folder from somewhere else could lead out of itself by such means, or make a reader wait forever.",
     "not-found": "The registry or server was reached, but has nothing of that name. A hint lists names that it has.",
     "not-kept": "A file of the hub's upstream is passed on without being kept: it is larger than the cache, or the disk is full.",
+    "not-stored": "A folder or a file is named where the command needs a version of the registry: requests and results name it by its digest. A folder whose path is also a name of the registry means the version there.",
     "not-loaded": "The blend was not loaded, or was unloaded. Load it again.",
     "checkpoint-elsewhere": "A part of a training begins at a checkpoint that was kept, whose digest adapter.json records. `[train] keep_every` writes them into OUT.checkpoints.",
     "no-kept-checkpoint": "A part of a training can be repeated between two states of it whose digests adapter.json records. `[train] keep_every` keeps them; without it, only the whole training can be repeated.",

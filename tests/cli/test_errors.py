@@ -71,7 +71,7 @@ def test_a_folder_without_its_config_is_told_so(run: Run, tmp_path: Path, words:
 def test_a_recorded_base_that_is_not_here_names_the_option_that_downloads_it(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "c", pairs(1), base_model_name_or_path="acme/tiny")
     stderr = run("run", "c", "hi", code=3).stderr
-    assert "Pass --base hf://acme/tiny, which downloads it from the Hub  [base-not-here]" in stderr
+    assert "Pass --base FOLDER, or --base hf://acme/tiny, which downloads it from the Hub  [base-not-here]" in stderr
 
 
 # Modules whose absence the code that imports them explains itself, or that are only imported by their own program.
