@@ -19,7 +19,7 @@ FINDINGS: dict[str, str] = {
     "unknown-key": "peft ignores a key that it does not know, with a warning, so the adapter loads. A misspelled key does nothing. Keys of a newer peft without a value are dropped by `adapterhub fix`.",
     "needs-base": "The format stores only names or numbers that mean something together with the base. Pass --base.",
     "order-unknown": "Rows of some projections are stored in an order that depends on the number of heads of the base. Pass --base to have them compared.",
-    "files-changed": "The weights or the config do not have the digests that adapter.json records. If the file was damaged, pull it again. If you changed it on purpose, delete adapter.json and run `adapterhub describe DIR`: the record of the training is not about the new weights, and is left out.",
+    "files-changed": "The weights or the config do not have the digests that adapter.json records. If the file was damaged, pull it again. If an edit of the config contradicts the weights, `adapterhub fix` puts it back and keeps adapter.json. If you changed it on purpose, delete adapter.json and run `adapterhub describe DIR`: the record of the training is not about the new files, and is left out.",
     "files-edited": "A card or another file was edited since adapter.json was written. Nothing is wrong; the next push records it, or `adapterhub describe DIR` does.",
     "not-packaged": "A version contains no pickled weights, links or devices, because a program that loads it would run or follow them. Remove the file, or convert it.",
     "left-out": "Checkpoints, optimizer states, scripts and dotfiles are not part of a version. Use `push --include` for a file that should be part of it.",

@@ -11,7 +11,7 @@ from adapterhub.operations import base_sources, source_names, sources
 from adapterhub.operations.source_names import existing_path, local_base_path
 from adapterhub.operations.sources import Source, as_folder, link_or_copy, parent, relabel_errors, stored_form
 from adapterhub_converters import safe_regex
-from adapterhub_converters.errors import NotFoundError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 from . import output
 from .options import Settings
@@ -36,6 +36,7 @@ __all__ = [
     "open_source",
     "parent",
     "read_base",
+    "recorded_base_option",
     "ref_of",
     "relabel_errors",
     "resolve",
@@ -103,6 +104,17 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
     for note in spec.notes if notes else ():
         output.say(output.one_line(f"note: {note} ({spec.source})"))
     return spec
+
+
+def recorded_base_option(text: str, settings: Settings) -> str:
+    """Return the base that a SRC records as a BASE that could be written, or FOLDER if it records none or cannot be read."""
+    command_workspace = workspace(settings)
+    try:
+        with open_source(text, settings, notes=False, for_report=True) as source:
+            base = base_sources.recorded_base(source)
+        return base if base_sources.is_base(base, command_workspace) else f"hf://{base}, which {text} records"
+    except AdapterhubError:
+        return "FOLDER, its base model"
 
 
 def is_local_base(text: str, settings: Settings) -> bool:
