@@ -153,7 +153,7 @@ _HINTS_ELSEWHERE = {"no-such-adapter": "Run `adapterhub list {registry}`"}
 # Code of an error to a field that only some have, and to the hint with it.
 _HINTS_WITH_FIELD = {
     "base-not-here": ("recorded", "Pass --base FOLDER, or --base {recorded}, which downloads it from the Hub"),
-    "base-required": ("recorded", "Pass --base {recorded}, which the adapter records"),
+    "base-required": ("recorded", "Pass --base FOLDER, or --base {recorded}, which the adapter records"),
 }
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {

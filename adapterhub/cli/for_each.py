@@ -27,7 +27,8 @@ _WITH_PLACE = {"push", "copy", "convert"}
 # Commands whose one argument is an adapter, and that make no sense in a loop.
 _ALONE = {"chat", "rebuild", "served"}
 _ADAPTERS = {"source", "ref", "name"}  # names of the arguments that are adapters
-_PATTERN_CODES = {"invalid-ref", "invalid-usage", "no-such-file", "not-found", "no-such-adapter"}
+_PATTERN_CODES = {"invalid-ref", "no-such-file", "not-found", "no-such-adapter"}
+_PLACE_CODES = {"invalid-ref", "invalid-usage"}
 _GLOB = frozenset("*?[")
 _MAX_SOURCES = 50
 _VARIABLE, _LAST_PART = '"$a"', '"${a##*/}"'  # of the shell
@@ -68,8 +69,10 @@ def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequenc
         return
     path = f"{context.command_path} {name}"
     is_place = command.name in _WITH_PLACE and error.where.endswith("/")
-    pattern = next((word for word in words if _GLOB & set(word)), "") if is_place else error.where
-    if error.code in _PATTERN_CODES and _GLOB & set(pattern):
+    pattern = "".join(words[: words.index(error.where)][-1:]) if is_place else error.where
+    if error.code not in (_PLACE_CODES if is_place else _PATTERN_CODES):
+        return
+    if _GLOB & set(pattern) and not Path(pattern).exists():
         sources = _matches(pattern, context.ensure_object(Settings))
         reword(error)
         if not sources:
@@ -79,11 +82,10 @@ def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequenc
         elif _takes_one_adapter(command):
             place = error.where if is_place else "".join(words[words.index(pattern) + 1 :][: command.name in _WITH_PLACE])
             error.hint = f"Write {_loop(path, words, sources, place, pattern=pattern)}"
-    elif is_place and error.code in _PATTERN_CODES and (source := next((w for w in words if Path(w).exists()), "")):
+    elif is_place and (source := next((w for w in words if Path(w).exists()), "")):
         reword(error)
-        error.hint = (
-            f"Write {_loop(path, words, [str(folder) for folder in adapters_at(Path(source))], error.where, pattern=source)}"
-        )
+        sources = [str(folder) for folder in adapters_at(Path(source))]
+        error.hint = f"Write {_loop(path, words, sources, error.where, pattern=source)}"
 
 
 def _arguments(command: click.Command) -> list[click.Argument]:

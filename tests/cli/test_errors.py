@@ -143,7 +143,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("convert a/merged x.gguf --to gguf", 3, "a/merged: no such file or folder, and no adapter of this name"),
         ("show nowhere/sql", 3, "no registry there. Push the first adapter, which makes it"),
         ("convert a x.gguf", 6, "Pass --base with its folder, its GGUF file, or hf://org/model"),
-        ("convert c x.gguf", 6, "Pass --base hf://acme/tiny, which the adapter records  [base-required]"),
+        ("convert c x.gguf", 6, "Pass --base FOLDER, or --base hf://acme/tiny, which the adapter records  [base-required]"),
         ("run c hi --base acme/tiny", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),
         ("merge c --into acme/tiny -o out", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),
         ("push a team/a --metric x", 2, "--metric: 'x' is not NAME=VALUE. Write it like exact_match=0.71  [invalid-usage]"),
