@@ -118,11 +118,17 @@ def parse_name(name: str, location: str) -> str:
         raise RefError(location, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
     for component in components:
         if not _is_component(component):
-            lowered = name.lower()
-            is_fix = lowered != name and all(map(_is_component, lowered.split("/")))
-            hint = f"Write {lowered}" if is_fix else "Use a-z and 0-9, with single . _ - between them"
+            near = "/".join(map(_near_component, components))
+            is_fix = all(map(_is_component, near.split("/")))
+            hint = f"Write {near}" if is_fix else "Use a-z and 0-9, with single . _ - between them"
             raise RefError(location, f"{component[:80]!r} cannot be part of a name", hint)
     return name
+
+
+def _near_component(text: str) -> str:
+    """Return the text in lower case, with a hyphen for each run of other characters inside it."""
+    letters = "".join(letter if letter in _LOWER or letter in "._" else "-" for letter in text.lower())
+    return text.lower() if _is_component(text.lower()) else "-".join(filter(None, letters.split("-")))
 
 
 def is_name(text: str) -> bool:

@@ -53,7 +53,9 @@ def test_a_ref_is_written_as_it_was_read(version: str) -> None:
         ("team\\sql", "is not namespace/name"),
         ("team/con", "cannot be part of a name"),
         ("Team/SQL:v1", "cannot be part of a name. Write team/sql"),
-        ("team/sql\n", "cannot be part of a name"),
+        ("team/sql\n", "cannot be part of a name. Write team/sql"),
+        ("team/My Adapter!", "cannot be part of a name. Write team/my-adapter"),
+        ("team/*", "cannot be part of a name. Use a-z and 0-9, with single . _ - between them"),
         ("team/sql:", "'' is not a tag"),
         ("team/sql:a/b", "is not a tag"),
         ("team/sql:..", "is not a tag"),
@@ -190,7 +192,10 @@ def test_the_url_of_a_page_leads_to_the_addresses_that_it_may_mean(text: str, hi
         assert is_address(address)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("Team/SQL", "Write team/sql"), ("Ada Lovelace/x", "Use a-z and 0-9, with")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("Team/SQL", "Write team/sql"), ("Ada Lovelace/x", "Write ada-lovelace/x"), ("team/..", "Use a-z and 0-9, with")],
+)
 def test_a_name_is_only_proposed_if_it_is_one(name: str, hint: str) -> None:
     with pytest.raises(RefError) as caught:
         Ref.parse(name)

@@ -70,7 +70,9 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
         code, hint = "files-edited", ""
         if determines_function(entry.path):
             code = "files-changed"
-            hint = "Fetch it again; or describe the edited folder without adapter.json, which loses its training record"
+            hint = "Fetch it again, or describe the folder without adapter.json, whose training record is about other weights"
+        if entry.path == peft.CONFIG:
+            hint = "Undo the edit, or fetch the file again: the training record in adapter.json then stays"
         if not path.is_file():
             yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
         # The size first: it is free, and a digest reads the file.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -249,6 +249,16 @@ class Verdict:
     causes: tuple[str, ...] = ()
 
 
+def count_text(counts: Mapping[str, int], severity: Severity) -> str:
+    """Return the number of problems by code as a text such as `2 errors in 24 places`; empty if there is none.
+
+    One wrong rank in the config is one error, in however many modules.
+    """
+    places = sum(counts.values())
+    text = f"{len(counts):,} {severity}{'s' if len(counts) > 1 else ''}" if counts else ""
+    return f"{text} in {places:,} places" if places > len(counts) else text
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """All problems found, and the verdicts.
@@ -286,6 +296,11 @@ class Report:
     def count(self, severity: Severity) -> int:
         """Return the number of problems of a severity."""
         return sum(count for code, count in self.counted().items() if CODES[code][0] == severity)
+
+    def count_text(self, severity: Severity, *, without: Collection[str] = ()) -> str:
+        """Return the `count_text` of the problems of a severity, but for those of the codes in `without`."""
+        counts = {code: n for code, n in self.counted().items() if CODES[code][0] == severity and code not in without}
+        return count_text(counts, severity)
 
     def counted(self) -> Mapping[str, int]:
         """Return the number of problems of each code that has any, whether or not `problems` has all of them."""

@@ -101,6 +101,7 @@ HINTS: dict[str, str] = {
     "peft-type-missing": "`adapterhub fix {adapter}` adds a missing peft_type",
     "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
     "nothing-to-attest": "Pass --fits BASE, --merge, --training, --scan or --bill",
+    "not-stored": "Push it first: `adapterhub push {path} {name}`; `adapterhub run {path}` tries it without",
     "not-locked": "Run `adapterhub lock {ref}`",
     "other-builder": "Sign when it trains, with `adapterhub train CONFIG --push NAMESPACE/NAME --key PEM`, or leave out --builder",
     "other-recorder": "Name what trained it with --builder",
@@ -151,8 +152,8 @@ HINTS: dict[str, str] = {
 _HINTS_ELSEWHERE = {"no-such-adapter": "Run `adapterhub list {registry}`"}
 # Code of an error to a field that only some have, and to the hint with it.
 _HINTS_WITH_FIELD = {
-    "base-not-here": ("recorded", "Pass --base {recorded}, which downloads it from the Hub"),
-    "base-required": ("recorded", "Pass --base {recorded}, which the adapter records"),
+    "base-not-here": ("recorded", "Pass --base FOLDER, or --base {recorded}, which downloads it from the Hub"),
+    "base-required": ("recorded", "Pass --base FOLDER, or --base {recorded}, which the adapter records"),
 }
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {
@@ -249,6 +250,10 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
     field, better_hint = _HINTS_WITH_FIELD.get(error.code, ("", ""))
     if field in error.fields:
         return _filled(better_hint, error.fields)
+    if error.code == "no-such-adapter" and not error.fields and Path(error.where).exists():
+        from adapterhub.operations import source_names  # which few commands need
+
+        return f"It is a path here. {_filled(HINTS['not-stored'], source_names.not_stored_error(error.where).fields)}"
     # A similar name is the better hint.
     if error.code not in HINTS or "meant" in error.fields:
         return error.hint or _hint_for_folder(error)

@@ -11,13 +11,14 @@ from adapterhub.operations import base_sources, source_names, sources
 from adapterhub.operations.source_names import existing_path, local_base_path
 from adapterhub.operations.sources import Source, as_folder, link_or_copy, parent, relabel_errors, stored_form
 from adapterhub_converters import safe_regex
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 from . import output
 from .options import Settings
 from .registry_choice import workspace
 
 if TYPE_CHECKING:
+    from adapterhub.operations.workspace import Workspace
     from adapterhub.ref import Ref
     from adapterhub_converters.bases import BaseSpec
 
@@ -35,6 +36,7 @@ __all__ = [
     "open_source",
     "parent",
     "read_base",
+    "recorded_base_option",
     "ref_of",
     "relabel_errors",
     "resolve",
@@ -104,6 +106,17 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
     return spec
 
 
+def recorded_base_option(text: str, settings: Settings) -> str:
+    """Return the base that a SRC records as a BASE that could be written, or FOLDER if it records none or cannot be read."""
+    command_workspace = workspace(settings)
+    try:
+        with open_source(text, settings, notes=False, for_report=True) as source:
+            base = base_sources.recorded_base(source)
+        return base if base_sources.is_base(base, command_workspace) else f"hf://{base}, which {text} records"
+    except AdapterhubError:
+        return "FOLDER, its base model"
+
+
 def is_local_base(text: str, settings: Settings) -> bool:
     """Return whether a text names a base on this machine; False for an address, which is taken for that of an adapter."""
     from adapterhub_converters import bases
@@ -117,27 +130,50 @@ def is_local_base(text: str, settings: Settings) -> bool:
     return not path.exists() or Candidate.of(path).is_whole_model
 
 
+def _is_adapter(path: Path) -> bool:
+    """Return whether a path is the folder of an adapter, or its GGUF file."""
+    from adapterhub_converters.adapter_files import ADAPTER_CONFIG
+    from adapterhub_converters.formats.candidate import Candidate
+
+    if path.is_dir():
+        return (path / ADAPTER_CONFIG).is_file()
+    return path.is_file() and (header := Candidate(path).gguf) is not None and header.text("general.type") == "adapter"
+
+
+def _unknown_source_error(ref: Ref, settings_workspace: Workspace) -> NotFoundError:
+    """Return the error for a text that is neither an adapter of the registry nor a base; it may be a model on the Hub."""
+    try:
+        with settings_workspace.open_registry() as registry:
+            registry.resolve(ref)
+    except NotFoundError as error:
+        if "meant" in error.fields:
+            return error
+    hint = f"`adapterhub list` shows the adapters; write hf://{ref} for a model on the Hub"
+    return NotFoundError(str(ref), "no adapter in the registry, and no base on this machine", hint, code="base-not-here")
+
+
 def base_and_model(text: str, settings: Settings) -> tuple[str, str]:
     """Return the base, and the `model` on it, of a text that names either a base, or versions that record theirs.
 
     The `model` is empty for a base.
 
     Raises:
-        UsageError: It is both.
+        UsageError: It is both, or the path of an adapter.
+        NotFoundError: It is neither a version nor a base, or the base that the version records is not here.
         ParameterError: The first version records no base by name.
     """
     from adapterhub.serve import model_names
 
     settings_workspace = workspace(settings)
     if base_sources.is_base(text, settings_workspace):
+        if _is_adapter(Path(text)):
+            raise source_names.not_stored_error(text)
         return text, ""
     try:
-        first = str(model_names.parse(text)[0].ref)
+        ref = model_names.parse(text)[0].ref
     except UsageError:
         return text, ""  # the error for a missing base says what there may be
-    if not set(text) & set(":@*+") and not source_names.is_stored(first, settings_workspace):
-        return text, ""
-    with open_source(first, settings, for_report=True) as source:
-        base = base_sources.recorded_base(source)
-    output.say(output.one_line(f"base: {base}, which the adapter records"))
-    return base, text
+    if str(ref) == text and not source_names.is_stored(text, settings_workspace):
+        raise _unknown_source_error(ref, settings_workspace)
+    with open_source(str(ref), settings, for_report=True) as source:
+        return base_sources.recorded_base_here(source, settings_workspace), text

@@ -277,13 +277,30 @@ def _invoke(arguments: list[str]) -> int:
         app.main(arguments, prog_name=PROGRAM)
     try:
         with app.make_context(PROGRAM, list(arguments)) as context:
-            result = app.invoke(context)
+            try:
+                result = app.invoke(context)
+            except (click.UsageError, AdapterhubError) as error:
+                raise _error_about_several(error, context, arguments) from error
             # A command returns its exit code, or None for success.
             return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.Abort:
         return EXIT_INTERRUPTED
+
+
+def _error_about_several(
+    error: click.UsageError | AdapterhubError, context: click.Context, arguments: list[str]
+) -> click.UsageError | AdapterhubError:
+    """Return the error of a command, with the command line that does for several adapters what it does for one."""
+    from . import for_each  # which only an error needs
+
+    command = context.invoked_subcommand
+    words = arguments[arguments.index(command) + 1 :] if command in arguments else []
+    if isinstance(error, click.UsageError):
+        return for_each.error_with_loop(error, words) or error
+    for_each.hint_at_names(error, context, words)
+    return error
 
 
 def _reportable_error(error: Exception, arguments: list[str]) -> AdapterhubError:

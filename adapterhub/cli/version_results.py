@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub.manifest.package_files import shorten_names
@@ -22,13 +24,19 @@ class RenderedResult(NamedTuple):
     text: str
 
 
+def _errors_text(codes: Sequence[str]) -> str:
+    """Return the number of errors that were overridden, by the code of each, and the first."""
+    from adapterhub.checks.report import ERROR, count_text
+
+    return f"{count_text(Counter(codes), ERROR)}, the first {codes[0]}"
+
+
 def render_push(result: PushResult) -> RenderedResult:
     """Render a version that was stored, in the registry or at an address; notes go to stderr."""
     from adapterhub.remotes.version_documents import version_document
 
     if result.overridden:
-        count = output.plural(len(result.overridden), "error")
-        output.say(output.one_line(f"stored despite {count}, the first {result.overridden[0]}"))
+        output.say(output.one_line(f"stored despite {_errors_text(result.overridden)}"))
     if "files-changed" in result.overridden:
         output.say("left out of adapter.json: the records of other weights, such as a training")
     if result.skipped:
@@ -59,7 +67,7 @@ def render_push(result: PushResult) -> RenderedResult:
 def show_plan(plan: TransferPlan, verb: str, *, as_json: bool) -> None:
     """Print what a push or a pull would move: its files, and the bytes that the target lacks."""
     if plan.overridden:
-        output.say(f"would be stored despite {output.plural(len(plan.overridden), 'error')}, the first {plan.overridden[0]}")
+        output.say(f"would be stored despite {_errors_text(plan.overridden)}")
     if plan.skipped:
         output.say(output.one_line(f"left out: {shorten_names(plan.skipped)}"))
     document = {

@@ -92,6 +92,17 @@ def recorded_base(source: sources.Source) -> str:
     return f"{base.repo}@{base.revision}" if base.revision else base.repo
 
 
+def recorded_base_here(source: sources.Source, workspace: Workspace) -> str:
+    """Return the `recorded_base` of an adapter, and tell it; raise NotFoundError if it is not on this machine."""
+    base = recorded_base(source)
+    workspace.tell(f"base: {base}, which the adapter records")
+    if not is_base(base, workspace):
+        problem = "no such file or folder, no base of this name, and no such model in the cache of the Hub"
+        # Nobody has written its name here: the hint is about an option, and not about what was written.
+        raise NotFoundError(base, problem, "Name the model itself", code="base-not-here", recorded=f"{_HUB}{base}")
+    return base
+
+
 def _named_weights(text: str, workspace: Workspace) -> Path:
     from adapterhub.bases import registered_bases
     from adapterhub.bases.hub_address import HubPath
@@ -100,7 +111,7 @@ def _named_weights(text: str, workspace: Workspace) -> Path:
     if name is None:
         cached = _cached_base(text, workspace)
         if cached is None:
-            raise _missing_base_error(text)
+            raise _missing_base_error(text, workspace)
         return cached
     with workspace.open_registry() as registry:
         spec = registered_bases.get(registry, name).spec
@@ -150,13 +161,18 @@ def _download_base(text: str, workspace: Workspace) -> Path:
         return hub_download.download(hub_path, hub, Path(workspace.models).expanduser(), show=progress, digests=digests)
 
 
-def _missing_base_error(text: str) -> NotFoundError:
+def _missing_base_error(text: str, workspace: Workspace) -> NotFoundError:
     from adapterhub.bases import hub_cache
+    from adapterhub.ref import is_name
 
+    name = text.partition("@")[0].partition(":")[0]
+    if is_name(name) and source_names.is_stored(name, workspace):
+        hint = "Name the folder or the .gguf file of the base"
+        return NotFoundError(text, "is an adapter in the registry, not a base model", hint, code="not-a-base")
     hub_path = hub_cache.place_of(text)
     if hub_path and "/" in hub_path.repo:
         problem = "no such file or folder, no base of this name, and no such model in the cache of the Hub"
-        return NotFoundError(text, problem, f"Write {hub_path} for one on the Hub", code="base-not-here", address=str(hub_path))
+        return NotFoundError(text, problem, f"Write {hub_path} for one on the Hub", code="base-not-here")
     problem = "no such file or folder, and no base of this name"
     return NotFoundError(text, problem, "List the bases of the registry", code="no-such-base")
 
@@ -224,7 +240,7 @@ def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
     if not path.exists() and not path.is_symlink():
         cached = _cached_base(text, workspace) if isinstance(base, str) else None
         if cached is None:
-            raise _missing_base_error(text)
+            raise _missing_base_error(text, workspace)
         path = cached
     return bases.read_base(path)
 

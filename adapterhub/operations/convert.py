@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,9 +96,11 @@ def convert(
                 confirm=check.confirm,
             )
     if check.overridden:
-        codes = ", ".join(dict.fromkeys(problem.code for problem in check.overridden))
-        count = f"{len(check.overridden)} error{'s' if check.overridden[1:] else ''}"
-        report = dataclasses.replace(report, notes=(*report.notes, f"converted despite {count} of its check: {codes}"))
+        from adapterhub.checks.report import ERROR, count_text
+
+        counts = Counter(problem.code for problem in check.overridden)
+        note = f"converted despite {count_text(counts, ERROR)} of its check: {', '.join(counts)}"
+        report = dataclasses.replace(report, notes=(*report.notes, note))
     return report
 
 

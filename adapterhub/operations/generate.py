@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from adapterhub_converters.errors import MissingExtraError, NotFoundError, ParameterError, UsageError
+from adapterhub_converters.errors import MissingExtraError, ParameterError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
@@ -109,21 +109,10 @@ def open_engine(source: StrPath | None, base: StrPath | None, workspace: Workspa
         path = None if base is None else base_sources.weights(base, workspace)
         adapter_source = None if source is None else stack.enter_context(sources.open_source(source, workspace))
         if adapter_source is not None and path is None:
-            base = base_sources.recorded_base(adapter_source)
-            workspace.tell(f"base: {base}, which the adapter records")
-            path = _recorded_weights(base, workspace)
+            base = base_sources.recorded_base_here(adapter_source, workspace)
+            path = base_sources.weights(base, workspace)
         engine = stack.enter_context(_open_engine(adapter_source, cast(Path, path), workspace))
         yield LoadedEngine(engine, os.fspath(cast(StrPath, base)), adapter_source)
-
-
-def _recorded_weights(base: str, workspace: Workspace) -> Path:
-    try:
-        return base_sources.weights(base, workspace)
-    except NotFoundError as error:
-        # Nobody has written its name here: the hint is about an option, and not about what was written.
-        if "address" in error.fields:
-            error.fields["recorded"] = error.fields["address"]
-        raise
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ def _open_endpoint(
         raise UsageError(options.url, "does not say by a digest that the base answered", "Name a model on this machine")
     ref = source_names.ref_of(source, workspace)
     if ref is None:
-        raise UsageError(str(source), "is not a version of the registry, whose digest the endpoint could name", "Push it first")
+        raise source_names.not_stored_error(source, "is not a version of the registry, whose digest the endpoint could name")
     with workspace.open_registry() as registry:
         version = registry.resolve(ref)
     model = options.model or f"{version.name}@{version.digest}"

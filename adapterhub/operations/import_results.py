@@ -78,7 +78,7 @@ def import_results(
     workspace = workspace or Workspace()
     ref = source_names.ref_of(source, workspace)
     if ref is None:
-        raise UsageError(str(source), "is not a version of the registry, which a result could be about", "Push it first")
+        raise source_names.not_stored_error(source, "is not a version of the registry, which a result could be about")
     with workspace.open_registry() as registry:
         version = registry.resolve(ref)
         evaluations: dict[str, Evaluation] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +110,22 @@ def _ref_exists(ref: Ref, workspace: Workspace) -> bool:
     except AdapterhubError:
         return False
     return True
+
+
+def not_stored_error(path: StrPath, problem: str = "is a path, and no adapter in the registry has this name") -> UsageError:
+    """Return the error for a path where a version of the registry is needed, with the name that it could be pushed to."""
+    words = {"path": shlex.quote(os.fspath(path)), "name": suggested_name(Path(path))}
+    return UsageError(str(path), problem, "Push it first", code="not-stored", **words)
+
+
+def suggested_name(path: Path) -> str:
+    """Return a name for an adapter: that of its folder or file, or of the folder of a file with the usual name."""
+    from adapterhub.ref import is_name
+
+    path = path.absolute()
+    text = path.parent.name if path.stem in ("adapter_model", "adapters") else path.stem if path.is_file() else path.name
+    word = "".join(character if character.isalnum() and character.isascii() else "-" for character in text.lower()).strip("-")
+    return f"team/{word}" if is_name(f"team/{word}") else "team/adapter"
 
 
 def existing_path(text: str) -> Path:

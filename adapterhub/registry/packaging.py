@@ -292,8 +292,7 @@ def raise_or_collect_errors(
         return errors
     first = errors[0]
     misfit = f"does not fit {base.source}: " if base and any(problem.code in FIT for problem in errors) else ""
-    count = sum(count for code, count in report.counted().items() if CODES[code][0] == ERROR and code not in (mended or ()))
-    suffix = f" (and {count - 1} more error{'s' if count > 2 else ''})" if count > 1 else ""
+    suffix = f" ({report.count_text(ERROR, without=mended or ())})" if len(errors) > 1 else ""
     location = f"{first.where}: " if first.where else ""
     problem_text = f"{misfit}{first.code}: {location}{first.what}{suffix}"
     if report.format is None:  # nothing can be stored of what cannot be read
@@ -303,6 +302,7 @@ def raise_or_collect_errors(
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
     # Of one with thousands of errors this is not tried: it takes as long as storing it.
+    count = sum(n for code, n in report.counted().items() if CODES[code][0] == ERROR and code not in (mended or ()))
     can_force = try_storing is not None and count <= _MAX_ERRORS and _succeeds(partial(try_storing, errors))
     code = (CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD
     with_force = f", or {'store' if mended is None else 'convert'} it with force" if can_force else ""

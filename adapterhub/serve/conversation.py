@@ -57,7 +57,7 @@ class Conversation:
     """The turns of a conversation, and the models that answer.
 
     Attributes:
-        gateway: A gateway that was started in the event loop of all calls.
+        gateway: A gateway, to be started by `start`, in the event loop of all calls.
         models: The names of the models that answer, one or two.
         system: The system message; None for none.
         options: Fields of each request: `max_tokens`, `temperature`, `seed`.
@@ -68,6 +68,11 @@ class Conversation:
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     _turns: list[tuple[str, list[str]]] = field(default_factory=list, repr=False)
+
+    async def start(self) -> None:
+        """Start the engine; errors are those of `Gateway.start`, and LocalIOError if the engine does not answer."""
+        with _translated_errors(self.gateway.engine.name):
+            await self.gateway.start()
 
     async def use(self, model: str, side: int = 0) -> str:
         """Let a model answer from now on, as the first or beside it; return the version that its name means now.

@@ -31,7 +31,6 @@ from adapterhub_converters.errors import (
     ParameterError,
     RefusedError,
     RemoteError,
-    UsageError,
 )
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
@@ -120,7 +119,7 @@ def _resolve_version(text: str, workspace: Workspace) -> _ResolvedVersion:
         ref = Ref.parse(text)
     except RefError:
         if Path(text).exists():
-            raise UsageError(text, "a path, and only versions are served", "Push it first") from None
+            raise source_names.not_stored_error(text, "a path, and only versions are served") from None
         raise
     return _version_in_registry(ref, workspace)
 

@@ -205,6 +205,7 @@ PROVOCATIONS: dict[str, Provocation] = {
         "bom team/sql --spdx -o out.json", then="bom team/sql --spdx -o out.json --created 2026-11-26T00:00:00Z"
     ),
     "no-usage": Provocation("usage", [_serve_once], then="usage --usage-file other/usage.db"),
+    "not-stored": Provocation("serve ./other --base base"),
     "not-locked": Provocation(
         "pull --locked team/new", ["lock team/sql", "push other team/new"], then="pull --locked team/new"
     ),

@@ -102,7 +102,11 @@ def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Mode
     [
         (("base",), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
         (("base",), "/adapter\n", 2, "/adapter: needs the name of an adapter. Write /adapter team/sql:v3, or /base for none"),
-        (("./a0",), "", 2, "./a0: is not in the registry. Push it first"),
+        (("./a0",), "", 2, "./a0: is a path, and no adapter in the registry has this name. Push it first: `adapterhub push"),
+        (("team/none",), "", 3, "team/none: no such adapter. "),
+        (("team/a0", "--compare", "team/none"), "", 3, "team/none: no such adapter. "),
+        (("base",), "/adapter team/none\n", 3, "team/none: no such adapter. "),
+        (("team/a0", "--engine", "vllm", "--engine-url", "http://127.0.0.1:9"), "", 8, "vllm: does not answer"),
     ],
 )
 def test_what_goes_wrong_ends_a_pipe(piped: Piped, options: tuple[object, ...], text: str, code: int, said: str) -> None:

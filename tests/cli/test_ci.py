@@ -141,10 +141,14 @@ def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: 
     result = run("push", "bad", "team/bad", code=6)
     assert result.stderr.startswith("error: bad: rank-config: ")
     assert "--force" in result.stderr
+    counted = "1 error in 2 places"  # in the same words by each command that checks
+    assert f" ({counted}). " in result.stderr
+    assert f" ({counted}). " in run("convert", "bad", "out", "--to", "mlx", code=6).stderr
+    assert f"not ok: {counted}\n" in run("validate", "bad", code=1).stdout
     assert run("list", code=None).stdout == ""
     forced = run("push", "bad", "team/bad", "--force")
     assert forced.stdout.startswith("team/bad:v1")
-    assert forced.stderr.splitlines()[1:] == ["stored despite 2 errors, the first rank-config"]
+    assert forced.stderr.splitlines()[1:] == ["stored despite 1 error in 2 places, the first rank-config"]
 
 
 def test_a_folder_without_its_config_is_reported_and_no_missing_option_is_named(run: Run, two: None, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_folder_without_its_config_is_told_so(run: Run, tmp_path: Path, words:
 def test_a_recorded_base_that_is_not_here_names_the_option_that_downloads_it(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "c", pairs(1), base_model_name_or_path="acme/tiny")
     stderr = run("run", "c", "hi", code=3).stderr
-    assert "Pass --base hf://acme/tiny, which downloads it from the Hub  [base-not-here]" in stderr
+    assert "Pass --base FOLDER, or --base hf://acme/tiny, which downloads it from the Hub  [base-not-here]" in stderr
 
 
 # Modules whose absence the code that imports them explains itself, or that are only imported by their own program.
@@ -143,7 +143,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("convert a/merged x.gguf --to gguf", 3, "a/merged: no such file or folder, and no adapter of this name"),
         ("show nowhere/sql", 3, "no registry there. Push the first adapter, which makes it"),
         ("convert a x.gguf", 6, "Pass --base with its folder, its GGUF file, or hf://org/model"),
-        ("convert c x.gguf", 6, "Pass --base hf://acme/tiny, which the adapter records  [base-required]"),
+        ("convert c x.gguf", 6, "Pass --base FOLDER, or --base hf://acme/tiny, which the adapter records  [base-required]"),
         ("run c hi --base acme/tiny", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),
         ("merge c --into acme/tiny -o out", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),
         ("push a team/a --metric x", 2, "--metric: 'x' is not NAME=VALUE. Write it like exact_match=0.71  [invalid-usage]"),

@@ -17,7 +17,7 @@ from adapterhub.merging import METHODS
 from adapterhub.registry import adapter_recipe
 from tests.conftest import Run, need_module
 from tests.support.fixtures import Filled
-from tests.support.folders import base, two_adapters
+from tests.support.folders import adapter, base, pairs, two_adapters
 
 TWO = [name for name, method in METHODS.items() if method.count[0] <= 2 <= method.count[1]]
 
@@ -197,7 +197,10 @@ def test_methods_and_their_parameters_are_completed(words: list[str], completed:
         (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for a merge of adapters"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
         (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --set t=T instead"),
-        (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters writes a folder. Add --into BASE"),
+        (
+            ["a", "-o", "out.gguf"],
+            "out.gguf: is a GGUF file, and a merge of adapters writes a folder. For a model, add --into FOLDER",
+        ),
         (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2 adapters, not 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -205,3 +208,13 @@ def test_methods_and_their_parameters_are_completed(words: list[str], completed:
 def test_usage(run: Run, team: Path, args: list[str], says: str) -> None:
     assert says in run("merge", *args, code=2).stderr
     assert not (team / "out").exists()
+
+
+def test_an_option_for_a_base_names_the_base_that_the_adapter_records(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "a", pairs(1), base_model_name_or_path="acme/tiny")
+    error = run("merge", "a", "-o", "out", "--dry-run", code=2).stderr
+    assert (
+        error
+        == "error: --dry-run: is for a merge into a base. Add --into hf://acme/tiny, which a records  [conflicting-options]\n"
+    )
+    assert "add --into hf://acme/tiny" in run("merge", "a", "-o", "out.gguf", code=2).stderr

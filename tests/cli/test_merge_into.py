@@ -85,7 +85,7 @@ def test_types_and_sizes(place: Path, run: Any) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["-o", "out", "--dtype", "f16"], 2, "--dtype: is for a merge into a base. Add --into BASE"),
+        (["-o", "out", "--dtype", "f16"], 2, "--dtype: is for a merge into a base. Add --into FOLDER, its base model"),
         (["-o", "out", "--into", "base", "--shard-size", "many"], 2, "'many' is not a size"),
         (["-o", "base", "--into", "base"], 2, "base: is the source or contains it"),
         (["-o", "base/out", "--into", "base"], 2, "base/out: is inside the base, base"),

@@ -120,7 +120,7 @@ def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch:
 
 def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: Path) -> None:
     folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)))
-    error = run("serve", tmp_path / "adapter", code=3).stderr
+    error = run("serve", "--base", tmp_path / "adapter", code=3).stderr
     assert "adapter: is an adapter, not a base model. Name the folder or the .gguf file of the base" in error
 
 
@@ -130,7 +130,9 @@ def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: P
         ([], "--base: is missing, and so is a SRC that records one. Pass --base with its folder"),
         (["team/*"], "team/*: is a pattern of names, which records no base. Pass --base with its folder"),
         (["base", "team/*"], "Did you mean `adapterhub serve 'team/*' --base base`?"),
-        (["./base", "--base", "base"], "./base: is not a name in the registry. Push it first"),
+        (["./base", "--base", "base"], "Push it first: `adapterhub push ./base team/base`; `adapterhub run ./base` tries it"),
+        (["oci://host/team/sql", "--base", "base"], "`adapterhub copy oci://host/team/sql NAMESPACE/NAME` copies it here"),
+        (["sql", "--base", "base"], "sql: 'sql' is not namespace/name. Write it like team/sql"),
         (["team/sql:v2", "--base", "base"], "names a version, and each request chooses its own as `model`. Write team/sql"),
         (["team/sql@sha256:0a", "--base", "base"], "each request chooses its own as `model`. Write team/sql"),
     ],
@@ -141,12 +143,64 @@ def test_names_that_cannot_be_served_are_told_apart(run: Run, base: Path, words:
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["adapters/a00", "--base", "base"], 3, "adapters/a00: no such adapter. It is a path here. Push it first"),
+        (["adapters/a00"], 2, "adapters/a00: is a path, and no adapter in the registry has this name. Push it first"),
+        (
+            ["./adapters/a00"],
+            2,
+            "`adapterhub push ./adapters/a00 team/a00`; `adapterhub run ./adapters/a00` tries it without  [not-stored]",
+        ),
+        (["other/legal,adapters/a00", "--base", "base"], 3, "adapters/a00: no such adapter. It is a path here"),
+        (["adapters/*", "--base", "base"], 2, "adapters/a00: is a path, and no adapter in the registry matches adapters/*"),
+        (["team/none", "--base", "base"], 3, "team/none: no such adapter. Run `adapterhub list`"),
+        (["team/none"], 3, "team/none: no adapter in the registry, and no base on this machine. `adapterhub list` shows"),
+        (["other/lega"], 3, "other/lega: no such adapter. Did you mean other/legal?"),
+        (["--base", "other/legal"], 3, "other/legal: is an adapter in the registry, not a base model"),
+    ],
+)
+def test_what_is_not_in_the_registry_is_never_served_as_the_base_alone(
+    run: Run, base: Path, words: list[str], code: int, told: str
+) -> None:
+    folders.adapter(base.parent / "pushed", folders.pairs(1))
+    folders.adapter(base.parent / "adapters/a00", folders.pairs(1))
+    run("push", "pushed", "other/legal")
+    error = run("serve", *words, "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=code).stderr
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_pulled_folder_at_the_path_of_its_name_is_the_version(run: Run, base: Path) -> None:
+    folders.adapter(base.parent / "other/legal", folders.pairs(1))
+    run("push", "other/legal", "other/legal")
+    for pattern in ("other/legal", "other/*"):
+        done = run("serve", pattern, "--base", "base", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=8)
+        assert "no adapter matches" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (["team/*"], "no adapter matches team/*; until one is pushed, the base alone is served\n"),
+        (["team/*", "other/*"], "no adapter matches team/*\n"),
+    ],
+)
+def test_a_pattern_without_a_match_is_told_at_the_start(run: Run, base: Path, patterns: list[str], told: str) -> None:
+    folders.adapter(base.parent / "adapter", folders.pairs(1))
+    run("push", "adapter", "other/legal")
+    done = run("serve", *patterns, "--base", "base", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=8)
+    assert told in done.stderr
+
+
 def test_an_adapter_is_served_on_the_base_that_it_records(run: Run, tmp_path: Path) -> None:
     folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)), base_model_name_or_path="acme/tiny")
     run("push", tmp_path / "adapter", "team/sql", "--registry", tmp_path / "registry")
     words = ("serve", "team/sql", "--registry", tmp_path / "registry", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0)
     error = run(*words, code=None, env={"HF_ENDPOINT": NOBODY}).stderr
     assert error.startswith("base: acme/tiny, which the adapter records\nerror: acme/tiny")
+    assert "Pass --base FOLDER, or --base hf://acme/tiny, which downloads it from the Hub" in error
 
 
 def test_a_mistyped_engine_names_the_one_that_was_meant(run: Run) -> None:

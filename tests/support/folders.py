@@ -30,7 +30,7 @@ def adapter(
     /,
     **config: object,
 ) -> Path:
-    path.mkdir()
+    path.mkdir(parents=True)
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     if values:

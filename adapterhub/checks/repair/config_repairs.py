@@ -190,7 +190,9 @@ def _repair_ranks(draft: Draft, pairs: Shapes) -> None:
             "rank-config", "the paths of two modules end alike, so no pattern can distinguish them", "Save it again with peft"
         )
         return
-    draft.config |= {"r": common, "rank_pattern": explicit}
+    draft.config["r"] = common
+    if explicit or "rank_pattern" in draft.config:
+        draft.config["rank_pattern"] = explicit
     code = "rank-config" if wrong else "pattern-overlap" if overlap else "pattern-unused"
     also = f", {len(explicit)} modules by whole paths in rank_pattern" if explicit else ""
     draft.record(code, f'ranks are taken from the tensors: "r" is {common}{also}')

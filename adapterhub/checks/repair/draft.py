@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import derive, weight_facts
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.package_files import is_packaged
@@ -179,12 +181,25 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
     if draft.must_rewrite_weights:
         written |= {peft.INDEX, *(Path(file.location).name for file in draft.files.values())}
         safetensors_file.write(folder / peft.WEIGHTS, draft.tensors or draft.tensor_views(), draft.metadata or {"format": "pt"})
-    # In their order: peft takes the first pattern that matches.
-    json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
+    json_file.write_text(folder / peft.CONFIG, _config_text(draft))
     left_out = _copy_other_files(draft.folder, folder, written) if draft.folder else ()
     if draft.folder and (draft.folder / ADAPTER_JSON).is_file():
         _write_manifest(draft, draft.folder, folder)
     return left_out
+
+
+def _config_text(draft: Draft) -> str:
+    """Return the config as a document: the recorded one, byte for byte, if the repairs have put back what was edited in it."""
+    # In their order: peft takes the first pattern that matches.
+    text = json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n"
+    with contextlib.suppress(AdapterhubError):  # of a malformed adapter.json, which `_write_manifest` reports
+        manifest = AdapterManifest.read(draft.folder) if draft.folder else None
+        recorded = {entry.digest for entry in manifest.files if entry.path == peft.CONFIG} if manifest else set()
+        for indent, is_sorted, is_ascii, end in itertools.product((2, 4, None), (False, True), (False, True), ("", "\n")):
+            other_text = json.dumps(draft.config, indent=indent, sort_keys=is_sorted, ensure_ascii=is_ascii) + end
+            if sha256_bytes(other_text.encode()) in recorded:
+                return other_text
+    return text
 
 
 def _copy_other_files(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
@@ -201,12 +216,17 @@ def _copy_other_files(source: Path, folder: Path, written: set[str]) -> tuple[st
 
 
 def _write_manifest(draft: Draft, source: Path, folder: Path) -> None:
-    """Write the source's manifest with the facts that the repairs change; omit it if it did not match the source."""
+    """Write the source's manifest with the facts that the repairs change.
+
+    It is left out if it matched neither the source, as before an edit, nor the result, whose edit the repairs have put back.
+    """
     try:
         manifest = AdapterManifest.read(source)
-        digests = {path: digest for path, (digest, _) in derive.digests(source).items()}
-        # A manifest that was wrong before the repair must not vouch for the result.
-        if manifest is None or any(digests.get(entry.path) != entry.digest for entry in manifest.files):
+        before, after = ({path: digest for path, (digest, _) in derive.digests(place).items()} for place in (source, folder))
+        # A manifest that is about other files must not vouch for the result.
+        if manifest is None or any(
+            entry.digest not in (before.get(entry.path), after.get(entry.path)) for entry in manifest.files
+        ):
             message = f"{ADAPTER_JSON} does not match the files and was left out"
             draft.propose("files-changed", message, "Publishing derives a new one")
             return

@@ -20,6 +20,7 @@ from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views.answer_columns import WIDE, OneByOne, SideBySide
+from adapterhub.operations import source_names
 from adapterhub.ref import RefError
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import AdapterhubError, UsageError
@@ -93,13 +94,16 @@ def chat(
     base, model = (base, source) if base is not None else inputs.base_and_model(source, settings)
     # Each answer comes from another version, or after the one before.
     with engines.open_engine(base, settings, parallel=1, **engine_settings) as chosen, asyncio.Runner() as runner:
+        for name in filter(None, (model, compare)):
+            _check_stored(name, chosen.name, settings)  # before the engine starts, which may take a minute
         gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=workspace(settings))
         gateway = Gateway(gateway_settings, chosen.engine)
+        conversation = Conversation(gateway, [chosen.name], system, options)
         try:
-            runner.run(gateway.start())
+            runner.run(conversation.start())
             if chosen.facts:
                 output.say(output.one_line(chosen.facts))
-            session = _ChatSession(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
+            session = _ChatSession(conversation, runner, settings)
             session.use(model or chosen.name, 0)
             if compare:
                 session.use(compare, 1)
@@ -110,6 +114,23 @@ def chat(
         output.write_json({"base": chosen.name, "engine": chosen.engine.name, "turns": session.turns})
 
 
+def _check_stored(model: str, base_name: str, settings: Settings) -> None:
+    """Raise the error for a version that is not in the registry, which a gateway would report without a hint."""
+    from adapterhub.serve import model_names
+
+    if model == base_name:
+        return
+    try:
+        parts = model_names.parse(model)
+    except RefError as error:
+        if not Path(model).exists():
+            raise
+        raise source_names.not_stored_error(model) from error
+    with workspace(settings).open_registry() as registry:
+        for part in parts:
+            registry.resolve(part.ref)
+
+
 class _ChatSession:
     """A conversation at a terminal or in a pipe.
 
@@ -117,9 +138,10 @@ class _ChatSession:
         turns: The prompts and answers, for `--json`; else empty.
     """
 
-    def __init__(self, conversation: Conversation, runner: asyncio.Runner, *, as_json: bool) -> None:
-        self._conversation, self._runner, self._as_json = conversation, runner, as_json
-        self._is_person = sys.stdin.isatty() and output.is_terminal() and not as_json
+    def __init__(self, conversation: Conversation, runner: asyncio.Runner, settings: Settings) -> None:
+        self._conversation, self._runner, self._settings = conversation, runner, settings
+        self._as_json = settings.as_json
+        self._is_person = sys.stdin.isatty() and output.is_terminal() and not settings.as_json
         self.turns: list[dict[str, Any]] = []
 
     def go_on(self) -> None:
@@ -174,13 +196,8 @@ class _ChatSession:
 
     def use(self, model: str, side: int) -> None:
         """Let a model answer from now on, first or beside it, and note which version it is."""
-        try:
-            version = self._runner.run(self._conversation.use(model, side))
-        except RefError as error:
-            if not Path(model).exists():
-                raise
-            raise UsageError(model, "is not in the registry", "Push it first, or try it with `adapterhub run`") from error
-        self._note(self._short(version))
+        _check_stored(model, self._conversation.gateway.settings.base_name, self._settings)
+        self._note(self._short(self._runner.run(self._conversation.use(model, side))))
 
     def _ask(self, text: str) -> None:
         from adapterhub.serve.conversation import STOPPED

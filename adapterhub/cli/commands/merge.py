@@ -185,11 +185,14 @@ def merge(
             raise UsageError(
                 f"--{model_option.replace('_', '-')}",
                 "is for a merge into a base",
-                "Add --into BASE",
+                f"Add --into {inputs.recorded_base_option(source[0], settings)}",
                 code="conflicting-options",
             )
         if out.endswith(".gguf"):
-            hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
+            name = inputs.recorded_base_option(source[0], settings)
+            hint = (
+                f"For a model, add --into {name}; or merge into a folder and convert that with `adapterhub convert --to gguf`"
+            )
             raise UsageError(out, "is a GGUF file, and a merge of adapters writes a folder", hint)
     recipe = _recipe(given_options, changes)
     with ExitStack() as stack:

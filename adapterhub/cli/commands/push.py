@@ -24,7 +24,7 @@ from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push, show_plan
 from adapterhub.manifest.package_files import Selection
 from adapterhub.operations import push as push_operation
-from adapterhub.ref import is_name
+from adapterhub.operations import source_names
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,18 +134,10 @@ def _metric(text: str) -> tuple[str, float]:
         raise UsageError("--metric", f"{text[:80]!r} is not NAME=VALUE", "Write it like exact_match=0.71") from error
 
 
-def _word_for(source: str) -> str:
-    """Return a word for the name of an adapter: that of its folder or file, or of the folder of a file with the usual name."""
-    path = Path(source).absolute()
-    text = path.parent.name if path.stem in ("adapter_model", "adapters") else path.stem if path.is_file() else path.name
-    word = "".join(character if character.isalnum() and character.isascii() else "-" for character in text.lower()).strip("-")
-    return word if is_name(f"team/{word}") else "adapter"
-
-
 def _ref_of_source(source: str, settings: Settings, remote: str | None) -> str:
     """Return the name and tag of a ref that is pushed to a remote without another one; the number is assigned there."""
     if remote is None:
-        example = shlex.join(["adapterhub", "push", source, f"team/{_word_for(source)}"])
+        example = shlex.join(["adapterhub", "push", source, source_names.suggested_name(Path(source))])
         raise UsageError("push", "Missing argument 'REF'", f"Name it, like `{example}`")
     source_ref = inputs.ref_of(source, settings)
     if source_ref is None:

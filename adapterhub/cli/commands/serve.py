@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from glob import iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,20 @@ from adapterhub.cli import engines, environment, inputs, output, registry_choice
 from adapterhub.cli.engines import EngineChoice
 from adapterhub.cli.options import Command, Settings, adapter_swapped_with_base, base_option, usage_file_option
 from adapterhub.cli.registry_choice import workspace
-from adapterhub_converters.errors import UsageError
+from adapterhub.operations import source_names
+from adapterhub.ref import Ref
+from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.remotes.named_remotes import Remote
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.gateway.spans import Tracing
+    from adapterhub.serve.model_names import AllowedNames
     from adapterhub.serve.usage.record_place import Place
 
 _ENGINE_WORDS = f"{__name__}.engine-words"
 _NAME_BASE = "Pass --base with its folder, or hf://org/model"
+_GLOB = frozenset("*?[")
 
 
 class _ServeCommand(Command):
@@ -35,31 +40,67 @@ class _ServeCommand(Command):
         return super().parse_args(ctx, args[:end])
 
 
-def _names_and_base(sources: tuple[str, ...], base: str | None, settings: Settings) -> tuple[tuple[str, ...], str]:
-    """Return the patterns of names to serve, none for all, and the base: SRC alone may be a base, or record one."""
+def _names_and_base(
+    sources: tuple[str, ...], base: str | None, settings: Settings, *, is_remote: bool
+) -> tuple[AllowedNames, str]:
+    """Return the names to serve, and the base: SRC alone may be a base, or record one."""
+    from adapterhub.serve.model_names import AllowedNames
+
     if base is None:
         if not sources:
             raise UsageError("--base", "is missing, and so is a SRC that records one", _NAME_BASE)
-        if set("*?[") & set(sources[0]) and not Path(sources[0]).exists():
+        if _GLOB & set(sources[0]) and not Path(sources[0]).exists():
             raise UsageError(sources[0], "is a pattern of names, which records no base", _NAME_BASE)
         base, model = inputs.base_and_model(sources[0], settings)
         if not model:
             if len(sources) > 1:
                 hint = f"Did you mean `adapterhub serve {shlex.join(sources[1:])} --base {shlex.quote(base)}`?"
                 raise UsageError(base, "is a base, or nothing that is known, and names follow it", hint)
-            return (), base
-    return tuple(map(_checked_pattern, sources)), base
+            return AllowedNames(), base
+    allowed = AllowedNames.from_patterns(sources)
+    for pattern in allowed.patterns:
+        _check_pattern(pattern, settings, is_remote=is_remote)
+    return allowed, base
 
 
-def _checked_pattern(source: str) -> str:
-    """Return a name or a pattern of names; refuse a path, an address, and a version: each request chooses that."""
-    if "://" in source or source.startswith((".", "/", "~")) or (source and "/" not in source and Path(source).exists()):
-        raise UsageError(source, "is not a name in the registry", "Push it first, or try it with `adapterhub run`")
-    name = source.partition("@")[0].partition(":")[0]
-    if name != source:
-        problem = "names a version, and each request chooses its own as `model`"
-        raise UsageError(source, problem, f"Write {name}")
-    return source
+def _check_pattern(pattern: str, settings: Settings, *, is_remote: bool) -> None:
+    """Refuse a path, an address, a version, as each request chooses that, and a name that the registry does not have.
+
+    Names at a remote are looked up by the gateway, which may start while the remote is down.
+    """
+    from adapterhub.serve.model_names import AllowedNames
+
+    if "://" in pattern:
+        raise UsageError(
+            pattern,
+            "is not a name in the registry",
+            f"`adapterhub copy {pattern} NAMESPACE/NAME` copies it here, or name its remote with --remote",
+        )
+    if pattern.startswith((".", "/", "~")) or ("/" not in pattern and Path(pattern).exists()):
+        raise source_names.not_stored_error(pattern)
+    name = pattern.partition("@")[0].partition(":")[0]
+    if name != pattern:
+        raise UsageError(pattern, "names a version, and each request chooses its own as `model`", f"Write {name}")
+    if not _GLOB & set(pattern):
+        ref = Ref.parse(pattern)
+        if not is_remote:
+            with workspace(settings).open_registry() as registry:
+                registry.resolve(ref)
+    elif (
+        not is_remote
+        and (path := next(iglob(pattern), None)) is not None
+        and not _has_match(AllowedNames((pattern,)), settings)
+    ):
+        raise source_names.not_stored_error(path, f"is a path, and no adapter in the registry matches {pattern}")
+
+
+def _has_match(allowed: AllowedNames, settings: Settings) -> bool:
+    """Return whether the registry has one of these names."""
+    try:
+        with workspace(settings).open_registry() as registry:
+            return any(row.name in allowed for row in registry.list())
+    except NotFoundError:
+        return False  # there is no registry yet
 
 
 @click.command(
@@ -164,7 +205,7 @@ def serve(
 
     settings = context.ensure_object(Settings)
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
-    names, base = _names_and_base(sources, base, settings)
+    allowed, base = _names_and_base(sources, base, settings, is_remote=remote is not None)
     engine_fields: dict[str, Any] = {name: options.pop(name) for name in engines.OPTION_NAMES} | {
         "max_adapters": max_adapters,
         "one_process": one_process,
@@ -176,7 +217,7 @@ def serve(
     chosen_remote = None if remote is None else remote_choice.remote_at(remote)
     tracing = spans.open_tracing() if environment.is_traced() else None
     with engines.open_engine(base, settings, **engine_fields) as chosen:
-        gateway = _gateway_settings(chosen, names, settings, remote=chosen_remote, routes=routes, tracing=tracing, **options)
+        gateway = _gateway_settings(chosen, allowed, settings, remote=chosen_remote, routes=routes, tracing=tracing, **options)
         try:
             server.serve(gateway, chosen.engine, ready=lambda address: _print_start(chosen, address, settings), workers=workers)
         finally:
@@ -186,7 +227,7 @@ def serve(
 
 def _gateway_settings(
     chosen: EngineChoice,
-    names: tuple[str, ...],
+    allowed: AllowedNames,
     settings: Settings,
     *,
     remote: Remote | None,
@@ -201,13 +242,12 @@ def _gateway_settings(
     """Return the settings of a gateway in front of an engine.
 
     Args:
-        names: The patterns of names to serve, none for all.
+        allowed: The names to serve.
         fields: More of `GatewaySettings`, of which options have the names.
     """
     from adapterhub.operations.workspace import Workspace
     from adapterhub.serve.gateway import cross_origin
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-    from adapterhub.serve.model_names import AllowedNames
     from adapterhub.serve.usage import record_place
 
     return GatewaySettings(
@@ -216,7 +256,7 @@ def _gateway_settings(
         workspace=replace(workspace(settings), policy=Workspace().policy),  # reads the policy file each time
         remote=remote.url if remote else "",
         remote_name=remote.name if remote else "",
-        allowed=AllowedNames.from_patterns(names),
+        allowed=allowed,
         routes=routes,
         tracing=tracing,
         usage=usage_place or registry_choice.registry_folder(settings) / record_place.FILE,

@@ -114,18 +114,12 @@ def _verdict_reason(verdict: Verdict) -> str:
 
 
 def _summary_line(report: Report) -> str:
-    counts = [text for severity in (ERROR, WARNING, NOTE) if (text := _count_text(report, severity))]
+    counts = [text for severity in (ERROR, WARNING, NOTE) if (text := report.count_text(severity))]
     ignored = f"; ignored: {ignored_text(report)}" if report.ignored else ""
     if report.ok:
         return color("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report") + ignored
     reason = "" if report.count(ERROR) else " (--strict)"
     return color("not ok", "red") + f"{reason}: {', '.join(counts)}{ignored}"
-
-
-def _count_text(report: Report, severity: Severity) -> str:
-    """Return a count such as `2 errors in 24 places`; empty if there is none."""
-    codes, count = _kinds(report, severity), report.count(severity)
-    return (plural(codes, severity) + (f" in {count:,} places" if count > codes else "")) if count else ""
 
 
 def _kinds(report: Report, severity: Severity) -> int:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 
+from adapterhub.ref import Ref
 from adapterhub.registry import withdrawals
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine
@@ -96,6 +97,7 @@ class Gateway(GatewayFront):
         try:
             await self._lookup.check()
             await self._check_base_name()
+            await self._warn_of_missing_names()
         except RefusedError:
             raise
         except AdapterhubError as error:
@@ -117,6 +119,25 @@ class Gateway(GatewayFront):
                 if part.ref.name in self.settings.allowed:
                     location, problem = self.settings.base_name, "is the name of the base and of an adapter"
                     raise RefusedError(location, problem, "Give the base another one", code="name-of-base-and-adapter")
+
+    async def _warn_of_missing_names(self) -> None:
+        """Log which names and patterns match no adapter now, so that nobody takes the base for one of them."""
+        patterns = self.settings.allowed.patterns
+        if missing := [pattern for pattern in patterns if not await self._has_match(pattern)]:
+            rest = "" if len(missing) < len(patterns) else "; until one is pushed, the base alone is served"
+            log.warning("no adapter matches %s%s", ", ".join(missing), rest)
+
+    async def _has_match(self, pattern: str) -> bool:
+        """Return whether an adapter matches a pattern now; True for what a remote would have to list, which few can."""
+        if self.settings.remote and set("*?[") & set(pattern):
+            return True
+        try:
+            if self.settings.remote:
+                await self._lookup.find(Ref.parse(pattern))
+                return True
+            return bool(await self._lookup.list_refs(AllowedNames((pattern,))))
+        except NotFoundError:
+            return False
 
     async def close(self) -> None:
         """Stop the engine, and release all versions."""

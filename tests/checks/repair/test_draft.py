@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub import checks
 from adapterhub.checks.repair import config_repairs as repair_config
 from adapterhub.checks.repair import fix
 from adapterhub.manifest import derive
+from adapterhub.manifest.document import Training
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import convert, peft
 from tests.conftest import need_module
@@ -51,12 +55,29 @@ def test_what_peft_itself_saved_needs_nothing(tmp_path: Path) -> None:
 def test_a_manifest_of_other_files_is_left_out_and_reported(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
     derive.describe(path).write(path)
-    configured(path, lambda config: config.update(r=5))
+    configured(path, lambda config: config.update(r=5, lora_alpha=99))
     (path / "training_args.bin").write_bytes(b"x")
     fixed = fix(path, tmp_path / "out")
     assert "files-changed" in {proposal.code for proposal in fixed.proposals}
     assert fixed.left_out == ("training_args.bin",)
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == [peft.CONFIG, peft.WEIGHTS]
+
+
+@pytest.mark.parametrize("text", [json.dumps, partial(json.dumps, indent=2, sort_keys=True)])
+def test_an_edit_that_is_put_back_keeps_the_manifest_with_its_training(tmp_path: Path, text: Callable[[object], str]) -> None:
+    path = adapter(tmp_path / "a", pairs(1), base_model_name_or_path="acme/tiny")
+    original = text(json.loads((path / peft.CONFIG).read_text()))
+    (path / peft.CONFIG).write_text(original)
+    described = derive.describe(path, files=derive.digests(path))
+    dataclasses.replace(described, training=Training(config={"seed": 7})).write(path)
+    configured(path, lambda config: config.update(r=5))
+    (changed,) = (problem for problem in checks.check(path).problems if problem.code == "files-changed")
+    assert changed.hint == "Undo the edit, or fetch the file again: the training record in adapter.json then stays"
+    fixed = fix(path, tmp_path / "out")
+    assert fixed.proposals == ()
+    assert (tmp_path / "out" / peft.CONFIG).read_text() == original
+    assert json.loads((tmp_path / "out" / ADAPTER_JSON).read_text())["training"]["config"] == {"seed": 7}
+    assert checks.check(tmp_path / "out").ok
 
 
 @pytest.mark.parametrize(
