@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.manifest.package_files import Selection
     from adapterhub.merging import FuseReport, MergeReport
-    from adapterhub.operations.attest import Inputs, attest
+    from adapterhub.operations.attest import attest
+    from adapterhub.operations.attest_predicates import Inputs
     from adapterhub.operations.audit import Audit, audit, sign_checkpoint
     from adapterhub.operations.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.operations.bom import bom
@@ -185,10 +186,8 @@ _MODULES = {
         "FuseReport",
         "MergeReport",
     ),
-    "adapterhub.operations.attest": (
-        "Inputs",
-        "attest",
-    ),
+    "adapterhub.operations.attest": ("attest",),
+    "adapterhub.operations.attest_predicates": ("Inputs",),
     "adapterhub.operations.audit": (
         "Audit",
         "audit",

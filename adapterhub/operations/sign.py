@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.keys import Signer, TrustedSigner
 
-    from .attest import Inputs
+    from .attest_predicates import Inputs
     from .signature_checks import Signable
 
 

@@ -187,7 +187,7 @@ def test_a_provenance_that_names_our_trainer_for_a_declared_training_is_refused(
     forged: str, here: Workspace, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an earlier version, which did not ask for the recorder, signed it."""
-    monkeypatch.setattr("adapterhub.operations.attest.TRAINER", "owner")
+    monkeypatch.setattr("adapterhub.operations.attest_predicates.TRAINER", "owner")
     ah.attest(forged, "ci.key", training=True, workspace=here)
     monkeypatch.undo()
     monkeypatch.chdir(place)

@@ -61,7 +61,7 @@ def verify(
 
     Exits 0 when every byte matches, else 1.
     """
-    from adapterhub.operations.attest import Inputs
+    from adapterhub.operations.attest_predicates import Inputs
     from adapterhub.operations.sign import verify as verified
     from adapterhub.trust.attestation import TESTS, TRAINING
 
