@@ -299,7 +299,7 @@ ELSEWHERE = {
     "login-required": "remotes/test_named_remotes.py",
     "misplaced": "store/test_ref_log.py",
     "name-of-base-and-adapter": "serve/gateway/test_in_process.py",
-    "no-device-login": "hub/accounts/test_devices.py",
+    "no-device-login": "remotes/test_hub_login.py",
     "no-kept-checkpoint": "training/test_replay.py",
     "no-such-answer": "cli/test_served.py",
     "no-such-part": "training/test_replay.py",
