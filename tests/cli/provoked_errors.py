@@ -314,7 +314,7 @@ ELSEWHERE = {
     "signed-version": "registry/test_withdrawals.py",
     "source-damaged": "remotes/test_protocol.py",
     "sum-too-large": "merging/into_base/test_plan_folder.py",
-    "token-without-tls": "hub/accounts/test_devices.py",
+    "token-without-tls": "remotes/test_hub_login.py",
     "torchtune-export": "converters/test_quirks.py",
     "training-memory": "cli/test_train_command.py",
     "training-stopped": "training/test_trainer.py",
