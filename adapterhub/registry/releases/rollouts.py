@@ -32,18 +32,23 @@ def state_of(index: Index, ref: Ref, route: str) -> RolloutState | None:
     return states(index, ref.name).get((str(ref.digest), route))
 
 
-def was_promoted(log: RefLog, ref: Ref, route: str, tag: str) -> bool:
-    """Return whether a tag was moved to a candidate, named with its digest, since its rollout on a route last began."""
-    was_moved = False
-    for entry in log.entries(ref.name):
-        if entry.digest != ref.digest:
+def was_promoted(log: RefLog, ref: Ref, route: str, tag: str, *, after: int, last: int) -> bool:
+    """Return whether a tag was moved to a candidate, named with its digest, since its rollout on a route last began.
+
+    Args:
+        after, last: Only the entries after the first of these are read, from the last one back.
+    """
+    for seq in range(last, after, -1):
+        logged = log.entry(ref.name, seq)
+        if logged is None or logged[0].digest != ref.digest:
             continue
-        if entry.op == "rollout":
-            state = rollout_state.parse(entry.message)
-            was_moved = was_moved and not (state and state.route == route and state.has_just_begun)
-        elif entry.op in TAG_MOVES and tag in entry.tags:
-            was_moved = True
-    return was_moved
+        entry = logged[0]
+        if entry.op in TAG_MOVES and tag in entry.tags:
+            return True
+        state = rollout_state.parse(entry.message) if entry.op == "rollout" else None
+        if state and state.route == route and state.has_just_begun:
+            return False
+    return False
 
 
 def change(

@@ -53,7 +53,7 @@ class Track:
         seen_at: When that state was first seen, by the gateway's clock.
         evidence: The pairs of this gateway that the log does not have yet.
         stopped: Why the candidate gets nothing now although the log does not say so; empty otherwise.
-        checked_seq: The length of the log when it was last searched for a promotion of the candidate.
+        checked_seq: The last entry of the log up to which no promotion of the candidate is left to be seen.
         cut_off: Why the registry cannot be reached; empty while it can.
     """
 
@@ -281,7 +281,6 @@ class Rollouts:
         self, registry: Registry, track: Track, unlogged: Mapping[str, PairCounts], now: float
     ) -> tuple[RolloutState | None, bool]:
         """Write the next state; return the state in the log, and whether it has the evidence now. Runs in a thread."""
-        self._stop_if_left(registry, track)
         is_written = False
 
         def decide(current: RolloutState | None) -> RolloutState | None:
@@ -290,6 +289,8 @@ class Rollouts:
             return following
 
         current = rollout_log.state_of(registry.index, track.ref, track.route.name)
+        if current is not None and current.state != ROLLED_BACK:
+            self._stop_if_left(registry, track)
         if decide(current) == current:  # without the write lock, as nearly always
             return current, False
         return rollout_log.change(registry.ledger, track.ref, track.route.name, decide), is_written
@@ -300,7 +301,10 @@ class Rollouts:
         tag = stable.tag or (LATEST if model_names.is_moving(stable) and not stable.range else "")
         if seq == track.checked_seq or stable.name != track.ref.name or not tag:
             return
-        if rollout_log.was_promoted(registry.store.log, track.ref, track.route.name, tag):
+        if registry.row(stable).digest == track.candidate.digest:  # moved to it since this look began
+            return
+        log, after = registry.store.log, track.checked_seq
+        if rollout_log.was_promoted(log, track.ref, track.route.name, tag, after=after, last=seq):
             track.stopped = track.stopped or f"{stable} was moved to it, and away from it"
         track.checked_seq = seq
 

@@ -31,6 +31,7 @@ from adapterhub.serve.engines import Blend, EngineAnswer
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+from adapterhub.serve.gateway.lookup import ResolvedVersion
 from adapterhub_converters.bases import read_hf
 from adapterhub_converters.errors import RefusedError
 from tests.support import folders
@@ -449,6 +450,29 @@ def test_a_candidate_that_was_promoted_and_is_the_stable_version_no_longer_gets_
             rollout_log.change(registry.ledger, ref, "sql", lambda logged: logged and rollout_rules.resume(logged))
         await gateway.look()
         assert (state(tmp_path, versions[1]).state, gateway.document["share"]) == (RUNNING, 50)
+
+    run(tmp_path, test)
+
+
+def test_a_candidate_is_not_rolled_back_by_the_move_that_makes_it_the_stable_version(
+    versions: list[Digest], tmp_path: Path
+) -> None:
+    """The version that the tag meant was found before the move, and the log was read after it."""
+
+    async def test(gateway: Running) -> None:
+        await gateway.look()
+        find = gateway.gateway.rollouts._find
+
+        async def find_before_move(ref: Ref) -> ResolvedVersion:
+            version = await find(ref)
+            if ref.tag == "prod":
+                with StoredRegistry.open(tmp_path / "registry") as registry:
+                    registry.tag(Ref.parse("team/sql:v2"), "prod")
+            return version
+
+        gateway.gateway.rollouts._find = find_before_move
+        await gateway.look()
+        assert state(tmp_path, versions[1]).state == RUNNING
 
     run(tmp_path, test)
 
