@@ -330,6 +330,25 @@ def test_the_mended_version_has_files_of_those_that_were_withdrawn(
     assert [ask(hub, "GET", path, token=token)[0] for token in ("", reader)] == [200, 200]
 
 
+def test_no_manifest_of_another_card_brings_back_weights_that_were_withdrawn(
+    hub: Running, run: Run, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As no commit does."""
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    address = f"{hub.url.replace('http://', 'hub+http://')}/team/sql"
+    with hub.registry() as registry:
+        layers = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).layers
+    weights = next(layer.digest for layer in layers if layer.path == "adapter_model.safetensors")
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})[0] == 200
+    folder = make("again", 1)
+    (folder / "README.md").write_text("# Another card\n")
+    error = run("push", folder, address, code=6).stderr
+    assert "v1 was withdrawn: a leaked key" in error
+    path = f"/v2/team/sql/blobs/{weights}"
+    assert [ask(hub, method, path, token=hub.make_token("eve", "read"))[0] for method in ("GET", "HEAD")] == [410, 410]
+
+
 def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_withdrawn_or_hidden(hub: Running) -> None:
     with hub.registry() as registry:
         files = {
