@@ -1,14 +1,14 @@
 """One name of this hub at another place, which is a hub that runs adapterhub or an OCI registry.
 
-The moves of the name's log are made there too, in their order, and each can be made again: blobs and manifests that are there
-stay, and a tag that is at its version is not moved. So a process that is killed anywhere goes on with the first move that was
-not noted as made, and a refused move is made again with all those after it. Nothing is removed there but tags: what was lost or
-removed here is still there.
+The moves of the name's log are made there too, in their order, but those that a later one undid. Each can be made again: blobs
+and manifests that are there stay, and a tag that is at its version is not moved. So a process that is killed anywhere goes on
+with the first move that was not noted as made, and a refused move is made again with all those after it. Nothing is removed
+there but tags: what was lost or removed here is still there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
@@ -24,15 +24,13 @@ from adapterhub.remotes.hub.hub_client import HubAddress
 from adapterhub.remotes.local_name import LocalName
 from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.version_copy import copy_version
-from adapterhub.store.store import Entry
+from adapterhub.store.ref_log import TAG_MOVES, Entry
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError
 
 from .workers import Worker
 
 if TYPE_CHECKING:
     from .settings import Replication
-
-_MOVES_OF_TAGS = ("push", "tag", "rollback", "restore")
 
 
 class Replica:
@@ -89,20 +87,19 @@ class Replica:
             if entry.op in ("withdraw", "unwithdraw"):
                 with _catch_refusal(entry.seq, refusals):
                     self._set_withdrawal(entry)
-        last_moves = {tag: entry.seq for entry in entries if _moves_tags(entry) for tag in entry.tags}
         for entry in entries:
-            tags = [tag for tag in entry.tags if last_moves.get(tag) == entry.seq] if _moves_tags(entry) else []
             with _catch_refusal(entry.seq, refusals):
-                self._make_move(entry, tags)
+                self._make_move(entry)
             yield entry.seq, refusals.get(entry.seq)
 
-    def _make_move(self, entry: Entry, tags: Sequence[str]) -> None:
+    def _make_move(self, entry: Entry) -> None:
         row = self._usable_version(entry.number)
         if entry.op == "untag":
-            self._remove_tags(tags)
-        elif entry.op in (*_MOVES_OF_TAGS, "unwithdraw") and row is not None:
+            present = queries.tags(self._worker.registry.index, self._local.name)
+            self._remove_tags([tag for tag in entry.tags if tag not in present])
+        elif entry.op in (*TAG_MOVES, "unwithdraw") and row is not None:
             self._push(row, entry.message if entry.op == "push" else "")
-            self._move_tags(row, tags)
+            self._move_tags(row, [tag for tag in entry.tags if tag in row.tags])
         elif entry.op in ("deprecate", "undeprecate"):
             self._set_deprecation(entry, row)
 
@@ -150,21 +147,28 @@ class Replica:
                 self.remote.untag(tag)
 
     def _set_withdrawal(self, entry: Entry) -> None:
-        if self._catalog is None:
+        reason = self._marks("withdraw").get(entry.digest)
+        text = release_statement.parse(entry.message).text if entry.op == "withdraw" else None
+        if self._catalog is None or reason != text:
             return
         ref = Ref(self._local.name, digest=entry.digest)
         with suppress(NotFoundError):  # it was never there
-            if entry.op == "withdraw":
-                self._catalog.withdraw(ref, release_statement.parse(entry.message).text)
+            if text is not None:
+                self._catalog.withdraw(ref, text)
             else:
                 self._catalog.undo_withdrawal(ref)
 
     def _set_deprecation(self, entry: Entry, row: VersionRow | None) -> None:
-        if self._catalog is None or (entry.number and row is None):
+        reason = self._marks("deprecate").get(str(entry.number))
+        is_undone = reason != (entry.message if entry.op == "deprecate" else None)
+        if self._catalog is None or is_undone or (entry.number and row is None):
             return
         ref = Ref(self._local.name, digest=row.digest) if row else Ref(self._local.name)
         with suppress(NotFoundError):
             self._catalog.deprecate(ref, entry.message, undo=entry.op == "undeprecate")
+
+    def _marks(self, kind: str) -> Mapping[str, str]:
+        return queries.marks(self._worker.registry.index, kind, self._local.name)
 
 
 @contextmanager
@@ -176,7 +180,3 @@ def _catch_refusal(seq: int, refusals: dict[int, AdapterhubError]) -> Iterator[N
         raise
     except AdapterhubError as error:
         refusals[seq] = error
-
-
-def _moves_tags(entry: Entry) -> bool:
-    return entry.op in (*_MOVES_OF_TAGS, "untag")

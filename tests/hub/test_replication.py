@@ -326,6 +326,39 @@ def test_a_refused_move_holds_up_no_later_one_and_is_made_when_it_may_be(tmp_pat
         assert (state.waiting, state.failing, state.error) == (0, 0, "")
 
 
+def test_a_retry_of_a_refused_move_moves_no_other_tag_back(
+    tmp_path: Path, source: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more entries after it than are replayed at a time, each retry led `prod` through its earlier versions."""
+    monkeypatch.setattr(replication, "_MAX_ENTRIES", 2)
+    for seed in (1, 2, 3):
+        push(source, make(f"a{seed}", seed), "team/sql", "")
+    source.tag(Ref("team/sql", number=1), "fixed")
+    with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+        (place,) = hub.settings.replications
+        hub.replicator.replicate(place)
+        with target.registry() as registry:
+            registry.protect(Ref.parse("team/sql:fixed"))
+        source.tag(Ref("team/sql", number=2), "fixed")
+        for number in (1, 2, 3):
+            source.tag(Ref("team/sql", number=number), "prod")
+        source.deprecate(Ref("team/sql", number=1), "too small")
+        source.deprecate(Ref("team/sql", number=1), "", undo=True)
+        release_moves.withdraw(source.ledger, Ref("team/sql", number=1), ReleaseStatement("a leaked key"))
+        release_moves.undo_withdrawal(source.ledger, Ref("team/sql", number=1))
+        hub.replicator.replicate(place)
+
+        def log() -> list[tuple[str, int, tuple[str, ...]]]:
+            with target.registry() as registry:
+                return [(entry.op, entry.number, entry.tags) for entry in registry.store.log.entries("team/sql")]
+
+        first = log()
+        hub.database.execute("UPDATE replicated SET due = 0")
+        hub.replicator.replicate(place)
+        assert hub.database.select("SELECT tries FROM replicated") == [(2,)]
+        assert log() == first
+
+
 def test_what_a_target_refused_is_made_again_after_it_did_not_answer(tmp_path: Path, source: Registry, make: Make) -> None:
     source.push(make("a1", 1), Ref.parse("team/sql:prod"))
     source.push(make("a2", 2), SQL)

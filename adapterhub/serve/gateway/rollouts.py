@@ -53,7 +53,7 @@ class Track:
         seen_at: When that state was first seen, by the gateway's clock.
         evidence: The pairs of this gateway that the log does not have yet.
         stopped: Why the candidate gets nothing now although the log does not say so; empty otherwise.
-        checked_seq: The last entry of the log up to which no promotion of the candidate is left to be seen.
+        checked_seq: The last entry of the log that was searched for a promotion of the candidate.
         cut_off: Why the registry cannot be reached; empty while it can.
     """
 
