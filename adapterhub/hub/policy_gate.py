@@ -9,7 +9,7 @@ and only accounts with access get anything of a gated name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from adapterhub.digest import Digest
@@ -18,6 +18,7 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry import withdrawals
+from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import RefusedError
 
 from . import proposals
@@ -116,6 +117,24 @@ class PolicyGate:
             else:
                 return
         _raise(refusal)
+
+    def check_weights_not_withdrawn(self, worker: Worker, view: View, files: Iterable[tuple[str, Digest]]) -> None:
+        """Raise RefusedError for weights among a new version's files that are in withdrawn versions only, whatever their name.
+
+        A mended version has other files of those that were withdrawn.
+        """
+        index = worker.registry.index
+        if not withdrawals.reasons(index, source_name(view)):
+            return
+        for path, digest in files:
+            rows = queries.versions(index, name=view.name, file=digest)
+            try:
+                if rows:  # a file that is new here is in no version
+                    self.check_blob_not_withdrawn(worker, view, digest)
+            except RefusedError:
+                layers = (layer for row in rows[:_MAX_COMPARED] for layer in worker.manifest(row).layers)
+                if is_weights(path) or any(layer.digest == digest and is_weights(layer.path) for layer in layers):
+                    raise
 
     def _version_refusal(self, worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
         # Both logs: versions and marks are in one, attached signatures in the other.

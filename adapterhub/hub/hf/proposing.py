@@ -27,7 +27,6 @@ from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, divide_names
 from adapterhub.registry.moves import now
 from adapterhub.registry.repository_documents import MAIN, CommitRecord, Proposal, Repository, commit_id, open_proposals
-from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
@@ -170,8 +169,7 @@ def _propose(
             return number, earlier
         raise RefusedError(name, "the proposal changes no file of an adapter", "Change one")
     publishing.check_tree(tree, name)
-    for path in filter(is_weights, tree):
-        hub.policy_gate.check_blob_not_withdrawn(worker, view, tree[path][0])
+    hub.policy_gate.check_weights_not_withdrawn(worker, view, ((path, digest) for path, (digest, _) in tree.items()))
     base = commits.by_id(worker, view, _parent_of(worker, view, earlier)) if earlier else start
     title = earlier.title if earlier else changes.title.strip()[:200] or "Proposal"
     author = earlier.author if earlier else identity.account

@@ -34,7 +34,6 @@ from adapterhub.registry.moves import ABSENT, now
 from adapterhub.registry.repository_documents import MAIN, BranchHead, CommitRecord, Repository, commit_id, open_proposals
 from adapterhub.registry.signature_policy import LIMIT
 from adapterhub.registry.version_lookup import Version
-from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import ConflictError, RefusedError, UsageError
@@ -161,8 +160,7 @@ def commit_changes(worker: Worker, hub: Hub, identity: Identity | None, address:
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
     # A commit could bring back what was withdrawn, with another card.
-    for path in filter(is_weights, tree):
-        hub.policy_gate.check_blob_not_withdrawn(worker, view, tree[path][0])
+    hub.policy_gate.check_weights_not_withdrawn(worker, view, ((path, digest) for path, (digest, _) in tree.items()))
     added = {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}
     staged_upload = [changes.staged.upload]
     hub.quotas.check(worker, name, added, count=True, except_uploads=staged_upload)

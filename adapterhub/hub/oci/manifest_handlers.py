@@ -35,7 +35,7 @@ from adapterhub.registry.repository_documents import (
 )
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
-from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -187,9 +187,8 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push)
     else:
         hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE)
         # As for a commit: the manifest could bring back what was withdrawn, with another card.
-        for layer in oci.layers:
-            if view and is_weights(layer.path):
-                hub.policy_gate.check_blob_not_withdrawn(worker, view, layer.digest)
+        if view:
+            hub.policy_gate.check_weights_not_withdrawn(worker, view, ((layer.path, layer.digest) for layer in oci.layers))
         tags = tuple(dict.fromkeys((LATEST, *tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
         options = {"tags": tags, "expect": push.expect, "message": push.message, "policy": hub.settings.policy}

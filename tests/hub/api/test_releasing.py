@@ -349,6 +349,18 @@ def test_no_manifest_of_another_card_brings_back_weights_that_were_withdrawn(
     assert [ask(hub, method, path, token=hub.make_token("eve", "read"))[0] for method in ("GET", "HEAD")] == [410, 410]
 
 
+def test_no_commit_brings_back_weights_that_were_withdrawn_by_another_name(hub: Running) -> None:
+    with hub.registry() as registry:
+        layers = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1))).layers
+    weights = next(layer for layer in layers if layer.path == "adapter_model.safetensors")
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a leaked key"})[0] == 200
+    writer, reader = (Sending(hub.url, hub.make_token(*role)) for role in (("bob", "write"), ("eve", "read")))
+    lines = lines_of({}, {"notes.txt": (weights.digest.removeprefix("sha256:"), weights.size)})
+    for sender, query in ((writer, ""), (reader, "?create_pr=1")):
+        assert sender.ask("POST", f"/api/models/team/sql/commit/main{query}", lines).status == 410
+    assert reader.ask("GET", f"/v2/team/sql/blobs/{weights.digest}").status == 410
+
+
 def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_withdrawn_or_hidden(hub: Running) -> None:
     with hub.registry() as registry:
         files = {
