@@ -156,6 +156,14 @@ def test_the_database_may_be_that_of_a_hub(address: PostgresAddress, recorder: C
         assert hub.has_table("entries")
 
 
+@pytest.mark.parametrize("address", ["postgresql://ada:se%zzcret@127.0.0.1:1/x", "postgresql://127.0.0.1:1/x?pass=se%zzcret"])
+def test_an_address_that_cannot_be_read_is_not_repeated(run: Run, address: str) -> None:
+    result = run("usage", "--usage-file", address, code=2)
+    assert result.stderr.startswith("error: database: not an address of PostgreSQL. ")
+    assert result.stderr.count("\n") == 1
+    assert "cret" not in result.stderr
+
+
 def test_the_command_line_reads_it(run: Run, address: PostgresAddress, recorder: Callable[[], UsageRecorder]) -> None:
     add(recorder())
     result = run("usage", "--usage-file", address.url, "--since", "1970-01-01", "--csv")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ class PostgresAddress:
         location: The same without user and password, to be shown.
     """
 
-    url: str
+    url: str = field(repr=False)
     location: str
 
     def __str__(self) -> str:
