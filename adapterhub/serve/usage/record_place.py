@@ -18,12 +18,12 @@ from adapterhub_converters.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from adapterhub.postgres import Postgres
 
-_SCHEMA = "adapterhub_gateway"
+SCHEMA = "adapterhub_gateway"
+"""The schema of the tables of gateways."""
 FILE = "usage.db"
 """The name of the file beside a registry."""
-IN_SCHEMA = f"-c search_path={_SCHEMA}"
+IN_SCHEMA = f"-c search_path={SCHEMA}"
 """The option of a session whose tables are those of gateways."""
-CREATE_SCHEMA = f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}"
 
 
 @dataclass(frozen=True, slots=True)
