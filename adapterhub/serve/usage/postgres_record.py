@@ -17,9 +17,9 @@ class _GatewayTables(Postgres):
 
     def _create_versions(self) -> None:
         # Even `IF NOT EXISTS` needs the right to create one, and fails if usage and limits, whose locks differ, do it at once.
-        if not self.select("SELECT to_regnamespace(?) IS NOT NULL", SCHEMA)[0][0]:
-            self.select("SELECT pg_advisory_xact_lock(?)", _SCHEMA_CREATION)
-            self.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        self.select("SELECT pg_advisory_xact_lock(?)", _SCHEMA_CREATION)
+        if not self.select("SELECT 1 FROM pg_namespace WHERE nspname = ?", SCHEMA):
+            self.execute(f"CREATE SCHEMA {SCHEMA}")
         super()._create_versions()
 
 
