@@ -245,7 +245,9 @@ def test_an_option_of_another_meaning_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_a_value_of_an_option_is_one_word_too() -> None:
-    assert worded("run sql hi", "base-not-here", recorded="hf://a/b;id").startswith("Pass --base 'hf://a/b;id', which")
+    assert worded("run sql hi", "base-not-here", recorded="hf://a/b;id").endswith(
+        "--base 'hf://a/b;id', which downloads it from the Hub"
+    )
     assert worded("verify sql", "signature-name", name="a $(id)").startswith("Pass --signed-as 'a $(id)' if you")
 
 
