@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from adapterhub.http.urls import address_without_credentials
 from adapterhub.sqlite_file import ConstraintError
 from adapterhub_converters import safe_regex
-from adapterhub_converters.errors import RefusedError, RemoteError
+from adapterhub_converters.errors import RefusedError, RemoteError, UsageError
 
 # SQLite's column types, and PostgreSQL's for the same: a REAL of 8 bytes, enough for a time, and texts that compare by bytes,
 # not by the collation of a language.
@@ -49,6 +49,7 @@ class Postgres:
         from psycopg_pool import ConnectionPool
 
         self.location = address_without_credentials(url)
+        _check_address(url)
         self._migrations = migrations
         self._local = threading.local()
         milliseconds = int(self._statement_seconds * 1000)
@@ -207,6 +208,18 @@ class _GoneError(RemoteError):
     """The server has closed the connection."""
 
     default_code = "connection-lost"
+
+
+def _check_address(url: str) -> None:
+    """Refuse an address that libpq cannot read: its message, which the pool would log, repeats a part of it, or all."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(url)
+    except psycopg.Error:
+        hint = "Check its parameters; write other characters of a password than letters and digits like %25 for %"
+        raise UsageError("database", "not an address of PostgreSQL", hint) from None
 
 
 def _psycopg_sql(sql: str) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Set
-from functools import partial
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,9 @@ from . import output
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
 
+_PROGRAM = "adapterhub "  # how the commands between backticks begin that are ours
+# Words of hints that each command means something else by: its user, its site, the name of a key.
+_OTHER_MEANINGS = {"NAME", "URL"}
 # Parameter to the option that sets it, if the two differ in more than dashes.
 OPTIONS = {
     "budget": "--rank-budget",
@@ -167,22 +169,41 @@ def hint_of(finding: Finding) -> str:
     return _filled(HINTS.get(finding.remedy, ""), finding.fields) or finding.hint
 
 
-def _filled(template: str, fields: Mapping[str, object]) -> str:
-    """Return a hint with its fields; empty if one is missing, as from another machine, which did not send it."""
+def _filled(template: str, fields: Mapping[str, object], context: click.Context | None = None) -> str:
+    """Return a hint with its fields; empty if one is missing, as from another machine, which did not send it.
+
+    Texts of strangers are among the fields and the arguments: each is filled in once, as one word of a shell where a command or
+    an option is copied into one, and never searched for backticks, braces or further words.
+    """
+    texts = _with_flags(fields)
+    words = {name: shlex.quote(str(text)) for name, text in texts.items()}
+    given = _given(context, fields) if context else {}
+
+    def command_line(part: str) -> str:
+        line = " ".join(given[word] if word in given else word.format_map(words) for word in part.split(" "))
+        return _at_remote(context, line) if context else line
+
+    def sentence(part: str) -> str:
+        text_words = part.split(" ")
+        follows_option = [False, *(word.startswith("--") for word in text_words)]
+        pairs = zip(text_words, follows_option, strict=False)
+        return " ".join(word.format_map(words if is_value else texts) for word, is_value in pairs)
+
+    parts = template.split("`")
     try:
-        texts = _with_flags(fields)
-        words = {name: shlex.quote(text) if isinstance(text, str) else text for name, text in texts.items()}
-        # Commands, which are between backticks, are copied into a shell.
-        parts = template.split("`")
-        return "`".join(part.format_map(words if part.startswith("adapterhub ") else texts) for part in parts)
+        return "`".join(command_line(part) if part.startswith(_PROGRAM) else sentence(part) for part in parts)
     except KeyError:
         return ""
 
 
-def _map_commands(hint: str, change: Callable[[str], str]) -> str:
-    """Return a hint with each of its commands, the texts between backticks that begin with the program, changed."""
-    parts = hint.split("`")
-    parts[1::2] = [change(part) if part.startswith("adapterhub ") else part for part in parts[1::2]]
+def _completed(hint: str, context: click.Context) -> str:
+    """Return a hint of the library, with what the user has given in its commands; unchanged if it quotes a text."""
+    parts, given = hint.split("`"), _given(context, {})
+    if "'" in hint:
+        return hint
+    for number, line in enumerate(parts):
+        if number % 2 and line.startswith(_PROGRAM):
+            parts[number] = _at_remote(context, " ".join(given.get(word, word) for word in line.split(" ")))
     return "`".join(parts)
 
 
@@ -209,24 +230,33 @@ def reword(error: AdapterhubError) -> AdapterhubError:
         parameters = context.command.params if context else []
         if isinstance(error, ParameterError) and error.where == error.parameter:
             error.where = _option(error.parameter, {flag for parameter in parameters for flag in parameter.opts})
-        hint = _hint(error, {parameter.name for parameter in parameters})
-        error.hint = _map_commands(hint, partial(_complete_line, context)) if context else hint
+        error.hint = _hint(error, {parameter.name for parameter in parameters}, context)
         error.worded = True
     return error
 
 
-def _complete_line(context: click.Context, line: str) -> str:
-    """Return a command of a hint with what the user has given: what its words in capitals mean in the help, and the remote."""
+def _given(context: click.Context, fields: Mapping[str, object]) -> dict[str, str]:
+    """Return what the user has given for words in capitals of hints, by the word, quoted for a shell.
+
+    Only arguments, and options that are named like their word, mean the same in another command: the URL of a database is not
+    that of a remote. A value that is a field as well, like the name of a base, has its place already.
+    """
     values: dict[str, str] = {}
     for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
+        value, word = context.params.get(parameter.name or ""), parameter.make_metavar(context).strip("[].…")
         items = value if isinstance(value, tuple) else (value,)
-        if len(items) == 1 and isinstance(items[0], str) and items[0] and parameter.name != "remote":
-            values.setdefault(parameter.make_metavar(context).strip("[].…"), items[0])
-    line = " ".join(shlex.quote(values[word]) if word in values else word for word in line.split(" "))
+        is_same = (isinstance(parameter, click.Argument) or parameter.name == word.lower()) and word not in _OTHER_MEANINGS
+        if is_same and len(items) == 1 and isinstance(items[0], str) and items[0] and items[0] not in fields.values():
+            values.setdefault(word, shlex.quote(items[0]))
+    return values
+
+
+def _at_remote(context: click.Context, line: str) -> str:
+    """Return a command of a hint with the remote that the user has named, if it takes one."""
     remote = context.params.get("remote")
-    is_elsewhere = remote is not None and "://" not in line and " --remote" not in line
-    return f"{line} --remote {remote}".rstrip() if is_elsewhere and _takes_remote(context, line) else line
+    if remote is None or "://" in line or " --remote" in line or not _takes_remote(context, line):
+        return line
+    return f"{line} --remote {shlex.quote(remote) if remote else ''}".rstrip()
 
 
 def _takes_remote(context: click.Context, line: str) -> bool:
@@ -242,23 +272,25 @@ def _option(parameter: str, flags: Set[str]) -> str:
     return f"--set {parameter}" if "--set" in flags and flag not in flags else flag
 
 
-def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
+def _hint(error: AdapterhubError, parameters: Set[str | None], context: click.Context | None = None) -> str:
     """Return the hint of an error of a command with these parameters; none if the command is not known."""
+    own_hint = _completed(error.hint, context) if context else error.hint
     option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
     if option and parameters and option not in parameters:
-        return alternative
+        return _filled(alternative, error.fields, context)
     field, better_hint = _HINTS_WITH_FIELD.get(error.code, ("", ""))
     if field in error.fields:
-        return _filled(better_hint, error.fields)
+        return _filled(better_hint, error.fields, context)
     if error.code == "no-such-adapter" and not error.fields and Path(error.where).exists():
         from adapterhub.operations import source_names  # which few commands need
 
-        return f"It is a path here. {_filled(HINTS['not-stored'], source_names.not_stored_error(error.where).fields)}"
+        fields = source_names.not_stored_error(error.where).fields
+        return f"It is a path here. {_filled(HINTS['not-stored'], fields, context)}"
     # A similar name is the better hint.
     if error.code not in HINTS or "meant" in error.fields:
-        return error.hint or _hint_for_folder(error)
+        return own_hint or _hint_for_folder(error)
     elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
-    return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields) or error.hint
+    return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields, context) or own_hint
 
 
 def _hint_for_folder(error: AdapterhubError) -> str:

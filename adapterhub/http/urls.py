@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from urllib.parse import unquote, urljoin, urlsplit
 
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RemoteError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -14,6 +15,8 @@ from .boundary import is_loopback
 
 Origin = tuple[str, str, int]
 """Scheme, host and port."""
+# One or several of PostgreSQL, separated by commas: names or IP addresses with their ports, none for a socket.
+_HOSTS = safe_regex.Pattern(r"(?:(?:\[[^\[\]]*\]|[^\[\]:,]*)(?::[0-9]*)?(?:,|$))*")
 ProxyOf = Callable[[str, str], str]
 """Returns the URL of the proxy for a scheme and a host; an empty string for a direct connection."""
 
@@ -49,15 +52,20 @@ def _address_error(location: str, problem: str, is_user_input: bool, hint: str =
 
 
 def address_without_credentials(url: str) -> str:
-    """Return the address of a PostgreSQL without user and password.
+    """Return the address of a PostgreSQL without user, password and parameters.
 
     Raises:
-        UsageError: It is the address of something else.
+        UsageError: It is the address of something else, or one in which a part of the password could be taken for the host.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("postgres", "postgresql"):
-        raise UsageError("database", "not an address of PostgreSQL", "Write it like postgresql://user@host/name")
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    # As libpq does, and `urlsplit` does not: all before an @ is of the user, with any ? and #, unless there is a slash in it.
+    before_slash = rest.partition("/")[0]
+    credentials, _, host = before_slash.rpartition("@")
+    place = rest[len(before_slash) - len(host) :].partition("?")[0]
+    if scheme not in ("postgres", "postgresql") or "@" in credentials + place or not _HOSTS.fullmatch(place.partition("/")[0]):
+        hint = "Write it like postgresql://user@host/name, and @ : / ? # in a password as %40 %3A %2F %3F %23"
+        raise UsageError("database", "not an address of PostgreSQL", hint)
+    return f"postgresql://{place}"
 
 
 def resolve_link(url: str, location: str | None, where: str) -> str:

@@ -19,6 +19,7 @@ from adapterhub.cli.main import app
 from adapterhub_converters.errors import AdapterhubError
 from tests.cli import provoked_errors
 from tests.cli.provoked_errors import ELSEWHERE, PROVOCATIONS
+from tests.cli.test_errors import COMMANDS
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, pairs
 from tests.support.import_graph import PACKAGES, module_paths, nodes
@@ -211,8 +212,43 @@ def test_a_hint_repeats_what_the_user_has_written(run: Run, tmp_path: Path) -> N
     run("init")
     refused = run("push", "my sql", "team/sql", code=6).stderr
     assert "`adapterhub validate 'my sql'` shows all of them; `adapterhub push 'my sql' team/sql --force` stores" in refused
+    assert "`adapterhub push 'my sql' NAMESPACE/NAME`" in run("bundle", "my sql", "-o", "x.tar", code=2).stderr
     adapter(tmp_path / "{0.where} `x`", pairs(2), r=3)  # what a stranger may call a folder
     assert "`adapterhub validate '{0.where} `x`'` shows" in run("push", "{0.where} `x`", "team/sql", code=6).stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["a SRC ;touch x; b", "a`b`adapterhub push SRC`; touch x;", "{0.where} REF `adapterhub list SRC`"]
+)
+def test_a_command_has_the_name_of_a_stranger_as_one_word(run: Run, tmp_path: Path, name: str) -> None:
+    adapter(tmp_path / name, pairs(2), r=3)
+    refused = run("push", name, "team/sql", code=6).stderr
+    assert (
+        f"`adapterhub validate {shlex.quote(name)}` shows all of them; `adapterhub push {shlex.quote(name)} team/sql "
+        in refused
+    )
+
+
+def worded(line: str, code: str, **fields: str) -> str:
+    """The hint of an error of a command line."""
+    name = next(name for name in sorted(COMMANDS, key=len, reverse=True) if f"{line} ".startswith(f"{name} "))
+    with COMMANDS[name].make_context(name, shlex.split(line.removeprefix(name))):
+        return errors.reword(AdapterhubError("here", "what", "", code=code, **fields)).hint
+
+
+def test_an_option_of_another_meaning_is_not_repeated(tmp_path: Path) -> None:
+    hint = worded("hub start --database postgresql://ada:secret@db.example/hub", "unknown-host", owner="models.example")
+    assert hint.endswith("`adapterhub remote add NAME URL`")
+    hint = worded(f"eval {tmp_path} --against team/sql", "check-failed", adapter="sql")
+    assert "`adapterhub push sql REF --force`" in hint
+    assert "`adapterhub base add tiny BASE --force`" in worded("base show tiny", "add-base", name="tiny")
+
+
+def test_a_value_of_an_option_is_one_word_too() -> None:
+    assert worded("run sql hi", "base-not-here", recorded="hf://a/b;id").endswith(
+        "--base 'hf://a/b;id', which downloads it from the Hub"
+    )
+    assert worded("verify sql", "signature-name", name="a $(id)").startswith("Pass --signed-as 'a $(id)' if you")
 
 
 def test_synonyms_of_options_are_options_that_some_command_has() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import pytest
 
 from adapterhub.http_server.rate_windows import Windows
 from adapterhub.hub.storage.postgres import PostgresDatabase
-from adapterhub.serve.usage import record_place
+from adapterhub.serve.usage import delayed_limits, record_place
 from adapterhub.serve.usage.delayed_limits import DelayedLimits
+from adapterhub.serve.usage.postgres_record import PostgresLimits, PostgresUsage
 from adapterhub.serve.usage.record_place import Place, PostgresAddress
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
+from adapterhub_converters.errors import RemoteError
 from tests.conftest import Run
 from tests.serve.usage.test_record_place import *  # noqa: F403 - the contract
 from tests.serve.usage.test_record_place import add
@@ -137,6 +140,50 @@ def test_without_its_database_a_gateway_counts_for_itself_and_adds_that_later(
     assert other.count("ada", "requests", other_windows, 0).over
 
 
+def test_what_is_counted_without_the_database_is_forgotten_with_its_window(
+    gateway: Gateway, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, other, windows = gateway(), gateway(), Windows(3, 60, clock)
+
+    def refuse(_address: PostgresAddress) -> None:
+        raise RemoteError("db.example", "no connection to the database")
+
+    with monkeypatch.context() as patched:
+        limits._discard_database()
+        patched.setattr(delayed_limits, "PostgresLimits", refuse)
+        for _ in range(4):
+            limits.flush()
+            assert not limits.count("ada", "requests", windows).over
+            clock.now += 30
+        limits.flush()
+        assert not limits.count("bob", "requests", windows, 3).over
+        clock.now += 45
+        assert not limits.count("ada", "requests", windows).over
+        clock.now += 15
+    limits.flush()
+    assert limits.count("ada", "requests", windows, 0).remaining == 2
+    other.count("ada", "requests", Windows(3, 60, clock), 0)
+    other.flush()
+    assert other.count("ada", "requests", Windows(3, 60, clock), 0).remaining == 2
+    assert limits.count("bob", "requests", windows, 0).remaining == 3
+
+
+def test_the_tables_are_for_a_user_who_may_create_no_schema(address: PostgresAddress, postgres: Postgres) -> None:
+    name = address.url.rpartition("/")[2]
+    user = f"user_of_{name}"
+    postgres.sql(name, f"CREATE USER {user}; CREATE SCHEMA adapterhub_gateway AUTHORIZATION {user}")
+    url = address.url.replace("postgres@", f"{user}@")
+    with closing(PostgresUsage(PostgresAddress(url, ""))) as usage, closing(PostgresLimits(PostgresAddress(url, ""))):
+        assert usage.has_table("usage")
+
+
+def test_both_kinds_of_tables_may_be_created_at_once(address: PostgresAddress) -> None:
+    kinds = [PostgresUsage, PostgresLimits] * 3
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        for tables in pool.map(lambda kind: kind(address), kinds):
+            tables.close()
+
+
 def test_a_database_that_hangs_holds_up_no_request(address: PostgresAddress, postgres: Postgres) -> None:
     limits, windows = DelayedLimits(address), Windows(2, 3600)
     limits.count("ada", "requests", windows)
@@ -154,6 +201,14 @@ def test_the_database_may_be_that_of_a_hub(address: PostgresAddress, recorder: C
         add(recorder())
         assert not hub.has_table("usage")
         assert hub.has_table("entries")
+
+
+@pytest.mark.parametrize("address", ["postgresql://ada:se%zzcret@127.0.0.1:1/x", "postgresql://127.0.0.1:1/x?pass=se%zzcret"])
+def test_an_address_that_cannot_be_read_is_not_repeated(run: Run, address: str) -> None:
+    result = run("usage", "--usage-file", address, code=2)
+    assert result.stderr.startswith("error: database: not an address of PostgreSQL. ")
+    assert result.stderr.count("\n") == 1
+    assert "cret" not in result.stderr
 
 
 def test_the_command_line_reads_it(run: Run, address: PostgresAddress, recorder: Callable[[], UsageRecorder]) -> None:

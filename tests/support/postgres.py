@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,13 +46,17 @@ class Postgres:
         first = int(self.sql("postgres", "SELECT pg_read_file('postmaster.pid')").split()[0])
         children = subprocess.run(["pgrep", "-P", str(first)], check=False, capture_output=True, text=True).stdout.split()
         processes = [first, *map(int, children)]
-        for process in processes:
-            os.kill(process, signal.SIGSTOP)
+
+        def send(signal_number: signal.Signals) -> None:
+            for process in processes:
+                with suppress(ProcessLookupError):  # of psql, which is ending at this moment
+                    os.kill(process, signal_number)
+
         try:
+            send(signal.SIGSTOP)
             yield
         finally:
-            for process in processes:
-                os.kill(process, signal.SIGCONT)
+            send(signal.SIGCONT)
 
     def database(self) -> str:
         """The URL of a new, empty database."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,7 @@ def _items(
         else:
             path, ref = inputs.resolve(text, settings)
             if ref is None:
-                hint = f"Store it first: `adapterhub push {path} NAMESPACE/NAME`"
+                hint = f"Store it first: `adapterhub push {shlex.quote(str(path))} NAMESPACE/NAME`"
                 raise UsageError(text, "is a path, and a bundle contains versions", hint)
             local.append(ref)
     if with_parents and not local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,8 @@ def _text(location: str, fixed: FixResult, *, dry_run: bool, base: str | None) -
         output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.remaining))
     ]
     if counts:
-        remaining_path, base_option = fixed.out or location, f" --base {base}" if base else ""
+        remaining_path = shlex.quote(str(fixed.out or location))
+        base_option = f" --base {shlex.quote(base)}" if base else ""
         output.write(
             output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {remaining_path}{base_option}`")
         )

@@ -74,7 +74,7 @@ def _check_pattern(pattern: str, settings: Settings, *, is_remote: bool) -> None
         raise UsageError(
             pattern,
             "is not a name in the registry",
-            f"`adapterhub copy {pattern} NAMESPACE/NAME` copies it here, or name its remote with --remote",
+            f"`adapterhub copy {shlex.quote(pattern)} NAMESPACE/NAME` copies it here, or name its remote with --remote",
         )
     if pattern.startswith((".", "/", "~")) or ("/" not in pattern and Path(pattern).exists()):
         raise source_names.not_stored_error(pattern)

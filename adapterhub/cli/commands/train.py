@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,7 +165,7 @@ def _push_result(folder: Path, ref: str, settings: Settings, *, attestations: Se
         result = push.push(folder, ref, attestations=attestations, workspace=workspace(settings))
         return render_push(result).document
     except AdapterhubError as error:
-        source = folder if folder.is_absolute() else f"./{folder}"
+        source = shlex.quote(str(folder) if folder.is_absolute() else f"./{folder}")
         errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
         raise
 
@@ -180,7 +181,7 @@ def _init(settings: Settings, path: str) -> int:
     from adapterhub.training import config_help
 
     config_help.write_template(Path(path))
-    text = f"wrote {path}; fill in its paths, then run `adapterhub train {path}`"
+    text = f"wrote {path}; fill in its paths, then run `adapterhub train {shlex.quote(path)}`"
     output.emit({"config": str(Path(path))}, as_json=settings.as_json, text=lambda: output.write(text))
     return 0
 

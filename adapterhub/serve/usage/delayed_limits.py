@@ -1,7 +1,8 @@
 """What keys have used of their limits, counted together by gateways on several machines, with a delay of half a second.
 
 Requests never wait for the database: a thread adds what this gateway has counted, and reads what all have. Together, gateways
-can exceed a limit by what they answer in half a second. While the database cannot be reached, each counts for itself.
+can exceed a limit by what they answer in half a second. While the database cannot be reached, each counts for itself, and
+later adds what is not older than the window of its limit.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class DelayedLimits:
         self._counted: dict[_WindowKey, tuple[int, float]] = {}  # in the database as last read: the count, and when it ends
         self._unwritten: Counter[_WindowKey] = Counter()
         self._in_writing: Counter[_WindowKey] = Counter()
+        self._unwritten_since: dict[_WindowKey, float] = {}  # when the first of them was counted
         self._running: Counter[str] = Counter()  # requests of this gateway that run, by key
         self._elsewhere: dict[str, int] = {}  # those of the other gateways, as last read
         self._read_at = -math.inf
@@ -62,6 +64,8 @@ class DelayedLimits:
         now, window = self._clock(), (key, kind, windows.limit, windows.seconds)
         with self._lock:
             self._start()
+            self._drop_ended(window, now)
+            self._unwritten_since.setdefault(window, now)
             self._unwritten[window] += events
             if not self._is_connected(now):
                 return own_window
@@ -98,8 +102,11 @@ class DelayedLimits:
         """Add to the database what this gateway has counted, and read what all have; if that fails, log it and keep them."""
         now = self._clock()
         with self._lock:
+            for window in [*self._unwritten]:
+                self._drop_ended(window, now)
             windows = {window for window, (_, ends) in self._counted.items() if ends > now} | set(self._unwritten)
             self._in_writing, self._unwritten = self._unwritten, Counter()
+            since, self._unwritten_since = self._unwritten_since, {}
             events, running = self._in_writing, dict(self._running)
         try:
             if self._database is None:
@@ -116,6 +123,7 @@ class DelayedLimits:
             self._discard_database()
             with self._lock:
                 self._unwritten += self._in_writing
+                self._unwritten_since |= since
                 self._in_writing, self._read_at = Counter(), -math.inf
             if time.monotonic() - self._logged_at >= _LOG_SECONDS:
                 self._logged_at = time.monotonic()
@@ -129,6 +137,11 @@ class DelayedLimits:
         """Start the thread, for the first key with a limit."""
         if not self._thread.is_alive() and not self._end.is_set():
             self._thread.start()
+
+    def _drop_ended(self, window: _WindowKey, now: float) -> None:
+        """Forget what could not be written in time: the window that began with the first of it has ended."""
+        if self._unwritten_since.get(window, now) + window[3] <= now:
+            del self._unwritten_since[window], self._unwritten[window]
 
     def _is_connected(self, now: float) -> bool:
         """Return whether the database was read lately; a server may also hang."""

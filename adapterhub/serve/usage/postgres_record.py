@@ -6,15 +6,20 @@ from adapterhub.postgres import Postgres
 
 from . import limits_database, usage_database
 from .limits_database import LimitsDatabase
-from .record_place import CREATE_SCHEMA, IN_SCHEMA, PostgresAddress
+from .record_place import IN_SCHEMA, SCHEMA, PostgresAddress
 from .usage_database import UsageDatabase
+
+_SCHEMA_CREATION = 0x41644757_00  # the key of an advisory lock
 
 
 class _GatewayTables(Postgres):
     _max_connections = 1
 
     def _create_versions(self) -> None:
-        self.execute(CREATE_SCHEMA)
+        # Even `IF NOT EXISTS` needs the right to create one, and fails if usage and limits, whose locks differ, do it at once.
+        self.select("SELECT pg_advisory_xact_lock(?)", _SCHEMA_CREATION)
+        if not self.select("SELECT 1 FROM pg_namespace WHERE nspname = ?", SCHEMA):
+            self.execute(f"CREATE SCHEMA {SCHEMA}")
         super()._create_versions()
 
 

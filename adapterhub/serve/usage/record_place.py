@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,12 @@ from adapterhub_converters.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from adapterhub.postgres import Postgres
 
-_SCHEMA = "adapterhub_gateway"
+SCHEMA = "adapterhub_gateway"
+"""The schema of the tables of gateways."""
 FILE = "usage.db"
 """The name of the file beside a registry."""
-IN_SCHEMA = f"-c search_path={_SCHEMA}"
+IN_SCHEMA = f"-c search_path={SCHEMA}"
 """The option of a session whose tables are those of gateways."""
-CREATE_SCHEMA = f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class PostgresAddress:
         location: The same without user and password, to be shown.
     """
 
-    url: str
+    url: str = field(repr=False)
     location: str
 
     def __str__(self) -> str:

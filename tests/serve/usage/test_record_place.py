@@ -121,5 +121,28 @@ def test_a_place_is_a_path_or_an_address_whose_password_is_not_shown() -> None:
     place = record_place.parse("postgresql://ada:secret@db.example/usage")
     assert isinstance(place, PostgresAddress)
     assert str(place) == "postgresql://db.example/usage"
-    with pytest.raises(UsageError, match="not an address of PostgreSQL"):
-        record_place.parse("mysql://db.example/usage")
+    assert "secret" not in repr(place)
+
+
+@pytest.mark.parametrize("password", ["sec?ret", "sec#ret", "sec%2Fret", "sec:ret", "sec[ret"])
+def test_a_password_of_any_characters_is_not_shown(password: str) -> None:
+    for host in ("db.example:5432", "[::1]", "db1.example:1,db2.example:2", ""):
+        place = record_place.parse(f"postgresql://ada:{password}@{host}/usage?user=bob@site&password={password}")
+        assert str(place) == f"postgresql://{host}/usage"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mysql://db.example/usage",
+        "POSTGRESQL://ada:secret@db.example/usage",
+        "postgresql://ada:sec/ret@db.example/usage",
+        "postgresql://ada:sec/r?et@db.example/usage",
+        "postgresql://ada:sec@ret@db.example/usage",
+        "postgresql://[::1/usage",
+    ],
+)
+def test_an_address_that_is_not_clearly_that_of_postgresql_is_refused_and_not_repeated(address: str) -> None:
+    with pytest.raises(UsageError, match="not an address of PostgreSQL") as caught:
+        record_place.parse(address)
+    assert "sec" not in str(caught.value)
