@@ -198,7 +198,7 @@ def test_a_version_whose_signature_was_stripped_is_not_pulled(
 ) -> None:
     run("push", make("sql"), "team/sql")
     result = run("pull", "team/sql", "-o", "out", "--require-signature", "--key", pair[1], code=4)
-    hint = "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM TO`"
+    hint = "Ask its owner to sign it, or copy it from where it is signed with `adapterhub copy FROM team/sql`"
     assert result.stderr == f"error: team/sql: is not signed. {hint}  [signature-missing]\n"
     assert not (tmp_path / "out").exists()
 

@@ -17,7 +17,7 @@ class _GatewayTables(Postgres):
 
     def _create_versions(self) -> None:
         # Even `IF NOT EXISTS` needs the right to create one, and fails if usage and limits, whose locks differ, do it at once.
-        self.select("SELECT pg_advisory_xact_lock(?)", _SCHEMA_CREATION)
+        self.execute("SELECT pg_advisory_xact_lock(?)", _SCHEMA_CREATION)
         if not self.select("SELECT 1 FROM pg_namespace WHERE nspname = ?", SCHEMA):
             self.execute(f"CREATE SCHEMA {SCHEMA}")
         super()._create_versions()
