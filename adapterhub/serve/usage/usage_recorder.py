@@ -215,13 +215,15 @@ class UsageRecorder:
             self._written_days, self._new_days = self._new_days, Counter()
         try:
             file_days = self._write(sums, answers, pending_feedback)
-        except AdapterhubError as error:
+        except Exception as error:
             self._discard_database()
             with self._lock:
                 self._new_days += self._written_days
                 self._written_days = Counter()
                 for row, usage in sums.items():
                     self._sums.setdefault(row, UsageSum()).merge(usage)
+            if not isinstance(error, AdapterhubError):
+                raise
             now = time.monotonic()
             if self._failed_at is None or now - self._failed_at >= _LOG_SECONDS:
                 self._failed_at = now

@@ -20,6 +20,7 @@ from adapterhub.serve.usage.record_place import FILE
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_database import DAY, UsageDatabase, UsageKey, UsageSum
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
+from adapterhub.sqlite_file import ConstraintError
 from adapterhub_converters.errors import LocalIOError, NotFoundError
 
 TOKENS = TokenCounts(20, 16, 3)
@@ -135,6 +136,19 @@ def test_a_file_that_is_no_database_stays_as_it_is(tmp_path: Path, caplog: pytes
     recorder.flush()
     assert "not a database" in caplog.text
     assert (tmp_path / FILE).read_bytes() == b"precious" * 1000
+
+
+def test_sums_that_a_constraint_refuses_are_kept(tmp_path: Path) -> None:
+    recorder = UsageRecorder(tmp_path / FILE)
+    recorder.flush()
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as database:
+        database.execute("CREATE TRIGGER refuse BEFORE INSERT ON usage BEGIN SELECT RAISE(ABORT, 'no'); END")
+        add(recorder)
+        with pytest.raises(ConstraintError):
+            recorder.flush()
+        database.execute("DROP TRIGGER refuse")
+    recorder.flush()
+    assert totals(tmp_path / FILE).requests == 1
 
 
 def test_writing_waits_for_a_lock_without_holding_up_requests(tmp_path: Path) -> None:
