@@ -97,10 +97,14 @@ def _missing_path_error(text: str, ref: Ref, workspace: Workspace) -> NotFoundEr
 
 
 def is_stored(text: str, workspace: Workspace) -> bool:
-    """Return whether the registry has the version that a ref names."""
+    """Return whether the registry has the version that a text names; False for a text that can be no ref, like `Org/Model`."""
     from adapterhub.ref import Ref
 
-    return _ref_exists(Ref.parse(text), workspace)
+    try:
+        ref = Ref.parse(text)
+    except UsageError:
+        return False
+    return _ref_exists(ref, workspace)
 
 
 def _ref_exists(ref: Ref, workspace: Workspace) -> bool:
