@@ -12,8 +12,8 @@ from adapterhub.bases import hub_download
 from adapterhub.bases.hub_address import Hub as Address
 from adapterhub.bases.hub_address import HubPath
 from adapterhub.operations import base_sources
-from adapterhub.operations.workspace import Workspace
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
+from tests.bases.test_hub_cache import named
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
 from tests.support.hub_models import publish
@@ -22,13 +22,6 @@ from tests.support.hub_server import Hub
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def named(cache: Path, hub: Hub | None = None) -> Workspace:
-    def closed() -> Address:
-        raise RemoteError("HF_HUB_OFFLINE", "is set", code="offline")
-
-    return Workspace(models=cache, hub=(lambda: Address(hub.url)) if hub else closed, policy=None)
 
 
 def test_a_download_brings_what_the_model_needs_and_nothing_that_runs(hub: Hub, tmp_path: Path) -> None:

@@ -14,14 +14,9 @@ from adapterhub_converters.bases import BaseTensor
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
+from tests.checks.test_checks import each
 from tests.support import folders
 from tests.support.folders import Shapes, adapter, base, pairs
-
-
-def each(part: str) -> Shapes:
-    """A vector for each of two modules."""
-    return {f"model.layers.{n}.self_attn.q_proj.{part}": (8,) for n in (0, 1)}
-
 
 EMBED = {"model.embed_tokens.lora_embedding_A": (2, 12), "model.embed_tokens.lora_embedding_B": (8, 2)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.checks.peft_targets import DEFAULT_TARGETS
-from adapterhub_converters.bases import BaseSpec, BaseTensor
+from tests.checks.test_peft_load import of_type
 from tests.conftest import need_module
 from tests.support import tiny
-from tests.support.folders import Shapes, adapter, base, pairs
+from tests.support.folders import Shapes, adapter, pairs
 
 Q, OUT = (pairs(2, module=f"model.layers.{{}}.self_attn.{name}_proj") for name in "qo")
 
@@ -26,12 +25,6 @@ def test_the_default_targets_are_those_of_peft() -> None:
     assert {
         kind: targets if isinstance(targets, str) else list(targets) for kind, targets in DEFAULT_TARGETS.items()
     } == of_peft
-
-
-def of_type(folder: Path, model_type: str) -> BaseSpec:
-    spec = base(folder, tied=False)
-    outputs = {f"model.layers.{layer}.self_attn.o_proj.weight": BaseTensor((8, 8), "F32") for layer in (0, 1)}
-    return dataclasses.replace(spec, model_type=model_type, tensors={**spec.tensors, **outputs})
 
 
 @pytest.mark.parametrize(

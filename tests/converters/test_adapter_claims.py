@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,12 @@ import pytest
 from adapterhub.manifest import weight_facts
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
-from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, NotUnderstoodError
 from adapterhub_converters.formats import convert
+from tests.registry.test_not_understood import peft
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 A, B = (2, 8), (8, 2)
-
-
-def peft(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, **config: object) -> Path:
-    folder.mkdir()
-    write(folder / "adapter_model.safetensors", shapes or {f"{Q}.next_s": (8,)})
-    settings = {"peft_type": "NEXT", "r": 4, "base_model_name_or_path": "org/base", "target_modules": ["q_proj"], **config}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def write(path: Path, shapes: Mapping[str, tuple[int, ...]], value: float = 1.0) -> Path:
-    safetensors_file.write(path, {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, {"format": "pt"})
-    return path
 
 
 LOHA = {f"hada_w{n}_{half}": shape for n in (1, 2) for half, shape in (("a", B), ("b", A))}

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import gguf
-from adapterhub_converters.formats import gguf as gguf_lora
-
-
-def llama(**config: Any) -> BaseSpec:
-    """A base known from its config alone: four heads of eight, two of them for keys."""
-    numbers = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, **config}
-    return BaseSpec("base", "hf", "LlamaForCausalLM", "llama", numbers)
-
-
-def delta(rows: int = 32, *, seed: int = 0, dtype: Any = np.float32, alpha: float = 4, **more: Any) -> LowRank:
-    rng = np.random.default_rng(seed)
-    lora_A, lora_B = rng.normal(size=(2, 32)).astype(dtype), rng.normal(size=(rows, 2)).astype(dtype)
-    return LowRank(lora_A, lora_B, alpha, **more)
-
+from tests.converters.test_gguf_reader import delta, llama
+from tests.converters.test_gguf_writer import llama as twelve_layers
+from tests.converters.test_gguf_writer import written
 
 Q, K, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.up_proj"
 TABLE = {"model.embed_tokens.weight": BaseTensor((10, 32), "F32"), f"{Q}.weight": BaseTensor((64, 32), "F32")}
@@ -82,7 +69,7 @@ def test_what_llama_cpp_would_get_wrong_is_refused_by_name(
     tmp_path: Path, adapter: Adapter, base: BaseSpec | None, says: str
 ) -> None:
     with pytest.raises(RefusedError) as caught:
-        gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
+        gguf.write(adapter, tmp_path / "a.gguf", base=base)
     assert says in str(caught.value)
     assert not (tmp_path / "a.gguf").exists()
 
@@ -91,25 +78,10 @@ Q, V, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj",
 DOWN = "model.layers.0.mlp.down_proj"
 
 
-def llama(*, repo: str | None = None) -> BaseSpec:
-    """A base known from its config alone: four heads of eight, two of them for keys."""
-    numbers = {"num_hidden_layers": 12, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
-    return BaseSpec("base", "hf", "LlamaForCausalLM", "llama", numbers, repo=repo)
-
-
-def written(
-    adapter: Adapter, path: Path, base: BaseSpec | None = None, **more: Any
-) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]:
-    """The metadata and the arrays of the file, and the report."""
-    report = gguf.write(adapter, path / "a.gguf", base=base or llama(), **more)
-    with GGUFFile(path / "a.gguf") as file:
-        return dict(file.header.metadata), {name: np.array(file.tensor(name)) for name in file.tensors}, report
-
-
 def test_separate_projections_are_assumed_and_reported_unless_the_gguf_is_there(tmp_path: Path) -> None:
     assumed = "for a GGUF of the base in which q, k, v, gate and up are separate tensors"
     for number, (target, rows, kind, notes) in enumerate([(V, 16, "hf", 1), (V, 16, "gguf", 0), (DOWN, 32, "hf", 0)]):
         (tmp_path / str(number)).mkdir()
         adapter = Adapter({target: LowRank(np.ones((2, 32), np.float32), np.ones((rows, 2), np.float32), 4)})
-        _, _, report = written(adapter, tmp_path / str(number), dataclasses.replace(llama(), kind=kind))
+        _, _, report = written(adapter, tmp_path / str(number), dataclasses.replace(twelve_layers(), kind=kind))
         assert sum(note.startswith(assumed) for note in report.notes) == notes

@@ -12,21 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_converters import bases
-from adapterhub_converters.adapter import Adapter, Loss, LowRank
+from adapterhub_converters.adapter import Loss, LowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.formats.image import joined_modules, name_table
+from tests.converters.test_kohya import one
 from tests.support.images import FLUX, Numbers, dense, kohya_file, peft_folder
 
 Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 FLUX_BASE = bases.BaseSpec("flux", "hf", "FluxTransformer2DModel", "", {})
-
-
-def one(path: Path, parts: dict[str, np.ndarray], stem: str = Q) -> Adapter:
-    """The adapter of one module."""
-    safetensors_file.write(path, {f"{stem}.{name}": array for name, array in parts.items()})
-    return convert.read(path)
 
 
 def scalar(value: float, dtype: Any = np.float32) -> np.ndarray:

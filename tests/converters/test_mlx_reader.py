@@ -12,39 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding
+from adapterhub_converters.adapter import Adapter, LowRankEmbedding
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import convert, mlx
+from tests.converters.test_mlx import VARIANTS, applied, delta, experts, write
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
-
-
-def delta(*, r: int = 2, alpha: float = 4, seed: int = 0, dtype: Any = np.float32, **more: Any) -> LowRank:
-    rng = np.random.default_rng(seed)
-    return LowRank(rng.normal(size=(r, 8)).astype(dtype), rng.normal(size=(6, r)).astype(dtype), alpha, **more)
 
 
 EMBED = LowRankEmbedding(np.arange(20, dtype=np.float32).reshape(2, 10), np.ones((6, 2), np.float32), 4)
 ADAPTER = Adapter({Q: delta(seed=1), UP: delta(seed=2, alpha=5, dtype=np.float16), "model.embed_tokens": EMBED})
 UNTIED = BaseSpec("untied", "hf", "Qwen3MoeForCausalLM", "qwen3_moe", {"num_experts": 4})
 EXPERT = "model.layers.0.mlp.experts"
-
-
-def write(adapter: Adapter, path: Path, base: BaseSpec | None = UNTIED) -> Path:
-    path.mkdir()
-    mlx.write(adapter, path, base=base)
-    return path
-
-
-def applied(folder: Path) -> dict[str, np.ndarray]:
-    """What mlx-lm adds to each weight, `(out, in)`: `scale * (lora_a @ lora_b).T` (mlx-lm, `tuner/lora.py`, `fuse`)."""
-    scale = json.loads((folder / mlx.CONFIG).read_text())["lora_parameters"]["scale"]
-    with safetensors_file.SafetensorsFile(folder / mlx.WEIGHTS) as file:
-        tensors = {name: file.tensor(name).astype(np.float64) for name in file.tensors}
-    targets = {name.rpartition(".")[0] for name in tensors}
-    return {target: scale * (tensors[f"{target}.lora_a"] @ tensors[f"{target}.lora_b"]).T for target in targets}
 
 
 @pytest.mark.parametrize("change", [None, "scale", "tensor", "metadata"])
@@ -127,28 +108,6 @@ def test_any_config_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     safetensors_file.write(folder / mlx.WEIGHTS, PAIR)
     with contextlib.suppress(AdapterhubError):
         mlx.read(folder)
-
-
-def experts(**more: Any) -> Adapter:
-    rng = np.random.default_rng(5)
-    shapes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
-    return Adapter(
-        {
-            f"{EXPERT}.{e}.{name}": LowRank(
-                rng.normal(size=(2 + e, into)).astype(np.float16), rng.normal(size=(out, 2 + e)).astype(np.float16), 3.0 + e
-            )
-            for e in (0, 2)
-            for name, (out, into) in shapes.items()
-        },
-        **more,
-    )
-
-
-VARIANTS = {
-    "ranks": Adapter({Q: delta(), UP: delta(r=3, seed=3), "model.embed_tokens": EMBED}),
-    "dora": Adapter({Q: delta(magnitude=np.arange(6, dtype=np.float32)), UP: delta(seed=1, magnitude=np.ones(6, np.float32))}),
-    "experts": experts(),
-}
 
 
 def test_a_filled_rank_that_was_tampered_with_is_refused(tmp_path: Path) -> None:

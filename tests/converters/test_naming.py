@@ -12,27 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub_converters import bases
-from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.formats.image import family_tables, name_table
+from tests.converters.test_kohya import one, the_delta, unet
 from tests.support.images import Numbers, kohya_file, peft_folder
 
 Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 OURS = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TE = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
-
-
-def one(path: Path, parts: dict[str, np.ndarray], stem: str = Q) -> Adapter:
-    """The adapter of one module."""
-    safetensors_file.write(path, {f"{stem}.{name}": array for name, array in parts.items()})
-    return convert.read(path)
-
-
-def the_delta(path: Path, parts: dict[str, np.ndarray], stem: str = Q) -> Any:
-    (delta,) = one(path, parts, stem).deltas.values()
-    return delta
 
 
 def scalar(value: float, dtype: Any = np.float32) -> np.ndarray:
@@ -101,15 +91,6 @@ def test_two_modules_of_a_base_with_one_name_are_refused(tmp_path: Path) -> None
     path = kohya_file(tmp_path / "x.safetensors", {"lora_unet_a_b_c": (6, 8)})
     with pytest.raises(RefusedError, match=r"'lora_unet_a_b_c' may be a\.b_c or a_b\.c of the base"):
         convert.read(path, base=spec)
-
-
-def unet(tmp_path: Path, modules: dict[str, tuple[int, ...]], name: str = "UNet2DConditionModel") -> bases.BaseSpec:
-    folder = tmp_path / "model"
-    folder.mkdir(parents=True)
-    weights = {f"{module}.weight": np.zeros(shape, np.float16) for module, shape in modules.items()}
-    safetensors_file.write(folder / "diffusion_pytorch_model.safetensors", weights)
-    (folder / "config.json").write_text(json.dumps({"_class_name": name}))
-    return bases.read_base(folder)
 
 
 def test_the_base_gives_names_that_no_table_has(tmp_path: Path) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from adapterhub_converters.adapter import (
-    Adapter,
-    Factored,
-    LowRankConv,
-    LowRankEmbedding,
-)
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from tests.conftest import need_module
+from tests.converters.test_peft_peer import dense, rewritten
 
 pytestmark = pytest.mark.peer
 
@@ -28,23 +21,6 @@ pytestmark = pytest.mark.peer
 @pytest.fixture(autouse=True)
 def _peft() -> None:
     need_module("peft")
-
-
-def rewritten(adapter: Adapter, path: Path) -> Path:
-    path.mkdir()
-    peft.write(dataclasses.replace(adapter, source=None), path)
-    return path
-
-
-def dense(delta: Any) -> np.ndarray:
-    """The delta in the function's orientation, `(…, out, in)`."""
-    delta = delta.as_low_rank() if isinstance(delta, Factored) else delta
-    if isinstance(delta, LowRankEmbedding):
-        return np.asarray(delta.scaling * (delta.lora_B @ delta.lora_A).T)
-    if isinstance(delta, LowRankConv):
-        flat = delta.lora_B.reshape(len(delta.lora_B), -1) @ delta.lora_A.reshape(delta.r, -1)
-        return np.asarray(delta.scaling * flat.reshape(delta.shape))
-    return np.asarray(delta.scaling * (delta.lora_B @ delta.lora_A))
 
 
 @pytest.mark.parametrize(

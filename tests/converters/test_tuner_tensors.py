@@ -13,17 +13,6 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft as peft_format
 
-
-def model(kind: str = "llama", width: int = 16) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 32, "hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": False}
-    return Qwen2ForCausalLM(Qwen2Config(**sizes)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**sizes))
-
-
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,12 +13,6 @@ from adapterhub.http.client import Client
 from adapterhub.http.urls import origin
 from adapterhub_converters.errors import RemoteError
 from tests.support.web_server import Web
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as server:
-        yield server
 
 
 def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:

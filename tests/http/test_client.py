@@ -23,12 +23,6 @@ from tests.support.web_server import Handler, Web
 DATA = bytes(range(256)) * 1000
 
 
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
 def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
     return Client(web.url, pauses=pauses, **changes)  # type: ignore[arg-type]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,38 +11,10 @@ import pytest
 from adapterhub.http.client import Client
 from adapterhub.http.http_errors import RetriesExhaustedError
 from adapterhub_converters.errors import NotFoundError, RemoteError
-from tests.http.test_client import raw
+from tests.http.test_client import client, get, raw, streamed
 from tests.support.web_server import Web
 
 DATA = bytes(range(256)) * 1000
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
-@pytest.fixture
-def other() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
-def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
-    return Client(web.url, pauses=pauses, **changes)  # type: ignore[arg-type]
-
-
-def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
-    return client.request("GET", client.base + path, "x", good=(200,), limit=limit).body
-
-
-def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
-    found, buffer = bytearray(), memoryview(bytearray(size))
-    with client.stream(client.base + path, "x") as body:
-        while n := body.readinto(buffer):
-            found += buffer[:n]
-    return bytes(found)
 
 
 def counted(web: Web) -> list[object]:

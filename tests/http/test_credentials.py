@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,37 +11,10 @@ from adapterhub.http.client import Client
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import origin, resolve_link
 from adapterhub_converters.errors import RemoteError
+from tests.http.test_client import client, get, streamed
 from tests.support.web_server import Handler, Web
 
 SECRET = "not-a-secret-9"
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
-@pytest.fixture
-def other() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
-def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
-    return Client(web.url, pauses=pauses, **changes)  # type: ignore[arg-type]
-
-
-def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
-    return client.request("GET", client.base + path, "x", good=(200,), limit=limit).body
-
-
-def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
-    found, buffer = bytearray(), memoryview(bytearray(size))
-    with client.stream(client.base + path, "x") as body:
-        while n := body.readinto(buffer):
-            found += buffer[:n]
-    return bytes(found)
 
 
 def said(web: Web) -> list[str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,40 +12,13 @@ from adapterhub.cli import environment
 from adapterhub.http.client import Client
 from adapterhub.http.urls import proxy_to
 from adapterhub_converters.errors import RemoteError
+from tests.http.test_client import get, streamed
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.registry import certificate
 from tests.support.web_server import Web
 
 SECRET = "not-a-secret-9"
 DATA = bytes(range(256)) * 1000
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
-@pytest.fixture
-def other() -> Iterator[Web]:
-    with Web() as server:
-        yield server
-
-
-def client(web: Web, pauses: Sequence[float] = (), **changes: object) -> Client:
-    return Client(web.url, pauses=pauses, **changes)  # type: ignore[arg-type]
-
-
-def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
-    return client.request("GET", client.base + path, "x", good=(200,), limit=limit).body
-
-
-def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
-    found, buffer = bytearray(), memoryview(bytearray(size))
-    with client.stream(client.base + path, "x") as body:
-        while n := body.readinto(buffer):
-            found += buffer[:n]
-    return bytes(found)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_rebuild import contents
 from tests.support.merge_recipes import mergeable
 
 
@@ -15,11 +16,6 @@ from tests.support.merge_recipes import mergeable
 def place(tmp_path: Path, run: Any) -> Path:
     mergeable(tmp_path, run)
     return tmp_path
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    return {"" if path.is_file() else item.relative_to(path).as_posix(): item.read_bytes() for item in files}
 
 
 @pytest.fixture

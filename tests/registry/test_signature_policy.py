@@ -10,6 +10,7 @@ import pytest
 from adapterhub.trust import keys
 from tests.conftest import Run
 from tests.support.adapters import Make
+from tests.trust.test_signed_versions import described
 
 
 @pytest.fixture
@@ -23,12 +24,6 @@ def required(run: Run, team: tuple[Path, Path], tmp_path: Path) -> None:
     """A project in which what is in `team/` must be signed."""
     run("init")
     (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"team/*" = ["keys/team.pub"]\n')
-
-
-def described(run: Run, folder: Path) -> Path:
-    """With its adapter.json, so that its files are those of the version that it becomes."""
-    run("describe", folder)
-    return folder
 
 
 def test_the_signature_in_a_folder_becomes_that_of_the_version(

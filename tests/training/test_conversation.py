@@ -14,23 +14,13 @@ import pytest
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data import document_files
 from adapterhub.training.data.examples import encode
-from adapterhub.training.data.packed_rows import IGNORED, Rows
 from adapterhub_converters.errors import FormatError, RefusedError
 from tests.conftest import need_module
-
-
-def write(path: Path, *records: object) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
+from tests.training.test_data import trained, write
 
 
 def load(path: Path, tokenizer: object, **options: Any) -> data.Dataset:
     return data.build([document_files.read(path)], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
-
-
-def trained(rows: Rows, tokenizer: object) -> str:
-    """The text that the labels spell."""
-    return tokenizer.decode(rows.labels[rows.labels != IGNORED])  # type: ignore[attr-defined,no-any-return]
 
 
 ALPACA = {"instruction": "add", "input": "2, 2", "output": "4"}

@@ -19,16 +19,10 @@ from adapterhub.manifest.document import Training
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import convert, peft
+from tests.checks.test_repair import configured
 from tests.conftest import need_module
 from tests.support import tiny
 from tests.support.folders import adapter, base, pairs
-
-
-def configured(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((path / peft.CONFIG).read_text())
-    change(config)
-    (path / peft.CONFIG).write_text(json.dumps(config))
-
 
 RANKS = {"rank_pattern": {r"layers\.0\..*\.q_proj": 6}}
 

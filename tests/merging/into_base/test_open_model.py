@@ -13,18 +13,10 @@ from adapterhub.merging.into_base.extraction import ExtractionOptions, WeightExt
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
+from tests.merging.into_base.test_extraction import tuned_from
 from tests.merging.into_base.test_fuse import K, Q, base_in, tensors_of
 
 QW, KW, TABLE = f"{Q}.weight", f"{K}.weight", "model.embed_tokens.weight"
-
-
-def tuned_from(base: Path, out: Path, changes: dict[str, np.ndarray], dtype: np.dtype = dtypes.F32) -> Path:
-    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors_of(base).items()}
-    for name, change in changes.items():
-        tensors[name] = tensors[name] + change if change.shape == tensors[name].shape else change
-    shutil.copytree(base, out)
-    safetensors_file.write(out / "model.safetensors", {name: t.astype(dtype) for name, t in tensors.items()}, {"format": "pt"})
-    return out
 
 
 def of(name: str, found: tuple[WeightExtraction, ...]) -> WeightExtraction:
