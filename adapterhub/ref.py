@@ -20,6 +20,7 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt"
 _HUB = ("huggingface.co", "www.huggingface.co", "hf.co")
 _MAX_COMPONENT, _MAX_TAG = 100, 128
 LATEST = "latest"
+_WILDCARDS = frozenset("*?[")  # of fnmatch
 
 
 class RefError(UsageError):
@@ -129,6 +130,11 @@ def _near_component(text: str) -> str:
     """Return the text in lower case, with a hyphen for each run of other characters inside it."""
     letters = "".join(letter if letter in _LOWER or letter in "._" else "-" for letter in text.lower())
     return text.lower() if _is_component(text.lower()) else "-".join(filter(None, letters.split("-")))
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a text is a pattern of names, or of paths, rather than one of them."""
+    return not _WILDCARDS.isdisjoint(text)
 
 
 def is_name(text: str) -> bool:

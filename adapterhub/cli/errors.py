@@ -177,10 +177,10 @@ def _filled(template: str, fields: Mapping[str, object], context: click.Context 
     """
     texts = _with_flags(fields)
     words = {name: shlex.quote(str(text)) for name, text in texts.items()}
-    given = _given(context, fields) if context else {}
+    user_words = _words_of_user(context, fields) if context else {}
 
     def command_line(part: str) -> str:
-        line = " ".join(given[word] if word in given else word.format_map(words) for word in part.split(" "))
+        line = " ".join(user_words[word] if word in user_words else word.format_map(words) for word in part.split(" "))
         return _at_remote(context, line) if context else line
 
     def sentence(part: str) -> str:
@@ -198,12 +198,12 @@ def _filled(template: str, fields: Mapping[str, object], context: click.Context 
 
 def _completed(hint: str, context: click.Context) -> str:
     """Return a hint of the library, with what the user has given in its commands; unchanged if it quotes a text."""
-    parts, given = hint.split("`"), _given(context, {})
+    parts, user_words = hint.split("`"), _words_of_user(context, {})
     if "'" in hint:
         return hint
     for number, line in enumerate(parts):
         if number % 2 and line.startswith(_PROGRAM):
-            parts[number] = _at_remote(context, " ".join(given.get(word, word) for word in line.split(" ")))
+            parts[number] = _at_remote(context, " ".join(user_words.get(word, word) for word in line.split(" ")))
     return "`".join(parts)
 
 
@@ -235,7 +235,7 @@ def reword(error: AdapterhubError) -> AdapterhubError:
     return error
 
 
-def _given(context: click.Context, fields: Mapping[str, object]) -> dict[str, str]:
+def _words_of_user(context: click.Context, fields: Mapping[str, object]) -> dict[str, str]:
     """Return what the user has given for words in capitals of hints, by the word, quoted for a shell.
 
     Only arguments, and options that are named like their word, mean the same in another command: the URL of a database is not

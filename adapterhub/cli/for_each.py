@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from adapterhub.ref import is_pattern
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
@@ -29,7 +30,6 @@ _ALONE = {"chat", "rebuild", "served"}
 _ADAPTERS = {"source", "ref", "name"}  # names of the arguments that are adapters
 _PATTERN_CODES = {"invalid-ref", "no-such-file", "not-found", "no-such-adapter"}
 _PLACE_CODES = {"invalid-ref", "invalid-usage"}
-_GLOB = frozenset("*?[")
 _MAX_SOURCES = 50
 _VARIABLE, _LAST_PART = '"$a"', '"${a##*/}"'  # of the shell
 
@@ -50,8 +50,8 @@ def error_with_loop(error: click.UsageError, words: Sequence[str]) -> UsageError
         return None
     sources = [str(values[argument.name]) for argument in _arguments(command)] + surplus
     place = sources.pop() if command.name in _WITH_PLACE else ""
-    what = "takes one adapter, and a name for it" if place else "takes one adapter"
-    return UsageError(str(command.name), what, f"Write {_loop(context.command_path, words, sources, place)}")
+    problem = "takes one adapter, and a name for it" if place else "takes one adapter"
+    return UsageError(str(command.name), problem, f"Write {_loop(context.command_path, words, sources, place)}")
 
 
 def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequence[str]) -> None:
@@ -72,7 +72,7 @@ def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequenc
     pattern = "".join(words[: words.index(error.where)][-1:]) if is_place else error.where
     if error.code not in (_PLACE_CODES if is_place else _PATTERN_CODES):
         return
-    if _GLOB & set(pattern) and not Path(pattern).exists():
+    if is_pattern(pattern) and not Path(pattern).exists():
         sources = _matches(pattern, context.ensure_object(Settings))
         reword(error)
         if not sources:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from adapterhub.digest import is_hex
-from adapterhub.ref import Ref, RefError
+from adapterhub.ref import Ref, RefError, is_pattern
 from adapterhub_converters.errors import RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -117,7 +117,7 @@ class AllowedNames:
         """The namespace that all patterns share; empty if they have several, or a pattern in place of one."""
         namespaces = {pattern.partition("/")[0] for pattern in self.patterns}
         common = namespaces.pop() if len(namespaces) == 1 else ""
-        return "" if set("*?[") & set(common) else common
+        return "" if is_pattern(common) else common
 
     def __contains__(self, name: str) -> bool:
         return not self.patterns or any(fnmatchcase(name, pattern) for pattern in self.patterns)

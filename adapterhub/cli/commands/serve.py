@@ -15,7 +15,7 @@ from adapterhub.cli.engines import EngineChoice
 from adapterhub.cli.options import Command, Settings, adapter_swapped_with_base, base_option, usage_file_option
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.operations import source_names
-from adapterhub.ref import Ref
+from adapterhub.ref import Ref, is_pattern
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _ENGINE_WORDS = f"{__name__}.engine-words"
 _NAME_BASE = "Pass --base with its folder, or hf://org/model"
-_GLOB = frozenset("*?[")
 
 
 class _ServeCommand(Command):
@@ -49,7 +48,7 @@ def _names_and_base(
     if base is None:
         if not sources:
             raise UsageError("--base", "is missing, and so is a SRC that records one", _NAME_BASE)
-        if _GLOB & set(sources[0]) and not Path(sources[0]).exists():
+        if is_pattern(sources[0]) and not Path(sources[0]).exists():
             raise UsageError(sources[0], "is a pattern of names, which records no base", _NAME_BASE)
         base, model = inputs.base_and_model(sources[0], settings)
         if not model:
@@ -81,7 +80,7 @@ def _check_pattern(pattern: str, settings: Settings, *, is_remote: bool) -> None
     name = pattern.partition("@")[0].partition(":")[0]
     if name != pattern:
         raise UsageError(pattern, "names a version, and each request chooses its own as `model`", f"Write {name}")
-    if not _GLOB & set(pattern):
+    if not is_pattern(pattern):
         ref = Ref.parse(pattern)
         if not is_remote:
             with workspace(settings).open_registry() as registry:

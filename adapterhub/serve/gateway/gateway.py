@@ -10,7 +10,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 
-from adapterhub.ref import Ref
+from adapterhub.ref import Ref, is_pattern
 from adapterhub.registry import withdrawals
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine
@@ -129,7 +129,7 @@ class Gateway(GatewayFront):
 
     async def _has_match(self, pattern: str) -> bool:
         """Return whether an adapter matches a pattern now; True for what a remote would have to list, which few can."""
-        if self.settings.remote and set("*?[") & set(pattern):
+        if self.settings.remote and is_pattern(pattern):
             return True
         try:
             if self.settings.remote:
