@@ -54,13 +54,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 128,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
+    # Heads of 32, since vLLM packs them for AMX, where a CPU has it, in blocks of 32.
     "DeepseekV2ForCausalLM": {
-        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
         "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
         "moe_intermediate_size": 32,
     },
     "DeepseekV3ForCausalLM": {
-        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
         "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
         "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
     },

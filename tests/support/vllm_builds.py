@@ -1,7 +1,8 @@
 """What vLLM does with adapters of models that it builds without an engine: its Python runs this with pairs of base and adapter.
 
 For each it prints a line of JSON: the error at load, or the modules of the adapter that it has no place for. Adapters of the
-base before them are loaded into the same model. Nothing is computed, so weights are as they lay in memory.
+base before them are loaded into the same model. Nothing is computed, so weights are as they lay in memory, in bfloat16, which
+is what vLLM's kernels for AMX take.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def built(base: str) -> Any:
     if architecture in ModelRegistry.models:  # else a process of its own looks at the class, for seconds
         ModelRegistry.register_model(architecture, ModelRegistry.models[architecture].load_model_cls())
     arguments = EngineArgs(
-        model=base, skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1,
+        model=base, skip_tokenizer_init=True, dtype="bfloat16", enforce_eager=True, max_model_len=64, max_num_seqs=1,
         max_num_batched_tokens=64, enable_lora=True, max_loras=1, max_cpu_loras=32, max_lora_rank=8,
     )  # fmt: skip
     config = arguments.create_engine_config()
