@@ -51,13 +51,14 @@ class ClientWork:
     """The work of the last minute by client: an account, or a network of clients without one."""
 
     def __init__(self) -> None:
-        self._strangers, self._accounts = Windows(int(MAX_OF_STRANGER * 1000), 60), Windows(int(MAX_OF_ACCOUNT * 1000), 60)
+        self._strangers = Windows(_microseconds(MAX_OF_STRANGER), 60)
+        self._accounts = Windows(_microseconds(MAX_OF_ACCOUNT), 60)
         self._accounts_over_until = 0.0
 
     def count(self, network: str, account: str, seconds: float) -> None:
         """Count seconds of CPU."""
         windows, key = (self._accounts, account) if account else (self._strangers, network)
-        if windows.count(key, int(seconds * 1000)).remaining == 0 and account:
+        if windows.count(key, _microseconds(seconds)).remaining == 0 and account:
             self._accounts_over_until = time.monotonic() + windows.seconds
 
     def exceeded(self, network: str, account_of: Callable[[], str]) -> Window | None:
@@ -71,3 +72,8 @@ class ClientWork:
         if account := account_of():
             window = self._accounts.count(account, 0)
         return window if window.over else None
+
+
+def _microseconds(seconds: float) -> int:
+    # Milliseconds would count nothing for a request that takes less than one, however many of them come.
+    return int(seconds * 1_000_000)

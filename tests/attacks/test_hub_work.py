@@ -47,6 +47,13 @@ def test_an_account_that_has_had_its_share_waits_wherever_it_is_and_others_go_on
     assert ask(hub, "GET", "/api/models", "203.0.113.2", hub.make_token("ada", "read")).status_code == 200
 
 
+def test_work_of_less_than_a_millisecond_counts_as_often_as_it_comes() -> None:
+    work = work_time.ClientWork()
+    for _ in range(100_000):
+        work.count("203.0.113.0/24", "", 0.0004)
+    assert work.exceeded("203.0.113.0/24", str)
+
+
 def test_no_work_begins_for_a_request_that_has_had_its_share(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_time, "MAX_OF_REQUEST", -1.0)
     answer = ask(hub, "GET", "/api/models", "203.0.113.1", hub.token)
