@@ -8,7 +8,8 @@ from dataclasses import field
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
-_MAX_WINDOWS = 50_000  # windows kept in memory
+_MAX_WINDOWS = 50_000
+"""Windows kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,18 @@ class Windows:
         now = self.clock()
         end, count = self._counts.get(key, (0.0, 0))
         if end <= now:
-            if len(self._counts) >= _MAX_WINDOWS:
-                self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
-                if len(self._counts) >= _MAX_WINDOWS:
-                    self._counts.clear()  # a flood of new addresses: start over rather than grow
             end, count = now + self.seconds, 0
-        self._counts[key] = end, count + events
+        if events:
+            self._make_room(key, now)
+            self._counts[key] = end, count + events
         return Window(max(self.limit - count - events, 0), max(int(end - now + 0.999), 1), count >= self.limit)
+
+    def _make_room(self, key: str, now: float) -> None:
+        """Forget ended windows, and of too many those with the fewest events: a flood of new keys resets nobody's count."""
+        if key in self._counts or len(self._counts) < _MAX_WINDOWS:
+            return
+        open_windows = [(kept_key, window) for kept_key, window in self._counts.items() if window[0] > now]
+        if len(open_windows) >= _MAX_WINDOWS:
+            open_windows.sort(key=lambda entry: entry[1][1])
+            del open_windows[: _MAX_WINDOWS // 2]
+        self._counts = dict(open_windows)

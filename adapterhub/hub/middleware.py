@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import cast
 
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.http_server.rate_windows import Window, Windows
 from adapterhub.http_server.request_bodies import client_network
-from adapterhub.http_server.work_time import ClientWork
+from adapterhub.http_server.work_time import ClientWork, wait_message
 
 from . import request_context
 from .access_control import BadTokenError, token_in
@@ -51,7 +52,7 @@ def hub_of(scope: Scope) -> Hub:
 
 
 class RateLimitMiddleware:
-    """Fixed windows for each class of requests, by token, or by address without one, reported in the headers that hf reads.
+    """Fixed windows for each class of requests, by token, or by network without one, reported in the headers that hf reads.
 
     The counts are this process's own: several processes allow several times as much.
     """
@@ -87,9 +88,9 @@ class RateLimitMiddleware:
             token = token_in(Request(scope).headers)
         except BadTokenError:
             token = None
-        # An invalid token counts by address, or each guess would get a window of its own.
+        # An invalid token counts by network, or each guess would get a window of its own.
         identity = hub_of(scope).access.token_identity(token) if token else None
-        return f"token {identity.token}" if identity else request_context.current().address
+        return f"token {identity.token}" if identity else client_network(request_context.current().address)
 
 
 class RefusalLimitMiddleware:
@@ -136,14 +137,13 @@ class WorkLimitMiddleware:
             return
         call = request_context.current()
         network = client_network(call.address)
-        if window := self._work.exceeded(network, lambda: _account_of(scope)):
-            message = f"the hub has worked for you for as long as it may in a minute; try again in {window.seconds} seconds"
-            await _too_many(message, window)(scope, receive, send)
-            return
-        try:
+        call.work.exceeded = partial(self._work.exceeded, network, partial(_account_of, scope))
+        # Counted as it is done: of a client that has gone, too.
+        call.work.on_work = lambda seconds: self._work.count(network, call.account, seconds)
+        if window := call.work.exceeded():
+            await _too_many(wait_message(window), window)(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-        finally:
-            self._work.count(network, call.account, call.work.seconds)
 
 
 def _account_of(scope: Scope) -> str:

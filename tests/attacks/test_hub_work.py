@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from adapterhub.http_server import work_time
+from adapterhub.http_server.request_bodies import BodyError
+from adapterhub.http_server.work_time import WorkMeter
+from adapterhub.hub.middleware import AuditMiddleware
 from tests.attacks.test_hub_refused_rates import ALWAYS, ROUTES, ask
 from tests.hub.conftest import Running, serving
+
+CLIENTS = 60
 
 
 @pytest.fixture
@@ -45,6 +53,33 @@ def test_an_account_that_has_had_its_share_waits_wherever_it_is_and_others_go_on
     spend(hub, "203.0.113.1", hub.token)
     assert ask(hub, "GET", "/api/models", "203.0.113.2", hub.token).status_code == 429
     assert ask(hub, "GET", "/api/models", "203.0.113.2", hub.make_token("ada", "read")).status_code == 200
+
+
+def test_requests_that_were_sent_at_once_wait_too(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a client had sent before the first one ended was worked on: each was asked for its share when it arrived."""
+    together, answer = asyncio.Barrier(CLIENTS), AuditMiddleware.__call__
+
+    async def answer_together(middleware: AuditMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await together.wait()
+        await answer(middleware, scope, receive, send)
+
+    monkeypatch.setattr(AuditMiddleware, "__call__", answer_together)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        statuses = [*pool.map(lambda _: ask(hub, "GET", "/api/models", "203.0.113.1").status_code, range(CLIENTS))]
+    assert {*statuses} == {200, 429}
+    assert statuses.count(200) < CLIENTS // 2, "more than the threads had begun"
+
+
+def test_what_goes_on_without_its_client_counts() -> None:
+    work, meter = work_time.ClientWork(), WorkMeter()
+    meter.on_work = lambda seconds: work.count("203.0.113.0/24", "", seconds + work_time.MAX_OF_STRANGER)
+    meter.exceeded = lambda: work.exceeded("203.0.113.0/24", str)
+    meter.with_timer(lambda: None)()
+    assert meter.exceeded()
+    meter.with_timer(lambda: None)()  # of the same request, which has begun: what it has changed is not left half done
+    with pytest.raises(BodyError, match="try again in"):
+        WorkMeter(exceeded=meter.exceeded).with_timer(lambda: None)()
 
 
 def test_work_of_less_than_a_millisecond_counts_as_often_as_it_comes() -> None:
