@@ -24,14 +24,13 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, mirror_origin
 from .aliases import Alias
-from .workers import MAX_CACHED_FILES, Worker
+from .workers import Worker
 
 HEAD = "HEAD"
 PROPOSALS = "refs/pr/"
 """What the revisions of proposals begin with; their number follows."""
 MayRead = Callable[[str, Repository | None], bool]
 """Returns whether a client may see a repository: called with its name, and its state or None if it has none."""
-_MAX_REMEMBERED = 2_000  # repositories kept in memory per thread, and commits of each
 MAX_TAGS = 5_000
 """Tags of a repository that are listed at once for clients of the Hugging Face Hub, who know no pages of them."""
 _NO_NAME = "-"  # not a valid name, so no repository has it
@@ -71,7 +70,7 @@ class View:
         newest: Its version `latest`.
         frozen: Whether it is an alias: then `newest`, a version of another repository, is all it has.
         head: Identifies this state among all states of the name.
-        commits_by_revision: The commits looked up so far, by revision.
+        is_listed: Whether the head leaves out the log of its versions, so that no commits are remembered for it.
     """
 
     name: str
@@ -79,7 +78,7 @@ class View:
     newest: VersionRow | None
     frozen: bool = False
     head: str = ""
-    commits_by_revision: dict[str, Commit] = field(default_factory=dict, compare=False, repr=False)
+    is_listed: bool = field(default=False, compare=False)
 
     @property
     def latest(self) -> str:
@@ -104,15 +103,12 @@ def find_view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repo
     if not is_visible or not (repository or has_versions):
         alias = aliases.parse(name)
         return _alias_view(worker, name, alias, may_read) if alias else None
-    # A cached view is valid until either of the repository's two logs gets another entry.
-    previous_state, cached = worker.views.get(name, (None, None))
-    if cached is None or previous_state != state or cached.repository is not repository:
-        row = worker.registry.row(Ref(name)) if has_versions else None
-        cached = View(name, repository, row, head=f"{state.head} {head}")
-        if len(worker.views) >= _MAX_REMEMBERED:
-            worker.views.clear()
-        worker.views[name] = state, cached
-    return cached
+    # What is known of a repository is true until either of its two logs gets another entry.
+    head = f"{state.head} {head}"
+    newest = None
+    if has_versions:
+        newest = worker.remembered(worker.caches.rows, (name, head), lambda: worker.registry.row(Ref(name)))
+    return View(name, repository, newest, head=head)
 
 
 def listed_view(worker: Worker, row: VersionRow, may_read: MayRead) -> View | None:
@@ -124,7 +120,7 @@ def listed_view(worker: Worker, row: VersionRow, may_read: MayRead) -> View | No
     if not may_read(row.name, repository) or (repository and repository.moved_to):
         return None
     newest = row if LATEST in row.tags else worker.registry.row(Ref(row.name))
-    return View(row.name, repository, newest, head=head)
+    return View(row.name, repository, newest, head=head, is_listed=True)
 
 
 def is_listed(worker: Worker, name: str, may_read: MayRead) -> bool:
@@ -202,14 +198,10 @@ def find(worker: Worker, view: View, revision: str) -> Commit:
     Raises:
         NotFoundError: There is no such commit.
     """
-    commit = view.commits_by_revision.get(revision)
-    if commit is None:
-        if len(view.commits_by_revision) >= _MAX_REMEMBERED:
-            view.commits_by_revision.clear()
-        commit = _find_uncached(worker, view, revision)
-        # A commit with many files takes megabytes: do not keep it.
-        if len(commit.files) <= MAX_CACHED_FILES:
-            view.commits_by_revision[revision] = commit
+    if view.is_listed:
+        return _find_uncached(worker, view, revision)
+    key = view.name, view.head, revision
+    commit: Commit = worker.remembered(worker.caches.commits, key, lambda: _find_uncached(worker, view, revision))
     return commit
 
 

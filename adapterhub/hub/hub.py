@@ -125,7 +125,7 @@ class Hub:
         self.policy_gate = PolicyGate(settings.policy, self.access.check_files, self._views_with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
         # Their own threads: a provider that hangs must not occupy those of all other requests.
-        self.sign_ins = Workers(self.storage, 4)
+        self.sign_ins = Workers(self.storage, 4, caches=self.workers.caches)
         self.secret = hub_secret(self.database)
         self.repository_listing = RepositoryListing()
         self.workers.on_record = self.repository_listing.note

@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from adapterhub.digest import Digest
-from adapterhub.index.queries import LogState, VersionRow
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.ledger import StartOverError
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.rehearsal import rehearsal
 from adapterhub.registry.repository_documents import Repository
-from adapterhub.registry.repository_records import Repositories
+from adapterhub.registry.repository_records import ParsedRepository, Repositories
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -31,10 +31,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-_MAX_ANSWER_BYTES = 16 << 20  # bytes of response bodies kept in memory
-_MAX_MANIFESTS, _MAX_CONFIGS = 2_000, 100_000  # kept in memory: documents of about 20 kB, and digests of configs
-MAX_CACHED_FILES = 200
-"""Files of a version or commit kept in memory: one with 10,000 files takes 5 MB, and a tenant may have thousands of them."""
+_MAX_ANSWER_BYTES, _MAX_REPOSITORY_BYTES = 16 << 20, 128 << 20
+_MAX_DOCUMENT_BYTES, _MAX_ROW_BYTES = 32 << 20, 16 << 20  # of manifests, likewise of commits; of rows, likewise of configs
 
 
 Answers = LRUCache[tuple[bytes, str]]
@@ -44,66 +42,85 @@ def _answer_size(answer: tuple[bytes, str]) -> int:
     return len(answer[0])
 
 
+def _parsed_size(parsed: ParsedRepository) -> int:
+    return 1500 + 4 * parsed.size  # about what Python's objects take
+
+
 @dataclass(frozen=True)
-class Worker:
-    """What one thread works with; the parsed manifests are shared by all threads.
+class WorkerCaches:
+    """What all threads remember of the registry, in bounded memory.
 
     Attributes:
+        manifests: Manifests of versions, by digest.
         configs: Digest of a manifest to the digest of its config.
+        repositories: Documents of repositories, by digest.
+        rows: The versions `latest`, by the state of a repository (`View.head`).
+        commits: Commits, by the state of a repository and by revision.
+        answers: Response bodies about repositories, by state and request, each with the path after which there is more; empty
+            if the body has everything.
+    """
+
+    manifests: LRUCache[Manifest] = field(default_factory=lambda: LRUCache(_MAX_DOCUMENT_BYTES))
+    configs: LRUCache[Digest] = field(default_factory=lambda: LRUCache(_MAX_ROW_BYTES))
+    repositories: LRUCache[ParsedRepository] = field(default_factory=lambda: LRUCache(_MAX_REPOSITORY_BYTES, _parsed_size))
+    rows: LRUCache[VersionRow] = field(default_factory=lambda: LRUCache(_MAX_ROW_BYTES))
+    commits: LRUCache[Any] = field(default_factory=lambda: LRUCache(_MAX_DOCUMENT_BYTES))
+    answers: Answers = field(default_factory=lambda: LRUCache(_MAX_ANSWER_BYTES, _answer_size))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one thread works with.
+
+    Attributes:
         database: The tables of the hub.
-        views: The repositories `commits.find_view` has looked up: name to the state of its log, and to the view.
-        answers: Response bodies about repositories, by state (`View.head`) and request, each with the path after which there is
-            more; empty if the body has everything.
+        caches: What it shares with the other threads.
     """
 
     registry: Registry
     repositories: Repositories
-    manifests: dict[Digest, Manifest]
-    configs: dict[Digest, Digest]
     database: HubDatabase
-    views: dict[str, tuple[LogState, Any]] = field(default_factory=dict)
-    answers: Answers = field(default_factory=lambda: LRUCache(_MAX_ANSWER_BYTES, _answer_size))
+    caches: WorkerCaches = field(default_factory=WorkerCaches)
 
     def manifest(self, row: VersionRow) -> Manifest:
         """Return the OCI manifest of a version."""
-        manifest = self.manifests.get(row.digest)
-        if manifest is None:
-            manifest = oci_manifest.parse(self.registry.store.read_document(row.digest), str(row.ref))
-            if len(self.manifests) >= _MAX_MANIFESTS:
-                self.manifests.clear()
-            if len(manifest.layers) <= MAX_CACHED_FILES:
-                self.manifests[row.digest] = manifest
-        return manifest
+        read = self.registry.store.read_document
+        return self.caches.manifests.get(row.digest, lambda: oci_manifest.parse(read(row.digest), str(row.ref)))
 
     def config(self, manifest: Digest) -> Digest:
         """Return the digest of a version's config, given the digest of its manifest."""
-        config = self.configs.get(manifest)
-        if config is None:
-            config = oci_manifest.parse(self.registry.store.read_document(manifest), manifest).config.digest
-            if len(self.configs) >= _MAX_CONFIGS:
-                self.configs.clear()
-            self.configs[manifest] = config
-        return config
+        read = self.registry.store.read_document
+        return self.caches.configs.get(manifest, lambda: oci_manifest.parse(read(manifest), manifest).config.digest)
+
+    def remembered(self, cache: LRUCache[T], key: Hashable, make: Callable[[], T]) -> T:
+        """Return what is true of a state of a repository, from a cache; in a rehearsal, whose states do not stay, made anew."""
+        return make() if request_context.current().is_rehearsal else cache.get(key, make)
 
 
 class Workers:
     """A pool of threads with a registry each, and a second pool for bodies, whose reads and writes may take long.
 
     Attributes:
+        caches: What the threads remember, which may be that of other workers too.
         check_record: Called before a document is written for a repository, with its bytes; RefusedError if there is no room.
         on_record: Called with a repository and its new state after each change of its document; None for a removed one.
         on_open: Called with each worker when its registry has been opened.
     """
 
-    def __init__(self, storage: Storage, count: int = 8, *, on_move: Callable[[Entry], object] | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        count: int = 8,
+        *,
+        on_move: Callable[[Entry], object] | None = None,
+        caches: WorkerCaches | None = None,
+    ) -> None:
         self._storage, self._on_move = storage, on_move
         self.check_record: Callable[[Worker, str, int], object] = lambda _worker, _name, _size: None
         self.on_record: Callable[[str, Repository | None], object] = lambda _name, _repository: None
         self.on_open: Callable[[Worker], object] = lambda _worker: None
         self._local = threading.local()
-        self._manifests: dict[Digest, Manifest] = {}
-        self._configs: dict[Digest, Digest] = {}
-        self._answers: Answers = LRUCache(_MAX_ANSWER_BYTES, _answer_size)
+        self.caches = caches or WorkerCaches()
         self._pool = ThreadPoolExecutor(count, "hub")
         # Slow disks and clients use up these threads, and leave the others to quick lookups.
         self._bodies = ThreadPoolExecutor(count, "hub-body")
@@ -156,10 +173,9 @@ class Workers:
                 registry,
                 lambda name, size: self.check_record(self._local.worker, name, size),
                 self.on_record,
+                parsed=self.caches.repositories.get,
             )
-            worker = self._local.worker = Worker(
-                registry, repositories, self._manifests, self._configs, self._storage.database, answers=self._answers
-            )
+            worker = self._local.worker = Worker(registry, repositories, self._storage.database, self.caches)
             self.on_open(worker)
         self._storage.refresh(worker.registry)
         worker.registry.author = request_context.current().account

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.store import named_documents
@@ -26,15 +27,23 @@ ENTRY_SIZE = 512
 """Bytes that an entry of a log is counted as."""
 
 
+class ParsedRepository(NamedTuple):
+    """The state of a repository, and the bytes of the document and the pages that it was read from."""
+
+    repository: Repository
+    size: int
+
+
 class Repositories:
     """The repositories of a registry.
 
-    An object caches the repositories it has read, so that looking at one again costs one `stat`.
+    An object remembers the last entries of the logs that it has read, so that looking at one again costs one `stat`.
 
     Args:
         registry: The registry.
         check_size: Called with a name and the bytes that are about to be written for it; RefusedError if there is no room.
         on_change: Called with a name and its new state after a change; None for a removed repository.
+        parsed: Returns the document with a digest, by calling a function that reads it, unless it has a copy.
     """
 
     def __init__(
@@ -42,19 +51,20 @@ class Repositories:
         registry: Registry,
         check_size: Callable[[str, int], object] = lambda _name, _size: None,
         on_change: Callable[[str, Repository | None], object] = lambda _name, _repository: None,
+        parsed: Callable[[Digest, Callable[[], ParsedRepository]], ParsedRepository] = lambda _digest, read: read(),
     ) -> None:
-        self._registry, self.check_size, self._on_change = registry, check_size, on_change
-        self._cache: dict[str, tuple[NamedDocument, Repository | None]] = {}
+        self._registry, self.check_size, self._on_change, self._parsed = registry, check_size, on_change, parsed
+        self._states: dict[str, NamedDocument] = {}
         self._rehearsed_blobs: dict[Digest, bytes] | None = None
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Keep the documents of the block in memory, and forget them at its end; a rehearsal of the registry is around it."""
-        cache, self._rehearsed_blobs = dict(self._cache), {}
+        states, self._rehearsed_blobs = dict(self._states), {}
         try:
             yield
         finally:
-            self._cache, self._rehearsed_blobs = cache, None
+            self._states, self._rehearsed_blobs = states, None
 
     @property
     def _store(self) -> Store:
@@ -153,20 +163,24 @@ class Repositories:
         named_documents.move(self._store, self._registry.write_lock, name, decide, log=HUB, known_state=cached_state)
 
     def _state(self, name: str) -> tuple[NamedDocument, Repository | None]:
-        cached = self._cache.get(name)
-        state = named_documents.current(self._store, name, log=HUB, known_state=cached[0] if cached else None)
-        # `current` returns the same object as long as the log has no newer entry.
-        if cached is None or cached[0] is not state:
-            cached = state, self._read(state)
-            # Names without a log are not cached: anybody may ask for any name, and the cache would grow without limit.
-            if state.entry is not None:
-                self._cache[name] = cached
-        return cached
+        state = named_documents.current(self._store, name, log=HUB, known_state=self._states.get(name))
+        repository = self._read(state)
+        # Names without a log are not remembered: anybody may ask for any name.
+        if state.entry is not None:
+            self._states[name] = state
+        return state, repository
 
     def _read(self, state: NamedDocument) -> Repository | None:
         if not state.exists or state.entry is None:
             return None
-        return Repository.parse(self._read_document(state.entry.digest), f"hub/{state.name}", self._read_document)
+        digest = state.entry.digest
+
+        def parse() -> ParsedRepository:
+            raw = self._read_document(digest)
+            repository = Repository.parse(raw, f"hub/{state.name}", self._read_document)
+            return ParsedRepository(repository, len(raw) + repository.pages_size)
+
+        return self._parsed(digest, parse).repository
 
     def _read_document(self, digest: Digest) -> bytes:
         if self._rehearsed_blobs and digest in self._rehearsed_blobs:

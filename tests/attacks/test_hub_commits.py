@@ -12,7 +12,8 @@ import pytest
 from adapterhub.hub import commits
 from adapterhub.hub.hf import commit_requests, reading
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.workers import MAX_CACHED_FILES, Worker
+from adapterhub.hub.lru_cache import memory_of
+from adapterhub.hub.workers import Worker
 from adapterhub.maintenance import gc
 from adapterhub.registry import repository_documents
 from adapterhub.registry.repository_documents import MAIN
@@ -120,16 +121,19 @@ def test_paths_are_looked_up_and_not_searched_for(red: Tenant) -> None:
 
 def test_trees_of_thousands_of_files_are_not_held_in_memory(red: Tenant, adapter: Callable[..., Path]) -> None:
     """2,000 versions of 10,000 files, each made by a commit of one file, were 10 GB once somebody had looked at them."""
-    large = {f"{n}.txt": b"" for n in range(MAX_CACHED_FILES)}
+    large = {f"{n}.txt": b"" for n in range(200)}
     assert red.commit("open", large | {"README.md": b"#"}).ok
     red.create("whole")
     assert red.upload("whole", adapter(1)).ok
     assert red.commit("whole", large).ok
     with red.hub.registry() as registry, closing(HubDatabase(red.hub.folder)) as database:
-        worker = Worker(registry, Repositories(registry), {}, {}, database)
-        for name, held in (("red/open", 0), ("red/whole", 1)):
-            of = commits.find_view(worker, name)
-            assert of
-            found = [commits.find(worker, of, revision) for revision in (MAIN, "v1")[: held + 1]]
-            assert len(found[0].files) > MAX_CACHED_FILES
-            assert (len(of.commits_by_revision), len(worker.manifests)) == (held, held)
+        worker = Worker(registry, Repositories(registry), database)
+        measured = worker.caches.commits, worker.caches.manifests
+        for cache in measured:
+            cache.max_size = 100_000
+        for name in ("red/open", "red/whole"):
+            view = commits.find_view(worker, name)
+            assert view
+            for revision in (MAIN, commits.HEAD, f"refs/heads/{MAIN}"):
+                assert len(commits.find(worker, view, revision).files) > 200
+            assert max(memory_of(cache._values) for cache in measured) < 2 * 100_000

@@ -74,7 +74,7 @@ def test_names_that_are_not_there_are_not_remembered(hub: Running) -> None:
         found = Repositories(registry)
         for number in range(100):
             assert found.get(f"red/{number}") is None
-        assert not found._cache
+        assert not found._states
 
 
 def test_a_list_with_files_has_only_so_many_of_them_on_a_page(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,24 @@ import pytest
 import requests
 from starlette.routing import Route
 
-from adapterhub.hub import app, middleware, workers
+from adapterhub.hub import app, middleware
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.lru_cache import LRUCache, memory_of
 from adapterhub.hub.web.site import Site
+from adapterhub.hub.workers import Worker
+from adapterhub.ref import Ref
 from tests.attacks.test_hub_bodies import ROUTES
 from tests.hub.conftest import Running, serving
+from tests.support.adapters import write_adapter
 from tests.support.hub_tenants import Tenant
 
 LONG = 2000  # characters of what a stranger chooses
 GROWTH = 300_000  # bytes of one container, for what is bounded by a number and has small keys
+FOLDERS: dict[type, Callable[[Any], Path | None]] = {
+    Hub: lambda hub: hub.settings and hub.settings.registry,
+    Site: lambda site: site.hub.settings and site.hub.settings.registry,
+    Worker: lambda worker: worker.registry.root,
+}
 PARAMETERS = {"namespace": "red", "repo": "open", "name": "red/open", "revision": "main"}
 
 
@@ -58,10 +66,18 @@ def containers(root: object) -> Iterator[tuple[str, object]]:
 
 def caches_of(running: Running) -> dict[str, object]:
     """All containers of the hub that serves a folder."""
-    roots = [item for item in gc.get_objects() if issubclass(type(item), Hub | Site)]  # no weak proxy, whose object may be gone
-    own = [root for root in roots if (root if isinstance(root, Hub) else root.hub).settings is not None]
-    mine = [root for root in own if (root if isinstance(root, Hub) else root.hub).settings.registry == running.folder]
-    return {f"{type(root).__name__}{path}": value for root in mine for path, value in containers(root)}
+    # `type`: a weak proxy's object may be gone.
+    roots = [item for item in gc.get_objects() if issubclass(type(item), tuple(FOLDERS))]
+    mine = [root for root in roots if folder_of(root) == running.folder]
+    workers = (root for root in mine if isinstance(root, Worker))
+    numbers = {id(worker): number for number, worker in enumerate(workers)}  # one of each thread
+    return {
+        f"{type(root).__name__}{numbers.get(id(root), '')}{path}": value for root in mine for path, value in containers(root)
+    }
+
+
+def folder_of(root: Any) -> Path | None:
+    return next(folder(root) for kind, folder in FOLDERS.items() if isinstance(root, kind))
 
 
 def flood(running: Running, number: int) -> None:
@@ -108,6 +124,25 @@ def test_what_strangers_ask_for_takes_bounded_memory(hub: Running, monkeypatch: 
             assert memory_of(value) < before.get(path, 0) + GROWTH, path
 
 
+def test_the_spellings_of_a_revision_take_bounded_memory(hub: Running, tmp_path: Path) -> None:
+    """Each of the many ways to write a version had a copy of its list of files, in each of eight threads."""
+    red = Tenant(hub, "red")
+    assert red.upload("open", write_adapter(tmp_path / "adapter", 1)).ok
+    caches = [value for path, value in caches_of(hub).items() if path.endswith("caches.commits")]
+    assert caches
+    for cache in caches:
+        assert isinstance(cache, LRUCache)
+        cache.max_size = 20_000
+    with hub.registry() as registry:
+        digest = registry.row(Ref("red/open")).digest
+    prefixes = ("", "refs%2Fheads%2F", "refs%2Ftags%2F")
+    spellings = [f"{prefix}{digest[:end]}" for prefix in prefixes for end in range(15, len(digest) + 1)]
+    for spelling in spellings:
+        assert red.get(f"/api/models/red/open/revision/{spelling}").ok
+    after = {path: value for path, value in caches_of(hub).items() if "commits" in path or "views" in path}
+    assert all(memory_of(value._values if isinstance(value, LRUCache) else value) < 100_000 for value in after.values())
+
+
 def test_the_key_of_an_entry_counts() -> None:
     cache: LRUCache[bytes] = LRUCache(100_000, len)
     for number in range(100):
@@ -122,5 +157,8 @@ def test_memory_is_that_of_all_that_a_value_has(value: Any) -> None:
     assert memory_of([value, value]) < 7000 + sys.getsizeof([0, 0])
 
 
-def test_answers_are_among_them() -> None:
-    assert workers.Answers.__origin__ is LRUCache  # type: ignore[attr-defined]
+def test_answers_are_among_them(hub: Running) -> None:
+    red = Tenant(hub, "red")
+    assert red.get("/api/models/red/open").ok
+    found = {path.rpartition(".")[2] for path in caches_of(hub)}
+    assert {"answers", "commits", "configs", "manifests", "repositories", "rows", "_states"} <= found

@@ -154,7 +154,7 @@ async def model_info(hub: Hub, request: Request) -> Response:
         view = visible_view(worker, hub, identity, name)
         (changing,) = _changing_fields(hub, worker, [commits.source_name(view)])
         key = ("model", name, view.head, revision, blobs, fields, *changing.values())
-        return worker.answers.get(key, partial(build, worker, view, changing))[0]
+        return worker.caches.answers.get(key, partial(build, worker, view, changing))[0]
 
     def build(worker: Worker, view: View, changing: dict[str, Any]) -> tuple[bytes, str]:
         # Without a revision it is about the repository, which stays even if no version of it can be used.
@@ -367,7 +367,7 @@ async def tree(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> tuple[bytes, str]:
         view = visible_view(worker, hub, identity, name)
-        return worker.answers.get(
+        return worker.caches.answers.get(
             ("tree", name, view.head, revision, folder, recursive, expand, after), partial(build, worker, view)
         )
 

@@ -78,7 +78,7 @@ class Site:
         self.counts: LRUCache[SearchResult] = LRUCache(_MAX_CACHE_BYTES)
         self.boards: LRUCache[Board] = LRUCache(_MAX_CACHE_BYTES)
         # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
-        self.slow = Workers(hub.storage, 1)
+        self.slow = Workers(hub.storage, 1, caches=hub.workers.caches)
         self._slow_work: Counter[str] = Counter()  # by account, or by network
 
     def facts_of(self, worker: Worker, row: VersionRow) -> Facts:

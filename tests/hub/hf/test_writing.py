@@ -80,7 +80,7 @@ def test_a_commit_on_another_parent_is_refused(hf: Any, repo: str, adapter: Call
 
 def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Running, hf: Any, repo: str) -> None:
     with hub.registry() as registry, closing(open_database(hub.settings)) as database:
-        worker = Worker(registry, Repositories(registry), {}, {}, database)
+        worker = Worker(registry, Repositories(registry), database)
         seen = commits.find_view(worker, repo)
         assert seen is not None
         made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
