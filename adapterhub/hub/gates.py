@@ -22,8 +22,8 @@ AUTO, MANUAL = MODES = ("auto", "manual")
 PENDING, ACCEPTED, REJECTED = STATUSES = ("pending", "accepted", "rejected")
 MAX_TERMS = 10_000
 """Characters of the terms."""
-MAX_REQUESTS, MAX_WAITING = 500, 1_000
-"""Names that an account has asked for, and accounts that wait for a name."""
+MAX_REQUESTS, MAX_WAITING, MAX_UNASKED = 500, 1_000, 10_000
+"""Names that an account has asked for, accounts that wait for a name, and access given unasked in a namespace."""
 _MAX_REASON = 500  # characters
 _COLUMNS = "id, name, account, status, asked, terms, decided, decider, reason"
 
@@ -168,6 +168,7 @@ def decide(
         UsageError: The name has no gate, or the status is unknown.
         NotFoundError: The account has not asked, or does not exist.
         ConflictError: The request has this status already.
+        RefusedError: Too many accounts were given access unasked.
     """
     if status not in STATUSES:
         raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(STATUSES)}")
@@ -178,6 +179,7 @@ def decide(
             raise _no_request(name)
         if request is None:
             accounts.check_account(database, account)
+            _check_room_for_unasked(database, name)
             return _insert(database, (name, account, status, now, "", now, decider, ""))
         if request.status == status:
             raise ConflictError(name, f"the access of {account} is {status} already")
@@ -216,12 +218,21 @@ def _insert(database: HubDatabase, values: tuple[object, ...]) -> AccessRequest:
 
 
 def _check_room(database: HubDatabase, name: str, account: str) -> None:
-    ((count,),) = database.select("SELECT count(*) FROM access_requests WHERE account = ?", account)
+    # What admins of others' namespaces gave it unasked must not count against it.
+    ((count,),) = database.select("SELECT count(*) FROM access_requests WHERE account = ? AND terms <> ''", account)
     if count >= MAX_REQUESTS:
         raise RefusedError(name, f"{account} has asked for {MAX_REQUESTS} names, the most of an account")
     ((count,),) = database.select("SELECT count(*) FROM access_requests WHERE name = ? AND status = ?", name, PENDING)
     if count >= MAX_WAITING:
         raise RefusedError(name, f"{MAX_WAITING:,} accounts wait for access already", "Ask its owners to decide")
+
+
+def _check_room_for_unasked(database: HubDatabase, name: str) -> None:
+    namespace = name.partition("/")[0]
+    sql = "SELECT count(*) FROM access_requests WHERE name >= ? AND name < ? AND terms = ''"
+    ((count,),) = database.select(sql, f"{namespace}/", f"{namespace}0")  # "0" follows "/"
+    if count >= MAX_UNASKED:
+        raise RefusedError(name, f"{namespace} has given access unasked {MAX_UNASKED:,} times, the most there may be")
 
 
 def _no_request(name: str) -> NotFoundError:

@@ -51,7 +51,7 @@ BOUNDED_OTHERWISE = {
     "audit_cuts": "one for 100,000 of those",
     "devices": "1,000 (tests/hub/accounts/test_devices)",
     "gates": "one of a name, with 10,000 characters",
-    "access_requests": "500 of an account (tests/hub/test_gated)",
+    "access_requests": "500 of an account, and 10,000 that a namespace gives unasked (tests/hub/test_gated)",
     "stars": "10,000 of an account, one for a name",
     "reads": "200,000 (tests/hub/test_read_log)",
     "arriving": "20,000 of a namespace (test_hub_refusals)",

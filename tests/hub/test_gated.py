@@ -369,6 +369,25 @@ def test_requests_are_bounded(database: HubDatabase, monkeypatch: pytest.MonkeyP
 # ---- what becomes of it
 
 
+def test_access_that_is_given_unasked_is_bounded_and_no_burden_of_the_account(
+    database: HubDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An admin of any namespace used up what an account may ask for, and their rows had no bound."""
+    for limit, most in (("MAX_UNASKED", 3), ("MAX_REQUESTS", 1)):
+        monkeypatch.setattr(gates, limit, most)
+    for account in ("ada", "ben"):
+        accounts.add(database, account)
+    names = [f"spam/n{number}" for number in range(3)]
+    for name in (*names, "spam/more", "other/x"):
+        gates.set_gate(database, name, Gate(gates.AUTO))
+    for name in names:
+        gates.decide(database, name, "ada", gates.ACCEPTED, decider="eve", unasked=True)
+    with pytest.raises(RefusedError, match="spam has given access unasked 3 times"):
+        gates.decide(database, "spam/more", "ben", gates.ACCEPTED, decider="eve", unasked=True)
+    gates.decide(database, "other/x", "ben", gates.ACCEPTED, decider="ada", unasked=True)
+    assert gates.ask(database, "team/sql", "ada").status == gates.PENDING
+
+
 def test_a_renamed_name_is_gated_at_every_moment(
     team: Running, owner: Tenant, reader: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
