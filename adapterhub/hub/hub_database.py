@@ -185,6 +185,10 @@ MIGRATIONS = (
     """,
     "ALTER TABLE proposals ADD COLUMN commits INTEGER NOT NULL DEFAULT 1",
     "ALTER TABLE replicated ADD COLUMN refused INTEGER NOT NULL DEFAULT 0",
+    """
+    ALTER TABLE proposals ADD COLUMN hour REAL NOT NULL DEFAULT 0;
+    ALTER TABLE proposals ADD COLUMN hourly_commits INTEGER NOT NULL DEFAULT 0
+    """,
 )
 
 

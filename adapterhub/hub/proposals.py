@@ -46,6 +46,7 @@ _MAX_BYTES = 16 << 30  # of the proposals in a namespace, and a quarter of what 
 _SHARES = 32  # into which those bytes are divided once half of them are taken: one for each account
 _MAX_HOURLY = 30  # proposals that an account opens
 _MAX_COMMITS = 100  # of a proposal, each in the place of the one before
+_MAX_HOURLY_COMMITS = 200  # of the proposals of an account in a namespace
 _MAX_CLOSED = 100  # proposals of a repository that are remembered, besides those that are open or were accepted
 _UNSETTLED = 3600.0  # seconds in which a proposal is written after its room is reserved
 _OPENED = "opened"
@@ -100,27 +101,31 @@ def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: s
 
     Raises:
         RefusedError: The account, or the namespace, has as many proposals as it may have, or as large ones; or the proposal has
-            as many commits.
+            as many commits, or the account has made as many in an hour.
     """
-    first, last = f"{limits.name}/", f"{limits.name}0"  # "0" follows "/"
+    first, last, current_time = f"{limits.name}/", f"{limits.name}0", time.time()  # "0" follows "/"
     sql = "SELECT account, size, closed FROM proposals WHERE name >= ? AND name < ? AND ident <> ?"
     insert = (
-        "INSERT INTO proposals (name, ident, account, size, opened, announced, commits) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING"
+        "INSERT INTO proposals (name, ident, account, size, opened, announced, commits, hour, hourly_commits)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
     )
+    earlier_sql = "SELECT size, commits, hour, hourly_commits FROM proposals WHERE name = ? AND ident = ?"
     with database.transaction():
-        earlier = database.select("SELECT size, commits FROM proposals WHERE name = ? AND ident = ?", room.name, replaced)
-        size = room.size + sum(replaced_size for replaced_size, _ in earlier)
-        commits_so_far = sum(count for _, count in earlier)
+        earlier = database.select(earlier_sql, room.name, replaced)
+        replaced_size, commits_so_far, hour, hourly_commits = earlier[0] if earlier else (0, 0, 0.0, 0)
+        size = room.size + replaced_size
+        if hour < current_time - 3600:
+            hour, hourly_commits = current_time, 0
         if commits_so_far >= _MAX_COMMITS:
             problem = f"has {_MAX_COMMITS} commits, the most of a proposal"
             raise RefusedError(f"{room.name}: proposal {number}", problem, "Open another one", code="quota")
+        _check_hourly_commits(database, limits.name, room.account)
         rows = database.select(sql, first, last, replaced)
         if not replaced:
             _check_count(database, limits.name, room.account, [account for account, _, closed in rows if closed is None])
         _check_bytes(limits, room.account, size, [(account, row_size) for account, row_size, _ in rows])
-        values = (room.name, room.ident, room.account, size, time.time(), int(bool(replaced)), commits_so_far + 1)
-        if not database.execute(insert, *values):
+        values = (room.name, room.ident, room.account, size, current_time, int(bool(replaced)), commits_so_far + 1)
+        if not database.execute(insert, *values, hour, hourly_commits + 1):
             raise ConflictError(f"{room.name}@{room.ident}", "is proposed by another request now", "Try again")
 
 
@@ -139,6 +144,14 @@ def _check_count(database: HubDatabase, namespace: str, account: str, authors_of
     recent_sql = "SELECT count(*) FROM proposals WHERE account = ? AND opened > ?"
     if database.select(recent_sql, account, time.time() - 3600)[0][0] >= _MAX_HOURLY:
         raise RefusedError(account, f"has opened {_MAX_HOURLY} proposals within an hour", "Wait", code="quota")
+
+
+def _check_hourly_commits(database: HubDatabase, namespace: str, account: str) -> None:
+    """Refuse another commit of an account to its proposals in a namespace, each of which counts those of an hour."""
+    sql = "SELECT coalesce(sum(hourly_commits), 0) FROM proposals WHERE name >= ? AND name < ? AND account = ? AND hour > ?"
+    if database.select(sql, f"{namespace}/", f"{namespace}0", account, time.time() - 3600)[0][0] >= _MAX_HOURLY_COMMITS:
+        problem = f"has made {_MAX_HOURLY_COMMITS} commits to proposals in {namespace} within an hour"
+        raise RefusedError(account, problem, "Wait", code="quota")
 
 
 def _check_bytes(limits: Namespace, account: str, size: int, sizes: Sequence[tuple[str, int]]) -> None:

@@ -347,6 +347,27 @@ def test_the_commits_of_a_proposal_are_bounded(team: Running, ada: Sending, monk
     assert rows_of(team, "SELECT commits FROM proposals") == [(3,)]
 
 
+def test_the_commits_of_an_account_to_its_proposals_in_an_hour_are_bounded(
+    team: Running, ada: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten proposals with a hundred commits each could be withdrawn and opened again, three times an hour."""
+    monkeypatch.setattr(proposals, "_MAX_HOURLY_COMMITS", 4)
+
+    def commit(revision: str, text: str) -> str:
+        answer = ada.ask("POST", f"/api/models/team/sql/commit/{revision}", lines_of({"README.md": text.encode()}))
+        return str(answer.json().get("error", ""))
+
+    assert [commit("main?create_pr=1", "one"), commit("refs%2Fpr%2F1", "two"), commit("refs%2Fpr%2F1", "three")] == [""] * 3
+    assert ada.ask("DELETE", f"{API}/1").status == 200
+    assert commit("main?create_pr=1", "four") == ""
+    for revision in ("refs%2Fpr%2F2", "main?create_pr=1"):
+        assert "ada: has made 4 commits to proposals in team within an hour" in commit(revision, f"more on {revision}")
+    with closing(open_database(team.settings)) as database:
+        database.execute("UPDATE proposals SET hour = hour - 3601")
+    assert commit("refs%2Fpr%2F2", "five") == ""
+    assert rows_of(team, "SELECT hourly_commits FROM proposals WHERE closed IS NULL") == [(1,)]
+
+
 def test_uploads_for_proposals_are_bounded_in_a_namespace_without_a_quota_and_those_of_maintainers_are_not(
     team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
