@@ -32,6 +32,7 @@ _MAX_DIGITS = 20  # of a time
 _FRESH = 60.0  # seconds in which a further read of the same kind is counted later
 _MAX_PENDING = 10_000  # kinds of reads in memory
 _NETWORK_BITS = {4: 24, 6: 48}  # of the address of a client without an account
+_KEY_COLUMNS = ("name", "day", "digest", "account", "protocol")  # in the order of the rows of one time
 _Key = tuple[str, str, str, str, str]
 _Reads = tuple[str, int, float]  # the address of the last one, their count, and the time of the last one
 
@@ -146,19 +147,55 @@ def _network(address: str) -> str:
     return str(ipaddress.ip_network((int(ip), _NETWORK_BITS[ip.version]), strict=False))
 
 
-def parse_time(text: str) -> float:
-    """Return the time of a row, after which a page goes on; 0 for an empty text. UsageError for any other."""
-    if text and not (len(text) <= _MAX_DIGITS and text.isascii() and text.replace(".", "", 1).isdecimal()):
-        raise UsageError("before", "is not a time in seconds", "Take the time of the last row")
-    return float(text or 0)
+@dataclass(frozen=True, slots=True)
+class ReadPosition:
+    """Where a list of reads goes on: after the row with this time and key; without a key, after all rows of this time."""
+
+    time: float
+    key: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ReadPosition | None:
+        """Parse `str()` of a position, or a time alone; None for an empty text. UsageError for any other."""
+        time_text, *key = text.split(",")
+        is_time = len(time_text) <= _MAX_DIGITS and time_text.isascii() and time_text.replace(".", "", 1).isdecimal()
+        if text and not (is_time and len(key) in (0, len(_KEY_COLUMNS))):
+            raise UsageError("before", "is neither a time in seconds nor the position of a row", "Take the position of a list")
+        return cls(float(time_text), tuple(key)) if text else None
+
+    @classmethod
+    def of_row(cls, row: Read) -> ReadPosition:
+        """Return the position of a row."""
+        return cls(row.time, tuple(getattr(row, column) for column in _KEY_COLUMNS))
+
+    def __str__(self) -> str:
+        return ",".join((repr(self.time), *self.key))
 
 
-def reads(database: HubDatabase, *, name: str = "", account: str = "", before: float = 0.0, limit: int = 100) -> list[Read]:
-    """Return the rows with the last reads, filtered by name (or namespace) and by account, and before a time, if given."""
+def reads(
+    database: HubDatabase, *, name: str = "", account: str = "", before: ReadPosition | None = None, limit: int = 100
+) -> list[Read]:
+    """Return the rows with the last reads, filtered by name (or namespace) and by account, and after a position, if given."""
+    columns = ", ".join(_KEY_COLUMNS)
+    conditions, values = ["1 = 1"], list[object]()
+    if "/" in name:
+        conditions.append("name = ?")
+        values.append(name)
+    elif name:
+        conditions.append("name >= ? AND name < ?")
+        values += [f"{name}/", f"{name}0"]  # "0" follows "/"
+    if account:
+        conditions.append("account = ?")
+        values.append(account)
+    if before and before.key:
+        marks = ", ".join("?" * len(before.key))
+        conditions.append(f"(time < ? OR (time = ? AND ({columns}) > ({marks})))")
+        values += [before.time, before.time, *before.key]
+    elif before:
+        conditions.append("time < ?")
+        values.append(before.time)
     sql = (
-        "SELECT day, name, digest, account, protocol, address, count, time FROM reads"
-        " WHERE (? = '' OR name = ? OR substr(name, 1, length(?) + 1) = ? || '/')"
-        " AND (? = '' OR account = ?) AND time < ? ORDER BY time DESC, name, digest, account, protocol LIMIT ?"
+        f"SELECT day, name, digest, account, protocol, address, count, time FROM reads WHERE {' AND '.join(conditions)}"  # noqa: S608
+        f" ORDER BY time DESC, {columns} LIMIT ?"
     )
-    values = (name, name, name, name, account, account, before or 1e18, limit)
-    return [Read(*row) for row in database.select(sql, *values)]
+    return [Read(*row) for row in database.select(sql, *values, limit)]

@@ -12,10 +12,10 @@ import pytest
 from adapterhub.hub import read_log, request_context
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.read_log import ReadLog
+from adapterhub.hub.read_log import ReadLog, ReadPosition
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.ref import Ref
-from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.errors import LocalIOError, UsageError
 from tests.hub.conftest import Running
 from tests.hub.web.conftest import database, hide
 from tests.support.hub_tenants import Tenant
@@ -71,6 +71,27 @@ def test_admins_of_a_namespace_see_who_read_which_digest(team: Running) -> None:
         403
     ] * 3
     assert [admin.get(f"{API}?name=team&before={text}").status_code for text in ("x", "-1", "1e9", "9" * 400)] == [400] * 4
+
+
+def test_pages_go_on_within_the_rows_of_one_time(team: Running, database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the time at which a page ended were on no page."""
+    monkeypatch.setattr("adapterhub.hub.read_log.time.time", lambda: 1_000_000.5)
+    log = ReadLog(database)
+    for name in ("team/a", "team/b", "team-x/a", "other/a"):
+        for digest in ("sha256:x", "sha256:y"):
+            for protocol in ("hf", "oci"):
+                log.record(name, digest, protocol, always=True)
+    log.write()
+    admin = Tenant(team, "team", "admin")
+    pages, before = [], ""
+    while page := (answer := admin.get(f"{API}?name=team&limit=3&before={before}").json())["reads"]:
+        pages.append(page)
+        before = answer["next"]
+    listed = [(row["name"], row["digest"], row["protocol"]) for page in pages for row in page]
+    assert [len(page) for page in pages] == [3, 3, 2]
+    assert listed == [(f"team/{name}", f"sha256:{digest}", kind) for name in "ab" for digest in "xy" for kind in ("hf", "oci")]
+    with pytest.raises(UsageError, match="neither a time"):
+        ReadPosition.parse("1,team/a")
 
 
 def test_what_could_not_be_written_is_written_later_and_as_the_hub_ends(team: Running) -> None:

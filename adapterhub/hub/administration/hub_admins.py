@@ -12,7 +12,7 @@ from adapterhub.hub.accounts.accounts import EVERYWHERE, ROLES, Account
 from adapterhub.hub.accounts.admissions import Admission
 from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.read_log import Read
+from adapterhub.hub.read_log import Read, ReadPosition
 
 _MAX_ROWS = 1000  # of the audit log in one answer
 
@@ -126,10 +126,10 @@ def list_reads(
     *,
     name: str = "",
     account: str = "",
-    before: float = 0.0,
+    before: ReadPosition | None = None,
     limit: int = 100,
 ) -> Sequence[Read]:
-    """Return the last rows of the log of reads, before a time if given: of a name for its admins, of all for the hub's."""
+    """Return the last rows of the log of reads, after a position if given: of a name for its admins, of all for the hub's."""
     check_admin(identity, name.partition("/")[0] or EVERYWHERE)
     return read_log.reads(database, name=name, account=account, before=before, limit=max(1, min(limit, _MAX_ROWS)))
 

@@ -8,12 +8,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub import read_log
 from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.administration import hub_admins, namespace_admins
 from adapterhub.hub.administration.storage_usage import storage_usage
 from adapterhub.hub.hf.reading import query_number
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.read_log import ReadPosition
 from adapterhub.hub.workers import Worker
 
 from .account_requests import Call, Document, account_of, change_handler, hub_admin, number_of, read_handler
@@ -134,10 +134,10 @@ def audit(call: Call) -> Document:
 
 @read_handler()
 def reads(call: Call) -> Document:
-    """GET …/reads: who read which digest, the last reads first, of a name or namespace, by an `account`, before a time."""
+    """GET …/reads: who read which digest, the last first, of a name or namespace, by an `account`; `next` is for `before`."""
     params = call.request.query_params
-    before, limit = read_log.parse_time(params.get("before", "")), query_number(call.request, "limit", 100)
+    before, limit = ReadPosition.parse(params.get("before", "")), query_number(call.request, "limit", 100)
     name, account = params.get("name", ""), params.get("account", "")
     call.request.app.state.hub.read_log.write()
     rows = hub_admins.list_reads(call.database, call.identity, name=name, account=account, before=before, limit=limit)
-    return {"reads": [asdict(row) for row in rows]}
+    return {"reads": [asdict(row) for row in rows], "next": str(ReadPosition.of_row(rows[-1])) if rows else None}

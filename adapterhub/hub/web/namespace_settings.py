@@ -14,7 +14,7 @@ from adapterhub.hub.accounts.audit_log import Event
 from adapterhub.hub.accounts.publishers import Publisher
 from adapterhub.hub.administration import hub_admins, integrations, namespace_admins, own_tokens
 from adapterhub.hub.administration.namespace_admins import QuotaRequest
-from adapterhub.hub.read_log import Read
+from adapterhub.hub.read_log import Read, ReadPosition
 from adapterhub.hub.webhooks import Webhook
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
@@ -92,11 +92,11 @@ def reads_page(page_request: PageRequest, worker: Worker) -> ReadsPage:
     if name.partition("/")[0] != namespace:
         raise UsageError("name", f"{name[:80]!r} is in another namespace")
     page_request.hub.read_log.write()
-    before = read_log.parse_time(page_request.query("before"))
+    before = ReadPosition.parse(page_request.query("before"))
     account, limit = fields.get("account", ""), _MAX_READS + 1
     rows = hub_admins.list_reads(worker.database, page_request.who, name=name, account=account, before=before, limit=limit)
     shown, path = rows[:_MAX_READS], f"{PATH}/{namespace}/reads"
-    following = with_query(path, **fields, before=repr(shown[-1].time)) if len(rows) > _MAX_READS else ""
+    following = with_query(path, **fields, before=str(ReadPosition.of_row(shown[-1]))) if len(rows) > _MAX_READS else ""
     return ReadsPage(namespace, fields, shown, following)
 
 
