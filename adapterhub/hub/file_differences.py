@@ -10,7 +10,7 @@ from adapterhub.digest import Digest
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .access_control import GatedError
+from .access_control import ForbiddenError
 from .accounts.access_tokens import Identity
 from .commits import View
 from .downloads import PAGES
@@ -88,7 +88,7 @@ def may_read_file(worker: Worker, hub: Hub, identity: Identity | None, view: Vie
     try:
         hub.policy_gate.check_proposal(identity, view, commit)
         hub.policy_gate.check_blob(worker, identity, view, digest)
-    except (GatedError, RefusedError):
+    except (ForbiddenError, RefusedError):
         return False
     return True
 

@@ -22,7 +22,7 @@ from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import RefusedError
 
 from . import proposals
-from .access_control import may_write
+from .access_control import ForbiddenError, may_write
 from .accounts.access_tokens import Identity
 from .commits import Commit, View, source_name
 from .lru_cache import LRUCache
@@ -63,7 +63,7 @@ class PolicyGate:
             _raise(self._version_refusal(worker, self._policy, row))
 
     def check_file(self, worker: Worker, identity: Identity | None, view: View, commit: Commit, digest: Digest) -> None:
-        """Raise GatedError or RefusedError for a file of a commit that a client may not read."""
+        """Raise ForbiddenError or RefusedError for a file of a commit that a client may not read."""
         if commit.row:
             self.check(worker, identity, view, commit.row)
         else:
@@ -91,7 +91,7 @@ class PolicyGate:
             _raise(refusal)
 
     def check_proposal(self, identity: Identity | None, view: View, ident: str) -> None:
-        """Raise RefusedError for a commit that somebody has proposed, which no policy has allowed yet.
+        """Raise ForbiddenError for a commit that somebody has proposed, which no policy has allowed yet.
 
         Only its author and the writers of the repository get its files.
         """
@@ -99,7 +99,7 @@ class PolicyGate:
             return
         if not proposals.can_read(view, ident, identity.account if identity else ""):
             problem = "is a proposal, and under the policy of this hub only its author and maintainers get the files of one"
-            raise RefusedError(f"{view.name}@{ident}", problem, "Wait until it is accepted")
+            raise ForbiddenError(f"{view.name}@{ident} {problem}. Wait until it is accepted")
 
     def check_blob_not_withdrawn(self, worker: Worker, view: View, digest: Digest) -> None:
         """Raise RefusedError for a blob that a repository has only in versions that were withdrawn."""

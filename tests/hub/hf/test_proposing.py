@@ -532,7 +532,7 @@ def test_a_policy_keeps_proposals_back_and_decides_again_when_they_are_accepted(
         proposed = propose(author, adapter(2))
         assert "license" in proposed.headers["x-hf-warning"]
         path = f"/team/sql/resolve/refs%2Fpr%2F1/{WEIGHTS}"
-        assert [sending.ask("GET", path).status for sending in (author, maintainer, other)] == [200, 200, 400]
+        assert [sending.ask("GET", path).status for sending in (author, maintainer, other)] == [200, 200, 403]
         assert "license" in maintainer.ask("GET", f"{API}/1").json()["objection"]
         refused = maintainer.ask("POST", f"{API}/1/acceptance", {})
         assert (refused.status, refused.json()["code"]) == (400, "against-policy")
