@@ -335,6 +335,8 @@ def _collect(
 ) -> None:
     """Remove what has not been needed for `grace` seconds, and record it in `result`."""
     with locked():
+        if not result.dry_run:
+            store.restore_set_aside()
         needed = needs.update()
         # At least an hour, even without a grace period: a process may be writing a file that has no lease.
         _remove_leftovers(store, needed, result, max(grace, _UNOWNED_AGE))

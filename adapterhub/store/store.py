@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from adapterhub.digest import Digest, copy_hashing, parse_digest, sha256_bytes
+from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
 from adapterhub.store.packs.pack_chains import READ_DEPTH
 from adapterhub.store.packs.pack_folder import Packs
 from adapterhub_converters.containers.atomic import sync_to_disk
@@ -35,7 +35,7 @@ from . import oci_index, tensor_digests
 from .leases import Lease, active_leases, dead_leases, hold
 from .ref_log import BASES, DOCUMENTS, HUB, MERGES, REFS, Entry, RefLog
 from .signature_files import Signatures
-from .store_files import MAX_DOCUMENT, StoreFiles, local_errors, open_regular, write_all
+from .store_files import ASIDE, MAX_DOCUMENT, StoreFiles, local_errors, open_regular, write_all
 from .tensor_digests import TensorLists, Tensors
 
 __all__ = [
@@ -369,13 +369,27 @@ class Store:
         with local_errors(self.root):
             return [path for path in self.files.list_subfolders(self.root) if path.name not in _FOLDERS]
 
+    def restore_set_aside(self) -> None:
+        """Give the blobs their names again that a killed process of a hub had set aside: somebody may rely on them."""
+        with local_errors(self.root):
+            for aside in self.files.list_folder(self.root / "tmp"):
+                digits = aside.name.removeprefix(ASIDE)
+                if digits != aside.name and is_hex(digits, 64):
+                    with contextlib.suppress(FileNotFoundError):  # another thread is taking it back, or restoring it
+                        self.files.move(aside, self.blob_path(f"sha256:{digits}"))
+
     def leftovers(self, age: float) -> list[Path]:
-        """Return leases and temporary files of killed processes; a temporary file without a lease only after `age` seconds."""
+        """Return leases and temporary files of killed processes; a temporary file without a lease only after `age` seconds.
+
+        No blob that was set aside: `restore_set_aside` is for those.
+        """
         leftover_paths, active_ids = dead_leases(self.files), active_leases(self.files)[1]
         dead_ids = {path.stem for path in leftover_paths}
         for path in self.files.list_folder(self.root / "tmp"):
             # The name begins with the id of the writer's lease.
             owner = path.name.partition("-")[0]
+            if path.name.startswith(ASIDE):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 if owner in dead_ids or (owner not in active_ids and time.time() - self.files.status(path).st_mtime > age):
                     leftover_paths.append(path)

@@ -25,6 +25,8 @@ from adapterhub_converters.errors import LocalIOError
 
 from .leases import ABANDONED, Lease
 
+ASIDE = "taken-"
+"""Begins the names in tmp/ of blobs that a hub may remove, or else gives their names again."""
 MAX_DOCUMENT = MAX_MANIFEST
 """Bytes of any JSON document of a store: a manifest, an entry of a log, a record, a recipe."""
 # The error of a file system without hard links (FAT, some network and container mounts).
@@ -62,9 +64,14 @@ class StoreFiles(ConfinedFiles):
                     self.remove(path)
 
     def sweep(self) -> None:
-        """Delete files in tmp/ that were last written more than a day ago; a running writer keeps writing to its own."""
+        """Delete files in tmp/ that were last written more than a day ago; a running writer keeps writing to its own.
+
+        A blob that was set aside stays, to be restored (`Store.restore_set_aside`).
+        """
         with local_errors(self.root):
             for path in self.list_folder(self.root / "tmp"):
+                if path.name.startswith(ASIDE):
+                    continue
                 with contextlib.suppress(FileNotFoundError):  # another process swept it
                     status = self.status(path)
                     if status.st_mtime < time.time() - ABANDONED and not stat.S_ISDIR(status.st_mode):

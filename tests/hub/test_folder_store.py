@@ -1,13 +1,16 @@
 """A change that fails takes back its blobs, and none that somebody else relies on."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from adapterhub.hub.storage.folder_storage import Storage
 from adapterhub.hub.storage.folder_store import FileState, FolderStore, collecting_new_blobs
+from adapterhub.maintenance import gc
+from adapterhub.registry.registry import Registry
 from adapterhub.store.store_files import StoreFiles
 
 DATA = b"the same bytes"
@@ -81,8 +84,19 @@ def test_a_blob_that_the_lease_of_another_process_lists_stays(stores: tuple[Fold
     assert store.has_blob(digest, len(DATA))
 
 
+def collect_garbage(folder: Path) -> None:
+    """As a command does, a day after the hub has ended."""
+    (aside,) = (folder / ".adapterhub/tmp").glob("taken-*")
+    os.utime(aside, (1, 1))
+    with Registry.open(folder) as registry:
+        registry.store.files.sweep()
+        assert aside.exists()
+        gc.gc(registry, grace=1e10)
+
+
+@pytest.mark.parametrize("restore", [lambda folder: Storage.open(folder).remove_stale(), collect_garbage])
 def test_a_blob_that_a_killed_process_had_set_aside_is_restored(
-    stores: tuple[FolderStore, FolderStore], monkeypatch: pytest.MonkeyPatch
+    stores: tuple[FolderStore, FolderStore], monkeypatch: pytest.MonkeyPatch, restore: Callable[[Path], None]
 ) -> None:
     store, other = stores
     (digest,) = blobs = store_in_a_change(store)
@@ -96,5 +110,5 @@ def test_a_blob_that_a_killed_process_had_set_aside_is_restored(
     with pytest.raises(KeyboardInterrupt):
         store.take_back(blobs)
     assert not other.has_blob(digest, len(DATA))
-    Storage.open(store.root.parent).remove_stale()
+    restore(store.root.parent)
     assert other.has_blob(digest, len(DATA))

@@ -123,8 +123,7 @@ class Storage:
         """Restore or remove what killed processes left: blobs set aside, leases, and files not written to for a day."""
         store = self.store()
         files = store.files
-        if isinstance(store, FolderStore):
-            store.restore_set_aside()
+        store.restore_set_aside()
         for path in store.leftovers(ABANDONED):
             # Another process may be faster; and a folder is not ours to remove.
             with local_errors(path), suppress(FileNotFoundError, IsADirectoryError):

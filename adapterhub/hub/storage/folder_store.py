@@ -14,16 +14,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterhub.digest import Digest, is_hex
+from adapterhub.digest import Digest
 from adapterhub.store.leases import FOLDER as LEASES
 from adapterhub.store.ref_log import REFS, Entry, RefLog
 from adapterhub.store.store import Store
-from adapterhub.store.store_files import local_errors
+from adapterhub.store.store_files import ASIDE, local_errors
 
 FileState = tuple[int, int]
 """The inode of a file, and its time in nanoseconds."""
 _COLLECTED: ContextVar[dict[Digest, FileState] | None] = ContextVar("_COLLECTED", default=None)
-_ASIDE = "taken-"  # begins the names of blobs that may be removed
 _HEAD_START = 10  # seconds between the time of a new blob and now: more than a clock of a file system may be coarse
 
 
@@ -91,7 +90,7 @@ class FolderStore(Store):
         removed = []
         for digest, state in blobs.items():
             path = self.blob_path(digest)
-            aside = self.root / "tmp" / f"{_ASIDE}{path.name}"
+            aside = self.root / "tmp" / f"{ASIDE}{path.name}"
             with local_errors(path), suppress(FileNotFoundError):
                 if self._is_relied_on(path, digest, state):
                     continue
@@ -103,15 +102,6 @@ class FolderStore(Store):
                 self.files.remove(aside)
                 removed.append(digest)
         return removed
-
-    def restore_set_aside(self) -> None:
-        """Give the blobs their names again that a killed process had set aside: somebody may rely on them."""
-        with local_errors(self.root):
-            for aside in self.files.list_folder(self.root / "tmp"):
-                digits = aside.name.removeprefix(_ASIDE)
-                if digits != aside.name and is_hex(digits, 64):
-                    with suppress(FileNotFoundError):  # another thread is taking it back, or restoring it
-                        self.files.move(aside, self.blob_path(f"sha256:{digits}"))
 
     def _is_relied_on(self, path: Path, digest: Digest, state: FileState) -> bool:
         """Return whether somebody else has stored a blob too, has renewed the time of its file, or lists it in a lease."""
