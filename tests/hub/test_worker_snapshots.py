@@ -1,7 +1,7 @@
 """What a worker of a hub reads is of one moment: others may push, rename and remove between any two statements of one call.
 
-The functions are those of the hub whose first parameter is a worker, and the methods of its parts; their arguments go by name,
-so that a new one is under the same test.
+The functions are those of the hub whose first parameter is a worker, and the methods of its parts and of what is made of a
+worker; their arguments go by name, so that a new one is under the same test.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
+from adapterhub.hub.web.site import Site
 from adapterhub.hub.workers import Worker
 from adapterhub.index.index_database import Index
 from adapterhub.ref import Ref
@@ -112,7 +113,7 @@ class _Meddler:
 
 
 def readers() -> list[Any]:
-    """The functions of the hub whose first parameter is a worker, and the methods of its parts."""
+    """The functions of the hub whose first parameter is a worker, and the methods of its parts and of what is made of one."""
     cases = []
     for module in pkgutil.walk_packages(adapterhub.hub.__path__, "adapterhub.hub."):
         loaded = importlib.import_module(module.name)
@@ -123,7 +124,7 @@ def readers() -> list[Any]:
         for cls_name, cls in inspect.getmembers(loaded, inspect.isclass):
             for name, method in inspect.getmembers(cls, inspect.isfunction):
                 is_ours = cls.__module__ == loaded.__name__ and method.__module__ == loaded.__name__
-                if is_ours and not name.startswith("_") and _takes_worker(method, skipped=1):
+                if is_ours and not name.startswith("_") and (_takes_worker(method, skipped=1) or _is_made_of_worker(cls)):
                     cases.append(pytest.param(cls, method, id=f"{cls_name}.{name}"))
     return cases
 
@@ -133,6 +134,16 @@ def _takes_worker(function: Callable[..., Any], skipped: int = 0) -> bool:
     parameters = [*signature.parameters.values()]
     takes_worker = len(parameters) > skipped and parameters[skipped].annotation == "Worker"
     return takes_worker and signature.return_annotation not in OBJECTS
+
+
+def _is_made_of_worker(cls: type) -> bool:
+    return "__init__" in vars(cls) and _takes_worker(cls.__init__, skipped=1)  # type: ignore[misc]
+
+
+def _needed(function: Callable[..., Any], skipped: int) -> list[str]:
+    """The names of the parameters of a function that have no default, after the first ones."""
+    parameters = [*inspect.signature(function).parameters.values()][skipped:]
+    return [item.name for item in parameters if item.default is item.empty and item.kind is not item.VAR_POSITIONAL]
 
 
 @pytest.fixture
@@ -159,12 +170,14 @@ def arguments(hub: Hub, worker: Worker) -> dict[str, Any]:
         "revision": "main", "row": view.newest, "last": "", "limit": 5, "claim": None, "may_read": lambda *_: True,
         "repository": view.repository, "access": hub.access, "after": "", "files": {digest: 1}, "size": 1, "sizes": [1],
         "folder": hub.settings.registry, "commit": None, "keep": 1, "account": "ada", "status": "pending", "gate": None,
-        "given": True, "number": "1", "reason": "x", "file": (digest, 1),
+        "given": True, "number": "1", "reason": "x", "file": (digest, 1), "mover": "ada",
     }  # fmt: skip
 
 
 def test_there_are_readers() -> None:
-    assert {case.id for case in readers()} >= {"commits.find_view", "Hub.visible", "quotas.namespace_files"}
+    assert {case.id for case in readers()} >= {
+        "commits.find_view", "Hub.visible", "quotas.namespace_files", "_Log.before", "BoardReader.read",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("cls", "function"), readers())
@@ -174,15 +187,19 @@ def test_what_a_worker_says_is_of_one_moment(
     access_tokens.create(hub.database, "ada", "read")
     worker, writer = hub.workers.worker(), _Writer(tmp_path / "hub", tmp_path / "adapter")
     values = arguments(hub, worker)
-    receiver = next((part for part in (hub, *vars(hub).values()) if cls is not None and type(part) is cls), None)
-    _, *parameters = inspect.signature(function).parameters.values()
-    positional = [item for item in parameters if item.default is item.empty and item.kind is not item.VAR_POSITIONAL]
-    needed = [item.name for item in positional if item.name != "worker"]
-    if not set(needed) <= {*values} or (cls is not None and receiver is None):
-        source, words = inspect.getsource(function), ("change", "move", "execute", "transaction", "push", "record", "upstream")
-        assert cls is not None or any(word in source for word in words), f"`arguments` lacks some of {needed}"
+    site = Site(hub)
+    receiver = next((part for part in (hub, site, *vars(hub).values()) if cls is not None and type(part) is cls), None)
+    is_made = cls is not None and _is_made_of_worker(cls)
+    needed = _needed(function, 1 if cls is None or is_made else 2)
+    to_make = _needed(cls.__init__, 2) if cls is not None and is_made else []  # type: ignore[misc]
+    if not {*needed, *to_make} <= {*values} or (cls is not None and receiver is None and not is_made):
+        source, words = (
+            inspect.getsource(cls or function),
+            ("change", "move", "execute", "transaction", "push", "record", "upstream"),
+        )
+        assert any(word in source for word in words), f"`arguments` lacks some of {needed}, or the hub has no {cls}"
         return
-    with closing(writer):
+    with closing(writer), closing(site):
         writer()
         meddler = _Meddler(monkeypatch, writer)
 
@@ -191,7 +208,11 @@ def test_what_a_worker_says_is_of_one_moment(
             given["repository_view"], given["row"] = given["view"], given["view"].newest
             given["commit"] = commits.find(worker, given["view"], "main")
             chosen = {name: given[name] for name in needed}
-            return function(worker, **chosen) if receiver is None else function(receiver, worker, **chosen)
+            if cls is None:
+                return function(worker, **chosen)
+            if is_made:
+                return function(cls(worker, **{name: given[name] for name in to_make}), **chosen)
+            return function(receiver, worker, **chosen)
 
         before, count = meddler.outcome(call)
         for at in range(2, count + 1):

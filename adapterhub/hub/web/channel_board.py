@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import semver
@@ -102,6 +103,7 @@ class BoardReader:
         self._registry, self._name, self._mover = worker.registry, name, mover
         index = worker.registry.index
         with index.snapshot():
+            last_seq = queries.name(index, name).seq
             rows = queries.versions(index, name=name)
             self._marks = {kind: queries.marks(index, kind, name) for kind in ("evaluate", "protect")}
             self._withdrawn: Mapping[Digest, str] = withdrawals.reasons(index, name)
@@ -116,10 +118,10 @@ class BoardReader:
             for row in (self._holders.get(tag), self._holders.get(source))
             if row
         }
-        # Messages of other entries may take gigabytes.
+        # None that came after what the index has said; and messages of other entries may take gigabytes.
         logged = (
             entry if any((entry.number, tag) in counted for tag in entry.tags) else replace(entry, message="")
-            for entry in worker.registry.store.log.entries(name)
+            for entry in takewhile(lambda entry: entry.seq <= last_seq, worker.registry.store.log.entries(name))
             if entry.op in _OPS
         )
         self._entries, _ = entries_in_force(logged)
