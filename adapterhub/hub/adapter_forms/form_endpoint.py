@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import wraps
 
 from starlette.requests import Request
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from adapterhub.hub.hf import proposing
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
-from adapterhub.hub.hf.reading import name_of
+from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.oci_errors import OciError
 from adapterhub.hub.web.posting import MAX_FORM, answer_form
@@ -20,6 +20,8 @@ from adapterhub.hub.workers import Worker
 from adapterhub.ref import parse_name
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError
 
+FormCheck = Callable[[PageRequest, Worker, str, dict[str, str]], object]
+"""Refuses a client that may not make the change of a name that a form with these fields asks for."""
 FormChange = Callable[[PageRequest, Worker, str, dict[str, str]], str]
 """The change of a name that a form with these fields asks for: returns the address to go to."""
 _SETTINGS = "/-/adapters"
@@ -42,13 +44,25 @@ def errors_in_words(name: str) -> Iterator[None]:
         raise kind(name, error.message.removeprefix(f"{name}: ")) from error
 
 
+def check_writer(page_request: PageRequest, worker: Worker, name: str, _fields: dict[str, str]) -> None:
+    """Refuse a client that does not see a name, or may not write to it."""
+    visible_view(worker, page_request.hub, page_request.who, name)
+    page_request.hub.access.check_write(page_request.who, name)
+
+
 def change_endpoint(
-    work: FormChange, *, renames: bool = False, decides: bool = False, limit: int = MAX_FORM
+    work: FormChange,
+    *,
+    check: FormCheck | None = check_writer,
+    renames: bool = False,
+    decides: bool = False,
+    limit: int = MAX_FORM,
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint of a form that changes the name in its path.
 
     Args:
         work: The change.
+        check: Refuses clients before they wait for the lock of the name; None for what they change of themselves, without one.
         renames: Whether it moves the name to that of its field `to`.
         decides: Whether it decides on a proposal.
         limit: Bytes of the form.
@@ -63,12 +77,19 @@ def change_endpoint(
             with errors_in_words(name):
                 return redirect_to(work(page_request, worker, name, fields))
 
+        def run_check(page_request: PageRequest, worker: Worker, fields: dict[str, str]) -> None:
+            with errors_in_words(name):
+                if check:
+                    check(page_request, worker, name, fields)
+
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
+            if check is None:
+                return nullcontext()
             if decides:
                 return proposing.turn(hub, name)
             return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
 
-        return await answer_form(request, run, lock=lock, limit=limit)
+        return await answer_form(request, run, check=run_check, lock=lock, limit=limit)
 
     return endpoint
 

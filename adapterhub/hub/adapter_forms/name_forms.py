@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapterhub.hub import request_context
 from adapterhub.hub.api import name_changes
+from adapterhub.hub.api.api_requests import check_known
 from adapterhub.hub.gates import ACCEPTED, MAX_TERMS, Gate
 from adapterhub.hub.hf import gating, likes, repositories
 from adapterhub.hub.web.posting import count_in
@@ -99,6 +100,11 @@ def keep(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -
     return f"{settings_url(name)}#retention"
 
 
+def check_movable(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> None:
+    """Refuse a client that may not write to the name that it sees, or to the new one."""
+    repositories.check_may_move(worker, page_request.hub, page_request.who, name, new_name(name, fields))
+
+
 def rename(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
     """POST …/rename."""
     to = new_name(name, fields)
@@ -114,6 +120,12 @@ def remove(page_request: PageRequest, worker: Worker, name: str, fields: Fields)
     force = fields.get("force") == "true"
     name_changes.remove_name(worker, page_request.hub, page_request.who, name, force=force)
     return settings_url(name)
+
+
+def check_restorable(page_request: PageRequest, worker: Worker, name: str, _fields: Fields) -> None:
+    """Refuse a client that may not restore a name."""
+    check_known(worker, page_request.hub, page_request.who, name)
+    page_request.hub.access.check_write(page_request.who, name)
 
 
 def restore(page_request: PageRequest, worker: Worker, name: str, _fields: Fields) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adapterhub.hub.hf import proposal_changes
 from adapterhub.hub.web.site import PageRequest
 from adapterhub.hub.workers import Worker
+from adapterhub.registry.repository_documents import WITHDRAWN
 
 Fields = dict[str, str]
 
@@ -21,6 +22,12 @@ def refuse_proposal(page_request: PageRequest, worker: Worker, name: str, fields
     number, reason = fields.get("proposal", ""), fields.get("message", "").strip()
     proposal_changes.refuse(worker, page_request.hub, page_request.who, name, number, reason=reason)
     return proposal_url(name, number)
+
+
+def check_withdrawal(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> None:
+    """Refuse a client that is neither the author of a proposal nor a writer."""
+    number = fields.get("proposal", "")
+    proposal_changes.check_closer(worker, page_request.hub, page_request.who, name, number, state=WITHDRAWN)
 
 
 def withdraw_proposal(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:

@@ -142,6 +142,7 @@ async def put_tag(hub: Hub, request: Request) -> Response:
 
 async def delete_tag(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}/tags/{tag}: remove a tag, if it is where `If-Match` says; its version stays."""
+    await begin(hub, request)
     remove_tag = partial(name_changes.remove_tag, tag=tag_of(request), expect=_expected_digest(request))
     return JSONResponse({"removed": str(await change(hub, request, remove_tag)), "kind": "tag"})
 
@@ -167,6 +168,7 @@ async def restore_tag(hub: Hub, request: Request) -> Response:
 async def protect(hub: Hub, request: Request) -> Response:
     """PUT or DELETE …/names/{name}/tags/{tag}/protection: forbid moving or removing a tag, or allow it again."""
     refuse_condition(request)
+    await begin(hub, request)
 
     def move(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Version:
         name_changes.check_writer(worker, hub, identity, name)
@@ -205,6 +207,7 @@ async def keep(hub: Hub, request: Request) -> Response:
 
 async def delete_name(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}: remove it with its versions, even one that others were made from with `force=true`."""
+    await begin(hub, request)
     force = is_set(request, "force")
     await change(hub, request, partial(name_changes.remove_name, expect=_expected_digest(request), force=force))
     return JSONResponse({"removed": name_of(request), "kind": "name"})

@@ -14,7 +14,7 @@ from adapterhub.hub.hf.reading import path_part, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_documents import OPEN, Proposal
+from adapterhub.registry.repository_documents import OPEN, WITHDRAWN, Proposal
 
 from .api_requests import name_of
 from .changing import begin, refuse_condition
@@ -102,6 +102,7 @@ async def withdraw(hub: Hub, request: Request) -> Response:
     """DELETE …/names/{name}/proposals/{number}: withdraw it, as its author or a writer of the name."""
     refuse_condition(request)
     identity, name, number = hub.identify(request), name_of(request), path_part(request, "ident")
+    await hub.workers.run(partial(proposal_changes.check_closer, state=WITHDRAWN), hub, identity, name, number)
     async with proposing.turn(hub, name):
         closed = await hub.workers.run(proposal_changes.withdraw, hub, identity, name, number)
     return JSONResponse(_summary(name, number, closed))

@@ -111,5 +111,6 @@ async def undo_withdrawal(hub: Hub, request: Request) -> Response:
     As an admin of the namespace; or as the account that withdrew it, if it is not signed.
     """
     refuse_condition(request)
+    await begin(hub, request)
     move = partial(release_changes.undo_withdrawal, reference=path_part(request, "reference"))
     return version_response(await change(hub, request, move))

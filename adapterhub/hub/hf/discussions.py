@@ -13,7 +13,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
-from adapterhub.registry.repository_documents import ACCEPTED, OPEN, Proposal
+from adapterhub.registry.repository_documents import ACCEPTED, OPEN, WITHDRAWN, Proposal
 
 from . import proposal_changes, proposing
 from .hf_errors import ResponseError
@@ -103,6 +103,7 @@ def _status_change(proposal: Proposal) -> dict[str, Any]:
 async def merge(hub: Hub, request: Request) -> Response:
     """POST …/discussions/{number}/merge: accept a proposal; the answer has the commit that it became, as its details do."""
     identity, name, number = identify_account(hub, request), name_of(request), path_part(request, "number")
+    await hub.workers.run(proposal_changes.check_acceptor, hub, identity, name)
     reason = str((await read_document(request)).get("comment") or "")
     work = partial(proposal_changes.accept, reason=reason)
     async with proposing.turn(hub, name):
@@ -118,6 +119,8 @@ async def set_status(hub: Hub, request: Request) -> Response:
         problem = "the files of a closed proposal are gone: open another one"
         raise ResponseError(501, "NotImplemented", f"{name}: {problem}")
     reason = str(fields.get("comment") or "")
+    # Its author withdraws it, a writer refuses it.
+    await hub.workers.run(partial(proposal_changes.check_closer, state=WITHDRAWN), hub, identity, name, number)
 
     def work(worker: Worker) -> Proposal:
         proposal = proposals.find(visible_view(worker, hub, identity, name), number)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from adapterhub.hub import proposals, request_context
 from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
-from adapterhub.hub.commits import Commit
+from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
@@ -105,7 +105,10 @@ def withdraw(worker: Worker, hub: Hub, identity: Identity | None, name: str, num
     return _close(worker, hub, identity, name, number, state=WITHDRAWN, reason=reason)
 
 
-def _close(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, state: str, reason: str) -> Proposal:
+def check_closer(
+    worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, state: str
+) -> tuple[View, str]:
+    """Return a repository, and the account that may close a proposal to it so: a writer, or its author who withdraws it."""
     view = visible_view(worker, hub, identity, name)
     if identity is None:
         raise NoTokenError
@@ -116,12 +119,24 @@ def _close(worker: Worker, hub: Hub, identity: Identity | None, name: str, numbe
         request_context.current().record_change(name)
     else:
         hub.access.check_write(identity, name)
+    return view, identity.account
+
+
+def check_acceptor(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> View:
+    """Return a repository that a client may accept proposals of."""
+    view = visible_view(worker, hub, identity, name)
+    hub.access.check_write(identity, name)
+    return view
+
+
+def _close(worker: Worker, hub: Hub, identity: Identity | None, name: str, number: str, *, state: str, reason: str) -> Proposal:
+    view, account = check_closer(worker, hub, identity, name, number, state=state)
     request_context.current().record_detail(proposal=number, state=state)
     proposal = proposals.find_open(view, number)
     _check_reason(reason)
     if state == REFUSED and not reason:
         raise UsageError("reason", "is empty", "Say why it is refused")
-    proposals.close(worker, name, number, state=state, account=identity.account, reason=reason)
+    proposals.close(worker, name, number, state=state, account=account, reason=reason)
     proposals.settle(worker, hub.webhooks, name, proposal.commit)
     return proposals.find(visible_view(worker, hub, identity, name), number)
 

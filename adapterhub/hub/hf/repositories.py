@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -103,11 +104,15 @@ async def delete(hub: Hub, request: Request) -> Response:
     identity, fields = identify_account(hub, request), await read_document(request)
     name = _repository_name(fields, identity.account)
 
-    def work(worker: Worker) -> None:
+    def check(worker: Worker) -> View:
         view = visible_view(worker, hub, identity, name)
         hub.access.check_write(identity, name)
-        removals.remove(worker, view, partial(hub.may_read_name, worker, identity))
+        return view
 
+    def work(worker: Worker) -> None:
+        removals.remove(worker, check(worker), partial(hub.may_read_name, worker, identity))
+
+    await hub.workers.run(check)  # before it makes others wait
     async with hub.change(name):
         await hub.workers.run(work)
     return JSONResponse({})
@@ -119,10 +124,19 @@ async def move(hub: Hub, request: Request) -> Response:
     old, new = (parse_name(str(fields.get(key, "")).lower(), key) for key in ("fromRepo", "toRepo"))
     if old == new:
         raise ConflictError(new, "exists already", "Choose another name")
+    await hub.workers.run(check_may_move, hub, identity, old, new)
     # Both names stay locked until the move is finished, so no push can slip in between.
     async with hub.move_lock(old, new):
         await hub.workers.run(move_repository, hub, identity, old, new)
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
+
+
+def check_may_move(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:
+    """Refuse a client that does not see a repository or the one that it was moved to, or may not write to both names."""
+    with suppress(MovedError):
+        visible_view(worker, hub, identity, old)
+    for name in (old, new):
+        hub.access.check_write(identity, name)
 
 
 def move_repository(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:

@@ -38,10 +38,14 @@ async def answer_form(
     request: Request,
     work: Callable[[PageRequest, Worker, dict[str, str]], Response],
     *,
+    check: Callable[[PageRequest, Worker, dict[str, str]], object] | None = None,
     lock: Callable[[dict[str, str]], AbstractAsyncContextManager[None]] = lambda _fields: nullcontext(),
     limit: int = MAX_FORM,
 ) -> Response:
-    """Answer a form of `limit` bytes within a session; `work` gets its fields, while what `lock` returns for them is held."""
+    """Answer a form of `limit` bytes within a session.
+
+    `work` gets its fields, while what `lock` returns for them is held; `check` refuses before that who may not do it.
+    """
 
     def check_sender(page_request: PageRequest, _worker: Worker) -> None:
         check_origin(page_request)
@@ -52,11 +56,18 @@ async def answer_form(
         return refusal
     fields = await read_fields(request, limit)
 
-    def run_checked(page_request: PageRequest, worker: Worker) -> Response:
+    def run_check(page_request: PageRequest, worker: Worker) -> None:
         check_origin(page_request)
         check_session(page_request, fields)
+        if check:
+            check(page_request, worker, fields)
+
+    def run_checked(page_request: PageRequest, worker: Worker) -> Response:
+        run_check(page_request, worker)
         return work(page_request, worker, fields)
 
+    if check and (refusal := await answer_page(request, run_check)):
+        return refusal
     try:
         guard = lock(fields)
     except AdapterhubError as error:  # what is to be locked is no name
