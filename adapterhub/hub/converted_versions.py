@@ -27,6 +27,7 @@ from adapterhub.store.export import linked_folder
 from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
+from . import request_context
 from .jobs import Jobs
 from .storage.folder_storage import Storage
 
@@ -75,9 +76,10 @@ class ConvertedVersions:
         return all(self._store.has_blob(blob.digest, blob.size) for blob in _blobs(manifest))
 
     async def make(self, row: VersionRow, form: str) -> None:
-        """Convert a version, unless another request has done so meanwhile.
+        """Convert a version, unless another request has done so meanwhile; its CPU counts for the client that asks.
 
         Raises:
+            BodyError: The request has used up its time.
             RefusedError: It has no such format, or needs a base model the registry does not know.
         """
         until, error = self._failures.get((row.digest, form), (0.0, None))
@@ -85,7 +87,8 @@ class ConvertedVersions:
             raise error
         try:
             async with self._jobs.claim(f"{row.digest} as {form}"):
-                await asyncio.get_running_loop().run_in_executor(self._pool, self._make, row, form)
+                work = request_context.current().work.with_timer(lambda: self._make(row, form))
+                await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except AdapterhubError as failure:
             if len(self._failures) >= _MAX_FAILURES:
                 self._failures.clear()

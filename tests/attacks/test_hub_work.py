@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from adapterhub.http_server import work_time
 from adapterhub.http_server.request_bodies import BodyError
-from adapterhub.http_server.work_time import WorkMeter
+from adapterhub.http_server.work_time import ClientWork, WorkMeter
+from adapterhub.hub.converted_versions import ConvertedVersions
 from adapterhub.hub.middleware import AuditMiddleware
+from adapterhub_converters.errors import RefusedError
 from tests.attacks.test_hub_refused_rates import ALWAYS, ROUTES, ask
 from tests.hub.conftest import Running, serving
+from tests.support.adapters import write_adapter
+from tests.support.hub_tenants import Tenant
 
 CLIENTS = 60
 
@@ -69,6 +74,30 @@ def test_requests_that_were_sent_at_once_wait_too(hub: Running, monkeypatch: pyt
         statuses = [*pool.map(lambda _: ask(hub, "GET", "/api/models", "203.0.113.1").status_code, range(CLIENTS))]
     assert {*statuses} == {200, 429}
     assert statuses.count(200) < CLIENTS // 2, "more than the threads had begun"
+
+
+def test_the_work_of_a_conversion_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account could have versions converted without end: only those of strangers were counted, by their number."""
+    counted: dict[str, float] = {}
+    spent: list[float] = []
+
+    def make(*_: object) -> None:
+        started = time.thread_time()
+        sum(range(1_000_000))
+        spent.append(time.thread_time() - started)
+        raise RefusedError("red/open", "is not converted")
+
+    def count(_work: ClientWork, _network: str, account: str, seconds: float) -> None:
+        counted[account] = counted.get(account, 0.0) + seconds
+
+    with serving(tmp_path / "hub") as hub:
+        red = Tenant(hub, "red")
+        red.create("open")
+        assert red.upload("open", write_adapter(tmp_path / "adapter", 1)).ok
+        monkeypatch.setattr(ConvertedVersions, "_make", make)
+        monkeypatch.setattr(ClientWork, "count", count)
+        assert red.get("/api/models/red/open.v1.mlx").status_code == 400
+    assert counted["red"] > sum(spent) > 0
 
 
 def test_what_goes_on_without_its_client_counts() -> None:
