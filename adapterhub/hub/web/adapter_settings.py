@@ -125,7 +125,11 @@ def settings_page(page_request: PageRequest, worker: Worker) -> Page:
 
 def _removed_page(page_request: PageRequest, worker: Worker, name: str) -> RemovedPage:
     """Return the page of a name that was removed; NotFoundError for any other that the client cannot see."""
-    if not is_name(name) or not page_request.may_read(worker, name) or not worker.registry.ledger.current(name).deleted:
+    if not is_name(name):
+        raise page_request.no_such_repository(name)
+    # A hidden name looks up one that cannot exist, so that it takes as long as a missing one.
+    looked_up_name = name if page_request.may_read(worker, name) else f"{name.partition('/')[0]}/-"
+    if not worker.registry.ledger.current(looked_up_name).deleted:
         raise page_request.no_such_repository(name)
     page_request.hub.access.check_write(page_request.who, name)
     return RemovedPage(name)
