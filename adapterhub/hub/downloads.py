@@ -21,6 +21,14 @@ HUGGING_FACE, OCI, PAGES = "hf", "oci", "pages"
 """Protocols: that of the Hugging Face Hub with Git LFS, that of OCI registries, and the pages, which count no downloads."""
 RECENT_DAYS = 30
 """Days that the field `downloads` of a model is about, as on the Hugging Face Hub."""
+MAX_DAYS = 400
+"""Days for which downloads are kept by day; of the years before them, the sum is kept."""
+_NEW_YEAR = "-01-01"
+_MAX_COMPACTED = 40  # days at a time
+_ADD = (
+    "INSERT INTO downloads (name, number, day, protocol, count) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT (name, number, day, protocol) DO UPDATE SET count = downloads.count + excluded.count"
+)
 _INTERVAL = 5.0  # seconds between two writes
 _TTL, _MAX_TOTALS = 30.0, 20_000  # seconds and names for which a sum is kept in memory
 
@@ -67,12 +75,23 @@ class Downloads:
         with self._lock:
             counts, self._pending = self._pending, Counter()
             self._due = time.monotonic() + _INTERVAL
-        sql = (
-            "INSERT INTO downloads (name, number, day, protocol, count) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (name, number, day, protocol) DO UPDATE SET count = downloads.count + excluded.count"
-        )
         if counts:
-            self._database.execute_many(sql, [(*key, count) for key, count in sorted(counts.items())])
+            self._database.execute_many(_ADD, [(*key, count) for key, count in sorted(counts.items())])
+
+    def compact(self) -> None:
+        """Write what was counted, and add the days of years before the last MAX_DAYS to the first day of their year."""
+        self.write()
+        first_day = _day(time.time() - MAX_DAYS * 86400)[:4] + _NEW_YEAR
+        oldest = "SELECT min(day) FROM downloads WHERE day < ? AND substr(day, 5) <> ?"
+        for _ in range(_MAX_COMPACTED):
+            with self._database.transaction():
+                ((day,),) = self._database.select(oldest, first_day, _NEW_YEAR)
+                if day is None:
+                    return
+                # Deleted first: another process that does the same gets none of these rows.
+                rows = self._database.select("DELETE FROM downloads WHERE day = ? RETURNING name, number, protocol, count", day)
+                values = [(name, number, day[:4] + _NEW_YEAR, protocol, count) for name, number, protocol, count in rows]
+                self._database.execute_many(_ADD, values)
 
     def recent(self, names: Collection[str]) -> dict[str, int]:
         """Return the downloads of names in the last RECENT_DAYS, as of half a minute ago."""

@@ -195,7 +195,7 @@ class Hub:
         self.webhooks.catch_up(partial(queries.names, worker.registry.index))
         self.upload_leases.rotate()
         self.quotas.expire()
-        self.downloads.write()
+        self.downloads.compact()
         self.read_log.trim()
         proposals.settle_all(worker, self.webhooks)
         # Leftovers of killed processes, such as half-written copies.

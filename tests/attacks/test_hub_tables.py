@@ -43,7 +43,7 @@ BOUNDED_OTHERWISE = {
     "jobs": "removed when the work ends",
     "moves": "removed when a repository has moved",
     "announced": "one of a repository, whose log counts",
-    "downloads": "one of a version, a day and a protocol",
+    "downloads": "one of a version, a day and a protocol, and after 400 days of a year (tests/hub/test_downloads)",
     "forms": "converted versions, which count against the quota of the namespace",
     "mirrored": "what a mirror may fetch (test_hub_upstream, tests/hub/test_mirror)",
     "upstream_cache": "what the cache may hold (tests/hub/upstream)",

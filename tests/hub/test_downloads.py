@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from adapterhub.hub import downloads
+from adapterhub.hub.downloads import Downloads
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
@@ -110,3 +111,22 @@ def test_old_days_count_for_the_version_and_no_longer_as_recent(database: HubDat
     database.execute(sql, time.strftime("%Y-%m-%d", time.gmtime()))
     assert downloads.Downloads(database).recent(["team/sql", "team/none"]) == {"team/sql": 2, "team/none": 0}
     assert downloads.downloads_by_version(database, "team/sql") == {1: 4}
+
+
+def test_of_years_before_the_last_the_sum_is_kept(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each version, day and protocol stayed for ever."""
+    monkeypatch.setattr("adapterhub.hub.downloads.time.time", lambda: 1_800_000_000.0)  # 2027-01-15; 400 days before is in 2025
+    with closing(HubDatabase(hub.folder)) as database:
+        counted = Downloads(database)
+        days = [f"{year}-{month:02}-09" for year in (2023, 2024, 2025, 2026) for month in range(1, 13)]
+        rows = [("team/sql", number, day, protocol, 3) for number in (1, 2) for day in days for protocol in ("hf", "oci")]
+        database.execute_many(downloads._ADD, rows)
+        before = downloads.downloads_by_version(database, "team/sql")
+        for _ in range(2):
+            counted.compact()
+        assert downloads.downloads_by_version(database, "team/sql") == before
+        kept = downloads.download_counts(database, "team/sql", 1000)
+        assert [(row.number, row.day, row.count) for row in kept[-8:]] == [
+            (number, day, 36) for day in ("2024-01-01", "2023-01-01") for number in (2, 1) for _ in range(2)
+        ]
+        assert len(kept) == 8 + 2 * 2 * 24

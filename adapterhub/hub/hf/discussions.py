@@ -114,13 +114,13 @@ async def merge(hub: Hub, request: Request) -> Response:
 async def set_status(hub: Hub, request: Request) -> Response:
     """POST …/discussions/{number}/status: close a proposal, as its author or a writer of the repository."""
     identity, name, number = identify_account(hub, request), name_of(request), path_part(request, "number")
+    # Its author withdraws it, a writer refuses it.
+    await hub.workers.run(partial(proposal_changes.check_closer, state=WITHDRAWN), hub, identity, name, number)
     fields = await read_document(request)
     if fields.get("status") != "closed":
         problem = "the files of a closed proposal are gone: open another one"
         raise ResponseError(501, "NotImplemented", f"{name}: {problem}")
     reason = str(fields.get("comment") or "")
-    # Its author withdraws it, a writer refuses it.
-    await hub.workers.run(partial(proposal_changes.check_closer, state=WITHDRAWN), hub, identity, name, number)
 
     def work(worker: Worker) -> Proposal:
         proposal = proposals.find(visible_view(worker, hub, identity, name), number)
