@@ -140,6 +140,7 @@ class Uploads:
         room: Counts open uploads.
         count: Called with a repository, the digest and size of a file that is complete, and the upload that no longer counts;
             RefusedError if the namespace may not hold it.
+        forget: Called with a repository and the digest of a file that was counted and could not be stored.
         on_end: Called with a repository and the uploads that no longer count.
     """
 
@@ -151,12 +152,13 @@ class Uploads:
         limit: int,
         room: UploadCounter,
         count: Callable[[str, Digest, int, str], object],
+        forget: Callable[[str, Digest], object],
         on_end: Callable[[str, Sequence[str]], object],
     ) -> None:
         self._store = store
         self._workers = workers
         self._limit = limit
-        self._room, self._count_file, self._on_end = room, count, on_end
+        self._room, self._count_file, self._forget_file, self._on_end = room, count, forget, on_end
         self._open: dict[str, Upload] = {}
         self._whole_bodies: set[str] = set()  # count ids of bodies sent in one request
         self._lock = threading.Lock()
@@ -332,10 +334,15 @@ class Uploads:
                 )
             # Counted before it is a blob, so that a file that is refused leaves nothing.
             self._count_file(upload.name, sha256, upload.size, upload.count_id)
-            # Another upload may have stored the blob meanwhile.
-            if not self._store.retain_if_present(sha256, upload.size):
-                self._store.adopt(upload.path, upload.file, sha256)
-                self._store.sync_blobs()
+            try:
+                # Another upload may have stored the blob meanwhile.
+                if not self._store.retain_if_present(sha256, upload.size):
+                    self._store.adopt(upload.path, upload.file, sha256)
+                    self._store.sync_blobs()
+            except BaseException:
+                if not self._store.has_blob(sha256, upload.size):
+                    self._forget_file(upload.name, sha256)
+                raise
             return sha256
         finally:
             upload.file.close()

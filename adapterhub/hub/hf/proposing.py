@@ -221,9 +221,10 @@ def _write(
         hub.quotas.check(worker, name, new, count=True, except_uploads=[staged.upload])
         hub.quotas.check_record(worker, name, len(raw) + document_size(worker, name), except_uploads=[staged.upload])
         with store.lease("hub"):
-            staged.adopt(added)
+            # Before those that are new: a blob whose time was renewed is not taken back.
             for digest, size in added.items():
                 store.retain_if_present(digest, size)
+            staged.adopt(added)
             store.put_bytes(raw)
             number = proposals.record(worker, name, number, proposal, sha256_bytes(raw), replaced=replaced)
     except BaseException:
