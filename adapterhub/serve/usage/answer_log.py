@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import fields
 from operator import attrgetter
+from typing import Any
 
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -108,17 +109,19 @@ def find_answers(place: Place, ident: str, key: str | None = None) -> list[tuple
 
     With a key, only those of its client: others may have given their requests the same id any number of times.
     """
-    condition, values = "(request = ? OR answer = ?)", [ident, ident]
-    if key is not None:
-        condition, values = f"{condition} AND key = ?", [*values, key]
+    of_client, values = ("", (ident,)) if key is None else ("AND key = ?", (ident, key))
     with suppress(NotFoundError), record_place.reader(place) as database:
         if not database.has_table("answers"):
             return []
-        sql = f"SELECT {_ANSWER_COLUMNS} FROM answers WHERE {condition} ORDER BY number DESC LIMIT {_MAX_MATCHES}"  # noqa: S608
-        answers = [AnswerRecord(*row) for row in database.select(sql, *values)]
+        rows: dict[int, tuple[Any, ...]] = {}
+        # Each in the order of its index: a client may have given a million requests the same id.
+        for column in ("request", "answer"):
+            sql = f"SELECT number, {_ANSWER_COLUMNS} FROM answers WHERE {column} = ? {of_client} ORDER BY number DESC LIMIT ?"  # noqa: S608
+            rows |= {number: row for number, *row in database.select(sql, *values, _MAX_MATCHES)}
+        answers = [AnswerRecord(*rows[number]) for number in sorted(rows, reverse=True)[:_MAX_MATCHES]]
         sql = f"SELECT {_FEEDBACK_COLUMNS} FROM feedback WHERE request = ? AND key = ?"  # noqa: S608
-        rows = [database.select(sql, answer.request, answer.key) for answer in answers]
-        return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, rows, strict=True)]
+        feedback = [database.select(sql, answer.request, answer.key) for answer in answers]
+        return [(answer, Feedback(*row[0]) if row else None) for answer, row in zip(answers, feedback, strict=True)]
     return []
 
 
