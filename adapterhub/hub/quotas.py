@@ -36,7 +36,7 @@ from .hub_database import HubDatabase
 from .workers import Worker
 
 _COUNT_TTL = 10.0  # seconds
-_MAX_COUNTS = 100  # namespaces whose count is kept in memory
+_MAX_COUNTS, _MAX_COUNTED = 100, 200_000  # namespaces whose count is kept in memory, and their files, of 250 bytes each
 _REPLACED_SECONDS = 50 * 3600.0  # for which a replaced document counts: a gc a day, after a day of grace
 _FREE_RECORDS = 1 << 20  # bytes of documents and logs of a namespace that do not count
 _SMALL_RECORD = 8 << 10  # bytes of a document for which there is a second MiB
@@ -272,9 +272,11 @@ class Quotas:
         until, counted, records = self._counts.get(namespace, (0.0, {}, {}))
         if until < time.monotonic():
             counted, records = namespace_files(worker, self._database, namespace), namespace_records(worker, namespace)
-            if len(self._counts) >= _MAX_COUNTS:
+            now = time.monotonic()
+            self._counts = {key: count for key, count in self._counts.items() if count[0] > now}
+            if len(self._counts) >= _MAX_COUNTS or sum(len(files) for _, files, _ in self._counts.values()) > _MAX_COUNTED:
                 self._counts.clear()
-            self._counts[namespace] = time.monotonic() + _COUNT_TTL, counted, records
+            self._counts[namespace] = now + _COUNT_TTL, counted, records
         return counted, records
 
 

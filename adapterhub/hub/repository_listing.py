@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from itertools import islice
 
@@ -62,27 +63,39 @@ class RepositoryListing:
     def __init__(self) -> None:
         self._until, self._current = 0.0, RepositoryNames([], {})
         self._lock = threading.Lock()
-        self._changes: list[tuple[str, Repository | None]] = []
+        self._changes_while_reading: list[list[tuple[str, Repository | None]]] = []  # a list of each thread that reads
 
     def current(self, worker: Worker) -> RepositoryNames:
         """Return the names, read again if they are too old."""
         if self._until < time.monotonic():
             start = time.monotonic()
-            with self._lock:
-                self._changes.clear()
-            states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
-            fresh = RepositoryNames([*states], {name: state for name, state in states.items() if is_restricted(state)})
-            with self._lock:
-                for name, repository in self._changes:  # made while the others were read
-                    _apply(fresh, name, repository)
-                self._current = fresh
-                self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
+            with self._watched_changes() as changes:
+                states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
+                fresh = RepositoryNames([*states], {name: state for name, state in states.items() if is_restricted(state)})
+                with self._lock:
+                    for name, repository in changes:
+                        _apply(fresh, name, repository)
+                    self._current = fresh
+                    self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
         return self._current
+
+    @contextmanager
+    def _watched_changes(self) -> Iterator[list[tuple[str, Repository | None]]]:
+        """Collect the changes that are made within the block; none is kept without one."""
+        changes: list[tuple[str, Repository | None]] = []
+        with self._lock:
+            self._changes_while_reading.append(changes)
+        try:
+            yield changes
+        finally:
+            with self._lock:
+                self._changes_while_reading = [other for other in self._changes_while_reading if other is not changes]
 
     def note(self, name: str, repository: Repository | None) -> None:
         """Note a change by this process; None for a removal."""
         with self._lock:
-            self._changes.append((name, repository))
+            for changes in self._changes_while_reading:
+                changes.append((name, repository))
             _apply(self._current, name, repository)
 
 
