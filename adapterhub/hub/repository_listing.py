@@ -43,7 +43,7 @@ class RepositoryNames:
 
     Attributes:
         names: All names with a record, sorted.
-        restricted: Those not everybody may see by their record, with it.
+        restricted: Those not everybody may see by their record, with what it says about that alone.
         hidden: The names hidden from a token, filled in by the reader; 0 is nobody's token.
     """
 
@@ -71,7 +71,8 @@ class RepositoryListing:
             start = time.monotonic()
             with self._watched_changes() as changes:
                 states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
-                fresh = RepositoryNames([*states], {name: state for name, state in states.items() if is_restricted(state)})
+                restricted = {name: _visibility(state) for name, state in states.items() if is_restricted(state)}
+                fresh = RepositoryNames([*states], restricted)
                 with self._lock:
                     for name, repository in changes:
                         _apply(fresh, name, repository)
@@ -108,9 +109,14 @@ def _apply(names: RepositoryNames, name: str, repository: Repository | None) -> 
         del names.names[at]
     before = names.restricted.pop(name, None)
     if repository and is_restricted(repository):
-        names.restricted[name] = repository
+        names.restricted[name] = _visibility(repository)
     if before or name in names.restricted:
         names.hidden.clear()
+
+
+def _visibility(repository: Repository) -> Repository:
+    """Return what says who may see a repository: the rest of a document may take megabytes."""
+    return Repository(private=repository.private, moved_from=repository.moved_from)
 
 
 def is_restricted(repository: Repository) -> bool:

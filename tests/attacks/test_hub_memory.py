@@ -153,7 +153,7 @@ def test_changes_are_kept_only_while_the_names_are_read(hub: Running) -> None:
     assert len(changes) == 1
     before = memory_of(vars(listing))
     for _ in range(100):
-        listing.note("red/a", Repository(tags={f"v{number}": "x" * 100 for number in range(100)}))
+        listing.note("red/a", Repository(private=True, tags={f"v{number}": "x" * 100 for number in range(100)}))
     assert memory_of(vars(listing)) < before + 2000
 
 
