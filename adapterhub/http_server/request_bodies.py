@@ -243,8 +243,16 @@ def client_address(scope: Scope, *, behind_proxy: bool) -> str:
     """Return the client's address: behind a proxy, the last entry of X-Forwarded-For, which the proxy itself appended."""
     forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"] if behind_proxy else []
     if forwarded:
-        return str(forwarded[-1].decode("latin-1").rpartition(",")[2].strip()[:64])
+        return _without_port(forwarded[-1].decode("latin-1").rpartition(",")[2].strip()[:64])
     return str(scope["client"][0]) if scope.get("client") else ""
+
+
+def _without_port(address: str) -> str:
+    """Return an address without the port that some proxies append, which would make a client of each connection."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and (host.startswith("[") or "." in host):
+        address = host
+    return address.removeprefix("[").removesuffix("]")
 
 
 @lru_cache(maxsize=1024)

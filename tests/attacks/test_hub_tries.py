@@ -34,6 +34,12 @@ def test_the_addresses_of_one_network_share_their_tries(hub: Running) -> None:
     assert tries(hub, ["2001:db8:1:2::1", "203.0.113.7", "::ffff:203.0.113.8", "unknown"]) == [401] * 4
 
 
+def test_the_ports_that_a_proxy_appends_share_their_tries(hub: Running) -> None:
+    assert tries(hub, [f"203.0.113.9:{port}" for port in range(4000, 4000 + LIMIT + 1)]) == [401] * LIMIT + [429]
+    assert tries(hub, [f"[2001:db8:9::1]:{port}" for port in range(LIMIT + 1)]) == [401] * LIMIT + [429]
+    assert tries(hub, ["203.0.113.9", "2001:db8:9::2", "::ffff:203.0.113.10", "[2001:db8:a::1]"]) == [429, 429, 401, 401]
+
+
 def test_two_addresses_of_ipv4_have_their_own(hub: Running) -> None:
     assert tries(hub, ["203.0.113.1"] * (LIMIT + 1))[-1] == 429
     assert tries(hub, ["203.0.113.2", "::ffff:203.0.113.1"]) == [401, 429]
