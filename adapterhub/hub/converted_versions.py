@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _RETRY_AFTER = 60.0  # seconds until a failed conversion is tried again
 _MAX_FAILURES = 1000  # failures kept in memory
+_MAX_LOOKS = 1000  # rows of a look for removed ones
 # Numbers in the low-rank pairs an adapter of another kind expands to: a file of 1 kB may declare any number of them.
 _MAX_NUMBERS = 1 << 26
 
@@ -50,6 +51,7 @@ class ConvertedVersions:
         self._pool = ThreadPoolExecutor(1, "hub-form")
         # Finds the base of a version that no operator has added.
         self.find_base: Callable[[VersionRow, BaseInfo], BaseSpec | None] = lambda _row, _base: None
+        self._place = ""  # in table `forms`, where the look for removed ones goes on
         self._failures: dict[tuple[Digest, str], tuple[float, AdapterhubError]] = {}
 
     def close(self) -> None:
@@ -60,6 +62,15 @@ class ConvertedVersions:
         """Return the digest of a version's manifest in a format; empty if it was never converted, or blobs of it are gone."""
         rows = self._database.select("SELECT digest FROM forms WHERE source = ? AND form = ?", source, form)
         return str(rows[0][0]) if rows and self._is_complete(rows[0][0]) else ""
+
+    def forget_removed(self) -> None:
+        """Forget converted versions that a gc has removed, some of them at a time."""
+        sql = "SELECT source, form, digest FROM forms WHERE source > ? ORDER BY source, form LIMIT ?"
+        rows = self._database.select(sql, self._place, _MAX_LOOKS)
+        gone = [row for row in rows if self._store.size(row[2]) is None]
+        # Only if it was not converted again meanwhile.
+        self._database.execute_many("DELETE FROM forms WHERE source = ? AND form = ? AND digest = ?", gone)
+        self._place = rows[-1][0] if len(rows) == _MAX_LOOKS else ""
 
     def blob_sizes(self, registry: Registry, namespace: str) -> dict[Digest, int]:
         """Return the size in bytes of each blob of the converted versions of a namespace."""

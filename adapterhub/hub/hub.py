@@ -203,6 +203,7 @@ class Hub:
         self.storage.remove_stale()
         self._forget_uploads(worker)
         self._forget_sha512()
+        self.conversions.forget_removed()
 
     def _forget_uploads(self, worker: Worker) -> None:
         """Forget uploads that can be used no more, once they are gone or files of their namespace: until then, they count.

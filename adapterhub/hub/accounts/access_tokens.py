@@ -23,7 +23,7 @@ SERVICE, EXCHANGE, DEPLOY, PERSONAL, DEVICE, BROWSER = "service", "exchange", "d
 are limited to the roles of their account. A browser's token belongs to a session and is never shown to anybody."""
 _KINDS_WITH_ROLE = (SERVICE, EXCHANGE, DEPLOY)
 _MAX_PARENTS = 20  # tokens each made by the one before
-_MAX_REVOKED = 1000  # revoked tokens of an account that are kept, those revoked last
+_MAX_ENDED = 1000  # revoked and expired tokens of an account that are kept, those that ended last
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # Clients check the form of a token: llama.cpp only sends hf_ and at least 34 letters and digits.
 _PREFIX, _LENGTH, _PREFIX_LENGTH = "hf_", 40, 8
@@ -123,9 +123,10 @@ def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limi
 
 def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> tuple[str, int]:
     """Create a token for an existing account, and return it with its id."""
-    database.execute(_FORGET_REVOKED, account, account, _MAX_REVOKED)
+    now = time.time()
+    database.execute(_FORGET_ENDED, account, now, account, now, _MAX_ENDED)
     token = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
-    now, lifetime = time.time(), limits.get("lifetime")
+    lifetime = limits.get("lifetime")
     scope, kind = json.dumps(list(limits.get("namespaces", ()))), limits.get("kind", SERVICE)
     expires = now + lifetime if lifetime else None
     values = (account, hash_of(token), prefix_of(token), role, scope, kind, now, expires, limits.get("parent"))
@@ -137,10 +138,13 @@ def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limit
 
 
 # Never the newest: SQLite would give its id again, and with that the tokens that ended with it a parent that is valid.
-_FORGET_REVOKED = """
-    DELETE FROM tokens WHERE account = ? AND revoked IS NOT NULL AND id < (SELECT max(id) FROM tokens)
+_FORGET_ENDED = """
+    DELETE FROM tokens WHERE account = ? AND (revoked IS NOT NULL OR expires < ?) AND id < (SELECT max(id) FROM tokens)
     AND id NOT IN (SELECT token FROM sessions) AND id NOT IN (SELECT token FROM refreshes)
-    AND id NOT IN (SELECT id FROM tokens WHERE account = ? AND revoked IS NOT NULL ORDER BY revoked DESC LIMIT ?)
+    AND id NOT IN (
+        SELECT id FROM tokens WHERE account = ? AND (revoked IS NOT NULL OR expires < ?)
+        ORDER BY coalesce(revoked, expires) DESC LIMIT ?
+    )
 """
 
 
