@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -26,6 +27,8 @@ _API, _RESOLVERS, _PAGES = CLASSES
 _REFUSED = "refused"
 STRANGER_ROWS, ALL_STRANGER_ROWS = 10, 60
 """Rows of the audit log a minute for refusals of clients without an account: of one network, and of all."""
+ACCOUNT_REFUSALS, ACCOUNT_CHANGES = 60, 1_200
+"""Rows of the audit log a minute of one account: refusals that are recorded, and changes, after which it waits."""
 REFUSALS = 600
 """Answers 4xx a minute, whatever for, to the clients without an account of one network."""
 _UNLIMITED = ("/health", "/ready", "/metrics")
@@ -186,16 +189,23 @@ def _too_many(message: str, window: Window, headers: Mapping[str, str] = Mapping
 class AuditMiddleware:
     """Writes a row of the audit log for every change, before the client is told it was made, and for every refusal.
 
-    Of the refusals of clients without an account, only the first of a minute are recorded, of each network and of all: the log
-    is never cut, and strangers must not be able to drown its other rows.
+    Of refusals, only the first of a minute are recorded: of each account, of each network of clients without one, and of all of
+    these. An account that makes more changes waits: the log keeps a number of rows, and nobody may drown those of others, or
+    their own.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._of_network, self._of_strangers = Windows(STRANGER_ROWS, 60), Windows(ALL_STRANGER_ROWS, 60)
+        self._of_account, self._changes = Windows(ACCOUNT_REFUSALS, 60), Windows(ACCOUNT_CHANGES, 60)
+        self._accounts_over_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Answer a request, or refuse it."""
+        if scope["type"] == "http" and scope["method"] not in _READING and (window := self._changes_over(scope)):
+            message = f"too many changes in a minute; try again in {window.seconds} seconds"
+            await _too_many(message, window)(scope, receive, send)
+            return
 
         async def send_after_recording(message: Message) -> None:
             if (
@@ -204,17 +214,31 @@ class AuditMiddleware:
                 and not (action == _REFUSED and self._is_one_of_many())
             ):
                 hub = hub_of(scope)
+                if action != _REFUSED:
+                    self._count_change()
                 # Before the response goes out: a change whose client was told must be in the log.
                 await hub.workers.read(audit_log.record, hub.database, _event(scope, action))
             await send(message)
 
         await self._app(scope, receive, send_after_recording if scope["type"] == "http" else send)
 
+    def _changes_over(self, scope: Scope) -> Window | None:
+        """Return the window in which a client's account has made too many changes; None if it may go on."""
+        if self._accounts_over_until < time.monotonic():
+            return None  # nobody has: no account is looked up
+        window = self._changes.count(_account_of(scope), 0)
+        return window if window.over else None
+
+    def _count_change(self) -> None:
+        account = request_context.current().account
+        if account and self._changes.count(account).remaining == 0:
+            self._accounts_over_until = time.monotonic() + self._changes.seconds
+
     def _is_one_of_many(self) -> bool:
-        """Count a refusal; return whether it is one of too many by clients without an account."""
+        """Count a refusal; return whether it is one of too many."""
         call = request_context.current()
         if call.account:
-            return False
+            return self._of_account.count(call.account).over
         return self._of_network.count(client_network(call.address)).over or self._of_strangers.count("").over
 
 

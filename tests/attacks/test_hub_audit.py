@@ -43,6 +43,25 @@ def test_refusals_of_a_network_and_of_all_strangers_are_a_few_rows_a_minute(
     assert rows(hub) == middleware.ALL_STRANGER_ROWS
 
 
+def test_an_account_does_not_push_rows_out_by_refusals_or_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200,000 refusals, of a millisecond each, left nothing of what an account had done before."""
+    for name in ("ACCOUNT_REFUSALS", "ACCOUNT_CHANGES"):
+        monkeypatch.setattr(middleware, name, 5)
+    with serving(tmp_path / "hub") as hub:
+        red, blue = Tenant(hub, "red", "admin"), Tenant(hub, "blue", "admin")
+        before = rows(hub)
+        statuses = [blue.post("/v2/red/open/blobs/uploads/").status_code for _ in range(20)]
+        assert {*statuses} == {403}
+        assert rows(hub) == before + 5
+        options = {"name": "x", "role": "read"}
+        made = [blue.post("/api/adapterhub/v1/account/tokens", json=options) for _ in range(8)]
+        assert [answer.status_code for answer in made] == [201] * 5 + [429] * 3
+        assert 1 <= int(made[-1].headers["retry-after"]) <= 60
+        assert rows(hub) == before + 10
+        assert blue.get("/api/models").status_code == 200
+        assert red.post("/api/adapterhub/v1/account/tokens", json=options).status_code == 201
+
+
 def test_each_refusal_of_an_account_is_a_row(hub: Running) -> None:
     red, blue = Tenant(hub, "red"), Tenant(hub, "blue")
     blue.create("open")
