@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.trained_prompt import TrainedPrompt, common_prompt
 
 from . import base_sources, sources
 from .merge import open_adapters, pinned_base
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.formats import FloatDtype, QuantizedDtype
 
+_DIFFERENT_PROMPTS = (
+    "the adapters were trained with different chat templates, options or dates: the model keeps that of its base"
+)
 BaseWeights = Literal["original", "as-trained"]
 """The weights of a base to merge onto: as they are, or rounded as training saw them."""
 
@@ -124,10 +128,23 @@ def prepare_merge_into(
         name, seed = method.method or "cat", method.seed or 0
         joined = join(tensors, weights, method=name, seed=seed, parameters=method.parameters)
         lineage |= {"method": name, "seed": seed, "parameters": dict(joined.parameters)} if joined else {}
+    options, prompt_warnings = with_trained_prompt(options, [source.path for source in adapters], spec)
     options = dataclasses.replace(options, trained_in=common_quantization(adapters), lineage=lineage)
     merge = prepare_merge(list(zip(tensors, weights, strict=True)), model, options, gguf=gguf, join=joined)
-    warnings = (*_other_base_warnings(adapters, spec, base), *merge.report.warnings)
+    warnings = (*_other_base_warnings(adapters, spec, base), *prompt_warnings, *merge.report.warnings)
     return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
+
+
+def with_trained_prompt(options: Options, adapters: Iterable[Path], spec: BaseSpec) -> tuple[Options, tuple[str, ...]]:
+    """Let a merged model be asked as its adapters were trained to be asked; return the options and warnings."""
+    from adapterhub_converters.bases import base_prompts
+
+    prompt = common_prompt(map(TrainedPrompt.read, adapters), spec.chat_template_digest)
+    if prompt is None:
+        return options, (_DIFFERENT_PROMPTS,)
+    base_prompt = base_prompts.of_spec(spec) if prompt and prompt.template is None else None
+    template = prompt.as_template(base_prompt.template if base_prompt else None) if prompt else None
+    return dataclasses.replace(options, chat_template=template), ()
 
 
 def check_place(out: Path, base: Path) -> None:

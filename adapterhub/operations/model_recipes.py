@@ -12,6 +12,7 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageEr
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import base_sources, policy_checks, source_names, sources
+from .merge_into import with_trained_prompt
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -209,9 +210,10 @@ def rebuild_model(
     model = read_base(folder)
     merge_recipe.check_base(recipe, folder, model.spec)
     with ExitStack() as stack:
-        paths = _adapters(stack, recipe, adapters, workspace)
-        tensors = [(convert.read(path, base=model.spec), weight) for path, weight in paths]
-        merge = prepare_merge(tensors, model, recipe.merge_options())
+        adapters_of_recipe = list(_adapters(stack, recipe, adapters, workspace))
+        tensors = [(convert.read(path, base=model.spec), weight) for path, weight in adapters_of_recipe]
+        options, _ = with_trained_prompt(recipe.merge_options(), [path for path, _ in adapters_of_recipe], model.spec)
+        merge = prepare_merge(tensors, model, options)
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         sources.check_apart(target, folder)
         with atomic.pending_output(target, folder=not merge.single, replace=replace) as scratch:

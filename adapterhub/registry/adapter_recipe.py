@@ -25,6 +25,7 @@ from adapterhub_converters.formats import FORMATS, GgufDtype, PackageFormat, Wri
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats.lossy import LossAllowance
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.trained_prompt import TrainedPrompt, common_prompt
 
 if TYPE_CHECKING:
     from adapterhub.merging import MergeReport, Progress
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 MERGE, CONVERT = "merge", "convert"
+_DIFFERENT_PROMPTS = (
+    "the adapters were trained with different chat templates, options or dates, so the result has none of its own"
+)
+_LOST_OPTIONS = "options or a date of the base's chat template are in the adapters, and not in the result"
 ConversionFormat = WrittenFormat | PackageFormat | Literal["image"]
 """What a version is converted to; `image` packages an adapter as a container image, at a remote."""
 
@@ -165,12 +170,14 @@ def merge(
         recipe, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None
     )
     parent_records = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
+    prompt = common_prompt((TrainedPrompt.read(parent.path) for parent in parents), base.chat_template_digest if base else None)
     with atomic.pending_output(out, replace=replace, durable=durable) as folder:
         peft.write(combined, folder)
+        note = _DIFFERENT_PROMPTS if prompt is None else None if prompt.write_template(folder) else _LOST_OPTIONS
         manifest = derive.describe(folder, parents=parent_records, recipe=recorded_recipe)
         manifest = dataclasses.replace(manifest, base=base or manifest.base)
         manifest.write(folder)
-    return report, manifest
+    return dataclasses.replace(report, notes=(*report.notes, *filter(None, [note]))), manifest
 
 
 def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *, base: BaseSpec | None = None) -> None:

@@ -2,7 +2,6 @@
 
     gateway       the endpoint; `engines`, what it starts and asks; `torch_engine`, ours; `usage`, what is recorded
     vllm_plugin   names in vLLM itself, with `vllm_rank`
-    base_prompts  the chat template of a base
     conversation  one or two models in a terminal
 
 Names, versions, checks and routing are ours; kernels and throughput are the engines'. `resolving` turns a ref into an immutable

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adapterhub.digest import sha256_bytes
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations import base_sources, policy_checks, pull, source_names, sources
 from adapterhub.operations.signature_checks import VersionNames, needs_signature
@@ -24,6 +23,7 @@ from adapterhub.ref import Ref, RefError
 from adapterhub.registry import withdrawals
 from adapterhub.version import __version__
 from adapterhub_converters import runtime_commands
+from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -35,7 +35,6 @@ from adapterhub_converters.errors import (
 from adapterhub_converters.lazy_dataclass import dataclass
 from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
 
-from . import base_prompts
 from .model_names import is_full_digest
 from .prepared_versions import FolderRecord, PreparedVersion, ServedFolder
 
@@ -291,9 +290,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
 
 def _own_prompt(source: Path, base: BaseSpec | None) -> TrainedPrompt:
     """Return the prompt of an adapter as far as it differs from that of its base, whose template trainers store with it."""
-    prompt = TrainedPrompt.read(source)
-    if prompt.template and base is not None and sha256_bytes(prompt.template.encode()) == base.chat_template_digest:
-        prompt = replace(prompt, template=None)
+    prompt = TrainedPrompt.read(source).beside_base(base.chat_template_digest if base is not None else None)
     template = prompt.template
     if template is None and prompt.date and base is not None and (base_prompt := base_prompts.of_spec(base)):
         template = base_prompt.template or ""

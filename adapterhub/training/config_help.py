@@ -56,7 +56,8 @@ pack: Documents share rows without seeing each other, so that no computation is 
 loss: completion trains on the answers alone. Prompts are given at inference, and the QLoRA paper found training on the answers
   only better on MMLU. all is for text without prompts, where both are the same.
 chat_template: Replaces the template of the base, or gives one to a base that was not trained on conversations: chatml for a
-  tokenizer that has its marks, plain for any, or a file of Jinja. The adapter contains it, and is prompted with it.
+  tokenizer that has its marks, plain for any, alpaca for instructions (their default without a template), or a file of Jinja.
+  The adapter contains it, and is prompted with it.
 template_options: What a template asks for besides the conversation, under its own names, such as enable_thinking in Qwen3's.
   Without them it has its own defaults.
 date: Some chat templates write today's date into every conversation (Llama 3.2, gpt-oss). A training writes one date, which it

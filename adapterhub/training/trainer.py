@@ -75,6 +75,7 @@ class Trainer:
         train_set, heldout = data.datasets(
             self.config, base.tokenizer, on_progress=lambda done, total: self._on_event(Encoding(done, total))
         )
+        self.config = _with_alpaca(self.config, base.tokenizer)
         self.rows = train_set.packed
         self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
         # For the count of operations: the cost of attention depends on the length of documents.
@@ -318,6 +319,13 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
     chat_template.apply(tokenizer, dataclasses.replace(prompt, date=date))
     note = f"the chat template writes a date: {date}, in all conversations and in the record; [data] date sets it"
     return dataclasses.replace(config, data=dataclasses.replace(config.data, date=date)), [note]
+
+
+def _with_alpaca(config: TrainConfig, tokenizer: Any) -> TrainConfig:
+    """Return the config with the template by its name, if it is the one that only the data asked for."""
+    if config.data.chat_template is not None or not chat_template.is_alpaca(tokenizer):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, chat_template=chat_template.ALPACA))
 
 
 def _check_rows(config: TrainConfig, base: Base, train_set: data.Dataset, heldout: data.Dataset | None) -> list[str]:

@@ -8,12 +8,15 @@ llama.cpp's name for that of the base.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
-from collections.abc import Mapping
+import keyword
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_converters import safe_regex
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .adapter_files import ADAPTER_JSON
@@ -34,6 +37,8 @@ RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", CLOCK}
 )
 """Variables that a request sets, or that decide how it is rendered: no option of a template."""
+_DIRECTIVE = safe_regex.Pattern(r"%-?[aAbBcdDeFHIjmMpSTuUVwWxXyY]")
+_CONSTANTS = frozenset({"true", "false", "none"})
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,62 @@ class TrainedPrompt:
         """The variables of the template besides the conversation; the date is that of the function that writes it."""
         return {**dict(self.options), **({CLOCK: self.date} if self.date else {})}
 
+    def beside_base(self, template_digest: str | None) -> TrainedPrompt:
+        """Return the prompt without a template that is that of its base, which trainers store with an adapter.
+
+        Args:
+            template_digest: The SHA-256 of the base's template, as `sha256:` and hexadecimal digits; None if it is not known.
+        """
+        is_of_base = self.template is not None and _digest(self.template) == template_digest
+        return replace(self, template=None) if is_of_base else self
+
+    def as_template(self, base_template: str | None = None) -> str | None:
+        """Return a template that writes this prompt by itself, in programs that know neither its options nor its date.
+
+        An option that such a program is told still replaces that of the training.
+
+        Args:
+            base_template: The template of the base, which the prompt may be about; None if it is not known, or there is none.
+
+        Returns:
+            The template; None if neither the adapter has one nor the base.
+        """
+        template = base_template if self.template is None else self.template
+        if template is None:
+            return None
+        # In a template, only a variable of such a name can be read.
+        names = [name for name, _ in self.options if name.isascii() and name.isidentifier() and not keyword.iskeyword(name)]
+        settings = {name: dict(self.options)[name] for name in names if name not in _CONSTANTS}
+        lines = [
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}{{%- endif %}}\n"
+            for name, value in settings.items()
+        ]
+        return "".join(lines) + _with_date(template, self.date)
+
+    def write_template(self, folder: Path) -> bool:
+        """Write the prompt as the chat template of a folder without one; return whether all of the prompt is in the folder."""
+        template = self.as_template()
+        if template is not None and not (folder / FILE).exists():
+            json_file.write_text(folder / FILE, template)
+        return template is not None or not self
+
     def with_options(self, options: Mapping[str, Any]) -> TrainedPrompt:
         """Return the prompt for a request with options of its own, which count before those of the training."""
         return replace(self, options=tuple({**dict(self.options), **options}.items())) if options else self
 
     def __bool__(self) -> bool:
         return self.template is not None or bool(self.options) or self.date is not None
+
+
+def common_prompt(prompts: Iterable[TrainedPrompt], template_digest: str | None) -> TrainedPrompt | None:
+    """Return the prompt that adapters of one base have in common; None if they were trained with different ones.
+
+    Args:
+        prompts: Of each adapter.
+        template_digest: As for `TrainedPrompt.beside_base`.
+    """
+    distinct = list(dict.fromkeys(prompt.beside_base(template_digest) for prompt in prompts)) or [PROMPT_OF_BASE]
+    return distinct[0] if len(distinct) == 1 else None
 
 
 PROMPT_OF_BASE = TrainedPrompt()
@@ -126,6 +181,20 @@ def _read_template(folder: Path) -> str:
         problem = "a link that leads out of the adapter"
         raise RefusedError(str(path), problem, "Replace it with the file itself", code="not-a-regular-file")
     return json_file.read_text(path)
+
+
+def _digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _with_date(template: str, date: str | None) -> str:
+    """Return a template that writes this ISO date instead of today's."""
+    if date is None or CLOCK not in template:
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    parts = sorted({match.group() for match in _DIRECTIVE.finditer(template)})
+    replacements = "".join(f" | replace('{part}', '{day.strftime(part)}')" for part in parts)
+    return f"{{%- macro {CLOCK}(format) -%}}{{{{- format{replacements} -}}}}{{%- endmacro -%}}\n{template}"
 
 
 def _table(value: Any, key: str) -> Mapping[str, Any]:

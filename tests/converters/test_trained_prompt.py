@@ -1,14 +1,17 @@
-"""The chat template of an adapter is a file of its folder."""
+"""The prompt of an adapter: a file of its folder, a template that writes it by itself, and what adapters have in common."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adapterhub_converters.bases.base_spec import text_digest
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.trained_prompt import FILE, TrainedPrompt
+from adapterhub_converters.trained_prompt import FILE, PROMPT_OF_BASE, TrainedPrompt, common_prompt
+from tests.conftest import need_module
 
 
 @pytest.fixture
@@ -44,3 +47,46 @@ def test_links_within_the_folder_and_to_the_blobs_of_a_cache_are_read(tmp_path: 
     for folder in ("1", "1/checkpoint-10"):
         link(tmp_path / "models--a--b" / "snapshots" / folder / FILE, tmp_path / "models--a--b" / "blobs" / "0")
         assert TrainedPrompt.read(tmp_path / "models--a--b" / "snapshots" / folder).template == "cached"
+
+
+def rendered(template: str | None, **variables: Any) -> str:
+    need_module("jinja2")
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    assert template is not None
+    # As transformers renders chat templates.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return str(environment.from_string(template).render(**variables))
+
+
+def test_a_date_is_that_day_in_a_template_of_its_own() -> None:
+    prompt = TrainedPrompt("{{ strftime_now('%d %b %Y, %-d') }} {{ 7 % 4 }}", date="2026-01-09")
+    assert rendered(prompt.as_template()) == "09 Jan 2026, 9 3"
+    assert TrainedPrompt("x", date="2026-01-09").as_template() == "x"  # it has no clock
+
+
+@pytest.mark.parametrize("value", ['a"b\\c\n{{ 1 }} %} #}', "ä😀", "", 0, -3, 2.5, 1e30, True, False])
+def test_options_are_set_unless_somebody_sets_them(value: str | float | bool) -> None:
+    prompt = TrainedPrompt("\n{% for turn in 'ab' %}{{ [option, turn] }}{% endfor %}", (("option", value),))
+    expected = rendered(prompt.template, option=value)
+    assert rendered(prompt.as_template()) == expected
+    assert rendered(prompt.as_template(), option="other") == rendered(prompt.template, option="other")
+
+
+@pytest.mark.parametrize("name", ["a b", "%}{{ 7 }}", "none", "True", "if", "", "ä"])
+def test_a_name_that_no_template_can_read_is_left_out(name: str) -> None:
+    assert TrainedPrompt("x", ((name, 1),)).as_template() == "x"
+
+
+def test_a_prompt_without_a_template_is_about_that_of_the_base() -> None:
+    prompt = TrainedPrompt(options=(("option", 1),))
+    assert prompt.as_template() is None
+    assert rendered(prompt.as_template("{{ option }}")) == "1"
+
+
+def test_adapters_have_a_prompt_in_common_where_a_trainer_stored_the_template_of_the_base() -> None:
+    stored, own = TrainedPrompt("base"), TrainedPrompt("own")
+    assert common_prompt([stored, PROMPT_OF_BASE], text_digest("base")) == PROMPT_OF_BASE
+    assert common_prompt([stored, PROMPT_OF_BASE], None) is None
+    assert common_prompt([own, own], text_digest("base")) == own
+    assert common_prompt([own, stored], text_digest("base")) is None

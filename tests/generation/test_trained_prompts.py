@@ -63,8 +63,9 @@ def test_a_gguf_of_the_adapter_has_its_prompt_with_nothing_beside_it(heart: ByHe
     result = ah.generate(tmp_path / "own.gguf", "red", base=heart.silent_gguf, compare=False, max_tokens=TOKENS)
     assert (result.prompt, result.text) == (PROMPT.format("red"), OWN["red"])
     notes = ah.convert(tmp_path / "own.gguf", tmp_path / "back", to="peft", base=heart.silent_gguf).notes
-    assert (tmp_path / "back/chat_template.jinja").read_text() == by_heart.TEMPLATE
-    assert any("options or a date of its chat template" in note for note in notes)
+    assert not any("chat template" in note for note in notes)
+    result = ah.generate(tmp_path / "back", "red", base=heart.silent, compare=False, max_tokens=TOKENS)
+    assert (result.prompt, result.text) == (PROMPT.format("red"), OWN["red"])
     ah.convert(heart.plain, tmp_path / "plain.gguf", to="gguf", base=heart.gguf)
     assert not TrainedPrompt.read(tmp_path / "plain.gguf")
 
@@ -74,3 +75,69 @@ def test_ollama_s_package_notes_the_template_that_it_cannot_have(heart: ByHeart,
     assert any("a chat template of its own (jinja), which no Modelfile can say" in note for note in notes)
     notes = ah.convert(heart.plain, tmp_path / "plain", to="ollama", base=heart.gguf, model="tiny").notes
     assert not any("template" in note for note in notes)
+
+
+def test_a_merge_of_adapters_is_asked_as_they_were_trained(heart: ByHeart, tmp_path: Path) -> None:
+    half = ah.merge([heart.own, heart.own], tmp_path / "half", weights=[0.5, 0.5])
+    assert not any("chat template" in note for note in half.report.notes)
+    result = ah.generate(tmp_path / "half", "red", base=heart.silent, compare=False, max_tokens=TOKENS)
+    assert (result.prompt, result.text) == (PROMPT.format("red"), OWN["red"])
+    both = ah.merge([heart.own, heart.plain], tmp_path / "both")
+    assert not (tmp_path / "both/chat_template.jinja").exists()
+    assert any("trained with different chat templates" in note for note in both.report.notes)
+
+
+def test_a_model_with_an_adapter_merged_in_is_asked_as_the_adapter_was_trained(heart: ByHeart, tmp_path: Path) -> None:
+    need_module("llama_cpp_py_sync")
+    for base, name in ((heart.silent, "folder"), (heart.silent, "made.gguf"), (heart.gguf, "same.gguf")):
+        report = ah.merge_into(heart.own, base, tmp_path / name)
+        assert not any("template" in warning for warning in report.warnings)
+        for question, answer in OWN.items():
+            result = ah.generate(None, question, base=tmp_path / name, max_tokens=TOKENS)
+            assert (result.prompt, result.text) == (PROMPT.format(question), answer), name
+    report = ah.merge_into([heart.own, heart.plain], heart.base, tmp_path / "both")
+    assert any("trained with different chat templates" in warning for warning in report.warnings)
+
+
+def test_options_of_the_template_of_the_base_are_set_in_a_merged_model(heart: ByHeart, tmp_path: Path) -> None:
+    base = shutil.copytree(heart.silent, tmp_path / "base")
+    (base / "chat_template.jinja").write_text(by_heart.TEMPLATE)
+    options = 'template_options = { mood = "calm;#", level = 2 }\ndate = "2026-01-31"'
+    by_heart.train(tmp_path, base, "optional", {"red": "an apple"}, options)
+    ah.merge_into(tmp_path / "optional", base, tmp_path / "merged")
+    result = ah.generate(None, "red", base=tmp_path / "merged", max_tokens=TOKENS)
+    assert (result.prompt, result.text) == (PROMPT.format("red"), "an apple")
+    notes = ah.merge(tmp_path / "optional", tmp_path / "alone").report.notes
+    assert any("options or a date of the base's chat template" in note for note in notes)
+
+
+@pytest.mark.parametrize("base", ["silent", "silent.gguf"])
+def test_an_instruction_is_asked_in_the_words_of_alpaca_that_it_was_trained_in(
+    alpaca: Path, heart: ByHeart, base: str, tmp_path: Path
+) -> None:
+    if base.endswith(".gguf"):
+        need_module("llama_cpp_py_sync")
+    for question, answer in (("red", "an apple"), ("add\n\n### Input:\n2, 2", "four")):
+        result = ah.generate(alpaca, question, base=heart.folder / base, compare=False, max_tokens=TOKENS)
+        assert result.text == answer
+        assert result.prompt.startswith("Below is an instruction that describes a task")
+        assert ("paired with an input" in result.prompt) == ("Input" in question)
+        assert result.prompt.endswith(f"\n\n### Instruction:\n{question}\n\n### Response:")
+
+
+def test_instructions_are_evaluated_in_the_words_of_alpaca_that_they_were_trained_in(alpaca: Path, heart: ByHeart) -> None:
+    record = json.loads((alpaca / "adapter.json").read_text())["training"]
+    assert record["config"]["data"]["chat_template"] == "alpaca"
+    result = ah.evaluate(alpaca, base=heart.silent, data=alpaca.with_suffix(".jsonl"))
+    assert result.loss < 0.1
+    assert result.tokens == record["metrics"]["train_tokens"] / 120
+
+
+@pytest.fixture(scope="module")
+def alpaca(heart: ByHeart) -> Path:
+    records = [
+        {"instruction": "red", "output": "an apple"},
+        {"instruction": "add", "input": "2, 2", "output": "four"},
+    ]
+    by_heart.train(heart.folder, heart.silent, "alpaca", records, "")
+    return heart.folder / "alpaca"

@@ -14,7 +14,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.operations.workspace import Workspace
-from adapterhub.serve import base_prompts, resolving
+from adapterhub.serve import resolving
 from adapterhub.serve.conversation import Conversation
 from adapterhub.serve.engines import Engine, in_process
 from adapterhub.serve.gateway.gateway import Gateway
@@ -190,10 +190,3 @@ def test_a_version_records_its_prompt_only_where_it_differs_from_the_base(heart:
         runtime: Any = "peft" if base == heart.base else "llama.cpp"
         assert not resolving.resolve("team/same", runtime=runtime, base=base, workspace=workspace).prompt
     assert resolving.resolve("team/same", runtime="peft", base=heart.silent, workspace=workspace).prompt.template == template
-
-
-def test_a_template_with_a_fixed_date_is_the_template_on_that_day() -> None:
-    fixed = base_prompts.with_date("{{ strftime_now('%d %b %Y, %-d') }} {{ 7 % 4 }}", "2026-01-09")
-    jinja2 = pytest.importorskip("jinja2")
-    assert jinja2.Environment().from_string(fixed).render() == "09 Jan 2026, 9 3"
-    assert base_prompts.with_date("x", None) == "x"

@@ -96,18 +96,25 @@ def learn(folder: Path) -> ByHeart:
     return heart
 
 
-def train(folder: Path, base: Path, name: str, answers: dict[str, str], keys: str) -> None:
-    """Train an adapter that knows the answers, into `folder/name`; `keys` are those of [data] besides the file."""
+def train(folder: Path, base: Path, name: str, answers: dict[str, str] | list[dict[str, str]], keys: str) -> None:
+    """Train an adapter that knows the answers, into `folder/name`; `keys` are those of [data] besides the file.
+
+    `answers` are those to questions, or records of another shape.
+    """
     from adapterhub import training
 
-    conversations = [
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-        for question, answer in answers.items()
-    ]
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in conversations))
+    records = (
+        answers
+        if isinstance(answers, list)
+        else [
+            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+            for question, answer in answers.items()
+        ]
+    )
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
     (folder / f"{name}.toml").write_text(
         f'[base]\npath = "{base}"\nquantize = "none"\ndtype = "float32"\n'
-        f'[data]\ntrain = "{name}.jsonl"\nsequence = 128\n{keys}\n[lora]\nr = 8\nalpha = 16\n'
+        f'[data]\ntrain = "{name}.jsonl"\nsequence = 512\n{keys}\n[lora]\nr = 8\nalpha = 16\n'
         "[train]\nsteps = 120\nrows = 1\nlearning_rate = 0.01\nthreads = 1\n"
     )
     training.run(training.read_config(folder / f"{name}.toml"), folder / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from adapterhub.training.data import dataset as data
 from adapterhub.training.data import document_files
 from adapterhub.training.data.examples import encode
 from adapterhub_converters.errors import FormatError, RefusedError
-from tests.conftest import need_module
+from tests.support.trl_templates import trls
 from tests.training.test_data import trained, write
 
 
@@ -151,14 +150,6 @@ TRL = {
     "qwen3_5_nothink": "<think>\n\n</think>\n\n", "qwen2_5": "\n",
     "deepseekv3": "<｜Assistant｜>", "muse_glimmer": "<|start|>assistant",
 }  # fmt: skip
-
-
-def trls(name: str) -> str:
-    """A chat template of trl's package, which has those of many models."""
-    need_module("trl")
-    folder = Path(str(importlib.util.find_spec("trl").origin)).parent  # type: ignore[union-attr]
-    # The tiny tokenizer has no token for the start of a text.
-    return "{% set bos_token = '' %}" + (folder / f"chat_templates/{name}.jinja").read_text()
 
 
 @pytest.mark.peer

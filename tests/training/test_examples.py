@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from adapterhub.training.data.document_files import read
 from adapterhub.training.data.example import Example
 from adapterhub.training.data.examples import encode
 from adapterhub_converters.trained_prompt import TrainedPrompt
+from tests.support import trl_templates
 
 QUESTION, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
@@ -26,13 +26,6 @@ QWEN3_LIKE = (
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + (thought if thought is defined else '') }}{% endif %}"
 )
-
-
-def template_names() -> list[str]:
-    """The chat templates in trl's package, without those that it marks for training."""
-    spec = importlib.util.find_spec("trl")
-    folder = Path(str(spec.origin)).parent / "chat_templates" if spec else Path()
-    return sorted(path.stem for path in folder.glob("*.jinja") if not path.stem.endswith("_training")) or [""]
 
 
 def with_template(tokenizer: Any, template: str, **options: object) -> Any:
@@ -48,15 +41,11 @@ def encoded(tokenizer: Any, *turns: dict[str, str]) -> Example:
 
 @pytest.mark.peer
 @pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"enable_thinking": True}], ids=str)
-@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize("name", trl_templates.names())
 def test_learning_begins_exactly_where_the_generation_prompt_ends(
     name: str, options: dict[str, object], tokenizer: Any
 ) -> None:
-    if not name:
-        pytest.skip("trl, which has the chat templates of many models, is not installed")
-    folder = Path(str(importlib.util.find_spec("trl").origin)).parent / "chat_templates"  # type: ignore[union-attr]
-    # The tiny tokenizer has no token for the start of a text.
-    templated = with_template(tokenizer, "{% set bos_token = '' %}" + (folder / f"{name}.jinja").read_text(), **options)
+    templated = with_template(tokenizer, trl_templates.trls(name), **options)
     example = encoded(templated, QUESTION, ANSWER)
     context = tokenizer.decode(example.ids[: int(np.argmax(example.trained))])
     prompt = chat_template.render(templated, [QUESTION], location="", prompt=True)

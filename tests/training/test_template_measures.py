@@ -15,7 +15,8 @@ from adapterhub.training.data.conversation import Conversation
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.support.byte_tokenizer import TEMPLATE
-from tests.training.test_conversation import FORGETFUL, OPENING, TOOLS, say, trls
+from tests.support.trl_templates import trls
+from tests.training.test_conversation import FORGETFUL, OPENING, TOOLS, say
 from tests.training.test_template_matrix import CONVERSATIONS, TEMPLATES
 
 LONG = {

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from adapterhub.merging.adapter_checks import WeightedAdapters
-from adapterhub_converters import display
+from adapterhub_converters import display, trained_prompt
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -205,6 +205,8 @@ def _into_folder(adapters: WeightedAdapters, folder: Folder, options: Options, j
     )
     tensors = len(folder.weights) + len(steps.added)
     report = dataclasses.replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
+    if options.chat_template is not None:
+        texts[trained_prompt.FILE] = options.chat_template
     texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
 
     def write_side_files(target: Path) -> None:

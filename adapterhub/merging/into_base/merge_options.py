@@ -34,6 +34,7 @@ class Options:
         trained_in: The quantization that training saw, `nf4`; None if the base was not quantized or nothing is recorded.
         importance: How much the columns of each tensor count when it is quantized; for a folder that becomes a GGUF.
         force: Allow a quantized result to lose most of the adapter.
+        chat_template: The chat template to write in place of the base's; None to keep that.
         lineage: The sources of the result, a JSON object; written into it.
     """
 
@@ -45,4 +46,5 @@ class Options:
     trained_in: str | None = None
     importance: Importance | None = None
     force: bool = False
+    chat_template: str | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)

@@ -24,6 +24,7 @@ NEVER_QUANTIZED = (
     "shortconv.conv.weight",
 )  # fmt: skip
 LINEAGE = "adapterhub.merged"
+CHAT_TEMPLATE = "tokenizer.chat_template"
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 _IN_EVERY_PART = ("general.architecture", "general.alignment")
 
@@ -111,6 +112,8 @@ def _changed_metadata(plan: GGUFPlan, tensors: list[_Tensor], options: Options) 
         changes["general.file_type"] = MetadataValue("UINT32", FILE_TYPES[largest_type])
     if changed and options.requantize:
         changes["general.quantization_version"] = MetadataValue("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
+    if options.chat_template is not None:
+        changes[CHAT_TEMPLATE] = gguf_types.string_value(options.chat_template)
     if options.lineage:
         changes[LINEAGE] = gguf_types.string_value(json.dumps(options.lineage, sort_keys=True))
     return changes

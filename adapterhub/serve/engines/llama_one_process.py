@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError, UsageError
 

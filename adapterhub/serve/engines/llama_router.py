@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from adapterhub.serve import base_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError
@@ -90,16 +90,16 @@ class Router(LlamaCpp, Server):
     def _write_template(self, served: PreparedVersion) -> Path | None:
         """Write the chat template for the process of a version; None if that of the base does."""
         prompt = served.prompt
-        template = prompt.template
-        if template is None and prompt.date:
-            template = base_prompts.of_gguf(self._options.base).template
+        if prompt.template is None and prompt.date is None:
+            return None
+        template = prompt.as_template(base_prompts.of_gguf(self._options.base).template)
         if template is None:
             return None
         path = self._file.with_name(f"{served.digest.replace(':', '-')}.jinja")
         if not path.exists():
             # Under another name until it is complete: a disk may be full.
             new = path.with_suffix(".new")
-            json_file.write_text(new, base_prompts.with_date(template, prompt.date))
+            json_file.write_text(new, template)
             new.replace(path)
         return path
 

@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from adapterhub.serve import base_prompts
-from adapterhub.serve.base_prompts import BasePrompt
 from adapterhub.serve.torch_engine import conversations
 from adapterhub.training.data import chat_template
+from adapterhub_converters.bases import base_prompts
+from adapterhub_converters.bases.base_prompts import BasePrompt
 from adapterhub_converters.errors import FormatError, MissingExtraError, ParameterError, RefusedError
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.serve import base_prompts, vllm_rank
+from adapterhub.serve import vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters import runtime_commands
+from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
 from . import Blend, EngineAnswer, error_text, rendered_prompts, vllm_build

@@ -44,7 +44,22 @@ _PLAIN = (
     "{% else %}{{ raise_exception('no role ' + message['role']) }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-NAMED = {"chatml": _CHATML, "plain": _PLAIN}
+# The prompts of Alpaca (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), for one instruction and its answer.
+INPUT = "\n\n### Input:\n"
+_TASK = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+_ALPACA = (
+    "{{ bos_token if bos_token is defined else '' }}{% set system = messages[0] if messages[0]['role'] == 'system' %}"
+    "{% for message in (messages[1:] if system else messages) %}{% if message['role'] == 'user' and loop.first %}"
+    f"{{% if system %}}{{{{ system['content'] }}}}{{% elif {json.dumps(INPUT)} in message['content'] %}}"
+    f"{{{{ '{_TASK.format(', paired with an input that provides further context')}' }}}}"
+    f"{{% else %}}{{{{ '{_TASK.format('')}' }}}}{{% endif %}}"
+    "{{ '\\n\\n### Instruction:\\n' + message['content'] + '\\n\\n### Response:' }}"
+    "{% elif message['role'] == 'assistant' and loop.index == 2 %}"
+    "{{ message['content'] + (eos_token if eos_token is defined else '') }}"
+    "{% else %}{{ raise_exception('the words of Alpaca are for one instruction and its answer') }}{% endif %}{% endfor %}"
+)
+ALPACA = "alpaca"
+NAMED = {"chatml": _CHATML, "plain": _PLAIN, ALPACA: _ALPACA}
 
 
 def configured(config: TrainConfig, tokenizer: Any) -> TrainedPrompt:
@@ -70,7 +85,16 @@ def _configured_template(config: TrainConfig, setting: str, tokenizer: Any) -> s
     if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
         problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
         raise RefusedError(location, problem, 'Set "plain", or a file of your own')
-    return NAMED.get(setting) or json_file.read_text(path)
+    return _for_tokenizer(NAMED.get(setting) or json_file.read_text(path), tokenizer)
+
+
+def _for_tokenizer(template: str, tokenizer: Any) -> str:
+    """Return a template that writes nothing for a beginning-of-text token that the tokenizer of the training lacks.
+
+    A GGUF of the base may name one: config.json of Qwen does, and its tokenizer does not.
+    """
+    is_missing = "bos_token" in template and getattr(tokenizer, "bos_token", None) is None
+    return f"{{%- set bos_token = '' %}}\n{template}" if is_missing else template
 
 
 def apply(tokenizer: Any, prompt: TrainedPrompt) -> None:
@@ -78,6 +102,16 @@ def apply(tokenizer: Any, prompt: TrainedPrompt) -> None:
     if prompt.template is not None:
         tokenizer.chat_template = prompt.template
     tokenizer.template_variables = prompt.variables
+
+
+def use_alpaca(tokenizer: Any) -> None:
+    """Make `tokenizer` render conversations in the words of Alpaca."""
+    tokenizer.chat_template = _for_tokenizer(_ALPACA, tokenizer)
+
+
+def is_alpaca(tokenizer: Any) -> bool:
+    """Return whether `tokenizer` renders conversations in the words of Alpaca."""
+    return str(getattr(tokenizer, "chat_template", None)).endswith(_ALPACA)
 
 
 def has_clock(tokenizer: Any) -> bool:

@@ -14,10 +14,9 @@ from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import document_files, packed_rows, record_shapes
+from . import chat_template, document_files, packed_rows, record_shapes
 from . import overlap as passages
 from .encoding import Progress, batch_counter, encode_documents
-from .examples import has_chat_template
 from .packed_rows import PackedRows, Rows, pack
 from .token_arrays import EncodedFiles, File, Tokens, collect, stop_tokens
 
@@ -151,6 +150,7 @@ def encode_files(
     Raises:
         FormatError: The chat template refuses conversations.
     """
+    template_notes = _use_alpaca(files, tokenizer)
     examples = itertools.chain.from_iterable(
         encode_documents(file.documents, tokenizer, loss=loss, on_batch=on_batch) for file in files
     )
@@ -162,8 +162,8 @@ def encode_files(
         count = int(tokens.documents["length"][start:end].sum())
         used.append(File(file.name, file.digest, file.size, len(file.documents), count))
         start = end
-    notes = (*(note for file in files for note in file.notes), *template_notes(files, tokenizer))
-    return EncodedFiles(tuple(used), tokens, notes)
+    notes = tuple(note for file in files for note in file.notes)
+    return EncodedFiles(tuple(used), tokens, notes, template_notes)
 
 
 def arrange_rows(
@@ -190,7 +190,8 @@ def arrange_rows(
     Raises:
         RefusedError: Nothing in the data would be trained on.
     """
-    tokens, used_files, notes = encoded_files.tokens, encoded_files.files, encoded_files.notes
+    tokens, used_files = encoded_files.tokens, encoded_files.files
+    notes = (*encoded_files.notes, *encoded_files.template_notes)
     sizes = tokens.documents["length"].reshape(-1, 2 if pairs else 1).sum(axis=1)
     units = np.arange(len(sizes))
     if shares:
@@ -254,15 +255,15 @@ def _mix_notes(files: Sequence[File], used_files: Sequence[File]) -> Iterator[st
         yield f"{file.path}: {file.documents:,} of {original.documents:,} documents are used, {share}"
 
 
-def template_notes(files: Sequence[document_files.DataFile], tokenizer: Any) -> list[str]:
-    """Return a note if instructions are written without a chat template."""
-    plain = not has_chat_template(tokenizer) and any(
-        # Only a base without a template needs to look at the records.
-        "instruction" in document.record
-        for file in files
-        for document in file.documents
-    )
-    return ["the model has no chat template: instructions are written in the words of Alpaca"] if plain else []
+def _use_alpaca(files: Sequence[document_files.DataFile], tokenizer: Any) -> tuple[str, ...]:
+    """Give a tokenizer without a chat template, which instructions need, the words of Alpaca; return a note if so."""
+    if getattr(tokenizer, "chat_template", None):
+        return ()
+    records = (document.record for file in files for document in file.documents)
+    if not any("instruction" in side for record in records for side in (record, *map(record.get, record_shapes.SIDES)) if side):
+        return ()
+    chat_template.use_alpaca(tokenizer)
+    return ("the model has no chat template: instructions are written in the words of Alpaca",)
 
 
 def truncated_count(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:

@@ -13,17 +13,9 @@ import numpy as np
 
 from adapterhub_converters.errors import FormatError
 
-from . import template_renderers
+from . import chat_template, template_renderers
 from .conversation import Conversation
 from .example import Example
-
-# The prompts of Alpaca (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT).
-_TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-_TASK_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-)
-
 
 Source = Conversation | str | Example
 """A record before it is encoded: a conversation to render, a text, or what needs no batch."""
@@ -55,7 +47,7 @@ def source_of(record: Mapping[str, Any], tokenizer: Any, *, loss: str, location:
     if isinstance(prompt, str) and isinstance(completion, str):
         return _encode_pair(prompt, completion, tokenizer, loss)
     if isinstance(record.get("instruction"), str):
-        return _instruction(record, tokenizer, loss, location)
+        return _instruction(record, tokenizer, location)
     text: str = record["text"]
     return text
 
@@ -122,30 +114,17 @@ def _encode_pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Exa
     return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
 
 
-def _instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, location: str) -> Source:
-    """Return an instruction and its output as a conversation, or with Alpaca's prompt if there is no chat template."""
+def _instruction(record: Mapping[str, Any], tokenizer: Any, location: str) -> Conversation:
+    """Return an instruction and its output as a conversation."""
     instruction, input_text, output = record["instruction"], record.get("input", ""), record["output"]
     system = record.get("system", "")
-    if not has_chat_template(tokenizer):
-        task = system or (_TASK_WITH_INPUT if input_text else _TASK)
-        sections = [
-            task,
-            f"### Instruction:\n{instruction}",
-            *([f"### Input:\n{input_text}"] if input_text else []),
-            "### Response:",
-        ]
-        return _encode_pair("\n\n".join(sections), output, tokenizer, loss)
+    border = chat_template.INPUT if chat_template.is_alpaca(tokenizer) else "\n\n"
     turns = [
         *([{"role": "system", "content": system}] if system else []),
-        {"role": "user", "content": f"{instruction}\n\n{input_text}" if input_text else instruction},
+        {"role": "user", "content": f"{instruction}{border}{input_text}" if input_text else instruction},
         {"role": "assistant", "content": output},
     ]
     return Conversation(turns, None, tokenizer, location=location)
-
-
-def has_chat_template(tokenizer: Any) -> bool:
-    """Return whether the model has a template for conversations."""
-    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _stop_ids(tokenizer: Any) -> list[int]:

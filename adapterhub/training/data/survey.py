@@ -130,7 +130,7 @@ def _arrange_sample(
     encoded = dataset.encode_files(files, tokenizer, loss=data.loss)
     seconds = (time.perf_counter() - start) / share
     # The kinds of the documents are in the table of files, so they need no notes.
-    notes = (*(note for file in all_files for note in file.remark_notes), *dataset.template_notes(files, tokenizer))
+    notes = (*(note for file in all_files for note in file.remark_notes), *encoded.template_notes)
     encoded = dataclasses.replace(encoded, notes=notes)
     rows = dataset.arrange_rows(
         encoded, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),

@@ -106,8 +106,14 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class EncodedFiles:
-    """The tokens of files; `notes`, one line each, tell how their documents are understood."""
+    """The tokens of files, with notes of one line each.
+
+    Attributes:
+        notes: How their documents are understood.
+        template_notes: By which chat template instructions are written, if not by that of the base.
+    """
 
     files: tuple[File, ...]
     tokens: Tokens
     notes: tuple[str, ...] = ()
+    template_notes: tuple[str, ...] = ()

@@ -35,7 +35,6 @@ from adapterhub_converters.errors import (
     ParameterError,
     RefusedError,
 )
-from adapterhub_converters.trained_prompt import FILE as PROMPT_FILE
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import (
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
 NO_LOSSES = LossAllowance()
 Check = Callable[[Candidate, str, "BaseSpec | None", Callable[[], Adapter]], Adapter]
 """Called with a source, its format, the base that it is read with and the function that reads it; returns the adapter."""
-_PROMPT_VARIABLES = "options or a date of its chat template are in the adapter.json of the source, and not in what was written"
+_PROMPT_VARIABLES = "options or a date of its base's chat template are in the source, and not in what was written"
 
 
 def sniff(path: Path | Candidate) -> str:
@@ -273,11 +272,9 @@ def _write(
 
 
 def _copy_template(row: Format, source: Candidate, folder: Path) -> tuple[str, ...]:
-    """Copy the chat template that an adapter was trained with into a folder; return a note on what only adapter.json has."""
+    """Write the chat template that an adapter was trained with into a folder; return a note on what only adapter.json has."""
     prompt = TrainedPrompt.read(source.path, source.record) if row.folder else PROMPT_OF_BASE
-    if prompt.template is not None and not (folder / PROMPT_FILE).exists():
-        json_file.write_text(folder / PROMPT_FILE, prompt.template)
-    return (_PROMPT_VARIABLES,) if prompt.options or prompt.date else ()
+    return () if prompt.write_template(folder) else (_PROMPT_VARIABLES,)
 
 
 def _write_options(row: Format, source: Candidate, dtype: str) -> dict[str, Any]:

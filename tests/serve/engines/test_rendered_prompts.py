@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub.serve import base_prompts
 from adapterhub.serve.engines import CHAT, COMPLETIONS, rendered_prompts
 from adapterhub.serve.prepared_versions import PreparedVersion
-from adapterhub_converters.bases import BaseSpec, read_base
+from adapterhub_converters.bases import BaseSpec, base_prompts, read_base
 from adapterhub_converters.errors import AdapterhubError, FormatError, ParameterError, RefusedError
 from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.support import folders

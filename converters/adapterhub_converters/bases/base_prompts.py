@@ -1,23 +1,19 @@
-"""The chat template of a base, from its files, and a template whose clock is stopped at a date."""
+"""The chat template of a base and its special tokens, from the files of the base."""
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.lazy_dataclass import dataclass
-from adapterhub_converters.trained_prompt import CLOCK, FILE
+from adapterhub_converters.trained_prompt import FILE
 
-if TYPE_CHECKING:
-    from adapterhub_converters.bases import BaseSpec
+from .base_spec import BaseSpec
 
-_DIRECTIVE = safe_regex.Pattern(r"%-?[aAbBcdDeFHIjmMpSTuUVwWxXyY]")
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 _GENERATION_CONFIG = "generation_config.json"
 _MAX_TOKENIZER = 256 << 20  # bytes; the largest tokenizer.json known has 35 MB
@@ -102,13 +98,3 @@ def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
     numbers = stops if isinstance(stops, list) else [stops]
     ends = {text for text, number in ids.items() if number in numbers}
     return ids, frozenset({*ends, _token_text(config.get("eos_token")) or ""} - {""})
-
-
-def with_date(template: str, date: str | None) -> str:
-    """Return a template that writes this ISO date instead of today's, for programs that cannot be told the date."""
-    if date is None:
-        return template
-    day = datetime.datetime.fromisoformat(date)
-    parts = sorted({match.group() for match in _DIRECTIVE.finditer(template)})
-    replacements = "".join(f" | replace('{part}', '{day.strftime(part)}')" for part in parts)
-    return f"{{%- macro {CLOCK}(format) -%}}{{{{- format{replacements} -}}}}{{%- endmacro -%}}\n{template}"
