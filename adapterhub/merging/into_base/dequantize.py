@@ -21,7 +21,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.bitsandbytes_state import BLOCK, DTYPES, NESTED_BLOCK, STATE_INFIX
 from adapterhub_converters.bases.quantized_shapes import quantization_settings
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.containers.safetensors_header import TensorInfo
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 

@@ -22,9 +22,9 @@ from adapterhub_converters import bases
 from adapterhub_converters.bases import BaseSpec, LocalFiles, RangedFile
 from adapterhub_converters.bases.gguf_base import part_paths
 from adapterhub_converters.bases.quantized_shapes import quantization_settings
-from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, json_file, safetensors_header
 from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
-from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.containers.safetensors_header import TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -208,7 +208,7 @@ def read_folder(path: Path) -> Folder:
         ranged = files.weights.get(name)
         if ranged is None:
             raise NotFoundError(str(path / name), "no such file", code="no-such-file")
-        header = safetensors_file.read_header(ranged.read_at, ranged.size, ranged.location)
+        header = safetensors_header.read_header(ranged.read_at, ranged.size, ranged.location)
         shards.append(Shard(path / name, header.tensors, header.data_start, header.metadata))
     if not shards:
         pickles = sorted(item.name for item in path.glob("*.bin"))
