@@ -328,7 +328,6 @@ _CONNECTING = {
     "adapterhub.cli.environment": "the proxies that the environment names",
     "adapterhub.http.bounded": "the one HTTP client",
     "adapterhub.http.boundary": "the one HTTP client",
-    "adapterhub.http.client": "the one HTTP client",
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
     "adapterhub.http_server.certificate": "the certificate of a server",
