@@ -215,7 +215,7 @@ _OPENERS = {
     "adapterhub/sqlite_file.py": "creates a database, which SQLite opens by its path",
     "adapterhub/hub/operations/backup.py": "creates files in a new folder",
     "adapterhub/index/schema.py": "a file of this package",
-    "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",
+    "adapterhub/remotes/objects/store_settings.py": "certificates that a variable names",
     "adapterhub/remotes/oci/upload_notes.py": "creates its own notes",
     "adapterhub/store/export.py": "creates files in a new folder",
     "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
