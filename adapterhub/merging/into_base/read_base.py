@@ -28,7 +28,8 @@ from adapterhub_converters.containers.safetensors_header import TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .dequantize import StoredTensor, logical_weights
+from .dequantize import logical_weights
+from .stored_weights import StoredTensor
 from .tensor_files import OpenFiles, StoredRows, TensorSource, read_at
 from .tensor_types import floats
 
