@@ -66,7 +66,7 @@ def change_endpoint(
         def lock(fields: dict[str, str]) -> AbstractAsyncContextManager[None]:
             if decides:
                 return proposing.turn(hub, name)
-            return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
+            return hub.locks.move(name, new_name(name, fields)) if renames else hub.change(name)
 
         return await answer_form(request, run, lock=lock, limit=limit)
 
