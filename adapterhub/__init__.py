@@ -14,7 +14,7 @@ from adapterhub.version import __version__ as __version__
 from adapterhub_converters.late_names import late_names
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.diff import Difference
+    from adapterhub.analysis.difference import Difference
     from adapterhub.checks.report import Problem, Report, Verdict
     from adapterhub.evaluation.results import EvaluationResult
     from adapterhub.generation import Generation
@@ -169,7 +169,7 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {
-    "adapterhub.analysis.diff": ("Difference",),
+    "adapterhub.analysis.difference": ("Difference",),
     "adapterhub.checks.report": (
         "Problem",
         "Report",

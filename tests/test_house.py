@@ -49,7 +49,7 @@ _DECODERS = {"json.load", "json.loads", "json.JSONDecoder", "tomllib.load", "tom
 _DECODING = {
     "adapterhub/serve/gateway/workers/channel.py": "what another process of the same gateway has written",
     "converters/adapterhub_converters/containers/json_file.py": "the bounded reader of JSON",
-    "converters/adapterhub_converters/containers/safetensors_file.py": "shapes and texts that its pattern has bounded",
+    "converters/adapterhub_converters/containers/safetensors_header.py": "shapes and texts that its pattern has bounded",
     "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
     "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
     "adapterhub/training/limited_process.py": "lines of its own parent; it knows jinja and the standard library only",
@@ -172,7 +172,7 @@ _BACKTRACKING = {"re", "regex", "sre_compile", "sre_parse"}
 _MAY_BACKTRACK = {
     "adapterhub.cli.output": "every line that is printed passes two patterns, which are linear, and start before RE2 would",
     "adapterhub_converters.display": "patterns of one character, with lookaround of a fixed width, which RE2 lacks",
-    "adapterhub_converters.containers.safetensors_file": "one pattern, whose repeats are possessive",
+    "adapterhub_converters.containers.safetensors_header": "one pattern, whose repeats are possessive",
     "adapterhub_schemas": "the patterns of its schemas, which have no repeats without a bound",
     "adapterhub_converters.peft_patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
 }
@@ -215,7 +215,7 @@ _OPENERS = {
     "adapterhub/sqlite_file.py": "creates a database, which SQLite opens by its path",
     "adapterhub/hub/operations/backup.py": "creates files in a new folder",
     "adapterhub/index/schema.py": "a file of this package",
-    "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",
+    "adapterhub/remotes/objects/store_settings.py": "certificates that a variable names",
     "adapterhub/remotes/oci/upload_notes.py": "creates its own notes",
     "adapterhub/store/export.py": "creates files in a new folder",
     "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
@@ -328,7 +328,6 @@ _CONNECTING = {
     "adapterhub.cli.environment": "the proxies that the environment names",
     "adapterhub.http.bounded": "the one HTTP client",
     "adapterhub.http.boundary": "the one HTTP client",
-    "adapterhub.http.client": "the one HTTP client",
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
     "adapterhub.http_server.certificate": "the certificate of a server",

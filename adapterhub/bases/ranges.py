@@ -15,8 +15,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from adapterhub.http.client import PAUSES, Body, Client, Response
+from adapterhub.http.client import PAUSES, Client
 from adapterhub.http.http_errors import RetryableError
+from adapterhub.http.responses import Body, Response
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from adapterhub.checks.target_modules import block_of
 from adapterhub_converters.adapter import Delta, StackedLowRank, TunedModule
 from adapterhub_converters.bases.canonical_names import BaseTensor
-from adapterhub_converters.containers.safetensors_file import TensorKind
+from adapterhub_converters.containers.safetensors_header import TensorKind
 from adapterhub_converters.formats import peft
 
 from .contents import Contents, Parts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Meta, StackedLowRank, layers_of_classifier
-from adapterhub_converters.containers.safetensors_file import TensorKind
+from adapterhub_converters.containers.safetensors_header import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX

@@ -18,13 +18,8 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, Adapter, Delta, TunedModule, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import (
-    SafetensorsFile,
-    SafetensorsHeader,
-    TensorInfo,
-    TensorKind,
-    byte_view,
-)
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile, byte_view
+from adapterhub_converters.containers.safetensors_header import SafetensorsHeader, TensorInfo, TensorKind
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.adapter_claims import AdapterClaims

@@ -17,7 +17,8 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import BUNDLED, Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorKind
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.containers.safetensors_header import SafetensorsHeader, TensorKind
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import FORMATS, adapter_claims, peft
 from adapterhub_converters.formats.candidate import Candidate

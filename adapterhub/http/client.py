@@ -6,34 +6,25 @@ redirects to, and nothing goes from https to http (RFC 9110, section 15.4). A bo
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import field
-from email.utils import parsedate_to_datetime
-from typing import Any, ClassVar, Protocol, TypeVar
-
-from urllib3 import HTTPResponse
+from typing import ClassVar, Protocol, TypeVar
 
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .boundary import Boundary
 from .connection_pools import FAILURES, Connections, StaleError, causes_of, error_for
-from .http_errors import DeniedError, RetriesExhaustedError, RetryableError, TruncatedBodyError
+from .http_errors import DeniedError, RetriesExhaustedError, RetryableError
+from .responses import SMALL_BODY, TIMEOUT, Body, Response, discard_body, retry_after_seconds
 from .urls import ProxyOf, next_page, no_proxy, origin, proxy_to, resolve_link
 
 MAX_REDIRECTS = 10
 PAUSES = (0.5, 1.0, 2.0)  # seconds before each retry
-TIMEOUT = 60.0  # seconds; a registry hashes what it has received before it responds
-SMALL_BODY = 1 << 16  # bytes of a response that only reports success or failure
-_MIN_RATE = 50_000  # bytes per second of a small body, once the timeout is over
-_TOO_SLOW = f"the server sends less than {_MIN_RATE // 1000} kB a second"
 _MAX_PAUSE = 120.0  # the longest pause in seconds that a server may ask for; longer ones are reported to the user
-_PIECE = 1 << 16
 MAX_PAGES = 1000  # in one list
 _MAX_LIST_SECONDS = 300.0  # seconds for all pages of a list
 _MAX_LIST_BYTES = 64_000_000  # bytes of all pages
@@ -56,92 +47,6 @@ class RequestBody(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[memoryview]: ...
-
-
-@dataclass(frozen=True)
-class Response:
-    """A complete response: status, headers by lower-case name, body, and the URL it came from after redirects."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    url: str
-
-    def number(self, header: str) -> int | None:
-        """Return a header that is a plain number; None if it is absent or not one."""
-        text = self.headers.get(header, "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
-class Body:
-    """A response whose body is still to be read, at once with `read` or piece by piece with `readinto`.
-
-    Attributes:
-        length: In bytes; None if the server does not say.
-        bytes_read: Bytes read so far.
-    """
-
-    def __init__(self, response: HTTPResponse, url: str, location: str) -> None:
-        self.status, self.url, self.length, self.bytes_read = response.status, url, response.length_remaining, 0
-        # Several headers of one name are joined.
-        self.headers = {key.lower(): response.headers[key] for key in response.headers}
-        self.challenges: list[str] = response.headers.getlist("WWW-Authenticate")
-        self._response, self._label = response, location
-        # http.client fills our buffer directly; urllib3's `readinto` first makes bytes of each piece, which takes a quarter
-        # longer.
-        self._raw: Any = response._original_response
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill `buffer` with what arrives; return 0 at the end. TruncatedBodyError if the end comes too early."""
-        try:
-            count: int = self._raw.readinto(buffer) or 0
-        except FAILURES as error:
-            translated = error_for(error, self._label)
-            raise (
-                TruncatedBodyError(self._label, translated.reason) if isinstance(translated, RetryableError) else translated
-            ) from error
-        if not count and len(buffer) and self.length is not None and self.bytes_read < self.length:
-            raise TruncatedBodyError(
-                self._label, f"the connection ended {self.length - self.bytes_read} bytes too early", "Try again"
-            )
-        self.bytes_read += count
-        return count
-
-    def read(self, limit: int, timeout: float = TIMEOUT) -> bytes:
-        """Return the body, or its first `limit` bytes.
-
-        Raises:
-            RetryableError: It ended too early.
-            RemoteError: It arrives too slowly.
-        """
-        data, began = bytearray(), time.monotonic()
-        try:
-            while len(data) < limit:
-                self._raw.wire.hurry(began + timeout + len(data) / _MIN_RATE, _TOO_SLOW)
-                # One extra read finds the end of the body, so that the connection can be kept.
-                if not (piece := self._response.read1(min(_PIECE, limit - len(data)))):
-                    break
-                data += piece
-                self.bytes_read += len(piece)
-        except FAILURES as error:
-            raise error_for(error, self._label) from error
-        return bytes(data)
-
-    def require_rate(self, min_rate: int, patience: float) -> None:
-        """Make reads raise RemoteError below `min_rate` bytes per second of waiting, counted over `patience` seconds of it."""
-        self._raw.wire.require_rate(min_rate, patience)
-
-    def check_identity(self) -> None:
-        """Raise RemoteError if the server has compressed the body."""
-        if self.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise RemoteError(self._label, "the server sends it compressed though it was asked not to")
-
-    def close(self) -> None:
-        """Keep the connection if the body was read to its end; otherwise close it."""
-        if self._raw.isclosed():
-            self._response.release_conn()
-        else:
-            self._response.close()
 
 
 @dataclass
@@ -333,7 +238,7 @@ class Client:
             )
             try:
                 if response.status in _REDIRECTS and redirects and method in ("GET", "HEAD"):
-                    _discard_body(response, remaining)
+                    discard_body(response, remaining)
                     url = resolve_link(url, response.headers.get("location"), location)
                     remaining -= time.monotonic() - began
                     if remaining <= 0:
@@ -342,7 +247,7 @@ class Client:
                         )
                     continue
                 if response.status == 401 and is_own_origin and self.authorize and not logged_in:
-                    _discard_body(response, remaining)
+                    discard_body(response, remaining)
                     self._log_in(scope, authorization, response.challenges)
                     # Start the clock again: the login took time of its own.
                     logged_in, remaining = True, self.timeout
@@ -437,22 +342,3 @@ class Client:
             return False
         secrets = (secret.lower() for secret in self._all_secrets() if len(secret) >= _MIN_SECRET)
         return any(secret in host for secret in secrets)
-
-
-def _discard_body(response: Body, timeout: float) -> None:
-    """Read the rest of a response whose body is not needed, so that its connection can be kept."""
-    with contextlib.suppress(RetryableError, RemoteError):
-        response.read(SMALL_BODY, timeout)
-
-
-def retry_after_seconds(text: str | None) -> float | None:
-    """Return the pause `Retry-After` asks for, as a number or a date (RFC 9110, section 10.2.3); None without a valid one."""
-    if not text:
-        return None
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return float(text)
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        date = parsedate_to_datetime(text)
-        date = date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
-        return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
-    return None

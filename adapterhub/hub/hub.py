@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,6 +31,7 @@ from .accounts.accounts import READERS
 from .accounts.id_tokens import Issuers
 from .aliases import Alias
 from .blob_response import BlobResponse
+from .change_locks import ChangeLocks
 from .commits import MayRead, View, find_view, frozen_view, is_arriving, source_name
 from .converted_versions import ConvertedVersions
 from .downloads import Downloads
@@ -51,7 +51,8 @@ from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
 from .storage.folder_store import FileState, collecting_new_blobs
 from .storage.from_settings import open_storage
-from .uploads import LEASE_SECONDS, USABLE_SECONDS, UploadLeases, Uploads
+from .uploaded_blobs import UploadedBlobs
+from .uploads import UploadLeases, Uploads
 from .upstream.models import UpstreamModels
 from .upstream.shared_files import SharedFiles
 from .webhooks import Webhooks
@@ -82,6 +83,7 @@ class Hub:
         store: The blobs.
         upload_leases: Keeps uploaded blobs from a gc.
         quotas: How much namespaces may hold.
+        uploaded: Blobs that no manifest names yet.
         uploads: Bodies that are arriving.
         cards: The model cards read last, by digest.
         git: The object ids git would give to files.
@@ -92,6 +94,7 @@ class Hub:
         replicator: Copies what is pushed here to other places.
         upstream: The models that are not here but at another hub; None without one.
         model_bases: The whole models that are bases of adapters.
+        locks: Locks on changes of repositories.
         secret: Signs the addresses of uploads.
     """
 
@@ -111,6 +114,7 @@ class Hub:
         self.quotas = Quotas(self.database, self.access.namespace_settings)
         self.workers.check_record = self.quotas.check_record
         self.workers.on_open = self._set_tag_rules
+        self.uploaded = UploadedBlobs(self.database, self.store, self.workers, self.quotas)
         self.uploads = Uploads(
             self.store,
             self.workers,
@@ -131,8 +135,8 @@ class Hub:
         self.repository_listing = RepositoryListing()
         self.workers.on_record = self.repository_listing.note
         self._jobs = Jobs(self.database)
+        self.locks = ChangeLocks(self._jobs)
         self._sha512_place = ""
-        self._change_locks: dict[str, tuple[asyncio.Lock, int]] = {}
         upstream = settings.mirror
         self.mirror = (
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
@@ -187,7 +191,7 @@ class Hub:
         """Finish renames of repositories that a killed process or an error left half done."""
         for old, new in await self.workers.run(renames.pending_moves):
             try:
-                async with self.move_lock(old, new):
+                async with self.locks.move(old, new):
                     await self.workers.run(renames.finish, old, new)
             except AdapterhubError as error:
                 _log.warning("%s is still to be moved to %s: %s", old, new, error)
@@ -201,21 +205,9 @@ class Hub:
         proposals.settle_all(worker, self.webhooks)
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
-        self._forget_uploads(worker)
+        self.uploaded.forget_expired(worker)
         self._forget_sha512()
         self.conversions.forget_removed()
-
-    def _forget_uploads(self, worker: Worker) -> None:
-        """Forget uploads that can be used no more, once they are gone or files of their namespace: until then, they count.
-
-        After two days a gc has had its time: what is still there is kept for others.
-        """
-        sql, now = "SELECT name, digest, time FROM uploaded WHERE time < ?", time.time()
-        for name, digest, uploaded_at in self.database.select(sql, now - USABLE_SECONDS):
-            namespace = name.partition("/")[0]
-            is_file = queries.versions(worker.registry.index, prefix=namespace, file=digest)
-            if is_file or uploaded_at < now - 2 * LEASE_SECONDS or self.store.size(digest) is None:
-                self.database.execute("DELETE FROM uploaded WHERE name = ? AND digest = ?", name, digest)
 
     def _forget_sha512(self) -> None:
         """Forget the sha512 of blobs that a gc has removed, some of them at a time."""
@@ -373,7 +365,7 @@ class Hub:
             # A conversion takes CPU time and disk space, so a network gets only so many without a token.
             if self.identify(request) is None:
                 self.access.count_attempt(self.access.conversions)
-            async with self.change_lock(f"{row.digest} as {alias.form}"):
+            async with self.locks.change(f"{row.digest} as {alias.form}"):
                 await self.conversions.make(row, alias.form)
 
     def _version_to_convert(self, worker: Worker, identity: Identity | None, name: str, alias: Alias) -> VersionRow | None:
@@ -387,21 +379,7 @@ class Hub:
             self.quotas.check(worker, name, self.conversions.blob_sizes(worker.registry, name.partition("/")[0]))
         return source.newest
 
-    @asynccontextmanager
-    async def change_lock(self, name: str) -> AsyncIterator[None]:
-        """Wait until no other request of this process changes a repository, and hold it for the block."""
-        # Locks are counted and dropped with their last waiter: names come from clients, and would pile up.
-        lock, waiting = self._change_locks.get(name, (asyncio.Lock(), 0))
-        self._change_locks[name] = lock, waiting + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, waiting = self._change_locks[name]
-            if waiting > 1:
-                self._change_locks[name] = lock, waiting - 1
-            else:
-                del self._change_locks[name]
+    # ---- changes
 
     @asynccontextmanager
     async def change(self, name: str, counted_name: str = "") -> AsyncIterator[None]:
@@ -409,7 +387,7 @@ class Hub:
 
         Where only a gc removes it, it counts for `counted_name`, else for the repository.
         """
-        async with self.change_lock(name):
+        async with self.locks.change(name):
             with collecting_new_blobs() as blobs:
                 try:
                     yield
@@ -423,23 +401,8 @@ class Hub:
                 removed = self.storage.take_back(self.store, blobs)
                 if removed is None:
                     self.quotas.count_left(name, {digest: self.store.size(digest) or 0 for digest in blobs})
-                self.forget_uploads(name, removed or ())
+                self.uploaded.forget(name, removed or ())
                 self.quotas.recount(name)
-
-    @asynccontextmanager
-    async def commit_turn(self, name: str) -> AsyncIterator[None]:
-        """Wait until no commit to a repository that has already lost to another process is tried again, and hold the turn."""
-        async with self._jobs.claim(f"commit {name}"):
-            yield
-
-    @asynccontextmanager
-    async def move_lock(self, old: str, new: str) -> AsyncIterator[None]:
-        """Wait until no process of the hub renames a repository from or to these names, and no request here changes either."""
-        # Always lock in the same order: two opposite renames would wait for each other forever.
-        first, second = sorted((old, new))
-        claims = self._jobs.claim(f"move {first}"), self._jobs.claim(f"move {second}")
-        async with claims[0], claims[1], self.change_lock(first), self.change_lock(second):
-            yield
 
     # ---- blobs
 
@@ -462,63 +425,12 @@ class Hub:
         readable = (name for name in names if self.access.may_read_files(identity, name))
         yield from filter(None, (self.visible(worker, identity, name) for name in readable))
 
-    def record_uploads(self, name: str, digests: Iterable[Digest]) -> None:
-        """Record stored blobs as uploaded for a repository, which may use them for a day before a manifest names them.
-
-        Raises:
-            RefusedError: The namespace may not hold that much.
-        """
-        self.count_files(name, {digest: self.store.size(digest) or 0 for digest in digests})
-
     def _count_file(self, name: str, digest: Digest, size: int, upload: str) -> None:
-        self.count_files(name, {digest: size}, [upload])
+        self.uploaded.count(name, {digest: size}, [upload])
 
     def stage_files(self, name: str) -> StagedFiles:
         """Return where the small files of a commit to a repository wait."""
-        return StagedFiles(self.store, self.workers, self.quotas, self, name)
-
-    def forget_uploads(self, name: str, digests: Iterable[Digest]) -> None:
-        """Forget uploads of a repository that are files of it now, so that they count no longer than those."""
-        rows = [(name, digest) for digest in digests]
-        self.database.execute_many("DELETE FROM uploaded WHERE name = ? AND digest = ?", rows)
-
-    def count_files(
-        self,
-        name: str,
-        sizes: Mapping[Digest, int],
-        finished_uploads: Collection[str] = (),
-        *,
-        except_uploads: Collection[str] = (),
-    ) -> None:
-        """Count files as uploaded for a repository, before they become blobs: what is refused is not stored.
-
-        Args:
-            name: The repository.
-            sizes: Their digests and bytes.
-            finished_uploads: The uploads they came from, which no longer count on their own.
-            except_uploads: Others that they replace.
-
-        Raises:
-            RefusedError: The namespace may not hold that much.
-        """
-        replaced = [*finished_uploads, *except_uploads]
-        self.quotas.check(self.workers.worker(), name, sizes, count=True, except_uploads=replaced)
-        # They count as files from here on, so their uploads must not count a second time.
-        self.quotas.close(name, finished_uploads)
-        # Note blobs that were already stored, too: perhaps nothing else keeps them from a gc.
-        for digest, size in sizes.items():
-            self.store.retain_if_present(digest, size)
-        rows = [(name, digest, time.time()) for digest in sizes]
-        sql = (
-            "INSERT INTO uploaded (name, digest, time) VALUES (?, ?, ?)"
-            " ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
-        )
-        self.database.execute_many(sql, rows)
-
-    def upload_targets(self, digest: Digest) -> list[str]:
-        """Return the repositories a blob was uploaded for in the last day."""
-        sql = "SELECT name FROM uploaded WHERE digest = ? AND time >= ?"
-        return [name for (name,) in self.database.select(sql, digest, time.time() - USABLE_SECONDS)]
+        return StagedFiles(self.store, self.workers, self.quotas, self.uploaded, name)
 
     def blob_size(
         self, worker: Worker, repository_view: View | None, name: str, digest: Digest, *, uploads: bool = True
@@ -528,13 +440,9 @@ class Hub:
         `uploads`: Include blobs uploaded for the repository that no manifest names yet, for clients that may write.
         """
         # Ask the store last: timing must not reveal whether another repository has the blob.
-        sql = "SELECT 1 FROM uploaded WHERE name = ? AND digest = ? AND time >= ?"
-        uploaded = uploads and self.database.select(sql, name, digest, time.time() - USABLE_SECONDS)
-        return (
-            self.store.size(digest)
-            if uploaded or (repository_view and self._has_link_to(worker, repository_view, digest))
-            else None
-        )
+        is_uploaded = uploads and self.uploaded.has(name, digest)
+        has_blob = is_uploaded or (repository_view and self._has_link_to(worker, repository_view, digest))
+        return self.store.size(digest) if has_blob else None
 
     def _has_link_to(self, worker: Worker, repository_view: View, digest: Digest) -> bool:
         """Return whether a repository refers to a blob: as a file, manifest or config of a version, or in another manifest."""

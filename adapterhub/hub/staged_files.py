@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.store.store import Store
 from adapterhub.store.store_files import local_errors, write_all
 
 from .quotas import Quotas
+from .uploaded_blobs import UploadedBlobs
 from .workers import Workers
 
 _ROOM_STEP = 8 << 20  # bytes by which they are counted in advance
 _LIFETIME = 24 * 3600.0  # seconds for which they count, as the files of a killed process stay that long in tmp/
-
-
-class FileCounter(Protocol):
-    """What counts files as uploaded for a repository: the hub."""
-
-    def count_files(self, name: str, sizes: Mapping[Digest, int], finished_uploads: Collection[str] = ()) -> None:
-        """Count files in place of uploads; RefusedError if the namespace may not hold them."""
-
-    def forget_uploads(self, name: str, digests: Iterable[Digest]) -> None:
-        """Count files no longer as uploaded."""
 
 
 class StagedFiles:
@@ -37,8 +27,8 @@ class StagedFiles:
         paths: Where they are, by digest.
     """
 
-    def __init__(self, store: Store, workers: Workers, quotas: Quotas, counter: FileCounter, name: str) -> None:
-        self._store, self._workers, self._quotas, self._counter, self._name = store, workers, quotas, counter, name
+    def __init__(self, store: Store, workers: Workers, quotas: Quotas, uploaded: UploadedBlobs, name: str) -> None:
+        self._store, self._workers, self._quotas, self._uploaded, self._name = store, workers, quotas, uploaded, name
         self._adopted: dict[Digest, int] = {}
         self._sizes: dict[Digest, int] = {}
         self._size = 0
@@ -72,7 +62,7 @@ class StagedFiles:
         A commit that is tried again finds them among the blobs.
         """
         arrived = {digest: self._sizes[digest] for digest in digests if digest in self.paths}
-        self._counter.count_files(self._name, arrived, [self.upload])
+        self._uploaded.count(self._name, arrived, [self.upload])
         self._adopted |= arrived
         for digest, size in arrived.items():
             path = self.paths[digest]
@@ -84,7 +74,7 @@ class StagedFiles:
 
     def accept(self) -> None:
         """Count the blobs no longer on their own: a commit has them."""
-        self._counter.forget_uploads(self._name, self._adopted)
+        self._uploaded.forget(self._name, self._adopted)
         self._adopted.clear()
 
     def close(self) -> None:
@@ -93,5 +83,5 @@ class StagedFiles:
             with local_errors(path), suppress(FileNotFoundError):
                 self._store.files.remove(path)
         # Counted before they are blobs, which they have not become, or no longer are.
-        self._counter.forget_uploads(self._name, [digest for digest in self._adopted if self._store.size(digest) is None])
+        self._uploaded.forget(self._name, [digest for digest in self._adopted if self._store.size(digest) is None])
         self._quotas.close(self._name, [self.upload])

@@ -13,7 +13,8 @@ from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import BytesConsumer
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.containers.safetensors_header import SafetensorsHeader
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -15,7 +15,7 @@ from . import base_sources, source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.diff import Difference
+    from adapterhub.analysis.difference import Difference
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, FileEntry
     from adapterhub.manifest.fact_changes import FileChange
@@ -82,11 +82,12 @@ def diff(
     workspace = (workspace or Workspace()).with_progress(progress)
     spec = base_sources.base_spec(base, workspace)
     from adapterhub.analysis import diff as functions
+    from adapterhub.analysis.difference import Difference
     from adapterhub.manifest import fact_changes
 
     before, after = (_read_version(source, workspace, spec) for source in (a, b))
     if before.deciding_files and before.deciding_files == after.deciding_files:
-        difference = functions.Difference()
+        difference = Difference()
     else:
         with (
             sources.open_source(before.name, workspace, for_report=True) as first,

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 from adapterhub import user_files
 from adapterhub.digest import CHUNK, sha256_bytes
-from adapterhub.http.client import Body
 from adapterhub.http.http_errors import TruncatedBodyError
+from adapterhub.http.responses import Body
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
 from adapterhub_converters import safe_regex

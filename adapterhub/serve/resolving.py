@@ -316,9 +316,10 @@ def _convert(source: Path, folder: Path, to: str, base: BaseSpec | None) -> list
 def _fold(source: Path, folder: Path, report: Report, base: BaseSpec | None) -> list[str]:
     """Write a PEFT folder with one rank and one alpha, which is all that SGLang applies, and return the notes."""
     from adapterhub_converters.formats import convert, peft
+    from adapterhub_converters.formats.peft.one_scale import with_one_scale
 
     try:
-        folded = peft.with_one_scale(convert.read(source, base=base))
+        folded = with_one_scale(convert.read(source, base=base))
     except AdapterhubError:
         _check_applied(report, "sglang")  # gives the reason in terms of the runtime
         raise

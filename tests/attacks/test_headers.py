@@ -46,7 +46,7 @@ def memory_to_read(path: Path) -> tuple[int, str]:
     program = """
 import os, resource, sys
 from pathlib import Path
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, safetensors_header
 from adapterhub_converters.errors import FormatError
 def peak():
     if sys.platform == "darwin":
@@ -55,7 +55,7 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 file = open(sys.argv[1], "rb")
-read = gguf_file.read_header if sys.argv[1].endswith("gguf") else safetensors_file.read_header
+read = gguf_file.read_header if sys.argv[1].endswith("gguf") else safetensors_header.read_header
 def read_at(offset, n):
     file.seek(offset)
     return file.read(n)

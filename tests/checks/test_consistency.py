@@ -15,7 +15,7 @@ from adapterhub import checks
 from adapterhub.checks import consistency
 from adapterhub.checks.contents import Values
 from adapterhub_converters import dtypes
-from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers import safetensors_file, safetensors_header
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX
 from tests.checks.test_checks import Q0, codes
@@ -97,7 +97,7 @@ def test_bad_numbers_are_counted_in_tensors_of_mixed_types_at_any_offset(tmp_pat
     numbers[bad].reshape(-1)[-2:] = np.nan
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
     (tmp_path / peft.CONFIG).write_text(json.dumps(config))
-    head = safetensors_file.header_bytes(zip(names, types, shapes, strict=True), {})
+    head = safetensors_header.header_bytes(zip(names, types, shapes, strict=True), {})
     (tmp_path / peft.WEIGHTS).write_bytes(head + b"".join(array.tobytes() for array in numbers))
     (problem,) = checks.check(tmp_path).problems
     expected = names[bad].removeprefix(PREFIX).removesuffix(".weight"), f"2 of {numbers[bad].size} are NaN or infinite"

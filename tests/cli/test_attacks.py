@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file, safetensors_header
 from adapterhub_converters.formats import peft
 from tests.conftest import Run
 from tests.fuzz.fuzz_commands import Tensors, st
@@ -124,7 +124,7 @@ def test_a_stack_of_more_experts_than_there_can_be_stays_as_it_is(run: Run, tmp_
         json.dumps({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"})
     )
     name = "model.layers.0.mlp.experts.down_proj"
-    raw = safetensors_file.header_bytes([(name, "F32", (10**12, 8, 0))], {})
+    raw = safetensors_header.header_bytes([(name, "F32", (10**12, 8, 0))], {})
     (tmp_path / "base/model.safetensors").write_bytes(raw)
     adapter(tmp_path / "a", pairs(2))
     run("validate", "a", "--base", "base", code=1)

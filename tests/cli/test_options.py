@@ -179,12 +179,6 @@ def test_a_group_alone_shows_its_help(run: Run, group: str) -> None:
     assert result.stderr == ""
 
 
-def test_a_mistyped_choice_names_the_one_that_was_meant(run: Run) -> None:
-    error = run("convert", "sql", "x", "--to", "guff", code=2).stderr
-    assert error.endswith("Did you mean gguf?  [invalid-usage]\n")
-    assert error.count("\n") == 1
-
-
 def test_no_line_about_a_command_is_cut_in_the_help_of_its_group() -> None:
     groups = [command for _, command in commands(app) if isinstance(command, click.Group)]
     helps = [group.get_help(click.Context(group, terminal_width=80)) for group in groups]

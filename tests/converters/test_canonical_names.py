@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapterhub_converters.architectures.architecture_lookup import by_gguf
 from adapterhub_converters.bases import canonical_names
 from adapterhub_converters.bases.canonical_names import BaseTensor
-from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers import safetensors_header
 
 LLAMA, GPT2, FALCON, PHI3 = (by_gguf(name, "") for name in ("llama", "gpt2", "falcon", "phi3"))
 MIXTRAL = by_gguf("llama", "", experts=True)
@@ -53,7 +53,7 @@ def test_experts_are_one_by_one_where_the_checkpoint_has_them_so_and_found_as_a_
 
 def test_a_header_does_not_decide_how_many_experts_are_listed() -> None:
     parameter = "model.layers.0.mlp.experts.gate_up_proj"
-    stack = tensors(**{parameter: (safetensors_file.MAX_TENSORS, 20, 16)})
+    stack = tensors(**{parameter: (safetensors_header.MAX_TENSORS, 20, 16)})
     assert [tensor.shape for tensor in canonical_names.rename_hf(MIXTRAL, stack).values()] == [stack[parameter].shape]
 
 

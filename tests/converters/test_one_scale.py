@@ -12,6 +12,7 @@ import adapterhub as ah
 from adapterhub_converters.adapter import LowRank, LowRankEmbedding
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
+from adapterhub_converters.formats.peft.one_scale import with_one_scale
 from tests.support.folders import Shapes, adapter, pairs, vera
 
 V = "model.layers.{}.self_attn.v_proj"
@@ -43,7 +44,7 @@ def test_every_module_has_the_same_scale_and_its_own_function(
     tmp_path: Path, shapes: Shapes, config: dict[str, Any], note: str | None
 ) -> None:
     source = ah.load(adapter(tmp_path / "a", shapes, **config))
-    folded = peft.with_one_scale(source)
+    folded = with_one_scale(source)
     assert folded.deltas.keys() == source.deltas.keys()
     scales = {(delta.alpha, delta.r, delta.rslora) for delta in folded.deltas.values()}  # type: ignore[union-attr]
     assert len(scales) == 1
@@ -58,11 +59,11 @@ def test_every_module_has_the_same_scale_and_its_own_function(
 def test_what_is_more_or_other_than_two_matrices_is_refused(tmp_path: Path) -> None:
     biases = {f"{name.removesuffix('.weight')}.bias": (8,) for name in QV if "lora_B" in name}
     with pytest.raises(RefusedError, match="has a magnitude or a bias beside its two matrices"):
-        peft.with_one_scale(ah.load(adapter(tmp_path / "a", {**QV, **biases}, lora_bias=True)))
+        with_one_scale(ah.load(adapter(tmp_path / "a", {**QV, **biases}, lora_bias=True)))
     with pytest.raises(RefusedError, match="is not supported here"):
-        peft.with_one_scale(ah.load(vera(tmp_path / "b", {"layers.0.self_attn.q_proj": 8}, (8, 8))))
+        with_one_scale(ah.load(vera(tmp_path / "b", {"layers.0.self_attn.q_proj": 8}, (8, 8))))
 
 
 def test_an_adapter_that_changes_nothing_has_no_scale_to_share(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="is 0 in every module, so that the adapter changes nothing"):
-        peft.with_one_scale(ah.load(adapter(tmp_path / "a", QV, lora_alpha=0)))
+        with_one_scale(ah.load(adapter(tmp_path / "a", QV, lora_alpha=0)))

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
 from adapterhub.cli import main as program  # noqa: E402
 from adapterhub_converters import dtypes  # noqa: E402
-from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file  # noqa: E402
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_header  # noqa: E402
 from tests.support import folders  # noqa: E402
 
 SECONDS, MEGABYTES = 5, 500
@@ -61,7 +61,7 @@ def st(tensors: Tensors) -> bytes:
         body += (
             rng.normal(size=count).astype(np.float32).tobytes() if dtype == "F32" else bytes(dtypes.BITS[dtype] * count // 8)
         )
-    return safetensors_file.header_bytes(layout, {}) + bytes(body)
+    return safetensors_header.header_bytes(layout, {}) + bytes(body)
 
 
 def of_folder(path: Path) -> Files:
@@ -371,7 +371,7 @@ def mutated_tensors(rng: random.Random, data: bytes) -> bytes:
             raise ValueError(shape)
         tensors[name or "x"] = (dtype, shape, (raw * (size // max(len(raw), 1) + 1))[:size] if raw else bytes(size))
     layout = [(name, dtype, shape) for name, (dtype, shape, _) in tensors.items()]
-    return safetensors_file.header_bytes(layout, metadata) + b"".join(raw for _, _, raw in tensors.values())
+    return safetensors_header.header_bytes(layout, metadata) + b"".join(raw for _, _, raw in tensors.values())
 
 
 def flipped(rng: random.Random, data: bytes) -> bytes:

@@ -66,7 +66,7 @@ with watched():
     from adapterhub.store.packs import container, cutting
     from adapterhub.store.ref_log import Entry
     from adapterhub.trust import attestation, bundle, keyless, keys, log_checkpoint, statement
-    from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, json_file, safetensors_file, toml_file
+    from adapterhub_converters.containers import gguf_file, gguf_output, gguf_types, json_file, safetensors_header, toml_file
     from adapterhub_converters.errors import AdapterhubError, NotFoundError
     from adapterhub_converters.formats import peft, source_config
     from adapterhub_converters.formats.mlx import reader as mlx_reader
@@ -76,7 +76,7 @@ PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}
 
 
 def _safetensors(data: bytes) -> None:
-    header = safetensors_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+    header = safetensors_header.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
     # What the scanner takes, a parser of all JSON takes for the same.
     document = json_file.parse_object(data[8 : header.data_start], "x")
     if (document.pop("__metadata__", None) or {}) != header.metadata or document.keys() != header.tensors.keys():
@@ -322,7 +322,7 @@ CORPUS = Path(__file__).parent / "corpus"  # documents by what becomes of them; 
 
 def seeds() -> list[bytes]:
     """A good input for every parser."""
-    st = safetensors_file.header_bytes([("a", "F32", (2, 2)), ("b", "F16", (3,))], {"format": "pt"}) + bytes(22)
+    st = safetensors_header.header_bytes([("a", "F32", (2, 2)), ("b", "F16", (3,))], {"format": "pt"}) + bytes(22)
     metadata = {
         "general.architecture": gguf_types.string_value("llama"), "general.type": gguf_types.string_value("adapter"),
         "adapter.lora.alpha": gguf_types.f32_value(2.0), "tokens": gguf_types.strings_value(["a", "b"]),

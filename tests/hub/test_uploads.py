@@ -99,7 +99,7 @@ def uploaded(hub: Hub, data: bytes) -> str:
     """The digest of a file that was uploaded for team/sql."""
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     asyncio.run(hub.uploads.receive("team/sql", body(data), digest))
-    hub.record_uploads("team/sql", [digest])
+    hub.uploaded.record("team/sql", [digest])
     return digest
 
 
@@ -150,7 +150,7 @@ def test_an_upload_can_be_used_for_a_day_and_is_held_for_longer(opened: Hub) -> 
     assert opened.blob_size(worker, None, "team/sql", digest) == 6
     opened.database.execute("UPDATE uploaded SET time = time - ?", USABLE_SECONDS)
     assert opened.blob_size(worker, None, "team/sql", digest) is None
-    assert opened.upload_targets(digest) == []
+    assert opened.uploaded.repositories(digest) == []
     assert LEASE_SECONDS > USABLE_SECONDS
     opened._maintain(worker)  # it counts until a gc has removed it
     assert opened.database.select("SELECT digest FROM uploaded") == [(digest,)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapterhub.store.packs import byte_planes, container, cutting, pack_chains
 from adapterhub_converters import dtypes
-from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers import safetensors_header
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -53,7 +53,7 @@ def tensors(draw: st.DrawFn) -> bytes:
             :size
         ]
     metadata = draw(st.dictionaries(st.text("ab"), st.text(max_size=9), max_size=2))
-    return safetensors_file.header_bytes(layout, metadata) + data
+    return safetensors_header.header_bytes(layout, metadata) + data
 
 
 @given(tensors() | st.binary(max_size=300), st.sampled_from([8, 64, cutting.MAX_BLOCK]))
@@ -85,7 +85,7 @@ def trained(kind: str, seed: int = 0, step: float = 0.0) -> bytes:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(256, 1024)).astype(np.float32) * 0.02
     values += np.random.default_rng(seed + 1).normal(size=values.shape).astype(np.float32) * step
-    return safetensors_file.header_bytes([("lora_A", kind, values.shape)], {}) + values.astype(dtypes.NUMPY[kind]).tobytes()
+    return safetensors_header.header_bytes([("lora_A", kind, values.shape)], {}) + values.astype(dtypes.NUMPY[kind]).tobytes()
 
 
 @pytest.mark.parametrize(("kind", "alone", "near"), [("BF16", 0.68, 0.30), ("F16", 0.87, 0.50), ("F32", 0.85, 0.65)])

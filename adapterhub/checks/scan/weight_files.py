@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapterhub.checks.report import Problem
-from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, safetensors_header
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.trained_prompt import GGUF_KEY
 
@@ -22,7 +22,7 @@ _CODES = {"trailing": "trailing-data", "hole": "hidden-data"}
 def safetensors(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of a safetensors file; its reader refuses holes, overlaps and bytes after the last tensor."""
     try:
-        header = safetensors_file.read_header(file.read_at, file.size, file.path)
+        header = safetensors_header.read_header(file.read_at, file.size, file.path)
     except FormatError as error:
         yield Problem(_CODES.get(error.code, "malformed"), file.path, "", error.what)
         length = int.from_bytes(file.read_at(0, 8), "little")

@@ -9,24 +9,20 @@ from typing import Literal
 import click
 
 from adapterhub.cli import inputs, output
+from adapterhub.cli.conversion_options import MODEL_DTYPES, any_format_option, loss_options_with, split_drops
 from adapterhub.cli.options import (
-    MODEL_DTYPES,
     Settings,
     alpha_option,
-    any_format_option,
     base_option,
     command,
     force_option,
-    loss_options_with,
     model_option,
     rank_option,
     replace_option,
     rslora_option,
-    split_drops,
 )
 from adapterhub.cli.registry_choice import workspace
-from adapterhub.cli.views import fuse_report, losses
-from adapterhub.cli.views.format_table import show_formats
+from adapterhub.cli.views import losses
 from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import AdapterFormat, ModelDtype
@@ -96,6 +92,8 @@ def convert(
     if listed:
         if source:
             raise UsageError("--list", "converts nothing", "Leave out SRC and DST", code="conflicting-options")
+        from adapterhub.cli.views.format_table import show_formats
+
         show_formats(as_json=settings.as_json)
         return
     if source is None or target is None:
@@ -177,6 +175,7 @@ def _convert_model(
     imatrix: str | None,
     replace: bool,
 ) -> None:
+    from adapterhub.cli.views import fuse_report
     from adapterhub.operations.base_models import convert_model
 
     model = convert_model(

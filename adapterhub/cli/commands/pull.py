@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, inputs, locks, output, signing_options
+from adapterhub.cli import environment, inputs, output, signing_options
+from adapterhub.cli.conversion_options import conversion_options
 from adapterhub.cli.options import (
     Settings,
     base_option,
     command,
-    conversion_options,
     dry_run_option,
     model_option,
     output_option,
@@ -23,12 +23,12 @@ from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import hint_default_remote, ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_conversion, render_pull, show_plan
 from adapterhub.identity import Identity
-from adapterhub.operations import lock as lock_operation
 from adapterhub.operations import pull as pull_operation
 from adapterhub.operations.signature_checks import Demand
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.operations.pull import PullResult
     from adapterhub.registry.adapter_recipe import Conversion
 
 _FOLDER = "adapters"  # where --locked writes without -o
@@ -138,12 +138,20 @@ def pull(
             demand=demand,
             workspace=workspace(settings),
         )
-    if lock and result.version is not None:
-        locks.record_local_version(settings, ref, result.version)
-    elif lock and result.manifest is not None:
-        locks.record(address if remote is None else ref, address, result.manifest)
+    if lock:
+        _lock(settings, ref, address if remote is None else ref, address, result)
     document, text = render_conversion(result, conversion.to) if conversion else render_pull(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _lock(settings: Settings, ref: str, remote_ref: str, address: str, result: PullResult) -> None:
+    """Record the version of a pull in the lock file: a local one under `ref`, one from elsewhere under `remote_ref`."""
+    from adapterhub.cli import locks
+
+    if result.version is not None:
+        locks.record_local_version(settings, ref, result.version)
+    elif result.manifest is not None:
+        locks.record(remote_ref, address, result.manifest)
 
 
 def _check_conversion(address: str, conversion: Conversion | None, *, base: str | None, model: str | None, lock: bool) -> None:
@@ -195,6 +203,7 @@ def _bundle_address(ref: str, bundle: str) -> str:
 
 def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, is_alone: bool, replace: bool) -> None:
     """Pull the versions in the lock file below a folder, or one of them; `is_alone` if no other option contradicts it."""
+    from adapterhub.operations import lock as lock_operation
     from adapterhub.project import lockfile
 
     if not is_alone:

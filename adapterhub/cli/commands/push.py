@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import (
-    Settings,
-    base_option,
-    command,
-    conversion_options,
-    dry_run_option,
-    expect_option,
-    force_option,
-    transfer_options,
-)
+from adapterhub.cli.conversion_options import conversion_options
+from adapterhub.cli.options import Settings, base_option, command, dry_run_option, expect_option, force_option, transfer_options
 from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import ref_at_remote, remote_option
 from adapterhub.cli.version_results import render_push, show_plan

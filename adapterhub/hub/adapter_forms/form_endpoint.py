@@ -87,7 +87,7 @@ def change_endpoint(
                 return nullcontext()
             if decides:
                 return proposing.turn(hub, name)
-            return hub.move_lock(name, new_name(name, fields)) if renames else hub.change(name)
+            return hub.locks.move(name, new_name(name, fields)) if renames else hub.change(name)
 
         return await answer_form(request, run, check=run_check, lock=lock, limit=limit)
 

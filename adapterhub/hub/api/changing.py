@@ -223,7 +223,7 @@ async def move(hub: Hub, request: Request) -> Response:
     if name == new:
         raise ConflictError(new, "exists already", "Choose another name")
     # Both names stay locked until the move is finished, so no push can slip in between.
-    async with hub.move_lock(name, new):
+    async with hub.locks.move(name, new):
         versions = await _run(hub, request, name_changes.move_name, identity, name, new)
     return JSONResponse({"from": name, "to": new, "versions": versions})
 

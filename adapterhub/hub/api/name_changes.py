@@ -113,7 +113,7 @@ def check_movable(worker: Worker, hub: Hub, identity: Identity | None, name: str
 
 
 def move_name(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> int:
-    """Rename a name, which then leads to the new one; return the number of versions. The caller holds `Hub.move_lock`."""
+    """Rename a name, which then leads to the new one; return the number of versions. The caller holds `Hub.locks.move`."""
     check_movable(worker, hub, identity, old)
     repositories.move_repository(worker, hub, identity, old, new)
     return len(queries.versions(worker.registry.index, name=new))

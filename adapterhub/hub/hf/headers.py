@@ -65,7 +65,7 @@ def _header(hub: Hub, commit: Commit, path: str, limit: int) -> tuple[dict[str, 
     Raises:
         RefusedError: It has more than `limit` bytes.
     """
-    from adapterhub_converters.containers import safetensors_file
+    from adapterhub_converters.containers import safetensors_header
 
     digest, size = _file(commit, path)
     with hub.storage.open_blob(digest) as file:
@@ -75,7 +75,7 @@ def _header(hub: Hub, commit: Commit, path: str, limit: int) -> tuple[dict[str, 
         if length > limit:
             raise RefusedError(path, f"headers of over {_MAX_HEADERS:,} bytes; read them by ranges of the files")
         raw += _read(file, length)
-    header = safetensors_file.read_header(lambda start, count: raw[start : start + count], size, path)
+    header = safetensors_header.read_header(lambda start, count: raw[start : start + count], size, path)
     tensors = {
         tensor.name: {
             "dtype": tensor.dtype,

@@ -57,7 +57,7 @@ async def batch(hub: Hub, request: Request) -> Response:
         # Only what this repository has: otherwise the response would reveal blobs of others.
         has_uploads = uploading or may_write(identity, name)
         sizes = [hub.blob_size(worker, view, counted_name, digest, uploads=has_uploads) for digest, _ in objects]
-        hub.record_uploads(
+        hub.uploaded.record(
             counted_name,
             [digest for (digest, size), stored_size in zip(objects, sizes, strict=True) if uploading and stored_size == size],
         )

@@ -44,14 +44,14 @@ async def turn(hub: Hub, name: str, counted_name: str = "") -> AsyncIterator[Non
 
     `counted_name` is as for `Hub.change`.
     """
-    async with hub.change(name, counted_name), hub.commit_turn(name):
+    async with hub.change(name, counted_name), hub.locks.commit_turn(name):
         yield
 
 
 @asynccontextmanager
 async def turn_of_account(hub: Hub, account: str, name: str, counted_name: str) -> AsyncIterator[None]:
     """Hold the turn as `turn` does, for one proposal of an account at a time: many of them delay a push by one."""
-    async with hub.change_lock(f"proposals of {account}"), turn(hub, name, counted_name):
+    async with hub.locks.change(f"proposals of {account}"), turn(hub, name, counted_name):
         yield
 
 
@@ -188,7 +188,7 @@ def _propose(
     added = dict(tree[path] for path in tree if tree[path] != base.files.get(path))
     number = _write(worker, hub, view, proposal, raw, added=added, staged=staged, number=number, replaced=earlier)
     # Its reservation counts instead.
-    hub.forget_uploads(counted_name, added)
+    hub.uploaded.forget(counted_name, added)
     hub.quotas.recount(counted_name)
     return number, proposal
 

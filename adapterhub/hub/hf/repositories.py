@@ -126,7 +126,7 @@ async def move(hub: Hub, request: Request) -> Response:
         raise ConflictError(new, "exists already", "Choose another name")
     await hub.workers.run(check_may_move, hub, identity, old, new)
     # Both names stay locked until the move is finished, so no push can slip in between.
-    async with hub.move_lock(old, new):
+    async with hub.locks.move(old, new):
         await hub.workers.run(move_repository, hub, identity, old, new)
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
 
@@ -140,7 +140,7 @@ def check_may_move(worker: Worker, hub: Hub, identity: Identity | None, old: str
 
 
 def move_repository(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:
-    """Rename a repository, for who may write to both names; the caller holds `Hub.move_lock`."""
+    """Rename a repository, for who may write to both names; the caller holds `Hub.locks.move`."""
     try:
         view = visible_view(worker, hub, identity, old)
     except MovedError as moved:

@@ -135,7 +135,7 @@ async def commit_in_turn(hub: Hub, identity: Identity | None, address: str, chan
                 conflict = error
             if not is_queued:  # from here on, the processes that lost take turns
                 is_queued = True
-                await stack.enter_async_context(hub.commit_turn(name))
+                await stack.enter_async_context(hub.locks.commit_turn(name))
     raise conflict
 
 

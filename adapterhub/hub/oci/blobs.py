@@ -60,7 +60,7 @@ def _mountable(worker: Worker, hub: Hub, identity: Identity | None, digest: Dige
     if sources is None:
         # A mount without `from` is tried in every repository the client can see (distribution-spec, "Mounting a blob from
         # another repository").
-        sources = [name for name in hub.upload_targets(digest) if may_write(identity, name)]
+        sources = [name for name in hub.uploaded.repositories(digest) if may_write(identity, name)]
         sources += queries.names_with(worker.registry.index, digest, without=hub.hidden_names(worker, identity))
     names = [name for name in sources if is_name(name)]
     return digest if any(mountable_size(hub, worker, identity, name, digest) is not None for name in names) else ""
@@ -150,7 +150,7 @@ def _errors() -> Iterator[None]:
 async def _record_blob(hub: Hub, name: str, digest: str, sha256: Digest) -> Response:
     def work() -> None:
         record_sha512(hub, name, digest, sha256)
-        hub.record_uploads(name, [sha256])
+        hub.uploaded.record(name, [sha256])
 
     await hub.workers.read(work)
     return _created_response(name, digest)

@@ -134,14 +134,14 @@ def store_manifest(worker: Worker, hub: Hub, name: str, push: Push) -> Version |
     namespace = hub.access.namespace_settings(name.partition("/")[0])
     publishing.check_attached(namespace, name, attached=_is_attached(worker, hub, view, push.document))
     # Counted as uploaded until the repository has it, in case that is refused.
-    hub.count_files(name, {push.digest: len(push.raw)})
+    hub.uploaded.count(name, {push.digest: len(push.raw)})
     try:
         _keep_other_manifest(worker, view, name, push, blobs)
     except BaseException:
         if hub.store.size(push.digest) is None:
-            hub.forget_uploads(name, [push.digest])
+            hub.uploaded.forget(name, [push.digest])
         raise
-    hub.forget_uploads(name, [push.digest])
+    hub.uploaded.forget(name, [push.digest])
     return None
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from starlette.types import Receive, Scope, Send
 
-from adapterhub.http.client import Body
+from adapterhub.http.responses import Body
 from adapterhub.hub.blob_response import BlobResponse
 from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.workers import Workers

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from adapterhub.bases.hub_address import Hub
 from adapterhub.bases.ranges import MAX_SKIPPED, RangeClient
-from adapterhub.http.client import Body, Response
+from adapterhub.http.responses import Body, Response
 from adapterhub.hub.settings import ModelUpstream
 from adapterhub.remotes.download import skip_bytes
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RemoteError

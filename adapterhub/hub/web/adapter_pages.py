@@ -42,7 +42,7 @@ from .site import MovedError, Page, PageRequest, answer_page, error_page, render
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
-    from adapterhub_converters.containers.safetensors_file import TensorInfo
+    from adapterhub_converters.containers.safetensors_header import TensorInfo
 
 _SIGNATURE_TYPES = (MEDIA_TYPE, cosign.ARTIFACT_TYPE)
 _VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # limits of what an adapter's page shows

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.checks import Group, Problem, Verdict
     from adapterhub.checks.contents import Contents
     from adapterhub_converters.bases import BaseSpec
-    from adapterhub_converters.containers.safetensors_file import TensorInfo
+    from adapterhub_converters.containers.safetensors_header import TensorInfo
 
 MAX_WEIGHTS = 512 << 20
 """Limit in bytes of weights read as numbers for a page."""
@@ -168,7 +168,7 @@ def _card(worker: Worker, row: VersionRow, oci: Manifest) -> Markup:
 
 
 def _tensors(contents: Contents) -> Iterator[TensorInfo]:
-    from adapterhub_converters.containers.safetensors_file import TensorInfo
+    from adapterhub_converters.containers.safetensors_header import TensorInfo
 
     if contents.files:
         for file in contents.files.values():

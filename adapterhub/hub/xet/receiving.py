@@ -103,7 +103,7 @@ def _rebuild_file(hub: Hub, scope: str, repository: str, file: File, opened: _Xo
     if not hub.quotas.has_counted(worker, repository, file.digest, file.size):
         hub.quotas.open(worker, repository, upload, file.size, lifetime=_FILE_LIFETIME, except_uploads=xorbs)
     try:
-        count = partial(hub.count_files, repository, {file.digest: file.size}, [upload], except_uploads=xorbs)
+        count = partial(hub.uploaded.count, repository, {file.digest: file.size}, [upload], except_uploads=xorbs)
         _store(hub, file, opened, count)
     finally:
         hub.quotas.close(repository, [upload])

@@ -89,7 +89,7 @@ async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
 
 async def _shard(hub: Hub, request: Request, scope: str, name: str) -> Response:
     raw = await read_body(request, xet_formats.MAX_SHARD)
-    async with hub.change_lock(f"shards of {name.partition('/')[0]}"):  # one tenant must not occupy all threads
+    async with hub.locks.change(f"shards of {name.partition('/')[0]}"):  # one tenant must not occupy all threads
         await hub.workers.read(receiving.rebuild, hub, scope, name, raw)
     return JSONResponse({"result": 1})
 

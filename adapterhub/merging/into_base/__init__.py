@@ -1,7 +1,7 @@
 """Merge adapters into a base: `fuse`, or `prepare_merge` and then `Merge.write`; `merge_proof.prove` checks a merged model.
 
 fuse           the whole merge: plan, estimate, write
-read_base      the base: `open_model` reads its rows, over `tensor_files` and `dequantize`
+read_base      the base: `open_model` reads its rows, over `tensor_files`, `stored_weights`, `dequantize`
 merge_options  the options
 plan_folder    the edits of each tensor of a folder, named by `tensor_names`; `plan_gguf`, of a GGUF model
 edits          one tensor changed, over `product`; `joined_edits`, by a method that is no sum

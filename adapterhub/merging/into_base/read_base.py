@@ -22,13 +22,14 @@ from adapterhub_converters import bases
 from adapterhub_converters.bases import BaseSpec, LocalFiles, RangedFile
 from adapterhub_converters.bases.gguf_base import part_paths
 from adapterhub_converters.bases.quantized_shapes import quantization_settings
-from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers import gguf_file, json_file, safetensors_header
 from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
-from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.containers.safetensors_header import TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .dequantize import StoredTensor, logical_weights
+from .dequantize import logical_weights
+from .stored_weights import StoredTensor
 from .tensor_files import OpenFiles, StoredRows, TensorSource, read_at
 from .tensor_types import floats
 
@@ -208,7 +209,7 @@ def read_folder(path: Path) -> Folder:
         ranged = files.weights.get(name)
         if ranged is None:
             raise NotFoundError(str(path / name), "no such file", code="no-such-file")
-        header = safetensors_file.read_header(ranged.read_at, ranged.size, ranged.location)
+        header = safetensors_header.read_header(ranged.read_at, ranged.size, ranged.location)
         shards.append(Shard(path / name, header.tensors, header.data_start, header.metadata))
     if not shards:
         pickles = sorted(item.name for item in path.glob("*.bin"))

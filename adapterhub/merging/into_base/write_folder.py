@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import header_bytes
+from adapterhub_converters.containers.safetensors_header import header_bytes
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .edits import Edit

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from adapterhub.bases.hub_address import SCHEME
-from adapterhub.http.client import PAUSES, Response
+from adapterhub.http.client import PAUSES
 from adapterhub.http.http_errors import DeniedError, RetryableError
+from adapterhub.http.responses import Response
 from adapterhub.http.urls import ProxyOf
 from adapterhub.ref import Ref, RefError
 from adapterhub.remotes.answer_fields import DENIED, ERROR_KINDS

@@ -20,8 +20,9 @@ from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, HubPath
 from adapterhub.digest import Digest, is_hex
-from adapterhub.http.client import PAUSES, Body, Client, Response
+from adapterhub.http.client import PAUSES, Client
 from adapterhub.http.http_errors import DeniedError
+from adapterhub.http.responses import Body, Response
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.ref import parse_prefix
 from adapterhub.registry import withdrawals

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from adapterhub.bases.hub_address import Hub
-from adapterhub.http.client import Response
 from adapterhub.http.http_errors import DeniedError
+from adapterhub.http.responses import Response
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number

@@ -14,10 +14,8 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
-from adapterhub.http.boundary import is_loopback
 from adapterhub.http.bounded import Progress, SlowError
 from adapterhub.http.http_errors import TruncatedBodyError
 from adapterhub.remotes.protocol import Reader
@@ -29,24 +27,24 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, Integrity
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .object_address import BUCKET_WORDS, ObjectAddress
+from .store_settings import (
+    ENVIRONMENT_PREFIXES,
+    IDLE_TIMEOUT,
+    LOGIN_HINTS,
+    StoreDeniedError,
+    endpoint_of,
+    missing_credentials,
+    open_store,
+)
 
 RETRIES = 5
 _MAX_CONCURRENT_PARTS = 2  # parts of one upload
 _READ_AHEAD = 8 << 20  # bytes of one request of a reader
-_IDLE_TIMEOUT = 180  # seconds without a byte, and for a whole answer's head
 _REQUEST_TIMEOUT = "10min"  # of a request for a small object, or of one part of a large one
-_ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-_IGNORED_SETTINGS = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
 _CREATE_HINTS = {
     "s3": "Create it: `aws s3 mb s3://{}`",
     "gs": "Create it: `gcloud storage buckets create gs://{}`",
     "az": "Create it: `az storage container create -n {}`",
-}
-_LOGIN_HINTS = {
-    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's",
-    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-    "file": "Ask its owner",
 }
 _ENTRY_NAME = safe_regex.Pattern(r"[0-9]{8,15}\.json")
 _OS_ERROR = safe_regex.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
@@ -54,7 +52,6 @@ _NO_BUCKET = safe_regex.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|
 _DETAILS = safe_regex.Pattern(
     r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
 )
-_MISSING_CREDENTIALS = (": Missing", ": Account must be specified")
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
@@ -81,9 +78,9 @@ class Bucket:
 
     def __init__(self, address: ObjectAddress, environ: Mapping[str, str], *, retries: int = RETRIES) -> None:
         self.location, self._scheme, self._name = address.store, address.scheme, address.bucket
-        self.endpoint = "" if address.scheme == "file" else _endpoint(address, environ)
+        self.endpoint = "" if address.scheme == "file" else endpoint_of(address, environ)
         self._root = Path(address.root)
-        self._open: Callable[..., Any] = lambda tries, longest: _open_store(address, environ, tries, longest)
+        self._open: Callable[..., Any] = lambda tries, longest: open_store(address, environ, tries, longest)
         self._retries = retries
         self._store: Any = None
         self._streaming: Any = None
@@ -305,7 +302,7 @@ class Bucket:
             with self._errors("", requests) as obstore:
                 yield obstore
         except RemoteError as error:
-            if isinstance(error, _DeniedError):
+            if isinstance(error, StoreDeniedError):
                 raise
             raise TruncatedBodyError(location, error.what, error.hint) from error
 
@@ -323,28 +320,22 @@ class Bucket:
             return LocalIOError(self.location, match[1].lower() if match else f"the folder cannot be used ({error_type})")
         # Without other credentials, obstore asks the metadata service of a cloud's machines at this address.
         if "169.254.169.254" in text:
-            return _missing_credentials(self.location, self._scheme)
+            return missing_credentials(self.location, self._scheme)
         match = _DETAILS.search(text)
         words = " ".join(word for word in match.groups() if word) if match else ""
         if error_type in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
-            return _DeniedError(self.location, f"the store refuses ({words or error_type})", _LOGIN_HINTS[self._scheme])
+            return StoreDeniedError(self.location, f"the store refuses ({words or error_type})", LOGIN_HINTS[self._scheme])
         if words:
             return RemoteError(self.location, f"the store answers {words}", "Try again later" if words[0] == "5" else "")
         problem = f"cannot be used ({error_type})"
         if "response body error" in text:
             problem = "the answer was cut off"
         elif "builder error" in text:
-            hint = f"Use https, or set {_ENVIRONMENT[self._scheme]}ALLOW_HTTP=true"
+            hint = f"Use https, or set {ENVIRONMENT_PREFIXES[self._scheme]}ALLOW_HTTP=true"
             return RemoteError(self.location, f"{self.endpoint} is plain HTTP, which is refused", hint)
         elif any(word in text for word in _NO_ANSWER):
             problem = f"{self.endpoint} does not answer"
         return RemoteError(self.location, problem, "Try again later")
-
-
-class _DeniedError(RemoteError):
-    """A refusal that another request would meet as well."""
-
-    default_code = "access-denied"
 
 
 class _SeekableObject(io.RawIOBase, BinaryIO):
@@ -379,7 +370,7 @@ class _ChunkReader:
     def __init__(self, chunks: Iterator[Any], location: str, errors: Callable[[], Any]) -> None:
         self._chunks, self._label, self._errors = chunks, location, errors
         self._rest_of_chunk = memoryview(b"")
-        self._progress = Progress(_IDLE_TIMEOUT)
+        self._progress = Progress(IDLE_TIMEOUT)
 
     def readinto(self, buffer: Any, /) -> int:
         """Read up to `len(buffer)` bytes of a chunk; return 0 at the end."""
@@ -398,66 +389,3 @@ class _ChunkReader:
         buffer[:count] = self._rest_of_chunk[:count]
         self._rest_of_chunk = self._rest_of_chunk[count:]
         return count
-
-
-def _open_store(address: ObjectAddress, environ: Mapping[str, str], retries: int, timeout: str) -> Any:
-    """Open a store with obstore, with the settings in the environment."""
-    from obstore import exceptions, store
-
-    if address.scheme == "file":
-        if not Path(address.root).is_dir():
-            raise NotFoundError(address.store, "no such folder", "A push creates it", code="no-such-file")
-        return store.LocalStore(address.root)
-    prefix = _ENVIRONMENT[address.scheme]
-    config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}
-    config = {key: value for key, value in config.items() if key not in _IGNORED_SETTINGS}
-    client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": f"{_IDLE_TIMEOUT}s", "timeout": timeout}
-    # A setting of the AWS CLI and SDKs, which obstore takes as an option of its HTTP client.
-    if bundle := config.pop("aws_ca_bundle", ""):
-        client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
-    # obstore refuses plain HTTP and uses the environment's proxy for every host. On this machine, nobody can listen on the way,
-    # and no proxy leads to it.
-    endpoint = _endpoint(address, environ)
-    if is_loopback(host := urlsplit(endpoint).hostname or ""):
-        client |= {"allow_http": True, "proxy_url": endpoint, "proxy_excludes": host}
-    options = {
-        "prefix": address.root or None,
-        "client_options": client,
-        "retry_config": {"max_retries": retries, "retry_timeout": timedelta(minutes=3)},
-    }
-    store_class: Any = {"s3": store.S3Store, "gs": store.GCSStore, "az": store.AzureStore}[address.scheme]
-    while True:
-        try:
-            return store_class(address.bucket, config=config, **options)
-        except exceptions.UnknownConfigurationKeyError as error:  # a setting of another program
-            setting = str(error).partition("key: '")[2].partition("'")[0]
-            if config.pop(setting, None) is None:
-                raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
-        except exceptions.BaseError as error:
-            if any(words in str(error).partition("\n")[0] for words in _MISSING_CREDENTIALS):
-                raise _missing_credentials(address.store, address.scheme) from error
-            problem = f"the settings in {prefix}… cannot be used"
-            raise RemoteError(address.store, problem, _LOGIN_HINTS[address.scheme]) from error
-
-
-def _missing_credentials(location: str, scheme: str) -> _DeniedError:
-    return _DeniedError(location, "credentials are missing", _LOGIN_HINTS[scheme])
-
-
-def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
-    """Return the server of an address as the environment configures it, without credentials."""
-    names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
-    url = next((environ[name] for name in names.get(address.scheme, ("AZURE_ENDPOINT",)) if environ.get(name)), "")
-    url_parts = urlsplit(url)
-    return (
-        f"{url_parts.scheme}://{url_parts.netloc.rpartition('@')[2]}"
-        if url_parts.netloc
-        else f"the server of {address.scheme}://"
-    )
-
-
-def _certificates(path: str, variable: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise LocalIOError(path, error.strerror or str(error), f"{variable} names it") from error

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from adapterhub.digest import CHUNK, Digest
-from adapterhub.http.client import Response
 from adapterhub.http.http_errors import DeniedError, RetriesExhaustedError, RetryableError
+from adapterhub.http.responses import Response
 from adapterhub.http.urls import resolve_link
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import PAUSES, ResumingReader

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
-from adapterhub.http.client import PAUSES, Response
+from adapterhub.http.client import PAUSES
+from adapterhub.http.responses import Response
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest

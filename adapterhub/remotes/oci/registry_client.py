@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
 from adapterhub.http.boundary import Boundary, is_loopback
-from adapterhub.http.client import PAUSES, Client, Response
+from adapterhub.http.client import PAUSES, Client
 from adapterhub.http.http_errors import DeniedError, RetryableError
+from adapterhub.http.responses import Response
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.registry import withdrawals
 from adapterhub_converters.containers import json_file

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.containers import gguf_file, gguf_types, safetensors_file
+from adapterhub_converters.containers import gguf_file, gguf_types, safetensors_header
 from adapterhub_converters.errors import FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -53,7 +53,7 @@ def tensors(read_at: ReadAt, size: int) -> list[Run]:
     if read_at(0, 4) == gguf_types.MAGIC:
         gguf_tensors = gguf_file.read_header(read_at, size, "").tensors.values()
         return [_run(tensor.offset, tensor.size, tensor.type_name, tensor.name, tensor.shape) for tensor in gguf_tensors]
-    infos = safetensors_file.read_header(read_at, size, "").tensors.values()
+    infos = safetensors_header.read_header(read_at, size, "").tensors.values()
     return [_run(info.offset, info.size, info.dtype, info.name, info.shape) for info in infos]
 
 

@@ -24,7 +24,7 @@ from adapterhub.training.layers import bitsandbytes_format
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.bases import weight_files
 from adapterhub_converters.bases.bitsandbytes_state import QUANTIZATION
-from adapterhub_converters.containers import atomic, json_file, safetensors_file
+from adapterhub_converters.containers import atomic, json_file, safetensors_file, safetensors_header
 from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExistsError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -145,10 +145,10 @@ def _write_weights(path: Path, entry: str, weights: Weights) -> Mapping[str, int
         fresh |= bitsandbytes_format.tensors_of(name, matrix, dtype)
     dtypes_and_shapes = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
     dtypes_and_shapes |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
-    order = safetensors_file.sorted_entries((name, *dtype_and_shape) for name, dtype_and_shape in dtypes_and_shapes.items())
+    order = safetensors_header.sorted_entries((name, *dtype_and_shape) for name, dtype_and_shape in dtypes_and_shapes.items())
     checksums = {}
     with open(path, "wb") as file:
-        file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        file.write(safetensors_header.header_bytes(order, {"format": "pt"}))
         for name, _, _ in order:
             array = fresh[name] if name in fresh else weights.raw(name)
             file.write(safetensors_file.byte_view(array))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of, text_name
-from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers import safetensors_header
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .names_in_memory import Renaming
@@ -129,7 +129,7 @@ def _can_split_experts(tensor: BaseTensor, stems: tuple[str, ...], tensor_count:
     is used.
     """
     is_divisible = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
-    return is_divisible and tensor_count + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
+    return is_divisible and tensor_count + tensor.shape[0] * len(stems) <= safetensors_header.MAX_TENSORS
 
 
 def _split_experts(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:

@@ -16,8 +16,9 @@ import numpy as np
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.containers.safetensors_file import MAX_HEADER, MAX_TENSORS, SafetensorsFile, TensorInfo
+from adapterhub_converters.containers import json_file, safetensors_header
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.containers.safetensors_header import MAX_HEADER, MAX_TENSORS, TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -158,7 +159,7 @@ def _read_weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Wei
 
 
 _BUFFER = ".rotary_emb.inv_freq"
-_Header = tuple[RangedFile, safetensors_file.SafetensorsHeader]
+_Header = tuple[RangedFile, safetensors_header.SafetensorsHeader]
 
 
 class _HeaderBudget:
@@ -184,7 +185,7 @@ class _HeaderBudget:
 
 def _read_header(files: Files, shard: str) -> _Header | None:
     ranged = files.open_ranged(shard)
-    return None if ranged is None else (ranged, safetensors_file.read_header(ranged.read_at, ranged.size, ranged.location))
+    return None if ranged is None else (ranged, safetensors_header.read_header(ranged.read_at, ranged.size, ranged.location))
 
 
 def _merge_headers(headers: Sequence[_Header]) -> dict[str, tuple[int, TensorInfo]]:

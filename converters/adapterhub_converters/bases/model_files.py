@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
-from adapterhub_converters.containers.safetensors_file import ReadAt
+from adapterhub_converters.containers.safetensors_header import ReadAt
 from adapterhub_converters.errors import FormatError, LocalIOError
 from adapterhub_converters.lazy_dataclass import dataclass
 

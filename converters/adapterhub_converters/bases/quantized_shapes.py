@@ -14,7 +14,7 @@ from typing import Any
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.containers.safetensors_header import TensorInfo
 from adapterhub_converters.errors import FormatError
 
 from .bitsandbytes_state import COMPANION_SUFFIXES, STATE_INFIX

@@ -16,7 +16,8 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Meta
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, MLX_WEIGHTS, is_weights
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorKind
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.containers.safetensors_header import TensorKind
 from adapterhub_converters.errors import NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 

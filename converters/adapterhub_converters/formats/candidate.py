@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, resolve_adapter
-from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.containers import json_file, safetensors_file, safetensors_header
 from adapterhub_converters.containers.open_file import OpenFile
 from adapterhub_converters.errors import FormatError
 
@@ -30,7 +30,7 @@ class _Headers(OpenFile):
 
     is_gguf = False
     gguf: gguf_file.GGUFHeader | None = None
-    safetensors: safetensors_file.SafetensorsHeader | None = None
+    safetensors: safetensors_header.SafetensorsHeader | None = None
 
     def _parse(self, size: int) -> None:
         # GGUF has a magic number; a safetensors file begins with the length of its header, which may be anything.
@@ -41,7 +41,7 @@ class _Headers(OpenFile):
 
                 self.gguf = gguf_file.read_header(self._read_at, size, self.location)
             else:
-                self.safetensors = safetensors_file.read_header(self._read_at, size, self.location)
+                self.safetensors = safetensors_header.read_header(self._read_at, size, self.location)
         except FormatError:
             return  # reading the file gives the reason
 
@@ -140,7 +140,7 @@ class Candidate:
         return self._headers.detach()
 
     @property
-    def header(self) -> safetensors_file.SafetensorsHeader | None:
+    def header(self) -> safetensors_header.SafetensorsHeader | None:
         """The checked header of a safetensors file; None for any other path, and for a malformed file."""
         return self._headers.safetensors if self._headers else None
 

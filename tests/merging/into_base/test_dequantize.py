@@ -212,31 +212,3 @@ def test_bitsandbytes_of_a_model_with_transposed_weights_is_refused(tmp_path: Pa
     says = "base: bitsandbytes stores the weights of gpt2 transposed, unlike any model in floats. Name the full-precision model"
     with pytest.raises(AdapterhubError, match=says):
         fuse([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
-
-
-@pytest.mark.peer
-def test_experts_of_gpt_oss_in_mxfp4(torch: Any, tmp_path: Path) -> None:
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
-    from adapterhub_converters.adapter import StackedLowRank
-
-    blocks = RNG.integers(0, 256, size=(3, 24, 2, 16)).astype(np.uint8)
-    scales = RNG.integers(120, 130, size=(3, 24, 2)).astype(np.uint8)
-    name = "model.layers.0.mlp.experts.down_proj"
-    tensors: dict[str, np.ndarray] = {
-        f"{name}_blocks": blocks,
-        f"{name}_scales": scales,
-        f"{name}_bias": np.ones((3, 24), np.float32),
-    }
-    tensors["model.norm.weight"] = np.ones(64, np.float32)
-    base = written(tmp_path / "base", tensors, {"quant_method": "mxfp4"})
-    said = {**json.loads((base / "config.json").read_text()), "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
-    (base / "config.json").write_text(json.dumps(said))
-    lora_A, lora_B = RNG.normal(size=(3, 2, 64)).astype(np.float32), RNG.normal(size=(3, 24, 2)).astype(np.float32)
-    adapter = Adapter({name: StackedLowRank(lora_A, lora_B, alpha=2, transposed_base=True)})
-    fuse([(adapter, 1.0)], base, tmp_path / "out", options=FLOATS)
-    exact = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32).numpy()
-    expected = exact + (lora_B @ lora_A).swapaxes(1, 2)
-    with SafetensorsFile(tmp_path / "out" / "model.safetensors") as file:
-        assert sorted(file.tensors) == ["model.layers.0.mlp.experts.down_proj", f"{name}_bias", "model.norm.weight"]
-        np.testing.assert_allclose(file.tensor(name), expected, rtol=1e-6, atol=1e-6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub.store.packs import container, cutting
-from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_file
+from adapterhub_converters.containers import gguf_output, gguf_types, safetensors_header
 from tests.store.test_packs import pack, trained, unpack
 
 
@@ -24,6 +24,6 @@ def test_a_gguf_file_is_cut_at_its_tensors(tmp_path: Path) -> None:
 
 def test_a_tensor_that_moved_is_still_a_difference_to_itself() -> None:
     parent = trained("BF16")
-    more = safetensors_file.header_bytes([("another", "BF16", (4, 4)), ("lora_A", "BF16", (256, 1024))], {}) + bytes(32)
+    more = safetensors_header.header_bytes([("another", "BF16", (4, 4)), ("lora_A", "BF16", (256, 1024))], {}) + bytes(32)
     child = more + parent[-256 * 1024 * 2 :]
     assert len(pack(child, parent)) < 1000

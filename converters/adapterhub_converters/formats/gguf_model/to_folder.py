@@ -18,7 +18,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.architectures import architecture_lookup
-from adapterhub_converters.containers import atomic, json_file, safetensors_file
+from adapterhub_converters.containers import atomic, json_file, safetensors_file, safetensors_header
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -211,9 +211,9 @@ class GGUFWeights:
 
 def _write_weights(base: GGUFBase, path: Path) -> None:
     weights = GGUFWeights(base)
-    order = safetensors_file.sorted_entries((name, "BF16", shape) for name, shape in weights.shapes.items())
+    order = safetensors_header.sorted_entries((name, "BF16", shape) for name, shape in weights.shapes.items())
     with open(path, "wb") as file:
-        file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        file.write(safetensors_header.header_bytes(order, {"format": "pt"}))
         # One tensor in memory at a time.
         for name, _, _ in order:
             file.write(safetensors_file.byte_view(weights.tensor(name).astype(dtypes.BF16)))

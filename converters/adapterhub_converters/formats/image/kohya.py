@@ -33,7 +33,7 @@ from adapterhub_converters.adapter import (
     TensorLoss,
     as_pairs,
 )
-from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers import safetensors_file, safetensors_header
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft, pipeline
 from adapterhub_converters.formats.candidate import Candidate
@@ -317,6 +317,6 @@ def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> 
 def _payload_hash(tensors: Mapping[str, np.ndarray]) -> str:
     """Return sd-scripts' hash of a model: that of all bytes after the header (`addnet_hash_safetensors`)."""
     digest = hashlib.sha256()
-    for name, _, _ in safetensors_file.sorted_entries((n, dtypes.name_of(a.dtype), a.shape) for n, a in tensors.items()):
+    for name, _, _ in safetensors_header.sorted_entries((n, dtypes.name_of(a.dtype), a.shape) for n, a in tensors.items()):
         digest.update(safetensors_file.byte_view(np.ascontiguousarray(tensors[name])))
     return digest.hexdigest()

@@ -11,7 +11,6 @@ writer             a folder, with `one_scale` for programs that know a single al
 from .adapter_config import CONFIG, INDEX, INERT, READ, UNKNOWN_KEY, WEIGHTS, residual_init, unknown_keys
 from .adapter_config import check as check_config
 from .earlier_versions import LayoutProblem, layout_problem, upgrade_layout
-from .one_scale import with_one_scale
 from .quirks import alpha_is_rank
 from .reader import has_peft_type, nested_adapter_hint, parse, parse_files, parse_shapes, read, read_shapes, sniff, weight_files
 from .stacks import expert_place, stack_experts, stack_transposed_experts
@@ -48,6 +47,5 @@ __all__ = [
     "unknown_keys",
     "upgrade_layout",
     "weight_files",
-    "with_one_scale",
     "write",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Source, tuner_of
 from adapterhub_converters.adapter_files import adapters_below, pickled_weights
-from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.containers import json_file, safetensors_file, safetensors_header
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused_error
 from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.late_names import np
@@ -99,13 +99,13 @@ def read_shapes(path: Path | Candidate) -> Adapter:
 
 
 def parse_shapes(
-    text: str, headers: Mapping[Path, safetensors_file.SafetensorsHeader], *, location: str, base: BaseSpec | None = None
+    text: str, headers: Mapping[Path, safetensors_header.SafetensorsHeader], *, location: str, base: BaseSpec | None = None
 ) -> Adapter:
     """Do the same as `read_shapes`, from the config's text and the header of every weights file, which the caller has read."""
     tensors: dict[str, np.ndarray] = {}
     metadata: Mapping[str, str] = {}
     for path, header in headers.items():
-        zeros_by_kind: dict[safetensors_file.TensorKind, Any] = {}
+        zeros_by_kind: dict[safetensors_header.TensorKind, Any] = {}
         for kind in dict.fromkeys(header.kinds):
             if kind.dtype not in dtypes.NUMPY:
                 name = header.names[header.kinds.index(kind)]
