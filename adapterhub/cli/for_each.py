@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.ref import is_pattern
+from adapterhub.ref import is_name, is_pattern, is_tag
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
@@ -49,9 +49,19 @@ def error_with_loop(error: click.UsageError, words: Sequence[str]) -> UsageError
     if not surplus:
         return None
     sources = [str(values[argument.name]) for argument in _arguments(command)] + surplus
+    if _is_name_and_tag(sources):
+        line = [f"{word}:{sources[1]}" if word == sources[0] else word for word in words]
+        line.remove(sources[1])
+        problem = "the name and its tag are one word"
+        return UsageError(str(command.name), problem, f"Write `{context.command_path} {shlex.join(line)}`")
     place = sources.pop() if command.name in _WITH_PLACE else ""
     problem = "takes one adapter, and a name for it" if place else "takes one adapter"
     return UsageError(str(command.name), problem, f"Write {_loop(context.command_path, words, sources, place)}")
+
+
+def _is_name_and_tag(words: Sequence[str]) -> bool:
+    """Return whether words are `team/sql prod`, as other commands take a tag of its own."""
+    return len(words) == 2 and is_name(words[0]) and is_tag(words[1]) and not Path(words[1]).exists()
 
 
 def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequence[str]) -> None:

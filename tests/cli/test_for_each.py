@@ -46,6 +46,11 @@ def place(run: Run, tmp_path: Path) -> Path:
         (["show", "old/?"], 'for a in old/a old/b; do adapterhub show "$a"; done'),
         (["validate", "old/*", "--strict"], "adapterhub validate old/a old/b --strict"),
         (["merge", "old/*", "-o", "team/both"], "adapterhub merge old/a old/b -o team/both"),
+        (["--registry", ".", "pull", "old/a", "old/b"],
+         'for a in old/a old/b; do adapterhub pull "$a" --registry .; done'),
+        (["--registry", ".", "pull", "old/b*"], "adapterhub pull old/b --registry ."),
+        (["rollback", "old/a", "prod", "-m", "wrong"], "adapterhub rollback old/a:prod -m wrong"),
+        (["pull", "old/a", "v1", "-o", "out"], "adapterhub pull old/a:v1 -o out"),
     ],
     ids=" ".join,
 )  # fmt: skip
