@@ -6,6 +6,7 @@ the command with the names that a pattern matches.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -31,6 +32,7 @@ _ADAPTERS = {"source", "ref", "name"}  # names of the arguments that are adapter
 _PATTERN_CODES = {"invalid-ref", "no-such-file", "not-found", "no-such-adapter"}
 _PLACE_CODES = {"invalid-ref", "invalid-usage"}
 _MAX_SOURCES = 50
+_MIN_PATTERN, _MAX_LISTED = 5, 10_000
 _VARIABLE, _LAST_PART = '"$a"', '"${a##*/}"'  # of the shell
 
 
@@ -113,13 +115,13 @@ def _takes_one_adapter(command: click.Command) -> bool:
 
 
 def _matches(pattern: str, settings: Settings) -> list[str]:
-    """Return the names of the registry that match a pattern, else the paths, at most one more than are shown."""
+    """Return the names of the registry that match a pattern, at most one more than are shown, else the paths."""
     try:
         with workspace(settings).open_registry() as registry:
             names = dict.fromkeys(row.name for row in registry.list() if fnmatchcase(row.name, pattern))
     except AdapterhubError:
         names = {}
-    return [*names][: _MAX_SOURCES + 1] or sorted(islice(iglob(pattern), _MAX_SOURCES + 1))
+    return [*names][: _MAX_SOURCES + 1] or sorted(islice(iglob(pattern), _MAX_LISTED))
 
 
 def _replaced(words: Sequence[str], word: str, names: Sequence[str]) -> list[str]:
@@ -140,11 +142,21 @@ def _loop(path: str, words: Sequence[str], sources: Sequence[str], place: str, *
     sources = [source.rstrip("/") or source for source in sources]
     if len(sources) == 1:
         return f"`{path} {_in_turn(words, pattern, place, shlex.quote(sources[0]), shlex.quote(Path(sources[0]).name))}`"
-    shown = shlex.join(sources[:_MAX_SOURCES]) + (" …" if sources[_MAX_SOURCES:] else "")
+    shown = _shell_pattern(sources) or shlex.join(sources[:_MAX_SOURCES]) + (" …" if sources[_MAX_SOURCES:] else "")
     replaced = {pattern} if pattern else {*sources, *(f"{source}/" for source in sources)}
     first = next(position for position, word in enumerate(words) if word in replaced)
     rest = [word for position, word in enumerate(words) if word not in replaced or position == first]
     return f"`for a in {shown}; do {path} {_in_turn(rest, words[first], place, _VARIABLE, _LAST_PART)}; done`"
+
+
+def _shell_pattern(sources: Sequence[str]) -> str:
+    """Return the pattern that a shell expands to these paths, if they are many, and all in one folder; else empty."""
+    folder = Path(sources[0]).parent
+    pattern = f"{shlex.quote(str(folder))}/*"
+    if len(sources) < _MIN_PATTERN or not folder.is_dir():
+        return ""
+    names = sorted(name for name in islice(os.listdir(folder), _MAX_LISTED) if not name.startswith("."))
+    return pattern if [str(folder / name) for name in names] == sorted(sources) else ""
 
 
 def _in_turn(words: Sequence[str], source: str, place: str, variable: str, name: str) -> str:

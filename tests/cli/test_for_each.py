@@ -78,6 +78,16 @@ def test_the_line_does_what_was_meant(run: Run, place: Path, words: list[str], n
     assert all(f"{name}:v1" in listed for name in names)
 
 
+def test_many_paths_are_the_pattern_that_a_shell_expands(run: Run, place: Path) -> None:
+    for name in "cde":
+        adapter(place / "adapters" / name, pairs(1))
+    line = 'Write `for a in adapters/*; do adapterhub push "$a" team/"${a##*/}"; done`'
+    names = [f"adapters/{name}" for name in "abcde"]
+    for words in (["adapters/*"], ["adapters"], names):
+        assert line in run("push", *words, "team/", code=2).stderr
+    assert "for a in adapters/a adapters/b adapters/c adapters/d; do" in run("push", *names[:4], "team/", code=2).stderr
+
+
 def test_a_pattern_without_a_match_says_so(run: Run, place: Path) -> None:
     for command in ("pull", "validate", "show"):
         error = run(command, "none/*", code=None).stderr
