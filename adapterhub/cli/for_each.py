@@ -88,7 +88,8 @@ def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequenc
         sources = _matches(pattern, context.ensure_object(Settings))
         reword(error)
         if not sources:
-            error.hint = f"No adapter and no file matches {pattern}; `adapterhub list` shows the adapters"
+            options = "".join(f" {word}" for word in _place_words(words))
+            error.hint = f"No adapter and no file matches {pattern}; `adapterhub list{options}` shows the adapters"
         elif _arguments(command)[0].nargs == -1:
             error.hint = f"Write `{path} {shlex.join(_replaced(words, pattern, sources))}`"
         elif _takes_one_adapter(command):
@@ -122,6 +123,16 @@ def _matches(pattern: str, settings: Settings) -> list[str]:
     except AdapterhubError:
         names = {}
     return [*names][: _MAX_SOURCES + 1] or sorted(islice(iglob(pattern), _MAX_LISTED))
+
+
+def _place_words(words: Sequence[str]) -> list[str]:
+    """Return the options of a command line that say where its adapters are, with their values."""
+    place = []
+    for option in ("--registry", "--remote"):
+        if option in words:
+            value = "".join(words[words.index(option) + 1 :][:1])
+            place += [option, *([shlex.quote(value)] if value and not value.startswith("-") and not is_pattern(value) else [])]
+    return place
 
 
 def _replaced(words: Sequence[str], word: str, names: Sequence[str]) -> list[str]:

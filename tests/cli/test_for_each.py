@@ -92,6 +92,8 @@ def test_a_pattern_without_a_match_says_so(run: Run, place: Path) -> None:
     for command in ("pull", "validate", "show"):
         error = run(command, "none/*", code=None).stderr
         assert "No adapter and no file matches none/*; `adapterhub list` shows the adapters" in error
+    error = run("list", "none/*", "--registry", ".", code=3).stderr
+    assert "No adapter and no file matches none/*; `adapterhub list --registry .` shows the adapters" in error
 
 
 def test_many_names_end_the_list(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
