@@ -108,11 +108,21 @@ def _name_problems(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iter
 
 
 def base_name_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Problem]:
-    """Yield that nothing names the base of a PEFT folder: not its config, its card, its records, nor the base itself."""
+    """Yield that no config, card, record or base names the base of a PEFT folder, or that its name is a folder here.
+
+    trl writes the path that it was given, and `models/llama`
+    looks like a name on the Hub.
+    """
     if contents.format != "peft" or contents.unread is not None:
         return
     configured, manifest = contents.config.get("base_model_name_or_path"), contents.manifest()
-    if not _recorded_name(contents, manifest.base if manifest else BaseInfo(), base):
+    name = _recorded_name(contents, manifest.base if manifest else BaseInfo(), base)
+    if name is not None and name == configured and Path(name).is_dir():
+        message = f"{name} is a folder here, and would be recorded as a name on the Hub"
+        in_card = base_repo(contents.card())
+        hint = f"Write its name on its hub{f', like {in_card} of the card' if in_card and in_card != name else ''}"
+        yield Problem("local-base-name", peft.CONFIG, "base_model_name_or_path", message, hint)
+    if name is None:
         message = (
             f"{configured[:80]} is no name on a hub, and" if isinstance(configured, str) and configured else "missing, and"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from adapterhub.operations.workspace import variable_for
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
@@ -21,6 +22,8 @@ from . import output
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
 
+# Commands that use no registry, or name it otherwise.
+_WITHOUT_REGISTRY = {"completion", "explain", "help", "init", "key", "login", "logout"}
 _PROGRAM = "adapterhub "  # how the commands between backticks begin that are ours
 # Words of hints that each command means something else by: its user, its site, the name of a key.
 _OTHER_MEANINGS = {"NAME", "URL"}
@@ -103,7 +106,7 @@ HINTS: dict[str, str] = {
     "peft-type-missing": "`adapterhub fix {adapter}` adds a missing peft_type",
     "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
     "nothing-to-attest": "Pass --fits BASE, --merge, --training, --scan or --bill",
-    "not-stored": "Push it first: `adapterhub push {path} {name}`; `adapterhub run {path}` tries it without",
+    "not-stored": "Push it first: `adapterhub push {path} {name}`; `adapterhub run {path} Hello` tries it without",
     "not-locked": "Run `adapterhub lock {ref}`",
     "other-builder": "Sign when it trains, with `adapterhub train CONFIG --push NAMESPACE/NAME --key PEM`, or leave out --builder",
     "other-recorder": "Name what trained it with --builder",
@@ -157,6 +160,13 @@ _HINTS_WITH_FIELD = {
     "base-not-here": ("recorded", "Pass --base FOLDER, or --base {recorded}, which downloads it from the Hub"),
     "base-required": ("recorded", "Pass --base FOLDER, or --base {recorded}, which the adapter records"),
 }
+# Code of an error to an option, and to the hint for a command line that has it.
+_HINTS_WITH_OPTION = {
+    "not-stored": (
+        "base",
+        "Push it first: `adapterhub push {path} {name}`; `adapterhub run {path} Hello --base BASE` tries it without",
+    ),
+}
 # Code of an error to the option in its hint, and to the hint for commands without that option.
 _HINTS_WITHOUT_OPTION = {
     "bundled-embeddings": ("allow_drop", "`adapterhub convert SRC DST --to peft --allow-drop embeddings` leaves them out"),
@@ -181,7 +191,7 @@ def _filled(template: str, fields: Mapping[str, object], context: click.Context 
 
     def command_line(part: str) -> str:
         line = " ".join(user_words[word] if word in user_words else word.format_map(words) for word in part.split(" "))
-        return _at_remote(context, line) if context else line
+        return _at_same_place(context, line) if context else line
 
     def sentence(part: str) -> str:
         text_words = part.split(" ")
@@ -203,7 +213,7 @@ def _completed(hint: str, context: click.Context) -> str:
         return hint
     for number, line in enumerate(parts):
         if number % 2 and line.startswith(_PROGRAM):
-            parts[number] = _at_remote(context, " ".join(user_words.get(word, word) for word in line.split(" ")))
+            parts[number] = _at_same_place(context, " ".join(user_words.get(word, word) for word in line.split(" ")))
     return "`".join(parts)
 
 
@@ -251,6 +261,30 @@ def _words_of_user(context: click.Context, fields: Mapping[str, object]) -> dict
     return values
 
 
+def _at_same_place(context: click.Context, line: str) -> str:
+    """Return a command of a hint with the remote and the registry that the user has named, if it is about them."""
+    return _at_remote(context, line) + (registry_words(context) if _is_about_registry(line) else "")
+
+
+def registry_words(context: click.Context | None = None) -> str:
+    """Return --registry as this command line was given it, after a blank, for a command that a message shows; else empty.
+
+    A variable or a file of the project means the same registry where the command is pasted.
+    """
+    context = context or click.get_current_context(silent=True)
+    while context and context.get_parameter_source("registry") is not ParameterSource.COMMANDLINE:
+        context = context.parent
+    return f" --registry {shlex.quote(context.find_root().obj.registry)}" if context else ""
+
+
+def _is_about_registry(line: str) -> bool:
+    """Return whether the command of a line means something else in another registry."""
+    command, *words = line.removeprefix(_PROGRAM).split()
+    operands = [word for word in words if not word.startswith("-")]
+    is_elsewhere = bool(operands) and all("://" in word for word in operands)
+    return not (command in _WITHOUT_REGISTRY or is_elsewhere or {"--help", "--registry", "--explain"} & {*words})
+
+
 def _at_remote(context: click.Context, line: str) -> str:
     """Return a command of a hint with the remote that the user has named, if it takes one."""
     remote = context.params.get("remote")
@@ -278,6 +312,9 @@ def _hint(error: AdapterhubError, parameters: Set[str | None], context: click.Co
     option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
     if option and parameters and option not in parameters:
         return _filled(alternative, error.fields, context)
+    option, better_hint = _HINTS_WITH_OPTION.get(error.code, ("", ""))
+    if context and context.params.get(option):
+        return _filled(better_hint, error.fields, context)
     field, better_hint = _HINTS_WITH_FIELD.get(error.code, ("", ""))
     if field in error.fields:
         return _filled(better_hint, error.fields, context)

@@ -6,6 +6,7 @@ the command with the names that a pattern matches.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.ref import is_pattern
+from adapterhub.ref import is_name, is_pattern, is_tag
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
@@ -31,6 +32,7 @@ _ADAPTERS = {"source", "ref", "name"}  # names of the arguments that are adapter
 _PATTERN_CODES = {"invalid-ref", "no-such-file", "not-found", "no-such-adapter"}
 _PLACE_CODES = {"invalid-ref", "invalid-usage"}
 _MAX_SOURCES = 50
+_MIN_PATTERN, _MAX_LISTED = 5, 10_000
 _VARIABLE, _LAST_PART = '"$a"', '"${a##*/}"'  # of the shell
 
 
@@ -49,9 +51,19 @@ def error_with_loop(error: click.UsageError, words: Sequence[str]) -> UsageError
     if not surplus:
         return None
     sources = [str(values[argument.name]) for argument in _arguments(command)] + surplus
+    if _is_name_and_tag(sources):
+        line = [f"{word}:{sources[1]}" if word == sources[0] else word for word in words]
+        line.remove(sources[1])
+        problem = "the name and its tag are one word"
+        return UsageError(str(command.name), problem, f"Write `{context.command_path} {shlex.join(line)}`")
     place = sources.pop() if command.name in _WITH_PLACE else ""
     problem = "takes one adapter, and a name for it" if place else "takes one adapter"
     return UsageError(str(command.name), problem, f"Write {_loop(context.command_path, words, sources, place)}")
+
+
+def _is_name_and_tag(words: Sequence[str]) -> bool:
+    """Return whether words are `team/sql prod`, as other commands take a tag of its own."""
+    return len(words) == 2 and is_name(words[0]) and is_tag(words[1]) and not Path(words[1]).exists()
 
 
 def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequence[str]) -> None:
@@ -76,7 +88,8 @@ def hint_at_names(error: AdapterhubError, context: click.Context, words: Sequenc
         sources = _matches(pattern, context.ensure_object(Settings))
         reword(error)
         if not sources:
-            error.hint = f"No adapter and no file matches {pattern}; `adapterhub list` shows the adapters"
+            options = "".join(f" {word}" for word in _place_words(words))
+            error.hint = f"No adapter and no file matches {pattern}; `adapterhub list{options}` shows the adapters"
         elif _arguments(command)[0].nargs == -1:
             error.hint = f"Write `{path} {shlex.join(_replaced(words, pattern, sources))}`"
         elif _takes_one_adapter(command):
@@ -103,13 +116,23 @@ def _takes_one_adapter(command: click.Command) -> bool:
 
 
 def _matches(pattern: str, settings: Settings) -> list[str]:
-    """Return the names of the registry that match a pattern, else the paths, at most one more than are shown."""
+    """Return the names of the registry that match a pattern, at most one more than are shown, else the paths."""
     try:
         with workspace(settings).open_registry() as registry:
             names = dict.fromkeys(row.name for row in registry.list() if fnmatchcase(row.name, pattern))
     except AdapterhubError:
         names = {}
-    return [*names][: _MAX_SOURCES + 1] or sorted(islice(iglob(pattern), _MAX_SOURCES + 1))
+    return [*names][: _MAX_SOURCES + 1] or sorted(islice(iglob(pattern), _MAX_LISTED))
+
+
+def _place_words(words: Sequence[str]) -> list[str]:
+    """Return the options of a command line that say where its adapters are, with their values."""
+    place = []
+    for option in ("--registry", "--remote"):
+        if option in words:
+            value = "".join(words[words.index(option) + 1 :][:1])
+            place += [option, *([shlex.quote(value)] if value and not value.startswith("-") and not is_pattern(value) else [])]
+    return place
 
 
 def _replaced(words: Sequence[str], word: str, names: Sequence[str]) -> list[str]:
@@ -130,11 +153,21 @@ def _loop(path: str, words: Sequence[str], sources: Sequence[str], place: str, *
     sources = [source.rstrip("/") or source for source in sources]
     if len(sources) == 1:
         return f"`{path} {_in_turn(words, pattern, place, shlex.quote(sources[0]), shlex.quote(Path(sources[0]).name))}`"
-    shown = shlex.join(sources[:_MAX_SOURCES]) + (" …" if sources[_MAX_SOURCES:] else "")
+    shown = _shell_pattern(sources) or shlex.join(sources[:_MAX_SOURCES]) + (" …" if sources[_MAX_SOURCES:] else "")
     replaced = {pattern} if pattern else {*sources, *(f"{source}/" for source in sources)}
     first = next(position for position, word in enumerate(words) if word in replaced)
     rest = [word for position, word in enumerate(words) if word not in replaced or position == first]
     return f"`for a in {shown}; do {path} {_in_turn(rest, words[first], place, _VARIABLE, _LAST_PART)}; done`"
+
+
+def _shell_pattern(sources: Sequence[str]) -> str:
+    """Return the pattern that a shell expands to these paths, if they are many, and all in one folder; else empty."""
+    folder = Path(sources[0]).parent
+    pattern = f"{shlex.quote(str(folder))}/*"
+    if len(sources) < _MIN_PATTERN or not folder.is_dir():
+        return ""
+    names = sorted(name for name in islice(os.listdir(folder), _MAX_LISTED) if not name.startswith("."))
+    return pattern if [str(folder / name) for name in names] == sorted(sources) else ""
 
 
 def _in_turn(words: Sequence[str], source: str, place: str, variable: str, name: str) -> str:

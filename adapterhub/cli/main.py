@@ -296,7 +296,8 @@ def _error_about_several(
     from . import for_each  # which only an error needs
 
     command = context.invoked_subcommand
-    words = arguments[arguments.index(command) + 1 :] if command in arguments else []
+    place = arguments.index(command) if command in arguments else len(arguments)
+    words = [*arguments[place + 1 :], *(arguments[:place] if "--" not in arguments else ())]
     if isinstance(error, click.UsageError):
         return for_each.error_with_loop(error, words) or error
     for_each.hint_at_names(error, context, words)

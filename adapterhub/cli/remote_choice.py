@@ -78,9 +78,9 @@ def ref_at_remote(ref: str, name: str | None) -> str:
     return address_below(trusted_remote(name).url, ref)
 
 
-def remote_words(name: str | None) -> str:
-    """Return the option --remote as it was given, after a blank, for a command that a message shows; empty without it."""
-    return "" if name is None else f" --remote {name}".rstrip()
+def place_words(name: str | None) -> str:
+    """Return --remote, else --registry, as they were given, after a blank, for a command that a message shows."""
+    return errors.registry_words() if name is None else f" --remote {name}".rstrip()
 
 
 def source_at_remote(text: str, name: str | None) -> str:

@@ -110,6 +110,17 @@ class Draft:
     digests: Mapping[Path, Digest] = field(default_factory=dict)
     card: Card = field(default_factory=Card)
 
+    def base_repo(self) -> str | None:
+        """Return the name of the base that `manifest` would record, without deriving the rest."""
+        declared = self.declared.get("base")
+        return base_name(
+            declared=declared.get("repo") if isinstance(declared, Mapping) else None,
+            recorded=self.recorded.base.repo if self.recorded else None,
+            configured=self.inspected.adapter.meta.base_model,
+            in_card=cards.base_repo(self.card),
+            of_base=self.base.repo if self.base else None,
+        )
+
     def manifest(self, files: Files | None = None) -> AdapterManifest:
         """Return the manifest to publish.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -184,7 +185,8 @@ def _registry_version(source: StrPath, workspace: Workspace) -> _StoredVersion |
     if ref is None:
         return None
     with workspace.open_registry() as registry:
-        version = registry.resolve(ref)
+        with source_names.no_path_either(os.fspath(source)):
+            version = registry.resolve(ref)
         manifest = registry.adapter_manifest(version.digest)
         return (str(version.ref), registry.oci_manifest(version), manifest) if manifest else None
 

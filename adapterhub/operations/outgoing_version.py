@@ -23,6 +23,7 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.manifest.derive import Draft
     from adapterhub.manifest.package_files import Selection
     from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.packaging import Package
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 _NO_LICENSE = (
     "no license is recorded, so that nobody knows who may use it: set one in README.md, or under [card] of the training"
+)
+_LOCAL_BASE = (
+    "is recorded as the name of its base on the Hub, and is a folder here: set base_model_name_or_path in adapter_config.json "
+    "to the name of the model"
 )
 _NO_BASE = "no base is recorded by name, so that every command needs it as an option: set base_model in README.md"
 
@@ -86,12 +91,7 @@ def open_package(
                 metrics=metrics,
                 read_parent=parent_reader(workspace),
             )
-            recorded = package.draft.recorded
-            if recorded and recorded.training:
-                if with_card(recorded, package.draft.card).license is None:
-                    workspace.tell(f"{source.location}: {_NO_LICENSE}")
-                if package.draft.manifest().base.repo is None:
-                    workspace.tell(f"{source.location}: {_NO_BASE}")
+            _tell_what_is_missing(package.draft, source.location, workspace)
             yield replace(package, signatures=(*package.signatures, *options.attestations))
         return
     from adapterhub.registry import adapter_recipe
@@ -121,6 +121,18 @@ def open_package(
             read_parent=parent_reader(workspace),
         )
         yield replace(package, overridden=overridden)
+
+
+def _tell_what_is_missing(draft: Draft, location: str, workspace: Workspace) -> None:
+    """Note what others would miss: a base that they can find, and the license of what was trained here."""
+    recorded, base = draft.recorded, draft.base_repo()
+    if base is not None and source_names.local_base_path(base):
+        workspace.tell(f"{location}: {base} {_LOCAL_BASE}")
+    if recorded and recorded.training:
+        if with_card(recorded, draft.card).license is None:
+            workspace.tell(f"{location}: {_NO_LICENSE}")
+        if base is None:
+            workspace.tell(f"{location}: {_NO_BASE}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +96,18 @@ def _missing_path_error(text: str, ref: Ref, workspace: Workspace) -> NotFoundEr
     close = difflib.get_close_matches(path.name, siblings, 1)
     hint = f"Did you mean {path.parent / close[0]}?" if close else "Look into its folder, and into the list of the registry"
     return NotFoundError(text, "no such file or folder, and no adapter of this name", hint, code="no-such-file")
+
+
+@contextmanager
+def no_path_either(text: str) -> Iterator[None]:
+    """Add to the error for an unknown name, or for no registry, that nothing has this path either, if it could be one."""
+    try:
+        yield
+    except NotFoundError as error:
+        if error.code not in ("no-such-adapter", "no-registry") or "/" not in text or ":" in text or "@" in text:
+            raise
+        problem = f"{error.what}, and no such file or folder{'' if error.where == text else f' as {text}'}"
+        raise NotFoundError(error.where, problem, error.hint, code=error.code, **error.fields) from error
 
 
 def is_stored(text: str, workspace: Workspace) -> bool:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.ref import Ref
     from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat, ParentAdapter
+    from adapterhub.registry.registry import Registry, Version
     from adapterhub.remotes.protocol import Source as Remote
 
 
@@ -125,8 +126,7 @@ def _open_version(ref: Ref, text: str, workspace: Workspace, *, for_report: bool
     from . import policy_checks
 
     with (
-        workspace.open_registry() as registry,
-        registry.lease_version(ref) as version,
+        _open_leased(ref, text, workspace) as (registry, version),
         tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary,
     ):
         folder = Path(temporary) / ref.name.rpartition("/")[2]
@@ -138,6 +138,16 @@ def _open_version(ref: Ref, text: str, workspace: Workspace, *, for_report: bool
         workspace.warn_if_deprecated(version.ref, version.deprecated)
         with relabel_errors(folder, str(version.ref)):
             yield Source(resolve_adapter(folder), folder, str(version.ref), str(version.ref), version.digest)
+
+
+@contextmanager
+def _open_leased(ref: Ref, text: str, workspace: Workspace) -> Iterator[tuple[Registry, Version]]:
+    """Yield the registry, and the version that a text names, whose blobs stay until the context ends."""
+    with ExitStack() as stack:
+        with source_names.no_path_either(text):
+            registry = stack.enter_context(workspace.open_registry())
+            version = stack.enter_context(registry.lease_version(ref))
+        yield registry, version
 
 
 @contextmanager
@@ -172,8 +182,7 @@ def open_in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
     from adapterhub.store.export import linked_folder
 
     with (
-        workspace.open_registry() as registry,
-        registry.lease_version(ref) as version,
+        _open_leased(ref, os.fspath(source), workspace) as (registry, version),
         linked_folder(registry.store, registry.files(version)) as folder,
         relabel_errors(folder, str(version.ref)),
     ):

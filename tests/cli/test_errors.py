@@ -132,8 +132,8 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("verify a --base b", 2, "--base, --data and --parent-key: require --recompute. Pass --recompute too"),
         ("verify a --recompute", 2, "--recompute: requires --attestations. Pass --attestations too  [conflicting-options]"),
         ("explain rank-confgi", 3, "rank-confgi: no such code. Did you mean rank-config?  [not-found]"),
-        ("push a", 2, "push: Missing argument 'REF'. Name it, like `adapterhub push a team/a`  [invalid-usage]"),
-        ("push a/adapter_model.safetensors", 2, "like `adapterhub push a/adapter_model.safetensors team/a`  [invalid-usage]"),
+        ("push a", 2, "push: Missing argument 'REF'. Name it, like `adapterhub push a team/a --registry "),
+        ("push a/adapter_model.safetensors", 2, "like `adapterhub push a/adapter_model.safetensors team/a --registry "),
         ("push .", 2, "Missing argument 'REF'. Name it, like `adapterhub push . team/"),
         (
             "validate a/adapter_modl.safetensors",
@@ -142,6 +142,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ),
         ("convert a/merged x.gguf --to gguf", 3, "a/merged: no such file or folder, and no adapter of this name"),
         ("show nowhere/sql", 3, "no registry there. Push the first adapter, which makes it"),
+        ("convert nowhere/sql x.gguf", 3, "no registry there, and no such file or folder as nowhere/sql. Push the first"),
         ("convert a x.gguf", 6, "Pass --base with its folder, its GGUF file, or hf://org/model"),
         ("convert c x.gguf", 6, "Pass --base FOLDER, or --base hf://acme/tiny, which the adapter records  [base-required]"),
         ("run c hi --base acme/tiny", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),

@@ -38,7 +38,7 @@ VALUES = {
     "item.reported_by": "validate",
     "kind": "token",
     "named_remote.name": "team",
-    "remote_words(remote)": "",
+    "place_words(remote)": "",
     "undo": "restore team/sql",
     "verdict.convert_to": "peft",
 }
@@ -215,6 +215,40 @@ def test_a_hint_repeats_what_the_user_has_written(run: Run, tmp_path: Path) -> N
     assert "`adapterhub push 'my sql' NAMESPACE/NAME`" in run("bundle", "my sql", "-o", "x.tar", code=2).stderr
     adapter(tmp_path / "{0.where} `x`", pairs(2), r=3)  # what a stranger may call a folder
     assert "`adapterhub validate '{0.where} `x`'` shows" in run("push", "{0.where} `x`", "team/sql", code=6).stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("show legal/terms", "Run `adapterhub list --registry 'a b'`"),
+        ("push ./sql", "like `adapterhub push ./sql team/sql --registry 'a b'`"),
+        ("rm team/sql:v1", "`adapterhub withdraw team/sql:v1 -m REASON --registry 'a b'` takes it"),
+        ("push wrong team/new", "`adapterhub push wrong team/new --force --registry 'a b'` stores it"),
+        ("lineage oci://a.example/x", "`adapterhub copy oci://a.example/x NAMESPACE/NAME --registry 'a b'`"),
+        ("serve ./other --base base", "`adapterhub run ./other Hello --base base --registry 'a b'` tries"),
+        ("rm team/sql -y", "`adapterhub restore team/sql --registry 'a b'` undoes it"),
+        ("mv team/sql team/text", "`adapterhub mv team/text team/sql --registry 'a b'` undoes it"),
+        ("promote team/sql:v1 prod --dry-run", "`adapterhub promote team/sql:v1 prod --registry 'a b'` moves"),
+        ("explain xyzzy", "`adapterhub explain` lists them"),
+        ("pull oci://ada:x@a.example/x", "use `adapterhub login a.example`"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_hint_is_about_the_registry_that_the_command_was_given(
+    run: Run, tmp_path: Path, line: str, told: str, is_first: bool
+) -> None:
+    provoked_errors.world(tmp_path)
+    run("push", "sql", "team/sql", "--registry", "a b")
+    option, words = ["--registry", "a b"], shlex.split(line)
+    result = run(*([*option, *words] if is_first else [*words, *option]), code=None)
+    assert told in result.stdout + result.stderr
+
+
+def test_a_registry_of_the_environment_is_the_same_where_a_hint_is_pasted(run: Run, tmp_path: Path) -> None:
+    provoked_errors.world(tmp_path)
+    run("push", "sql", "team/sql", "--registry", "elsewhere")
+    error = run("show", "legal/terms", code=3, env={"ADAPTERHUB_REGISTRY": "elsewhere"}).stderr
+    assert "Run `adapterhub list`  [" in error
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ def place(run: Run, tmp_path: Path) -> Path:
         (["show", "old/?"], 'for a in old/a old/b; do adapterhub show "$a"; done'),
         (["validate", "old/*", "--strict"], "adapterhub validate old/a old/b --strict"),
         (["merge", "old/*", "-o", "team/both"], "adapterhub merge old/a old/b -o team/both"),
+        (["--registry", ".", "pull", "old/a", "old/b"],
+         'for a in old/a old/b; do adapterhub pull "$a" --registry .; done'),
+        (["--registry", ".", "pull", "old/b*"], "adapterhub pull old/b --registry ."),
+        (["rollback", "old/a", "prod", "-m", "wrong"], "adapterhub rollback old/a:prod -m wrong"),
+        (["pull", "old/a", "v1", "-o", "out"], "adapterhub pull old/a:v1 -o out"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -73,10 +78,22 @@ def test_the_line_does_what_was_meant(run: Run, place: Path, words: list[str], n
     assert all(f"{name}:v1" in listed for name in names)
 
 
+def test_many_paths_are_the_pattern_that_a_shell_expands(run: Run, place: Path) -> None:
+    for name in "cde":
+        adapter(place / "adapters" / name, pairs(1))
+    line = 'Write `for a in adapters/*; do adapterhub push "$a" team/"${a##*/}"; done`'
+    names = [f"adapters/{name}" for name in "abcde"]
+    for words in (["adapters/*"], ["adapters"], names):
+        assert line in run("push", *words, "team/", code=2).stderr
+    assert "for a in adapters/a adapters/b adapters/c adapters/d; do" in run("push", *names[:4], "team/", code=2).stderr
+
+
 def test_a_pattern_without_a_match_says_so(run: Run, place: Path) -> None:
     for command in ("pull", "validate", "show"):
         error = run(command, "none/*", code=None).stderr
         assert "No adapter and no file matches none/*; `adapterhub list` shows the adapters" in error
+    error = run("list", "none/*", "--registry", ".", code=3).stderr
+    assert "No adapter and no file matches none/*; `adapterhub list --registry .` shows the adapters" in error
 
 
 def test_many_names_end_the_list(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

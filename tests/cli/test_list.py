@@ -131,3 +131,10 @@ def test_a_misspelled_prefix_is_answered_with_the_one_that_was_meant(
     run: Run, registry: Path, command: str, prefix: str, hint: str
 ) -> None:
     assert f"{prefix}: no adapter of this name or namespace. {hint}" in run(command, prefix, code=3).stderr
+
+
+def test_a_pattern_lists_the_names_that_match(run: Run, registry: Path) -> None:
+    refs = [row["ref"] for row in document(run, "list", "team/s*")["adapters"]]
+    assert refs == ["team/sql:v2", "team/sql:v1"]
+    assert len(document(run, "list", "*")["adapters"]) == 3
+    assert "poems" in run("list", "team/[p]*", "--tree").stdout

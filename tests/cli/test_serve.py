@@ -151,7 +151,7 @@ def test_names_that_cannot_be_served_are_told_apart(run: Run, base: Path, words:
         (
             ["./adapters/a00"],
             2,
-            "`adapterhub push ./adapters/a00 team/a00`; `adapterhub run ./adapters/a00` tries it without  [not-stored]",
+            "`adapterhub push ./adapters/a00 team/a00`; `adapterhub run ./adapters/a00 Hello` tries it without  [not-stored]",
         ),
         (["other/legal,adapters/a00", "--base", "base"], 3, "adapters/a00: no such adapter. It is a path here"),
         (["adapters/*", "--base", "base"], 2, "adapters/a00: is a path, and no adapter in the registry matches adapters/*"),

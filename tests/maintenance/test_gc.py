@@ -210,6 +210,8 @@ def test_the_commands(run: Run, registry: Registry, make: Make) -> None:
     assert "team/sql: the 2 newest and tagged versions" in run("keep", "team/sql", "--last", "2", *at).stdout
     assert "team/sql: tagged versions" in run("keep", "team/sql", "--tagged", *at).stdout
     assert "the 0 newest and tagged versions" not in run("log", "team/sql", *at).stdout
+    run("keep", "team/sql", "--last", "1", *at)
+    assert "the newest and tagged versions" in run("log", "team/sql", *at).stdout
     assert "cannot be combined with --last" in run("keep", "team/sql", "--all", "--last", "2", *at, code=2).stderr
     dry = run("gc", "--dry-run", "--grace", "0", *at).stdout
     assert dry == "would remove team/sql:v1\nwould remove team/sql:v2\nwould remove 8 blobs, 9.1 kB\n"

@@ -11,6 +11,7 @@ from adapterhub import checks
 from adapterhub.manifest import derive
 from adapterhub.manifest.base_name import public_repo
 from adapterhub_converters.errors import AdapterhubError
+from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
 
 
@@ -97,3 +98,20 @@ def test_the_file_that_declares_a_wrong_type_is_named(tmp_path: Path) -> None:
         derive.describe(path)
     assert "adapter.toml" in error.value.where
     assert "adapter.json" not in str(error.value)
+
+
+def test_a_name_that_is_a_folder_here_is_noted(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    base(tmp_path / "models" / "tiny", 2)
+    path = adapter(tmp_path / "a", pairs(2), base_model_name_or_path="models/tiny")  # as trl writes it
+    (path / "README.md").write_text("---\nbase_model: acme/tiny\n---\n")
+    checked = run("validate", "a").stdout
+    assert "[local-base-name] adapter_config.json: base_model_name_or_path: models/tiny is a folder here" in checked
+    assert "hint: Write its name on its hub, like acme/tiny of the card" in checked
+    assert (
+        "a: models/tiny is recorded as the name of its base on the Hub, and is a folder here"
+        in run("push", "a", "team/a").stderr
+    )
+    other = adapter(tmp_path / "b", pairs(2), base_model_name_or_path="acme/tiny")
+    assert "local-base-name" not in run("validate", other).stdout
+    assert run("push", "b", "team/b").stderr == ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from adapterhub.cli.output import Column
 from adapterhub.cli.remote_choice import remote_option
 from adapterhub.cli.views import tree
 from adapterhub.cli.views.version_rows import write_rows
+from adapterhub.ref import is_pattern
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ _REMOTE_COLUMNS = (
     adapterhub list
     adapterhub list team --tree
     adapterhub list team/sql --json
+    adapterhub list 'team/sql-*'
     adapterhub list team --remote
     adapterhub list oci://registry.example/team/sql""",
 )
@@ -50,9 +53,10 @@ _REMOTE_COLUMNS = (
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the versions there, and oci://HOST or
-    hub+https://HOST the names; a remote lists its names, or the versions of one. A hub of adapterhub is listed as the registry
-    is. A narrow terminal shows fewer columns, and of a tree the newest and tagged versions; a pipe and --json get everything.
+    PREFIX is a namespace, a name, or a pattern of names. An address, oci://HOST/NAME or hf://ORG/NAME, lists the versions
+    there, and oci://HOST or hub+https://HOST the names; a remote lists its names, or the versions of one. A hub of adapterhub
+    is listed as the registry is. A narrow terminal shows fewer columns, and of a tree the newest and tagged versions; a pipe
+    and --json get everything.
     """
     from adapterhub.remotes.address_schemes import is_address
 
@@ -82,7 +86,9 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
 def _list_catalog(catalog: Catalog, prefix: str | None, settings: Settings, *, as_tree: bool) -> None:
     from adapterhub.remotes.version_documents import listing_document
 
-    listing = catalog.list(prefix)
+    listing = catalog.list(None if prefix and is_pattern(prefix) else prefix)
+    if prefix and is_pattern(prefix):
+        listing = replace(listing, rows=[row for row in listing.rows if fnmatchcase(row.name, prefix)])
     rows, deprecations = listing.rows, listing.deprecations
     if prefix and not rows:
         if "://" in prefix:

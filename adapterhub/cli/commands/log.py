@@ -88,7 +88,13 @@ def _cells(entry: Entry) -> list[str]:
 
     reason = release_statement.log_summary(entry.op, entry.message)
     if entry.op == "keep":
-        reason = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
+        reason = (
+            f"the {entry.keep} newest and tagged versions"
+            if (entry.keep or 0) > 1
+            else "the newest and tagged versions"
+            if entry.keep
+            else "tagged versions"
+        )
     return [
         str(entry.seq),
         entry.time.replace("T", " ").removesuffix("Z"),

@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import catalogs, output
 from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, dry_run_option
-from adapterhub.cli.remote_choice import ref_at_remote, remote_option, remote_words
+from adapterhub.cli.remote_choice import place_words, ref_at_remote, remote_option
 
 
 @command(
@@ -37,6 +37,6 @@ def mv(settings: Settings, *, name: str, new_name: str, dry_run: bool, remote: s
     address = ref_at_remote(name, remote)
     leads = f"; {old} leads there" if is_address(address) else ""
     # A remote whose address has a namespace is given names without it.
-    undo = f"mv {new} {old}{remote_words(remote)}" if str(target) == name else f"mv {address.removesuffix(old)}{new} {old}"
+    undo = f"mv {new} {old}{place_words(remote)}" if str(target) == name else f"mv {address.removesuffix(old)}{new} {old}"
     text = f"{old} is now {new}, with {output.plural(versions, 'version')}{leads}; `adapterhub {undo}` undoes it"
     output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

@@ -10,7 +10,7 @@ from adapterhub.cli import catalogs, output
 from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.output import Column
-from adapterhub.cli.remote_choice import remote_option
+from adapterhub.cli.remote_choice import place_words, remote_option
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def promote(settings: Settings, *, ref: str, tag: str, dry_run: bool, message: s
     from adapterhub.remotes.release_documents import promotion_document
 
     document = promotion_document(report)
-    output.emit(document, as_json=settings.as_json, text=lambda: _write(report, is_asked=dry_run))
+    output.emit(document, as_json=settings.as_json, text=lambda: _write(report, remote, is_asked=dry_run))
     return RefusedError.exit_code if report.missing else 0
 
 
-def _write(report: PromotionReport, *, is_asked: bool) -> None:
+def _write(report: PromotionReport, remote: str | None, *, is_asked: bool) -> None:
     rows = [
         [
             "ok" if requirement.is_met else "MISSING",
@@ -69,7 +69,7 @@ def _write(report: PromotionReport, *, is_asked: bool) -> None:
         output.write(f"{tag} stays {f'v{report.current}' if report.current else 'unset'}: {ref} does not meet {count}")
     elif is_asked:
         met = f"meets {output.plural(len(rows), 'requirement')}" if rows else "has no requirements to meet"
-        output.write(f"{ref} {met}: `adapterhub promote {ref} {report.tag}` moves {tag}")
+        output.write(f"{ref} {met}: `adapterhub promote {ref} {report.tag}{place_words(remote)}` moves {tag}")
     else:
         condition = "" if rows else "; no requirements of this tag are in force here"
         output.write(f"{tag} is {ref}{'' if report.moved else ' already'}{condition}")

@@ -9,7 +9,7 @@ import click
 from adapterhub.cli import catalogs, output
 from adapterhub.cli.options import Settings, command, dry_run_option, expect_option, force_option, yes_option
 from adapterhub.cli.registry_choice import workspace
-from adapterhub.cli.remote_choice import ref_at_remote, remote_option, remote_words
+from adapterhub.cli.remote_choice import place_words, ref_at_remote, remote_option
 from adapterhub.operations import tag
 from adapterhub_converters.errors import UsageError
 
@@ -60,6 +60,6 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
                 raise SystemExit(1)
         catalog.rm(target, expect=expect, force=force)
     undo = f"tag {ref} --restore" if target.tag else f"restore {ref}"
-    text = f"removed {kind} {target}; `adapterhub {undo}{remote_words(remote)}` undoes it"
+    text = f"removed {kind} {target}; `adapterhub {undo}{place_words(remote)}` undoes it"
     document = {"removed": str(target), "kind": kind}
     output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

@@ -17,6 +17,7 @@ from adapterhub.cli.output import Column
 from adapterhub.cli.registry_choice import registry_folder
 from adapterhub.cli.remote_choice import remote_option, source_at_remote
 from adapterhub.cli.views import norm_picture as heat
+from adapterhub.operations import source_names
 from adapterhub.store.store import counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
@@ -67,7 +68,8 @@ def show(
     norms: NormHeatMap | str | None = None
     if (opened := _catalog_with(source, settings)) is not None:
         with opened[0] as catalog:
-            document: Mapping[str, Any] = catalog.show(opened[1])
+            with source_names.no_path_either(source):
+                document: Mapping[str, Any] = catalog.show(opened[1])
             if plot:
                 demand = replace(demand, draw_below=_pass_rate_drawing(catalog, opened[1].name, document["number"]))
         output.warn_deprecated(document["ref"], document["deprecated"])

@@ -7,6 +7,7 @@ import click
 from adapterhub.cli import output, signing_options
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub_converters.errors import UsageError
 
@@ -16,6 +17,7 @@ from adapterhub_converters.errors import UsageError
     example="""
     adapterhub sign ./sql --key team.key
     adapterhub sign team/sql:v2 --key team.key
+    adapterhub sign team/sql:v2 --key team.key --remote
     adapterhub sign oci://registry.example/team/sql:v2 --key team.key
     adapterhub sign oci://registry.example/team/sql:v2 --key team.key --cosign
     adapterhub sign team/sql:v2 --keyless""",
@@ -28,8 +30,11 @@ from adapterhub_converters.errors import UsageError
     help="Name of the adapter that is signed. [default: the name of the ref, the address or the folder]",
 )
 @click.option("--cosign", is_flag=True, help="Sign the version for every name, as cosign does, whose `verify` finds it.")
+@remote_option
 @click.pass_obj
-def sign(settings: Settings, *, source: str, signer: signing_options.SignerOption, name: str | None, cosign: bool) -> None:
+def sign(
+    settings: Settings, *, source: str, signer: signing_options.SignerOption, name: str | None, cosign: bool, remote: str | None
+) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
     The signature is written to model.sig in a folder, stored in the registry for a version in it, and attached to a version in
@@ -42,6 +47,7 @@ def sign(settings: Settings, *, source: str, signer: signing_options.SignerOptio
 
     if cosign and name:
         raise UsageError("--cosign", "signs for every name, and --name is one", "Leave one out", code="conflicting-options")
+    source = source_at_remote(source, remote)
     if cosign:
         signature = signing.sign_for_cosign(source, signer.read(), workspace=workspace(settings))
     else:

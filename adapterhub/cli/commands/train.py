@@ -166,7 +166,9 @@ def _push_result(folder: Path, ref: str, settings: Settings, *, attestations: Se
         return render_push(result).document
     except AdapterhubError as error:
         source = shlex.quote(str(folder) if folder.is_absolute() else f"./{folder}")
-        errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
+        errors.add_hint(
+            error, f"The adapter is in {folder}; `adapterhub push {source} {ref}{errors.registry_words()}` tries again"
+        )
         raise
 
 

@@ -9,6 +9,7 @@ import click
 from adapterhub.cli import signing_options
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.registry_choice import workspace
+from adapterhub.cli.remote_choice import remote_option, source_at_remote
 from adapterhub.cli.views import finding_report as view
 from adapterhub.identity import Identity
 from adapterhub_converters.errors import UsageError
@@ -37,6 +38,7 @@ from adapterhub_converters.errors import UsageError
     help="Data: a file that it was trained on; repeatable.",
 )
 @signing_options.parent_keys
+@remote_option
 @click.pass_obj
 def verify(
     settings: Settings,
@@ -49,6 +51,7 @@ def verify(
     base: str | None,
     data: tuple[Path, ...],
     parents: tuple[Path, ...],
+    remote: str | None,
 ) -> int:
     """Compare bytes with digests: a folder with its adapter.json, a version here or at an address with its manifest.
 
@@ -76,6 +79,7 @@ def verify(
         raise UsageError(
             "--base, --data and --parent-key", "require --recompute", "Pass --recompute too", code="conflicting-options"
         )
+    source = source_at_remote(source, remote)
     inputs = Inputs(base, parents, data) if recompute else None
     result = verified(
         source, keys=keys, name=signed_as, attestations=attestations, recompute=inputs, workspace=workspace(settings)

@@ -10,7 +10,7 @@ import click
 from adapterhub.cli import catalogs, output, signing_options
 from adapterhub.cli.completions import complete_ref
 from adapterhub.cli.options import Settings, command, dry_run_option
-from adapterhub.cli.remote_choice import remote_option, remote_words
+from adapterhub.cli.remote_choice import place_words, remote_option
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def _write(withdrawals: Sequence[Withdrawal], remote: str | None) -> None:
         elif not withdrawal.latest:
             output.write(f"{withdrawal.name} has no version that is left: it cannot be used until the next push")
         for tag in withdrawal.tags:
-            moves = f"`adapterhub rollback {withdrawal.name}:{tag}{remote_words(remote)}`"
+            moves = f"`adapterhub rollback {withdrawal.name}:{tag}{place_words(remote)}`"
             if withdrawal.latest:
-                tag_command = f"`adapterhub tag {withdrawal.name}:v{withdrawal.latest} {tag}{remote_words(remote)}`"
+                tag_command = f"`adapterhub tag {withdrawal.name}:v{withdrawal.latest} {tag}{place_words(remote)}`"
                 moves += f", or {tag_command} if it meant no other version before"
             output.write(f"{withdrawal.name}:{tag} cannot be used until it moves: {moves}")

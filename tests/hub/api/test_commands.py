@@ -22,6 +22,7 @@ push two other/sql
 list
 list --json
 list team
+list team/s*
 list team/sql --tree
 list team/sql --tree --json
 list nobody => 3
@@ -132,6 +133,17 @@ def test_each_command_prints_of_a_hub_what_it_prints_of_the_registry(
             differences.append((line, *texts))
     assert "Run `adapterhub list --remote`" in run("list", "nobody", "--remote", env=at_hub, code=3).stderr
     assert not differences, "\n\n".join("\n".join(difference) for difference in differences)
+
+
+def test_a_version_on_a_hub_is_signed_and_verified_by_its_name_there(
+    run: Run, hub: Running, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    at_hub = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+    run("remote", "add", "hub", hub.url.replace("http", "hub+http", 1), "--default")
+    run("key", "generate", "mine")
+    run("push", adapter(7), "team/signed", "--remote", env=at_hub)
+    assert "signed as team/signed" in run("sign", "team/signed", "--key", "mine.key", "--remote", env=at_hub).stdout
+    assert "signed as team/signed" in run("verify", "team/signed", "--key", "mine.pub", "--remote", env=at_hub).stdout
 
 
 def _printed(words: str, stdout: str, stderr: str) -> str:
