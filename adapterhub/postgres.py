@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ _TYPES = {
     "REAL": "DOUBLE PRECISION", "BLOB": "BYTEA", "STRICT, WITHOUT ROWID": "", "STRICT": "",
 }  # fmt: skip
 _TYPE = safe_regex.Pattern(r"\b(?:INTEGER PRIMARY KEY|AUTOINCREMENT|INTEGER|TEXT|REAL|BLOB|STRICT, WITHOUT ROWID|STRICT)\b")
+
+# The errors of `Postgres` report a database that does not answer; on stderr of a command, the pool's lines would repeat them.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 
 class Postgres:
@@ -202,6 +206,15 @@ class Postgres:
             if isinstance(error, psycopg.OperationalError) and error.sqlstate in (None, "57P01"):
                 raise _GoneError(self.location, "the database has closed the connection", "Try again") from error
             raise RemoteError(self.location, f"the database refuses the request: {str(error).partition(chr(10))[0]}") from error
+
+
+class PostgresReader(Postgres):
+    """The tables of a database as they are, which somebody waits to read: it is tried for two seconds."""
+
+    _max_connections, _connect_seconds = 1, 2
+
+    def __init__(self, url: str, *, options: str = "") -> None:
+        super().__init__(url, options=f"{options} -c default_transaction_read_only=on", is_migrated=False)
 
 
 class _GoneError(RemoteError):

@@ -111,12 +111,8 @@ def _shared_opener(settings: Settings) -> Callable[[], Registry] | None:
         return None
 
     def opener() -> Registry:
-        import logging
-
         from adapterhub.hub.storage.from_settings import open_registry
 
-        # A database that does not answer is reported by its error.
-        logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
         return open_registry(hub_settings)
 
     return opener

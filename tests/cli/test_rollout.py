@@ -72,6 +72,22 @@ def test_what_has_no_rollout_is_not_found(run: Run, words: tuple[str, ...]) -> N
         assert "[no-rollout]" in run("rollout", command, *words, code=3).stderr
 
 
+def test_a_candidate_that_was_withdrawn_after_its_rollout_is_rolled_back(place: Path, run: Run) -> None:
+    with Registry.open(place) as registry:
+        ref = Ref("team/sql", digest=registry.row(Ref("team/sql")).digest)
+        rollouts.change(registry.ledger, ref, "legal", lambda state: state and replace(state, state="done"))
+    for version, tag in (("v1", "prod"), ("v2", "prod")):
+        run("tag", f"team/sql:{version}", tag)
+    assert run("rollout", "show", "team/sql").stdout.startswith("legal: done\n")
+    run("withdraw", "team/sql:v2", "-m", "a leak")
+    run("rollback", "team/sql:prod")
+    text = run("rollout", "show", "team/sql").stdout
+    assert text.startswith("legal: rolled back: the candidate was withdrawn: a leak\n")
+    assert "[100 %]" not in text
+    [shown] = json.loads(run("rollout", "show", "team/sql:v2", "--json").stdout)["rollouts"]
+    assert (shown["state"], shown["share"]) == ("rolled back", 0)
+
+
 def test_several_rollouts_must_be_named(place: Path, run: Run) -> None:
     with Registry.open(place) as registry:
         ref = Ref("team/sql", digest=registry.row(Ref("team/sql")).digest)

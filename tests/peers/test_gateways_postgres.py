@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import re
+import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from threading import Thread
 
 import pytest
 
+from adapterhub import postgres as database_module
 from adapterhub.http_server.rate_windows import Windows
 from adapterhub.hub.storage.postgres import PostgresDatabase
-from adapterhub.serve.usage import delayed_limits, record_place
+from adapterhub.serve.usage import answer_log, delayed_limits, record_place, usage_report
 from adapterhub.serve.usage.delayed_limits import DelayedLimits
 from adapterhub.serve.usage.postgres_record import PostgresLimits, PostgresUsage
 from adapterhub.serve.usage.record_place import Place, PostgresAddress
+from adapterhub.serve.usage.usage_database import DAY
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.errors import RemoteError
 from tests.conftest import Run
 from tests.serve.usage.test_record_place import *  # noqa: F403 - the contract
-from tests.serve.usage.test_record_place import add
+from tests.serve.usage.test_record_place import ANSWER, add
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.peer
@@ -57,6 +63,7 @@ def clock() -> Clock:
 def gateway(address: PostgresAddress, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     """Returns the limits of another gateway each time, which look at the database only when a test says so."""
     monkeypatch.setattr(DelayedLimits, "_start", lambda _limits: None)
+    monkeypatch.setattr(PostgresLimits, "now", lambda _database: clock.now)
     with ExitStack() as opened:
 
         def gateway() -> DelayedLimits:
@@ -166,6 +173,79 @@ def test_what_is_counted_without_the_database_is_forgotten_with_its_window(
     other.flush()
     assert other.count("ada", "requests", Windows(3, 60, clock), 0).remaining == 2
     assert limits.count("bob", "requests", windows, 0).remaining == 3
+
+
+def test_a_window_is_shared_by_gateways_whose_clocks_differ(address: PostgresAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DelayedLimits, "_start", lambda _limits: None)
+    gateways = [DelayedLimits(address, lambda ahead=ahead: time.time() + ahead) for ahead in (-3600, 0, 30)]  # type: ignore[misc]
+    for limits in gateways:
+        limits.count("ada", "requests", Windows(3, 60))
+        assert limits.begin("ada", 9)
+        limits.flush()
+    for limits in gateways:
+        limits.flush()
+        window = limits.count("ada", "requests", Windows(3, 60), 0)
+        assert window.over
+        assert window.seconds <= 60
+        assert limits._elsewhere == {"ada": 2}
+        limits._discard_database()
+
+
+@contextmanager
+def commits_without_answer(server: int) -> Iterator[tuple[int, list[bool]]]:
+    """Serve the database on another port; while the list has an element, a connection ends when it has committed."""
+    is_cut: list[bool] = []
+
+    def forward(client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", server)) as database:
+            while readable := select.select([client, database], [], [])[0]:
+                for source in readable:
+                    data = source.recv(1 << 16)
+                    (database if source is client else client).sendall(data)
+                    if not data:
+                        return
+                    if is_cut and source is client and b"COMMIT" in data:
+                        database.recv(1)
+                        return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    Thread(target=forward, args=(listener.accept()[0],), daemon=True).start()
+
+        Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1], is_cut
+
+
+def test_a_commit_whose_answer_is_lost_counts_once(address: PostgresAddress, postgres: Postgres) -> None:
+    with commits_without_answer(postgres.port) as (port, is_cut):
+        near = PostgresAddress(address.url.replace(f":{postgres.port}/", f":{port}/"), "near")
+        recorder = UsageRecorder(near, has_budgets=lambda: True, clock=lambda: 9.5 * DAY)
+        recorder.add_answer(ANSWER)
+        add(recorder)
+        is_cut.append(True)
+        recorder.add_answer(replace(ANSWER, answer="chatcmpl-2"))
+        add(recorder)  # which fails, after the commit
+        is_cut.clear()
+        assert usage_report.report(address, ["key"], 0).total.usage.requests == 2
+        assert recorder.spent_by("ada") == (46, 46)
+        add(recorder)
+        assert usage_report.report(address, ["key"], 0).total.usage.requests == 3
+        assert len(answer_log.find_answers(address, "r1")) == 2
+        assert recorder.spent_by("ada") == (69, 69)
+        recorder._discard_database()
+
+
+@pytest.mark.parametrize("words", [("usage",), ("served", "r1")])
+def test_a_database_that_is_down_is_said_in_one_line(run: Run, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module.Postgres, "_connect_seconds", 600)  # only who must not wait for so long does not
+    result = run(*words, "--usage-file", "postgresql://127.0.0.1:1/x", code=5)
+    assert (
+        result.stderr.removeprefix("error: ")
+        == "postgresql://127.0.0.1:1/x: no connection to the database. Try again later  [remote-error]\n"
+    )
 
 
 def test_the_tables_are_for_a_user_who_may_create_no_schema(address: PostgresAddress, postgres: Postgres) -> None:

@@ -54,7 +54,7 @@ def show(settings: Settings, *, ref: str, route: str | None) -> None:
     REF is the name of the candidate, or one version of it; ROUTE one route of the gateways.
     """
     with open_registry(settings) as registry:
-        rollouts = _rollouts(registry, ref, route)
+        rollouts = [_with_withdrawal(registry, *rollout) for rollout in _rollouts(registry, ref, route)]
     document = {"rollouts": [_document(candidate, state) for candidate, state in rollouts]}
     output.emit(document, as_json=settings.as_json, text=lambda: _write(rollouts))
 
@@ -130,6 +130,18 @@ def _rollouts(registry: Registry, text: str, route: str | None) -> list[tuple[Re
     if not rollouts:
         raise NotFoundError(text, "has no rollout", "Name a candidate in the file of routes, and serve it", code="no-rollout")
     return rollouts
+
+
+def _with_withdrawal(registry: Registry, candidate: Ref, state: RolloutState) -> tuple[Ref, RolloutState]:
+    """Return a rollout as rolled back if its candidate was withdrawn, even where no gateway has written that to the log."""
+    from adapterhub.evidence import rollout_rules
+    from adapterhub.manifest.rollout_state import ROLLED_BACK
+    from adapterhub.registry import withdrawals
+
+    reason = withdrawals.reasons(registry.index, candidate.name).get(str(candidate.digest))
+    if reason is not None and state.state != ROLLED_BACK:
+        state = rollout_rules.roll_back(state, f"the candidate was withdrawn: {reason}")
+    return candidate, state
 
 
 def _document(candidate: Ref, state: RolloutState) -> Mapping[str, Any]:

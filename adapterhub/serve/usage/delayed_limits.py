@@ -19,7 +19,7 @@ from contextlib import suppress
 from adapterhub.http_server.rate_windows import Window, Windows
 from adapterhub_converters.errors import AdapterhubError
 
-from .limits_database import DEAD_SECONDS, LimitsDatabase
+from .limits_database import DEAD_SECONDS
 from .postgres_record import PostgresLimits
 from .record_place import PostgresAddress
 
@@ -33,22 +33,26 @@ _WindowKey = tuple[str, str, int, int]  # key, kind, limit, seconds
 class DelayedLimits:
     """What keys have used of their limits at this gateway, and at all others with the same database.
 
+    Windows begin and end by the time of the database, whatever the clocks of the machines say.
+
     Args:
-        clock: The time in seconds of Unix time, which the machines share to within seconds.
+        clock: A monotonic clock, in seconds.
     """
 
-    def __init__(self, address: PostgresAddress, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, address: PostgresAddress, clock: Callable[[], float] = time.monotonic) -> None:
         self._address, self._clock = address, clock
         self._gateway = uuid.uuid4().hex
         self._lock = threading.Lock()  # held for moments only, never while the database is asked
-        self._counted: dict[_WindowKey, tuple[int, float]] = {}  # in the database as last read: the count, and when it ends
+        self._counted: dict[
+            _WindowKey, tuple[int, float]
+        ] = {}  # as the database said last: the count, and when it ends by our clock
         self._unwritten: Counter[_WindowKey] = Counter()
         self._in_writing: Counter[_WindowKey] = Counter()
         self._unwritten_since: dict[_WindowKey, float] = {}  # when the first of them was counted
         self._running: Counter[str] = Counter()  # requests of this gateway that run, by key
         self._elsewhere: dict[str, int] = {}  # those of the other gateways, as last read
         self._read_at = -math.inf
-        self._database: LimitsDatabase | None = None
+        self._database: PostgresLimits | None = None
         self._logged_at = -math.inf
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
@@ -111,14 +115,16 @@ class DelayedLimits:
         try:
             if self._database is None:
                 self._database = PostgresLimits(self._address)
-                self._database.delete_old(now)
+                self._database.delete_old(self._database.now())
             with self._database.transaction():
+                time_there = self._database.now()
                 counted = {
-                    window: self._database.count(window, now + window[3], now, events[window]) for window in sorted(windows)
+                    window: self._database.count(window, time_there + window[3], time_there, events[window])
+                    for window in sorted(windows)
                 }
                 for key, count in sorted(running.items()):
-                    self._database.set_running(key, self._gateway, count, now)
-                elsewhere = self._database.running_elsewhere(self._gateway, now)
+                    self._database.set_running(key, self._gateway, count, time_there)
+                elsewhere = self._database.running_elsewhere(self._gateway, time_there)
         except AdapterhubError as error:
             self._discard_database()
             with self._lock:
@@ -130,7 +136,9 @@ class DelayedLimits:
                 log.error("limits of keys are counted for this gateway alone: %s", error)
         else:
             with self._lock:
-                self._counted = {window: row for window, row in counted.items() if row is not None}
+                self._counted = {
+                    window: (row[0], row[1] - time_there + now) for window, row in counted.items() if row is not None
+                }
                 self._elsewhere, self._in_writing, self._read_at = elsewhere, Counter(), now
 
     def _start(self) -> None:

@@ -39,3 +39,7 @@ class PostgresLimits(_GatewayTables, LimitsDatabase):
 
     def __init__(self, address: PostgresAddress) -> None:
         super().__init__(address.url, limits_database.MIGRATIONS, options=f"{IN_SCHEMA} -c synchronous_commit=off")
+
+    def now(self) -> float:
+        """Return the time of the server, in seconds of Unix time: the clocks of gateways may differ."""
+        return float(self.select("SELECT extract(epoch FROM clock_timestamp())")[0][0])

@@ -16,7 +16,7 @@ from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
-    from adapterhub.postgres import Postgres
+    from adapterhub.postgres import PostgresReader
 
 SCHEMA = "adapterhub_gateway"
 """The schema of the tables of gateways."""
@@ -60,18 +60,17 @@ def parse(text: str) -> Place:
 
 
 @contextmanager
-def reader(place: Place) -> Iterator[SqliteReader | Postgres]:
+def reader(place: Place) -> Iterator[SqliteReader | PostgresReader]:
     """Read what gateways have recorded.
 
     Raises:
         NotFoundError: There is no such file.
+        RemoteError: The database gives no connection within two seconds.
     """
     if isinstance(place, PostgresAddress):
-        from adapterhub.postgres import Postgres  # late, like the above: most records are files
+        from adapterhub.postgres import PostgresReader  # late, like the above: most records are files
 
-        with closing(
-            Postgres(place.url, options=f"{IN_SCHEMA} -c default_transaction_read_only=on", is_migrated=False)
-        ) as database:
+        with closing(PostgresReader(place.url, options=IN_SCHEMA)) as database:
             yield database
     elif place.exists():
         with closing(SqliteReader(place)) as file:

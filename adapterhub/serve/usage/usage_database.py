@@ -36,7 +36,12 @@ MIGRATIONS = (
     """,
     answer_log.TABLES,
     answer_log.FEEDBACK_INDEX,
+    "CREATE TABLE batches (recorder TEXT PRIMARY KEY, number INTEGER NOT NULL, time REAL NOT NULL) STRICT, WITHOUT ROWID",
 )
+_BEGIN_BATCH = """
+    INSERT INTO batches (recorder, number, time) VALUES (?, ?, ?)
+    ON CONFLICT (recorder) DO UPDATE SET number = excluded.number, time = excluded.time WHERE batches.number < excluded.number
+"""
 _ADD = """
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (hour, key, version, route, arm, engine, path) DO UPDATE SET
@@ -112,6 +117,17 @@ class UsageDatabase(SqliteFile):
             raise LocalIOError(str(path.parent), error.strerror or str(error)) from error
         super().__init__(path, MIGRATIONS, lock_seconds=_LOCK_SECONDS)
 
+    def begin_batch(self, recorder: str, number: int, now: float) -> bool:
+        """Return whether a batch is yet to be added, in the transaction that adds it; its recorder counts them upwards.
+
+        A recorder that never learned whether its last commit succeeded writes the same batch again.
+        """
+        return self.execute(_BEGIN_BATCH, recorder, number, now) == 1
+
+    def forget_batches(self, recorder: str) -> None:
+        """Delete the number of the last batch of a recorder that writes no more."""
+        self.execute("DELETE FROM batches WHERE recorder = ?", recorder)
+
     def add(self, usage: Mapping[UsageKey, UsageSum]) -> None:
         """Add sums to the rows, in a transaction of the caller's."""
         days: Counter[tuple[int, str]] = Counter()
@@ -135,6 +151,7 @@ class UsageDatabase(SqliteFile):
             self.execute("DELETE FROM key_days WHERE day < ?", first_day)
             self.execute("DELETE FROM answers WHERE time < ?", float(first_day * DAY))
             self.execute("DELETE FROM feedback WHERE time < ?", float(first_day * DAY))
+            self.execute("DELETE FROM batches WHERE time < ?", float(first_day * DAY))
 
     def tokens_by_key(self, today: int, month: int) -> dict[str, tuple[int, int]]:
         """Return the tokens of each key on a day, and since the first day of a month; both in days of Unix time."""

@@ -11,6 +11,7 @@ import datetime
 import logging
 import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -52,6 +53,27 @@ class _FileDays:
         """Return the tokens of a key on a day and in a month; 0 for any that began after the file was read."""
         day_tokens, month_tokens = self.tokens.get(key, (0, 0))
         return day_tokens if today == self.today else 0, month_tokens if month == self.month else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is written in one transaction.
+
+    Attributes:
+        number: Larger than those of this recorder's earlier batches.
+        days: The tokens of each key by day, which are in `sums` too.
+    """
+
+    number: int
+    sums: Mapping[UsageKey, UsageSum]
+    answers: Sequence[AnswerRecord]
+    feedback: Sequence[Feedback]
+    days: Counter[tuple[int, str]]
+
+    @property
+    def has_rows(self) -> bool:
+        """Return whether there is anything to write."""
+        return bool(self.sums or self.answers or self.feedback)
 
 
 def _days(now: float) -> tuple[int, int]:
@@ -118,6 +140,7 @@ class UsageRecorder:
     ) -> None:
         self.place, self._has_budgets, self._clock = place, has_budgets, clock
         self._lock = threading.Lock()  # held for moments only, never while the file is written
+        self._write_lock = threading.Lock()  # batches are written in their order
         self._sums: dict[UsageKey, UsageSum] = {}
         self._hour, self._hour_rows = 0, set[UsageKey]()
         # Not written yet; while the file cannot be written, the oldest are dropped.
@@ -125,7 +148,8 @@ class UsageRecorder:
         self._feedback: deque[Feedback] = deque(maxlen=_MAX_ROWS)
         # What keys have spent: in the file as it was read last, on its way there, and since then.
         self._file_days = _FileDays()
-        self._written_days: Counter[tuple[int, str]] = Counter()
+        self._batch: _Batch | None = None
+        self._batch_number, self._id = 1, uuid.uuid4().hex
         self._new_days: Counter[tuple[int, str]] = Counter()
         self._database: UsageDatabase | None = None
         self._shared_lock: _SharedLock | None = None
@@ -202,26 +226,21 @@ class UsageRecorder:
         today, month = _days(self._clock())
         with self._lock:
             day_tokens, month_tokens = self._file_days.spent_by(key, today, month)
-            for days in (self._written_days, self._new_days):
+            for days in (self._batch.days if self._batch else Counter(), self._new_days):
                 day_tokens += days[today, key]
                 month_tokens += sum(days[day, key] for day in range(month, today + 1))
         return day_tokens, month_tokens
 
     def flush(self) -> None:
-        """Write the sums now; if that fails, log it and keep them."""
-        with self._lock:
-            sums, self._sums = self._sums, {}
-            answers, pending_feedback = [*self._answers], [*self._feedback]
-            self._written_days, self._new_days = self._new_days, Counter()
+        """Write what was counted; if that fails, log it and keep it.
+
+        A batch that failed is written first, and again as it was: its commit may have succeeded without an answer.
+        """
         try:
-            file_days = self._write(sums, answers, pending_feedback)
+            with self._write_lock:
+                self._write_batches()
         except Exception as error:
             self._discard_database()
-            with self._lock:
-                self._new_days += self._written_days
-                self._written_days = Counter()
-                for row, usage in sums.items():
-                    self._sums.setdefault(row, UsageSum()).merge(usage)
             if not isinstance(error, AdapterhubError):
                 raise
             now = time.monotonic()
@@ -229,30 +248,35 @@ class UsageRecorder:
                 self._failed_at = now
                 log.error("usage is kept in memory, and is lost if this process ends: %s", error)
         else:
-            with self._lock:
-                self._file_days, self._written_days = file_days, Counter()
-                _drop_first(self._answers, answers)
-                _drop_first(self._feedback, pending_feedback)
             if self._failed_at is not None:
                 log.info("usage is written to %s again", self.place)
             self._failed_at = None
 
-    def _write(
-        self, sums: dict[UsageKey, UsageSum], answers: Sequence[AnswerRecord], pending_feedback: Sequence[Feedback]
-    ) -> _FileDays:
-        """Write sums, answers and feedback; return what all processes have written, if there are budgets."""
+    def _write_batches(self) -> None:
+        """Write the batch that failed, and then one of all that was counted since."""
+        if self._batch is not None:
+            self._write(self._batch)
+        with self._lock:
+            self._batch = batch = _Batch(self._batch_number, self._sums, [*self._answers], [*self._feedback], self._new_days)
+            self._batch_number, self._sums, self._new_days = self._batch_number + 1, {}, Counter()
+        self._write(batch)
+
+    def _write(self, batch: _Batch) -> None:
+        """Write a batch once, and read what all processes have written, if there are budgets."""
+        now = self._clock()
         if self._database is None:
             self._database = open_database(cast(Place, self.place))
-            self._database.delete_old(self._clock())
-        today, month = _days(self._clock())
-        has_rows = bool(sums or answers or pending_feedback)
-        with self._database.transaction() if has_rows else nullcontext():
-            if sums:
-                self._database.add(sums)
-            if answers or pending_feedback:
-                self._database.add_answers(answers, pending_feedback)
+            self._database.delete_old(now)
+        today, month = _days(now)
+        with self._database.transaction() if batch.has_rows else nullcontext():
+            if batch.has_rows and self._database.begin_batch(self._id, batch.number, now):
+                self._database.add(batch.sums)
+                self._database.add_answers(batch.answers, batch.feedback)
             tokens = self._database.tokens_by_key(today, month) if self._has_budgets() else {}
-        return _FileDays(today, month, tokens)
+        with self._lock:
+            self._file_days, self._batch = _FileDays(today, month, tokens), None
+            _drop_first(self._answers, batch.answers)
+            _drop_first(self._feedback, batch.feedback)
 
     def _discard_database(self) -> None:
         """Close the file, so that a transaction that could not be committed ends, and the next try opens it again."""
@@ -265,6 +289,9 @@ class UsageRecorder:
         while not self._end.wait(FLUSH_SECONDS):
             self._flush_or_log()
         self._flush_or_log()
+        if self._database is not None and self._batch is None:
+            with suppress(AdapterhubError):
+                self._database.forget_batches(self._id)
         self._discard_database()
 
     def _flush_or_log(self) -> None:
