@@ -1,7 +1,7 @@
 """The names of all repositories that have a record, as of a few seconds ago, for lists and for what lists leave out.
 
-Reading the records of all repositories takes time, so they are read again only after a multiple of it. Changes by this process
-are seen at once. What a list shows is still checked one by one.
+Reading the records of all repositories takes time, so they are read again only after a multiple of it, by one thread, while the
+others get the earlier names. Changes by this process are seen at once. What a list shows is still checked one by one.
 """
 
 from __future__ import annotations
@@ -61,23 +61,31 @@ class RepositoryListing:
 
     def __init__(self) -> None:
         self._until, self._current = 0.0, RepositoryNames([], {})
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._changes: list[tuple[str, Repository | None]] = []
 
     def current(self, worker: Worker) -> RepositoryNames:
         """Return the names, read again if they are too old."""
-        if self._until < time.monotonic():
-            start = time.monotonic()
-            with self._lock:
-                self._changes.clear()
-            states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
-            fresh = RepositoryNames([*states], {name: state for name, state in states.items() if is_restricted(state)})
-            with self._lock:
-                for name, repository in self._changes:  # made while the others were read
-                    _apply(fresh, name, repository)
-                self._current = fresh
-                self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
+        # Of two threads, the one that began first could end last, without what has changed since.
+        if self._until < time.monotonic() and self._reading.acquire(blocking=not self._until):
+            try:
+                if self._until < time.monotonic():
+                    self._read(worker)
+            finally:
+                self._reading.release()
         return self._current
+
+    def _read(self, worker: Worker) -> None:
+        start = time.monotonic()
+        with self._lock:
+            self._changes.clear()
+        states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
+        fresh = RepositoryNames([*states], {name: state for name, state in states.items() if is_restricted(state)})
+        with self._lock:
+            for name, repository in self._changes:  # made while the others were read
+                _apply(fresh, name, repository)
+            self._current = fresh
+            self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
 
     def note(self, name: str, repository: Repository | None) -> None:
         """Note a change by this process; None for a removal."""
