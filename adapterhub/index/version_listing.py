@@ -31,6 +31,7 @@ from .version_search import (
     phrases,
     require_allowed,
     storable,
+    words_condition,
 )
 
 SCANNED = 2_000
@@ -130,7 +131,7 @@ def page(
     if candidates:
         source = f"({candidates[0]}) c CROSS JOIN versions v ON v.id = c.id"
         if words:
-            conditions += " AND v.id IN (SELECT rowid FROM texts_fts WHERE texts_fts MATCH ?)"
+            conditions += f" AND {words_condition(wanted.words)}"
             values.append(words)
         source += " CROSS JOIN versions k ON k.name = v.name" if by_creation else ""
         sql = f"SELECT v.id, {key}.time, v.name FROM {source} WHERE {listed} AND {conditions} {order} LIMIT ?"

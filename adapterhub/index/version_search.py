@@ -33,6 +33,7 @@ FACETS = ("base", "method", "r", "target", "license", "task", "language", "tag",
 """Kinds of facets, in the order in which they are shown."""
 COMMON = 1000  # versions
 MAX_VALUES = 20  # most frequent values of a facet
+_MAX_INDEXED = 2  # letters of the beginnings that `texts_fts` has an index of
 COLUMNS = {"r", "size", "parameters"}
 """Columns whose numbers have bounds; the size is in bytes."""
 _OPERATORS = {"<", "<=", ">", ">=", "="}
@@ -194,7 +195,7 @@ def _latest_matches(index: Index, query: Query, words: str, most: int) -> list[_
     with_words = "1"
     if candidates:
         source = f"({candidates[0]}) c CROSS JOIN versions v ON v.id = c.id"
-        with_words = "EXISTS (SELECT 1 FROM texts_fts WHERE texts_fts MATCH ? AND rowid = v.id)" if words else "1"
+        with_words = words_condition(query.words) if words else "1"
     elif words:
         source, order = "texts_fts CROSS JOIN versions v ON v.id = texts_fts.rowid", "texts_fts.rowid"
         with_words = "texts_fts MATCH ?"
@@ -256,6 +257,17 @@ def phrases(words: str) -> str:
     # Replace NUL, which would end the statement, and halves of surrogate pairs, which cannot be encoded.
     clean = words.replace("\0", " ").encode(errors="replace").decode()
     return " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(clean.split()))
+
+
+def words_condition(words: str) -> str:
+    """Return the condition that a version `v`, one of few, has words, which take the place of its `?` as phrases.
+
+    The index lists the texts with each beginning of one or two letters, so that a text is looked up there. Those with a longer
+    one are merged from all the words that begin so, which is done once.
+    """
+    if all(len(word) <= _MAX_INDEXED for word in words.split()):
+        return "EXISTS (SELECT 1 FROM texts_fts WHERE texts_fts MATCH ? AND rowid = v.id)"
+    return "v.id IN (SELECT rowid FROM texts_fts WHERE texts_fts MATCH ?)"
 
 
 def _statements(query: Query) -> Iterator[Statement]:
