@@ -25,8 +25,7 @@ from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RemoteError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import commits, gates
-from .accounts import accounts
+from . import commits
 from .accounts.accounts import READERS
 from .hub_database import HubDatabase
 from .jobs import Jobs
@@ -203,12 +202,18 @@ class Replicator:
 
     def _private_names(self, records: Mapping[str, Repository | None]) -> set[str]:
         """Return those of a page of names, given with their records, that not everybody may read, as of now."""
-        closed = {row.name for row in accounts.namespaces(self._database) if row.readers != READERS[0]}
-        gated = gates.modes(self._database, records)
+        if not records:
+            return set()
+        namespaces = {name.partition("/")[0] for name in records}
+        sql = (
+            f"SELECT name FROM gates WHERE name IN ({', '.join('?' * len(records))})"  # noqa: S608 - marks
+            f" UNION ALL SELECT name FROM namespaces WHERE readers <> ? AND name IN ({', '.join('?' * len(namespaces))})"
+        )
+        closed = {name for (name,) in self._database.select(sql, *records, READERS[0], *namespaces)}
         return {
             name
             for name, record in records.items()
-            if name in gated or name.partition("/")[0] in closed or (record is not None and is_restricted(record))
+            if not closed.isdisjoint((name, name.partition("/")[0])) or (record is not None and is_restricted(record))
         }
 
     def _send(self, worker: Worker, target: Replication, state: LogState, progress: _Progress) -> bool:

@@ -1,7 +1,7 @@
 """The names of all repositories that have a record, as of a few seconds ago, for lists and for what lists leave out.
 
-Reading the records of all repositories takes time, so they are read again only after a multiple of it. Changes by this process
-are seen at once. What a list shows is still checked one by one.
+Reading the records of all repositories takes time, so they are read again only after a multiple of it, by one thread, while the
+others get the earlier names. Changes by this process are seen at once. What a list shows is still checked one by one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import field
 from itertools import islice
 
@@ -62,41 +61,41 @@ class RepositoryListing:
 
     def __init__(self) -> None:
         self._until, self._current = 0.0, RepositoryNames([], {})
-        self._lock = threading.Lock()
-        self._changes_while_reading: list[list[tuple[str, Repository | None]]] = []  # a list of each thread that reads
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._changes_while_reading: list[tuple[str, Repository | None]] | None = None
 
     def current(self, worker: Worker) -> RepositoryNames:
-        """Return the names, read again if they are too old."""
-        if self._until < time.monotonic():
-            start = time.monotonic()
-            with self._watched_changes() as changes:
-                states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
-                restricted = {name: _visibility(state) for name, state in states.items() if is_restricted(state)}
-                fresh = RepositoryNames([*states], restricted)
-                with self._lock:
-                    for name, repository in changes:
-                        _apply(fresh, name, repository)
-                    self._current = fresh
-                    self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
+        """Return the names, read again if they are too old; by one thread, while others go on with what there is."""
+        if self._until < time.monotonic() and self._reading.acquire(blocking=not self._until):
+            try:
+                if self._until < time.monotonic():
+                    self._read(worker)
+            finally:
+                self._reading.release()
         return self._current
 
-    @contextmanager
-    def _watched_changes(self) -> Iterator[list[tuple[str, Repository | None]]]:
-        """Collect the changes that are made within the block; none is kept without one."""
-        changes: list[tuple[str, Repository | None]] = []
+    def _read(self, worker: Worker) -> None:
+        start, changes = time.monotonic(), list[tuple[str, Repository | None]]()
         with self._lock:
-            self._changes_while_reading.append(changes)
+            self._changes_while_reading = changes
         try:
-            yield changes
+            states = {name: state for name in worker.repositories.names() if (state := worker.repositories.get(name))}
+            restricted = {name: _visibility(state) for name, state in states.items() if is_restricted(state)}
+            fresh = RepositoryNames([*states], restricted)
+            with self._lock:
+                for name, repository in changes:
+                    _apply(fresh, name, repository)
+                self._current = fresh
+                self._until = time.monotonic() + max(_TTL, _PAUSE * (time.monotonic() - start))
         finally:
             with self._lock:
-                self._changes_while_reading = [other for other in self._changes_while_reading if other is not changes]
+                self._changes_while_reading = None
 
     def note(self, name: str, repository: Repository | None) -> None:
         """Note a change by this process; None for a removal."""
         with self._lock:
-            for changes in self._changes_while_reading:
-                changes.append((name, repository))
+            if self._changes_while_reading is not None:
+                self._changes_while_reading.append((name, repository))
             _apply(self._current, name, repository)
 
 

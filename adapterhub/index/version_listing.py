@@ -9,7 +9,7 @@ or none, and says where the next one begins. If few versions meet a condition, t
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field
 
 from adapterhub.manifest.measurement import REPORTED
@@ -20,13 +20,23 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .index_database import Index
 from .queries import VersionRow, rows_by_id, visible_condition
-from .version_search import COLUMNS, NEWEST, Bounds, bounds_condition, phrases, require_allowed
+from .version_search import (
+    COLUMNS,
+    IN_NAMESPACE,
+    NEWEST,
+    Bounds,
+    Statement,
+    bounds_condition,
+    few_candidates,
+    phrases,
+    require_allowed,
+    storable,
+    words_condition,
+)
 
 SCANNED = 2_000
 """The most versions that a page reads."""
-_FEW = 1_000  # versions that are looked up rather than met on the way
 _SCANNED_FOR_WORDS = 500  # the most versions that a page compares with words which many versions contain
-_IN_NAMESPACE = "v.name > ? || '/' AND v.name < ? || '0'"  # as in queries.IN_NAMESPACE
 
 _FIRST = "NOT EXISTS (SELECT 1 FROM versions e WHERE e.name = k.name AND e.number < k.number)"  # of its name
 _AMONG = f"SELECT v.id FROM json_each(?) j CROSS JOIN versions v ON v.name = j.value WHERE {NEWEST}"
@@ -84,7 +94,6 @@ class Page:
 
 
 _Match = tuple[int, str, str]  # id, time and name of a version
-_Statement = tuple[str, tuple[object, ...]]  # with its values
 
 
 @of_one_snapshot
@@ -117,12 +126,12 @@ def page(
     order = f"ORDER BY {key}.time, {key}.name" if oldest_first else f"ORDER BY {key}.time DESC, {key}.name DESC"
     listed = f"{keyset} AND {NEWEST} AND {visible}" + (f" AND {_FIRST}" if by_creation else "")
     conditions, values = _conditions(wanted)
-    candidates = _few_candidates(index, wanted, words, visible)
+    candidates = few_candidates(index, _statements(wanted, words), visible)
     end = None
     if candidates:
         source = f"({candidates[0]}) c CROSS JOIN versions v ON v.id = c.id"
         if words:
-            conditions += " AND v.id IN (SELECT rowid FROM texts_fts WHERE texts_fts MATCH ?)"
+            conditions += f" AND {words_condition(wanted.words)}"
             values.append(words)
         source += " CROSS JOIN versions k ON k.name = v.name" if by_creation else ""
         sql = f"SELECT v.id, {key}.time, v.name FROM {source} WHERE {listed} AND {conditions} {order} LIMIT ?"
@@ -184,7 +193,7 @@ def values_of_kinds(index: Index, kinds: tuple[str, ...], without: tuple[str, ..
 
 def count_names(index: Index, namespace: str, without: Collection[str], most: int) -> int:
     """Return the number of names with versions in a namespace, except those in `without`; `most` for more."""
-    names = f"SELECT 1 FROM versions v WHERE {_IN_NAMESPACE} AND {NEWEST} AND {visible_condition(index, without)} LIMIT ?"
+    names = f"SELECT 1 FROM versions v WHERE {IN_NAMESPACE} AND {NEWEST} AND {visible_condition(index, without)} LIMIT ?"
     return int(index.select(f"SELECT count(*) FROM ({names})", namespace, namespace, most, kinds="i")[0][0])
 
 
@@ -192,25 +201,19 @@ def names_after(index: Index, last: str, limit: int, without: Collection[str]) -
     """Return names with versions after `last`, except those in `without`, sorted."""
     index.left_out = frozenset(without)
     sql = "SELECT name FROM names WHERE name > ? AND deleted = 0 AND number > 0 AND NOT left_out(name) ORDER BY name LIMIT ?"
-    return [name for (name,) in index.select(sql, _storable(last), limit, kinds="s") if is_name(name)]
+    return [name for (name,) in index.select(sql, storable(last), limit, kinds="s") if is_name(name)]
 
 
-def _few_candidates(index: Index, wanted: Conditions, words: str, visible: str) -> _Statement | None:
-    """Return a statement for the ids of the few versions that meet one of the conditions; None if many meet each."""
-    statements: list[_Statement] = [("SELECT rowid AS id FROM texts_fts WHERE texts_fts MATCH ?", (words,))] if words else []
+def _statements(wanted: Conditions, words: str) -> Iterator[Statement]:
+    """Yield statements for the ids of the versions that meet each condition which an index leads to."""
+    if words:
+        yield "SELECT rowid AS id FROM texts_fts WHERE texts_fts MATCH ?", (words,)
     for kinds, value in wanted.facets:
-        sql = f"SELECT DISTINCT version AS id FROM facets WHERE {_one_of(kinds)} AND value = ?"
-        statements.append((sql, (*kinds, _storable(value))))
+        yield f"SELECT DISTINCT version AS id FROM facets WHERE {_one_of(kinds)} AND value = ?", (*kinds, storable(value))
     if wanted.namespace:
-        statements.append((f"SELECT id FROM versions v WHERE {_IN_NAMESPACE}", (_storable(wanted.namespace),) * 2))
+        yield f"SELECT id FROM versions v WHERE {IN_NAMESPACE}", (storable(wanted.namespace),) * 2
     if wanted.among is not None:
-        statements.append((_AMONG, (json.dumps(wanted.among),)))
-    for sql, values in statements:
-        few = f"SELECT 1 FROM ({sql}) c CROSS JOIN versions v ON v.id = c.id WHERE {visible} LIMIT {_FEW + 1}"
-        ((count,),) = index.select(f"SELECT count(*) FROM ({few})", *values, kinds="i")
-        if count <= _FEW:
-            return sql, values
-    return None
+        yield _AMONG, (json.dumps(wanted.among),)
 
 
 def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
@@ -219,10 +222,10 @@ def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
     for kinds, value in wanted.facets:
         # Looked up for each version: the list of all versions with the facet may be long.
         conditions.append(f"EXISTS (SELECT 1 FROM facets f WHERE f.version = v.id AND {_one_of(kinds)} AND value = ?)")
-        values += [*kinds, _storable(value)]
+        values += [*kinds, storable(value)]
     if wanted.namespace:
-        conditions.append(_IN_NAMESPACE)
-        values += [_storable(wanted.namespace)] * 2
+        conditions.append(IN_NAMESPACE)
+        values += [storable(wanted.namespace)] * 2
     if wanted.among is not None:
         conditions.append(f"v.id IN ({_AMONG})")
         values.append(json.dumps(wanted.among))
@@ -233,7 +236,7 @@ def _conditions(wanted: Conditions) -> tuple[str, list[object]]:
     for name, bounds in wanted.metrics:
         condition, limits = bounds_condition("m.value", bounds)
         conditions.append(f"EXISTS (SELECT 1 FROM metrics m WHERE m.version = v.id AND m.name IN (?, ?) AND {condition})")
-        values += [_storable(name), _storable(f"{REPORTED}_{name}"), *limits]
+        values += [storable(name), storable(f"{REPORTED}_{name}"), *limits]
     return " AND ".join(conditions), values
 
 
@@ -249,8 +252,3 @@ def _with_words(index: Index, matches: list[_Match], words: str) -> list[_Match]
 
 def _one_of(kinds: tuple[str, ...]) -> str:
     return f"kind IN ({', '.join('?' * len(kinds))})"
-
-
-def _storable(text: str) -> str:
-    """Return text as the index has it: halves of surrogate pairs cannot be encoded."""
-    return text.encode(errors="replace").decode()

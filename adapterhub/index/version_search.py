@@ -7,13 +7,14 @@ found, ranked by bm25 over the columns of the index, where a match in the name w
 its own `search` has no weights, and importing it takes longer than a search.
 
 Words that more than COMMON versions contain hardly distinguish them, and scoring each takes long (54 ms of bm25 for a word in
-50,000 versions). For these, names and titles with the words come first, then the others, in both the latest push first.
+50,000 versions). For these, names and titles with the words come first, then the others, in both the latest push first; and of
+what very many match, with words or without, only the latest are read and counted, so that it costs the same among any number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field, replace
 
 from adapterhub.digest import Digest, is_hex
@@ -32,6 +33,7 @@ FACETS = ("base", "method", "r", "target", "license", "task", "language", "tag",
 """Kinds of facets, in the order in which they are shown."""
 COMMON = 1000  # versions
 MAX_VALUES = 20  # most frequent values of a facet
+_MAX_INDEXED = 2  # letters of the beginnings that `texts_fts` has an index of
 COLUMNS = {"r", "size", "parameters"}
 """Columns whose numbers have bounds; the size is in bytes."""
 _OPERATORS = {"<", "<=", ">", ">=", "="}
@@ -41,7 +43,13 @@ _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {prefix: 1000**n for n, prefix in enumerate("kmgt", 1)}
 NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
+IN_NAMESPACE = "v.name > ? || '/' AND v.name < ? || '0'"  # as in queries.IN_NAMESPACE
+Statement = tuple[str, tuple[object, ...]]
+"""A statement with its values."""
 _LEFT_OUT = "v.name IN (SELECT value FROM json_each(?))"
+_HAS_FACET = "kind = ? AND value = ?"
+_WITH_WORDS = "SELECT rowid AS id FROM texts_fts WHERE texts_fts MATCH ?"
+_IDS = "hit AS MATERIALIZED (SELECT value AS id FROM json_each(?))"
 _QUANTITY = safe_regex.Pattern(r"(-?[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?)\s*([a-z]*)")
 
 
@@ -88,7 +96,8 @@ class SearchResult:
     """The best matches, the number of all matches, and the facets of all matches: kind to value to count.
 
     Attributes:
-        has_more: There are more matches than `total`, as counting all of them would have taken longer than finding these.
+        has_more: There are more matches than `total`, as counting all of them would have taken longer than finding these; the
+            facets are those of the `total` newest.
     """
 
     rows: list[VersionRow]
@@ -116,31 +125,37 @@ class Holder:
 
 @of_one_snapshot
 def search(index: Index, query: Query, *, facets: bool = False) -> SearchResult:
-    """Return the versions that match, best first; with `facets`, also count the facets and all matches."""
+    """Return the versions that match, best first; with `facets`, also count the facets of the matches that were counted."""
     # Without conditions, the stored counts answer everything.
     if query == Query(limit=query.limit, without=query.without):
         return _newest(index, query, facets=facets)
-    result = _common_word_matches(index, query)
-    if result is None:
-        result = _ranked_matches(index, query)
-    elif facets and not query.all_versions and _all_have(index, query):
-        return replace(result, total=_names(index, query), has_more=False, facets=_stored_facet_counts(index, query))
-    elif facets:
-        matching, values = _matching(index, query)
-        result = replace(result, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], has_more=False)
-    return replace(result, facets=_count(index, query)) if facets else result
+    visible, words = visible_condition(index, query.without), phrases(query.words)
+    if words and few_candidates(index, [(_WITH_WORDS, (words,))], visible):
+        return _ranked_matches(index, query, facets=facets)
+    limit = _limit(query)
+    most = max(COMMON, 2 * limit) + 1
+    matches = _latest_matches(index, query, words, most)
+    hits = _hits_of(matches, query)
+    if len(matches) >= most and len(hits) < limit:  # of few names that were pushed often
+        most = 2**62
+        matches = _latest_matches(index, query, words, most)
+        hits = _hits_of(matches, query)
+    result = SearchResult(rows_by_id(index, [hit.id for hit in hits[:limit]]), len(hits), has_more=len(matches) >= most)
+    return replace(result, facets=_count(index, _IDS, (json.dumps([hit.id for hit in hits]),))) if facets else result
 
 
-def _ranked_matches(index: Index, query: Query) -> SearchResult:
+def _ranked_matches(index: Index, query: Query, *, facets: bool) -> SearchResult:
+    """Return the versions with words that few versions have."""
     matching, values = _matching(index, query)
-    best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
+    best = f"WITH {matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
     matches = index.select(best, *values, _limit(query))
-    return SearchResult(rows_by_id(index, [version for version, _ in matches]), matches[0][1] if matches else 0)
+    result = SearchResult(rows_by_id(index, [version for version, _ in matches]), matches[0][1] if matches else 0)
+    return replace(result, facets=_count(index, matching, values)) if facets else result
 
 
 def _limit(query: Query) -> int:
     # SQLite's integers have 64 bits.
-    return max(0, min(query.limit, 2**62))
+    return max(0, min(query.limit, 2**60))
 
 
 def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
@@ -159,54 +174,82 @@ def _names(index: Index, query: Query) -> int:
     return int(counts[0][0]) - int(hidden_counts[0][0]) if counts else 0
 
 
-def _all_have(index: Index, query: Query) -> bool:
-    """Return True if every version contains the words."""
-    sql = "SELECT (SELECT count(*) FROM texts_fts WHERE texts_fts MATCH ?) = (SELECT count(*) FROM versions)"
-    return bool(index.select(sql, phrases(query.words))[0][0])
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A version that matches, and whether the words are in its name or title."""
+
+    id: int
+    name: str
+    time: str
+    is_named: bool = False
 
 
-def _common_word_matches(index: Index, query: Query) -> SearchResult | None:
-    """Return matches of words that over COMMON versions contain; None for fewer versions, or conditions other than words."""
-    words = phrases(query.words)
-    if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit, without=query.without):
-        return None
-    latest = "SELECT rowid FROM texts_fts WHERE texts_fts MATCH ? ORDER BY rowid DESC LIMIT ?"
-    recent_ids = [version for (version,) in index.select(latest, words, COMMON + 1)]
-    if len(recent_ids) <= COMMON:
-        return None
-    ids_query = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
-    named_ids = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
-    named_rows = index.select(ids_query if query.all_versions else f"{ids_query} AND {NEWEST}", json.dumps(named_ids))
-    recent_rows = index.select(f"{ids_query} ORDER BY id DESC", json.dumps(recent_ids))
-    best: dict[object, tuple[int, int]] = {}
-    hidden = set(query.without)
-    for tier, matches in enumerate((named_rows, recent_rows)):
-        for version, name in (match for match in matches if match[1] not in hidden):
-            # The first entry wins: a match in the name or title, then the latest push.
-            best.setdefault(version if query.all_versions else name, (tier, version))
-    # Too few of the recent versions are left for a full page: rank all matches instead.
-    if len(best) < query.limit:
-        return None
-    ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
-    return SearchResult(rows_by_id(index, [version for _, version in ranked[: _limit(query)]]), len(best), has_more=True)
+def _latest_matches(index: Index, query: Query, words: str, most: int) -> list[_Match]:
+    """Return the `most` matches that were pushed last, and as many of those with the words in their name or title.
+
+    The versions are read from the newest on until there are enough, or those that meet the rarest condition are looked up.
+    """
+    conditions, values = _conditions(index, query)
+    candidates = few_candidates(index, _statements(query), visible_condition(index, query.without))
+    source, order = "versions v", "v.id"
+    with_words = "1"
+    if candidates:
+        source = f"({candidates[0]}) c CROSS JOIN versions v ON v.id = c.id"
+        with_words = words_condition(query.words) if words else "1"
+    elif words:
+        source, order = "texts_fts CROSS JOIN versions v ON v.id = texts_fts.rowid", "texts_fts.rowid"
+        with_words = "texts_fts MATCH ?"
+    where = " AND ".join([with_words, *conditions])
+    sql = f"SELECT v.id, v.name, v.time FROM {source} WHERE {where} ORDER BY {order} DESC LIMIT ?"
+    before = candidates[1] if candidates else ()
+    matches = index.select(sql, *before, *([words] if words else []), *values, most, kinds="iss")
+    if not words:
+        return [_Match(*match) for match in matches]
+    named = index.select(sql, *before, f"{{name title}}: ({words})", *values, most, kinds="iss")
+    named_ids = {version for version, _, _ in named}
+    return [_Match(version, name, time, version in named_ids) for version, name, time in {*matches, *named}]
+
+
+def _hits_of(matches: Sequence[_Match], query: Query) -> list[_Match]:
+    """Return the matches in their order, the newest of each name unless all versions were asked for."""
+    latest = sorted(matches, key=lambda match: -match.id)
+    if not query.all_versions:
+        newest_by_name = dict[str, _Match]()
+        for match in latest:
+            newest_by_name.setdefault(match.name, match)
+        latest = [*newest_by_name.values()]
+    if query.words.strip():
+        return sorted(latest, key=lambda match: not match.is_named)
+    by_name = sorted(latest, key=lambda match: match.name)
+    return sorted(by_name, key=lambda match: match.time, reverse=True)
+
+
+def few_candidates(index: Index, statements: Iterable[Statement], visible: str) -> Statement | None:
+    """Return the first statement for ids of versions that has at most COMMON visible ones; None if all have more.
+
+    Hidden names are left out first: how a page is found may not depend on them.
+    """
+    for sql, values in statements:
+        few = f"SELECT 1 FROM ({sql}) c CROSS JOIN versions v ON v.id = c.id WHERE {visible} LIMIT {COMMON + 1}"
+        ((count,),) = index.select(f"SELECT count(*) FROM ({few})", *values, kinds="i")
+        if count <= COMMON:
+            return sql, values
+    return None
 
 
 def _matching(index: Index, query: Query) -> tuple[str, list[object]]:
-    """Return the start of a statement in which the table `hit` has the matches: id, name, number, time, score."""
+    """Return the tables of a statement of which `hit` has the matches of words, with scores: id, name, number, time, score."""
     conditions, values = _conditions(index, query)
-    words = phrases(query.words)
-    source, score = "versions v", "0.0"
-    if words:
-        source = "texts_fts JOIN versions v ON v.id = texts_fts.rowid"
-        score = f"bm25(texts_fts, {', '.join(map(str, _WEIGHTS))})"
-        conditions, values = ["texts_fts MATCH ?", *conditions], [words, *values]
-    sql = f"SELECT v.id, v.name, v.number, v.time, {score} AS score FROM {source}"
-    sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    score = f"bm25(texts_fts, {', '.join(map(str, _WEIGHTS))})"
+    where = " AND ".join(["texts_fts MATCH ?", *conditions])
+    source = "texts_fts CROSS JOIN versions v ON v.id = texts_fts.rowid"
+    sql = f"SELECT v.id, v.name, v.number, v.time, {score} AS score FROM {source} WHERE {where}"
+    values = [phrases(query.words), *values]
     if query.all_versions:
-        return f"WITH hit AS MATERIALIZED ({sql})", values
+        return f"hit AS MATERIALIZED ({sql})", values
     # The bare columns are those of the row with the greatest number (sqlite.org/lang_select.html, "Bare columns").
     newest = "SELECT id, name, max(number) AS number, time, score FROM every GROUP BY name"
-    return f"WITH every AS MATERIALIZED ({sql}), hit AS MATERIALIZED ({newest})", values
+    return f"every AS MATERIALIZED ({sql}), hit AS MATERIALIZED ({newest})", values
 
 
 def phrases(words: str) -> str:
@@ -216,32 +259,68 @@ def phrases(words: str) -> str:
     return " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(clean.split()))
 
 
+def words_condition(words: str) -> str:
+    """Return the condition that a version `v`, one of few, has words, which take the place of its `?` as phrases.
+
+    The index lists the texts with each beginning of one or two letters, so that a text is looked up there. Those with a longer
+    one are merged from all the words that begin so, which is done once.
+    """
+    if all(len(word) <= _MAX_INDEXED for word in words.split()):
+        return "EXISTS (SELECT 1 FROM texts_fts WHERE texts_fts MATCH ? AND rowid = v.id)"
+    return "v.id IN (SELECT rowid FROM texts_fts WHERE texts_fts MATCH ?)"
+
+
+def _statements(query: Query) -> Iterator[Statement]:
+    """Yield statements for the ids of the versions that meet each condition which an index leads to, but the words."""
+    for kind, value in query.facets:
+        yield f"SELECT version AS id FROM facets WHERE {_HAS_FACET}", (_facet_kind(kind, value), storable(value))
+    for tag in map(storable, query.tags):
+        of_tag = "SELECT v.id FROM tags t JOIN versions v ON v.name = t.name AND v.number = t.number WHERE t.tag = ?"
+        yield f"{of_tag} UNION SELECT version AS id FROM facets WHERE {_HAS_FACET}", (tag, "tag", tag)
+    if query.namespace:
+        yield f"SELECT id FROM versions v WHERE {IN_NAMESPACE}", (storable(query.namespace),) * 2
+    for name, bounds in query.metrics:
+        condition, limits = bounds_condition("value", bounds)
+        names = storable(name), storable(f"{REPORTED}_{name}")
+        yield f"SELECT DISTINCT version AS id FROM metrics WHERE name IN (?, ?) AND {condition}", (*names, *limits)
+
+
 def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
+    """Return the conditions but the words, each to be looked up for a version `v`, with their values."""
     sql: list[str] = []
     values: list[object] = []
 
     def add(condition: str, *parameters: object) -> None:
         sql.append(condition)
-        values.extend(value.encode(errors="replace").decode() if isinstance(value, str) else value for value in parameters)
+        values.extend(storable(value) if isinstance(value, str) else value for value in parameters)
 
-    facet_query = "SELECT version FROM facets WHERE kind = ? AND value = ?"
+    has_facet = f"EXISTS (SELECT 1 FROM facets f WHERE f.version = v.id AND {_HAS_FACET})"
     for kind, value in query.facets:
-        add(f"v.id IN ({facet_query})", "base-name" if kind == "base" and "/" not in value else kind, value)
+        add(has_facet, _facet_kind(kind, value), value)
     for tag in query.tags:
         tag_query = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
-        add(f"({tag_query} OR v.id IN ({facet_query}))", tag, "tag", tag)
+        add(f"({tag_query} OR {has_facet})", tag, "tag", tag)
     if query.namespace:
-        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.IN_NAMESPACE
+        add(IN_NAMESPACE, query.namespace, query.namespace)
     for column, bounds in query.bounds:
         condition, limits = bounds_condition(f"v.{require_allowed(column, COLUMNS)}", bounds)
         add(condition, *limits)
     if query.without:
         add(visible_condition(index, query.without))
     for name, bounds in query.metrics:
-        condition, limits = bounds_condition("value", bounds)
-        metric_query = f"SELECT version FROM metrics WHERE name IN (?, ?) AND {condition}"
-        add(f"v.id IN ({metric_query})", name, f"{REPORTED}_{name}", *limits)
+        condition, limits = bounds_condition("m.value", bounds)
+        metric_query = f"SELECT 1 FROM metrics m WHERE m.version = v.id AND m.name IN (?, ?) AND {condition}"
+        add(f"EXISTS ({metric_query})", name, f"{REPORTED}_{name}", *limits)
     return sql, values
+
+
+def _facet_kind(kind: str, value: str) -> str:
+    return "base-name" if kind == "base" and "/" not in value else kind
+
+
+def storable(text: str) -> str:
+    """Return text as the index has it: halves of surrogate pairs cannot be encoded."""
+    return text.encode(errors="replace").decode()
 
 
 def bounds_condition(column: str, bounds: Bounds) -> tuple[str, list[float]]:
@@ -257,11 +336,10 @@ def require_allowed(text: str, allowed: set[str]) -> str:
     return text
 
 
-def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
-    """Count the facets of all matches: kind to value to number of matches, most frequent first."""
-    matching, values = _matching(index, query)
+def _count(index: Index, matching: str, values: Sequence[object]) -> dict[str, dict[str, int]]:
+    """Count the facets of the matches in the table `hit`, which the tables `matching` make: kind to value to their number."""
     counts = (
-        f"{matching} SELECT kind, value, count(*) AS n FROM hit JOIN facets ON version = id GROUP BY kind, value"
+        f"WITH {matching} SELECT kind, value, count(*) AS n FROM hit CROSS JOIN facets ON version = id GROUP BY kind, value"
         " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
         " ORDER BY n DESC, value"
     )

@@ -27,7 +27,7 @@ PUBLIC = {SIGN_IN, "/device"}
 OF_READERS = {"/-/adapters/red/open/star", "/-/adapters/red/open/ask-access"}
 FORMS = sorted(
     {
-        route.path.replace("{namespace}", "red").replace("{repo}", "open")
+        route.path.replace("{namespace}", "red").replace("{repo}", "open").replace("{path:path}", "README.md")
         for route in app.page_routes()
         if isinstance(route, Route) and "POST" in (route.methods or ())
     }

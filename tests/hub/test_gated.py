@@ -150,6 +150,7 @@ def test_no_route_hands_out_a_file_before_access_is_given(
         f"GET /v2/team/sql/blobs/sha256:{SHA}",
         "GET /team/sql/commit/main",
         "GET /team/sql/blob/main/training.txt",
+        "GET /-/adapters/team/sql/edit/training.txt",
         "POST /team/sql.git/info/lfs/objects/batch",
     }
     # Each of them is a row of the log of reads, but for the one that only leads to the file.

@@ -225,6 +225,29 @@ def test_a_name_that_becomes_private_while_it_is_sent_is_not_sent_on_before_it_i
             assert versions(registry) == versions(source)
 
 
+def test_whether_a_name_is_private_is_read_for_that_name_and_not_for_all_namespaces(
+    tmp_path: Path, source: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2, 3):
+        source.push(make(f"a{seed}", seed), SQL)
+    with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
+        for number in range(50):
+            accounts.set_namespace(hub.database, accounts.Namespace(f"closed{number}", "members"))
+        select, row_counts = HubDatabase.select, list[int]()
+
+        def counted(database: HubDatabase, sql: str, *values: Any) -> list[Any]:
+            rows = select(database, sql, *values)
+            row_counts.append(len(rows))
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(HubDatabase, "select", counted)
+            hub.replicator.replicate(*hub.settings.replications)
+        assert max(row_counts) < 5
+        with target.registry() as registry:
+            assert versions(registry) == versions(source)
+
+
 def test_only_names_of_the_pattern_are_sent(tmp_path: Path, source: Registry, make: Make) -> None:
     for name in ("team/sql", "team/chat", "red/sql"):
         source.push(make(name.replace("/", "-"), len(name)), Ref.parse(name))

@@ -120,7 +120,7 @@ def arguments(registry: Registry) -> dict[str, list[Any]]:
         "names": [["team/sql", "other/sql"]], "metric": ["eval_loss"],
         "row": [row], "columns": [["base"]], "ids": [ids], "query": texts, "limit": [20], "kind": ["deprecate"],
         "condition": ["1"], "facets": [False, True], "version": [first], "number": [2], "after": [None, row.ref], "last": [""],
-        "namespace": ["team"],
+        "namespace": ["team"], "statements": [[("SELECT id FROM versions", ())]], "visible": ["1"],
         "most": [5], "rows": [[row]], "wanted": listed, "kinds": [("method", "dtype")],
     }  # fmt: skip
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.index import index_database, schema, version_listing
+from adapterhub.index import index_database, schema, version_listing, version_search
 from adapterhub.index.index_database import Index
 from adapterhub.index.version_listing import Conditions, Page, Position
-from adapterhub.index.version_search import Bound
+from adapterhub.index.version_search import Bound, Query
 from adapterhub.manifest.measurement import REPORTED
 from adapterhub_converters.errors import UsageError
 from tests.support.many_names import BASES, add_names
@@ -71,7 +71,7 @@ def pages(index: Index, wanted: Conditions, limit: int, **more: Any) -> Iterator
 def test_pages_are_the_parts_of_one_list(
     index: Index, monkeypatch: pytest.MonkeyPatch, wanted: Conditions, condition: str, oldest_first: bool, few: int
 ) -> None:
-    monkeypatch.setattr(version_listing, "_FEW", few)
+    monkeypatch.setattr(version_search, "COMMON", few)
     monkeypatch.setattr(version_listing, "SCANNED", 50)
     monkeypatch.setattr(version_listing, "_SCANNED_FOR_WORDS", 20)
     order = "time, name" if oldest_first else "time DESC, name DESC"
@@ -87,7 +87,7 @@ def test_pages_are_the_parts_of_one_list(
 def test_pages_by_creation_have_each_name_at_the_time_of_its_first_version(
     monkeypatch: pytest.MonkeyPatch, wanted: Conditions, oldest_first: bool, few: int
 ) -> None:
-    monkeypatch.setattr(version_listing, "_FEW", few)
+    monkeypatch.setattr(version_search, "COMMON", few)
     monkeypatch.setattr(version_listing, "SCANNED", 20)
     with closing(filled(60)) as index:
         by_push = [row.name for page in pages(index, wanted, 7, oldest_first=oldest_first) for row in page.rows]
@@ -143,7 +143,7 @@ def steps(index: Index, call: Callable[[], Any]) -> int:
 def test_a_page_costs_the_same_wherever_it_is_and_however_many_names_there_are(
     monkeypatch: pytest.MonkeyPatch, wanted: Conditions
 ) -> None:
-    monkeypatch.setattr(version_listing, "_FEW", 5)
+    monkeypatch.setattr(version_search, "COMMON", 5)
     monkeypatch.setattr(version_listing, "SCANNED", 200)
     costs = []
     for count in (1_000, 3_000):
@@ -154,6 +154,32 @@ def test_a_page_costs_the_same_wherever_it_is_and_however_many_names_there_are(
                 after = Position(time, name) if at else None
                 costs.append(steps(index, lambda: version_listing.page(index, wanted, after=after, limit=10)))  # noqa: B023
     assert max(costs) < 2 * min(costs) + 200
+
+
+@pytest.mark.parametrize("facets", [False, True])
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query("b"),
+        Query("adapter"),
+        Query("b", facets=(("license", "mit"),)),
+        Query(facets=(("license", "mit"),)),
+        Query(facets=(("base", BASES[3]), ("license", "mit"))),
+        Query(bounds=(("r", (Bound("=", 8),)),)),
+        Query("b", tags=("subject-7",)),
+        Query("b", namespace="team07"),
+        Query(tags=("latest",), all_versions=True),
+    ],
+)
+def test_a_search_costs_the_same_however_many_names_match(
+    monkeypatch: pytest.MonkeyPatch, query: Query, *, facets: bool
+) -> None:
+    monkeypatch.setattr(version_search, "COMMON", 30)
+    costs = []
+    for count in (2_000, 6_000):
+        with closing(filled(count)) as index:
+            costs.append(steps(index, lambda: version_search.search(index, query, facets=facets)))
+    assert costs[1] < 2 * costs[0] + 2000
 
 
 def test_names_and_facets_are_found_by_an_index(index: Index) -> None:

@@ -174,3 +174,43 @@ def test_a_reader_proposes_a_version_on_the_page_and_a_writer_accepts_it(
     assert "Trained on more" in result["proposal"]
     with hub.registry() as registry:
         assert registry.row(Ref("team/sql")).number == 2
+
+
+_EDIT = """
+sign_in(TOKEN)
+plain.goto(URL + "/team/sql")
+plain.click("text=Propose a change of the card")
+result = {"wrong": wrong()}
+plain.fill("#text", "# Better\\n\\nWrites SQL.\\n")
+plain.fill("#title", "Say what it does")
+plain.click("text=Propose >> nth=-1")
+result["wrong"] += wrong()
+result["proposal"] = plain.text_content("main")
+context.clear_cookies()
+sign_in(WRITER)
+plain.goto(URL + "/team/sql/blob/main/README.md")
+plain.click("text=Edit the file")
+result["wrong"] += wrong()
+context.request.post(URL + "/-/adapters/team/sql/accept-proposal", form={
+    "csrf": plain.get_attribute("[name=csrf] >> nth=-1", "value"), "proposal": "1"}, headers={"origin": URL})
+plain.fill("#text", "# Best\\n")
+plain.click("text=Commit to main")
+result["wrong"] += wrong()
+result["late"] = plain.text_content("#wrong") + plain.input_value("#text") + plain.input_value("#newer")
+plain.click("text=Commit to main")
+result["commit"] = plain.text_content("main")
+"""
+
+
+def test_a_reader_proposes_a_change_of_the_card_and_a_writer_commits_another(
+    chromium: Browser, hub: Running, tmp_path: Path
+) -> None:
+    with hub.registry() as registry:
+        registry.push(write_adapter(tmp_path / "first", 1), Ref("team/sql"))
+    reader, writer = hub.make_token("ada", "read"), hub.make_token("bob", "write")
+    steps = f"URL, TOKEN, WRITER = {hub.url!r}, {reader!r}, {writer!r}\n{_WITHOUT_SCRIPTS}{_EDIT}"
+    result = chromium.visit(hub.url, steps)
+    assert result["wrong"] == []
+    assert [text in result["proposal"] for text in ("Say what it does", "by ada", "+# Better")] == [True] * 3
+    assert [text in result["late"] for text in ("has committed meanwhile", "# Best", "Writes SQL.")] == [True] * 3
+    assert [text in result["commit"] for text in ("-# Better", "+# Best")] == [True] * 2

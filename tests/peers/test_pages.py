@@ -27,7 +27,7 @@ PATHS = [
     *("/", "/?q=nothing-has-this", "/?rank=many", "/?license=MIT", "/-/bases", "/-/bases?name=org/base", "/team", "/-/sign-in"),
     *("/team/sql", "/team/sql/v1", "/team/sql/versions", "/team/sql/compare", "/team/sql/v2/tensors", "/team/sql/v2/norms"),
     *("/team/both/v1/lineage", "/team/none", "/-/admin", "/device", "/-/account", "/-/namespaces/team"),
-    *("/-/adapters/team/sql", "/-/adapters/team/sql/card", "/team/sql/commits", "/team/sql/commit/v2"),
+    *("/-/adapters/team/sql", "/-/adapters/team/sql/edit/README.md", "/team/sql/commits", "/team/sql/commit/v2"),
     *("/team/sql/channels", "/team/sql/discussions", "/team/sql/discussions/1", "/team/sql/blob/main/README.md", "/team/gated"),
 ]
 CARD = "# A card\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\n```python\nprint(1)\n```\n\n> quoted\n\n![loss](loss.png)\n"

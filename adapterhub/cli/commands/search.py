@@ -173,5 +173,7 @@ def _search_text(result: SearchResult, deprecated: Mapping[tuple[str, int], str]
     counted = {kind: counts for kind, counts in result.facets.items() if counts} if facets else {}
     if counted:
         output.write()
+        if result.has_more:
+            output.write(f"facets of the {result.total} newest matches:")
         text = {kind: ", ".join(f"{value} {count}" for value, count in counts.items()) for kind, counts in counted.items()}
         output.write_pairs(text)

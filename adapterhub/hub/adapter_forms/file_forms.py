@@ -1,4 +1,4 @@
-"""Forms that commit files to `main`, or propose them: the card, as it was edited on a page, and uploaded files."""
+"""Forms that commit files to `main`, or propose them: a text file, as it was edited on a page, and uploaded files."""
 
 from __future__ import annotations
 
@@ -11,38 +11,49 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub import proposals, request_context, request_texts
+from adapterhub.hub import commits, proposals, request_context, request_texts
 from adapterhub.hub.access_control import ForbiddenError, NoTokenError
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.api.name_changes import check_writer
-from adapterhub.hub.commits import Commit
 from adapterhub.hub.hf import proposing
 from adapterhub.hub.hf.commit_requests import Changes, Tree
 from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
-from adapterhub.hub.hf.reading import name_of, visible_view
+from adapterhub.hub.hf.reading import name_of, path_part, visible_view
 from adapterhub.hub.hf.writing import commit_in_turn
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import stream_body
-from adapterhub.hub.web.adapter_settings import CARD, MAX_CARD, UploadedPage, card_page
+from adapterhub.hub.web.adapter_settings import UploadedPage
+from adapterhub.hub.web.file_editor import MAX_TEXT, editor_page, read_text
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import PageRequest, answer_page, redirect_to, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, check_paths, divide_names
 from adapterhub.registry.repository_documents import MAIN
-from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .form_endpoint import errors_in_words
 from .multipart import MultipartReader, boundary_of
 from .proposal_forms import proposal_url
 
-_MAX_FORM = 4 * MAX_CARD  # bytes of a card in a form, where a letter may take nine
+_MAX_FORM = 4 * MAX_TEXT  # bytes of a text in a form, where a letter may take nine
 _MAX_FILES = 1000  # of an upload
 _MAX_FIELDS, _MAX_FIELD = 20, 2000  # other fields, and bytes of one
 _MOVED = (
-    "Somebody else has committed meanwhile. Copy what you want to keep of their card, then commit again: it replaces theirs."
+    "Somebody else has committed meanwhile. Copy what you want to keep of their text, then send it again: it replaces theirs."
 )
 _FileWork = Callable[[Hub, Identity, str, dict[str, str], Tree], Awaitable[UploadedPage]]
+_EditWork = Callable[[Hub, Identity, str, str, "_Edit"], Awaitable[str]]
 _ERRORS = (AdapterhubError, ForbiddenError, NoTokenError, MovedError, ResponseError)
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """The bytes of a text file that was edited, and the commit where it was read."""
+
+    path: str
+    raw: bytes
+    parent: str
 
 
 async def _sender(request: Request, fields: dict[str, str] | None = None, *, proposes: bool = False) -> Identity | Response:
@@ -84,59 +95,103 @@ async def _error_page(request: Request, error: Exception) -> Response:
     return answer
 
 
-# ---- the card
+# ---- an edited file
 
 
-async def commit_card(request: Request) -> Response:
-    """POST /-/adapters/{namespace}/{repo}/card: commit the card, if nobody has committed since it was read."""
-    sender = await _sender(request)
+async def commit_edit(request: Request) -> Response:
+    """POST /-/adapters/{namespace}/{repo}/edit/{path}: commit a text file, if nobody has committed since it was read."""
+    return await _answer_edit(request, _commit_edit)
+
+
+async def propose_edit(request: Request) -> Response:
+    """POST /-/adapters/{namespace}/{repo}/propose-edit/{path}: propose a text file, if it is on `main` what was read."""
+    return await _answer_edit(request, _propose_edit, proposes=True)
+
+
+async def _answer_edit(request: Request, work: _EditWork, *, proposes: bool = False) -> Response:
+    """Answer a form of the editor with a redirect to the address that `work` returns, or with the editor and why not."""
+    sender = await _sender(request, proposes=proposes)
     if isinstance(sender, Response):
         return sender
     fields = await read_fields(request, _MAX_FORM)
-    sender = await _sender(request, fields)
+    sender = await _sender(request, fields, proposes=proposes)
     if isinstance(sender, Response):
         return sender
-    hub, name = request.app.state.hub, name_of(request)
+    hub, name, path = request.app.state.hub, name_of(request), path_part(request, "path")
     try:
-        commit = await _commit_card(hub, sender, name, fields)
-    except ResponseError as error:
-        if error.status != 412:
-            return await _error_page(request, error)
-
-        def show_again(page_request: PageRequest, worker: Worker) -> Response:
-            """Show what was written, to be committed after what was committed meanwhile, which it then replaces."""
-            current = card_page(page_request, worker)
-            page = replace(current, text=_text_of(fields), title=fields.get("title", ""), wrong=_MOVED, newer_text=current.text)
-            return render_page(page_request, page, 409)
-
-        return await answer_page(request, show_again)
-    except _ERRORS as error:
+        raw = await hub.workers.run(_edited_bytes, hub, sender, f"{name}/{path}", fields)
+        title = fields.get("title", "").strip()[:200] or f"Update {path}"
+        return redirect_to(await work(hub, sender, name, title, _Edit(path, raw, fields["parent"])))
+    except (AdapterhubError, ResponseError) as error:
+        refusal = await _error_page(request, error)
+        is_late = isinstance(error, ResponseError) and error.status == 412
+        return await _show_again(request, fields, "" if is_late else str(error)) if refusal.status_code == 400 else refusal
+    except (ForbiddenError, MovedError) as error:
         return await _error_page(request, error)
-    return redirect_to(f"/{name}/commit/{commit.id}")
+
+
+async def _show_again(request: Request, fields: dict[str, str], problem: str) -> Response:
+    """Return the editor with what was written, to be sent again after what was committed meanwhile, which it then replaces."""
+
+    def show(page_request: PageRequest, worker: Worker) -> Response:
+        current = editor_page(page_request, worker)
+        newer_text = current.text if fields.get("parent") not in ("", current.parent) else ""
+        written = replace(current, text=_text_of(fields), title=fields.get("title", "")[:200])
+        page = replace(written, wrong=problem or _MOVED, newer_text=newer_text)
+        return render_page(page_request, page, 400 if problem else 409)
+
+    return await answer_page(request, show)
 
 
 def _text_of(fields: dict[str, str]) -> str:
-    """Return the card in a form, in which browsers end lines with CR LF."""
+    """Return the text in a form, in which browsers end lines with CR LF."""
     return fields.get("text", "").replace("\r\n", "\n")
 
 
-async def _commit_card(hub: Hub, identity: Identity, name: str, fields: dict[str, str]) -> Commit:
-    raw = _text_of(fields).encode("utf-8", "replace")
-    if len(raw) > MAX_CARD:
-        raise UsageError("card", f"has more than {MAX_CARD >> 10} KiB")
-    if not fields.get("parent"):
+def _edited_bytes(worker: Worker, hub: Hub, identity: Identity, address: str, fields: dict[str, str]) -> bytes:
+    """Return the bytes of the file `name/path` in a form, with the ends of lines that the file has on `main`.
+
+    Raises:
+        ResponseError: The file has changed since the commit where it was read.
+    """
+    namespace, repo, path = address.split("/", 2)
+    view = visible_view(worker, hub, identity, f"{namespace}/{repo}")
+    head = commits.find(worker, view, commits.HEAD)
+    current_text, text = read_text(worker, hub, identity, view, commit=head, path=path), _text_of(fields)
+    if "\r\n" in current_text:
+        text = text.replace("\n", "\r\n")
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > MAX_TEXT:
+        raise UsageError(path, f"has more than {MAX_TEXT >> 10} KiB")
+    if not (parent := fields.get("parent")):
         raise UsageError("parent", "is missing", "Load the page again")
+    if parent != head.id:
+        try:
+            earlier_files = commits.by_id(worker, view, parent).files
+        except NotFoundError:  # by a squash
+            earlier_files = {}
+        if earlier_files.get(path) != head.files.get(path):
+            raise ResponseError(412, "", f"{view.name}: {path} has changed since {parent[:40]}")
+    return raw
+
+
+async def _commit_edit(hub: Hub, identity: Identity, name: str, title: str, edit: _Edit) -> str:
     staged = hub.stage_files(name)
     try:
-        file = await hub.workers.read(staged.add, raw)
-        title = fields.get("title", "").strip()[:200] or f"Update {CARD}"
-        changes = Changes(staged, title, parent=fields["parent"], files={CARD: file}, inline={CARD})
+        file = await hub.workers.read(staged.add, edit.raw)
+        changes = Changes(staged, title, parent=edit.parent, files={edit.path: file}, inline={edit.path})
         commit, _ = await commit_in_turn(hub, identity, f"{name}@{MAIN}", changes)
         await hub.workers.read(staged.accept)
     finally:
         await asyncio.shield(hub.workers.read(staged.close))
     request_context.current().record_detail(commit=commit.id)
-    return commit
+    return f"/{name}/commit/{commit.id}"
+
+
+async def _propose_edit(hub: Hub, identity: Identity, name: str, title: str, edit: _Edit) -> str:
+    texts = {edit.path: edit.raw}
+    number, _ = await proposing.propose_files(hub, identity, name, title, {}, texts=texts, parent=edit.parent)
+    return proposal_url(name, number)
 
 
 # ---- files

@@ -50,7 +50,8 @@ def routes() -> list[BaseRoute]:
             methods=["POST"],
         ),
         Route(f"{_NAME}/restore", change_endpoint(name_forms.restore, check=name_forms.check_restorable), methods=["POST"]),
-        Route(f"{_NAME}/card", file_forms.commit_card, methods=["POST"]),
+        Route(f"{_NAME}/edit/{{path:path}}", file_forms.commit_edit, methods=["POST"]),
+        Route(f"{_NAME}/propose-edit/{{path:path}}", file_forms.propose_edit, methods=["POST"]),
         Route(f"{_NAME}/upload", file_forms.upload_files, methods=["POST"]),
         Route(f"{_NAME}/propose", file_forms.propose_files, methods=["POST"]),
     ]

@@ -8,7 +8,7 @@ policy does, since maintainers may add what is missing. Both decide again when i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -110,11 +110,33 @@ async def create(hub: Hub, request: Request) -> Response:
     return JSONResponse({"num": int(number), "url": f"{hub.url(request)}/{name}/discussions/{number}", "pullRequest": True})
 
 
-async def propose_files(hub: Hub, identity: Identity, name: str, title: str, files: Tree) -> tuple[str, Proposal]:
-    """Propose files that were uploaded for proposals; return the proposal with its number."""
+async def propose_files(
+    hub: Hub,
+    identity: Identity,
+    name: str,
+    title: str,
+    files: Tree,
+    *,
+    texts: Mapping[str, bytes] | None = None,
+    parent: str = "",
+) -> tuple[str, Proposal]:
+    """Propose files; return the proposal with its number.
+
+    Args:
+        hub: The hub.
+        identity: The account that proposes them.
+        name: The repository.
+        title: What they change.
+        files: Files that were uploaded for proposals.
+        texts: Bytes of further files, by path.
+        parent: The id of the commit that they change; empty for the newest.
+    """
     counted_name = proposals.upload_name(hub.access, identity, name)
-    async with _staging(hub, counted_name) as staged, turn_of_account(hub, identity.account, name, counted_name):
-        number, proposal = await hub.workers.run(_propose, hub, identity, name, Changes(staged, title, files=files))
+    async with _staging(hub, counted_name) as staged:
+        inline = {path: await hub.workers.read(staged.add, raw) for path, raw in (texts or {}).items()}
+        changes = Changes(staged, title, parent=parent, files={**files, **inline}, inline={*inline})
+        async with turn_of_account(hub, identity.account, name, counted_name):
+            number, proposal = await hub.workers.run(_propose, hub, identity, name, changes)
     request_context.current().record_detail(proposal=number, state="opened")
     return number, proposal
 

@@ -18,6 +18,7 @@ from adapterhub.hub.publishing import attached_signatures
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
+from adapterhub.manifest import card as model_cards
 from adapterhub.manifest import measurement
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
@@ -37,6 +38,7 @@ from . import drawings, facts
 from .browsing import Event, log_events
 from .drawings import Box, Graph, HeatMap
 from .facts import Facts
+from .file_editor import CARD
 from .gate_panel import GatePanel, gate_panel
 from .site import MovedError, Page, PageRequest, answer_page, error_page, render_page
 
@@ -157,6 +159,7 @@ class AdapterPage(Page):
     facts: Facts
     use: UsageCommands
     files: Sequence[Descriptor]
+    card_path: str
     tensors: Sequence[TensorInfo]
     tensor_prefix: str
     unmeasured: str
@@ -225,6 +228,7 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
         facts=adapter_facts,
         use=_use(page_request, row, adapter_facts.max_rank),
         files=oci.layers,
+        card_path=next((layer.path for layer in oci.layers if layer.path.lower() in model_cards.NAMES), CARD),
         tensors=first_tensors,
         tensor_prefix=_common_prefix([tensor.name for tensor in first_tensors]),
         unmeasured=facts.unmeasured_reason(adapter_facts, oci),

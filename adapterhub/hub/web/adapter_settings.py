@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from adapterhub.hub import commits, gates
-from adapterhub.hub.commits import View
+from adapterhub.hub import gates
 from adapterhub.hub.gates import AccessRequest, Gate
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.maintenance import retention
 from adapterhub.ref import Ref, is_name
-from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .gate_panel import access_requests
 from .site import MovedError, Page, PageRequest
-
-CARD, MAX_CARD = "README.md", 256 << 10
-"""The file with the card, and bytes of one that is edited on a page."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +49,6 @@ class RemovedPage(Page):
 
     name: str
     template: ClassVar[str] = "removed.html"
-
-
-@dataclass(frozen=True)
-class CardPage(Page):
-    """The card of an adapter in an editor.
-
-    Attributes:
-        parent: The commit that the next one follows.
-        text: What was read, or written so far.
-        wrong: Why the last attempt was refused.
-        newer_text: The card in `parent`, if others have committed that since `text` was read.
-    """
-
-    name: str
-    parent: str
-    text: str
-    title: str = ""
-    wrong: str = ""
-    newer_text: str = ""
-    template: ClassVar[str] = "card.html"
 
 
 @dataclass(frozen=True)
@@ -133,24 +108,3 @@ def _removed_page(page_request: PageRequest, worker: Worker, name: str) -> Remov
         raise page_request.no_such_repository(name)
     page_request.hub.access.check_write(page_request.who, name)
     return RemovedPage(name)
-
-
-def card_page(page_request: PageRequest, worker: Worker) -> CardPage:
-    """GET /-/adapters/{namespace}/{repo}/card."""
-    view = page_request.repository(worker)
-    page_request.hub.access.check_write(page_request.who, view.name)
-    commit = commits.find(worker, view, commits.HEAD)
-    return CardPage(view.name, commit.id, card_text(worker, view, commit.id))
-
-
-def card_text(worker: Worker, view: View, ident: str) -> str:
-    """Return the card of a commit, empty without one. NotFoundError for one that is too large, or no text."""
-    digest, size = commits.by_id(worker, view, ident).files.get(CARD, ("", 0))
-    if not digest:
-        return ""
-    if size > MAX_CARD:
-        raise NotFoundError(f"{view.name}: {CARD}", f"has more than {MAX_CARD >> 10} KiB, which no page edits")
-    try:
-        return worker.registry.store.read_document(digest).decode()
-    except UnicodeDecodeError as error:
-        raise NotFoundError(f"{view.name}: {CARD}", "is no text in UTF-8, which no page edits") from error

@@ -57,6 +57,7 @@ class SearchPage(Page):
         stars: Stars by name.
         orders: What the matches can be sorted by, and the address of each.
         runtimes: Runtimes that verdicts can be filtered by.
+        has_more: Whether there are more matches than `total`, which the facets, then without their counts, are of.
         deprecated: Name and number of deprecated versions, to the reason.
         wrong: The fault in the query; empty if it is valid.
     """
@@ -64,6 +65,7 @@ class SearchPage(Page):
     fields: Mapping[str, str]
     rows: Sequence[VersionRow]
     total: int | None
+    has_more: bool
     facets: Mapping[str, Sequence[Choice]]
     previous: str
     following: str
@@ -101,13 +103,14 @@ def search_page(page_request: PageRequest, worker: Worker) -> SearchPage:
         find = _sorted_rows if order else _best_rows
         rows, previous, following = find(page_request, worker, fields, query)
     except UsageError as error:
-        return SearchPage(fields, (), 0, {}, "", "", wrong=str(error))
+        return SearchPage(fields, (), 0, False, {}, "", "", wrong=str(error))
     counts, runtime = _facet_counts(page_request, worker, query), fields.get("runtime", "")
     names = [row.name for row in rows]
     return SearchPage(
         fields,
         rows,
         None if runtime else counts.total,
+        counts.has_more,
         _choices(fields, counts.facets),
         previous,
         following,
@@ -227,6 +230,7 @@ class BasePage(Page):
     name: str
     rows: Sequence[tuple[VersionRow, int]]
     total: int
+    has_more: bool
     ranks: Mapping[str, int]
     methods: Mapping[str, int]
     targets: Mapping[str, int]
@@ -259,7 +263,7 @@ def bases_page(page_request: PageRequest, worker: Worker) -> Page:
         raise NotFoundError(name[:200], "no adapter here is for this base")
     counts = _facet_counts(page_request, worker, query)
     kinds = (counts.facets[kind] for kind in ("r", "method", "target"))
-    return BasePage(rows[0].base or name, _tree(rows), counts.total, *kinds)
+    return BasePage(rows[0].base or name, _tree(rows), counts.total, counts.has_more, *kinds)
 
 
 def _tree(rows: Sequence[VersionRow]) -> list[tuple[VersionRow, int]]:

@@ -50,6 +50,7 @@ class FilePage(Page):
     Attributes:
         revision: What its address names the commit by.
         lines: Its lines; None if it is no text, or too large for a page.
+        is_current: Whether it is the same on `main`, where a client may change it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class FilePage(Page):
     digest: Digest
     size: int
     lines: Sequence[str] | None
+    is_current: bool
     template: ClassVar[str] = "file.html"
 
 
@@ -94,4 +96,6 @@ def file_page(page_request: PageRequest, worker: Worker) -> FilePage:
     lines = file_differences.read_lines(worker, (digest, size))
     if lines is not None:
         page_request.hub.record_read(view, commit.row.digest if commit.row else digest, PAGES)
-    return FilePage(view.name, revision, commit, path, digest, size, lines)
+    head = commits.find(worker, view, commits.HEAD)
+    is_current = not view.frozen and head.files.get(path) == (digest, size)
+    return FilePage(view.name, revision, commit, path, digest, size, lines, is_current)

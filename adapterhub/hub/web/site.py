@@ -176,13 +176,13 @@ class PageRequest:
             raise self.no_such_repository(name)
         return view
 
-    def current_repository(self, worker: Worker, subpage: str = "") -> View:
-        """Return the repository of the path; MovedError, to its `subpage`, if it has another name now."""
+    def current_repository(self, worker: Worker, subpage: str = "", *, root: str = "") -> View:
+        """Return the repository of the path; MovedError, to its `subpage` below `root`, if it has another name now."""
         view = self.repository(worker)
         if view.repository and (new_name := view.repository.moved_to):
             if self.hub.visible(worker, self.who, new_name) is None:
                 raise self.no_such_repository(view.name)
-            raise MovedError(f"/{new_name}{subpage}")
+            raise MovedError(f"{root}/{new_name}{subpage}")
         return view
 
     def no_such_repository(self, name: str) -> NotFoundError:

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from starlette.routing import Route
@@ -27,8 +28,9 @@ from tests.support.adapters import write_adapter
 HERE = "/-/adapters/team/sql"
 PATH = "/-/adapters/{namespace}/{repo}"
 OF_READERS = {f"{PATH}/star", f"{PATH}/ask-access"}
-PROPOSE = f"{PATH}/propose"  # of readers, too, in a form with files
-FORMS = sorted({route.path for route in routes.routes() if isinstance(route, Route)} - OF_READERS - {PROPOSE})
+PROPOSALS = {f"{PATH}/propose", f"{PATH}/propose-edit/{{path:path}}"}  # of readers, too, and about files
+FORMS = sorted({route.path for route in routes.routes() if isinstance(route, Route)} - OF_READERS - PROPOSALS)
+CARD = f"{HERE}/edit/README.md"
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_only_who_may_write_changes_anything(
 ) -> None:
     push("team/sql")
     hide(hub, "team/sql")
-    url = path.replace("{namespace}", "team").replace("{repo}", "sql")
+    url = path.replace("{namespace}", "team").replace("{repo}", "sql").replace("{path:path}", "README.md")
     reader, stranger = person(visitor, database, "rob", team="read"), person(visitor, database, "eve")
     fields = {
         "tag": "x",
@@ -111,7 +113,7 @@ def test_settings_are_shown_to_who_may_write(
     assert ada.get(HERE).status == 200
     assert visitor.get(HERE).headers["location"].startswith("/-/sign-in")
     reader = person(visitor, database, "rob", team="read")
-    assert (reader.get(HERE).status, reader.get(f"{HERE}/card").status) == (403, 403)
+    assert reader.get(HERE).status == 403
     hide(hub, "team/sql")
     assert person(visitor, database, "eve").get(HERE).status == 404
 
@@ -188,30 +190,94 @@ def parent_in(page: Answer) -> str:
 
 def test_the_card_is_edited_in_a_commit_on_what_was_read(hub: Running, ada: Visitor, push: Push) -> None:
     push("team/sql", files={"README.md": "# Old\n\nkept\n"})
-    page = ada.get(f"{HERE}/card")
+    page = ada.get(CARD)
     assert "# Old" in page.text
     parent = parent_in(page)
-    done = send(ada, "card", parent=parent, text="# New\r\n\r\nkept\r\n", title="Say more")
+    done = send(ada, "edit/README.md", parent=parent, text="# New\r\n\r\nkept\r\n", title="Say more")
     commit = ada.get(done.headers["location"])
     assert "Say more" in commit.text
     assert "-# Old" in commit.text
     assert "+# New" in commit.text
-    with hub.registry() as registry:
-        assert [entry.op for entry in registry.log(Ref("team/sql"))] == ["push", "push"]
-    late = send(ada, "card", parent=parent, text="# Mine", title="x")
-    assert (late.status, "has committed meanwhile" in late.text, "# Mine" in late.text, "# New" in late.text) == (
-        409,
-        True,
-        True,
-        True,
-    )
-    assert parent_in(late) == parent_in(ada.get(f"{HERE}/card"))
-    assert "+# Mine" in ada.get(send(ada, "card", parent=parent_in(late), text="# Mine").headers["location"]).text
-    assert send(ada, "card", text="# Mine").status == 400
-    assert send(ada, "card", parent=parent, text="x" * (300 << 10)).status == 400
+    assert log(hub) == ["push", "push"]
+    for action in ("edit", "propose-edit"):
+        late = send(ada, f"{action}/README.md", parent=parent, text="# Mine", title="x")
+        shown = [text in late.text for text in ("has committed meanwhile", "# Mine", "# New")]
+        assert (late.status, shown) == (409, [True] * 3), action
+    assert parent_in(late) == parent_in(ada.get(CARD))
+    assert "+# Mine" in ada.get(send(ada, "edit/README.md", parent=parent_in(late), text="# Mine").headers["location"]).text
     listed = ada.get("/team/sql/commits")
     assert "Say more" in listed.text
     assert "v3" in listed.text
+
+
+@pytest.mark.parametrize("action", ["edit", "propose-edit"])
+def test_a_refused_edit_is_shown_again_with_its_text(hub: Running, ada: Visitor, push: Push, action: str) -> None:
+    push("team/sql", files={"README.md": "# Old\n"})
+    parent = parent_in(ada.get(CARD))
+    for fields, words in (
+        ({"text": "# Mine"}, "Load the page again"),
+        ({"parent": parent, "text": "# Mine" + "x" * (300 << 10)}, "has more than 256 KiB"),
+        ({"parent": parent, "text": "# Old\r\n<!-- # Mine", "title": "y" * 300}, ""),
+    ):
+        answer = send(ada, f"{action}/README.md", **fields)
+        if words:
+            assert (answer.status, words in answer.text, "# Mine" in answer.text, parent_in(answer) == parent) == (
+                400,
+                *[True] * 3,
+            )
+        else:
+            assert answer.status == 303
+    unknown = send(ada, f"{action}/README.md", parent="0" * 40, text="# Mine")
+    assert (unknown.status, "# Mine" in unknown.text) == (409, True)
+    assert send(ada, f"{action}/README.md", parent=parent_in(unknown), text="# Old\n" if action != "edit" else "x").status < 500
+
+
+def test_a_reader_proposes_an_edit_of_the_card_or_another_text(
+    hub: Running, ada: Visitor, visitor: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql", files={"README.md": "# Old\n", "notes.json": '{"a": 1}\r\n'})
+    reader = person(visitor, database, "rob")
+    assert CARD in visitor.get("/team/sql").html.values("a", "href")
+    assert visitor.get(CARD).headers["location"] == f"/-/sign-in?next={quote(CARD, safe='')}"
+    page = reader.get(CARD)
+    assert f"{HERE}/propose-edit/README.md" in page.html.values("form", "action")
+    assert "Commit to main" not in page.text
+    assert send(reader, "edit/README.md", parent=parent_in(page), text="# Mine").status == 403
+    proposal = reader.get(send(reader, "propose-edit/README.md", parent=parent_in(page), text="# New").headers["location"])
+    assert [text in proposal.text for text in ("Update README.md", "by rob", "-# Old", "+# New")] == [True] * 4
+    assert log(hub) == ["push"]
+    assert send(ada, "accept-proposal", proposal="1").status == 303
+    assert "# New" in ada.get(CARD).text
+
+    notes = f"{HERE}/edit/notes.json"
+    assert notes in reader.get("/team/sql/blob/main/notes.json").html.values("a", "href")
+    sent = send(reader, "propose-edit/notes.json", parent=parent_in(reader.get(notes)), text='{"a": 2}\r\n')
+    assert sent.headers["location"] == "/team/sql/discussions/2"
+    data = reader._ask("GET", "/team/sql/resolve/refs%2Fpr%2F2/notes.json", b"", {}).body
+    assert data == b'{"a": 2}\r\n'  # with the ends of lines that it had
+    by_a_writer = send(ada, "propose-edit/notes.json", parent=parent_in(ada.get(notes)), text="[]")
+    assert by_a_writer.headers["location"] == "/team/sql/discussions/3"
+
+
+def test_only_texts_that_are_there_are_edited(
+    hub: Running, ada: Visitor, visitor: Visitor, database: HubDatabase, push: Push
+) -> None:
+    push("team/sql", files={"README.md": "# Old\n", "notes.json": '"\u00e9"'})
+    parent, reader = parent_in(ada.get(CARD)), person(visitor, database, "rob")
+    for path in ("missing.json", "adapter_model.safetensors", "../README.md", "README.md/x"):
+        for client, action in ((ada, "edit"), (reader, "propose-edit")):
+            assert client.get(f"{HERE}/edit/{quote(path)}").status in (303, 404), path
+            answer = send(client, f"{action}/{quote(path)}", parent=parent, text="# Mine")
+            assert answer.status in (303, 400, 404), path
+            assert not answer.headers.get("location", "").startswith("/team/sql"), path
+    assert send(ada, "edit/README.md", "team/sql.v1", parent=parent, text="# Mine").status in (400, 404)
+    gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
+    assert reader.get(CARD).status == 403
+    assert send(reader, "propose-edit/README.md", parent=parent, text="# Mine").status == 403
+    hide(hub, "team/sql")
+    assert reader.get(CARD).status == 404
+    assert send(reader, "propose-edit/README.md", parent=parent, text="# Mine").status == 404
+    assert log(hub) == ["push"]
 
 
 def test_uploaded_files_become_a_version_with_the_checks_of_a_push(hub: Running, ada: Visitor, tmp_path: Path) -> None:
@@ -250,7 +316,7 @@ def test_a_repository_without_a_version_takes_files(hub: Running, ada: Visitor, 
     Tenant(hub, "team").create("new")
     partial = upload(ada, ada.csrf(), {"README.md": b"# Soon"}, name="team/new")
     assert "not a whole adapter yet" in partial.text
-    assert "# Soon" in ada.get("/-/adapters/team/new/card").text
+    assert "# Soon" in ada.get("/-/adapters/team/new/edit/README.md").text
 
 
 def test_a_reader_proposes_files_with_the_checks_of_a_push(

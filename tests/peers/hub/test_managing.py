@@ -11,6 +11,7 @@ import requests
 
 from adapterhub.hub import access_control
 from adapterhub.ref import Ref
+from tests.hub.adapter_forms.test_adapter_forms import parent_in
 from tests.hub.api.test_account_requests import API, Person
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import Visitor
@@ -70,3 +71,23 @@ def test_a_name_is_taken_down_kept_and_restored(hubs: tuple[Running, Running], a
     assert "was removed" in page.get("/-/adapters/team/sql").text
     assert page.post("/-/adapters/team/sql/restore", {"csrf": page.csrf()}).status == 303
     assert boss.get("/team/sql/resolve/main/adapter_config.json").status_code in (200, 302)
+
+
+def test_a_text_is_edited_and_proposed_at_either_process(hubs: tuple[Running, Running], adapter: Callable[..., Path]) -> None:
+    one, other = hubs
+    with one.registry() as registry:
+        registry.push(adapter(1), Ref("team/sql"))
+    reader, writer = Person(one, "ann", team="read"), Person(other, "boss", team="write")
+    at_one, at_other = Visitor(one).signed_in(reader.token), Visitor(other).signed_in(writer.token)
+    forms = "/-/adapters/team/sql"
+    parent = parent_in(at_one.get(f"{forms}/edit/README.md"))
+    fields = {"csrf": at_one.csrf(), "parent": parent, "text": "# Better\r\n"}
+    assert at_one.post(f"{forms}/propose-edit/README.md", fields).headers["location"] == "/team/sql/discussions/1"
+    assert at_one.post(f"{forms}/edit/README.md", fields).status == 403
+    accepted = at_other.post(f"{forms}/accept-proposal", {"csrf": at_other.csrf(), "proposal": "1"})
+    assert accepted.status == 303
+    late = at_other.post(f"{forms}/edit/README.md", {**fields, "csrf": at_other.csrf(), "text": "# Best"})
+    assert (late.status, "# Best" in late.text, "# Better" in late.text) == (409, True, True)
+    again = {"csrf": at_other.csrf(), "parent": parent_in(late), "text": "# Best"}
+    committed = at_other.post(f"{forms}/edit/README.md", again)
+    assert "+# Best" in at_one.get(committed.headers["location"]).text
