@@ -329,6 +329,7 @@ _CONNECTING = {
     "adapterhub.http.bounded": "the one HTTP client",
     "adapterhub.http.boundary": "the one HTTP client",
     "adapterhub.http.connection_pools": "the one HTTP client",
+    "adapterhub.http.responses": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
     "adapterhub.http_server.certificate": "the certificate of a server",
     "adapterhub.http_server.client_connections": "the type of its context",

@@ -121,7 +121,7 @@ class Hub:
             limit=settings.max_file,
             room=self._count_upload,
             count=self._count_file,
-            forget=lambda name, digest: self.forget_uploads(name, [digest]),
+            forget=lambda name, digest: self.uploaded.forget(name, [digest]),
             on_end=self.quotas.close,
         )
         self.git = GitObjectIds(self.store)

@@ -15,7 +15,7 @@ import requests
 from starlette.routing import Route
 
 from adapterhub.hub.accounts import accounts
-from adapterhub.hub.hub import Hub
+from adapterhub.hub.change_locks import ChangeLocks
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.jobs import Jobs
 from adapterhub.ref import Ref
@@ -41,7 +41,7 @@ DOCUMENT = {
     **FORM, "name": "open", "organization": "red", "fromRepo": "red/open", "toRepo": "red/new", "type": "model",
 }  # fmt: skip
 LOCKS: list[tuple[type, str]] = [
-    (Hub, "change_lock"), (Hub, "move_lock"), (Jobs, "claim"), (Ledger, "write_lock"), (HubDatabase, "rehearsal"),
+    (ChangeLocks, "change"), (ChangeLocks, "move"), (Jobs, "claim"), (Ledger, "write_lock"), (HubDatabase, "rehearsal"),
 ]  # fmt: skip
 # What every account may do with a name that it sees, or is no change.
 OF_READERS = {

@@ -92,7 +92,8 @@ class Router(LlamaCpp, Server):
         prompt = served.prompt
         if prompt.template is None and prompt.date is None:
             return None
-        template = prompt.as_template(base_prompts.of_gguf(self._options.base).template)
+        base_template = base_prompts.of_gguf(self._options.base).template if prompt.template is None else None
+        template = prompt.as_template(base_template)
         if template is None:
             return None
         path = self._file.with_name(f"{served.digest.replace(':', '-')}.jinja")
