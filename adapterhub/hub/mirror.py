@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, is_name
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.version_lookup import Version
+from adapterhub.remotes import attached_signatures
 from adapterhub.remotes.hub.hub_client import COMMIT, Bounds, HubAddress
 from adapterhub.remotes.hub.hub_repository import HubRepository
 from adapterhub.remotes.local_name import LocalName
@@ -325,16 +326,31 @@ class Mirror:
                     )
                 return True
             manifest = source.manifest(commit or MAIN)
-            version = self._publish(worker, source, manifest, newest)
+            signatures = attached_signatures.stored(source, manifest.digest)
+            version = self._publish(worker, source, manifest, newest, signatures=signatures)
             mirror_origin.add(self._database, address.name, source.commit_id, version.digest)
+            if version.digest == manifest.digest:  # without an adapter.json there, they are about other files
+                for raw in signatures:
+                    publishing.attach_signature(worker, address.name, manifest, raw)
             _log.info("mirrored %s as v%d", address.with_reference(source.commit_id), version.number)
             return True
         finally:
             self._sources.discard(source)
             source.close()
 
-    def _publish(self, worker: Worker, source: HubRepository, manifest: Manifest, newest: VersionRow | None) -> Version:
-        """Receive the files of a version and store it, under the upstream's digest if it has an adapter.json."""
+    def _publish(
+        self,
+        worker: Worker,
+        source: HubRepository,
+        manifest: Manifest,
+        newest: VersionRow | None,
+        *,
+        signatures: Sequence[bytes],
+    ) -> Version:
+        """Receive the files of a version and store it, under the upstream's digest if it has an adapter.json.
+
+        The policy of the hub may ask for `signatures`, which the upstream has of it.
+        """
         name, location = source.address.name, source.address.repository
         check_adapter(source, manifest, location)
         for layer in manifest.layers:
@@ -362,6 +378,7 @@ class Mirror:
                 if not (queries.versions(worker.registry.index, name=name, file=blob.digest) and local.has_blob(blob)):
                     local.put_blob(blob, source)
             options: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
+            options["signatures"] = lambda _digest: signatures
             with mirror_origin.reserve(self._database, name, source.commit_id):
                 if manifest.adapter_json is not None:
                     return publishing.publish_manifest(worker.registry, Ref(name), manifest, **options)

@@ -3,7 +3,7 @@
 What is needed follows from the logs alone, all of which must be readable: a damaged log or manifest might need any blob, so in
 that case nothing is removed. Blobs are removed in batches under the write lock, and the logs and leases are read again before
 each batch. A push checks under the same lock that all its blobs exist before it names them, and stores removed ones again, so
-that safety depends on no clock, lease or grace period.
+that safety depends on no clock, lease or grace period. What it read of logs and manifests is kept for the next (`gc_marks`).
 
 A version's name is removed long before its manifest, and the manifest before its files: killed at any time, a gc leaves only
 blobs that no version needs. A packed blob is removed before the parent that it needs.
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 
 from adapterhub.digest import Digest, is_hex
@@ -29,12 +30,13 @@ from adapterhub.registry import repository_records
 from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
 from adapterhub.store.packs.pack_chains import children_first, with_parents
-from adapterhub.store.store import DOCUMENTS, HUB, MERGES, REFS, Entry, Store, local_errors
+from adapterhub.store.store import DOCUMENTS, HUB, MERGES, REFS, Store, local_errors
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import retention
+from . import gc_marks, retention
+from .gc_marks import LogMarks, Marks
 from .retention import DefaultRule
 
 Progress = Callable[[int, int], None]
@@ -104,6 +106,7 @@ def gc(
         lambda: {name.name: name.seq for name in queries.names(registry.index)},
         grace * 3600,
         dropped.numbers if dry_run else {},
+        marks=gc_marks.read(store),
     )
 
     @contextmanager
@@ -118,23 +121,9 @@ def gc(
             yield
 
     _collect(store, needs, lock_current_index, result, grace=grace * 3600, progress=progress)
+    if not dry_run:
+        needs.keep_marks()
     return result
-
-
-@dataclass
-class _LogState:
-    """The state of a log: its versions, all digests it has ever named, and the releases of digests with their times.
-
-    `removed` has the versions that the last removal of the name took, which may be restored. A base or a recipe has one
-    version, number 1, whose digest is that of its document.
-    """
-
-    seq: int = 0
-    head: Digest = ""
-    versions: dict[int, Digest] = field(default_factory=dict)
-    removed: dict[int, Digest] = field(default_factory=dict)
-    named: set[Digest] = field(default_factory=set)
-    released: list[tuple[float, Digest]] = field(default_factory=list)
 
 
 class NeededBlobs:
@@ -145,7 +134,8 @@ class NeededBlobs:
         indexed_seqs: Returns the number of the last entry that the index has of each log.
         grace: Seconds that a blob stays after it was released.
         droppable: Numbers of the versions to drop, by name.
-        entry_time: Returns when an entry was written, given the entry and its file; by default, the time of the file.
+        entry_time: Returns when an entry was written, given the time in it and its file; by default, the time of the file.
+        marks: What an earlier gc has read of this store.
 
     Attributes:
         spared: Blobs that no version needs, but a running process does, or a user who undoes a recent removal.
@@ -158,18 +148,21 @@ class NeededBlobs:
         indexed_seqs: Callable[[], dict[str, int]],
         grace: float,
         droppable: dict[str, list[int]],
-        entry_time: Callable[[Entry, Path], float] | None = None,
+        *,
+        entry_time: Callable[[str, Path], float] | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._store = store
-        self._entry_time = entry_time or (lambda _entry, path: store.files.status(path).st_mtime)
+        self._entry_time = entry_time or (lambda _time, path: store.files.status(path).st_mtime)
         self._indexed_seqs = indexed_seqs  # the last entry of each log in the index
         self._grace = grace
         self._since = time.time() - grace
         self._droppable = droppable
-        self._logs: dict[str, _LogState] = {}
-        self._documents: dict[tuple[str, str], _LogState] = {}
+        self._marks = marks or Marks()
+        self._begun_logs: set[tuple[str, str]] = set()  # whose marks are known to be of the logs that there are
+        self._times: dict[tuple[str, str, int], float] = {}  # of entries that released something
         self._recipes: dict[Digest, set[Digest]] = {}
-        self._blobs: dict[Digest, set[Digest]] = {}
+        self._needed: set[Digest] = set()
         self.spared: set[Digest] = set()
         self.parents: dict[Digest, Digest] = {}
 
@@ -186,18 +179,20 @@ class NeededBlobs:
             raise RefusedError(str(path), problem, "Upgrade adapterhub, or move that folder elsewhere", code="newer-version")
         indexed_seqs = self._indexed_seqs()
         # Names of the index too: a log that has vanished must stop the gc.
-        for name in sorted({*self._store.log.names(), *indexed_seqs}):
-            self._read_name_log(name, indexed_seqs.get(name, 0))
-        for kind in DOCUMENTS:
-            for name in self._store.log.document_names(kind):
-                self._read_document_log(kind, name)
+        names = [(REFS, name) for name in sorted({*self._store.log.names(), *indexed_seqs})]
+        documents = [(kind, name) for kind in DOCUMENTS for name in self._store.log.document_names(kind)]
+        for kind, name in (*names, *documents):
+            self._read_log(kind, name, indexed_seqs.get(name, 0) if kind == REFS else 0)
+        self._marks.logs = {log: self._marks.logs[log] for log in (*names, *documents)}
         needed, spared = self._needed_by_versions()
-        for (kind, name), log in self._documents.items():
+        for kind, name in documents:
+            log = self._marks.logs[kind, name]
             needed.update(log.versions.values())
-            spared.update(digest for released_at, digest in log.released if released_at > self._since)
+            released = self._recently_released(kind, name)
+            spared.update(released)
             if kind in (MERGES, HUB):
                 needed.update(*(self._needed_by_document(kind, digest, name) for digest in log.versions.values()))
-                for digest in [digest for released_at, digest in log.released if released_at > self._since]:
+                for digest in released:
                     with contextlib.suppress(AdapterhubError):  # an unreadable one needs nothing
                         spared |= self._needed_by_document(kind, digest, name)
         leased = self._store.leased_digests()
@@ -205,21 +200,39 @@ class NeededBlobs:
         # A lease on a manifest, such as that of an open read, covers the blobs of its version.
         for digest in leased & self.manifests():
             spared |= self._needed_by_removed_version(digest)
-        return self._with_parents(needed, spared)
+        self._needed = needed = self._with_parents(needed, spared)
+        return needed
+
+    def keep_marks(self) -> None:
+        """Keep what was read for the next gc."""
+        gc_marks.write(self._store, self._marks, self._needed)
+
+    def _recently_released(self, kind: str, name: str) -> list[Digest]:
+        """Return the digests that a log released within the grace period."""
+        recent = []
+        for seq, time_, digest in self._marks.logs[kind, name].released:
+            key = (kind, name, seq)
+            if key not in self._times:
+                self._times[key] = self._entry_time(time_, self._store.log.path(name, seq, log=kind))
+            if self._times[key] > self._since:
+                recent.append(digest)
+        return recent
+
+    def _name_logs(self) -> list[tuple[str, LogMarks]]:
+        return [(name, log) for (kind, name), log in self._marks.logs.items() if kind == REFS]
 
     def _needed_by_versions(self) -> tuple[set[Digest], set[Digest]]:
         """Return the blobs that versions need, and those that recently dropped or removed versions would need."""
         needed: set[Digest] = set()
         spared: set[Digest] = set()
-        for name, log in self._logs.items():
+        for name, log in self._name_logs():
             for number, digest in log.versions.items():
                 if number not in self._droppable.get(name, ()):
                     needed |= self._needed_by_version(digest, f"{name}:v{number}")
                 elif self._grace:  # in a dry run, which has not dropped it: with a grace period its blobs would stay
                     spared |= self._needed_by_removed_version(digest)
-            for released_at, digest in log.released:
-                if released_at > self._since:
-                    spared |= self._needed_by_removed_version(digest)
+            for digest in self._recently_released(REFS, name):
+                spared |= self._needed_by_removed_version(digest)
         return needed, spared
 
     def _with_parents(self, needed: set[Digest], spared: set[Digest]) -> set[Digest]:
@@ -236,69 +249,52 @@ class NeededBlobs:
 
     def manifests(self) -> set[Digest]:
         """Return every digest that a log of a name has ever named."""
-        return set().union(*(log.named for log in self._logs.values()))
+        return set().union(*(log.named for _, log in self._name_logs()))
 
-    def _read_name_log(self, name: str, indexed_seq: int) -> None:
-        """Read the new entries of a name's log."""
-        log = self._logs.get(name, _LogState())
-        for entry, written_at in self._entries(name, log, indexed_seq, REFS):
-            if entry.op == "push":
-                log.versions[entry.number] = entry.digest
-                log.named.add(entry.digest)
-            elif entry.op == "delete":
-                log.removed = dict(log.versions)
-            elif entry.op == "restore":
-                log.versions = {number: digest for number, digest in log.removed.items() if number in entry.numbers}
-            released_numbers = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
-            log.released += [(written_at, log.versions.pop(number)) for number in released_numbers if number in log.versions]
-        self._logs[name] = log
-
-    def _read_document_log(self, kind: str, name: str) -> None:
-        """Read the new entries of a document's log; a document is released when its name is freed or gets another."""
-        log = self._documents.get((kind, name), _LogState())
-        for entry, written_at in self._entries(name, log, 0, kind):
-            log.released += [(written_at, digest) for digest in log.versions.values()]
-            log.versions = {1: entry.digest} if entry.op == "push" else {}
-        self._documents[kind, name] = log
-
-    def _entries(self, name: str, log: _LogState, indexed_seq: int, kind: str) -> Iterator[tuple[Entry, float]]:
-        """Yield the entries that `log` lacks, with the times they were written."""
-        is_first_read = log.seq == 0
-        while next_entry := self._store.log.entry(name, log.seq + 1, log=kind):
+    def _read_log(self, kind: str, name: str, indexed_seq: int) -> None:
+        """Read the entries of a log that its marks lack."""
+        entry_at = partial(self._store.log.entry, name, log=kind)
+        log, is_first_read = self._marks.logs.get((kind, name), LogMarks()), (kind, name) not in self._begun_logs
+        if is_first_read and log.seq and ((last := entry_at(log.seq)) is None or last[1] != log.head):
+            log = LogMarks()  # the marks are of another log
+        apply = log.apply if kind == REFS else log.apply_to_document
+        while next_entry := entry_at(log.seq + 1):
             entry, digest = next_entry
             path = self._store.log.path(name, entry.seq, log=kind)
             if entry.previous != log.head:
                 raise _damage_error(str(path), "does not follow the entry before it")
+            apply(entry)
             log.seq, log.head = entry.seq, digest
-            yield entry, self._entry_time(entry, path)
         # A log that ends before the index does, or has a gap, may lack entries that need blobs.
         if log.seq < indexed_seq or (is_first_read and self._store.log.has_entry_after(name, log.seq, log=kind)):
             path = self._store.log.path(name, log.seq + 1, log=kind)
             raise _damage_error(str(path), "is missing, although there are later ones")
+        self._marks.logs[kind, name] = log
+        self._begun_logs.add((kind, name))
 
     def _needed_by_version(self, digest: Digest, ref: str) -> set[Digest]:
         """Return the digests of a version's manifest, config and layers."""
-        if digest not in self._blobs:
+        if digest not in self._marks.blobs:
             try:
                 manifest = oci_manifest.parse(self._store.read_document(digest), ref)
             except AdapterhubError as error:
                 raise _damage_error(ref, "its manifest cannot be read, so that the blobs it needs are unknown") from error
-            self._blobs[digest] = {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
-        return self._blobs[digest]
+            self._marks.blobs[digest] = {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+        return self._marks.blobs[digest]
 
     def _needed_by_document(self, kind: str, document: Digest, name: str) -> set[Digest]:
         """Return the blobs that a recipe or a repository needs besides its document."""
         return self._needed_by_recipe(document, name) if kind == MERGES else self._needed_by_repository(document, name)
 
     def _needed_by_repository(self, document: Digest, name: str) -> set[Digest]:
-        if document not in self._blobs:
+        if document not in self._marks.blobs:
             try:
-                self._blobs[document] = repository_records.required_blobs(self._store, document)
+                self._marks.blobs[document] = repository_records.required_blobs(self._store, document)
             except AdapterhubError as error:
                 raise _damage_error(
                     name, "what a hub keeps of it cannot be read, so that the blobs it needs are unknown"
                 ) from error
-        return self._blobs[document]
+        return self._marks.blobs[document]
 
     def _needed_by_recipe(self, document: Digest, name: str) -> set[Digest]:
         """Return the blobs that a recipe's adapters need, as far as they are in this registry."""

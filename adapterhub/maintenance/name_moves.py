@@ -1,4 +1,4 @@
-"""Rename a name in a registry: its versions with their numbers, authors, messages, tags, marks and withdrawals.
+"""Rename a name in a registry: its versions with their numbers, times, authors, messages, tags, marks and withdrawals.
 
 The old name is whole until the new one is: `move` removes it last, by an entry that says where it went. A killed process leaves
 both, and the same call goes on. A name can be moved back: its log is restored with the versions that are left, and goes on. A
@@ -127,8 +127,8 @@ def push_versions(registry: Registry, old: str, new: str) -> None:
                 # By the author of the push: approvals by that author do not count, no matter who renames.
                 registry.author, message = (push.author, push.message) if push else (mover, "")
                 manifest = oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref))
-                # Oldest first: version numbers only grow.
-                registry.push_manifest(manifest, Ref(new), tags=row.tags, message=message, number=row.number)
+                # Oldest first: version numbers only grow. At the time of the push, from which rules by age count.
+                registry.push_manifest(manifest, Ref(new), tags=row.tags, message=message, number=row.number, time=row.time)
         registry.author = mover
         _set_marks(registry, old, new)
         reasons = withdrawals.reasons(registry.index, old)
@@ -174,6 +174,8 @@ def _set_marks(registry: Registry, old: str, new: str) -> None:
             measurement_log.record(registry, Ref(new, number=int(key.partition(" ")[0])), measured)
     for last in queries.marks(registry.index, "keep", old).values():
         retention.keep(registry, Ref(new), int(last))
+    if retention.keeps_all(registry, old):
+        retention.keep(registry, Ref(new), None)
 
 
 def remove_versions(registry: Registry, name: str, *, message: str = "") -> None:

@@ -32,7 +32,7 @@ def keep(registry: Registry, ref: Ref, last: int | None) -> None:
     def decide(state: LogState) -> Entry | None:
         # Under the lock, the name may be gone by now.
         registry.row(ref)
-        if _keeps_all(registry, ref.name) if last is None else _setting(registry, ref.name) == last:
+        if keeps_all(registry, ref.name) if last is None else _setting(registry, ref.name) == last:
             return None
         op, number = ("keep-all", 0) if last is None else ("keep", last)
         return Entry(ref.name, state.seq + 1, op, now(), previous=state.head, keep=number)
@@ -50,7 +50,7 @@ def _setting(registry: Registry, name: str) -> int | None:
     return None if setting is None else int(setting)
 
 
-def _keeps_all(registry: Registry, name: str) -> bool:
+def keeps_all(registry: Registry, name: str) -> bool:
     """Return whether all versions of a name are kept by a choice, which the index does not tell from none."""
     entries, _ = entries_in_force(registry.store.log.entries(name))
     choices = [entry.op for entry in entries if entry.op in ("keep", "keep-all")]
@@ -67,7 +67,7 @@ class _Choices:
     def keeps_all(self, name: str) -> bool:
         key = (name, queries.name(self._registry.index, name).head)
         if key not in self._choices:
-            self._choices[key] = _keeps_all(self._registry, name)
+            self._choices[key] = keeps_all(self._registry, name)
         return self._choices[key]
 
 

@@ -9,7 +9,7 @@ from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import policy_checks, source_names
-from .signature_checks import VersionNames, stored_signatures
+from .signature_checks import VersionNames
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def _report(
                 adapter_manifest = with_card(source, manifest, adapter_manifest, names.location)
             checks += policy.manifest_checks(adapter_manifest, policy_checks.version_facts(source, manifest, workspace))
         if not is_sent:
-            signatures = stored_signatures(source, manifest.digest)
+            from adapterhub.remotes import attached_signatures
+
+            signatures = attached_signatures.stored(source, manifest.digest)
             checks += signature_policy.rule_checks(
                 policy, manifest, signatures, name=names.name, signed_as=names.signed_as, location=names.location
             )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -18,7 +17,6 @@ from urllib.parse import quote
 from adapterhub import user_files
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_about, signed_files
-from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
 from adapterhub.trust import bundle, statement
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -76,7 +74,7 @@ def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 f"{place.repository}@{manifest.digest}",
                 manifest.digest,
                 signed_files(manifest),
-                lambda: stored_signatures(remote, manifest.digest),
+                lambda: attached_signatures.stored(remote, manifest.digest),
                 lambda raw: attached_signatures.attach(remote, manifest, raw),
             )
         return
@@ -247,8 +245,10 @@ def require(
     """
     if not needs_signature(names, workspace, demand):
         return None
+    from adapterhub.remotes import attached_signatures
+
     manifest = source.manifest(reference)
-    signatures = [*supplied, *stored_signatures(source, manifest.digest)]
+    signatures = [*supplied, *attached_signatures.stored(source, manifest.digest)]
     signed = check(
         workspace.rules(), manifest, lambda: signatures, name=names.name, location=names.location, signed_as=names.signed_as
     )
@@ -300,35 +300,12 @@ def _verify_by_known(
 # ---- where signatures are
 
 
-def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
-    """Return the signatures of a manifest that its place stores; empty if it stores no attachments."""
-    from adapterhub.remotes.local_name import LocalName
-    from adapterhub.remotes.oci import cosign_claims, referrers
-    from adapterhub.remotes.parallel_transfer import unwrapped
-    from adapterhub.remotes.protocol import OpenRemote
-
-    place = unwrapped(source)
-    if isinstance(place, LocalName):
-        return place.registry.store.signatures.read(digest, LIMIT)
-    referring = place.as_referring_target() if isinstance(place, OpenRemote) else None
-    if referring is None:
-        raw = place.file_signature(digest) if isinstance(place, OpenRemote) else None
-        return [raw] if raw is not None else []
-
-    def sized_signatures() -> Iterator[Sized]:
-        for referrer in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
-            with suppress(*UNREADABLE):  # anyone who can write there can attach anything
-                file = referrers.single_file(referring, referrer, digest, LIMIT)
-                yield file.size, partial(referrers.read_file, referring, referrer, file)
-        yield from cosign_claims.bundles(referring, digest)
-
-    return read_bounded(sized_signatures())
-
-
 def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace) -> list[bytes]:
     """Return the signatures at a place that are about a version, to go along with it; a note says if they cannot be read."""
+    from adapterhub.remotes import attached_signatures
+
     try:
-        return [raw for raw in stored_signatures(source, manifest.digest) if is_about(raw, manifest)]
+        return [raw for raw in attached_signatures.stored(source, manifest.digest) if is_about(raw, manifest)]
     except RemoteError as error:
         workspace.tell(f"{error.where}: its signatures stay behind: {error.what}")
         return []

@@ -87,6 +87,7 @@ def push(
     message: str = "",
     move_latest_back: bool = False,
     number: int = 0,
+    time: str = "",
 ) -> Version | None:
     """Create a version from a manifest whose blobs are stored, and move tags; return None if a gc has removed any of the blobs.
 
@@ -99,6 +100,7 @@ def push(
         message: Why, for the log.
         move_latest_back: Move `latest` even if the content is that of an earlier version.
         number: The number of the version, higher than any that the name has had; 0 for the next one.
+        time: When a new version was pushed under another name, as in the log there; empty for now.
     """
     check_pushable(ref)
     new = complete = moved = False
@@ -126,7 +128,7 @@ def push(
         # A number is never used twice, not even after a removal: a pinned ref must not come to mean other bytes.
         op, target_number = ("push", max(number, state.number + 1)) if new else ("tag", existing_rows[0].number)
         move_fields = (manifest.digest, len(manifest.raw), target_number, changed_tags, state.head)
-        return Entry(ref.name, state.seq + 1, op, now(), *move_fields, message=message)
+        return Entry(ref.name, state.seq + 1, op, (new and time) or now(), *move_fields, message=message)
 
     ledger.move(ref.name, decide)
     if not complete:

@@ -410,6 +410,7 @@ class Registry:
         tags: tuple[str, ...] | None = None,
         message: str = "",
         number: int = 0,
+        time: str = "",
     ) -> Version:
         """Push a manifest that was checked and whose blobs were stored under a lease that is still held.
 
@@ -421,6 +422,7 @@ class Registry:
                 tags of a push.
             message: Why it is pushed, for the log.
             number: The number of the version, higher than any that the name has had; 0 for the next one.
+            time: When a new version was pushed under another name, as in the log there; empty for now.
         """
         move_latest_back, message = tags is not None, moves.checked_message(message, ref)
         version = moves.push(
@@ -432,6 +434,7 @@ class Registry:
             message=message,
             move_latest_back=move_latest_back,
             number=number,
+            time=time,
         )
         if version is None:
             raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")

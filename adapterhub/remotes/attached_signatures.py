@@ -1,22 +1,46 @@
-"""Signatures and attestations of a version, attached to it at another place."""
+"""Signatures and attestations of a version, attached to it at another place, or read from there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
-from adapterhub.digest import sha256_bytes
+from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import SIGNATURE
-from adapterhub.registry.signature_policy import is_about
+from adapterhub.registry.signature_policy import LIMIT, is_about
+from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
 from adapterhub.trust import attestation, bundle, cosign, statement
 from adapterhub_converters.errors import FormatError, RefusedError
 
+from .local_name import LocalName
 from .oci import cosign_claims, referrers
-from .protocol import OpenRemote
+from .parallel_transfer import unwrapped
+from .protocol import OpenRemote, Source
 
 _ATTESTATION_FILE = "attestation.sigstore.json"
 """The file name under which an attestation is attached; a signature is attached as `model.sig`, as in a folder."""
+
+
+def stored(source: Source, digest: Digest) -> list[bytes]:
+    """Return the signatures of a manifest that its place stores; empty if it stores no attachments."""
+    place = unwrapped(source)
+    if isinstance(place, LocalName):
+        return place.registry.store.signatures.read(digest, LIMIT)
+    referring = place.as_referring_target() if isinstance(place, OpenRemote) else None
+    if referring is None:
+        raw = place.file_signature(digest) if isinstance(place, OpenRemote) else None
+        return [raw] if raw is not None else []
+
+    def sized_signatures() -> Iterator[Sized]:
+        for referrer in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
+            with suppress(*UNREADABLE):  # anyone who can write there can attach anything
+                file = referrers.single_file(referring, referrer, digest, LIMIT)
+                yield file.size, partial(referrers.read_file, referring, referrer, file)
+        yield from cosign_claims.bundles(referring, digest)
+
+    return read_bounded(sized_signatures())
 
 
 def attach_all(remote: OpenRemote, manifest: Manifest, signatures: Sequence[bytes]) -> int:

@@ -9,6 +9,7 @@
     refs/, bases/, merges/, hub/  logs: one exclusively created file per move (`ref_log`)
     pending/<id>.json       a move that has begun and that registry.db may not contain yet
     leases/<id>.lease       a running process and the blobs it needs (`leases`)
+    gc.json                 derived: what the last gc has read (`maintenance.gc_marks`)
     cache/                  converted versions, which may be deleted at any time (`registry.conversion_cache`)
     tmp/                    incomplete files, which nothing refers to
 

@@ -32,11 +32,13 @@ OLD, NEW = "team/sql", "team/new"
 
 @pytest.fixture
 def root(make: Make, tmp_path: Path) -> Path:
-    """A name with versions 2 to 4 of different authors, tags, a deprecation, a measurement, a withdrawal and a retention."""
-    with Registry.init(tmp_path / "registry") as registry:
+    """A name with versions 2 to 4 of different authors and days, tags, a deprecation, a measurement, a withdrawal, a rule."""
+    with Registry.init(tmp_path / "registry") as registry, pytest.MonkeyPatch.context() as patch:
         for seed in range(1, 5):
+            patch.setattr("adapterhub.registry.moves.now", lambda seed=seed: f"2026-01-0{seed}T00:00:00Z")
             registry.author = f"author{seed}"
             registry.push(make(f"a{seed}", seed), Ref(OLD))
+        patch.undo()
         registry.tag(Ref(OLD, number=2), "prod")
         retention.keep(registry, Ref(OLD), 2)
         retention.drop(registry, DefaultRule(), dry_run=False)
@@ -47,8 +49,8 @@ def root(make: Make, tmp_path: Path) -> Path:
 
 
 def contents(registry: Registry, name: str) -> Any:
-    """All that is kept of a name but its times, its digests of entries, and its past."""
-    rows = [(row.number, row.tags, row.digest) for row in queries.versions(registry.index, name=name)]
+    """All that is kept of a name but its digests of entries, and its past."""
+    rows = [(row.number, row.tags, row.digest, row.time) for row in queries.versions(registry.index, name=name)]
     pushes = {entry.number: (entry.author, entry.message) for entry in registry.log(Ref(name)) if entry.op == "push"}
     marks = [queries.marks(registry.index, kind, name) for kind in ("deprecate", "evaluate", "keep")]
     reasons = withdrawals.reasons(registry.index, name)
@@ -86,6 +88,14 @@ def test_a_moved_name_keeps_its_versions_and_what_was_recorded_of_them(root: Pat
         registry.restore(OLD)
         registry.rm(Ref(NEW))
         assert contents(registry, OLD) == before
+
+
+def test_a_choice_to_keep_all_versions_goes_along(root: Path) -> None:
+    with Registry.open(root) as registry:
+        registry.rm(Ref(OLD, tag="prod"))
+        retention.keep(registry, Ref(OLD), None)
+        name_moves.move(registry, OLD, NEW)
+        assert retention.drop(registry, DefaultRule(last=1), dry_run=True).refs == []
 
 
 def test_a_name_is_moved_back_with_what_was_done_under_the_other_one_and_without_what_was_undone_there(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.maintenance import retention
+from adapterhub.maintenance import name_moves, retention
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref, RefError
@@ -102,12 +102,13 @@ def test_versions_of_an_age_are_dropped_except_the_newest_the_tagged_and_those_o
                 )
     monkeypatch.undo()
     retention.keep(registry, Ref("team/kept"), 5)
+    name_moves.move(registry, "team/old", "team/other")  # which makes no version younger
     since = datetime.datetime(2026, 1, 3, tzinfo=datetime.UTC)
-    expected = ["team/old:v1", "team/sql:v2"]
+    expected = ["team/other:v1", "team/sql:v2"]
     assert list(map(str, gc(registry, grace=0, pushed_since=since, dry_run=True).dropped)) == expected
     assert list(map(str, gc(registry, grace=0, pushed_since=since, last=2, dry_run=True).dropped)) == []
     assert list(map(str, gc(registry, grace=0, pushed_since=since).dropped)) == expected
-    assert [row.number for row in registry.list("team/old")] == [2]  # the newest, though it is old
+    assert [row.number for row in registry.list("team/other")] == [2]  # the newest, though it is old
     assert fsck(registry) == []
 
 

@@ -20,7 +20,6 @@ from adapterhub.maintenance import retention
 from adapterhub.maintenance.gc import GRACE, GcResult, NeededBlobs, Progress
 from adapterhub.maintenance.retention import DefaultRule
 from adapterhub.registry.registry import Registry
-from adapterhub.store.store import Entry
 from adapterhub_converters.errors import ParameterError, RefusedError
 
 from .bucket_blobs import RELIANCE_SECONDS, blob_key
@@ -100,10 +99,10 @@ class _NeededBlobs:
         return stay | uploaded, self._by_logs.spared - uploaded
 
 
-def _written_at(entry: Entry, _path: Path) -> float:
+def _written_at(entry_time: str, _path: Path) -> float:
     """Return when an entry was written; the mirror's file only tells when it arrived here."""
     try:
-        return datetime.datetime.fromisoformat(entry.time).timestamp()
+        return datetime.datetime.fromisoformat(entry_time).timestamp()
     except ValueError:
         return time.time()
 
