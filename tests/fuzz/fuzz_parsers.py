@@ -58,9 +58,10 @@ with watched():
     from adapterhub.project import lockfile, settings_file
     from adapterhub.ref import Ref
     from adapterhub.registry import merge_recipe, repository_documents
+    from adapterhub.remotes import version_bundle
     from adapterhub.remotes.hub import hub_client as hub
     from adapterhub.remotes.hub import hub_files
-    from adapterhub.remotes.layouts import archive_tar, layout_archive, layout_index, version_bundle
+    from adapterhub.remotes.layouts import archive_tar, layout_archive, layout_index
     from adapterhub.remotes.layouts.layout_archive import Opener
     from adapterhub.remotes.oci import challenges
     from adapterhub.store.packs import container, cutting

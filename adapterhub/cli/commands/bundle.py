@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.layouts.version_bundle import BundleItem
+    from adapterhub.remotes.version_bundle import BundleItem
 
 
 @command(
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool, with_parents: bool) -> None:
     """Export versions to one OCI image layout, every byte verified: a reproducible .tar, or a folder.
 
-    REF is a version in this registry, or an address. Each keeps its name: `pull REF --from OUT` finds it, and so do skopeo
-    (oci-archive:OUT:REF) and oras (OUT@DIGEST). `copy layout://OUT:REF NAME` imports one into a registry.
+    REF is a version in this registry, or an address. Each keeps its name and its signatures: `pull REF --from OUT` finds it,
+    and so do skopeo (oci-archive:OUT:REF) and oras (OUT@DIGEST). `copy layout://OUT:REF NAME` imports one into a registry.
     """
-    from adapterhub.remotes.layouts import version_bundle as layout_bundle
+    from adapterhub.remotes import version_bundle
 
     archived = out.lower().endswith(".tar")
     atomic.check_free(Path(out), folder=not archived, replace=replace)
     with ExitStack() as stack:
         items, missing = _items(settings, refs, stack, with_parents=with_parents)
         with bytes_bar("bundling") as callback:
-            size = layout_bundle.write_bundle(items, Path(out), archived=archived, progress=callback, replace=replace)
+            size = version_bundle.write_bundle(items, Path(out), archived=archived, progress=callback, replace=replace)
     for digest in missing:
         output.say(f"not included: the parent {digest}, which is not in this registry")
     versions = [{"ref": item.name, "digest": item.manifest.digest, "size": item.manifest.size} for item in items]
@@ -67,7 +67,7 @@ def _items(
 ) -> tuple[list[BundleItem], list[Digest]]:
     """Return the versions to bundle, open until the stack closes, and the digests of missing parents."""
     from adapterhub.remotes.address_schemes import is_address
-    from adapterhub.remotes.layouts.version_bundle import ancestors
+    from adapterhub.remotes.version_bundle import ancestors
 
     items: list[BundleItem] = []
     local: list[Ref] = []
@@ -99,9 +99,9 @@ def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Set
     """Open a version of the registry; it is named by the tag of its ref, else by its number."""
     from adapterhub.index import queries
     from adapterhub.operations.policy_checks import check_version
-    from adapterhub.operations.signature_checks import VersionNames
-    from adapterhub.remotes.layouts.version_bundle import BundleItem
+    from adapterhub.operations.signature_checks import VersionNames, carried_signatures
     from adapterhub.remotes.local_name import LocalName
+    from adapterhub.remotes.version_bundle import BundleItem
 
     version = stack.enter_context(registry.lease_version(ref))
     output.warn_deprecated(str(version.ref), version.deprecated)
@@ -110,17 +110,18 @@ def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Set
     check_version(registry, version, VersionNames.of_version(version, str(version.ref)), command_workspace)
     source = LocalName(registry, version.name)
     name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
-    return BundleItem(source, source.manifest(version.digest), name)
+    manifest = source.manifest(version.digest)
+    return BundleItem(source, manifest, name, carried_signatures(source, manifest, command_workspace))
 
 
 def _remote_item(text: str, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version at an address; it is named by the last parts of its repository, or unnamed if given by digest."""
     from adapterhub.operations.policy_checks import check_policy
-    from adapterhub.operations.signature_checks import VersionNames
+    from adapterhub.operations.signature_checks import VersionNames, carried_signatures
     from adapterhub.remotes.layouts.layout_address import LayoutAddress
-    from adapterhub.remotes.layouts.version_bundle import BundleItem
     from adapterhub.remotes.parallel_transfer import PinnedSource
     from adapterhub.remotes.remote_address import parse
+    from adapterhub.remotes.version_bundle import BundleItem
 
     parsed = parse(text)
     command_workspace, source = workspace(settings), PinnedSource(stack.enter_context(remotes.open_address(text)))
@@ -130,4 +131,5 @@ def _remote_item(text: str, stack: ExitStack, settings: Settings) -> BundleItem:
     if not isinstance(parsed, LayoutAddress) and not parsed.digest:
         path = parsed.repository.partition("://")[2].partition("/")[2]
         name = f"{'/'.join(path.split('/')[-2:])}:{parsed.reference}"
-    return BundleItem(source, source.manifest(parsed.reference), name)
+    manifest = source.manifest(parsed.reference)
+    return BundleItem(source, manifest, name, carried_signatures(source, manifest, command_workspace))

@@ -186,7 +186,7 @@ def _bundle_address(ref: str, bundle: str) -> str:
     """Return the address of a version in a bundle."""
     from adapterhub.remotes import address_schemes
     from adapterhub.remotes.layouts import layout_address as layout
-    from adapterhub.remotes.layouts.version_bundle import resolve_name
+    from adapterhub.remotes.version_bundle import resolve_name
 
     if address_schemes.is_address(ref):
         raise UsageError(ref, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,27 +17,28 @@ from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes import version_copy
-from adapterhub.remotes.download import ResumingReader
-from adapterhub.remotes.protocol import Progress, Reader, Source
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import NotFoundError, UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import layout_archive, layout_index
-from .image_layout import Layout
-from .layout_archive import Opener
-from .layout_folder import LayoutFolder
-from .layout_index import Entry
+from . import attached_signatures, version_copy
+from .download import ResumingReader
+from .layouts import layout_archive, layout_index
+from .layouts.image_layout import Layout
+from .layouts.layout_archive import Opener
+from .layouts.layout_folder import LayoutFolder
+from .layouts.layout_index import Entry
+from .protocol import Progress, Reader, Source
 
 
 @dataclass(frozen=True, slots=True)
 class BundleItem:
-    """A version to bundle: the source of its blobs, its manifest, and its name in the bundle, or None."""
+    """A version to bundle: the source of its blobs, its manifest, its name in the bundle, or None, and its signatures."""
 
     source: Source
     manifest: Manifest
     name: str | None
+    signatures: Sequence[bytes] = ()
 
 
 def write_bundle(
@@ -65,7 +67,14 @@ def write_bundle(
         for item in items:
             documents_and_blobs[item.manifest.digest] = Descriptor("", item.manifest.digest, len(item.manifest.raw))
             openers[item.manifest.digest] = partial(_in_memory, item.manifest.raw)
-        layout_archive.write_archive(out, entries, documents_and_blobs.values(), openers, report, replace=replace)
+        # An archive is written as a whole, so what is attached is first a layout of its own.
+        with tempfile.TemporaryDirectory() as scratch, LayoutFolder(Path(scratch)) as attachments:
+            _attach_signatures(attachments, items)
+            entries += attachments.entries()
+            for path in Path(scratch).glob("blobs/sha256/*"):
+                blob = Descriptor("", f"sha256:{path.name}", path.stat().st_size)
+                documents_and_blobs[blob.digest], openers[blob.digest] = blob, partial(attachments.open_blob, blob)
+            layout_archive.write_archive(out, entries, documents_and_blobs.values(), openers, report, replace=replace)
         return total
     with atomic.pending_output(out, replace=replace) as folder, LayoutFolder(folder, str(out)) as target:
         for blob, source in blobs.values():
@@ -73,8 +82,14 @@ def write_bundle(
             report(blob.size)
         for item in items:
             target.put_manifest(item.manifest, item.name)
+        _attach_signatures(target, items)
         target.remove_stale()
     return total
+
+
+def _attach_signatures(target: LayoutFolder, items: Iterable[BundleItem]) -> None:
+    for item in items:
+        attached_signatures.attach_all(target, item.manifest, item.signatures)
 
 
 def _in_memory(raw: bytes) -> contextlib.AbstractContextManager[Reader]:
