@@ -218,7 +218,8 @@ def _push_to_address(
             )
         elif 0 < attached < len(signatures) and remote.as_referring_target() is None:
             others = len(signatures) - attached
-            workspace.tell(f"{remote.kind} keeps one {SIGNATURE} and no attachments, so {others} other claims stay behind")
+            behind = "one other claim stays" if others == 1 else f"{others} other claims stay"
+            workspace.tell(f"{remote.kind} keeps one {SIGNATURE} and no attachments, so {behind} behind")
     result = replace(
         push_result(address, copied, remote, workspace),
         sent=copied.sent + early_upload.sent,
