@@ -43,9 +43,9 @@ _BOUNDS = {
     ("validate", "sql", "--base", "base"): (184, 12000),
     ("show", "team/sql"): (165, 5950),
     ("push", "sql", "team/other"): (167, 9250),
-    ("convert", "sql", "mlx", "--to", "mlx"): (131, 6550),
+    ("convert", "sql", "mlx", "--to", "mlx"): (131, 6600),
     ("convert", "sql", "out.gguf", "--base", "base"): (203, 13500),
-    ("merge", "sql", "sql2", "-o", "merged"): (208, 11200),
+    ("merge", "sql", "sql2", "-o", "merged"): (209, 11200),
 }
 # The import of numpy takes as long as one of these commands.
 _WITHOUT_NUMPY = {"list", "tag", "log", "info", "pull", "push", "validate"}

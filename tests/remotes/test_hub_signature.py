@@ -101,5 +101,5 @@ def test_what_a_hub_cannot_keep_is_said(go: Run, make: Make, hub: Hub, tmp_path:
             go("key", "generate", key)
         go("sign", "team/sql", "--key", f"{key}.key")
     notes = go("push", "team/sql", "hf://org/sql").stderr
-    assert "keeps one model.sig and no attachments, so 1 other claims stay behind" in notes
+    assert "keeps one model.sig and no attachments, so one other claim stays behind" in notes
     assert "README.md is completed on the hub, so that other programs find it changed" in notes
