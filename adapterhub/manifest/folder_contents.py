@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
 from adapterhub_converters.adapter import Adapter
@@ -23,6 +23,9 @@ from . import card as cards
 from .card import Card
 from .package_files import Listing, first_bytes, listing
 
+if TYPE_CHECKING:
+    from adapterhub_converters.containers.gguf_file import GGUFHeader
+
 WeightsReader = Callable[[Path, BinaryIO], BytesConsumer]
 """Called with each file of weights that is hashed, which it may read in; returns what is called with its bytes, in order."""
 
@@ -34,11 +37,13 @@ class Inspection(NamedTuple):
         format: Its format.
         adapter: The adapter, which may have zeros in place of its numbers; what it claims to be if it is not understood.
         is_complete: Whether it has its numbers, and every row is known to be in its place.
+        gguf_header: The header of the file, if it is a GGUF.
     """
 
     format: str
     adapter: Adapter | AdapterClaims
     is_complete: bool = False
+    gguf_header: GGUFHeader | None = None
 
     @property
     def complete_adapter(self) -> Adapter | None:

@@ -99,7 +99,8 @@ def _read_known_format(folder: Path, contents: FolderContents | None) -> Inspect
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
     candidate = candidate.adapter
-    return Inspection(convert.sniff(candidate), *convert.read_unordered(candidate))  # no fact depends on the order of rows
+    # No fact depends on the order of rows.
+    return Inspection(convert.sniff(candidate), *convert.read_unordered(candidate), candidate.gguf)
 
 
 def weight_facts(adapter: Adapter | AdapterClaims, adapter_format: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.adapter_files import is_pickle_name, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_pickle_name, is_weights
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 from adapterhub_converters.formats import added_format
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -280,6 +281,7 @@ def parent(source: Source, weight: float = 1.0) -> ParentAdapter:
     """Return the adapter as a parent of another, by the digest that pushing it would give."""
     from adapterhub.manifest import derive, folder_contents, oci_manifest
     from adapterhub.registry import adapter_recipe
+    from adapterhub_converters.trained_prompt import TrainedPrompt
 
     if source.digest:
         return adapter_recipe.ParentAdapter(source.folder, source.path, source.digest, source.ref, weight)
@@ -287,8 +289,12 @@ def parent(source: Source, weight: float = 1.0) -> ParentAdapter:
         contents = folder_contents.read_folder(folder)
         draft = derive.draft_contents(contents)
         digest = oci_manifest.complete(contents.files, *draft.finalize(contents.files)).digest
-    adapter = draft.inspected.complete_adapter
-    return adapter_recipe.ParentAdapter(source.folder, source.path, digest, None, weight, adapter)
+    text, inspected = contents.manifest_text, draft.inspected
+    record = json_file.parse_object(text, f"{source.folder}/{ADAPTER_JSON}") if text else None
+    prompt = TrainedPrompt.read(source.path, record, inspected.gguf_header)
+    return adapter_recipe.ParentAdapter(
+        source.folder, source.path, digest, weight=weight, adapter=inspected.complete_adapter, prompt=prompt
+    )
 
 
 def initial_adapter(source: Source) -> tuple[Path, Path, Digest, str, str | None]:

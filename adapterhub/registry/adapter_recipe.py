@@ -81,7 +81,8 @@ class Conversion:
 class ParentAdapter:
     """An adapter that another one is made from: its folder, its path and the digest of its manifest.
 
-    `adapter` is the adapter itself, if computing its digest took reading all of it.
+    `adapter` is the adapter itself, if computing its digest took reading all of it, and `prompt` is how it was trained to be
+    asked, if that was read too.
     """
 
     folder: Path
@@ -90,6 +91,7 @@ class ParentAdapter:
     ref: str | None = None
     weight: float = 1.0
     adapter: Adapter | None = None
+    prompt: TrainedPrompt | None = None
 
 
 def convert(
@@ -170,7 +172,7 @@ def merge(
         recipe, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None
     )
     parent_records = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
-    prompt = common_prompt((TrainedPrompt.read(parent.path) for parent in parents), base.chat_template_digest if base else None)
+    prompt = common_prompt(map(_prompt, parents), base.chat_template_digest if base else None)
     with atomic.pending_output(out, replace=replace, durable=durable) as folder:
         peft.write(combined, folder)
         note = _DIFFERENT_PROMPTS if prompt is None else None if prompt.write_template(folder) else _LOST_OPTIONS
@@ -178,6 +180,10 @@ def merge(
         manifest = dataclasses.replace(manifest, base=base or manifest.base)
         manifest.write(folder)
     return dataclasses.replace(report, notes=(*report.notes, *filter(None, [note]))), manifest
+
+
+def _prompt(parent: ParentAdapter) -> TrainedPrompt:
+    return TrainedPrompt.read(parent.path) if parent.prompt is None else parent.prompt
 
 
 def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *, base: BaseSpec | None = None) -> None:

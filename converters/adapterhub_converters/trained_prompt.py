@@ -24,6 +24,7 @@ from .containers import json_file
 from .errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
+    from .containers.gguf_file import GGUFHeader
     from .containers.gguf_types import MetadataValue
 
 FILE = "chat_template.jinja"
@@ -56,19 +57,20 @@ class TrainedPrompt:
     date: str | None = None
 
     @classmethod
-    def read(cls, path: Path, record: Mapping[str, Any] | None = None) -> TrainedPrompt:
+    def read(cls, path: Path, record: Mapping[str, Any] | None = None, header: GGUFHeader | None = None) -> TrainedPrompt:
         """Return the prompt of the adapter at `path`, a folder or a file, as `adapter_files.resolve_adapter` returns it.
 
         Args:
             path: The adapter.
             record: Its adapter.json, empty if there is none; None to read it.
+            header: Its header, if it is a GGUF; None to read it.
 
         Raises:
             RefusedError: The template is a link that leads out of the folder.
         """
         folder = path if path.is_dir() else path.parent
         if path.suffix == ".gguf" and path.is_file():
-            prompt = cls._from_gguf(path)
+            prompt = cls._from_gguf(path, header)
             # Next to a single file, a template may be that of anything else in the folder.
             if prompt or not (folder / ADAPTER_JSON).is_file():
                 return prompt
@@ -84,11 +86,13 @@ class TrainedPrompt:
         return cls(document["template"], tuple((name, value) for name, value in document["options"]), document["date"])
 
     @classmethod
-    def _from_gguf(cls, path: Path) -> TrainedPrompt:
-        from .containers.gguf_file import GGUFFile  # late, like other readers
+    def _from_gguf(cls, path: Path, header: GGUFHeader | None) -> TrainedPrompt:
+        if header is None:
+            from .containers.gguf_file import GGUFFile  # late, like other readers
 
-        with GGUFFile(path) as file:
-            metadata = file.header.metadata
+            with GGUFFile(path) as file:
+                header = file.header
+        metadata = header.metadata
         template, options = metadata.get(_TEMPLATE), metadata.get(_OPTIONS)
         try:
             pairs = json_file.parse(options, f"{path}: {_OPTIONS}") if isinstance(options, str) else None

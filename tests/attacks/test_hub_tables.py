@@ -53,6 +53,7 @@ BOUNDED_OTHERWISE = {
     "access_requests": "500 of an account, and 10,000 that a namespace gives unasked (tests/hub/test_gated)",
     "stars": "10,000 of an account, one for a name",
     "reads": "200,000 (tests/hub/test_read_log)",
+    "batches": "one of a gateway that was killed, for 400 days",
     "arriving": "20,000 of a namespace (test_hub_refusals)",
     "proposals": "100 open ones of a namespace, 30 an hour of an account; closed ones are forgotten after two days",
     "replications": "one of a target of the operator",

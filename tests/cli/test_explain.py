@@ -135,7 +135,7 @@ def test_a_hint_that_a_command_words_itself_keeps_the_code(run: Run, tmp_path: P
 def test_a_name_that_was_meant_is_the_hint_under_the_same_code(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     run("push", "sql", "team/sql")
-    line = "error: team/sq1: no such adapter. Did you mean team/sql?  [no-such-adapter]\n"
+    line = "error: team/sq1: no such adapter, and no such file or folder. Did you mean team/sql?  [no-such-adapter]\n"
     assert run("show", "team/sq1", code=3).stderr == line
 
 

@@ -38,6 +38,7 @@ VALUES = {
     "item.reported_by": "validate",
     "kind": "token",
     "named_remote.name": "team",
+    "options": "",
     "place_words(remote)": "",
     "undo": "restore team/sql",
     "verdict.convert_to": "peft",

@@ -85,4 +85,4 @@ def test_a_damaged_registry_is_a_problem(run: Run, tmp_path: Path) -> None:
     run("push", "sql", "team/sql", "--registry", "named")
     (tmp_path / "named/registry.db").write_bytes(b"no database")
     (problem,) = document(run, "--registry", "named", code=1)["problems"]
-    assert "`adapterhub fsck --rebuild-index`" in problem
+    assert "`adapterhub fsck --rebuild-index --registry named` rebuilds it" in problem

@@ -130,7 +130,10 @@ def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: P
         ([], "--base: is missing, and so is a SRC that records one. Pass --base with its folder"),
         (["team/*"], "team/*: is a pattern of names, which records no base. Pass --base with its folder"),
         (["base", "team/*"], "Did you mean `adapterhub serve 'team/*' --base base`?"),
-        (["./base", "--base", "base"], "Push it first: `adapterhub push ./base team/base`; `adapterhub run ./base` tries it"),
+        (
+            ["./base", "--base", "base"],
+            "Push it first: `adapterhub push ./base team/base`; `adapterhub run ./base Hello --base base` tries it",
+        ),
         (["oci://host/team/sql", "--base", "base"], "`adapterhub copy oci://host/team/sql NAMESPACE/NAME` copies it here"),
         (["sql", "--base", "base"], "sql: 'sql' is not namespace/name. Write it like team/sql"),
         (["team/sql:v2", "--base", "base"], "names a version, and each request chooses its own as `model`. Write team/sql"),

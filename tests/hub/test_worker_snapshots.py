@@ -170,7 +170,7 @@ def arguments(hub: Hub, worker: Worker) -> dict[str, Any]:
         "revision": "main", "row": view.newest, "last": "", "limit": 5, "claim": None, "may_read": lambda *_: True,
         "repository": view.repository, "access": hub.access, "after": "", "files": {digest: 1}, "size": 1, "sizes": [1],
         "folder": hub.settings.registry, "commit": None, "keep": 1, "account": "ada", "status": "pending", "gate": None,
-        "given": True, "number": "1", "reason": "x", "file": (digest, 1), "mover": "ada",
+        "given": True, "number": "1", "reason": "x", "file": (digest, 1), "mover": "ada", "path": "README.md",
     }  # fmt: skip
 
 

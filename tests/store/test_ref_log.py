@@ -274,7 +274,7 @@ def test_a_damaged_entry_is_told_from_one_of_another_number(log: RefLog) -> None
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tag", "team/sql:v1"], "Write `adapterhub tag team/sql:v1 TAG`; `adapterhub list team/sql` shows the tags"),
+        (["tag", "team/sql:v1"], "TAG is missing. Write `adapterhub tag team/sql:v1 TAG --registry "),
         (["tag", "team/sql:v1", "prod", "--restore"], "--restore: takes NAME:TAG only"),
         (["tag", "team/sql:v1", "--restore"], "has no tag. Write team/sql:TAG"),
         (

@@ -273,14 +273,14 @@ def _write(
 
 def _copy_template(row: Format, source: Candidate, folder: Path) -> tuple[str, ...]:
     """Write the chat template that an adapter was trained with into a folder; return a note on what only adapter.json has."""
-    prompt = TrainedPrompt.read(source.path, source.record) if row.folder else PROMPT_OF_BASE
+    prompt = TrainedPrompt.read(source.path, source.record, source.gguf) if row.folder else PROMPT_OF_BASE
     return () if prompt.write_template(folder) else (_PROMPT_VARIABLES,)
 
 
 def _write_options(row: Format, source: Candidate, dtype: str) -> dict[str, Any]:
     """Return the arguments of a format's writer: the type of the tensors, and in a GGUF the prompt of the adapter."""
     options: dict[str, Any] = {"dtype": dtype} if len(row.dtypes) > 1 else {}
-    return options | ({"prompt": TrainedPrompt.read(source.path, source.record)} if row.name == "gguf" else {})
+    return options | ({"prompt": TrainedPrompt.read(source.path, source.record, source.gguf)} if row.name == "gguf" else {})
 
 
 def _check_scale(row: Format, path: Path, *, alpha: float | None, rslora: bool) -> None:

@@ -177,7 +177,8 @@ def test_the_commands_about_accounts_tell_what_to_do_next(run: Run, tmp_path: Pa
     assert (result.stdout[:3], result.stdout.count("\n")) == ("hf_", 1)
     assert result.stderr == "save it now, it is not shown again: anyone who has it can act as the account\n"
     missing = run("hub", "member", "set", "team", "bo", "--role", "read", "--registry", tmp_path / "hub", code=3).stderr
-    assert missing.startswith("error: bo: no account with this name. `adapterhub hub user list` shows the accounts")
+    assert missing.startswith("error: bo: no account with this name. `adapterhub hub user list --registry ")
+    assert "` shows the accounts" in missing
     nobody = run("hub", "member", "list", "team", "--registry", tmp_path / "hub").stderr
     assert nobody == "nobody has a role in team; `adapterhub hub member set` gives one\n"
     run("hub", "member", "set", "team", "ada", "--role", "read", "--registry", tmp_path / "hub")
