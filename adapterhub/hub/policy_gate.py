@@ -118,23 +118,26 @@ class PolicyGate:
                 return
         _raise(refusal)
 
-    def check_weights_not_withdrawn(self, worker: Worker, view: View, files: Iterable[tuple[str, Digest]]) -> None:
+    def check_weights_not_withdrawn(
+        self, worker: Worker, identity: Identity | None, view: View, files: Iterable[tuple[str, Digest]]
+    ) -> None:
         """Raise RefusedError for weights among a new version's files that are in withdrawn versions only, whatever their name.
 
-        A mended version has other files of those that were withdrawn.
+        A mended version may have other files of those that were withdrawn. An admin, who could also undo the withdrawal, may
+        publish the weights again: what was withdrawn may have been the card.
         """
         index = worker.registry.index
-        if not withdrawals.reasons(index, source_name(view)):
+        if not withdrawals.reasons(index, source_name(view)) or (identity and identity.has_role("admin", view.name)):
             return
         for path, digest in files:
             rows = queries.versions(index, name=view.name, file=digest)
             try:
                 if rows:  # a file that is new here is in no version
                     self.check_blob_not_withdrawn(worker, view, digest)
-            except RefusedError:
+            except RefusedError as error:
                 layers = (layer for row in rows[:_MAX_COMPARED] for layer in worker.manifest(row).layers)
                 if is_weights(path) or any(layer.digest == digest and is_weights(layer.path) for layer in layers):
-                    raise
+                    raise withdrawals.error_of_weights(error) from error
 
     def _version_refusal(self, worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
         # Both logs: versions and marks are in one, attached signatures in the other.

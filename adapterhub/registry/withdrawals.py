@@ -13,6 +13,7 @@ from adapterhub.store.ref_log import RefLog
 from adapterhub_converters.errors import RefusedError
 
 _HINT = "Use another version"
+_HINT_OF_WEIGHTS = "Use other weights, or ask an admin of the namespace to push these"
 CODE = "withdrawn"
 """The code of the error for a version that was withdrawn, for which servers answer 410."""
 
@@ -33,9 +34,15 @@ def error(location: str, name: str, number: int, reason: str) -> RefusedError:
     return RefusedError(location, f"v{number} was withdrawn: {reason}", _HINT, code=CODE, name=name)
 
 
+def error_of_weights(error: RefusedError) -> RefusedError:
+    """Return the error for another version with the weights of the one that `error` is about."""
+    return RefusedError(error.where, error.what, _HINT_OF_WEIGHTS, code=CODE)
+
+
 def error_elsewhere(location: str, details: str) -> RefusedError:
     """Return the error for a version that a server says was withdrawn, with its own words after a colon."""
-    return RefusedError(location, f"was withdrawn{details.removesuffix(f'. {_HINT}')}", _HINT, code=CODE)
+    hint = _HINT_OF_WEIGHTS if details.endswith(_HINT_OF_WEIGHTS) else _HINT
+    return RefusedError(location, f"was withdrawn{details.removesuffix(f'. {hint}')}", hint, code=CODE)
 
 
 def check(index: Index, name: str, number: int, digest: Digest) -> None:

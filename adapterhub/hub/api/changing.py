@@ -104,7 +104,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
     expect, message = _expected_digest(request), text_field(fields, "message", "")
-    push = Push(raw, digest, digest, document, tags, expect, message, is_version=True)
+    push = Push(raw, digest, digest, document, tags, expect, message, is_version=True, identity=identity)
 
     def work(worker: Worker) -> Version:
         if evaluation:  # before the version exists, so that a refused push publishes nothing

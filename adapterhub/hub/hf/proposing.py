@@ -191,7 +191,7 @@ def _propose(
             return number, earlier
         raise RefusedError(name, "the proposal changes no file of an adapter", "Change one")
     publishing.check_tree(tree, name)
-    hub.policy_gate.check_weights_not_withdrawn(worker, view, ((path, digest) for path, (digest, _) in tree.items()))
+    hub.policy_gate.check_weights_not_withdrawn(worker, identity, view, ((path, digest) for path, (digest, _) in tree.items()))
     base = commits.by_id(worker, view, _parent_of(worker, view, earlier)) if earlier else start
     title = earlier.title if earlier else changes.title.strip()[:200] or "Proposal"
     author = earlier.author if earlier else identity.account

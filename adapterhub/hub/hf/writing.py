@@ -160,7 +160,7 @@ def commit_changes(worker: Worker, hub: Hub, identity: Identity | None, address:
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
     # A commit could bring back what was withdrawn, with another card.
-    hub.policy_gate.check_weights_not_withdrawn(worker, view, ((path, digest) for path, (digest, _) in tree.items()))
+    hub.policy_gate.check_weights_not_withdrawn(worker, identity, view, ((path, digest) for path, (digest, _) in tree.items()))
     added = {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}
     staged_upload = [changes.staged.upload]
     hub.quotas.check(worker, name, added, count=True, except_uploads=staged_upload)

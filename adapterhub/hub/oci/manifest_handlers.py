@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import commits, publishing
+from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_body
@@ -73,6 +74,7 @@ class Push:
         expect: The digest that the first of them must still have, or `absent`; None for any.
         message: The reason, for the log.
         is_version: Whether it is refused if it is not an adapter.
+        identity: The account that pushes it.
     """
 
     raw: bytes
@@ -83,11 +85,13 @@ class Push:
     expect: Digest | None = None
     message: str = ""
     is_version: bool = False
+    identity: Identity | None = None
 
 
 async def put(hub: Hub, request: Request) -> Response:
     """PUT /v2/{name}/manifests/{reference}; a manifest pushed by digest may be tagged with `?tag=`."""
-    name, reference = writable_name(hub, hub.identify(request), request), str(request.path_params["reference"])
+    identity = hub.identify(request)
+    name, reference = writable_name(hub, identity, request), str(request.path_params["reference"])
     digest = parse_digest(reference) if ":" in reference else ""
     query_tags = tuple(dict.fromkeys(request.query_params.getlist("tag"))) if digest else ()
     tags = tuple(map(check_tag, query_tags if digest else (reference,)))
@@ -101,7 +105,8 @@ async def put(hub: Hub, request: Request) -> Response:
         sent_digest = digest_of(raw, digest)
         if digest and sent_digest != digest:
             raise OciError(400, "DIGEST_INVALID", f"{name}: received {sent_digest}, which is not {digest}")
-        return Push(raw, sha256_bytes(raw), sent_digest, any_manifest.parse(raw, kind, name), tags)
+        document = any_manifest.parse(raw, kind, name)
+        return Push(raw, sha256_bytes(raw), sent_digest, document, tags, identity=identity)
 
     # In a thread: hashing and parsing 4 MB would hold up the event loop.
     push = await hub.workers.read(parse)
@@ -188,7 +193,8 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push)
         hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE)
         # As for a commit: the manifest could bring back what was withdrawn, with another card.
         if view:
-            hub.policy_gate.check_weights_not_withdrawn(worker, view, ((layer.path, layer.digest) for layer in oci.layers))
+            files = ((layer.path, layer.digest) for layer in oci.layers)
+            hub.policy_gate.check_weights_not_withdrawn(worker, push.identity, view, files)
         tags = tuple(dict.fromkeys((LATEST, *tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
         options = {"tags": tags, "expect": push.expect, "message": push.message, "policy": hub.settings.policy}

@@ -27,6 +27,7 @@ from tests.conftest import Run
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending, lines_of
 from tests.support.adapters import Make
+from tests.support.registry import docker_config
 
 SQL = Ref.parse("team/sql")
 NAME = "/api/adapterhub/v1/names/team/sql"
@@ -344,9 +345,28 @@ def test_no_manifest_of_another_card_brings_back_weights_that_were_withdrawn(
     folder = make("again", 1)
     (folder / "README.md").write_text("# Another card\n")
     error = run("push", folder, address, code=6).stderr
-    assert "v1 was withdrawn: a leaked key" in error
+    assert "v1 was withdrawn: a leaked key. Use other weights, or ask an admin of the namespace to push these" in error
     path = f"/v2/team/sql/blobs/{weights}"
     assert [ask(hub, method, path, token=hub.make_token("eve", "read"))[0] for method in ("GET", "HEAD")] == [410, 410]
+
+
+@pytest.mark.parametrize("protocol", ["hub", "oci"])
+def test_an_admin_publishes_withdrawn_weights_again_with_another_card(
+    protocol: str, hub: Running, run: Run, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was withdrawn may have been a secret in the card."""
+    address, token = f"{hub.url.replace('http', f'{protocol}+http')}/team/sql", hub.make_token("root", "admin")
+    config = docker_config(tmp_path / "docker", urlsplit(hub.url).netloc, token)
+    environment = {"HF_TOKEN": token, "HF_ENDPOINT": hub.url, "DOCKER_CONFIG": str(config.parent)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ask(hub, "PUT", f"{NAME}/versions/v1/withdrawal", {"message": "a password in the card"})[0] == 200
+    folder = make("again", 1)
+    run("push", folder, address, code=6)
+    (folder / "README.md").write_text("# Another card\n")
+    run("push", folder, address)
+    assert ask(hub, "GET", "/team/sql/resolve/main/README.md")[0] == 200
+    assert ask(hub, "GET", "/v2/team/sql/manifests/v1")[0] == 410
 
 
 def test_no_commit_brings_back_weights_that_were_withdrawn_by_another_name(hub: Running) -> None:
