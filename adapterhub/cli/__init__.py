@@ -3,7 +3,7 @@
 main                commands loaded on demand, one of them run, with its signals, errors and exit code
 commands            one file for each command
 views               tables and pictures
-options             the options that several commands share
+options             the options that several commands share; `conversion_options`, those of conversions
 environment         the variables of the environment, and the files of settings
 configured_command  a command whose options may also come from variables and a TOML file
 registry_choice     the registry that a command uses; `remote_choice`, the remote; `catalogs`, whichever of both is asked
@@ -12,6 +12,7 @@ remotes             credentials for remotes; `logins`, the registry that a login
 output              results on stdout and messages on stderr; `progress`, bars
 errors              errors in the words of the command line; `explanations`, the reason of each code, as `explained_codes`
                     shows it
+for_each            the command line that does for several adapters what a command does for one
 corrections         the word that a mistyped one probably means; `completions`, the words at TAB
 ages                ages and times as options take them
 version_results     the results of `push`, `pull` and others that store or write a version

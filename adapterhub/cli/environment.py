@@ -1,5 +1,7 @@
 """The variables of the environment, and the files of settings: the project's and the user's.
 
+Those of object stores are in `remotes.objects.store_settings`.
+
 `registry_choice` and `remote_choice` choose by them and by the options of a command.
 """
 

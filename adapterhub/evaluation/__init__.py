@@ -2,6 +2,10 @@
 
 It reads the data, loads the base and computes the losses with the modules of `training`, so that it measures what a training
 measures. Importing this package does not import torch.
+
+results          the settings and the results
+comparison       a base with and without an adapter: the same rows, one model in memory
+document_losses  the loss of each document; `pairs`, how often the chosen side of a pair is preferred
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Text that a base model generates with and without an adapter.
 
-`torch_engine` runs a Hugging Face folder with the layers of training runs and evaluations; `llama_cpp` runs a GGUF file. Both
-give the logits of the next token; `sampling` chooses it. Importing this package imports neither.
+`torch_engine` runs a Hugging Face folder with the layers of training runs and evaluations, over `hf_text`; `llama_cpp` runs a
+GGUF file, which `llama_cpp_trial` has loaded in another process first. Both give the logits of the next token; `sampling`
+chooses it. Importing this package imports neither.
 """
 
 from __future__ import annotations

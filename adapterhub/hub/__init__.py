@@ -20,7 +20,7 @@
     replication.py          copying what is pushed to other places, a replica.py each
     mirror_origin.py        the upstream's commits behind mirrored versions
     blob_response.py        blobs out, with ranges
-    uploads.py              blobs in, hashed while they arrive
+    uploads.py              blobs in, hashed while they arrive; uploaded_blobs.py, who may use them
     staged_files.py         small files of a commit, until it is accepted
     git_objects.py          the object ids git would give to files
     access_control.py       who is asking, and what they may do
@@ -34,11 +34,12 @@
     ranked_listing.py       pages of names in that order
     policy_gate.py          the policy, and withdrawals, applied to what is served
     mirrored_withdrawals.py withdrawals that a mirror learns from its upstream
-    request_context.py      the request being answered
+    request_context.py      the request being answered; request_texts.py, the texts of it
     signed_fields.py        fields that a client sends back, signed by the hub
     error_responses.py      responses to failures of the hub itself
     quotas.py               how much a namespace may hold
     workers.py              threads with a registry each
+    change_locks.py         locks on changes of repositories
     lru_cache.py            an LRU cache, measured in bytes
     jobs.py                 work that only one of several processes does
     garbage_collection.py   garbage collection of a running hub

@@ -1,7 +1,7 @@
-"""The rules of a policy about what an adapter.json records: each compares a manifest with what is allowed.
+"""The longer rules of a policy about what an adapter.json records: each compares a manifest with what is allowed.
 
-A rule gives a `RuleCheck`: what the version has, and what is wrong with that. `adapterhub/project/policy.py` has the policy;
-`adapterhub/manifest/licensing.py` compares licenses.
+A new rule begins in `settings_file`, with its key, and in `policy`, where the short ones are. A rule gives a `RuleCheck`: what
+the version has, and what is wrong with that. `adapterhub/manifest/licensing.py` compares licenses.
 """
 
 from __future__ import annotations

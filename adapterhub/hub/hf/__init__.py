@@ -3,7 +3,7 @@
 routes.py          the routes, by method and path
 hf_errors.py       error responses as clients of the Hub read them
 api_documents.py   repositories, commits and files as JSON
-reading.py         reading repositories, files and refs
+reading.py         reading repositories, files and refs; upstream_reading.py, those of another hub
 commit_requests.py what a commit asks for
 writing.py         committing files
 proposing.py       commits that are only proposed

@@ -6,6 +6,7 @@
     adapter_pages.py       the pages of an adapter: facts, use, files, tensors, versions, lineage
     channels.py            its channels, with the board of channel_board.py
     adapter_settings.py    the settings of an adapter; namespace_settings.py, those of a namespace
+    file_editor.py         the editor of the card and other texts
     commit_pages.py        the commits of an adapter
     proposal_pages.py      its proposals
     gate_panel.py          what the page of a gated adapter says

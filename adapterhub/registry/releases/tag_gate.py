@@ -1,6 +1,7 @@
 """The gate before every move of a tag: the decider of tags that have requirements, and no tag to a withdrawn version.
 
 `Ledger.move`, through which all entries of a name's log go, asks it under the lock: there is no other way to a tag.
+That a tag is protected is found before, by `registry.moves`.
 """
 
 from __future__ import annotations

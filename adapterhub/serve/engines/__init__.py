@@ -8,7 +8,8 @@
     engine_stream.py its connections, over asyncio alone
     engine_pool.py   several servers as one engine; pooled_engine.py: one of them
     line_cutter.py   cutting a stream into lines
-    over_http.py     what all server engines share: a process that is restarted, and adapters that are loaded by name
+    server_engine.py what all server engines share, adapters that are loaded by name among it
+    server_process.py a process that is restarted
     own_prompts.py   requests to versions that were trained with a chat template of their own, or with options of one
     rendered_prompts.py conversations rendered here, for vLLM
     attached_base.py the base of a server that somebody else has started: is it the one that adapters were checked against?

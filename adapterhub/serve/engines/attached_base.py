@@ -15,7 +15,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 from . import COMPLETIONS, EngineDownError
 from .engine_client import Client, Connection
-from .over_http import models_of
+from .server_engine import models_of
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

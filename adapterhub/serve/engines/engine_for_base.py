@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from .engine_client import Client
     from .engine_pool import EnginePool
-    from .over_http import Process
     from .pooled_engine import EngineAddress
+    from .server_process import Process
 
 AUTO, TORCH, LLAMA, VLLM, SGLANG, MLX = ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
 _LLAMA_CONTEXT = 4096  # tokens; llama.cpp allocates the keys and values of all of them at its start
@@ -264,7 +264,7 @@ def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) 
     from adapterhub.http_server.binding import free_port
 
     from .engine_client import Client
-    from .over_http import Process
+    from .server_process import Process
 
     if options.url:
         return Client(options.url, options.url_key, patience=options.timeout), None

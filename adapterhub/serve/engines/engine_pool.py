@@ -22,8 +22,8 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageErr
 from . import Blend, Engine, EngineAnswer, EngineDownError, EngineTimeoutError, MissingVersionError
 from .attached_base import are_alike
 from .engine_client import BrokenConnectionError
-from .over_http import UNAVAILABLE
 from .pooled_engine import EngineAddress, PooledEngine, check_distinct
+from .server_engine import UNAVAILABLE
 
 log = logging.getLogger("adapterhub.serve.engine")
 SPREAD = 4

@@ -14,7 +14,7 @@ from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
 from .engine_client import Client, Connection
 from .llama_one_process import explicit_request
 from .llama_server import LlamaCpp, context_of
-from .over_http import Server, models_of
+from .server_engine import Server, models_of
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

@@ -24,7 +24,8 @@ from .api_paths import ENGINE_PATHS
 from .engine_client import Client
 from .llama_preset import preset_line
 from .llama_server import POLL_SECONDS, LlamaCpp, LlamaServerOptions, client_and_process, context_of
-from .over_http import Process, Server
+from .server_engine import Server
+from .server_process import Process
 
 _MAX_SLOTS = 16
 

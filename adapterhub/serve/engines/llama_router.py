@@ -28,7 +28,7 @@ from . import Blend, EngineAnswer, EngineDownError, command_lines, error_text, l
 from .api_paths import ENGINE_PATHS
 from .llama_preset import BASE, preset, section_of
 from .llama_server import POLL_SECONDS, LlamaCpp, LlamaServerOptions, client_and_process, context_of
-from .over_http import Server
+from .server_engine import Server
 
 log = logging.getLogger("adapterhub.serve.engine")
 _LOAD_SECONDS = 120.0  # seconds for a version to be loaded

@@ -19,7 +19,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import command_lines
 from .engine_client import Client, Connection
-from .over_http import Process
+from .server_process import Process
 
 POLL_SECONDS = 0.02
 """Seconds between two looks at a version that is being loaded, or at a process that is ending."""

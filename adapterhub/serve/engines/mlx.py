@@ -13,7 +13,8 @@ from adapterhub.serve.prepared_versions import PreparedVersion
 from . import Blend, EngineAnswer, own_prompts
 from .api_paths import ENGINE_PATHS
 from .engine_client import Client
-from .over_http import Process, Server
+from .server_engine import Server
+from .server_process import Process
 
 
 class Mlx(Server):

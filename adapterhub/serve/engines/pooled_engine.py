@@ -18,7 +18,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageErr
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import Engine, EngineDownError, EngineTimeoutError
-from .over_http import Server
+from .server_engine import Server
 
 log = logging.getLogger("adapterhub.serve.engine")
 # Seconds between two looks at an engine in use: less than a client keeps an idle connection, so that none is compared again.

@@ -19,7 +19,8 @@ from . import EMBEDDINGS, Blend, EngineAnswer, error_text, own_prompts
 from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
-from .over_http import LoadingServer, Process, check_available
+from .server_engine import LoadingServer, check_available
+from .server_process import Process
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

@@ -27,7 +27,8 @@ from . import Blend, EngineAnswer, error_text, rendered_prompts, vllm_build
 from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
-from .over_http import LoadingServer, Process, check_available, models_of
+from .server_engine import LoadingServer, check_available, models_of
+from .server_process import Process
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

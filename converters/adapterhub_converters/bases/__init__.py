@@ -2,6 +2,7 @@
 
     base_reader      a base from any path: `hf_base` or `gguf_base`, over `model_files`
     base_spec        what was read: `BaseSpec`
+    base_prompts     its chat template and special tokens
     canonical_names  names and shapes as on Hugging Face; `names_in_memory`, as transformers loads them
     config_shapes    shapes by config.json alone; `quantized_shapes`, of quantized weights; `bitsandbytes_state`, of 4-bit ones
     hub_layout       the name of a model in the cache of huggingface_hub

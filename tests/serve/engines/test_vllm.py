@@ -20,7 +20,7 @@ import adapterhub as ah
 from adapterhub.serve.engines import EngineAnswer, EngineDownError, command_lines
 from adapterhub.serve.engines.attached_base import PROBE
 from adapterhub.serve.engines.engine_client import Client
-from adapterhub.serve.engines.over_http import Process
+from adapterhub.serve.engines.server_process import Process
 from adapterhub.serve.engines.vllm import Vllm
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.adapter import LowRank

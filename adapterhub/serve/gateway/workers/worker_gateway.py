@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswer
 from adapterhub.serve.engines.engine_pool import EnginePool
-from adapterhub.serve.engines.over_http import Server
+from adapterhub.serve.engines.server_engine import Server
 from adapterhub.serve.gateway import spans
 from adapterhub.serve.gateway.front import GatewayFront, GatewayRequest, read_json
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings

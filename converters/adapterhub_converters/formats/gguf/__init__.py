@@ -7,6 +7,8 @@ llama.cpp would ignore, abort on or scale wrongly is refused by name.
 
 The source's config, which GGUF cannot express, is stored under `adapterhub.*` keys with the digest of the tensors and alpha
 that it belongs to. As long as these are unchanged, reading recovers the source's own bytes and needs no base.
+
+`reader` and `writer` share `tensor_layout`; `adapter_checks` is what the writer asks first.
 """
 
 from .reader import is_conditional, read, sniff

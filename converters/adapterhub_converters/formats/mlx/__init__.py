@@ -7,6 +7,8 @@ scale the quotient is multiplied into `lora_b`; smaller ranks are padded with ze
 A delta on the embedding table also acts on the output layer if the base ties them. The source's config is stored in
 the header's metadata. Before mlx-vlm adopted this format, its adapters had `A` and `B` instead, and a config of `rank` and
 `alpha` (mlx-vlm, `trainer/peft/lora.py`).
+
+`reader` and `writer` share `folder_layout` and `module_names`; `full_tuning` has layers without a delta.
 """
 
 from .folder_layout import CONFIG, WEIGHTS, sniff

@@ -1,4 +1,4 @@
-"""What all server engines share: a process that is restarted, and adapters that are loaded by name."""
+"""The process of a server engine, which is restarted whenever it ends or hangs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ import logging
 import os
 import signal
 import sys
-from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
-from weakref import WeakValueDictionary
+from typing import cast
 
-from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import LocalIOError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import EngineAnswer, EngineDownError
-from .engine_client import Client, Connection
+from . import EngineDownError
 from .line_cutter import LineCutter
 
 log = logging.getLogger("adapterhub.serve.engine")
@@ -35,12 +30,7 @@ _LOOK_SECONDS = 30.0  # seconds between two checks whether an engine still answe
 _EXCEPTIONS = ("Error: ", "Exception: ")
 _ABOVE_MARK = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
 _PROCESSOR_HINT = "It was built for another processor than this one; install another build"
-UNAVAILABLE = (502, 503)
-"""The statuses of a server that is not available, or of a proxy in front of one."""
 _STOP_SECONDS = 10.0  # seconds that a process gets to end by itself
-
-
-# ---- processes
 
 
 @dataclass
@@ -216,121 +206,3 @@ def _end_with_parent(number: signal.Signals) -> None:
     """Let the kernel end the engine when the gateway is killed (prctl(2)), so that it does not keep a model in memory."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
-
-
-# ---- engines
-
-
-class Server:
-    """The parts of an `Engine` that all servers share.
-
-    `process` is None for the user's own server, which is neither started nor stopped here.
-    """
-
-    rereads_files = has_priorities = False
-    context, precision = 0, ""
-
-    def __init__(self, client: Client, process: Process | None = None) -> None:
-        self.client, self.process = client, process
-
-    @property
-    def probabilities(self) -> Mapping[str, float]:
-        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
-        return {}
-
-    async def start(self) -> None:
-        """Start it."""
-        if self.process is not None:
-            await self.process.start()
-
-    async def join(self) -> None:
-        """Use the process that another process of this gateway has started, and watches."""
-        self.process = None
-        await self.start()
-
-    async def close(self) -> None:
-        """Stop it, unless it is the user's own, or another process's."""
-        if self.process is not None:
-            await self.process.close()
-        await self.client.close()
-
-    async def healthy(self) -> bool:
-        """Return whether it answers."""
-        return (self.process is None or self.process.up) and await self.client.answers("/health")
-
-    def check(self) -> None:
-        """Raise EngineDownError while it is being restarted."""
-        if self.process is not None:
-            self.process.check()
-
-    async def forget(self, served: PreparedVersion) -> None:
-        """Do nothing, for servers that forget by themselves, or never."""
-
-    def pin(self, models: frozenset[str]) -> None:
-        """Do nothing: servers have no such request."""
-
-
-class LoadingServer(Server, ABC):
-    """A server that loads adapters by name while it runs, and forgets all of them when it is restarted."""
-
-    def __init__(self, client: Client, process: Process | None = None) -> None:
-        super().__init__(client, process)
-        self._loaded: set[str] = set()
-        self._load_steps: Counter[str] = Counter()  # begun and ended loads, by name
-        # One for each name, so that a slow load holds up no other version.
-        self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        if process is not None:
-            process.before_start = self._loaded.clear
-
-    @abstractmethod
-    async def load(self, name: str, folder: Path) -> None:
-        """Load an adapter under a name; RefusedError if the server cannot."""
-
-    async def ensure(self, served: PreparedVersion) -> None:
-        """Load the version, unless the server has it."""
-        self.check()
-        await self._ensure_loaded(served.model, served.path)
-
-    async def _ensure_loaded(self, name: str, folder: Path) -> None:
-        if name in self._loaded:
-            return
-        async with self._lock_of(name):
-            if name not in self._loaded:
-                self._load_steps[name] += 1
-                await self.load(name, folder)
-                self._load_steps[name] += 1
-                self._loaded.add(name)
-
-    def _lock_of(self, name: str) -> asyncio.Lock:
-        """Return the lock for loading and unloading a name."""
-        return self._loading.setdefault(name, asyncio.Lock())
-
-    async def request_loaded(self, send: Callable[[], Awaitable[EngineAnswer]], name: str, folder: Path) -> EngineAnswer:
-        """Send a request for a loaded adapter; if the server has forgotten it since, load it and ask once more."""
-        steps = self._load_steps[name]
-        answer = await send()
-        if answer.status not in (400, 404) or not steps:
-            return answer
-        is_listed = any(model["id"] == name for model in await models_of(self.client))
-        # Another request may have noticed first: then its load has begun or ended since this one was asked.
-        if is_listed and name in self._loaded and steps == self._load_steps[name]:
-            return answer
-        await answer.close()
-        if not is_listed:
-            log.warning("the engine has forgotten %s; loading it again", name)
-            self._loaded.discard(name)
-        await self._ensure_loaded(name, folder)
-        return await send()
-
-
-def check_available(status: int, what: str) -> None:
-    """Raise EngineDownError for the status of a server that is not available, or of a proxy in front of it."""
-    if status in UNAVAILABLE:
-        raise EngineDownError(f"{what} was answered with {status}")
-
-
-async def models_of(client: Client | Connection) -> list[dict[str, Any]]:
-    """Return the models that a server lists: its base, and adapters of it; an empty list if it answers otherwise."""
-    status, document = await client.call("GET", "/v1/models")
-    models = document.get("data") if status == 200 and isinstance(document, dict) else None
-    return [model for model in models if isinstance(model, dict) and "id" in model] if isinstance(models, list) else []
