@@ -93,7 +93,7 @@ def rollout(seed: int, drop: float, failures: float) -> tuple[Any, int]:
     evidence, outcomes = Evidence(state.bounds), (AnswerOutcome(), AnswerOutcome(failed=True))
     for number in range(1, MOST_REQUESTS + 1):
         is_candidate = rng.random() * 100 < state.share
-        trial = evidence.admit("", str(number), is_candidate=is_candidate)
+        trial = evidence.admit("", "", str(number), is_candidate=is_candidate)
         assert trial is not None
         evidence.finish(trial, outcomes[rng.random() < (failures if is_candidate else FAILURES)])
         if number % LOOK_INTERVAL == 0:

@@ -31,14 +31,14 @@ class Windows:
     _counts: dict[str, tuple[float, int]] = field(default_factory=dict, repr=False)
 
     def count(self, key: str, events: int = 1) -> Window:
-        """Count events, or 0 to see what is left."""
+        """Count events, or 0 to see what is left; a negative number gives events of the same window back."""
         now = self.clock()
         end, count = self._counts.get(key, (0.0, 0))
         if end <= now:
             end, count = now + self.seconds, 0
         if events:
             self._make_room(key, now)
-            self._counts[key] = end, count + events
+            self._counts[key] = end, max(count + events, 0)
         return Window(max(self.limit - count - events, 0), max(int(end - now + 0.999), 1), count >= self.limit)
 
     def _make_room(self, key: str, now: float) -> None:

@@ -28,6 +28,8 @@ ENGINE_PATHS: Mapping[str, frozenset[str]] = {
     "in process": _GENERATION,
 }
 ALL_PATHS: frozenset[str] = frozenset().union(*ENGINE_PATHS.values())
+ANSWERED_BY_TEXT = _GENERATION | {RESPONSES, MESSAGES}
+"""The paths whose answer has tokens of its own."""
 WITHOUT_MODEL = _TOKENIZER | {RESPONSE_TOKENS, MESSAGE_TOKENS}
 """The paths that cost no token, because only the tokenizer is asked."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,6 +16,7 @@ from adapterhub.serve.usage.record_place import Place, PostgresAddress
 from adapterhub.serve.usage.shared_limits import SharedLimits
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from .gateway_settings import GatewaySettings
 from .problems import BUSY, ProblemError
@@ -22,6 +26,19 @@ from .route_file import Key
 _LIMITS = ".limits.db"  # what the name of the file of shared limits adds to that of the record of usage
 
 
+@dataclass(slots=True)
+class ReservedTokens:
+    """The tokens of a request that were counted against the limits of its key.
+
+    Attributes:
+        count: Their number: what the request may take, and once it was answered what it took.
+        window_end: When the window ends in which they were counted, by a monotonic clock.
+    """
+
+    count: int = 0
+    window_end: float = 0.0
+
+
 class Access:
     """The keys of clients, with the requests that run and what was counted for each."""
 
@@ -29,6 +46,7 @@ class Access:
         self._settings, self._rules, self._recorder = settings, rules, recorder
         self._limits = limits_of(settings.usage)
         self._running = 0  # requests
+        self._unrecorded: Counter[str] = Counter()  # tokens of requests that run, by key with a budget
 
     async def keep_counted(self) -> None:
         """Let other gateways count the running requests of this one, until this is canceled."""
@@ -70,8 +88,7 @@ class Access:
         """Count a request until it ends; ProblemError if there are too many."""
         if key is not None:
             self._check_windows(key)
-            if key.budget:
-                key.budget.check(*self._recorder.spent_by(key.name))
+            self._check_budget(key)
         name = key.name if key is not None else ""
         max_running = key.max_running if key is not None else 0
         if max_running and not self._limits.begin(name, max_running):
@@ -94,10 +111,42 @@ class Access:
             if windows is not None and (window := self._limits.count(key.name, kind, windows, events)).over:
                 raise _busy(f"More than {windows.limit} {kind} in {windows.seconds:,} seconds", window.seconds)
 
-    def count_tokens(self, key: Key | None, tokens: int) -> None:
-        """Count the tokens of a request against the limit of its key in a window; the record counts those of days."""
-        if key is not None and key.tokens is not None and tokens:
-            self._limits.count(key.name, "tokens", key.tokens, tokens)
+    def _check_budget(self, key: Key) -> None:
+        """Raise ProblemError if a key has used up its tokens of a day or a month, or if the requests that run may."""
+        if key.budget is None:
+            return
+        day_tokens, month_tokens = self._recorder.spent_by(key.name)
+        key.budget.check(day_tokens, month_tokens)
+        unrecorded = self._unrecorded[key.name]
+        try:
+            key.budget.check(day_tokens + unrecorded, month_tokens + unrecorded)
+        except ProblemError as error:
+            raise _busy(f"{error}, if those that run take as many as they may", 1) from error
+
+    def reserve(self, key: Key, tokens: int) -> ReservedTokens:
+        """Count the tokens that a request may take before it takes them; ProblemError if none are left beside the others."""
+        self._check_budget(key)
+        window_end = math.inf
+        if key.tokens is not None:
+            window = self._limits.count(key.name, "tokens", key.tokens, tokens)
+            if window.over:
+                self._limits.count(key.name, "tokens", key.tokens, -tokens)
+                raise _busy(f"More than {key.tokens.limit} tokens in {key.tokens.seconds:,} seconds", window.seconds)
+            window_end = time.monotonic() + window.seconds - 1  # which are rounded up
+        self._unrecorded[key.name] += tokens
+        return ReservedTokens(tokens, window_end)
+
+    def count_tokens(self, key: Key, reserved: ReservedTokens, tokens: int) -> None:
+        """Count the tokens that a request took in place of those that it reserved."""
+        self._unrecorded[key.name] += tokens - reserved.count
+        in_window = reserved.count if time.monotonic() < reserved.window_end else 0
+        if key.tokens is not None and tokens != in_window:
+            self._limits.count(key.name, "tokens", key.tokens, tokens - in_window)
+        reserved.count, reserved.window_end = tokens, math.inf
+
+    def end_tokens(self, key: Key, reserved: ReservedTokens) -> None:
+        """Leave the tokens of a request that has ended to the record, which has them now."""
+        self._unrecorded[key.name] -= reserved.count
 
 
 def limits_of(usage: Place | None) -> SharedLimits | DelayedLimits:

@@ -6,13 +6,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.serve.engines.api_paths import MESSAGE_TOKENS, MESSAGES, RESPONSES
+from adapterhub.serve.engines.api_paths import ANSWERED_BY_TEXT, MESSAGE_TOKENS, MESSAGES, RESPONSES, WITHOUT_MODEL
+from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.display import printable
 
 from .problems import ProblemError, engine_failed
 from .rollout_plan import STICKY_FIELDS
 
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
+BYTES_PER_TOKEN = 4
+"""For estimates."""
+_MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")  # names of the limit of an answer
+_LONG_ANSWER = 4096  # tokens that are expected of an answer without a limit
+_MAX_CONTEXT, _MAX_CHOICES = 1 << 24, 1 << 20  # tokens and answers of one request that are expected at most
 _MAX_ID = 128  # characters of an answer's id
 _MAX_IDENTIFIER = 1000  # characters; more do not tell clients apart
 _NESTED = ("response", "message")  # the members of events that have a `model` of their own
@@ -52,6 +58,26 @@ def identifiers_of(body: Mapping[str, Any]) -> dict[str, str]:
     user = body.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else "")
     values = {name: body.get(name) for name in STICKY_FIELDS} | {"user": user}
     return {name: str(value)[:_MAX_IDENTIFIER] for name, value in values.items() if value}
+
+
+def expected_tokens(path: str, body: Mapping[str, Any], context: int) -> int:
+    """Return about how many tokens a request takes at most, its answer included.
+
+    Args:
+        context: The tokens of a conversation; 0 if they are not known.
+    """
+    if path in WITHOUT_MODEL:
+        return 0
+    prompt = len(json.dumps(body)) // BYTES_PER_TOKEN
+    if path not in ANSWERED_BY_TEXT:
+        return prompt
+    limits = (body.get(name) for name in _MAX_TOKENS)
+    tokens = next((limit for limit in limits if is_integer(limit) and limit >= 0), _LONG_ANSWER)
+    counts = [value for name in ("n", "best_of") if is_integer(value := body.get(name)) and value > 0]
+    texts = body.get("prompt")
+    if isinstance(texts, list) and not all(map(is_integer, texts)):
+        counts = [len(texts) * max(counts, default=1)]
+    return prompt + min(max(counts, default=1), _MAX_CHOICES) * min(tokens, context or _MAX_CONTEXT)
 
 
 # ---- answers

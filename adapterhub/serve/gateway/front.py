@@ -23,6 +23,7 @@ from adapterhub_converters.errors import FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import api_forms, priorities, spans
+from .access import ReservedTokens
 from .gateway_settings import GatewaySettings
 from .problems import BUSY, ProblemError
 from .rewriting import Usage
@@ -81,7 +82,9 @@ class GatewayRequest:
         choice: What a rollout chose for it; None without one.
         failed: Whether the gateway or its engine failed, also in the middle of a stream.
         left: Whether its client left before the answer ended.
-        counted_tokens: Its tokens that were counted against the limit of its key.
+        has_token_limits: Whether the tokens of its key are limited.
+        expected_tokens: Its tokens, and at most those of its answer, as far as that is limited.
+        reserved: Its tokens that were counted against the limits of its key.
     """
 
     path: str
@@ -102,7 +105,9 @@ class GatewayRequest:
     choice: Choice | None = None
     failed: bool = False
     left: bool = False
-    counted_tokens: int = 0
+    has_token_limits: bool = False
+    expected_tokens: int = 0
+    reserved: ReservedTokens = field(default_factory=ReservedTokens)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -204,6 +209,8 @@ class GatewayFront(ABC):
             EngineDownError: The engine does not answer for now.
         """
         self._check(request, body)
+        if request.has_token_limits:
+            request.expected_tokens = api_forms.expected_tokens(request.engine_path, body, self.engine.context)
         body = priorities.with_priority(body, request.key, self.engine)
         async with self.open_versions(request, api_forms.identifiers_of(body)) as blend:
             with spans.span("engine"):

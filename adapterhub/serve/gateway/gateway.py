@@ -25,7 +25,7 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, Refused
 from adapterhub_converters.runtime_rules import RuntimeName
 
 from . import deprecations, priorities, spans
-from .access import Access
+from .access import Access, ReservedTokens
 from .engine_metrics import EngineMetrics
 from .engine_versions import EngineVersions
 from .front import GatewayFront, GatewayRequest
@@ -201,13 +201,13 @@ class Gateway(GatewayFront):
     async def enter(self, request: GatewayRequest) -> AsyncIterator[None]:
         """Find the key of a request, and count the request until the context ends."""
         request.key = self.access.key_of(request.headers)
+        request.has_token_limits = request.key is not None and request.key.has_token_limits
         with self.admit(request.key):
             yield
 
     async def settle(self, request: GatewayRequest) -> None:
         """Count the tokens of an answer for its key, at other gateways too."""
-        if request.key is not None and request.key.tokens is not None:
-            self._count_for_key(request, request.tokens)
+        self._count_for_key(request, request.tokens)
 
     def record_end(self, request: GatewayRequest, status: int, first: float | None, seconds: float) -> None:
         """Record a request that has ended."""
@@ -281,11 +281,14 @@ class Gateway(GatewayFront):
                 path=request.path,
                 tokens=tokens,
             )
+        if request.key is not None and request.key.has_token_limits:
+            self.access.end_tokens(request.key, request.reserved)
+            request.reserved = ReservedTokens()
 
     def _count_for_key(self, request: GatewayRequest, tokens: TokenCounts) -> None:
-        """Count those tokens of a request against the limit of its key that were not counted before."""
-        self.access.count_tokens(request.key, tokens.total - request.counted_tokens)
-        request.counted_tokens = tokens.total
+        """Count the tokens of a request against the limits of its key, in place of those that it reserved."""
+        if request.key is not None and request.key.has_token_limits:
+            self.access.count_tokens(request.key, request.reserved, tokens.total)
 
     def begin_copy(self, request: GatewayRequest, body: Mapping[str, Any]) -> RequestCopy | None:
         """Return a copy of a request for the shadow of its route; None for no copy."""
@@ -299,6 +302,8 @@ class Gateway(GatewayFront):
     @asynccontextmanager
     async def open_versions(self, request: GatewayRequest, identifiers: Mapping[str, str]) -> AsyncIterator[Blend]:
         """Find the versions that a request means, and keep them in the engine until the context ends."""
+        if request.key is not None and request.key.has_token_limits:
+            request.reserved = self.access.reserve(request.key, request.expected_tokens)
         with spans.span("resolve"):
             parts = await self._resolve_parts(request, identifiers)
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)

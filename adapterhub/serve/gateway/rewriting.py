@@ -22,7 +22,6 @@ from .problems import engine_failed
 
 _MAX_EVENT = 4 << 20  # bytes of an event
 _MAX_STREAM = 1 << 30  # bytes of all events of a stream
-_BYTES_PER_TOKEN = 4  # for estimates
 _MAX_ANSWER = 64 << 20  # bytes of an answer that is not a stream
 _MODEL = b'"model"'
 _ESCAPED_LETTER = rb"\u00"  # how the escape of a letter of `model` begins
@@ -76,7 +75,7 @@ class Usage:
         if is_stream:
             self.parts += bool(choices) or api_forms.is_part(document)
         elif usage is None:
-            self.parts += len(json.dumps(choices or "")) // _BYTES_PER_TOKEN
+            self.parts += len(json.dumps(choices or "")) // api_forms.BYTES_PER_TOKEN
         self.answer_id = self.answer_id or api_forms.id_of(document)
         if (by_length := api_forms.ends_by_length(document)) is not None:
             self.by_length = by_length or bool(self.by_length)  # one of several choices is enough
@@ -104,7 +103,7 @@ class Usage:
         reported = sum(self._reports.values(), TokenCounts())
         if not self.has_begun or (self._reports and self.has_ended):
             return reported
-        prompt = reported.prompt or len(json.dumps(self.body)) // _BYTES_PER_TOKEN
+        prompt = reported.prompt or len(json.dumps(self.body)) // api_forms.BYTES_PER_TOKEN
         return TokenCounts(prompt, reported.cached, max(reported.answer, self.parts), is_estimate=True)
 
 

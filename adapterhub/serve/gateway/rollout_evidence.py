@@ -16,8 +16,8 @@ from adapterhub.evidence.rollout_rules import LONGER, SHORTER
 from adapterhub.evidence.sequential_test import PairCounts
 from adapterhub_converters.lazy_dataclass import dataclass
 
-_MAX_UNITS = 200_000  # clients that are remembered, in 8 bytes each; requests of further ones are no evidence
-_MAX_REQUESTS = 100_000  # requests that are remembered for their feedback, the newest
+_MAX_UNITS = 200_000  # clients that are remembered, by 8 bytes each; one that was forgotten may count again
+_MAX_REQUESTS = 100_000  # requests that are remembered for their feedback
 _WORSE, _SAME, _BETTER = PairCounts(worse=1), PairCounts(same=1), PairCounts(better=1)
 
 
@@ -67,35 +67,27 @@ class Evidence:
         # Without a partner yet, by `is_candidate`.
         self._waiting: dict[bool, Trial] = {}
         self._waiting_feedback: dict[bool, bool] = {}
-        self._units: set[bytes] = set()
-        self._requests: dict[bytes, bool] = {}  # whether their feedback has counted; clients may use an id again
+        self._units = _NewestNames(_MAX_UNITS)
+        self._requests = _NewestNames(_MAX_REQUESTS)  # by whether their feedback has counted; clients may use an id again
 
-    def admit(self, unit: str, request: str, *, is_candidate: bool) -> Trial | None:
+    def admit(self, key: str, unit: str, request: str, *, is_candidate: bool) -> Trial | None:
         """Return the trial of a request that is about to be answered; None if its client has counted before.
 
         Args:
+            key: The name of the client's key; empty without keys.
             unit: What the client is kept with one arm by; empty if it is not.
-            request: The key of the client and the id of the request, by which feedback finds it.
+            request: The id of the request, by which feedback finds it.
         """
-        if unit and not self._is_new(unit):
+        if unit and not self._units.add(key, unit):
             return None
         if "feedback" in self._bounds:
-            self._requests.setdefault(_digest(request), False)
-            if len(self._requests) > _MAX_REQUESTS:
-                del self._requests[next(iter(self._requests))]
+            self._requests.add(key, request)
         trial = Trial(is_candidate=is_candidate)
         if partner := self._waiting.pop(not is_candidate, None):
             trial.partner, partner.partner = partner, trial
         else:
             self._waiting[is_candidate] = trial
         return trial
-
-    def _is_new(self, unit: str) -> bool:
-        digest = _digest(unit)
-        if digest in self._units or len(self._units) >= _MAX_UNITS:
-            return False
-        self._units.add(digest)
-        return True
 
     def finish(self, trial: Trial, outcome: AnswerOutcome) -> None:
         """Record how a request was answered; its pair counts once both are. A request whose client left is never finished."""
@@ -112,12 +104,10 @@ class Evidence:
         """Count a pair."""
         self.counts[test] = self.counts.get(test, PairCounts()) + pair
 
-    def add_feedback(self, request: str, *, is_candidate: bool, is_bad: bool) -> None:
+    def add_feedback(self, key: str, request: str, *, is_candidate: bool, is_bad: bool) -> None:
         """Count feedback on an answer, in a pair with the last feedback on the other arm that has no partner."""
-        digest = _digest(request)
-        if self._requests.get(digest, True):
+        if not self._requests.mark(key, request):
             return
-        self._requests[digest] = True
         if (partner_is_bad := self._waiting_feedback.pop(not is_candidate, None)) is None:
             self._waiting_feedback[is_candidate] = is_bad
             return
@@ -128,6 +118,35 @@ class Evidence:
         """Subtract pairs that are in the log now."""
         for test, total in counts.items():
             self.counts[test] -= total
+
+
+class _NewestNames:
+    """Names that clients choose, each with a mark. Of too many, the key that has the most of them forgets its oldest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
+        self._by_key: dict[str, dict[bytes, bool]] = {}
+
+    def add(self, key: str, name: str) -> bool:
+        """Add a name; return whether it was new."""
+        names, digest = self._by_key.setdefault(key, {}), _digest(name)
+        if digest in names:
+            return False
+        names[digest] = False
+        if self._count == self._limit:
+            largest = max(self._by_key.values(), key=len)
+            del largest[next(iter(largest))]
+        else:
+            self._count += 1
+        return True
+
+    def mark(self, key: str, name: str) -> bool:
+        """Mark a name; return whether it is one that had no mark."""
+        names, digest = self._by_key.get(key, {}), _digest(name)
+        if names.get(digest, True):
+            return False
+        names[digest] = True
+        return True
 
 
 def _digest(text: str) -> bytes:

@@ -162,8 +162,7 @@ class Rollouts:
         is_candidate = position < track.share
         trial = None
         if request and track.state.state not in (DONE, ROLLED_BACK) and not track.stopped:
-            client = f"{key}\0{unit}" if unit else ""
-            trial = track.evidence.admit(client, f"{key}\0{request}", is_candidate=is_candidate)
+            trial = track.evidence.admit(key, unit, request, is_candidate=is_candidate)
         arm = str(track.plan.candidate) if is_candidate else route.to.shares[0][0]
         return Choice(arm, track.ref if is_candidate else None, trial, track.evidence)
 
@@ -177,8 +176,7 @@ class Rollouts:
         track = self._tracks.get(feedback.route)
         if track is not None and feedback.version in (track.candidate.model, track.stable.model):
             is_candidate = feedback.version == track.candidate.model
-            request = f"{feedback.key}\0{feedback.request}"
-            track.evidence.add_feedback(request, is_candidate=is_candidate, is_bad=feedback.is_bad)
+            track.evidence.add_feedback(feedback.key, feedback.request, is_candidate=is_candidate, is_bad=feedback.is_bad)
 
     def documents(self) -> list[dict[str, object]]:
         """Return where the rollouts stand, as JSON."""

@@ -159,6 +159,11 @@ class Key:
     budget: CalendarBudget | None = None
     priority: int = 0
 
+    @property
+    def has_token_limits(self) -> bool:
+        """Whether its tokens are limited, in a window or in days and months."""
+        return bool(self.tokens or self.budget)
+
 
 @dataclass(frozen=True, slots=True)
 class Routes:

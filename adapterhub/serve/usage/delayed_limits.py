@@ -58,7 +58,7 @@ class DelayedLimits:
         self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
 
     def count(self, key: str, kind: str, windows: Windows, events: int = 1) -> Window:
-        """Count events of a key, or 0 to see what is left.
+        """Count events of a key, or 0 to see what is left; a negative number gives events of the same window back.
 
         Args:
             kind: What is counted: `requests` or `tokens`.

@@ -31,6 +31,10 @@ _COUNT = """
         ends = CASE WHEN windows.ends > ? AND windows.ends <= ? THEN windows.ends ELSE excluded.ends END
     RETURNING count, ends
 """
+_GIVE_BACK = """
+    UPDATE windows SET count = CASE WHEN count > ? THEN count - ? ELSE 0 END
+    WHERE key = ? AND kind = ? AND most = ? AND seconds = ? AND ends > ? AND ends <= ? RETURNING count, ends
+"""
 _LOOK = "SELECT count, ends FROM windows WHERE key = ? AND kind = ? AND most = ? AND seconds = ? AND ends > ? AND ends <= ?"
 _ELSEWHERE = "SELECT key, sum(count) FROM running WHERE gateway <> ? AND abs(seen - ?) < ? GROUP BY key"
 _UPDATE = "ON CONFLICT (key, gateway) DO UPDATE SET count = excluded.count, seen = excluded.seen"
@@ -58,13 +62,19 @@ class LimitsDatabase(SqliteFile):
     def count(self, window: Sequence[object], ends: float, now: float, events: int) -> tuple[int, float] | None:
         """Count events in a window, or 0 to look at it; return its count and end, None if none has begun.
 
+        A negative number gives events back to a window that has begun.
+
         Args:
             window: Its key, kind, limit and seconds.
             ends: The end of one that begins now.
         """
         latest = ends + _CLOCK_SECONDS
-        sql, values = (_COUNT, [ends, events, now, latest, now, latest]) if events else (_LOOK, [now, latest])
-        rows = self.select(sql, *window, *values)
+        if events > 0:
+            rows = self.select(_COUNT, *window, ends, events, now, latest, now, latest)
+        elif events < 0:
+            rows = self.select(_GIVE_BACK, -events, -events, *window, now, latest)
+        else:
+            rows = self.select(_LOOK, *window, now, latest)
         return rows[0] if rows else None
 
     def begin(self, key: str, gateway: str, count: int, now: float, max_running: int) -> bool:

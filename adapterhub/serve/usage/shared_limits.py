@@ -46,7 +46,7 @@ class SharedLimits:
         self._logged_at = -math.inf
 
     def count(self, key: str, kind: str, windows: Windows, events: int = 1) -> Window:
-        """Count events of a key, or 0 to see what is left.
+        """Count events of a key, or 0 to see what is left; a negative number gives events of the same window back.
 
         Args:
             kind: What is counted: `requests` or `tokens`.

@@ -34,7 +34,7 @@ def test_a_pair_is_worse_in_what_is_beyond_its_bound_and_in_nothing_else(name: s
     for is_candidate_first in (False, True):
         evidence = Evidence(LIMITS)
         for is_candidate in (is_candidate_first, not is_candidate_first):
-            trial = evidence.admit("", "", is_candidate=is_candidate)
+            trial = evidence.admit("", "", "", is_candidate=is_candidate)
             assert trial is not None
             if is_candidate:
                 candidate_trial = trial
@@ -55,10 +55,10 @@ def test_every_bound_has_a_pair_that_breaks_it() -> None:
 def test_feedback_counts_once_for_an_id_that_a_client_uses_again() -> None:
     evidence = Evidence({"feedback": 5.0})
     for is_candidate in (True, False):
-        evidence.admit("", "same" if is_candidate else "other", is_candidate=is_candidate)
-    evidence.add_feedback("same", is_candidate=True, is_bad=True)
-    evidence.admit("", "same", is_candidate=True)
-    evidence.add_feedback("same", is_candidate=True, is_bad=True)
-    evidence.add_feedback("other", is_candidate=False, is_bad=False)
-    evidence.add_feedback("never asked", is_candidate=False, is_bad=False)
+        evidence.admit("", "", "same" if is_candidate else "other", is_candidate=is_candidate)
+    evidence.add_feedback("", "same", is_candidate=True, is_bad=True)
+    evidence.admit("", "", "same", is_candidate=True)
+    evidence.add_feedback("", "same", is_candidate=True, is_bad=True)
+    evidence.add_feedback("", "other", is_candidate=False, is_bad=False)
+    evidence.add_feedback("", "never asked", is_candidate=False, is_bad=False)
     assert evidence.counts == {"feedback": WORSE}

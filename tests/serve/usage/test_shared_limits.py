@@ -164,3 +164,15 @@ def test_a_gateway_uses_the_file_again_once_it_can(tmp_path: Path, clock: Clock,
     left.end("ada")
     assert left.begin("ada", 1)
     assert not right.begin("ada", 1)
+
+
+def test_events_are_given_back_to_the_window_in_which_they_were_counted(
+    gateway: Callable[[], SharedLimits], clock: Clock
+) -> None:
+    left, right, windows = gateway(), gateway(), Windows(10, 60)
+    left.count("ada", "tokens", windows, 8)
+    assert right.count("ada", "tokens", windows, -3).remaining == 5
+    assert right.count("ada", "tokens", windows, -30).remaining == 10
+    clock.now += 61
+    left.count("ada", "tokens", windows, -3)
+    assert right.count("ada", "tokens", windows, 0).remaining == 10

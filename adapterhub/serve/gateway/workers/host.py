@@ -25,6 +25,7 @@ from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.local_routes import EXCEPTION_HANDLERS, NAME_ROUTES
 from adapterhub.serve.gateway.problems import ProblemError, problem_of
+from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import LocalIOError
 
@@ -181,9 +182,8 @@ class _HostedRequest:
             self._gateway.record_answer(self._request, message["status"], message["seconds"], tokens, message["answer_id"])
         except ChannelLostError:
             self._end(_LOST_STATUS, None, 0.0)
-            if self._latest is not None:
-                self._record(self._latest)
         finally:
+            self._record(self._latest or {"engine": "", "tokens": messages.tokens_document(TokenCounts())})
             self._count_running("", -1)
             holding.cancel()
             await asyncio.wait([holding])
@@ -213,7 +213,7 @@ class _HostedRequest:
             async with gateway.enter(request):
                 self._talk.send(key=messages.key_document(request.key))
                 step = await self._steps.get()
-                request.model, opening = step["model"], True
+                request.model, request.expected_tokens, opening = step["model"], step["tokens"], True
                 async with gateway.open_versions(request, step["identifiers"]) as blend:
                     self._talk.send(facts=messages.request_facts(request), blend=messages.blend_document(blend))
                     opening = False

@@ -41,7 +41,7 @@ def key_document(key: Key | None) -> dict[str, Any] | None:
     """Return what a worker needs to know about a key; `counts` tells whether the host compares its tokens with a limit."""
     if key is None:
         return None
-    return {"name": key.name, "priority": key.priority, "counts": bool(key.tokens or key.budget)}
+    return {"name": key.name, "priority": key.priority, "counts": key.has_token_limits}
 
 
 def request_facts(request: GatewayRequest) -> dict[str, str]:

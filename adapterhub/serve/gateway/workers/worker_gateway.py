@@ -92,13 +92,11 @@ class _OpenRequest:
     """A request that is being answered.
 
     Attributes:
-        counts: Whether its tokens count against a limit, so that the host must know them before the client has the answer.
-        is_settled: Whether the host knows them.
+        is_settled: Whether the host knows its tokens.
     """
 
     request: GatewayRequest
     talk: Conversation
-    counts: bool = False
     is_settled: bool = False
 
 
@@ -186,12 +184,12 @@ class WorkerGateway(GatewayFront):
         """Let the host find the key of a request, and count the request until the context ends."""
         talk = self._begin()
         request.number = talk.number
-        opened = self._requests[talk.number] = _OpenRequest(request, talk)
+        self._requests[talk.number] = _OpenRequest(request, talk)
         talk.send(kind="request", id=request.id, path=request.path, headers=dict(request.headers))
         try:
             key = (await _reply(talk))["key"]
             if key is not None:
-                request.key, opened.counts = Key(key["name"], priority=key["priority"]), key["counts"]
+                request.key, request.has_token_limits = Key(key["name"], priority=key["priority"]), key["counts"]
             yield
         finally:
             talk.send(step="leave")
@@ -201,7 +199,7 @@ class WorkerGateway(GatewayFront):
         """Let the host find the versions that a request means, and keep them in the engine until the request ends."""
         talk = self._requests[request.number].talk
         with spans.span("load"):
-            talk.send(step="open", model=request.model, identifiers=dict(identifiers))
+            talk.send(step="open", model=request.model, identifiers=dict(identifiers), tokens=request.expected_tokens)
             message = await talk.receive()
             messages.set_facts(request, message["facts"])
             if "problem" in message:
@@ -223,7 +221,7 @@ class WorkerGateway(GatewayFront):
     async def settle(self, request: GatewayRequest) -> None:
         """Wait until the host has counted the tokens of an answer, if its key has a limit of them."""
         opened = self._requests[request.number]
-        if opened.counts and not opened.is_settled:
+        if request.has_token_limits and not opened.is_settled:
             opened.is_settled = True
             opened.talk.send(step="settle", **self._tokens(request))
             earlier = []  # the end of an answer that the host relays may be on its way
