@@ -20,7 +20,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import aliases, gates, request_context
-from .accounts import access_tokens, accounts
+from .accounts import access_tokens, accounts, sessions
 from .accounts.access_tokens import Identity
 from .accounts.accounts import EVERYWHERE, READERS, ROLES, Namespace
 from .hub_database import HubDatabase
@@ -122,6 +122,8 @@ class Access:
 
     def token_identity(self, token: str) -> Identity | None:
         """Return the identity of a token; None if it is unknown, revoked or expired."""
+        if token == request_context.current().unknown_secret:
+            return None
         return self._cached_identity(token, access_tokens.identify)
 
     def identity_behind(self, ident: int) -> Identity | None:
@@ -143,6 +145,20 @@ class Access:
                 access_tokens.record_use(self.database, identity.token)
                 self._identities[token] = now + _TTL, identity
         return identity if identity and (identity.expires is None or identity.expires > time.time()) else None
+
+    def session_identity(self, cookie: str) -> Identity | None:
+        """Return the identity of a browser's session; None if it is unknown or over."""
+        is_unknown = cookie == request_context.current().unknown_secret
+        return None if is_unknown else sessions.session_identity(self.database, cookie)
+
+    def is_remembered(self, secret: str) -> bool:
+        """Return whether a secret is `anonymous`, or a token that was used within seconds."""
+        return secret == NOBODY or self._identities.get(secret, (0.0, None))[0] >= time.monotonic()
+
+    def look_up(self, secret: str, *, is_token: bool) -> None:
+        """Look up whose a request's token is, or the cookie of its session, before the event loop asks for it."""
+        if not (self.token_identity(secret) if is_token else self.session_identity(secret)):
+            request_context.current().unknown_secret = secret
 
     def may_read(self, identity: Identity | None, name: str, repository: Repository | None) -> bool:
         """Return whether a client may see a repository; `repository` is its state, None if it only has versions."""

@@ -27,7 +27,7 @@ from .api import routes as api
 from .cross_origin import CrossOriginMiddleware
 from .hf import routes as hf
 from .hub import Hub
-from .middleware import AuditMiddleware, RateLimitMiddleware, RefusalLimitMiddleware, WorkLimitMiddleware
+from .middleware import AuditMiddleware, IdentityMiddleware, RateLimitMiddleware, RefusalLimitMiddleware, WorkLimitMiddleware
 from .oauth import routes as oauth
 from .oci import routes as oci
 from .operations import routes as operations
@@ -73,6 +73,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
     middleware = [
         Middleware(CrossOriginMiddleware, is_local=is_local),
         Middleware(MetricsMiddleware, metrics=metrics),
+        Middleware(IdentityMiddleware),
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
         Middleware(RefusalLimitMiddleware),
         Middleware(WorkLimitMiddleware),

@@ -266,7 +266,7 @@ class Hub:
         """
         identity = self.identify(request)
         if identity is None and (cookie := request.cookies.get(sessions.COOKIE)):
-            identity = sessions.session_identity(self.database, cookie)
+            identity = self.access.session_identity(cookie)
             if identity:
                 request_context.current().set_account(identity.account, identity.prefix, identity.token)
         return identity

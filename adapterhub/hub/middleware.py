@@ -96,6 +96,25 @@ class RateLimitMiddleware:
         return f"token {identity.token}" if identity else client_network(request_context.current().address)
 
 
+class IdentityMiddleware:
+    """Looks up in a thread whose token or session a request has, so that the event loop never waits for it.
+
+    The secrets of strangers are remembered for their request alone: any number of them takes no memory.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        token, cookie = _secrets_of(scope) if scope["type"] == "http" else ("", "")
+        if secret := token or cookie:
+            hub = hub_of(scope)
+            if not hub.access.is_remembered(secret):
+                await hub.workers.look_up(partial(hub.access.look_up, secret, is_token=bool(token)))
+        await self._app(scope, receive, send)
+
+
 class RefusalLimitMiddleware:
     """Answers 429 to networks whose clients without an account were refused too often, before anything is read for them.
 
@@ -151,17 +170,20 @@ class WorkLimitMiddleware:
 
 def _account_of(scope: Scope) -> str:
     """Return the account whose token or session a request has; empty without one."""
-    request, hub = Request(scope), hub_of(scope)
+    access = hub_of(scope).access
+    token, cookie = _secrets_of(scope)
+    identity = access.token_identity(token) if token else access.session_identity(cookie) if cookie else None
+    return identity.account if identity else ""
+
+
+def _secrets_of(scope: Scope) -> tuple[str, str]:
+    """Return the token of a request, or the cookie of its session if it has no header for a token; empty for none."""
+    request = Request(scope)
     try:
         token = token_in(request.headers)
     except BadTokenError:
-        return ""
-    if token is not None:
-        identity = hub.access.token_identity(token)
-    else:
-        cookie = request.cookies.get(sessions.COOKIE)
-        identity = sessions.session_identity(hub.database, cookie) if cookie else None
-    return identity.account if identity else ""
+        return "", ""
+    return ("", request.cookies.get(sessions.COOKIE, "")) if token is None else (token, "")
 
 
 def class_of(path: str) -> str:

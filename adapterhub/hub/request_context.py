@@ -33,6 +33,7 @@ class RequestContext:
         account: The account of the client, once known; empty for an anonymous one.
         prefix: The first characters of its token.
         token: The number of its token; 0 without one.
+        unknown_secret: The token or the cookie of a session that it has and that nobody has made; empty for none.
         names: The repositories and namespaces it asked to change.
         detail: What it asked to change them to, for the audit log; empty if its path says that.
         work: The CPU that it has taken in threads that work on the registry.
@@ -45,6 +46,7 @@ class RequestContext:
     account: str = ""
     prefix: str = ""
     token: int = 0
+    unknown_secret: str = ""
     names: list[str] = field(default_factory=list)
     detail: str = ""
     is_rehearsal: bool = False

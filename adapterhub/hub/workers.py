@@ -157,6 +157,10 @@ class Workers:
         """Call `work`, which reads or writes bytes, in a thread of the second pool."""
         return await self._call(self._bodies, lambda: work(*args, **kwargs))
 
+    async def look_up(self, work: Callable[[], T]) -> T:
+        """Call `work`, which asks for a row of the hub's database, in a thread of those for lookups."""
+        return await self._call(self._pool, work)
+
     async def _call(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         # The copied context carries `request_context` into the thread.
         return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+from starlette.routing import Route
 
 from adapterhub.http_server import rate_windows
 from adapterhub.http_server.rate_windows import Windows
+from adapterhub.hub.hub_database import HubDatabase
+from tests.attacks.test_hub_bodies import ROUTES
+from tests.attacks.test_hub_memory import PARAMETERS
 from tests.hub.conftest import Running, serving
+from tests.support.hub_tenants import Tenant
 
 LIMIT = 20  # bad tokens a minute
 
@@ -67,3 +75,38 @@ def test_a_flood_of_addresses_gives_nobody_new_tries(monkeypatch: pytest.MonkeyP
     assert windows.count("guesser").over
     assert windows.count("looked at", 0) == windows.count("looked at", 0)
     assert "looked at" not in windows._counts
+
+
+@pytest.mark.parametrize("secret", ["token", "password", "session"])
+def test_what_nobody_has_made_is_looked_up_in_a_thread(hub: Running, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    """Each wrong token made the event loop wait for the database, once for the limits and once for the route."""
+    Tenant(hub, "red").create("open")
+    places: list[str] = []
+    asked = 0
+
+    def watched(method: Any) -> Any:
+        def ask(*values: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            if asyncio._get_running_loop() is not None:
+                places.append("".join(traceback.format_stack(limit=6)))
+            return method(*values)
+
+        return ask
+
+    for name in ("select", "execute", "execute_many"):
+        monkeypatch.setattr(HubDatabase, name, watched(getattr(HubDatabase, name)))
+    for route in [route for route in ROUTES if isinstance(route, Route)]:
+        for number, method in enumerate(sorted(route.methods or ())):
+            path = route.path.replace(":path", "")
+            for name in route.param_convertors:
+                path = path.replace(f"{{{name}}}", PARAMETERS.get(name, "x"))
+            unknown = f"hf_{number}{len(path):039}"
+            headers = {"authorization": f"Bearer {unknown}"} if secret == "token" else {}
+            cookies = {"adapterhub_session": unknown} if secret == "session" else {}
+            login = ("red", unknown) if secret == "password" else None
+            requests.request(
+                method, hub.url + path, headers=headers, cookies=cookies, auth=login, timeout=20, allow_redirects=False
+            )
+    assert asked > len(ROUTES)
+    assert not places, places[0]
