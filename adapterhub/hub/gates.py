@@ -141,28 +141,27 @@ def request_account(database: HubDatabase, name: str, ident: int) -> str:
 
 
 def ask(database: HubDatabase, name: str, account: str) -> AccessRequest:
-    """Ask for access, which accepts the terms; a request that exists stays as it is.
+    """Ask for access, which accepts the terms, within a transaction; a request that exists stays as it is.
 
     Raises:
         UsageError: The name has no gate.
         RefusedError: The account has asked for too many names, or too many accounts wait for this one.
     """
-    with database.transaction():
-        gate = check_gated(database, name)
-        if request := find_request(database, name, account):
-            return request
-        _check_room(database, name, account)
-        now = time.time()
-        status, decided = (ACCEPTED, now) if gate.mode == AUTO else (PENDING, None)
-        digest = sha256_bytes(gate.terms.encode())
-        values = (name, account, status, now, digest, decided, "", "")
-        return _insert(database, values)
+    gate = check_gated(database, name)
+    if request := find_request(database, name, account):
+        return request
+    _check_room(database, name, account)
+    now = time.time()
+    status, decided = (ACCEPTED, now) if gate.mode == AUTO else (PENDING, None)
+    digest = sha256_bytes(gate.terms.encode())
+    values = (name, account, status, now, digest, decided, "", "")
+    return _insert(database, values)
 
 
 def decide(
     database: HubDatabase, name: str, account: str, status: str, *, decider: str, reason: str = "", unasked: bool = False
 ) -> AccessRequest:
-    """Set the status of an account's request; with `unasked` also for an account that has not asked.
+    """Set the status of an account's request, within a transaction; with `unasked` also for an account that has not asked.
 
     Raises:
         UsageError: The name has no gate, or the status is unknown.
@@ -172,21 +171,20 @@ def decide(
     """
     if status not in STATUSES:
         raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(STATUSES)}")
-    with database.transaction():
-        check_gated(database, name)
-        request, now = find_request(database, name, account), time.time()
-        if request is None and not unasked:
-            raise _no_request(name)
-        if request is None:
-            accounts.check_account(database, account)
-            _check_room_for_unasked(database, name)
-            return _insert(database, (name, account, status, now, "", now, decider, ""))
-        if request.status == status:
-            raise ConflictError(name, f"the access of {account} is {status} already")
-        sql = "UPDATE access_requests SET status = ?, decided = ?, decider = ?, reason = ? WHERE id = ?"
-        values = status, now, decider, reason.encode(errors="replace").decode()[:_MAX_REASON]
-        database.execute(sql, *values, request.id)
-        return find_request(database, name, account) or request
+    check_gated(database, name)
+    request, now = find_request(database, name, account), time.time()
+    if request is None and not unasked:
+        raise _no_request(name)
+    if request is None:
+        accounts.check_account(database, account)
+        _check_room_for_unasked(database, name)
+        return _insert(database, (name, account, status, now, "", now, decider, ""))
+    if request.status == status:
+        raise ConflictError(name, f"the access of {account} is {status} already")
+    sql = "UPDATE access_requests SET status = ?, decided = ?, decider = ?, reason = ? WHERE id = ?"
+    values = status, now, decider, reason.encode(errors="replace").decode()[:_MAX_REASON]
+    database.execute(sql, *values, request.id)
+    return find_request(database, name, account) or request
 
 
 def copy(database: HubDatabase, old: str, new: str) -> None:

@@ -48,7 +48,8 @@ _MAX_HOURLY = 30  # proposals that an account opens
 _MAX_COMMITS = 100  # of a proposal, each in the place of the one before
 _MAX_HOURLY_COMMITS = 200  # of the proposals of an account in a namespace
 _MAX_CLOSED = 100  # proposals of a repository that are remembered, besides those that are open or were accepted
-_UNSETTLED = 3600.0  # seconds in which a proposal is written after its room is reserved
+# Seconds in which a commit of a proposal is written, from the beginning of the hour in which its room is reserved.
+_UNSETTLED = 2 * 3600.0
 _OPENED = "opened"
 
 
@@ -109,10 +110,11 @@ def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: s
         "INSERT INTO proposals (name, ident, account, size, opened, announced, commits, hour, hourly_commits)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
     )
-    earlier_sql = "SELECT size, commits, hour, hourly_commits FROM proposals WHERE name = ? AND ident = ?"
+    earlier_sql = "SELECT size, opened, commits, hour, hourly_commits FROM proposals WHERE name = ? AND ident = ?"
     with database.transaction():
         earlier = database.select(earlier_sql, room.name, replaced)
-        replaced_size, commits_so_far, hour, hourly_commits = earlier[0] if earlier else (0, 0, 0.0, 0)
+        nothing = (0, current_time, 0, 0.0, 0)
+        replaced_size, opened, commits_so_far, hour, hourly_commits = earlier[0] if earlier else nothing
         size = room.size + replaced_size
         if hour < current_time - 3600:
             hour, hourly_commits = current_time, 0
@@ -124,7 +126,7 @@ def reserve(database: HubDatabase, limits: Namespace, room: Room, *, replaced: s
         if not replaced:
             _check_count(database, limits.name, room.account, [account for account, _, closed in rows if closed is None])
         _check_bytes(limits, room.account, size, [(account, row_size) for account, row_size, _ in rows])
-        values = (room.name, room.ident, room.account, size, current_time, int(bool(replaced)), commits_so_far + 1)
+        values = (room.name, room.ident, room.account, size, opened, int(bool(replaced)), commits_so_far + 1)
         if not database.execute(insert, *values, hour, hourly_commits + 1):
             raise ConflictError(f"{room.name}@{room.ident}", "is proposed by another request now", "Try again")
 
@@ -247,12 +249,12 @@ def settle(worker: Worker, webhooks: Webhooks, name: str, ident: str) -> None:
     repository = worker.repositories.get(name)
     proposals = repository.proposals if repository else {}
     number = next((number for number, proposal in proposals.items() if proposal.commit == ident), "")
-    sql = "SELECT opened, announced FROM proposals WHERE name = ? AND ident = ? AND closed IS NULL"
+    sql = "SELECT hour, announced FROM proposals WHERE name = ? AND ident = ? AND closed IS NULL"
     with worker.database.transaction():
         rows = worker.database.select(sql, name, ident)
-        for opened, announced in rows:
+        for hour, announced in rows:
             if not number:
-                if opened < time.time() - _UNSETTLED:
+                if hour < time.time() - _UNSETTLED:
                     release(worker.database, name, ident)
                 continue
             proposal = proposals[number]

@@ -175,15 +175,6 @@ class Webhooks:
         """Queue the events of a move. The move is already made, so an error here is only logged."""
         self._announce(entry.name, entry.seq)
 
-    def announce_event(self, name: str, event: str, about: Mapping[str, object]) -> None:
-        """Queue an event about a name that is not in its log. An error here is only logged, as above."""
-        try:
-            with self._database.transaction():
-                self.queue_event(name, {"event": event, "name": name, "time": now(), **about})
-        except AdapterhubError:
-            _log.exception("%s of %s is not announced to webhooks", event, name)
-        self.wake()
-
     def queue_event(self, name: str, payload: Mapping[str, object]) -> None:
         """Queue an event about a name, within a transaction."""
         sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"

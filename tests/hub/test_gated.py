@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -458,6 +459,22 @@ def test_an_event_is_sent_for_a_request_and_for_a_decision(database: HubDatabase
         ("access.requested", "team/sql", "ada", "pending"),
         ("access.decided", "team/sql", "ada", "accepted"),
     ]
+
+
+def test_a_hub_that_ends_before_an_event_is_queued_has_made_no_change(
+    database: HubDatabase, owner: Tenant, reader: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhooks.add(database, "team", "https://site.example/hook")
+    with monkeypatch.context() as patched:
+        patched.setattr(webhooks.Webhooks, "queue_event", lambda *_: os.fstat(-1))
+        assert reader.post(f"{MODEL}/ask-access").status_code == 500
+        assert gates.find_request(database, "team/sql", "ada") is None
+    reader.post(f"{MODEL}/ask-access").raise_for_status()
+    monkeypatch.setattr(webhooks.Webhooks, "queue_event", lambda *_: os.fstat(-1))
+    assert owner.post(f"{REQUESTS}/handle", json={"user": "ada", "status": "accepted"}).status_code == 500
+    request = gates.find_request(database, "team/sql", "ada")
+    assert request
+    assert request.status == gates.PENDING
 
 
 # ---- its pages, and clients

@@ -9,6 +9,7 @@ from adapterhub.hub.commits import source_name
 from adapterhub.hub.gates import AccessRequest, Gate
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
+from adapterhub.registry.moves import now
 
 from .reading import visible_view
 
@@ -22,11 +23,13 @@ def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Acces
     if identity is None:
         raise NoTokenError
     check_scope(identity, name)
-    is_new = gates.find_request(worker.database, name, identity.account) is None
-    request = gates.ask(worker.database, name, identity.account)
+    with worker.database.transaction():
+        is_new = gates.find_request(worker.database, name, identity.account) is None
+        request = gates.ask(worker.database, name, identity.account)
+        if is_new:
+            hub.webhooks.queue_event(name, _event(REQUESTED, request))
     request_context.current().record_detail(status=request.status, terms=request.terms)
-    if is_new:
-        hub.webhooks.announce_event(name, REQUESTED, {"account": request.account, "status": request.status})
+    hub.webhooks.wake()
     return request
 
 
@@ -44,9 +47,15 @@ def decide(
     """Set the status of the request of an account, as an admin of the namespace; `unasked` also if there is none."""
     decider = check_decider(worker, hub, identity, name)
     request_context.current().record_detail(account=account, status=status, reason=reason or None)
-    request = gates.decide(worker.database, name, account, status, decider=decider.account, reason=reason, unasked=unasked)
-    hub.webhooks.announce_event(name, DECIDED, {"account": account, "status": status})
+    with worker.database.transaction():
+        request = gates.decide(worker.database, name, account, status, decider=decider.account, reason=reason, unasked=unasked)
+        hub.webhooks.queue_event(name, _event(DECIDED, request))
+    hub.webhooks.wake()
     return request
+
+
+def _event(event: str, request: AccessRequest) -> dict[str, object]:
+    return {"event": event, "name": request.name, "time": now(), "account": request.account, "status": request.status}
 
 
 def set_gate(worker: Worker, hub: Hub, identity: Identity | None, name: str, gate: Gate | None) -> None:

@@ -368,6 +368,23 @@ def test_the_commits_of_an_account_to_its_proposals_in_an_hour_are_bounded(
     assert rows_of(team, "SELECT hourly_commits FROM proposals WHERE closed IS NULL") == [(1,)]
 
 
+def test_a_proposal_that_is_changed_was_opened_when_it_was_opened(
+    team: Running, ada: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "_MAX_HOURLY", 1)
+
+    def commit(revision: str, text: str) -> str:
+        answer = ada.ask("POST", f"/api/models/team/sql/commit/{revision}", lines_of({"README.md": text.encode()}))
+        return str(answer.json().get("error", ""))
+
+    assert commit("main?create_pr=1", "one") == ""
+    with closing(open_database(team.settings)) as database:
+        database.execute("UPDATE proposals SET opened = opened - 3601, hour = hour - 3601")
+    assert [commit("refs%2Fpr%2F1", "changed"), commit("main?create_pr=1", "two")] == ["", ""]
+    assert commit("refs%2Fpr%2F2", "changed, too") == ""
+    assert "has opened 1 proposals within an hour" in commit("main?create_pr=1", "three")
+
+
 def test_uploads_for_proposals_are_bounded_in_a_namespace_without_a_quota_and_those_of_maintainers_are_not(
     team: Running, ada: Sending, maintainer: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
