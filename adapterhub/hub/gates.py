@@ -188,16 +188,21 @@ def decide(
 
 
 def copy(database: HubDatabase, old: str, new: str) -> None:
-    """Gate a new name like the old one, with the same access; within a transaction."""
+    """Gate a new name like the old one, with the same access; within a transaction.
+
+    What was changed under either name meanwhile holds: the stricter mode, and of each request the last decision.
+    """
     gate = (
         "INSERT INTO gates (name, mode, terms) SELECT ?, mode, terms FROM gates WHERE name = ?"
-        " ON CONFLICT (name) DO UPDATE SET mode = excluded.mode, terms = excluded.terms"
+        " ON CONFLICT (name) DO UPDATE SET mode = excluded.mode, terms = excluded.terms WHERE excluded.mode = ?"
     )
-    database.execute(gate, new, old)
+    database.execute(gate, new, old, MANUAL)
     columns = "account, status, asked, terms, decided, decider, reason"
     requests = (
         f"INSERT INTO access_requests (name, {columns}) SELECT ?, {columns} FROM access_requests WHERE name = ?"  # noqa: S608 - ours
-        " ON CONFLICT (name, account) DO NOTHING"
+        " ON CONFLICT (name, account) DO UPDATE SET status = excluded.status, decided = excluded.decided,"
+        " decider = excluded.decider, reason = excluded.reason"
+        " WHERE coalesce(excluded.decided, 0) > coalesce(access_requests.decided, 0)"
     )
     database.execute(requests, new, old)
 

@@ -390,6 +390,31 @@ def test_access_that_is_given_unasked_is_bounded_and_no_burden_of_the_account(
     assert gates.ask(database, "team/sql", "ada").status == gates.PENDING
 
 
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("name", ["team/sql", "team/new"])
+def test_an_access_that_is_revoked_while_a_name_is_renamed_stays_revoked(
+    team: Running, database: HubDatabase, owner: Tenant, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another process, which knew the old name still, revoked it between two copies of the gate."""
+    give(team)
+    copy = gates.copy
+
+    def copy_and_revoke(tables: HubDatabase, old: str, new: str) -> None:
+        copy(tables, old, new)
+        request = gates.find_request(tables, name, "ada")
+        if request and request.status == gates.ACCEPTED:
+            gates.decide(tables, name, "ada", gates.REJECTED, decider="team")
+            gates.set_gate(tables, name, Gate(gates.MANUAL, "stricter"))
+
+    gates.set_gate(database, "team/sql", Gate(gates.AUTO))
+    monkeypatch.setattr(gates, "copy", copy_and_revoke)
+    owner.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
+    request = gates.find_request(database, "team/new", "ada")
+    assert request
+    assert request.status == gates.REJECTED
+    assert gates.find_gate(database, "team/new") == Gate(gates.MANUAL, "stricter")
+
+
 def test_a_renamed_name_is_gated_at_every_moment(
     team: Running, owner: Tenant, reader: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
