@@ -344,7 +344,7 @@ def value_problems(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
 
 def _is_output(contents: Contents, name: str) -> bool:
     """Return whether a tensor is the half of a pair that starts at zero."""
-    return contents.label(name).endswith((".lora_B", ".lora_embedding_B"))
+    return "_B" in name and contents.label(name).endswith((".lora_B", ".lora_embedding_B"))
 
 
 def _tensor_extremes(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
