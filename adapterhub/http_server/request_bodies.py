@@ -27,6 +27,7 @@ WINDOW = 4 << 20
 """Bytes of a streamed body that are in memory at a time, at most: two chunks that are written and two that arrive."""
 TOO_LARGE, TOO_SLOW, TOO_MANY = "too_large", "timeout", "too_many"
 _KEY = "adapterhub.body"  # of a scope
+_SHARED_BITS = {4: 24, 6: 48}  # of an address of each version of IP
 _PARSED_IN_THREAD = 64 << 10  # bytes; larger bodies are parsed in a thread, so that other requests go on
 
 
@@ -265,3 +266,13 @@ def client_network(address: str) -> str:
     if ip.version == 4:
         return address
     return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
+
+
+def shared_network(address: str) -> str:
+    """Return the network of an address that many clients share, or one has to itself; a text that is no address as it is."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return str(ipaddress.ip_network((int(ip), _SHARED_BITS[ip.version]), strict=False))

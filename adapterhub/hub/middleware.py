@@ -138,11 +138,16 @@ class RefusalLimitMiddleware:
             return
 
         async def send_after_counting(message: Message) -> None:
-            if message["type"] == "http.response.start" and 400 <= message["status"] < 500 and not call.account:
+            if message["type"] == "http.response.start" and not call.account and _is_refused(scope, message["status"]):
                 self._refusals.count(network)
             await send(message)
 
         await self._app(scope, receive, send_after_counting)
+
+
+def _is_refused(scope: Scope, status: int) -> bool:
+    """Return whether an answer to a client without an account refuses something: a form leads to the page to sign in at."""
+    return 400 <= status < 500 or (status == 303 and scope["method"] not in _READING)
 
 
 class WorkLimitMiddleware:
@@ -269,7 +274,9 @@ def _action(scope: Scope, status: int) -> str:
     sent_token = any(name == b"authorization" for name, _ in scope["headers"])
     if status == 403 or (status == 401 and sent_token):
         return _REFUSED
-    if status >= 400 or "endpoint" not in scope or request_context.current().is_rehearsal:
+    call = request_context.current()
+    # Nobody changes anything without an account: a form without a session leads to the page to sign in at.
+    if status >= 400 or "endpoint" not in scope or call.is_rehearsal or not call.account:
         return ""
     module, name = handler_of(scope)
     if scope["method"] in _READING and f"{module}.{name}" not in _CHANGING:

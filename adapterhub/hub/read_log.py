@@ -9,7 +9,6 @@ is.
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import threading
 import time
@@ -17,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from adapterhub.digest import Digest
+from adapterhub.http_server.request_bodies import shared_network
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -31,7 +31,6 @@ _INTERVAL = 5.0  # seconds between two writes
 _MAX_DIGITS = 20  # of a time
 _FRESH = 60.0  # seconds in which a further read of the same kind is counted later
 _MAX_PENDING = 10_000  # kinds of reads in memory
-_NETWORK_BITS = {4: 24, 6: 48}  # of the address of a client without an account
 _KEY_COLUMNS = ("name", "day", "digest", "account", "protocol")  # in the order of the rows of one time
 _Key = tuple[str, str, str, str, str]
 _Reads = tuple[str, int, float]  # the address of the last one, their count, and the time of the last one
@@ -72,7 +71,7 @@ class ReadLog:
         key = (time.strftime("%Y-%m-%d", time.gmtime(now)), name, digest, call.account, protocol)
         with self._lock:
             _, count, _ = self._pending.get(key, ("", 0, 0.0))
-            self._pending[key] = call.address if call.account else _network(call.address), count + 1, now
+            self._pending[key] = call.address if call.account else shared_network(call.address), count + 1, now
             is_due = self._due < time.monotonic() or len(self._pending) >= _MAX_PENDING
             is_new = always and self._written.get(key, 0.0) < now - _FRESH
         if is_due or is_new:
@@ -135,16 +134,6 @@ def _fair_share(counts: Collection[int], total: int) -> int:
             return share
         total -= count
     return max(counts, default=0)
-
-
-def _network(address: str) -> str:
-    """Return the network of an address, which many clients share; a text that is no address as it is."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return str(ipaddress.ip_network((int(ip), _NETWORK_BITS[ip.version]), strict=False))
 
 
 @dataclass(frozen=True, slots=True)

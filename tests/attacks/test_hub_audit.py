@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import requests
 
-from adapterhub.hub import middleware
-from adapterhub.hub.accounts import audit_log
+from adapterhub.hub import middleware, request_context
+from adapterhub.hub.accounts import audit_log, device_logins
 from adapterhub.hub.hub_database import HubDatabase
+from tests.attacks.test_hub_bodies import ROUTES, bodies_of
 from tests.hub.conftest import Running, serving
 from tests.support.hub_tenants import Tenant
 
+# What waits for the lock of hub.db for a stranger, each bounded in number: rows of the log, logins that begin, and checks.
+BOUNDED = {"audit_log.record", "device_logins.begin", "health._database"}
 REFUSED = f"/lfs/a/b/{'0' * 64}?signature=1"
 
 
@@ -41,6 +47,81 @@ def test_refusals_of_a_network_and_of_all_strangers_are_a_few_rows_a_minute(
         headers = {"x-forwarded-for": f"203.0.113.{number}"}
         requests.put(f"{hub.url}{REFUSED}", headers=headers, timeout=20)
     assert rows(hub) == middleware.ALL_STRANGER_ROWS
+
+
+def ask_every_route(hub: Running, headers: dict[str, str]) -> None:
+    """Send each route that may change something a body of each kind that one takes."""
+    grant, kinds = "urn:ietf:params:oauth:grant-type:device_code", ("application/json", "application/x-www-form-urlencoded")
+    forms = (
+        {"grant_type": grant, "device_code": "x"},
+        {"grant_type": "refresh_token", "refresh_token": "x"},
+        {"code": "BCDFGHJK"},
+    )
+    bodies = [("", ""), (kinds[0], "{}"), *((kinds[1], urlencode(form)) for form in forms)]
+    for method, path in bodies_of(ROUTES):
+        for kind, body in bodies:
+            sent = {**headers, **({"content-type": kind} if kind else {})}
+            requests.request(method, hub.url + path, data=body, headers=sent, timeout=20, allow_redirects=False)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": f"Bearer hf_{'x' * 40}"}, {"cookie": "adapterhub_session=x"}],
+    ids=["none", "token", "session"],
+)
+def test_what_a_stranger_asks_for_is_no_change_and_no_wait_for_the_lock(
+    hub: Running, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """A form without a session was a row that told of the change which it was refused, as many as one liked."""
+    Tenant(hub, "red").create("open")
+    monkeypatch.setattr(middleware, "REFUSALS", 1_000_000)
+    locked_by: set[str] = set()
+    transaction = HubDatabase.transaction
+
+    def watched(database: HubDatabase) -> Any:
+        frames = [frame for frame in traceback.extract_stack() if "/adapterhub/hub/" in frame.filename]
+        if request_context.current().address:
+            locked_by.update(f"{Path(frame.filename).stem}.{frame.name}" for frame in frames[-1:])
+        return transaction(database)
+
+    monkeypatch.setattr(HubDatabase, "transaction", watched)
+    before = rows(hub)
+    ask_every_route(hub, headers)
+    assert locked_by <= BOUNDED
+    with closing(HubDatabase(hub.folder)) as database:
+        events = audit_log.events(database, limit=1000)
+    assert {event.action for event in events if not event.account} <= {"refused"}
+    assert len(events) <= before + middleware.STRANGER_ROWS
+
+
+def test_a_form_that_leads_to_the_page_to_sign_in_at_is_a_refusal(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "REFUSALS", 20)
+    with serving(hub.folder.with_name("other")) as other:
+        statuses = [
+            requests.post(f"{other.url}/-/account/token", timeout=20, allow_redirects=False).status_code for _ in range(25)
+        ]
+    assert statuses == [303] * 20 + [429] * 5
+
+
+def test_nobody_fills_the_room_for_logins_that_wait(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 logins, 30 of a network in five minutes, left no room for anybody else's for a quarter of an hour."""
+    monkeypatch.setattr(device_logins, "_MAX_PENDING", 20)
+
+    def begin(address: str) -> str:
+        answer = requests.post(f"{hub.url}/oauth/device", headers={"x-forwarded-for": address}, timeout=20)
+        assert answer.ok
+        return str(answer.json()["device_code"])
+
+    def state(device: str) -> str:
+        form = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": device}
+        return str(requests.post(f"{hub.url}/oauth/token", data=form, timeout=20).json()["error"])
+
+    ada = begin("203.0.113.7")
+    for number in range(50):
+        begin(f"2001:db8:1:{number:x}::1")
+    assert state(begin("198.51.100.7")) == state(ada) == "authorization_pending"
+    with closing(HubDatabase(hub.folder)) as database:
+        assert database.select("SELECT count(*) FROM devices") == [(20,)]
 
 
 def test_an_account_does_not_push_rows_out_by_refusals_or_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

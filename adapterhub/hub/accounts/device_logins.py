@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import Counter
 
+from adapterhub.http_server.request_bodies import shared_network
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -56,18 +58,29 @@ def begin(database: HubDatabase, address: str) -> tuple[str, str]:
     """Begin a login; return the program's code and the person's, such as BCDF-GHJK.
 
     Raises:
-        RefusedError: Too many logins are pending.
+        RefusedError: Too many logins were answered, and their programs have not asked for it.
     """
     device, now = secrets.token_urlsafe(32), time.time()
     with database.transaction():
         database.execute("DELETE FROM devices WHERE expires < ?", now)
-        # Anybody may begin logins, so their number is limited.
-        if database.select("SELECT COUNT(*) FROM devices")[0][0] >= _MAX_PENDING:
-            raise RefusedError("login", "too many logins wait for approval", "Try again in some minutes")
+        _make_room(database)
         code = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
         sql = "INSERT INTO devices (hash, code, address, expires, polled) VALUES (?, ?, ?, ?, 0)"
         database.execute(sql, access_tokens.hash_of(device), code, address, now + CODE_LIFETIME)
     return device, f"{code[:4]}-{code[4:]}"
+
+
+def _make_room(database: HubDatabase) -> None:
+    """End the oldest of too many pending logins, of the network that has begun most of them: anybody may begin some."""
+    rows = database.select("SELECT hash, address, answer FROM devices ORDER BY expires")
+    pending = [(key, shared_network(address)) for key, address, answer in rows if answer is None]
+    if len(rows) < _MAX_PENDING:
+        return
+    if not pending:
+        raise RefusedError("login", "too many logins wait for their programs", "Try again in some minutes")
+    [(largest, _)] = Counter(network for _, network in pending).most_common(1)
+    oldest = next(key for key, network in pending if network == largest)
+    database.execute("DELETE FROM devices WHERE hash = ?", oldest)
 
 
 def _normalized(code: str) -> str:
@@ -130,6 +143,8 @@ def collect(database: HubDatabase, device: str) -> TokenGrant:
         DeviceError: The login is pending, refused or expired.
     """
     key, now = access_tokens.hash_of(device), time.time()
+    if not database.select("SELECT 1 FROM devices WHERE hash = ?", key):  # before the lock, for which others may wait
+        raise DeviceError("expired_token")
     with database.transaction():
         sql = "SELECT expires, polled, answer, account, role, namespaces, kind, parent FROM devices WHERE hash = ?"
         rows = database.select(sql, key)
@@ -157,6 +172,8 @@ def renew(database: HubDatabase, refresh: str) -> TokenGrant:
         DeviceError: The login has ended.
     """
     now = time.time()
+    if not database.select("SELECT 1 FROM refreshes WHERE hash = ?", access_tokens.hash_of(refresh)):
+        raise DeviceError("invalid_grant")
     with database.transaction():
         sql = (
             "SELECT r.family, r.used, r.expires, t.id, t.account, t.role, t.namespaces, t.kind, t.revoked, t.parent"
