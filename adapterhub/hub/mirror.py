@@ -32,6 +32,7 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, is_name
 from adapterhub.registry.moves import ABSENT
+from adapterhub.registry.signature_policy import kept_unasked
 from adapterhub.registry.version_lookup import Version
 from adapterhub.remotes import attached_signatures
 from adapterhub.remotes.hub.hub_client import COMMIT, Bounds, HubAddress
@@ -330,7 +331,7 @@ class Mirror:
             version = self._publish(worker, source, manifest, newest, signatures=signatures)
             mirror_origin.add(self._database, address.name, source.commit_id, version.digest)
             if version.digest == manifest.digest:  # without an adapter.json there, they are about other files
-                for raw in signatures:
+                for raw in kept_unasked(signatures, manifest, self._settings.policy, address.name):
                     publishing.attach_signature(worker, address.name, manifest, raw)
             _log.info("mirrored %s as v%d", address.with_reference(source.commit_id), version.number)
             return True

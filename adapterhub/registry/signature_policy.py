@@ -224,6 +224,13 @@ def store_signatures(
                 )
 
 
+def kept_unasked(signatures: Iterable[bytes], manifest: Manifest, policy: Policy | None, name: str) -> list[bytes]:
+    """Return the signatures about a version that are kept with it unasked: those that a policy requires, and some others."""
+    about = [raw for raw in signatures if is_about(raw, manifest)]
+    required = [raw for raw in about if _is_required(policy, manifest, raw, name)]
+    return [*required, *[raw for raw in about if raw not in required][:MAX_UNREQUESTED]]
+
+
 def is_about(raw: bytes, manifest: Manifest) -> bool:
     """Return True if a bundle claims to sign the files of a version and no others, or to attest something about it."""
     with suppress(AdapterhubError):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.project.policy import Policy
+from adapterhub.registry import signature_policy
+from adapterhub.registry.repository_records import Repositories
 from tests.conftest import Run
 from tests.hub.conftest import serving
 from tests.hub.mirrors import NAME, files_of, mirroring, put, refused, sha, versions
@@ -57,6 +59,28 @@ def test_so_are_signatures_and_attestations_of_another_hub_of_ours(tmp_path: Pat
             sha(sending)
             run("verify", f"hub+{hub.url}/{NAME}", "--key", "team.pub")
             run("verify", f"hub+{hub.url}/{NAME}", "--attestations", "--key", "team.pub")
+
+
+def test_what_anybody_attaches_at_the_upstream_is_kept_up_to_a_number_besides_what_is_required(
+    tmp_path: Path, run: Run, signed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand claims of 64 kB about each version were fetched, attached and served."""
+    monkeypatch.setattr(signature_policy, "MAX_UNREQUESTED", 1)
+    policy = Policy("adapterhub.toml", signers=(("org/*", (tmp_path / "team.pub",)),))
+    with serving(tmp_path / "upstream") as origin:
+        env = {"HF_ENDPOINT": origin.url, "HF_TOKEN": origin.token}
+        run("push", signed, f"hf://{NAME}", env=env)
+        run("key", "generate", "other")
+        for key in ("other", "team"):
+            run("attest", f"hf://{NAME}", "--scan", "--key", f"{key}.key", env=env)
+        for folder, rules, count in (("mirror", None, 1), ("strict", policy, 2)):
+            with mirroring(tmp_path / folder, origin.url, policy=rules) as (hub, sending):
+                sha(sending)
+                with hub.registry() as registry:
+                    document = Repositories(registry).get(NAME)
+                assert document
+                assert len(document.manifests) == count
+                run("verify", f"hub+{hub.url}/{NAME}", "--key", "team.pub", code=None if rules is None else 0)
 
 
 def test_a_mirror_with_required_signers_has_what_they_signed_alone(
