@@ -367,7 +367,7 @@ class Mirror:
         # Before receiving anything: the sizes are known from the manifest.
         self._quotas.check(worker, name, sizes, count=True)
         if name in self._asked_by_strangers:
-            self._stranger_bytes.count("", size)
+            self._stranger_bytes.count("", size + sum(map(len, signatures)))
         policy, message = self._settings.policy, f"mirrored from {location}@{source.commit_id}"
         expect = newest.digest if newest else ABSENT
         local = LocalName(worker.registry, name)
