@@ -52,7 +52,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
         hub = app.state.hub = Hub(settings)
         app.state.site = Site(hub)
         app.state.readiness = Readiness()
-        metrics.registry.register(RuntimeCollector(hub))
+        metrics.sums.register(RuntimeCollector(hub))
         delivery_task = asyncio.create_task(hub.webhooks.run())
         canceled_tasks = [asyncio.create_task(run) for run in (hub.maintain(), hub.replicator.run(), hub.collect_garbage())]
         try:

@@ -45,6 +45,23 @@ def test_what_may_not_be_seen_is_in_no_list_and_no_count(hub: Running, adapter: 
         assert ("hushed/base" in text(fresh, "/-/bases", blue.token)) == (readers == "accounts")
 
 
+@pytest.mark.parametrize("who", ["stranger", "member"])
+def test_metrics_do_not_tell_what_others_have(hub: Running, adapter: Callable[..., Path], who: str) -> None:
+    """The bytes of all distinct files told whether bytes that one pushed were here already, in private."""
+    red, blue = Tenant(hub, "red"), Tenant(hub, "blue", "admin")
+    token = "" if who == "stranger" else blue.token
+
+    def numbers() -> list[str]:
+        own = ("#", "process_", "hub_requests", "hub_request_seconds", "hub_received_bytes", "hub_sent_bytes")
+        return [line for line in text(hub, "/metrics", token).splitlines() if not line.startswith(own)]
+
+    before = numbers()
+    red.create("quiet", private=True)
+    assert red.upload("quiet", adapter(1)).ok
+    assert numbers() == before == []
+    assert "hub_stored_bytes" in text(hub, "/metrics", hub.make_token("prometheus", "read"))
+
+
 def test_a_name_that_is_moved_leads_no_page_to_where_they_may_not_look(hub: Running, adapter: Callable[..., Path]) -> None:
     red = Tenant(hub, "red")
     red.create("open")

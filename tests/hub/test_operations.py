@@ -32,8 +32,8 @@ from tests.conftest import Run, _environment
 from tests.hub.conftest import Running, client, serving
 
 
-def get(hub: Running, path: str) -> Any:
-    return urllib3.request("GET", hub.url + path, retries=False)
+def get(hub: Running, path: str, **headers: str) -> Any:
+    return urllib3.request("GET", hub.url + path, headers=headers, retries=False)
 
 
 @pytest.fixture
@@ -68,9 +68,15 @@ def test_a_hub_is_ready_until_its_store_cannot_be_written(hub: Running, monkeypa
     assert answer.json() == {"status": "not ready", "checks": {"database": "ok", "store": "error", "disk": "ok"}}
 
 
+def metrics_of(hub: Running) -> str:
+    """The metrics that a token shows which reads everything."""
+    page: bytes = get(hub, "/metrics", authorization=f"Bearer {hub.token}").data
+    return page.decode()
+
+
 def test_metrics_count_by_the_template_of_a_route_and_name_nobody(filled: Running) -> None:
     get(filled, "/team/soon/resolve/main/README.md")
-    text = get(filled, "/metrics").data.decode()
+    text = metrics_of(filled)
     route = "/{namespace}/{repo}/resolve/{revision}/{path:path}"
     assert f'hub_requests_total{{method="GET",route="{route}",status="200"}} 1.0' in text
     assert "hub_versions 1.0" in text
@@ -86,7 +92,7 @@ def test_metrics_tell_of_the_process_its_threads_and_what_is_queued(filled: Runn
         )
         sql = "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (1, '', '', ?, 'waiting', 0, '')"
         database.execute(sql, 9e9)
-    text = get(filled, "/metrics").data.decode()
+    text = metrics_of(filled)
     for line in (
         "process_resident_memory_bytes ",
         "process_cpu_seconds_total ",

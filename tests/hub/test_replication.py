@@ -468,8 +468,9 @@ def test_the_metrics_say_how_far_a_target_is_behind(tmp_path: Path, make: Make) 
                 registry.push(make("a1", 1), SQL)
 
             def numbers() -> dict[str, float]:
-                lines = urllib3.request("GET", f"{source.url}/metrics").data.decode().splitlines()
-                samples = (line.rpartition(" ") for line in lines if line.startswith("hub_replication"))
+                headers = {"authorization": f"Bearer {source.token}"}
+                text = urllib3.request("GET", f"{source.url}/metrics", headers=headers).data.decode()
+                samples = (line.rpartition(" ") for line in text.splitlines() if line.startswith("hub_replication"))
                 return {series: float(value) for series, _, value in samples}
 
             label = f'target="{place.key}"'

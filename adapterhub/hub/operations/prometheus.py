@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.hf.hf_errors import ResponseError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
@@ -28,10 +29,15 @@ _SUMS_TTL = 30.0  # seconds for which sums over the registry are reused
 
 
 class Metrics:
-    """The metrics of one hub."""
+    """The metrics of one hub.
+
+    Attributes:
+        registry: What anybody may see who may ask: requests and the process.
+        sums: Sums over all names, hidden ones too, and what the hub works on: they would tell whether bytes are here already.
+    """
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
-        self.registry = CollectorRegistry()
+        self.registry, self.sums = CollectorRegistry(), CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("hub_requests", "Requests.", ("method", "route", "status"), **options)
         self.seconds = Histogram(
@@ -39,12 +45,13 @@ class Metrics:
         )
         self.received = Counter("hub_received_bytes", "Bytes of bodies that arrived.", **options)
         self.sent = Counter("hub_sent_bytes", "Bytes of bodies that were sent.", **options)
+        ProcessCollector(**options)
+        options = {"registry": self.sums}
         self.uploads = Gauge("hub_uploads_open", "Uploads that have begun and not ended.", **options)
         self.versions = Gauge("hub_versions", "Versions of adapters.", **options)
         self.names = Gauge("hub_names", "Names that have versions.", **options)
         self.stored = Gauge("hub_stored_bytes", "Bytes of the distinct files of all versions.", **options)
         self.free = Gauge("hub_disk_free_bytes", "Bytes that are free on the disk of the store.", **options)
-        ProcessCollector(**options)
         self._paths = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
         self._labeled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._until = 0.0
@@ -67,14 +74,18 @@ class Metrics:
         if sent:
             self.sent.inc(sent)
 
-    async def page(self, hub: Hub) -> bytes:
+    async def page(self, hub: Hub, *, with_sums: bool) -> bytes:
         """Return the metrics as text."""
+        page: bytes = await hub.workers.read(generate_latest, self.registry)
+        if not with_sums:
+            return page
         self.uploads.set(hub.uploads.count)
         # The sums read the whole index, and several servers of Prometheus may scrape at once.
         if self._until < time.monotonic():
             self._until = time.monotonic() + _SUMS_TTL
             await hub.workers.run(self._sum)
-        return await hub.workers.read(generate_latest, self.registry)
+        sums: bytes = await hub.workers.read(generate_latest, self.sums)
+        return page + sums
 
     def _sum(self, worker: Worker) -> None:
         totals = queries.registry_totals(worker.registry.index)
@@ -122,8 +133,10 @@ class MetricsMiddleware:
 
 
 async def page(hub: Hub, request: Request) -> Response:
-    """GET /metrics; needs a token where everything else does."""
-    if hub.identify(request) is None and hub.access.require_login:
+    """GET /metrics; needs a token where everything else does, and one that reads everything for the sums over all names."""
+    identity = hub.identify(request)
+    if identity is None and hub.access.require_login:
         raise ResponseError(401, "", "the metrics of this hub need a token")
     metrics: Metrics = request.app.state.metrics
-    return Response(await metrics.page(hub), media_type=_TYPE)
+    with_sums = identity is not None and identity.has_role("read", EVERYWHERE)
+    return Response(await metrics.page(hub, with_sums=with_sums), media_type=_TYPE)

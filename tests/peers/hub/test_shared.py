@@ -306,7 +306,8 @@ def test_a_process_is_ready_as_long_as_its_bucket_takes_writes(opened: Open) -> 
 def test_metrics_tell_of_the_connections_and_the_bucket(tmp_path: Path, places: dict[str, Any]) -> None:
     with serving(tmp_path / "hub", **places) as running:
         urllib.request.urlopen(f"{running.url}/ready").close()  # writes to the bucket
-        with urllib.request.urlopen(f"{running.url}/metrics") as answer:
+        request = urllib.request.Request(f"{running.url}/metrics", headers={"authorization": f"Bearer {running.token}"})
+        with urllib.request.urlopen(request) as answer:
             numbers = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
     assert float(numbers['hub_database_connections{state="used"}']) + float(numbers['hub_database_connections{state="idle"}'])
     assert float(numbers["hub_database_waiting"]) == 0

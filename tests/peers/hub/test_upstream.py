@@ -14,7 +14,7 @@ import pytest
 from adapterhub.hub.settings import ModelUpstream
 from adapterhub.hub.upstream import fills, models, shared_files
 from tests.hub.conftest import Running, client, serving
-from tests.hub.sending import Answer
+from tests.hub.sending import Answer, Sending
 from tests.hub.upstream.conftest import anonymous
 from tests.hub.upstream.faulty import NAME, PATH, Faulty, faulty_hub
 from tests.support.object_stores import Server
@@ -45,8 +45,8 @@ def get(hub: Running, **headers: str) -> Answer:
 
 def metrics(hub: Running) -> dict[str, float]:
     """The metrics of the upstream, by name and labels."""
-    with urllib.request.urlopen(f"{hub.url}/metrics") as answer:
-        lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line.startswith("hub_upstream_")]
+    text = Sending(hub.url, hub.token).ask("GET", "/metrics").data.decode()
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("hub_upstream_")]
     return {name: float(number) for name, number in lines}
 
 
