@@ -8,7 +8,7 @@ a file, so that a gate and a revoked access hold at once in all processes of a h
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from adapterhub.digest import sha256_bytes
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
@@ -58,6 +58,9 @@ class AccessRequest:
     decided: float | None
     decider: str
     reason: str
+
+
+OnChange = Callable[[AccessRequest], object]
 
 
 # ---- gates
@@ -140,28 +143,43 @@ def request_account(database: HubDatabase, name: str, ident: int) -> str:
     return str(rows[0][0])
 
 
-def ask(database: HubDatabase, name: str, account: str) -> AccessRequest:
-    """Ask for access, which accepts the terms, within a transaction; a request that exists stays as it is.
+def ask(database: HubDatabase, name: str, account: str, *, on_change: OnChange = lambda _: None) -> AccessRequest:
+    """Ask for access, which accepts the terms; a request that exists stays as it is.
+
+    `on_change` is called with a new request in the transaction that adds it.
 
     Raises:
         UsageError: The name has no gate.
         RefusedError: The account has asked for too many names, or too many accounts wait for this one.
     """
-    gate = check_gated(database, name)
-    if request := find_request(database, name, account):
+    with database.transaction():
+        gate = check_gated(database, name)
+        if request := find_request(database, name, account):
+            return request
+        _check_room(database, name, account)
+        now = time.time()
+        status, decided = (ACCEPTED, now) if gate.mode == AUTO else (PENDING, None)
+        digest = sha256_bytes(gate.terms.encode())
+        values = (name, account, status, now, digest, decided, "", "")
+        request = _insert(database, values)
+        on_change(request)
         return request
-    _check_room(database, name, account)
-    now = time.time()
-    status, decided = (ACCEPTED, now) if gate.mode == AUTO else (PENDING, None)
-    digest = sha256_bytes(gate.terms.encode())
-    values = (name, account, status, now, digest, decided, "", "")
-    return _insert(database, values)
 
 
 def decide(
-    database: HubDatabase, name: str, account: str, status: str, *, decider: str, reason: str = "", unasked: bool = False
+    database: HubDatabase,
+    name: str,
+    account: str,
+    status: str,
+    *,
+    decider: str,
+    reason: str = "",
+    unasked: bool = False,
+    on_change: OnChange = lambda _: None,
 ) -> AccessRequest:
-    """Set the status of an account's request, within a transaction; with `unasked` also for an account that has not asked.
+    """Set the status of an account's request; with `unasked` also for an account that has not asked.
+
+    `on_change` is called with the decided request in the same transaction.
 
     Raises:
         UsageError: The name has no gate, or the status is unknown.
@@ -171,20 +189,24 @@ def decide(
     """
     if status not in STATUSES:
         raise UsageError("status", f"{status[:40]!r} is not one of {', '.join(STATUSES)}")
-    check_gated(database, name)
-    request, now = find_request(database, name, account), time.time()
-    if request is None and not unasked:
-        raise _no_request(name)
-    if request is None:
-        accounts.check_account(database, account)
-        _check_room_for_unasked(database, name)
-        return _insert(database, (name, account, status, now, "", now, decider, ""))
-    if request.status == status:
-        raise ConflictError(name, f"the access of {account} is {status} already")
-    sql = "UPDATE access_requests SET status = ?, decided = ?, decider = ?, reason = ? WHERE id = ?"
-    values = status, now, decider, reason.encode(errors="replace").decode()[:_MAX_REASON]
-    database.execute(sql, *values, request.id)
-    return find_request(database, name, account) or request
+    with database.transaction():
+        check_gated(database, name)
+        request, now = find_request(database, name, account), time.time()
+        if request is None and not unasked:
+            raise _no_request(name)
+        if request is None:
+            accounts.check_account(database, account)
+            _check_room_for_unasked(database, name)
+            decided = _insert(database, (name, account, status, now, "", now, decider, ""))
+        else:
+            if request.status == status:
+                raise ConflictError(name, f"the access of {account} is {status} already")
+            sql = "UPDATE access_requests SET status = ?, decided = ?, decider = ?, reason = ? WHERE id = ?"
+            values = status, now, decider, reason.encode(errors="replace").decode()[:_MAX_REASON]
+            database.execute(sql, *values, request.id)
+            decided = find_request(database, name, account) or request
+        on_change(decided)
+        return decided
 
 
 def copy(database: HubDatabase, old: str, new: str) -> None:

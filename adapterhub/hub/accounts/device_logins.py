@@ -63,24 +63,24 @@ def begin(database: HubDatabase, address: str) -> tuple[str, str]:
     device, now = secrets.token_urlsafe(32), time.time()
     with database.transaction():
         database.execute("DELETE FROM devices WHERE expires < ?", now)
-        _make_room(database)
+        # Anybody may begin logins, so their number is limited.
+        if database.select("SELECT COUNT(*) FROM devices")[0][0] >= _MAX_PENDING and not _make_room(database):
+            raise RefusedError("login", "too many logins wait for their programs", "Try again in some minutes")
         code = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
         sql = "INSERT INTO devices (hash, code, address, expires, polled) VALUES (?, ?, ?, ?, 0)"
         database.execute(sql, access_tokens.hash_of(device), code, address, now + CODE_LIFETIME)
     return device, f"{code[:4]}-{code[4:]}"
 
 
-def _make_room(database: HubDatabase) -> None:
-    """End the oldest of too many pending logins, of the network that has begun most of them: anybody may begin some."""
-    rows = database.select("SELECT hash, address, answer FROM devices ORDER BY expires")
-    pending = [(key, shared_network(address)) for key, address, answer in rows if answer is None]
-    if len(rows) < _MAX_PENDING:
-        return
-    if not pending:
-        raise RefusedError("login", "too many logins wait for their programs", "Try again in some minutes")
-    [(largest, _)] = Counter(network for _, network in pending).most_common(1)
-    oldest = next(key for key, network in pending if network == largest)
-    database.execute("DELETE FROM devices WHERE hash = ?", oldest)
+def _make_room(database: HubDatabase) -> bool:
+    """End the oldest pending login of the network that has begun most of them; return False if none is pending."""
+    rows = database.select("SELECT hash, address FROM devices WHERE answer IS NULL ORDER BY expires")
+    networks = [shared_network(address) for _, address in rows]
+    if not rows:
+        return False
+    [(largest, _)] = Counter(networks).most_common(1)
+    database.execute("DELETE FROM devices WHERE hash = ?", rows[networks.index(largest)][0])
+    return True
 
 
 def _normalized(code: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from adapterhub.hub import aliases, gates, request_context
 from adapterhub.hub.access_control import NoTokenError, check_admin, check_scope
 from adapterhub.hub.accounts.access_tokens import Identity
@@ -23,11 +25,7 @@ def ask(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> Acces
     if identity is None:
         raise NoTokenError
     check_scope(identity, name)
-    with worker.database.transaction():
-        is_new = gates.find_request(worker.database, name, identity.account) is None
-        request = gates.ask(worker.database, name, identity.account)
-        if is_new:
-            hub.webhooks.queue_event(name, _event(REQUESTED, request))
+    request = gates.ask(worker.database, name, identity.account, on_change=partial(_queue_event, hub, REQUESTED))
     request_context.current().record_detail(status=request.status, terms=request.terms)
     hub.webhooks.wake()
     return request
@@ -47,15 +45,16 @@ def decide(
     """Set the status of the request of an account, as an admin of the namespace; `unasked` also if there is none."""
     decider = check_decider(worker, hub, identity, name)
     request_context.current().record_detail(account=account, status=status, reason=reason or None)
-    with worker.database.transaction():
-        request = gates.decide(worker.database, name, account, status, decider=decider.account, reason=reason, unasked=unasked)
-        hub.webhooks.queue_event(name, _event(DECIDED, request))
+    queue = partial(_queue_event, hub, DECIDED)
+    options = {"decider": decider.account, "reason": reason}
+    request = gates.decide(worker.database, name, account, status, **options, unasked=unasked, on_change=queue)
     hub.webhooks.wake()
     return request
 
 
-def _event(event: str, request: AccessRequest) -> dict[str, object]:
-    return {"event": event, "name": request.name, "time": now(), "account": request.account, "status": request.status}
+def _queue_event(hub: Hub, event: str, request: AccessRequest) -> None:
+    about = {"account": request.account, "status": request.status}
+    hub.webhooks.queue_event(request.name, {"event": event, "name": request.name, "time": now(), **about})
 
 
 def set_gate(worker: Worker, hub: Hub, identity: Identity | None, name: str, gate: Gate | None) -> None:
