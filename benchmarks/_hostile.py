@@ -178,19 +178,25 @@ def _cursors(hub: Target, part: int) -> list[Row]:
     return [Row(STRANGER, f"{count} cursors of 50 kB", memory[0] / MIB, 16 + _BASE, "MiB")]
 
 
-def _refusals(hub: Target, part: int) -> list[Row]:
-    from adapterhub.hub import middleware
+def _refusals(what: str, method: str, path: str, token: str = "") -> Callable[[Target, int], list[Row]]:
+    """Return the attack that sends a request which is refused, again and again."""
 
-    count = 1500 // part
-    with growth(hub.rows) as log_rows, growth(hub.cpu) as seconds, growth(hub.disk) as disk:
-        statuses = [hub.ask("PUT", f"/lfs/a/b/{'0' * 64}?signature=1")[0] for _ in range(count)]
-    # A minute may end meanwhile.
-    return [
-        Row(STRANGER, f"{count} refusals", log_rows[0], 2 * middleware.STRANGER_ROWS, "rows of the log"),
-        Row(STRANGER, f"{count} refusals", statuses.count(403), 2 * middleware.REFUSALS, "read"),
-        Row(STRANGER, f"{count} refusals", seconds[0], count * 0.01, "CPU seconds"),
-        Row(STRANGER, f"{count} refusals", disk[0] / MIB, 1, "MiB on the disk"),
-    ]
+    def attack(hub: Target, part: int) -> list[Row]:
+        from adapterhub.hub import middleware
+
+        count = 1500 // part
+        with growth(hub.rows) as log_rows, growth(hub.cpu) as seconds, growth(hub.disk) as disk:
+            statuses = [hub.ask(method, path, token=token)[0] for _ in range(count)]
+        read = count - statuses.count(429)
+        # A minute may end meanwhile.
+        return [
+            Row(STRANGER, f"{count} {what}", log_rows[0], 2 * middleware.STRANGER_ROWS, "rows of the log"),
+            Row(STRANGER, f"{count} {what}", read, 2 * middleware.REFUSALS, "read"),
+            Row(STRANGER, f"{count} {what}", seconds[0], count * 0.01, "CPU seconds"),
+            Row(STRANGER, f"{count} {what}", disk[0] / MIB, 1, "MiB on the disk"),
+        ]
+
+    return attack
 
 
 def _lines(hub: Target, part: int) -> list[Row]:
@@ -236,7 +242,10 @@ def _storage(hub: Target, part: int) -> list[Row]:
 
 
 ATTACKS: tuple[Callable[[Target, int], list[Row]], ...] = (
-    _bodies, _heads, _connections, _cursors, _refusals, _lines, _storage,
+    _bodies, _heads, _connections, _cursors, _lines, _storage,
+    _refusals("refused requests", "PUT", f"/lfs/a/b/{'0' * 64}?signature=1"),
+    _refusals("forms without a session", "POST", "/-/account/token"),
+    _refusals("wrong tokens", "GET", "/api/whoami-v2", f"hf_{'x' * 40}"),
 )  # fmt: skip
 """Each is of a hub that has just started: freed memory that an earlier one took would hide what it takes."""
 
