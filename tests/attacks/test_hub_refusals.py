@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -173,16 +174,40 @@ def by_form(red: Tenant, data: bytes) -> requests.Response:
     return visitor.session.post(url, data={"csrf": visitor.csrf}, files=files, timeout=60)
 
 
+def by_edit(red: Tenant, data: bytes, action: str = "edit", token: str = "") -> requests.Response:
+    """A text from the editor of a page."""
+    visitor, page = Visitor.sign_in(red.hub, token or red.token), f"{red.hub.url}/-/adapters/red/open"
+    found = re.search(r'name="parent" value="([^"]*)"', visitor.session.get(f"{page}/edit/README.md", timeout=60).text)
+    assert found
+    fields = {"csrf": visitor.csrf, "parent": found[1], "text": data.hex()[: len(data)]}
+    return visitor.session.post(f"{page}/{action}/README.md", data=fields, timeout=60)
+
+
+def by_proposed_edit(red: Tenant, data: bytes) -> requests.Response:
+    """Likewise, by a reader."""
+    return by_edit(red, data, "propose-edit", reader_of(red).token)
+
+
 WAYS: dict[str, Callable[[Tenant, bytes], requests.Response]] = {
     "a commit": by_commit, "LFS": by_lfs, "Xet": by_xet, "a blob": by_blob, "a manifest": by_manifest,
     "a proposal": by_proposal, "a form": by_form,
 }  # fmt: skip
+EDITS = {"an edit": by_edit, "a proposed edit": by_proposed_edit}  # of texts that are smaller than what may be held
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *EDITS])
 def test_what_may_be_held_is_taken_by_every_way(red: Tenant, way: str) -> None:
-    answer = WAYS[way](red, os.urandom(60_000))
+    answer = (WAYS | EDITS)[way](red, os.urandom(60_000))
     assert answer.ok, answer.text
+
+
+@pytest.mark.parametrize("way", EDITS)
+def test_an_edit_for_which_no_room_is_left_leaves_no_bytes(red: Tenant, way: str) -> None:
+    assert by_commit(red, os.urandom(200_000)).ok
+    with leaving_nothing(red.hub):
+        answer = EDITS[way](red, os.urandom(150_000))
+        assert answer.status_code in (400, 413)
+        assert "may hold 300,000 bytes" in answer.text or "its proposals may hold 75,000 bytes" in answer.text
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -193,7 +218,7 @@ def test_what_is_over_the_quota_leaves_no_bytes(red: Tenant, way: str) -> None:
         assert "may hold 300,000 bytes" in answer.text or "its proposals may hold 75,000 bytes" in answer.text
 
 
-@pytest.mark.parametrize(("way", "count"), [*((way, 1) for way in WAYS), ("a commit", 2), ("a manifest", 2)])
+@pytest.mark.parametrize(("way", "count"), [*((way, 1) for way in [*WAYS, *EDITS]), ("a commit", 2), ("a manifest", 2)])
 def test_what_a_full_disk_refuses_leaves_no_bytes(red: Tenant, way: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills at the first or the second write; a manifest that was whole before that counts as uploaded."""
     writes = []
@@ -207,7 +232,7 @@ def test_what_a_full_disk_refuses_leaves_no_bytes(red: Tenant, way: str, count: 
     with leaving_nothing(red.hub):
         for module in (staged_files, store, uploads):
             monkeypatch.setattr(module, "write_all", full)
-        answer = WAYS[way](red, os.urandom(60_000))
+        answer = (WAYS | EDITS)[way](red, os.urandom(60_000))
         monkeypatch.undo()
         assert answer.status_code == 507
 
@@ -372,6 +397,8 @@ COMMITTING: dict[str, Callable[[Tenant, Path], requests.Response]] = {
     "a proposal": lambda red, _: by_proposal(red, os.urandom(2_000)),
     "a form": lambda red, _: by_form(red, os.urandom(10_000)),
     "LFS": lambda red, _: by_lfs(red, os.urandom(10_000)),
+    "an edit": lambda red, _: by_edit(red, os.urandom(2_000)),
+    "a proposed edit": lambda red, _: by_proposed_edit(red, os.urandom(2_000)),
     "an acceptance": lambda red, _: by_acceptance(red),
 }  # fmt: skip
 
