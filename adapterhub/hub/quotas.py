@@ -9,9 +9,9 @@ A client that starts over after a lost connection announces what it has already 
 not counted when files are announced for it. A xorb that became a file is spent: it counts no more, but the spent ones of a
 namespace are no larger together than what it may hold.
 
-Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace. Each change writes a document anew, and
-those before it count as long as a gc may leave them. A second MiB is for small ones, such as of who may see a repository: they
-are not refused to a namespace that is full.
+Documents and logs of repositories are bytes, too, beyond the first MiB of a namespace, and so is what the index has of each
+version. Each change writes a document anew, and those before it count as long as a gc may leave them. A second MiB is for small
+ones, such as of who may see a repository: they are not refused to a namespace that is full.
 
 What an account uploads for proposals counts in a scope of its own (`proposal_scope`), which has limits like a namespace, with
 the files of the account's open proposals. Those count in the namespace too.
@@ -26,6 +26,7 @@ from dataclasses import replace
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
+from adapterhub.index.version_extract import INDEXED, indexed_bytes
 from adapterhub.registry import repository_records
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.store.store import HUB
@@ -301,6 +302,8 @@ def namespace_records(worker: Worker, namespace: str) -> dict[str, int]:
             entries = (document.entry.seq if document.entry else 0) + moves.get(name, 0)
             sizes[name] = entries * ENTRY_SIZE + sum(store.size(digest) or 0 for digest in digests)
             sizes[name] += worker.repositories.written_bytes(name, since)
+        for name, path, size in queries.sizes_of(worker.registry.index, namespace, INDEXED):
+            sizes[name] = sizes.get(name, 0) + indexed_bytes(path, size)
     return sizes
 
 

@@ -395,6 +395,15 @@ def files(index: Index, prefix: str) -> dict[Digest, int]:
     return dict(index.select(sql, *namespace_values(prefix), kinds="si"))
 
 
+def sizes_of(index: Index, prefix: str, paths: Collection[str]) -> list[tuple[str, str, int]]:
+    """Return the name, path and bytes of files with some paths, in lowercase, of each version of a name or a namespace."""
+    sql = (
+        f"SELECT name, files.path, files.size FROM versions JOIN files ON version = versions.id WHERE {IN_NAMESPACE}"  # noqa: S608
+        f" AND lower(files.path) IN ({', '.join('?' * len(paths))})"
+    )
+    return index.select(sql, *namespace_values(prefix), *paths, kinds="ssi")
+
+
 def _parents(index: Index, text: str) -> tuple[str, ...]:
     try:
         parents = json_file.parse(text, str(index.path))

@@ -17,7 +17,7 @@ from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.store import Store
-from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError, RemoteError
@@ -28,6 +28,11 @@ COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "least_r": int, "alpha": float, "format": str,
     "dtype": str, "parameters": int, "license": str, "description": str,
 }  # fmt: skip
+# Bytes of the index for one of a text, and for one of a document with the shortest facets that have an effect.
+_TEXT_COST, _FACET_COST = 3, 8
+_FRONT_MATTER = 2048  # bytes of a card's front matter with many short facets
+INDEXED = (ADAPTER_JSON, *card.NAMES)
+"""The files of a version that are indexed, in lowercase."""
 MAX_FACET, MAX_TEXT, MAX_WORDS = 1_000, 32_768, 1 << 20  # characters; texts are cut off there, a longer facet is left out
 MAX_REASON = 200  # characters of the reason why nothing of a version is indexed
 # Kind of facet to the keys of a model card's front matter with the same meaning.
@@ -85,6 +90,15 @@ class VersionExtract:
     def words(self) -> str:
         """The facets as text, so that a search by words finds them."""
         return " ".join(value for kind, value in self.facets if kind not in _UNSEARCHED)[:MAX_WORDS]
+
+
+def indexed_bytes(path: str, size: int) -> int:
+    """Return about how many bytes the index takes for a file of a version: the texts of documents, their words and facets."""
+    if path == ADAPTER_JSON:
+        return _FACET_COST * size
+    if path.lower() not in card.NAMES or size > card.MAX_BYTES:
+        return 0
+    return _TEXT_COST * min(size, 4 * card.MAX_PROSE) + _FACET_COST * min(size, _FRONT_MATTER)
 
 
 def read(store: Store, digest: Digest) -> VersionExtract:

@@ -360,6 +360,20 @@ def test_replaced_documents_count_until_a_gc_may_have_removed_them(red: Tenant) 
     assert records() > before + 120_000
 
 
+def test_what_is_indexed_of_each_version_counts(red: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 commits of a few bytes, each a version with the same card, took 34 MB of the index in a namespace of 2 MB."""
+    monkeypatch.setattr(quotas, "_FREE_RECORDS", 20_000)
+    folder = write_adapter(tmp_path / "adapter", 1)
+    (folder / "README.md").write_text(" ".join(os.urandom(4).hex() for _ in range(2_000)))
+    assert red.upload("open", folder).ok
+    answers = [red.commit("open", {"NOTES.md": str(number).encode()}) for number in range(12)]
+    assert [answer.ok for answer in answers[:2]] == [True, True]
+    assert "may hold 300,000 bytes" in answers[-1].text
+    with red.hub.registry() as registry:
+        [(size,)] = registry.index.select("SELECT sum(length(card)) FROM texts")
+    assert size < QUOTA
+
+
 def test_a_namespace_that_is_full_may_still_be_made_private(red: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quotas, "_FREE_RECORDS", 5_000)
     assert red.commit("open", {"a.txt": os.urandom(QUOTA - 20_000)}).ok

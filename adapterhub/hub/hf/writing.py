@@ -27,6 +27,7 @@ from adapterhub.hub.git_objects import is_lfs
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.staged_files import StagedFiles
 from adapterhub.hub.workers import Worker
+from adapterhub.index.version_extract import indexed_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.package_files import SIGNATURE, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, Ref, is_tag
@@ -177,7 +178,8 @@ def commit_changes(worker: Worker, hub: Hub, identity: Identity | None, address:
         return new_commit, "not a whole adapter yet, so that it has no version number"
     # Ask for all room before the version exists, so that a refused commit publishes nothing.
     records = len(record.dump()) + document_size(worker, name)
-    hub.quotas.check_record(worker, name, records + _DERIVED_BYTES, except_uploads=staged_upload)
+    indexed = sum(indexed_bytes(path, size) for path, (_, size) in tree.items())
+    hub.quotas.check_record(worker, name, records + _DERIVED_BYTES + indexed, except_uploads=staged_upload)
     version = _publish(worker, hub, view, branch, record, staged=changes.staged, signature=signature)
     record = replace(record, became=version.digest)
     new_commit = _record_commit(worker, view, branch, record, has_room=True, is_first=version.new)

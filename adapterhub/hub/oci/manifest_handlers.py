@@ -21,6 +21,7 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
+from adapterhub.index.version_extract import indexed_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST
 from adapterhub.ref import LATEST, Ref, parse_number
@@ -190,7 +191,8 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push)
             options: dict[str, Any] = {"tags": tags, "expect": push.expect, "message": push.message}
             version = worker.registry.push_manifest(oci, expected_ref, **options)
     else:
-        hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE)
+        indexed = sum(indexed_bytes(layer.path, layer.size) for layer in oci.layers)
+        hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE + indexed)
         # As for a commit: the manifest could bring back what was withdrawn, with another card.
         if view:
             files = ((layer.path, layer.digest) for layer in oci.layers)
