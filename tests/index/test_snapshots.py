@@ -117,6 +117,7 @@ def arguments(registry: Registry) -> dict[str, list[Any]]:
     return {
         "store": [registry.store], "tensors": [tensors], "digests": [[weights]], "file": [weights], "digest": [weights],
         "digest_prefix": [tensors[0].digest], "without": [["team/sql"]], "name": ["team/sql"], "prefix": ["team"],
+        "paths": [["adapter.json"]],
         "names": [["team/sql", "other/sql"]], "metric": ["eval_loss"],
         "row": [row], "columns": [["base"]], "ids": [ids], "query": texts, "limit": [20], "kind": ["deprecate"],
         "condition": ["1"], "facets": [False, True], "version": [first], "number": [2], "after": [None, row.ref], "last": [""],

@@ -69,12 +69,12 @@ class LimitsDatabase(SqliteFile):
             ends: The end of one that begins now.
         """
         latest = ends + _CLOCK_SECONDS
+        sql, values = _LOOK, [*window, now, latest]
         if events > 0:
-            rows = self.select(_COUNT, *window, ends, events, now, latest, now, latest)
+            sql, values = _COUNT, [*window, ends, events, now, latest, now, latest]
         elif events < 0:
-            rows = self.select(_GIVE_BACK, -events, -events, *window, now, latest)
-        else:
-            rows = self.select(_LOOK, *window, now, latest)
+            sql, values = _GIVE_BACK, [-events, -events, *values]
+        rows = self.select(sql, *values)
         return rows[0] if rows else None
 
     def begin(self, key: str, gateway: str, count: int, now: float, max_running: int) -> bool:
