@@ -90,7 +90,7 @@ def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Runnin
     for token in ("", bob):
         assert ask(hub, "POST", f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "read it"}, token=token)[0] == 200
     status, answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2", token=bob)
-    reasons = "alice pushed, signed or moves it, bob pushed, signed or moves it"
+    reasons = "alice (pushed, signed or moves it), bob (pushed, signed or moves it)"
     assert answer["requirements"][0]["value"] == f"0 of 1; not counted: {reasons}"
     status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", asked)
     assert (status, answer["moved"], answer["current"], prod(hub)) == (200, True, 2, 2)
@@ -114,7 +114,7 @@ def test_who_has_proposed_a_version_does_not_approve_it(hub: Running) -> None:
     assert requirement["value"].startswith("0 of 1")
     assert ada.ask("POST", "/api/models/team/sql/super-squash/main", {}).status == 200
     (requirement,) = cy.ask("GET", f"{NAME}/tags/prod/promotion?reference=v3").json()["requirements"]
-    assert "ada pushed, signed or moves it" in requirement["value"]
+    assert "ada (pushed, signed or moves it)" in requirement["value"]
     assert dora.ask("POST", f"{NAME}/versions/v3/approvals", {"tag": "prod", "message": "read it"}).status == 200
     assert cy.ask("POST", f"{NAME}/tags/prod/promotion", {"reference": "v3"}).status == 200
 
