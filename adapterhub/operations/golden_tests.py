@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.evidence import golden_tests, test_cases
 from adapterhub.evidence.endpoint import Endpoint
 from adapterhub.evidence.golden_tests import Answer, Answerer, TestReport
-from adapterhub.ref import Ref
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import generate, source_names, sources
+from . import evaluation_log, generate, source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def run_tests(
         endpoint: Ask there, in place of a model on this machine.
         sampling: The number of answers, and how they are drawn.
         commands: The programs that tests may run, by the names that they use; nothing else is run.
-        record: Record the results under this name in the log of the version, where `source` is in the registry.
+        record: Record the results under this name in the log of the version, where `source` is in the registry or on a hub.
         workspace: Where names are looked up.
 
     Raises:
@@ -132,14 +131,10 @@ def run_tests(
     settings = {"samples": sampling.samples, "temperature": sampling.temperature, "seed": sampling.seed}
     measured_by = {**subject.facts, **settings, "max_tokens": sampling.max_tokens}
     tested = TestedVersion(report, measured_by, subject.ref, subject.digest)
-    # Only a version of the registry has a log for the results.
-    if record is None or tested.ref is None or source_names.is_address(tested.ref):
+    if record is None:
         return tested
-    from adapterhub.registry import measurement_log
-
-    with workspace.open_registry() as registry:
-        measurement_log.record(registry, Ref.parse(tested.ref), tested.evaluation(record))
-    return replace(tested, recorded=True)
+    is_recorded = evaluation_log.record(tested.ref, tested.digest, [tested.evaluation(record)], workspace)
+    return replace(tested, recorded=is_recorded)
 
 
 def check_version(source: StrPath, workspace: Workspace) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from adapterhub.hub import publishing
 from adapterhub.hub.accounts import access_tokens
+from adapterhub.hub.api import release_changes
 from adapterhub.hub.app import api_routes
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.web import routes as web
@@ -438,6 +439,27 @@ def test_everywhere_is_every_name_that_the_account_may_change(hub: Running, make
     # Not the copy that somebody has signed, who would else decide about all of them.
     assert (status, answer["withdrawn"][0]["name"]) == (200, "team/sql")
     assert {item["name"] for item in answer["withdrawn"]} == {"team/sql", "team/copy", "others/copy"}
+
+
+def test_a_writer_records_what_was_measured_of_a_version_and_so_often(hub: Running) -> None:
+    path = f"{NAME}/versions/v2/evaluations"
+    evaluation = {"name": "golden", "metrics": {"pass": 0.9}, "data": [], "base": {"tool": "promptfoo"}, "cases": {"a": 1.0}}
+    assert ask(hub, "POST", path, evaluation, token=hub.make_token("rita", "read"))[0] == 403
+    malformed: list[dict[str, object]] = [{}, {"name": "golden"}, {**evaluation, "metrics": {"a b": 1}}, {**evaluation, "x": 1}]
+    malformed += [{**evaluation, "metrics": {"pass": "0.9"}}, {**evaluation, "name": "A"}, {**evaluation, "cases": {"a": None}}]
+    for document in malformed:
+        assert ask(hub, "POST", path, document)[0] == 400, document
+    assert ask(hub, "POST", path, {**evaluation, "base": {"tool": "x" * 200_000}})[0] == 413
+    for _ in range(2):  # the same results are recorded once
+        assert ask(hub, "POST", path, evaluation)[0] == 200
+    _, shown = ask(hub, "GET", f"{NAME}/versions/v2")
+    assert shown["evaluations"] == [evaluation]
+    for number in range(2, release_changes._MAX_EVALUATIONS + 1):
+        assert ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1 / number}})[0] == 200
+    status, answer = ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1.0}})
+    assert (status, "100 times, which is the limit" in json.dumps(answer)) == (400, True)
+    assert ask(hub, "PUT", f"{NAME}/versions/v2/withdrawal", {"message": "a leaked key"})[0] == 200
+    assert ask(hub, "POST", path, evaluation)[0] == 410
 
 
 # ---- the commands
