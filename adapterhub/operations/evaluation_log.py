@@ -8,13 +8,52 @@ from typing import TYPE_CHECKING
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import source_names
-from .workspace import Workspace
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.measurement import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedVersion:
+    """A version that was evaluated elsewhere: its ref with its number, or its address, and its digest."""
+
+    place: str
+    digest: Digest
+
+    @property
+    def model(self) -> str:
+        """The name of exactly this version, like that which a gateway gives it."""
+        return f"{name_at(self.place)}@{self.digest}"
+
+
+def name_at(place: str) -> str:
+    """Return the name of the version at a ref or an address."""
+    if not source_names.is_address(place):
+        return Ref.parse(place).name
+    from adapterhub.remotes import remote_address
+
+    return remote_address.name_of(remote_address.parse(place))
+
+
+def find_version(source: StrPath, workspace: Workspace, purpose: str) -> EvaluatedVersion:
+    """Return the version at a ref or an address, of which nothing is read; UsageError, with the purpose, for a path."""
+    if source_names.is_address(source):
+        from adapterhub.remotes.remote_address import parse
+
+        place = parse(str(source))
+        with workspace.connect(place) as remote:
+            return EvaluatedVersion(str(place), remote.resolve(place.reference))
+    ref = source_names.ref_of(source, workspace)
+    if ref is None:
+        raise source_names.not_stored_error(source, f"is not a version of the registry, {purpose}")
+    with workspace.open_registry() as registry:
+        version = registry.resolve(ref)
+    return EvaluatedVersion(str(version.ref), version.digest)
 
 
 def record(source: str | None, digest: Digest | None, evaluations: Sequence[Evaluation], workspace: Workspace) -> bool:

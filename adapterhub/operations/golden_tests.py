@@ -94,7 +94,7 @@ def run_tests(
     """Answer the golden tests of a file with an adapter, and check the answers.
 
     Args:
-        source: A folder, a file, a ref or an address; for an endpoint, a ref of the registry. None for the base alone.
+        source: A folder, a file, a ref or an address; for an endpoint, a ref or an address. None for the base alone.
         tests: A `.jsonl` or `.yaml` file (`evidence.test_cases`).
         base: The model that answers with the adapter, as for `generate`; None for the one that it records.
         endpoint: Ask there, in place of a model on this machine.
@@ -178,17 +178,13 @@ def _open_endpoint(
 ) -> Iterator[_Subject]:
     if source is None:
         raise UsageError(options.url, "does not say by a digest that the base answered", "Name a model on this machine")
-    ref = source_names.ref_of(source, workspace)
-    if ref is None:
-        raise source_names.not_stored_error(source, "is not a version of the registry, whose digest the endpoint could name")
-    with workspace.open_registry() as registry:
-        version = registry.resolve(ref)
-    model = options.model or f"{version.name}@{version.digest}"
+    version = evaluation_log.find_version(source, workspace, "whose digest the endpoint could name")
+    model = options.model or version.model
     digest = "" if options.trust_name else version.digest
     endpoint = Endpoint(options.url, options.key, model, digest=digest, temperature=sampling.temperature, proxy=workspace.proxy)
     with contextlib.closing(endpoint):
         facts = {"engine": "endpoint", "model": model, **({"trusted_name": True} if options.trust_name else {})}
-        yield _Subject(endpoint.answer, facts, str(version.ref), version.digest)
+        yield _Subject(endpoint.answer, facts, version.place, version.digest)
 
 
 @contextlib.contextmanager
@@ -196,7 +192,9 @@ def _open_local(source: StrPath | None, base: StrPath | None, sampling: Sampling
     with generate.open_engine(source, base, workspace) as loaded:
         adapter = loaded.source
         digest = "" if adapter is None else adapter.digest or sources.parent(adapter).digest
-        facts = {"engine": loaded.engine.name, "base": loaded.base}
+        # Whoever reads the log of a hub is not to learn where the model is on this machine.
+        base_name = Path(loaded.base).absolute().name if Path(loaded.base).exists() else loaded.base
+        facts = {"engine": loaded.engine.name, "base": base_name}
         answerer = _engine_answerer(loaded.engine, sampling.temperature, has_adapter=adapter is not None)
         yield _Subject(answerer, facts, adapter.ref if adapter else None, digest)
 

@@ -17,7 +17,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageErr
 from adapterhub_converters.formats import peft
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import evaluation_log, source_names, sources
+from . import evaluation_log, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -75,35 +75,20 @@ def import_results(
         UsageError: `source` is not a version of the registry, or two tasks have one name.
     """
     workspace = workspace or Workspace()
-    place, digest = _resolve(source, workspace)
+    version = evaluation_log.find_version(source, workspace, "which a result could be about")
     results = [(str(file), result) for file in files for result in reading.read(Path(file))]
     if name is not None and len(results) > 1:
         raise UsageError("name", f"is one, and the files have {len(results)} tasks", "Leave it out, or import them one by one")
     evaluations: dict[str, Evaluation] = {}
     for file, result in results:
-        trusted = _check_version(result, digest, file, trust_name=trust_name, workspace=workspace)
+        trusted = _check_version(result, version.digest, file, trust_name=trust_name, workspace=workspace)
         evaluation = _evaluation(result, check_name(name or result.task, "name"), Path(file), trusted)
         if evaluation.name in evaluations:
             raise UsageError(file, f"has the task {evaluation.name!r}, as another file has", "Import them one by one")
         evaluations[evaluation.name] = evaluation
     measured = tuple(evaluations.values())
-    return ImportedEvaluations(place, digest, measured, record and evaluation_log.record(place, digest, measured, workspace))
-
-
-def _resolve(source: StrPath, workspace: Workspace) -> tuple[str, Digest]:
-    """Return the ref of a version with its number, or its address, and its digest."""
-    if source_names.is_address(source):
-        from adapterhub.remotes.remote_address import parse
-
-        place = parse(str(source))
-        with workspace.connect(place) as remote:
-            return str(place), remote.resolve(place.reference)
-    ref = source_names.ref_of(source, workspace)
-    if ref is None:
-        raise source_names.not_stored_error(source, "is not a version of the registry, which a result could be about")
-    with workspace.open_registry() as registry:
-        version = registry.resolve(ref)
-    return str(version.ref), version.digest
+    is_recorded = record and evaluation_log.record(version.place, version.digest, measured, workspace)
+    return ImportedEvaluations(version.place, version.digest, measured, is_recorded)
 
 
 def _evaluation(result: ImportedResult, name: str, file: Path, trusted: str) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from adapterhub.ref import Ref
 from tests.conftest import Run
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import Make
+from tests.support.chat_server import chat_server, completion
 
 RULES = '[promote.prod.require]\neval = { letters = "acc>0.7" }\n'
 
@@ -52,6 +54,25 @@ def test_what_a_writer_measures_meets_the_requirement_at_the_hub_and_what_a_read
         log = run("log", promotion[1].partition("@")[0], env=env).stdout
         assert "letters: acc 0.9" in log
         assert "alice" in log
+
+
+def test_an_endpoint_is_asked_for_the_version_at_an_address_and_junit_names_it(make: Make, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "golden.jsonl").write_text('{"id": "greets", "prompt": "hi", "contains": "hello"}\n')
+
+    def answered(document: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        return 200, {"x-adapterhub-version": document["model"]}, completion("hello")
+
+    with serving(tmp_path / "hub") as hub, chat_server(answered) as (url, requests):
+        with hub.registry() as registry:
+            digest = registry.push(make("a1", 1), Ref.parse("team/sql:staging")).digest
+        words = ("eval", address(hub, "hub+http"), "--tests", "golden.jsonl", "--url", url, "--junit", "golden.xml")
+        done = run(*words, env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token})
+        with hub.registry() as registry:
+            [evaluation] = registry.show(Ref("team/sql"))["evaluations"]
+    assert f"recorded for {address(hub, 'hub+http')}" in done.stdout
+    assert evaluation["cases"] == {"greets": 1.0}
+    assert requests[0][1]["model"] == f"team/sql@{digest}"
+    assert f'value="team/sql@{digest}"' in (tmp_path / "golden.xml").read_text()
 
 
 def address(hub: Running, protocol: str) -> str:
