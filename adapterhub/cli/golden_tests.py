@@ -130,8 +130,9 @@ def _endpoint(url: str | None, *, base: str | None, served_as: str | None, trust
 def _write_junit(path: Path, tested: TestedVersion, source: str) -> None:
     """Write the results as JUnit's XML, about the version by its digest."""
     from adapterhub.evidence import junit_report
+    from adapterhub.operations import evaluation_log
 
-    version = f"{tested.ref.rpartition(':')[0] if tested.ref else source}@{tested.digest}"
+    version = f"{evaluation_log.name_at(tested.ref) if tested.ref else source}@{tested.digest}"
     with atomic.pending_output(path, folder=False, replace=True) as pending:
         json_file.write_text(pending, junit_report.render(tested.report, version=version))
 

@@ -29,6 +29,19 @@ _WANTED = object_of(digest=TEXT, version=TEXT, files=list_of(DIGEST), tensors=li
 _MESSAGE: Schema = {"type": "string", "maxLength": 1000}
 _REASON = {JSON: object_of(message=_MESSAGE)}
 _PROMOTION = {JSON: object_of("reference", reference=TEXT, message=_MESSAGE)}
+_EVALUATION = {
+    JSON: object_of(
+        "name",
+        "metrics",
+        "data",
+        "base",
+        name=TEXT,
+        metrics=object_of(),
+        data=list_of(object_of()),
+        base=object_of(),
+        cases=object_of(),
+    )
+}
 _APPROVAL = {JSON: object_of("tag", "message", tag=TEXT, message=_MESSAGE, bundle=TEXT)}
 _WITHDRAWAL = {JSON: object_of("message", message=_MESSAGE, everywhere=BOOLEAN, bundle=TEXT, key=TEXT)}
 _PUBLISHED = object_of("manifest", manifest=TEXT, tags=list_of(TEXT), message=TEXT, metrics=object_of())
@@ -95,6 +108,7 @@ OPERATIONS: Mapping[str, Operation] = {
     f"GET {_VERSION}/lineage": reading("Tell what a version was made from, and what was made from it"),
     f"PUT {_VERSION}/deprecation": _changing("Deprecate a version", _REASON),
     f"DELETE {_VERSION}/deprecation": _changing("Withdraw the deprecation of a version"),
+    f"POST {_VERSION}/evaluations": _changing("Record an evaluation of a version", _EVALUATION),
     f"POST {_VERSION}/approvals": _changing("Approve a version for a tag, as the account that is logged in", _APPROVAL),
     f"PUT {_VERSION}/withdrawal": _changing("Withdraw a version; a signed one as its signer or an admin", _WITHDRAWAL),
     f"DELETE {_VERSION}/withdrawal": _changing("Let a withdrawn version be used again"),

@@ -25,7 +25,8 @@ MAX_METRICS = 100
 """Metrics of an evaluation."""
 _NAME = safe_regex.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _METRIC = safe_regex.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
-_MAX_TEXT = 100_000  # characters
+MAX_TEXT = 100_000
+"""Characters of an evaluation in a log."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def reported_evaluation(metrics: Mapping[str, float], location: str) -> Evaluati
 def parse(text: str) -> Evaluation | None:
     """Parse the text of a log entry; None if it is not an evaluation, as logs from elsewhere may contain anything."""
     try:
-        document = json_file.parse(text, "") if len(text) <= _MAX_TEXT else None
+        document = json_file.parse(text, "") if len(text) <= MAX_TEXT else None
     except FormatError:
         return None
     if not isinstance(document, dict) or not isinstance(document.get("name"), str) or not _NAME.fullmatch(document["name"]):

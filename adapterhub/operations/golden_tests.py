@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.evidence import golden_tests, test_cases
 from adapterhub.evidence.endpoint import Endpoint
 from adapterhub.evidence.golden_tests import Answer, Answerer, TestReport
-from adapterhub.ref import Ref
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import generate, source_names, sources
+from . import evaluation_log, generate, source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -95,13 +94,13 @@ def run_tests(
     """Answer the golden tests of a file with an adapter, and check the answers.
 
     Args:
-        source: A folder, a file, a ref or an address; for an endpoint, a ref of the registry. None for the base alone.
+        source: A folder, a file, a ref or an address; for an endpoint, a ref or an address. None for the base alone.
         tests: A `.jsonl` or `.yaml` file (`evidence.test_cases`).
         base: The model that answers with the adapter, as for `generate`; None for the one that it records.
         endpoint: Ask there, in place of a model on this machine.
         sampling: The number of answers, and how they are drawn.
         commands: The programs that tests may run, by the names that they use; nothing else is run.
-        record: Record the results under this name in the log of the version, where `source` is in the registry.
+        record: Record the results under this name in the log of the version, where `source` is in the registry or on a hub.
         workspace: Where names are looked up.
 
     Raises:
@@ -132,14 +131,10 @@ def run_tests(
     settings = {"samples": sampling.samples, "temperature": sampling.temperature, "seed": sampling.seed}
     measured_by = {**subject.facts, **settings, "max_tokens": sampling.max_tokens}
     tested = TestedVersion(report, measured_by, subject.ref, subject.digest)
-    # Only a version of the registry has a log for the results.
-    if record is None or tested.ref is None or source_names.is_address(tested.ref):
+    if record is None:
         return tested
-    from adapterhub.registry import measurement_log
-
-    with workspace.open_registry() as registry:
-        measurement_log.record(registry, Ref.parse(tested.ref), tested.evaluation(record))
-    return replace(tested, recorded=True)
+    is_recorded = evaluation_log.record(tested.ref, tested.digest, [tested.evaluation(record)], workspace)
+    return replace(tested, recorded=is_recorded)
 
 
 def check_version(source: StrPath, workspace: Workspace) -> None:
@@ -183,17 +178,13 @@ def _open_endpoint(
 ) -> Iterator[_Subject]:
     if source is None:
         raise UsageError(options.url, "does not say by a digest that the base answered", "Name a model on this machine")
-    ref = source_names.ref_of(source, workspace)
-    if ref is None:
-        raise source_names.not_stored_error(source, "is not a version of the registry, whose digest the endpoint could name")
-    with workspace.open_registry() as registry:
-        version = registry.resolve(ref)
-    model = options.model or f"{version.name}@{version.digest}"
+    version = evaluation_log.find_version(source, workspace, "whose digest the endpoint could name")
+    model = options.model or version.model
     digest = "" if options.trust_name else version.digest
     endpoint = Endpoint(options.url, options.key, model, digest=digest, temperature=sampling.temperature, proxy=workspace.proxy)
     with contextlib.closing(endpoint):
         facts = {"engine": "endpoint", "model": model, **({"trusted_name": True} if options.trust_name else {})}
-        yield _Subject(endpoint.answer, facts, str(version.ref), version.digest)
+        yield _Subject(endpoint.answer, facts, version.place, version.digest)
 
 
 @contextlib.contextmanager
@@ -201,7 +192,9 @@ def _open_local(source: StrPath | None, base: StrPath | None, sampling: Sampling
     with generate.open_engine(source, base, workspace) as loaded:
         adapter = loaded.source
         digest = "" if adapter is None else adapter.digest or sources.parent(adapter).digest
-        facts = {"engine": loaded.engine.name, "base": loaded.base}
+        # Whoever reads the log of a hub is not to learn where the model is on this machine.
+        base_name = Path(loaded.base).absolute().name if Path(loaded.base).exists() else loaded.base
+        facts = {"engine": loaded.engine.name, "base": base_name}
         answerer = _engine_answerer(loaded.engine, sampling.temperature, has_adapter=adapter is not None)
         yield _Subject(answerer, facts, adapter.ref if adapter else None, digest)
 

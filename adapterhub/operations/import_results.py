@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.evidence.result_files import reading
 from adapterhub.evidence.version_names import OTHER_VERSION, UNNAMED_VERSION
 from adapterhub.manifest.measurement import Evaluation, check_name
-from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import source_names, sources
+from . import evaluation_log, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def import_results(
     """Read result files of lm-evaluation-harness, promptfoo, inspect_ai or JUnit as evaluations of a version.
 
     Args:
-        source: A ref of the registry.
+        source: A ref of the registry, or an address.
         files: The files.
         name: The name of the evaluation, where the files have one task; None for the names of the tasks.
         trust_name: Accept results that name a model, and not its digest. Those that name another digest are refused.
@@ -76,29 +75,20 @@ def import_results(
         UsageError: `source` is not a version of the registry, or two tasks have one name.
     """
     workspace = workspace or Workspace()
-    ref = source_names.ref_of(source, workspace)
-    if ref is None:
-        raise source_names.not_stored_error(source, "is not a version of the registry, which a result could be about")
-    with workspace.open_registry() as registry:
-        version = registry.resolve(ref)
-        evaluations: dict[str, Evaluation] = {}
-        results = [(str(file), result) for file in files for result in reading.read(Path(file))]
-        if name is not None and len(results) > 1:
-            raise UsageError(
-                "name", f"is one, and the files have {len(results)} tasks", "Leave it out, or import them one by one"
-            )
-        for file, result in results:
-            trusted = _check_version(result, version.digest, file, trust_name=trust_name, workspace=workspace)
-            evaluation = _evaluation(result, check_name(name or result.task, "name"), Path(file), trusted)
-            if evaluation.name in evaluations:
-                raise UsageError(file, f"has the task {evaluation.name!r}, as another file has", "Import them one by one")
-            evaluations[evaluation.name] = evaluation
-        if record:
-            from adapterhub.registry import measurement_log
-
-            for evaluation in evaluations.values():
-                measurement_log.record(registry, Ref(version.name, number=version.number), evaluation)
-    return ImportedEvaluations(str(version.ref), version.digest, tuple(evaluations.values()), record)
+    version = evaluation_log.find_version(source, workspace, "which a result could be about")
+    results = [(str(file), result) for file in files for result in reading.read(Path(file))]
+    if name is not None and len(results) > 1:
+        raise UsageError("name", f"is one, and the files have {len(results)} tasks", "Leave it out, or import them one by one")
+    evaluations: dict[str, Evaluation] = {}
+    for file, result in results:
+        trusted = _check_version(result, version.digest, file, trust_name=trust_name, workspace=workspace)
+        evaluation = _evaluation(result, check_name(name or result.task, "name"), Path(file), trusted)
+        if evaluation.name in evaluations:
+            raise UsageError(file, f"has the task {evaluation.name!r}, as another file has", "Import them one by one")
+        evaluations[evaluation.name] = evaluation
+    measured = tuple(evaluations.values())
+    is_recorded = record and evaluation_log.record(version.place, version.digest, measured, workspace)
+    return ImportedEvaluations(version.place, version.digest, measured, is_recorded)
 
 
 def _evaluation(result: ImportedResult, name: str, file: Path, trusted: str) -> Evaluation:

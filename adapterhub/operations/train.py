@@ -17,7 +17,7 @@ from adapterhub.manifest.measurement import DEFAULT, Evaluation, check_name
 from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
 
-from . import base_sources, source_names, sources
+from . import base_sources, evaluation_log, sources
 from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def evaluate_sets(
     """Evaluate several data sets by name with one loading of the base; arguments and errors are those of `evaluate`.
 
     Args:
-        record: Record each result under the name of its data set, where `source` is in the registry.
+        record: Record each result under the name of its data set, where `source` is in the registry or on a hub.
     """
     from adapterhub.evaluation import EvaluationOptions
     from adapterhub.evaluation import evaluate_sets as measured
@@ -269,14 +269,8 @@ def evaluate_sets(
         judged, other = opened(source), None if against is None or is_base else opened(against)
         results = measured(judged, model, sets, options, against=other, against_base=is_base, progress=progress, cache=cache)
     named = dict(zip(data, results, strict=True))
-    ref = results[0].ref
-    # Only a version of the registry has a log for the result.
-    if not record or ref is None or source_names.is_address(ref):
+    if not record:
         return named
-    from adapterhub.ref import Ref
-    from adapterhub.registry import measurement_log
-
-    with workspace.open_registry() as registry:
-        for name, result in named.items():
-            measurement_log.record(registry, Ref.parse(ref), Evaluation(name, result.metrics, result.data, result.base))
-    return {name: replace(result, recorded=True) for name, result in named.items()}
+    evaluations = [Evaluation(name, result.metrics, result.data, result.base) for name, result in named.items()]
+    is_recorded = evaluation_log.record(results[0].ref, results[0].digest, evaluations, workspace)
+    return {name: replace(result, recorded=is_recorded) for name, result in named.items()}

@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.ref import LATEST, Ref
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -92,7 +93,6 @@ def plan_push(
 def _plan_registry_push(
     source: StrPath, target: str, workspace: Workspace, options: PackageOptions, expect: Digest | None
 ) -> TransferPlan:
-    from adapterhub.ref import LATEST
     from adapterhub.remotes.adapter_folders import AdapterFolder
     from adapterhub.remotes.local_name import LocalName
 
@@ -109,12 +109,23 @@ def _plan_registry_push(
         except NotFoundError:  # a push would create it
             return _plan(str(ref), manifest, None, lambda _: False, skipped=folder.skipped, overridden=codes)
         registry.check_publish(package, ref, expect)
+        _check_tag(registry, ref, manifest.digest)
         local = LocalName(registry, ref.name, workspace.rules())
 
         def is_stored(blob: Descriptor) -> bool:
             return registry.store.size(blob.digest) == blob.size
 
         return _plan(str(ref), manifest, local, is_stored, skipped=folder.skipped, overridden=codes)
+
+
+def _check_tag(registry: Registry, ref: Ref, digest: Digest) -> None:
+    """Raise the error with which a push to `ref` would end that moves its tag to a version that is there already."""
+    from adapterhub.registry.rehearsal import rehearsal
+
+    row = next((row for row in registry.versions_with(digest) if row.name == ref.name), None)
+    if row is not None and ref.tag is not None and ref.tag not in (LATEST, *row.tags):
+        with rehearsal(registry):
+            registry.tag(Ref(ref.name, number=row.number), ref.tag)
 
 
 def _plan(

@@ -165,6 +165,13 @@ class OpenRemote(Target, ABC):
         """Close the connections and files."""
 
     # The methods below have a default for remotes that lack the feature.
+    def resolve(self, reference: str) -> Digest:
+        """Return the digest of the version that a reference names now: the remote is asked, whatever was read before.
+
+        It takes the references of `manifest`, and raises its errors. A remote that counts downloads counts none.
+        """
+        return self.manifest(reference).digest
+
     def stop(self, *, on: bool = True) -> None:
         """Do nothing: no thread waits long."""
 

@@ -187,7 +187,7 @@ def digest_at(
     folder, name = served_folder(workspace), _confirmed_name(place)
     try:
         with (connect or workspace.connect)(place) as remote:
-            digest = remote.manifest(place.reference).digest
+            digest = remote.resolve(place.reference)
     except (NotFoundError, DeniedError, RefusedError) as error:
         is_answer = not isinstance(error, RefusedError) or error.code == withdrawals.CODE
         if is_answer and is_full_digest(place.digest):

@@ -41,6 +41,14 @@ def test_what_is_missing_is_a_document_with_exit_6_and_moves_nothing(place: Path
     assert "`adapterhub promote team/sql:v2 prod --dry-run` shows each" in error
 
 
+def test_a_push_that_would_move_the_tag_is_refused_as_a_dry_run_too(place: Path, run: Run) -> None:
+    run("pull", "team/sql:v2", "-o", "second")
+    for option in ([], ["--dry-run"]):
+        assert "[requirements-unmet]" in run("push", "second", "team/sql:prod", *option, code=6).stderr
+    assert "already there, nothing would be pushed" in run("push", "second", "team/sql:other", "--dry-run").stdout
+    assert "other" not in run("list", "team/sql").stdout
+
+
 def test_the_table_fits_a_terminal_of_80_columns(place: Path, terminal: Terminal) -> None:
     lines = terminal("promote", "team/sql:v2", "prod").splitlines()
     assert any("MISSING" in line for line in lines)

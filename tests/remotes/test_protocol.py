@@ -27,7 +27,7 @@ from adapterhub.remotes.objects.object_address import ObjectAddress
 from adapterhub.remotes.objects.object_repository import ObjectRepository
 from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.remotes.oci.oci_repository import OciRepository
-from adapterhub.remotes.protocol import PutResult, Reader, Source, Target
+from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, Source, Target
 from adapterhub.remotes.version_copy import copy_version, distinct_blobs
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
@@ -306,6 +306,24 @@ def test_the_first_digits_of_a_digest_are_enough(places: Places, adapter: Path, 
     assert place.manifest(first.digest[: len("sha256:") + 8]).digest == first.digest
     with pytest.raises(NotFoundError):
         place.manifest("sha256:00000000")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TARGETS if kind not in ("local", "packed")])
+def test_a_reference_is_resolved_to_what_it_names_at_that_moment(
+    places: Places, adapter: Path, kind: str, tmp_path: Path
+) -> None:
+    place = places.target(kind)
+    assert isinstance(place, OpenRemote)
+    first = copy_version(AdapterFolder(adapter), "latest", place, "1.2.0").manifest.digest
+    for reference in ("1.2.0", "^1", first, first[: len("sha256:") + 8]):
+        assert place.resolve(reference) == first
+    second = copy_version(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "1.3.0").manifest.digest
+    copy_version(AdapterFolder(tmp_path / "other"), "latest", place, "1.2.0")
+    for reference in ("1.2.0", "^1", second):
+        assert place.resolve(reference) == second
+    for missing in ("nothing", "^2", "sha256:" + "0" * 64, "sha256:00000000"):
+        with pytest.raises(NotFoundError):
+            place.resolve(missing)
 
 
 @pytest.mark.parametrize("kind", NUMBERED)

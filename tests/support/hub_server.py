@@ -7,15 +7,18 @@ on a second server to which downloads are redirected and uploads are sent, so th
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+from weakref import WeakSet
 
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.gguf filter=lfs diff=lfs merge=lfs -text\n"
 TOKEN = "hf_" + "t" * 40
@@ -453,6 +456,7 @@ class Hub(ThreadingHTTPServer):
         self.parts: dict[tuple[str, int], bytes] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.RLock()
+        self.sockets: WeakSet[socket.socket] = WeakSet()
         self.storage = Hub(storage=False, hub=self) if storage else None
 
     @property
@@ -466,6 +470,11 @@ class Hub(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
         """Clients that hang up are what is tested."""
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        self.sockets.add(sock)
+        return sock, address
+
     def __enter__(self) -> Hub:
         if self.storage:
             self.storage.__enter__()
@@ -475,5 +484,8 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
+        for sock in list(self.sockets):  # its threads would answer on those that a client keeps open
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         if self.storage:
             self.storage.__exit__()

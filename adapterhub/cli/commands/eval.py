@@ -118,8 +118,9 @@ def eval(  # noqa: A001 - its name
 
     --import takes results that another tool wrote about SRC, if they name its digest. A gate compares any of their metrics.
 
-    For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
-    `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. Exits 1 when a gate or a test fails.
+    For a version in the registry, or at the address of a hub that you may write to, the result is recorded in its log (the
+    version does not change): `show` prints it and `search --metric 'eval_perplexity<12'` finds it; the latest result of a name
+    counts. Exits 1 when a gate or a test fails.
     """
     settings: Settings = context.obj
     kind = _kind(context)

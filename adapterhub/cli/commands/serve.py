@@ -195,8 +195,8 @@ def serve(
     its place.
 
     `model` is a REF (NAME, NAME:TAG or NAME@sha256:…), a name of the route file, or the base's own. A tag is looked up for each
-    request, at a remote every few seconds; while the remote is down, the last answer is used. The version that answered is in
-    the header x-adapterhub-version. Without options, only this machine can reach it. Any other address needs TLS, here or in a
+    request, on a remote every --poll seconds; while that is down, the last answer is used. The version that answered is in the
+    header x-adapterhub-version. Without options, only this machine can reach it. Any other address needs TLS, here or in a
     proxy, and a route file with keys. The route file and the policy are read again when they change, and on SIGHUP.
     """
     from adapterhub.http_server import logs

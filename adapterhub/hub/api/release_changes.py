@@ -14,9 +14,10 @@ from adapterhub.hub.oci.manifest_handlers import move_branches
 from adapterhub.hub.withdrawal_roles import check_withdrawal, may_withdraw
 from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
+from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
-from adapterhub.registry import withdrawals
+from adapterhub.registry import measurement_log, withdrawals
 from adapterhub.registry.releases import release_moves
 from adapterhub.registry.releases.release_moves import Withdrawal
 from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
@@ -28,6 +29,8 @@ from adapterhub_converters.errors import RefusedError
 
 from .api_requests import ref_to
 from .name_changes import check_writer, checked_tag
+
+_MAX_EVALUATIONS = 100  # of one version
 
 
 def promote(
@@ -47,6 +50,24 @@ def promote(
     assessment, version = worker.registry.promote(ref_to(name, reference), tag, message, expect=expect)
     move_branches(worker, name, version, (tag,))
     return release_documents.report_of(assessment, moved=assessment.candidate.current != version.number)
+
+
+def evaluate(
+    worker: Worker, hub: Hub, identity: Identity | None, name: str, *, reference: str, evaluation: Evaluation
+) -> Version:
+    """Record an evaluation of a version, which counts as a writer of the name reports it.
+
+    Raises:
+        RefusedError: The version was evaluated too often: whoever asks for a promotion reads all evaluations.
+    """
+    check_writer(worker, hub, identity, name, size=ENTRY_SIZE + len(evaluation.dump()))
+    version = worker.registry.resolve(ref_to(name, reference))
+    entries = worker.registry.store.log.entries(name)
+    if sum(entry.op == "evaluate" and entry.number == version.number for entry in entries) >= _MAX_EVALUATIONS:
+        problem = f"was evaluated {_MAX_EVALUATIONS} times, which is the limit"
+        raise RefusedError(f"{name}:v{version.number}", problem, "Push a new version")
+    measurement_log.record(worker.registry, Ref(name, number=version.number), evaluation)
+    return version
 
 
 def approve(

@@ -1,7 +1,8 @@
-"""Handlers that promote, approve, roll back and withdraw versions (`release_changes`)."""
+"""Handlers that evaluate, promote, approve, roll back and withdraw versions (`release_changes`)."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
+from adapterhub.manifest import measurement
 from adapterhub.manifest.release_statement import MAX_BUNDLE
 from adapterhub.ref import LATEST
 from adapterhub.registry.releases.withdrawal_rights import WithdrawalClaim
@@ -57,6 +59,19 @@ async def promote(hub: Hub, request: Request) -> Response:
     reference, message = text_field(fields, "reference"), text_field(fields, "message", "")
     move = partial(release_changes.promote, reference=reference, tag=tag_of(request), message=message)
     return JSONResponse(release_documents.promotion_document(await change(hub, request, move)))
+
+
+async def evaluate(hub: Hub, request: Request) -> Response:
+    """POST …/names/{name}/versions/{reference}/evaluations: record an evaluation, in the form in which `show` has it."""
+    refuse_condition(request)
+    await begin(hub, request)
+    document = await read_object(request, measurement.MAX_TEXT)
+    evaluation = measurement.parse(json.dumps(document))
+    # What `parse` leaves out of a log from elsewhere is refused here.
+    if evaluation is None or evaluation.document() != document:
+        raise UsageError("evaluation", "is not the document of an evaluation", "Send one as a version's document has it")
+    move = partial(release_changes.evaluate, reference=path_part(request, "reference"), evaluation=evaluation)
+    return version_response(await change(hub, request, move))
 
 
 async def approve(hub: Hub, request: Request) -> Response:

@@ -36,6 +36,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_VERSION}/lineage", reading.lineage),
     ("PUT", f"{_VERSION}/deprecation", changing.deprecate),
     ("DELETE", f"{_VERSION}/deprecation", changing.deprecate),
+    ("POST", f"{_VERSION}/evaluations", releasing.evaluate),
     ("POST", f"{_VERSION}/approvals", releasing.approve),
     ("PUT", f"{_VERSION}/withdrawal", releasing.withdraw),
     ("DELETE", f"{_VERSION}/withdrawal", releasing.undo_withdrawal),

@@ -95,7 +95,8 @@ class ApprovalCount:
         for person in self.people:
             if person.keys & set(keys) or (person.accounts | person.authors) & set(authors):
                 by = ", ".join(sorted((person.accounts | person.authors) & set(authors) - {person.titles[0]}))
-                rejected.append(f"{person.titles[0]}{f' (by {by})' if by else ''} pushed, signed or moves it")
+                reason = f"of {by}, who pushed, signed or moves it" if by else "pushed, signed or moves it"
+                rejected.append(f"{person.titles[0]} ({reason})")
             else:
                 others.append(person)
         return ApprovalCount(tuple(others), tuple(rejected))

@@ -119,19 +119,33 @@ class TagGate:
 
         rules = self.rules(tag)
         current, last = position or self.position(name, tag)
-        logged = (
-            entry if _is_evidence(entry, number, tag) else replace(entry, message="")
-            for entry in self._ledger.store.log.entries(name)
-            if entry.seq <= last
-        )
-        entries = entries_in_force(logged)[0] if rules else []
-        moves = (entry.number for entry in reversed(entries) if entry.op in TAG_MOVES and tag in entry.tags)
-        reference = current or next(moves, 0)
+        reference = current or (self._last_number(name, tag, last) if rules else 0)
+
+        def is_evidence(entry: Entry) -> bool:
+            if entry.op == "approve":
+                return entry.number == number and tag in entry.tags
+            return entry.op == "evaluate" and entry.number in (number, reference)
+
+        entries = self._entries(name, last, is_evidence) if rules else []
         if pending is not None and pending.op == "push":
             entries = [*entries, pending]
         by_program = bool(rules) and self.is_moved_by_program()
         candidate = tag_requirements.Candidate(name, number, digest, tag, entries, mover, current, reference, by_program)
         return tag_requirements.assess(candidate, rules, self.evidence)
+
+    def _entries(self, name: str, last: int, is_evidence: Callable[[Entry], bool]) -> Sequence[Entry]:
+        """Return the first `last` entries in force, with the messages of evidence alone: those of all may take gigabytes."""
+        logged = (
+            entry if is_evidence(entry) else replace(entry, message="")
+            for entry in self._ledger.store.log.entries(name)
+            if entry.seq <= last
+        )
+        return entries_in_force(logged)[0]
+
+    def _last_number(self, name: str, tag: str, last: int) -> int:
+        """Return the number of the version that a tag meant last, before it was removed; 0 if it never meant one."""
+        entries = reversed(self._entries(name, last, lambda _: False))
+        return next((entry.number for entry in entries if entry.op in TAG_MOVES and tag in entry.tags), 0)
 
     def check(self, entry: Entry) -> None:
         """Raise RefusedError for an entry that moves a tag to a version that does not meet its requirements, or is withdrawn.
@@ -158,8 +172,3 @@ class TagGate:
         if not (rows and is_content_of(rows[0].digest)):
             problem = "has requirements, and leads only to the version that was promoted to it"
             raise RefusedError(f"{name}:{tag}", problem, "Promote a version", code=UNMET, ref=name, tag=tag)
-
-
-def _is_evidence(entry: Entry, number: int, tag: str) -> bool:
-    """Return whether the message of an entry counts for a version and a tag: those of all others may take gigabytes."""
-    return entry.op == "evaluate" or (entry.op == "approve" and entry.number == number and tag in entry.tags)

@@ -34,6 +34,7 @@ from .hub_client import HubAddress
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
+    from adapterhub.manifest.measurement import Evaluation
     from adapterhub.manifest.oci_manifest import Manifest
 
 
@@ -260,6 +261,11 @@ class HubCatalog(Catalog):
         body = {"reference": reference_text(ref) or LATEST, "message": message}
         document = self._change("POST", f"{_tag_path(ref.name, tag)}/promotion", body=body, retry=False)
         return release_documents.read_promotion(document, self.location)
+
+    def record_evaluation(self, ref: Ref, evaluation: Evaluation) -> Version:
+        """Record an evaluation of a version in its log."""
+        document = self._change("POST", f"{_version_path(ref)}/evaluations", body=evaluation.document())
+        return version_documents.read_version(document, self.location)
 
     def approve(self, ref: Ref, tag: str, text: str, bundle: bytes = b"") -> Version:
         """Approve a version for a tag, by the account that is logged in and, with a bundle, its signature."""

@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, HubPath
-from adapterhub.digest import Digest, is_hex
+from adapterhub.digest import Digest, is_hex, parse_digest
 from adapterhub.http.client import PAUSES, Client
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.responses import Body, Response
@@ -155,11 +155,13 @@ class Listing:
 
     Attributes:
         ours: The hub runs adapterhub: a version has the same files there as everywhere, so no card is completed or written.
+        digest: The digest of the version that the commit is, if the hub tells it, as one that runs adapterhub does.
     """
 
     commit: str
     files: Mapping[str, Entry]
     ours: bool = False
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,10 @@ class HubClient:
         if is_hex(revision, COMMIT) and commit != revision:
             # A full commit id names its content, so a hub must not answer it with another commit.
             raise IntegrityError(label, f"the hub answers with another commit, {commit}")
-        return Listing(commit, {entry["rfilename"]: _parse_entry(entry) for entry in entries}, "adapterhub" in document)
+        own_fields = document.get("adapterhub")
+        digest = own_fields.get("digest") if isinstance(own_fields, dict) else None
+        files = {entry["rfilename"]: _parse_entry(entry) for entry in entries}
+        return Listing(commit, files, "adapterhub" in document, parse_digest(digest, label) if digest else None)
 
     def refs(self) -> Refs:
         """Return the branches and tags."""

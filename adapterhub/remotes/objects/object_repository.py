@@ -112,7 +112,7 @@ class ObjectRepository(OpenRemote):
 
     def manifest(self, reference: str) -> Manifest:
         """Return the manifest of a tag, a version number, a range or a digest of this name."""
-        label = f"{self.location}{'@' if ':' in reference else ':'}{reference}"
+        label = self._label_at(reference)
         digest, size = self._log.version(reference, label)
         raw = self._bucket.read(_blob_key(digest), MAX_MANIFEST)
         if raw is None:
@@ -120,6 +120,13 @@ class ObjectRepository(OpenRemote):
         if (sha256_bytes(raw), len(raw)) != (digest, size):
             raise IntegrityError(label, f"the manifest there is not {digest}", "Push that version again")
         return oci_manifest.parse(raw, label)
+
+    def resolve(self, reference: str) -> Digest:
+        """Return the digest of what a reference names now, by the log of the name, without reading the manifest."""
+        return self._log.version(reference, self._label_at(reference))[0]
+
+    def _label_at(self, reference: str) -> str:
+        return f"{self.location}{'@' if ':' in reference else ':'}{reference}"
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:

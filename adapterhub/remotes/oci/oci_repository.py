@@ -167,6 +167,17 @@ class OciRepository(OpenRemote):
         stored = response.headers.get(DIGEST_HEADER)
         return parse_digest(stored, label) if stored else sha256_bytes(self.read_document(reference))
 
+    def resolve(self, reference: str) -> Digest:
+        """Return the digest of what a reference names now, by a HEAD, which registries count as no download."""
+        chosen = self._resolve(reference)
+        try:
+            digest = self.digest_of(chosen)
+        except RefusedError:
+            return self.manifest(chosen).digest  # raises the same error with the reason, which is in the body of a GET
+        if digest is None:
+            raise self._missing_error(reference)
+        return digest
+
     def read_document(self, reference: str) -> bytes:
         """Return the bytes of a manifest or an index, verified in the same way."""
         label = self._label_at(reference)

@@ -69,7 +69,9 @@ class RegistryClient(Client):
 
     def _refusal(self, response: Response, location: str) -> Exception:
         if response.status == 410:
-            return withdrawals.error_elsewhere(location, self._details(response))
+            # The distribution specification has no code of its own for this, so that the message alone says it.
+            code, _, message = self._details(response).partition(", ")
+            return withdrawals.error_elsewhere(location, f": {message}" if message else code)
         error = super()._refusal(response, location)
         # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
         if self._details(response).startswith(": DIGEST_INVALID") and not isinstance(error, RetryableError | DeniedError):

@@ -1,13 +1,14 @@
 """The lookup of the version that a ref names now.
 
-The registry is asked for each request, so that a moved tag counts from the next request on. A remote is asked again after a few
-seconds, and its last answer is used while it does not respond.
+The registry is asked for each request, so that a moved tag counts from the next request on. A remote is asked again after
+`poll` seconds, and its last answer is used while it does not respond.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import withdrawals
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import named_remotes, remote_address
+from adapterhub.remotes.address_schemes import is_layout
 from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve import resolving
@@ -36,6 +38,7 @@ log = logging.getLogger("adapterhub.serve.lookup")
 _MAX_LISTED = 1000  # names
 _MAX_CACHED = 1024  # refs that were looked up at a remote
 _AT_ONCE = 4  # requests to a remote
+_MAX_IDLE = 64  # names whose connections to a remote are kept open between two requests
 # Seconds that a request waits for a remote: with an older answer to fall back on, and without one.
 _PATIENCE, _FIRST_PATIENCE = 1.0, 30.0
 
@@ -243,6 +246,8 @@ class RemoteLookup:
         self._answers: OrderedDict[str, _CachedAnswer] = OrderedDict()
         self._threads = ThreadPoolExecutor(_AT_ONCE, "lookup")
         self._open: set[OpenRemote] = set()
+        self._idle: OrderedDict[str, OpenRemote] = OrderedDict()
+        self._lock = threading.Lock()  # of `_idle`
 
     async def check(self) -> None:
         """Raise RefusedError where nothing may be fetched; whether the remote answers is shown by the first lookup."""
@@ -310,20 +315,39 @@ class RemoteLookup:
 
     def _digest(self, ref: Ref) -> Digest:
         """Ask the remote for the digest of a version."""
-
-        @contextmanager
-        def connect(place: RemoteAddress) -> Iterator[OpenRemote]:
-            with self._workspace.connect(place) as remote:
-                self._open.add(remote)
-                try:
-                    yield remote
-                finally:
-                    self._open.discard(remote)
-
         place = self._place(ref)
         # Needed for image layouts only, where a digest would be found under any name.
         resolving.check_name(ref, place, self._workspace)
-        return resolving.digest_at(place, self._workspace, connect)
+        return resolving.digest_at(place, self._workspace, self._connect)
+
+    @contextmanager
+    def _connect(self, place: RemoteAddress) -> Iterator[OpenRemote]:
+        """Open a remote, or the one whose connections the last lookup of this name has left open."""
+        with self._lock:
+            remote = self._idle.pop(place.repository, None)
+        if remote is None:
+            remote = self._workspace.connect(place)
+        self._open.add(remote)
+        try:
+            yield remote
+        except BaseException:
+            remote.close()  # so that names that do not exist leave none, and a new login is read
+            raise
+        finally:
+            self._open.discard(remote)
+        self._keep(place, remote)
+
+    def _keep(self, place: RemoteAddress, remote: OpenRemote) -> None:
+        """Keep a remote open for the next lookup of its name, as far as there is room; the file of an image layout is not."""
+        surplus: OpenRemote | None = remote
+        if not is_layout(place.repository):
+            with self._lock:
+                surplus = self._idle.pop(place.repository, None)
+                self._idle[place.repository] = remote
+                if len(self._idle) > _MAX_IDLE:
+                    surplus = self._idle.popitem(last=False)[1]
+        if surplus is not None:
+            surplus.close()
 
     def _confirmed_digest(self, ref: Ref) -> Digest | None:
         """Return the digest in a ref if the remote has confirmed it before, possibly to another gateway."""
@@ -351,3 +375,7 @@ class RemoteLookup:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for remote in [*self._open]:
             remote.stop()
+        with self._lock:
+            for remote in self._idle.values():
+                remote.close()
+            self._idle.clear()

@@ -101,7 +101,7 @@ def test_the_decider_of_the_api_decides(hub: Running, ada: Visitor) -> None:
     assert "approvals: 0 of 1" in answer.text
     assert send(ada, "approve", tag="prod", reference="v2", message="mine").status == 303
     answer = send(ada, "promote", tag="prod", reference="v2", message="quick")
-    assert "not counted: ada pushed, signed or moves it" in answer.text
+    assert "not counted: ada (pushed, signed or moves it)" in answer.text
     assert send(ada, "promote", tag="latest", reference="v1", message="back").status == 400
     assert prod(hub) == 1
 

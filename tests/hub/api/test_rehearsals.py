@@ -45,6 +45,7 @@ STEPS: list[tuple[str, str, dict[str, str], Any]] = [
     ("POST", "tags/{tag}/restore", {"tag": "new"}, {}),
     ("POST", "tags/{tag}/promotion", {"tag": "prod"}, {"reference": "v2"}),
     ("POST", "tags/{tag}/rollback", {"tag": "prod"}, {"message": "wrong"}),
+    ("POST", "versions/{reference}/evaluations", {"reference": "v1"}, {"name": "a", "metrics": {}, "data": [], "base": {}}),
     ("POST", "versions/{reference}/approvals", {"reference": "v1"}, {"tag": "prod", "message": "read it"}),
     ("PUT", "versions/{reference}/withdrawal", {"reference": "v2"}, {"message": "leaked"}),
     ("DELETE", "versions/{reference}/withdrawal", {"reference": "v2"}, None),

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from adapterhub.hub import publishing
 from adapterhub.hub.accounts import access_tokens
+from adapterhub.hub.api import release_changes
 from adapterhub.hub.app import api_routes
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.web import routes as web
@@ -90,7 +91,7 @@ def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Runnin
     for token in ("", bob):
         assert ask(hub, "POST", f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "read it"}, token=token)[0] == 200
     status, answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2", token=bob)
-    reasons = "alice pushed, signed or moves it, bob pushed, signed or moves it"
+    reasons = "alice (pushed, signed or moves it), bob (pushed, signed or moves it)"
     assert answer["requirements"][0]["value"] == f"0 of 1; not counted: {reasons}"
     status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", asked)
     assert (status, answer["moved"], answer["current"], prod(hub)) == (200, True, 2, 2)
@@ -114,7 +115,7 @@ def test_who_has_proposed_a_version_does_not_approve_it(hub: Running) -> None:
     assert requirement["value"].startswith("0 of 1")
     assert ada.ask("POST", "/api/models/team/sql/super-squash/main", {}).status == 200
     (requirement,) = cy.ask("GET", f"{NAME}/tags/prod/promotion?reference=v3").json()["requirements"]
-    assert "ada pushed, signed or moves it" in requirement["value"]
+    assert "ada (pushed, signed or moves it)" in requirement["value"]
     assert dora.ask("POST", f"{NAME}/versions/v3/approvals", {"tag": "prod", "message": "read it"}).status == 200
     assert cy.ask("POST", f"{NAME}/tags/prod/promotion", {"reference": "v3"}).status == 200
 
@@ -438,6 +439,27 @@ def test_everywhere_is_every_name_that_the_account_may_change(hub: Running, make
     # Not the copy that somebody has signed, who would else decide about all of them.
     assert (status, answer["withdrawn"][0]["name"]) == (200, "team/sql")
     assert {item["name"] for item in answer["withdrawn"]} == {"team/sql", "team/copy", "others/copy"}
+
+
+def test_a_writer_records_what_was_measured_of_a_version_and_so_often(hub: Running) -> None:
+    path = f"{NAME}/versions/v2/evaluations"
+    evaluation = {"name": "golden", "metrics": {"pass": 0.9}, "data": [], "base": {"tool": "promptfoo"}, "cases": {"a": 1.0}}
+    assert ask(hub, "POST", path, evaluation, token=hub.make_token("rita", "read"))[0] == 403
+    malformed: list[dict[str, object]] = [{}, {"name": "golden"}, {**evaluation, "metrics": {"a b": 1}}, {**evaluation, "x": 1}]
+    malformed += [{**evaluation, "metrics": {"pass": "0.9"}}, {**evaluation, "name": "A"}, {**evaluation, "cases": {"a": None}}]
+    for document in malformed:
+        assert ask(hub, "POST", path, document)[0] == 400, document
+    assert ask(hub, "POST", path, {**evaluation, "base": {"tool": "x" * 200_000}})[0] == 413
+    for _ in range(2):  # the same results are recorded once
+        assert ask(hub, "POST", path, evaluation)[0] == 200
+    _, shown = ask(hub, "GET", f"{NAME}/versions/v2")
+    assert shown["evaluations"] == [evaluation]
+    for number in range(2, release_changes._MAX_EVALUATIONS + 1):
+        assert ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1 / number}})[0] == 200
+    status, answer = ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1.0}})
+    assert (status, "100 times, which is the limit" in json.dumps(answer)) == (400, True)
+    assert ask(hub, "PUT", f"{NAME}/versions/v2/withdrawal", {"message": "a leaked key"})[0] == 200
+    assert ask(hub, "POST", path, evaluation)[0] == 410
 
 
 # ---- the commands

@@ -60,7 +60,7 @@ def test_two_approvals_are_of_two_keys_that_are_named(registry: Registry) -> Non
 def test_the_approval_of_who_pushed_or_moves_it_does_not_count_among_others(registry: Registry) -> None:
     require(registry, 'approvals = 1\nfrom_others = true\napprovers = ["keys"]')
     approve(registry, "own", author="ana")
-    assert requirement(registry).value.endswith("own.pub (by ana) pushed, signed or moves it")
+    assert requirement(registry).value.endswith("own.pub (of ana, who pushed, signed or moves it)")
     registry.author = "bo"
     approve(registry, "bo")
     assert not requirement(registry).is_met

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,15 +13,19 @@ import pytest
 import adapterhub as ah
 from adapterhub.bases import hub_address
 from adapterhub.http.http_errors import DeniedError
+from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.manifest import oci_manifest
 from adapterhub.operations import copy, tag
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import named_remotes, remote_address
+from adapterhub.remotes.protocol import OpenRemote
+from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError
+from tests.hub.conftest import serving
 from tests.support import registry
 from tests.support.adapters import Make
 from tests.support.hub_server import TOKEN, Hub
@@ -52,15 +56,19 @@ class Remote:
         tag.tag(address, "prod", self.workspace)
 
 
-@pytest.fixture(params=["oci", "hf"])
+@pytest.fixture(params=["oci", "hf", "hub"])
 def remote(request: pytest.FixtureRequest, make: Make, tmp_path: Path) -> Iterator[Remote]:
     with ExitStack() as stack:
         url, workspace = "hf://", Workspace()
         if request.param == "oci":
             url = f"oci://{stack.enter_context(registry.running(tmp_path))}/adapters"
-        else:
+        elif request.param == "hf":
             address = hub_address.Hub(stack.enter_context(Hub()).url, TOKEN)
             workspace = Workspace(hub=lambda: address)
+        else:
+            running = stack.enter_context(serving(tmp_path / "hub"))
+            address = hub_address.Hub(running.url, running.token)
+            url, workspace = running.url.replace("http", "hub+http"), Workspace(hub=lambda: address)
         there = named_remotes.address_below(url, "team/sql")
         digests = [str(ah.push(make(f"a{seed}", seed), there, workspace=workspace).digest) for seed in (1, 2)]
         opened_remote = Remote(url, workspace, digests, stack)
@@ -125,7 +133,7 @@ def test_names_can_be_looked_up_until_the_remote_is_away_and_none_is_known(
 
 
 def answer_with(error: AdapterhubError, remote: Remote, ref: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the remote answer every request for a manifest with an error."""
+    """Let the remote answer every lookup with an error."""
     place = remote_address.parse(named_remotes.address_below(remote.url, ref))
     with remote.workspace.connect(place) as connected:
         kind = type(connected)
@@ -133,7 +141,7 @@ def answer_with(error: AdapterhubError, remote: Remote, ref: str, monkeypatch: p
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(kind, "manifest", fail)
+    monkeypatch.setattr(kind, "resolve", fail)
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -185,6 +193,51 @@ def test_a_digest_in_an_image_layout_is_of_those_names_alone_that_lead_to_it(mak
             for unknown in (f"{name}@{other_digest}", f"{name}@{other_digest[:20]}", f"team/none@{digest}"):
                 with pytest.raises(NotFoundError):
                     remote.find(unknown)
+
+
+@pytest.mark.parametrize("protocol", ["hub+http", "oci+http"])
+def test_a_hub_that_is_asked_again_and_again_counts_no_reads_and_gets_no_new_connections(
+    protocol: str, make: Make, tmp_path: Path
+) -> None:
+    now, opened = 0.0, []
+
+    class Counting(Workspace):
+        def connect(self, address_: RemoteAddress) -> OpenRemote:
+            opened.append(address_)
+            return super().connect(address_)
+
+    with serving(tmp_path / "hub") as hub, ExitStack() as stack:
+        with hub.registry() as registry_of_hub:
+            version = registry_of_hub.push(make("a1", 1), Ref.parse("team/sql:prod"))
+        url = hub.url.replace("http", protocol, 1)
+        lookup = RemoteLookup(Counting(policy=None), url, 1.0, clock=lambda: now)
+        stack.callback(lookup.close)
+        for _ in range(5):
+            for ref in ("team/sql:prod", "team/sql", f"team/sql@{version.digest}"):
+                assert asyncio.run(lookup.find(Ref.parse(ref))).digest == version.digest
+            now += 1.0
+        assert [place.repository for place in opened] == [f"{url}/team/sql"]
+    with closing(open_database(hub.settings)) as database:
+        assert not database.select("SELECT * FROM downloads") + database.select("SELECT * FROM reads")
+
+
+def test_connections_are_kept_for_so_many_names_and_closed_in_the_end(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.serve.gateway.lookup._MAX_IDLE", 2)
+    with serving(tmp_path / "hub") as hub:
+        names = [f"team/a{number}" for number in range(4)]
+        with hub.registry() as registry_of_hub:
+            for name in names:
+                registry_of_hub.push(make("a1", 1), Ref(name))
+        lookup = RemoteLookup(Workspace(policy=None), hub.url.replace("http", "hub+http", 1), 1.0)
+        for name in names:
+            asyncio.run(lookup.find(Ref(name)))
+        with pytest.raises(NotFoundError):
+            asyncio.run(lookup.find(Ref("team/none")))
+        assert [address.rpartition("/")[2] for address in lookup._idle] == ["a2", "a3"]
+        lookup.close()
+        assert not lookup._idle
 
 
 def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(

@@ -30,6 +30,7 @@ def check_refused(lookup: Lookup, ref: Ref) -> None:
     problem = problem_of(refused.value, str(ref))
     assert (refused.value.code, problem.status, problem.code) == ("withdrawn", 410, "withdrawn")
     assert "a leaked key" in str(problem)
+    assert "MANIFEST_UNKNOWN" not in str(problem)
     assert lookup.is_up
 
 
