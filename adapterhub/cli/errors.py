@@ -327,7 +327,18 @@ def _hint(error: AdapterhubError, parameters: Set[str | None], context: click.Co
     if error.code not in HINTS or "meant" in error.fields:
         return own_hint or _hint_for_folder(error)
     elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
-    return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields, context) or own_hint
+    hint = _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields, context) or own_hint
+    return hint + (_hub_hint(context) if context and error.code == "no-registry" else "")
+
+
+def _hub_hint(context: click.Context) -> str:
+    """Return where an adapter is that a newcomer without a registry may have meant: on the Hugging Face Hub."""
+    from adapterhub.ref import hub_address
+
+    arguments = [parameter.name for parameter in context.command.params if isinstance(parameter, click.Argument)]
+    texts = [text for name in arguments if isinstance(text := context.params.get(name or ""), str)]
+    address = hub_address(texts[0]) if texts and not Path(texts[0]).parent.exists() else ""
+    return f"; {address} means one on the Hub" if address else ""
 
 
 def _hint_for_folder(error: AdapterhubError) -> str:
