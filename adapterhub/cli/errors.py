@@ -75,7 +75,7 @@ HINTS: dict[str, str] = {
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
     "linked-store": "Remove it, or name the folder that has the store with --registry",
     "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
-    "no-gguf-architecture": "`adapterhub merge SRC --into BASE -o OUT` works for every architecture; `adapterhub convert --list` lists those of GGUF",
+    "no-gguf-architecture": "`adapterhub merge SRC --into BASE -o OUT` works for every architecture; `adapterhub convert --list --verbose` lists those of GGUF",
     "no-device-login": "Pass a token with --token-stdin",
     "login-required": "Log in with `adapterhub login {host}`",
     "misplaced": "Run `adapterhub fsck`",
