@@ -157,6 +157,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("pull", 2, "pull: Missing argument 'REF'. See `adapterhub pull --help`  [invalid-usage]"),
         ("copy a b", 2, "both are folders. Copy a folder with the tools of your system  [invalid-usage]"),
         ("list", 3, "none` makes an empty one  [no-registry]"),
+        ("login https://hub.example/x", 2, "Write hub+https://hub.example for a hub, or hub.example for an OCI registry"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(

@@ -92,7 +92,8 @@ class Gateway(GatewayFront):
         started = time.monotonic()
         if self.settings.remote and any(route.rollout for route in self.routes.routes.values()):
             problem = "has a rollout, which needs a registry that this gateway may write"
-            raise RefusedError(str(self.settings.routes), problem, "Serve the registry", code="rollout-needs-registry")
+            hint = "Serve the registry itself, on its machine or from its database, in place of the remote"
+            raise RefusedError(str(self.settings.routes), problem, hint, code="rollout-needs-registry")
         await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
