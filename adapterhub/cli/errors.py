@@ -141,7 +141,7 @@ HINTS: dict[str, str] = {
     "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --set t=T instead",
-    "token-without-tls": "Set HF_ENDPOINT to an https address, or unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+    "token-without-tls": "Write hub+https://, or set HF_ENDPOINT to an https address; for no token, unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",
