@@ -124,6 +124,8 @@ class Gateway(GatewayFront):
     async def _warn_of_missing_names(self) -> None:
         """Log which names and patterns match no adapter now, so that nobody takes the base for one of them."""
         patterns = self.settings.allowed.patterns
+        if self.settings.remote and (not patterns or any(map(is_pattern, patterns))):
+            log.info("/v1/models lists names at a remote once they have been asked for")
         if missing := [pattern for pattern in patterns if not await self._has_match(pattern)]:
             rest = "" if len(missing) < len(patterns) else "; until one is pushed, the base alone is served"
             log.warning("no adapter matches %s%s", ", ".join(missing), rest)
