@@ -285,7 +285,8 @@ _MODULES = {
     "adapterhub_converters.formats": ("InstalledFormat",),
 }
 
-__getattr__ = late_names(globals(), _MODULES)
+# Commands whose names mean something else in Python, and the functions that do the same.
+__getattr__ = late_names(globals(), _MODULES, {"eval": "evaluate", "run": "generate", "rm": "Registry.remove"})
 
 
 def __dir__() -> list[str]:

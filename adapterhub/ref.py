@@ -122,8 +122,16 @@ def parse_name(name: str, location: str) -> str:
             near = "/".join(map(_near_component, components))
             is_fix = all(map(_is_component, near.split("/")))
             hint = f"Write {near}" if is_fix else "Use a-z and 0-9, with single . _ - between them"
-            raise RefError(location, f"{component[:80]!r} cannot be part of a name", hint)
+            hub = f", or {address} for one on the Hub" if is_fix and (address := hub_address(location)) else ""
+            raise RefError(location, f"{component[:80]!r} cannot be part of a name", f"{hint}{hub}")
     return name
+
+
+def hub_address(text: str) -> str:
+    """Return the address on the Hugging Face Hub that `Org/Model` may mean; empty for other texts."""
+    components = text.split("/")
+    is_repository = len(components) == 2 and all(is_tag(part) and part[0] != "_" for part in components)
+    return f"hf://{text}" if is_repository else ""
 
 
 def _near_component(text: str) -> str:

@@ -6,6 +6,7 @@ import ast
 import doctest
 import inspect
 import json
+import operator
 import os
 import re
 import shutil
@@ -259,6 +260,13 @@ def test_a_delta_shows_the_shapes_of_its_arrays_and_not_their_numbers(place: Pat
     assert repr(ah.load("./sql").deltas["model.layers.0.self_attn.q_proj"]) == (
         "<LowRank: lora_A (2, 64), lora_B (64, 2), alpha 4.0>"
     )
+
+
+@pytest.mark.parametrize(("command", "function"), [("eval", "evaluate"), ("run", "generate"), ("rm", "Registry.remove")])
+def test_the_name_of_a_command_leads_to_its_function(command: str, function: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no attribute '{command}'. Did you mean: '{function}'?"):
+        getattr(ah, command)
+    assert callable(operator.attrgetter(function)(ah))
 
 
 def test_what_dir_lists_is_public() -> None:

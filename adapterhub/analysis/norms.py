@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,10 +52,14 @@ class NormHeatMap:
 
     @property
     def short_kinds(self) -> tuple[str, ...]:
-        """The kinds by the last part of their names, if these are distinct."""
-        short = [kind.rpartition(".")[2].removesuffix("_proj") for kind in self.kinds]
-        last_parts = [kind.rpartition(".")[2] for kind in self.kinds]
-        return tuple(next(names for names in (short, last_parts, self.kinds) if len(set(names)) == len(names)))
+        """The kinds by the last part of their names, or else by what follows their common beginning, if these are distinct."""
+        paths = [kind.split(".") for kind in self.kinds]
+        last_parts = [path[-1] for path in paths]
+        short = [part.removesuffix("_proj") for part in last_parts]
+        folders = zip(*(path[:-1] for path in paths), strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, folders))
+        tails = [".".join(path[common:]).removesuffix(".*") for path in paths]
+        return tuple(next(names for names in (short, last_parts, tails, self.kinds) if len(set(names)) == len(names)))
 
     @property
     def scale(self) -> tuple[float, float]:

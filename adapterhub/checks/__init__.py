@@ -130,8 +130,12 @@ def check(
                 requirement_findings.add(base_name_problems(contents, base) if contents is not None else ())
         # None of these codes is among those that `open_check` reports.
         counts = {**report.counts, **requirement_findings.counts}
+        if "no-base-name" in counts:  # it shows the path as well
+            counts.pop("local-base-name", None)
         problems = [
-            problem for problem in (*_in_order(requirement_findings.by_code), *report.problems) if problem.code not in ignore
+            problem
+            for problem in (*_in_order(requirement_findings.by_code), *report.problems)
+            if problem.code in counts and problem.code not in ignore
         ]
         problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
         levels = {"package": unpublished and path.is_dir(), "max-rank": max_rank is not None, "runtimes": bool(runtimes)}

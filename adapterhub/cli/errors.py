@@ -75,7 +75,7 @@ HINTS: dict[str, str] = {
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
     "linked-store": "Remove it, or name the folder that has the store with --registry",
     "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
-    "no-gguf-architecture": "`adapterhub merge SRC --into BASE -o OUT` works for every architecture; `adapterhub convert --list` lists those of GGUF",
+    "no-gguf-architecture": "`adapterhub merge SRC --into BASE -o OUT` works for every architecture; `adapterhub convert --list --verbose` lists those of GGUF",
     "no-device-login": "Pass a token with --token-stdin",
     "login-required": "Log in with `adapterhub login {host}`",
     "misplaced": "Run `adapterhub fsck`",
@@ -141,7 +141,7 @@ HINTS: dict[str, str] = {
     "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --set t=T instead",
-    "token-without-tls": "Set HF_ENDPOINT to an https address, or unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+    "token-without-tls": "Write hub+https://, or set HF_ENDPOINT to an https address; for no token, unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",
@@ -327,7 +327,18 @@ def _hint(error: AdapterhubError, parameters: Set[str | None], context: click.Co
     if error.code not in HINTS or "meant" in error.fields:
         return own_hint or _hint_for_folder(error)
     elsewhere = _HINTS_ELSEWHERE if "registry" in error.fields else {}
-    return _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields, context) or own_hint
+    hint = _filled(elsewhere.get(error.code, HINTS[error.code]), error.fields, context) or own_hint
+    return hint + (_hub_hint(context) if context and error.code == "no-registry" else "")
+
+
+def _hub_hint(context: click.Context) -> str:
+    """Return where an adapter is that a newcomer without a registry may have meant: on the Hugging Face Hub."""
+    from adapterhub.ref import hub_address
+
+    arguments = [parameter.name for parameter in context.command.params if isinstance(parameter, click.Argument)]
+    texts = [text for name in arguments if isinstance(text := context.params.get(name or ""), str)]
+    address = hub_address(texts[0]) if texts and not Path(texts[0]).parent.exists() else ""
+    return f"; {address} means one on the Hub" if address else ""
 
 
 def _hint_for_folder(error: AdapterhubError) -> str:

@@ -152,13 +152,13 @@ def _unknown_source_error(ref: Ref, settings_workspace: Workspace) -> NotFoundEr
     return NotFoundError(str(ref), "no adapter in the registry, and no base on this machine", hint, code="base-not-here")
 
 
-def base_and_model(text: str, settings: Settings) -> tuple[str, str]:
-    """Return the base, and the `model` on it, of a text that names either a base, or versions that record theirs.
+def base_and_model(text: str, settings: Settings, *, may_be_path: bool = False) -> tuple[str, str]:
+    """Return the base, and the `model` on it, of a text that names either a base, or adapters that record theirs.
 
-    The `model` is empty for a base.
+    The `model` is empty for a base. Adapters are versions, or with `may_be_path` a folder or a file as well.
 
     Raises:
-        UsageError: It is both, or the path of an adapter.
+        UsageError: It is both, or the path of an adapter without `may_be_path`.
         NotFoundError: It is neither a version nor a base, or the base that the version records is not here.
         ParameterError: The first version records no base by name.
     """
@@ -166,14 +166,21 @@ def base_and_model(text: str, settings: Settings) -> tuple[str, str]:
 
     settings_workspace = workspace(settings)
     if base_sources.is_base(text, settings_workspace):
-        if _is_adapter(Path(text)):
+        if not _is_adapter(Path(text)):
+            return text, ""
+        if not may_be_path:
             raise source_names.not_stored_error(text)
-        return text, ""
+        return _recorded_base(text, settings), text
     try:
         ref = model_names.parse(text)[0].ref
     except UsageError:
         return text, ""  # the error for a missing base says what there may be
     if str(ref) == text and not source_names.is_stored(text, settings_workspace):
         raise _unknown_source_error(ref, settings_workspace)
-    with open_source(str(ref), settings, for_report=True) as source:
-        return base_sources.recorded_base_here(source, settings_workspace), text
+    return _recorded_base(str(ref), settings), text
+
+
+def _recorded_base(text: str, settings: Settings) -> str:
+    """Return the base on this machine that an adapter records."""
+    with open_source(text, settings, for_report=True) as source:
+        return base_sources.recorded_base_here(source, workspace(settings))

@@ -38,6 +38,13 @@ def address_of(text: str) -> OciAddress:
     scheme = scheme.lower()
     if scheme in HUBS:
         scheme = HUBS[scheme]
+    if scheme in ("http", "https"):
+        host = remainder.partition("/")[0]
+        raise UsageError(
+            text,
+            "not the address of a hub or of a registry",
+            f"Write hub+{scheme}://{host} for a hub, or {host} for an OCI registry",
+        )
     if not scheme.startswith("oci"):
         raise UsageError(f"{scheme}://", "has logins of its own", _HINTS.get(scheme, _OTHER_HINT))
     # A login is for a whole registry, so any repository name will do.

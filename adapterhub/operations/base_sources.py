@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RefusedError, RemoteError, UsageError
 
 from . import source_names, sources
 from .source_names import ADDRESSES
@@ -81,11 +81,15 @@ def recorded_base(source: sources.Source) -> str:
 
     Raises:
         ParameterError: It records none, or only a path, which has no meaning on another machine.
+        RefusedError: It records none, and is for an image model, which nothing that asks for a base here would run.
     """
     from adapterhub.manifest import derive
 
     with sources.as_folder(source) as folder:
-        base = derive.draft(folder).manifest().base
+        draft = derive.draft(folder)
+        base, family = draft.manifest().base, draft.inspected.adapter.meta.family
+    if not base.repo and family:
+        raise RefusedError(source.location, f"is an adapter of {family}, an image model", "Use it in diffusers or ComfyUI")
     if not base.repo:
         problem = f"{source.location} records no base by name"
         raise ParameterError("base", problem, "Name the model that it was trained on", code="base-required")

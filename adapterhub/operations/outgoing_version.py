@@ -124,15 +124,17 @@ def open_package(
 
 
 def _tell_what_is_missing(draft: Draft, location: str, workspace: Workspace) -> None:
-    """Note what others would miss: a base that they can find, and the license of what was trained here."""
+    """Note what others would miss: a base that they can find, and the license of what was trained here.
+
+    A config without any base may be meant; one with a path, as trl writes it, has a base that others cannot find.
+    """
     recorded, base = draft.recorded, draft.base_repo()
     if base is not None and source_names.local_base_path(base):
         workspace.tell(f"{location}: {base} {_LOCAL_BASE}")
-    if recorded and recorded.training:
-        if with_card(recorded, draft.card).license is None:
-            workspace.tell(f"{location}: {_NO_LICENSE}")
-        if base is None:
-            workspace.tell(f"{location}: {_NO_BASE}")
+    if recorded and recorded.training and with_card(recorded, draft.card).license is None:
+        workspace.tell(f"{location}: {_NO_LICENSE}")
+    if base is None and (draft.inspected.adapter.meta.base_model or (recorded and recorded.training)):
+        workspace.tell(f"{location}: {_NO_BASE}")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
         UsageError: It is both, or an address.
         NotFoundError: It is neither.
     """
-    from adapterhub.ref import Ref, intended_address
+    from adapterhub.ref import Ref, hub_address, intended_address
 
     text, path = os.fspath(source), Path(source)
     if is_address(source):
@@ -63,7 +63,8 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
             return path, None
         if ":" in text or "@" in text:
             raise
-        hint = error.hint if intended_address(text) else "A ref is like team/sql:v2"
+        on_hub = f", and {address} one on the Hub" if (address := hub_address(text)) else ""
+        hint = error.hint if intended_address(text) else f"A ref is like team/sql:v2{on_hub}"
         raise NotFoundError(text, "no such file or folder, and not a ref either", hint, code="no-such-file") from error
     if not isinstance(source, str) or (exists and not _ref_exists(ref, workspace)):
         return path, None
@@ -106,8 +107,11 @@ def no_path_either(text: str) -> Iterator[None]:
     except NotFoundError as error:
         if error.code not in ("no-such-adapter", "no-registry") or "/" not in text or ":" in text or "@" in text:
             raise
-        problem = f"{error.what}, and no such file or folder{'' if error.where == text else f' as {text}'}"
-        raise NotFoundError(error.where, problem, error.hint, code=error.code, **error.fields) from error
+        if error.code == "no-registry":
+            problem = f"no such file or folder, and no registry in {error.where}"
+        else:
+            problem = f"{error.what}, and no such file or folder"
+        raise NotFoundError(text, problem, error.hint, code=error.code, **error.fields) from error
 
 
 def is_stored(text: str, workspace: Workspace) -> bool:

@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 __all__ = ["late_names", "np"]
 
 
-def late_names(package: dict[str, Any], modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+def late_names(
+    package: dict[str, Any], modules: Mapping[str, Sequence[str]], meant: Mapping[str, str] = types.MappingProxyType({})
+) -> Callable[[str], Any]:
     """Return the `__getattr__` of a package.
 
     Args:
         package: The `globals()` of the package, which keep each name once it is imported.
         modules: The names by module; a module that begins with a dot is relative to the package.
+        meant: Names that people try, and what an error names in their place.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 
     def read_late(name: str) -> Any:
         if name not in module_of:
-            raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
+            hint = f". Did you mean: {meant[name]!r}?" if name in meant else ""
+            raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}{hint}")
         package[name] = value = getattr(importlib.import_module(module_of[name], package["__name__"]), name)
         return value
 

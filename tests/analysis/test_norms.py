@@ -42,6 +42,12 @@ def test_norms_by_layer_and_kind() -> None:
     assert found.others == {"lm_head": pytest.approx(dense(deltas["lm_head"]))}
 
 
+def test_kinds_are_shown_without_the_beginning_that_all_of_them_have() -> None:
+    block = "down_blocks.0.attentions.1.transformer_blocks.0"
+    deltas = {f"{block}.{attention}.{part}": linear() for attention in ("attn1", "attn2") for part in ("to_q", "to_out.0")}
+    assert build_heat_map(Adapter(deltas)).short_kinds == ("attn1.to_out", "attn1.to_q", "attn2.to_out", "attn2.to_q")
+
+
 def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
     each = [linear() for _ in range(3)]
     apart = build_heat_map(Adapter({f"model.layers.0.mlp.experts.{n}.up_proj": delta for n, delta in enumerate(each)}))

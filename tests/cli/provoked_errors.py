@@ -10,11 +10,18 @@ import hashlib
 import json
 import pickle
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.repository_documents import Repository
+from adapterhub.registry.repository_records import Repositories
+from adapterhub.serve.usage.answer_log import AnswerRecord
 from adapterhub.serve.usage.usage_database import UsageDatabase
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
@@ -120,6 +127,58 @@ def _link_store(folder: Path) -> None:
     (folder / ".adapterhub").symlink_to(folder / "store")
 
 
+def _record_answer(folder: Path) -> None:
+    with contextlib.closing(UsageDatabase(folder / "other/usage.db")) as database, database.transaction():
+        version = f"team/sql@sha256:{'5' * 64}"
+        answer = AnswerRecord("a", "b", 0.0, "ada", version, "sql", "team/sql", "vllm", "/v1/completions", 200, 0.5, 2, 1)
+        database.add_answers([answer], [])
+
+
+def _quantize(folder: Path) -> None:
+    shutil.copytree(folder / "base", folder / "gptq")
+    config = json.loads((folder / "base/config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (folder / "gptq/config.json").write_text(json.dumps(config))
+
+
+def _split_torchtune(folder: Path) -> None:
+    names = {f"layers.0.attn.q_proj.lora_{half}.weight": np.ones((2, 8) if half == "a" else (8, 2)) for half in "ab"}
+    safetensors_file.write(folder / "tune.safetensors", {name: array.astype(np.float32) for name, array in names.items()})
+
+
+def _mix_models(folder: Path) -> None:
+    modules = (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    )
+    pair = {"lora_down": np.ones((2, 8), np.float32), "lora_up": np.ones((8, 2), np.float32)}
+    tensors = {f"{module}.{name}.weight": array for module in modules for name, array in pair.items()}
+    alphas = {f"{module}.alpha": np.array(2, np.float32) for module in modules}
+    safetensors_file.write(folder / "xl.safetensors", tensors | alphas)
+
+
+def _misnumber_tag(folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "registry.db")) as database, database:
+        database.execute("UPDATE tags SET number = 1 WHERE tag = 'latest'")
+
+
+def _replace_entry(content: Callable[[Path], bytes]) -> Step:
+    def replace(folder: Path) -> None:
+        first = folder / ".adapterhub/refs/team/sql/00000001.json"
+        first.chmod(0o600)
+        first.write_bytes(content(first))
+
+    return replace
+
+
+def _own_by_hub(folder: Path) -> None:
+    with Registry.open(folder) as registry:
+        Repositories(registry).change("team/sql", lambda _: Repository(private=True))
+
+
+_PORT = socket.create_server(("127.0.0.1", 0))
+"""A port in use, which ends what would serve if the error before it were not."""
+_AT_PORT = f"--port {_PORT.getsockname()[1]}"
+_SERVE = "serve team/sql --base base --engine torch"
 _URL, _PULL = "oci+http://127.0.0.1:9/team", "pull team/sql -o out --remote team"
 _PROJECT = f'[remotes]\nteam = {{url = "{_URL}"}}\n'
 _ORPHAN = hashlib.sha256(b"x").hexdigest()
@@ -143,6 +202,11 @@ PROVOCATIONS: dict[str, Provocation] = {
         ["convert sql raw.safetensors --to raw"],
         then="convert raw.safetensors out --to peft",
     ),
+    "alpha-required": Provocation(
+        "convert tune.safetensors out --to peft --base base",
+        [_split_torchtune],
+        then="convert tune.safetensors out --to peft --base base --alpha 4",
+    ),
     "as-trained": Provocation("merge sql --into base --onto as-trained -o out", then="merge sql --into base -o out"),
     "attested-base": Provocation(
         "verify team/sql --attestations --recompute --key team.pub",
@@ -160,16 +224,26 @@ PROVOCATIONS: dict[str, Provocation] = {
     "check-failed-to-convert-on-base": Provocation(
         "convert sql sql.gguf --base larger", then="convert sql sql.gguf --base larger --force"
     ),
+    "check-registry": Provocation("log team/sql", [_replace_entry(lambda _: b"{}")]),
     "collect-garbage": Provocation("fsck", [_write(f".adapterhub/blobs/sha256/{_ORPHAN}", "x")], finding="orphans"),
     "config-key": Provocation("train --explain nosuch"),
     "convert-there": Provocation("pull oci+http://127.0.0.1:9/team/sql --to mlx -o out"),
     "convert-to-peft": Provocation("fix mlx -o out", ["convert sql mlx --to mlx"], {"DST": "peft"}, then="fix peft -o out"),
+    "cors-needs-keys": Provocation(f"{_SERVE} --cors * --port 0", then=f"{_SERVE} --cors https://a.example {_AT_PORT}"),
     "credentials-in-address": Provocation("pull oci+http://ada:secret@127.0.0.1:9/team/sql -o out"),
     "expect-unsupported": Provocation("push sql layout://x.tar:v1 --expect absent", then="push sql layout://x.tar:v1"),
+    "gateway-needs-keys": Provocation(
+        f"{_SERVE} --host 0.0.0.0 --behind-proxy --port 0",
+        [_write("routes.toml", f'[keys.ada]\nsha256 = "{hashlib.sha256(b"k").hexdigest()}"\n')],
+        then=f"{_SERVE} --host 0.0.0.0 --behind-proxy --route routes.toml {_AT_PORT}",
+    ),
     "gguf-type-for-folder": Provocation(
         "merge sql --into base -o out --requantize q8_0", then="merge sql --into base -o out --dtype bf16"
     ),
     "has-children": Provocation("rm team/sql -y", ["merge team/sql ./other -o team/both"], then="rm team/sql -y --force"),
+    "hub-needs-login": Provocation(
+        "hub start --host 0.0.0.0 --behind-proxy", then=f"hub start --host 0.0.0.0 --behind-proxy --require-login {_AT_PORT}"
+    ),
     "image-here": Provocation("push sql team/image --to image", then="push sql layout://x.tar:v1 --to image"),
     "keys-required": Provocation(
         "pull team/sql -o out --require-signature",
@@ -189,6 +263,13 @@ PROVOCATIONS: dict[str, Provocation] = {
     "loss-not-allowed": Provocation(
         "convert dora out --to litgpt --base base", then="convert dora out --to litgpt --base base --allow-approx"
     ),
+    "misplaced": Provocation(
+        "log team/sql",
+        ["push other team/sql", _replace_entry(lambda first: first.with_name("00000002.json").read_bytes())],
+    ),
+    "name-of-base-and-adapter": Provocation(
+        f"{_SERVE} --base-name team/sql --port 0", then=f"{_SERVE} --base-name tiny {_AT_PORT}"
+    ),
     "newer-index": Provocation("list", [_index_of_a_newer_program], then="list"),
     "no-gguf-architecture": Provocation("convert sql sql.gguf --base odd", [_write("odd/config.json", _ODD)], {"OUT": "out"}),
     "no-lock-file": Provocation("pull --locked", values={"REF": "team/sql"}, then="pull --locked"),
@@ -196,6 +277,7 @@ PROVOCATIONS: dict[str, Provocation] = {
     "no-rollout": Provocation("rollout show team/sql"),
     "no-such-account": Provocation("hub member set team nobody --role read"),
     "no-such-adapter": Provocation("show legal/terms"),
+    "no-such-answer": Provocation("served b", [_serve_once, _record_answer], then="served b --usage-file other/usage.db"),
     "no-such-base": Provocation("base show nosuch"),
     "no-such-number": Provocation("hub token revoke 7"),
     "no-such-recipe": Provocation("rebuild --remove nosuch"),
@@ -233,10 +315,25 @@ PROVOCATIONS: dict[str, Provocation] = {
         ["tag team/sql:v1 prod", "tag team/sql:prod --protect", "push other team/sql"],
         then="tag team/sql:v2 prod",
     ),
+    "public-needs-tls": Provocation(
+        "hub start --host 0.0.0.0 --require-login",
+        then=f"hub start --host 0.0.0.0 --require-login --behind-proxy {_AT_PORT}",
+    ),
+    "quantized-base": Provocation("merge sql --into gptq -o out", [_quantize], then="merge sql --into base -o out"),
     "reason-required": Provocation("withdraw team/sql:v1", then="withdraw team/sql:v1 -m wrong"),
     "recipe-adapter-missing": Provocation(
         "rebuild kept.json -o out",
         ["merge ./other --into base --recipe-only -o kept.json"],
+        then="rebuild kept.json -o out --adapter ./other",
+    ),
+    "rebuild-index": Provocation("show team/sql", ["push other team/sql", _misnumber_tag], then="show team/sql"),
+    "recipe-adapter-moved": Provocation(
+        "rebuild kept.json -o out",
+        [
+            "push ./other layout://images:sql",
+            "merge layout://images:sql --into base --recipe-only -o kept.json",
+            "push ./sql layout://images:sql",
+        ],
         then="rebuild kept.json -o out --adapter ./other",
     ),
     "recipe-base-elsewhere": Provocation("rebuild kept -o out", [_KEPT, _move_base], then="rebuild kept -o out --base moved"),
@@ -255,7 +352,17 @@ PROVOCATIONS: dict[str, Provocation] = {
     "removed-name": Provocation("push sql team/sql", ["rm team/sql -y"], then="push sql team/sql"),
     "repair": Provocation("fsck", [_flip], {"SRC": "sql"}, then="fsck", finding="flipped"),
     "repair-missing": Provocation("fsck", [_lose], {"SRC": "sql"}, then="fsck", finding="missing"),
+    "repository-of-hub": Provocation(
+        "mv team/sql team/text",
+        [_own_by_hub, "remote add team hub+http://127.0.0.1:9 --default"],
+        {"OLD": "team/sql", "NEW": "team/text"},
+    ),
     "requirements-unmet": Provocation("tag team/sql:v1 prod", [_write("adapterhub.toml", _GATE)]),
+    "several-models": Provocation(
+        "convert xl.safetensors out --to peft",
+        [_mix_models],
+        then="convert xl.safetensors out --to peft --allow-drop 'text_encoder.*'",
+    ),
     "signature-missing": Provocation(
         "pull team/sql -o out --require-signature --key team.pub",
         [_KEY, "push sql layout://signed:v1", "sign layout://signed:v1 --key team.key"],
@@ -270,6 +377,7 @@ PROVOCATIONS: dict[str, Provocation] = {
     "t-for-weights": Provocation(
         "merge sql other --method slerp --weights 0.5,0.5 -o out", then="merge sql other --method slerp --set t=0.5 -o out"
     ),
+    "token-without-tls": Provocation("login hub+http://hub.example"),
     "two-types": Provocation(
         "merge sql --into base.gguf -o out.gguf --dtype f16 --requantize q8_0",
         ["convert base base.gguf"],
@@ -278,6 +386,11 @@ PROVOCATIONS: dict[str, Provocation] = {
     "unknown-folder": Provocation("list", [_write("adapterhub.toml", 'registry = "/elsewhere"\n')]),
     "unknown-host": Provocation(_PULL, [_write("adapterhub.toml", _PROJECT)], {"NAME": "mine", "URL": _URL}, _PULL),
     "unknown-method": Provocation("merge --explain nosuch"),
+    "unnamed-version": Provocation(
+        "eval team/sql --import j.xml",
+        [_write("j.xml", '<testsuite name="sql"><testcase name="a"/></testsuite>')],
+        then="eval team/sql --import j.xml --trust-name",
+    ),
     "version-stays": Provocation("rm team/sql:v1", values={"REASON": "wrong"}),
     "withdrawn": Provocation("pull team/sql:v1 -o out", ["withdraw team/sql:v1 -m wrong"]),
 }
@@ -286,39 +399,23 @@ PROVOCATIONS: dict[str, Provocation] = {
 ELSEWHERE = {
     "adapter-lost": "merging/into_base/test_loss_estimate.py",
     "adapter-lost-in-nf4": "merging/into_base/test_nf4_writer.py",
-    "alpha-required": "converters/test_torchtune.py",
     "bundled-embeddings": "converters/test_kohya.py",
-    "check-registry": "store/test_ref_log.py",
     "checkpoint-elsewhere": "training/test_replay.py",
     "command-not-allowed": "evidence/test_answer_checks.py",
-    "cors-needs-keys": "serve/gateway/test_cross_origin.py",
     "delete-and-rebuild": "store/test_tensor_digests.py",
-    "gateway-needs-keys": "serve/gateway/test_gateway.py",
-    "hub-needs-login": "test_http_server.py",
     "image-repacked": "remotes/test_adapter_image.py",
     "login-required": "remotes/test_named_remotes.py",
-    "misplaced": "store/test_ref_log.py",
-    "name-of-base-and-adapter": "serve/gateway/test_in_process.py",
     "no-device-login": "remotes/test_hub_login.py",
     "no-kept-checkpoint": "training/test_replay.py",
-    "no-such-answer": "cli/test_served.py",
     "no-such-part": "training/test_replay.py",
     "passphrase-required": "trust/test_signers.py",
-    "public-needs-tls": "test_error_codes.py",
-    "quantized-base": "merging/into_base/test_plan_folder.py",
-    "rebuild-index": "registry/test_version_lookup.py",
-    "recipe-adapter-moved": "cli/test_rebuild.py",
-    "repository-of-hub": "maintenance/test_name_moves.py",
     "rows-not-whole-blocks": "test_error_codes.py",
-    "several-models": "converters/test_kohya.py",
     "signed-version": "registry/test_withdrawals.py",
     "source-damaged": "remotes/test_protocol.py",
     "sum-too-large": "merging/into_base/test_plan_folder.py",
-    "token-without-tls": "remotes/test_hub_login.py",
     "torchtune-export": "converters/test_quirks.py",
     "training-memory": "cli/test_train_command.py",
     "training-stopped": "training/test_trainer.py",
     "type-not-writable": "merging/into_base/test_plan_gguf.py",
-    "unnamed-version": "operations/test_import_results.py",
     "withdrawn-by-another": "hub/api/test_releasing.py",
 }

@@ -102,7 +102,8 @@ def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Mode
     [
         (("base",), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
         (("base",), "/adapter\n", 2, "/adapter: needs the name of an adapter. Write /adapter team/sql:v3, or /base for none"),
-        (("./a0",), "", 2, "./a0: is a path, and no adapter in the registry has this name. Push it first: `adapterhub push"),
+        (("team/a0",), "/adapter ./a0\n", 2, "./a0: is a path, and no adapter in the registry has this name. Push it first: `"),
+        (("./none",), "", 3, "./none: no such file or folder, and not a ref either. "),
         (("team/none",), "", 3, "team/none: no such adapter. "),
         (("team/a0", "--compare", "team/none"), "", 3, "team/none: no such adapter. "),
         (("base",), "/adapter team/none\n", 3, "team/none: no such adapter. "),
@@ -134,6 +135,30 @@ def test_the_base_is_the_one_that_the_adapter_records(piped: Piped, run: Run, mo
     assert alone["turns"][0]["answers"][0]["version"] == alone["base"] == "org/tiny"
     run("push", adapter, "org/tiny", *store)
     assert "Write hf://org/tiny for the model" in piped("", "org/tiny", ALONE, *store, env=there, code=2).stderr
+
+
+def test_a_folder_answers_without_being_stored_and_so_do_versions_beside_it(
+    piped: Piped, models: Models, tmp_path: Path
+) -> None:
+    """A version that is blended or compared with a folder keeps its name, and the registry of the user stays as it was."""
+    store, answers = models.folder / "registry", [models.answer(CHAT.format(P), number, ends=True) for number in range(2)]
+    before = sorted(path.name for path in store.rglob("*"))
+    done = json.loads(piped(f"{P}\n", "./a0", "--compare", "team/a1:prod", "--json").stdout)
+    folder, version = done["turns"][0]["answers"]
+    assert [folder["text"], version["text"]] == answers
+    assert folder["version"].startswith("local/a0@sha256:")
+    assert version["version"].startswith("team/a1@sha256:")
+    done = json.loads(piped(f"/adapter ./a1\n{P}\n/adapter team/a0*1\n{P}\n", "a0", "--json").stdout)
+    assert done["turns"][0]["answers"][0]["text"] == answers[1]
+    assert done["turns"][1]["answers"][0]["version"].startswith("team/a0@sha256:")
+    assert sorted(path.name for path in store.rglob("*")) == before
+    # The base that the folder records, without --base.
+    shutil.copytree(models.adapter(0), tmp_path / "a0")
+    config = json.loads((tmp_path / "a0/adapter_config.json").read_text()) | {"base_model_name_or_path": "org/tiny"}
+    (tmp_path / "a0/adapter_config.json").write_text(json.dumps(config))
+    cached(tmp_path / "hub", "org/tiny", models.base)
+    done = json.loads(piped(f"{P}\n", tmp_path / "a0", ALONE, "--json", env={"HF_HUB_CACHE": str(tmp_path / "hub")}).stdout)
+    assert done["turns"][0]["answers"][0]["text"] == answers[0]
 
 
 # ---- at a terminal

@@ -142,7 +142,10 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ),
         ("convert a/merged x.gguf --to gguf", 3, "a/merged: no such file or folder, and no adapter of this name"),
         ("show nowhere/sql", 3, "no registry there. Push the first adapter, which makes it"),
-        ("convert nowhere/sql x.gguf", 3, "no registry there, and no such file or folder as nowhere/sql. Push the first"),
+        ("convert nowhere/sql x.gguf", 3, "nowhere/sql: no such file or folder, and no registry in "),
+        ("pull nowhere/sql", 3, "makes an empty one; hf://nowhere/sql means one on the Hub  [no-registry]"),
+        ("pull Ada/Sql", 2, "Write ada/sql, or hf://Ada/Sql for one on the Hub  [invalid-ref]"),
+        ("show Ada/Sql", 3, "A ref is like team/sql:v2, and hf://Ada/Sql one on the Hub  [no-such-file]"),
         ("convert a x.gguf", 6, "Pass --base with its folder, its GGUF file, or hf://org/model"),
         ("convert c x.gguf", 6, "Pass --base FOLDER, or --base hf://acme/tiny, which the adapter records  [base-required]"),
         ("run c hi --base acme/tiny", 3, "Write hf://acme/tiny for one on the Hub  [base-not-here]"),
@@ -154,6 +157,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
         ("pull", 2, "pull: Missing argument 'REF'. See `adapterhub pull --help`  [invalid-usage]"),
         ("copy a b", 2, "both are folders. Copy a folder with the tools of your system  [invalid-usage]"),
         ("list", 3, "none` makes an empty one  [no-registry]"),
+        ("login https://hub.example/x", 2, "Write hub+https://hub.example for a hub, or hub.example for an OCI registry"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(

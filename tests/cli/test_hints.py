@@ -51,7 +51,7 @@ def test_the_refusal_of_an_architecture_is_a_short_line_with_the_way_that_works(
     trained.folder(trained.full("q_proj"), tmp_path / "sql")
     (line,) = run("convert", "sql", "sql.gguf", "--base", "base", code=6).stderr.splitlines()
     assert "RWKV7ForCausalLM has no verified mapping to llama.cpp. `adapterhub merge sql --into base -o OUT` works" in line
-    assert "`adapterhub convert --list` lists" in line
+    assert "`adapterhub convert --list --verbose` lists" in line
     assert len(line) < 300
 
 

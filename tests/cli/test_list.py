@@ -138,3 +138,16 @@ def test_a_pattern_lists_the_names_that_match(run: Run, registry: Path) -> None:
     assert refs == ["team/sql:v2", "team/sql:v1"]
     assert len(document(run, "list", "*")["adapters"]) == 3
     assert "poems" in run("list", "team/[p]*", "--tree").stdout
+
+
+def test_versions_are_under_one_key_wherever_they_are_listed(run: Run, tmp_path: Path) -> None:
+    """So that a pipeline reads a registry, a name and an address alike, and one adapter like several."""
+    adapter(tmp_path / "sql", pairs(1))
+    for place in ("team/sql", "layout://there:v1"):
+        run("push", "sql", place)
+    for words in ([], ["team/sql"], ["layout://there"]):
+        [row] = json.loads(run("list", *words, "--json").stdout)["adapters"]
+        assert {"ref", "tags", "digest", "size", "base"} <= row.keys()
+    one, two = (json.loads(run("validate", *sources, "--json").stdout) for sources in (["sql"], ["sql", "team/sql"]))
+    assert one.keys() == two.keys()
+    assert one["reports"][0].keys() == two["reports"][0].keys()

@@ -29,6 +29,7 @@ from tests.conftest import Run, need_module, need_smollm2  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
 from tests.support.byte_tokenizer import write_tokenizer  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
+from tests.support.images import kohya_file  # noqa: E402
 from tests.training.conftest import tiny_base  # noqa: E402, F401
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -328,6 +329,13 @@ def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, floa
     by_name = json.loads(result.stdout)
     assert by_name["base"] == "org/tiny"
     assert by_name["text"] == json.loads(run(*asked, "--base", float_base).stdout)["text"]
+
+
+def test_an_adapter_of_an_image_model_is_called_one_before_a_base_is_asked_for(run: Run, tmp_path: Path) -> None:
+    kohya_file(tmp_path / "style.safetensors", {"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (16, 16)})
+    error = run("run", "style.safetensors", "a cat", code=6).stderr
+    assert "style.safetensors: is an adapter of SDXL, an image model. " in error
+    assert error.endswith("  [refused]\n")
 
 
 def test_a_base_alone_answers_what_it_answers_beside_an_adapter(run: Run, float_base: Path, tmp_path: Path) -> None:

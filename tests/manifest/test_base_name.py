@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ def test_the_file_that_declares_a_wrong_type_is_named(tmp_path: Path) -> None:
         derive.describe(path)
     assert "adapter.toml" in error.value.where
     assert "adapter.json" not in str(error.value)
+
+
+def test_a_base_without_a_name_is_one_problem_and_is_noted_where_it_is_pushed(run: Run, tmp_path: Path) -> None:
+    """As trl saves it: the path of the base in the config and in the card."""
+    path = adapter(tmp_path / "a", pairs(2), base_model_name_or_path="/srv/models/tiny")
+    (path / "README.md").write_text("---\nbase_model: /srv/models/tiny\n---\n")
+    report = checks.check(path, unpublished=True)
+    assert [code for code in report.counted() if "base-name" in code] == ["no-base-name"]
+    assert "a: no base is recorded by name" in run("push", "a", "team/a").stderr
+    run("describe", "a", "--set", "base=acme/tiny")
+    assert not [code for code in checks.check(path, unpublished=True).counted() if code == "no-base-name"]
+    assert run("push", "a", "team/a").stderr == ""
+    assert json.loads(run("show", "team/a", "--json").stdout)["manifest"]["base"]["repo"] == "acme/tiny"
 
 
 def test_a_name_that_is_a_folder_here_is_noted(run: Run, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_ref_on_the_default_remote(run: Run, host: str, make: Folder, tmp_path
 
     run("push", make("other", 1), "team/sql", "--remote")
     run("tag", "team/sql:v1", "stable", "--remote")
-    versions = json.loads(run("list", "team/sql", "--remote", "--json").stdout)["versions"]
+    versions = json.loads(run("list", "team/sql", "--remote", "--json").stdout)["adapters"]
     assert [version["tags"] for version in versions] == [["v2", "latest"], ["v1", "prod", "stable"]]
     assert {version["kind"] for version in versions} == {"adapter"}
     run("show", "team/sql:v1", "--headers-only", "--remote")

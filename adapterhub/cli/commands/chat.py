@@ -9,19 +9,16 @@ import difflib
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import engines, errors, inputs, output
 from adapterhub.cli.completions import complete_ref
+from adapterhub.cli.conversation_models import RegistryModels, open_models
 from adapterhub.cli.environment import prepare_torch
 from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
-from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.views.answer_columns import WIDE, OneByOne, SideBySide
-from adapterhub.operations import source_names
-from adapterhub.ref import RefError
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
@@ -48,7 +45,7 @@ _WORDS = [word.split()[0] for word in _HELP if not word.startswith("//")]
     example="""
     adapterhub chat team/sql:prod --base smollm2.gguf
     adapterhub chat team/sql:v3 --base ./Qwen3-0.6B --engine torch --compare team/sql:v2
-    adapterhub chat team/sql < questions.txt
+    adapterhub chat ./sql --base smollm2.gguf < questions.txt
     adapterhub chat smollm2.gguf""",
 )
 @click.argument("source", metavar="SRC")
@@ -75,9 +72,9 @@ def chat(
 ) -> None:
     """Talk to an adapter on its base, or to two of them side by side.
 
-    SRC is a ref of the registry, a blend of several like team/sql:v2*0.7+team/tone*0.3, or a base alone. Without --engine-url,
-    an engine of `adapterhub serve` is started for this conversation. /help lists what you can change during it: the version
-    that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
+    SRC is an adapter, a blend of versions like team/sql:v2*0.7+team/tone*0.3, or a base alone. Without --engine-url, an engine
+    of `adapterhub serve` is started for this conversation. /help lists what you can change during it: the version that answers,
+    the one it is compared with, the system message. In a pipe, each line is one turn.
     """
     from adapterhub.http_server import logs
     from adapterhub.serve.conversation import Conversation
@@ -91,44 +88,29 @@ def chat(
         logging.NullHandler()
     )  # an error is reported by its turn; without a handler, logging would print it again
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    base, model = (base, source) if base is not None else inputs.base_and_model(source, settings)
+    base, model = (base, source) if base is not None else inputs.base_and_model(source, settings, may_be_path=True)
     # Each answer comes from another version, or after the one before.
-    with engines.open_engine(base, settings, parallel=1, **engine_settings) as chosen, asyncio.Runner() as runner:
-        for name in filter(None, (model, compare)):
-            _check_stored(name, chosen.name, settings)  # before the engine starts, which may take a minute
-        gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=workspace(settings))
+    with (
+        engines.open_engine(base, settings, parallel=1, **engine_settings) as chosen,
+        open_models([model, compare or ""], chosen.name, settings) as models,
+        asyncio.Runner() as runner,
+    ):
+        names = [models.name_of(text) for text in (model or chosen.name, compare) if text]  # before the engine starts
+        gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=models.workspace)
         gateway = Gateway(gateway_settings, chosen.engine)
         conversation = Conversation(gateway, [chosen.name], system, options)
         try:
             runner.run(conversation.start())
             if chosen.facts:
                 output.say(output.one_line(chosen.facts))
-            session = _ChatSession(conversation, runner, settings)
-            session.use(model or chosen.name, 0)
-            if compare:
-                session.use(compare, 1)
+            session = _ChatSession(conversation, runner, models, settings)
+            for side, name in enumerate(names):
+                session.use(name, side)
             session.go_on()
         finally:
             runner.run(gateway.close())
     if settings.as_json:
         output.write_json({"base": chosen.name, "engine": chosen.engine.name, "turns": session.turns})
-
-
-def _check_stored(model: str, base_name: str, settings: Settings) -> None:
-    """Raise the error for a version that is not in the registry, which a gateway would report without a hint."""
-    from adapterhub.serve import model_names
-
-    if model == base_name:
-        return
-    try:
-        parts = model_names.parse(model)
-    except RefError as error:
-        if not Path(model).exists():
-            raise
-        raise source_names.not_stored_error(model) from error
-    with workspace(settings).open_registry() as registry:
-        for part in parts:
-            registry.resolve(part.ref)
 
 
 class _ChatSession:
@@ -138,8 +120,8 @@ class _ChatSession:
         turns: The prompts and answers, for `--json`; else empty.
     """
 
-    def __init__(self, conversation: Conversation, runner: asyncio.Runner, settings: Settings) -> None:
-        self._conversation, self._runner, self._settings = conversation, runner, settings
+    def __init__(self, conversation: Conversation, runner: asyncio.Runner, models: RegistryModels, settings: Settings) -> None:
+        self._conversation, self._runner, self._models = conversation, runner, models
         self._as_json = settings.as_json
         self._is_person = sys.stdin.isatty() and output.is_terminal() and not settings.as_json
         self.turns: list[dict[str, Any]] = []
@@ -169,13 +151,13 @@ class _ChatSession:
         argument, conversation = argument.strip(), self._conversation
         match word:
             case "/adapter" if argument:
-                self.use(argument, 0)
+                self.use(self._models.name_of(argument), 0)
             case "/adapter":
                 raise UsageError(word, "needs the name of an adapter", "Write /adapter team/sql:v3, or /base for none")
             case "/base":
                 self.use(conversation.gateway.settings.base_name, 0)
             case "/compare" if argument:
-                self.use(argument, 1)
+                self.use(self._models.name_of(argument), 1)
             case "/compare":
                 del conversation.models[1:]
                 self._note(f"{conversation.models[0]} alone")
@@ -196,7 +178,6 @@ class _ChatSession:
 
     def use(self, model: str, side: int) -> None:
         """Let a model answer from now on, first or beside it, and note which version it is."""
-        _check_stored(model, self._conversation.gateway.settings.base_name, self._settings)
         self._note(self._short(self._runner.run(self._conversation.use(model, side))))
 
     def _ask(self, text: str) -> None:

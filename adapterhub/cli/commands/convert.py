@@ -50,7 +50,7 @@ from adapterhub_converters.formats import AdapterFormat, ModelDtype
 @model_option
 @force_option("convert even if `adapterhub validate` reports errors.")
 @replace_option
-@click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor; with --list, every model.")
 @click.option("--list", "listed", is_flag=True, help="List the formats, and which round trips are exact.")
 @click.pass_obj
 def convert(
@@ -94,7 +94,7 @@ def convert(
             raise UsageError("--list", "converts nothing", "Leave out SRC and DST", code="conflicting-options")
         from adapterhub.cli.views.format_table import show_formats
 
-        show_formats(as_json=settings.as_json)
+        show_formats(as_json=settings.as_json, verbose=verbose)
         return
     if source is None or target is None:
         hint = "See `adapterhub convert --help`"

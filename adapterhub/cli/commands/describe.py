@@ -73,7 +73,7 @@ def describe(
 def _set_value(facts: dict[str, Any], pair: str) -> None:
     """Put the value of `a.b=value` into nested tables: as JSON if it is valid JSON, else as text."""
     key, equals, text = pair.partition("=")
-    keys = key.split(".")
+    keys = ["base", "repo"] if key == "base" else key.split(".")  # what people mean by a base is its name
     if not equals or not all(keys) or len(keys) > 8:
         raise UsageError("--set", f"{pair[:80]!r} is not KEY=VALUE", "Write it like base.repo=Qwen/Qwen3-0.6B")
     for table in keys[:-1]:

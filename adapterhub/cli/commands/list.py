@@ -137,7 +137,7 @@ def _list_versions(settings: Settings, text: str, *, as_tree: bool) -> None:
     document = {
         "repository": address.repository,
         "tags": tags,
-        "versions": rows,
+        "adapters": rows,
         **({"commits": commits} if commits else {}),
     }
     columns = (*_REMOTE_COLUMNS, Column("COMMIT", drop=7)) if commits else _REMOTE_COLUMNS

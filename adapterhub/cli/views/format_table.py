@@ -17,13 +17,15 @@ _OTHER_FORMATS = {
     "hf": "a whole model as a Hugging Face folder: `convert BASE.gguf --to hf`",
     "image": "a container image with the adapter, in an OCI registry: `push SRC oci://… --to image`",
 }
+_SHOWN_ITEMS = 5
 _MARKS = {"bytes": "=", "function": "~", "no": "-"}
 
 
-def show_formats(*, as_json: bool) -> None:
+def show_formats(*, as_json: bool, verbose: bool) -> None:
     """Print the formats that can be read and written, which of them need a base, and which round trips are exact.
 
-    Both tables were measured with a tiny adapter. A format that another package adds is measured here.
+    Both tables were measured with a tiny adapter. A format that another package adds is measured here. Long lists of models
+    are shown as a whole if `verbose`, and always in JSON.
     """
     from adapterhub_converters import formats as table
     from adapterhub_converters.adapter import TUNERS
@@ -68,10 +70,10 @@ def show_formats(*, as_json: bool) -> None:
         "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
         "models that mlx-lm tuned as a whole (full), merged into a base": sorted(full_tuning.SAME_PARAMETERS),
     }
-    output.emit(document, as_json=as_json, text=lambda: _text(rows, other_formats, lines))
+    output.emit(document, as_json=as_json, text=lambda: _text(rows, other_formats, lines, verbose=verbose))
 
 
-def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str, list[str]]) -> None:
+def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str, list[str]], *, verbose: bool) -> None:
     columns = [output.Column(title) for title in ("FORMAT", "READ", "WRITTEN", "BASE")] + [output.Column("FILES", wrap=True)]
     cells = [
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
@@ -81,12 +83,16 @@ def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str,
     output.write()
     output.write_pairs(dict(other_formats))
     output.write()
-    for title, items in lists.items():
-        for line in output.wrap(f"{title}: {', '.join(items)}", output.width(), indent=2):
-            output.write(line)
-    output.write()
     _write_round_trips([row for row in rows if row.writes])
     output.write_pairs({"=": "the same file, byte for byte", "~": "the same function, in other numbers", "-": "not possible"})
+    output.write()
+    for title, items in lists.items():
+        surplus = 0 if verbose else len(items) - _SHOWN_ITEMS
+        names = f"{', '.join(items[:_SHOWN_ITEMS])} and {surplus} more" if surplus > 1 else ", ".join(items)
+        for line in output.wrap(f"{title}: {names}", output.width(), indent=2):
+            output.write(line)
+    if not verbose:
+        output.say("--verbose lists all of them")
 
 
 def _write_round_trips(rows: Sequence[Row]) -> None:

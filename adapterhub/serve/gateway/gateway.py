@@ -92,7 +92,8 @@ class Gateway(GatewayFront):
         started = time.monotonic()
         if self.settings.remote and any(route.rollout for route in self.routes.routes.values()):
             problem = "has a rollout, which needs a registry that this gateway may write"
-            raise RefusedError(str(self.settings.routes), problem, "Serve the registry", code="rollout-needs-registry")
+            hint = "Serve the registry itself, on its machine or from its database, in place of the remote"
+            raise RefusedError(str(self.settings.routes), problem, hint, code="rollout-needs-registry")
         await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
@@ -123,6 +124,8 @@ class Gateway(GatewayFront):
     async def _warn_of_missing_names(self) -> None:
         """Log which names and patterns match no adapter now, so that nobody takes the base for one of them."""
         patterns = self.settings.allowed.patterns
+        if self.settings.remote and (not patterns or any(map(is_pattern, patterns))):
+            log.info("/v1/models lists names at a remote once they have been asked for")
         if missing := [pattern for pattern in patterns if not await self._has_match(pattern)]:
             rest = "" if len(missing) < len(patterns) else "; until one is pushed, the base alone is served"
             log.warning("no adapter matches %s%s", ", ".join(missing), rest)

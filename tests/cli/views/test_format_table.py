@@ -13,3 +13,11 @@ def test_each_line_about_round_trips_begins_with_its_format(terminal: Terminal) 
     assert len(blocks) > 1
     assert {row.split()[0] for row in rows} <= formats
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_long_lists_of_models_are_cut_unless_all_are_asked_for(terminal: Terminal) -> None:
+    """Of each list of models, the first ones and their number are shown."""
+    text = terminal("convert", "--list")
+    assert len(text.splitlines()) <= 65
+    assert "LlamaForCausalLM" not in text
+    assert "LlamaForCausalLM" in terminal("convert", "--list", "--verbose")

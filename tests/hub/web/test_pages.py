@@ -186,6 +186,13 @@ def test_a_page_that_the_browser_has_is_not_sent_again(visitor: Visitor, push: P
 # ---- an adapter
 
 
+def test_what_is_between_backticks_in_a_description_is_code(visitor: Visitor, push: Push) -> None:
+    push("team/sql", files={"adapter.toml": "description = 'Fills `<b>` and `SELECT`; a ` alone stays.'\n"})
+    for path in ("/team/sql", "/team", "/?q=fills"):
+        body = visitor.get(path).body.decode()
+        assert "Fills <code>&lt;b&gt;</code> and <code>SELECT</code>; a ` alone stays." in body, path
+
+
 def test_the_page_of_an_adapter_has_what_is_known_of_it(visitor: Visitor, push: Push) -> None:
     curve = "".join(f"[[training.curve]]\nstep = {step}\nloss = {1 / (step + 1)}\n" for step in range(9))
     toml = f'description = "Writes SQL."\nlicense = "MIT"\n[training]\nseed = 7\n[training.metrics]\neval_loss = 0.25\n{curve}'

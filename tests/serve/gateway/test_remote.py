@@ -43,6 +43,7 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
                 assert gateway.complete(unknown, P).status == 404
             names = [model["id"] for model in gateway.get("/v1/models").document["data"]]
             assert names == ["base", "team/sql:prod"]
+            assert "/v1/models lists names at a remote once they have been asked for" in gateway.log.read_text()
 
             tag.tag(f"{url}/team/sql:v2", "prod", Workspace())
             while f"team/sql@{digests[1]} is ready" not in gateway.log.read_text():  # before it is asked for
