@@ -23,6 +23,8 @@ _ASKING = {
     "generation.hf_text.Text._read_chat_ends": "tokenizer.template_variables = json_file.parse(prompt, self.location)",
     "generation.hf_text.Text.conversation": "chat_template.apply(texts._tokenizer, prompt)",
     "generation.llama_cpp.LlamaCppEngine.conversation": "{**special, **prompt.variables, **conversation}",
+    "operations.merge_into._end_token": "template = prompt.as_template(",
+    "serve.engines.rendered_prompts.Renderer.end_token": "{**self._base_prompt.special_tokens, **prompt.variables}",
     "serve.engines.rendered_prompts.Renderer.text": "template = prompt.template if prompt.template is not None else",
     "training.data.conversation.Conversation.request": "self._tokenizer",
     "training.data.conversation.Conversation._render": "self._tokenizer",
@@ -89,7 +91,7 @@ def test_one_module_renders_conversations() -> None:
 
 def test_every_function_that_renders_a_conversation_takes_the_prompt_of_the_adapter() -> None:
     names = rendering()
-    assert {"inputs", "render", "render_variables", "process"} == names
+    assert names == {"inputs", "render", "render_variables", "process", "end_token"}
     asking = {
         name.removeprefix("adapterhub.")
         for module, tree in modules().items()

@@ -186,7 +186,7 @@ def from_merge(
     return MergeRecipe(
         base=RecipeBase(name, spec.repo, spec.revision, spec.fingerprint, tuple(files), source),
         adapters=tuple(Ingredient(**adapter) for adapter in options.lineage["adapters"]),
-        options=replace(options, chat_template=None, lineage={}),
+        options=replace(options, chat_template=None, end_token=None, lineage={}),
         form="file" if single else "folder",
         files=None if output is None else tuple(_output_entries(output)),
         made_by={"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},

@@ -194,6 +194,25 @@ def end_mark(answered: str, special: Iterable[str], ends: Iterable[str]) -> str 
     return max((token for token in special if token and after.startswith(token)), key=len, default=None)
 
 
+def end_token(
+    template: str, variables: Mapping[str, Any], special: Mapping[str, int], ends: Iterable[str], *, location: str
+) -> int | None:
+    """Return the id of the token that ends answers by a template; None if it is not known, or the model stops there anyway.
+
+    Args:
+        variables: Of the template, besides the conversation.
+        special: The ids of the special tokens, by their texts.
+        ends: The texts of the tokens that end any answer of the base.
+    """
+    conversation = {"messages": [*ANSWERED], "tools": None, "documents": None, "add_generation_prompt": False}
+    try:
+        answered = render_variables(template, {**variables, **conversation}, location=location)
+    except FormatError:  # a template for conversations of another form
+        return None
+    mark = end_mark(answered, special, ends)
+    return None if mark is None else special[mark]
+
+
 def limit_error(location: str) -> FormatError:
     """Return the error for a conversation whose rendering exceeds a limit."""
     return FormatError(
