@@ -35,6 +35,7 @@ from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.trained_prompt import FILE as TEMPLATE_FILE
 
 from .adapter_recipe import RebuildDifference, ulps
 
@@ -117,6 +118,11 @@ class MergeRecipe:
     def size(self) -> int | None:
         """Bytes of the output; None if its digests were not computed."""
         return None if self.files is None else sum(file.size for file in self.files)
+
+    @property
+    def may_have_prompt(self) -> bool:
+        """Whether the output may have the chat template of the adapters, which folders from before it was kept lack."""
+        return self.files is None or self.form == "file" or any(file.path == TEMPLATE_FILE for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
