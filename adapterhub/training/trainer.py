@@ -22,6 +22,7 @@ from adapterhub.training.model.probes import check_attention, check_isolation
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from . import compute_device, distributed, machine
 from .artifacts import finished_folder, training_checkpoint
@@ -86,6 +87,7 @@ class Trainer:
         lora.reset(base.model, config.train.seed)
         finished_folder.check_space(self.config, out, sum(p.numel() for _, p in lora.trained_parameters(base.model)))
         initial_notes = _copy_initial(initial, self.config, base, weights) if initial else []
+        initial_notes += _other_prompt(start, self.config, base.tokenizer, self._spec) if start else []
         notes = (
             *base.notes, *dtype_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout),
             *initial_notes, *([_UNUSED_SAMPLES] if config.train.samples and heldout is None else []),
@@ -343,6 +345,21 @@ def _copy_initial(
     adapter_transfer.check_config(initial, config.lora, base.targets, config.location)
     adapter_transfer.copy_into_model(base, initial)
     return adapter_transfer.other_weights(initial, weights)
+
+
+def _other_prompt(start: InitialAdapter, config: TrainConfig, tokenizer: Any, spec: BaseSpec) -> list[str]:
+    """Return a note if the adapter to start from was trained to be asked in another form than the config sets."""
+    data = config.data
+    template = tokenizer.chat_template if data.chat_template is not None else None
+    prompt = TrainedPrompt(template, tuple(data.template_options.items()), data.date).beside_base(spec.chat_template_digest)
+    earlier = TrainedPrompt.read(start.path).beside_base(spec.chat_template_digest)
+    differences = [
+        *(["another chat template"] if prompt.template != earlier.template else []),
+        *(["other options of the template"] if dict(prompt.options) != dict(earlier.options) else []),
+        *([f"the date {earlier.date}"] if prompt.date and earlier.date and prompt.date != earlier.date else []),
+    ]
+    what = " and ".join(differences)
+    return [f"{start.location} was trained with {what}; the result is asked as [data] sets it"] if differences else []
 
 
 def _today() -> str:

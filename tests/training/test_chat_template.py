@@ -127,6 +127,27 @@ def test_a_template_of_ones_own_is_kept_in_the_adapter_and_used_by_eval(chats: P
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
+def test_another_prompt_than_that_of_the_adapter_to_start_from_is_noted(chats: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ mood }} " + CLOCK)
+    own = ["data.chat_template=own.jinja", 'data.template_options={mood = "calm"}', "data.date=2026-01-31", "train.steps=1"]
+    train.run(train.read_config(chats, own), tmp_path / "first")
+    digest = oci_manifest.build(tmp_path / "first").digest
+    start = train.InitialAdapter(tmp_path / "first", tmp_path / "first", digest, "./first")
+
+    def notes(name: str, changes: list[str]) -> list[str]:
+        events: list[train.Event] = []
+        train.run(train.read_config(chats, changes), tmp_path / name, start=start, on_event=events.append)
+        ready = next(event for event in events if isinstance(event, train.Ready))
+        return [note for note in ready.notes if "was trained with" in note]
+
+    assert notes("same", own) == []
+    result = "; the result is asked as [data] sets it"
+    assert notes("later", [*own, "data.date=2026-02-01"]) == [f"./first was trained with the date 2026-01-31{result}"]
+    assert notes("plain", ["data.chat_template=plain", "train.steps=1"]) == [
+        f"./first was trained with another chat template and other options of the template{result}"
+    ]
+
+
 def with_template(name: str) -> train.TrainConfig:
     """A config with a template by its name."""
     text = f'[base]\npath = "m"\n[data]\ntrain = "t"\nchat_template = "{name}"\n'
