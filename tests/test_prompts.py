@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from tests.support.import_graph import PACKAGES, ROOT, dotted, imported_modules, module_name, module_paths, parsed
 
-_RENDERER = "adapterhub.training.data.chat_template"
-_PROCESS = "adapterhub.training.limited_process"
+_RENDERER = "adapterhub.prompts.chat_template"
+_PROCESS = "adapterhub.prompts.limited_process"
 # Functions of libraries that write a conversation as text, by a template or in a form of their own.
 _WRITERS = {
     "apply_chat_template": {_RENDERER}, "from_string": {_PROCESS}, "llama_chat_apply_template": set(),
@@ -38,7 +38,7 @@ _PREPARING = {
     "generation.torch_engine": "chat_template.apply(model.tokenizer, TrainedPrompt.read(adapter.path))",
     "serve.torch_engine.model": "Text(base, path)",  # whose `with_prompt` each request calls
     "training.trainer": "chat_template.apply(tokenizer, dataclasses.replace(prompt, date=date))",
-    "training.training_preview": "chat_template.apply(tokenizer, chat_template.configured(config, tokenizer))",
+    "training.training_preview": "chat_template.apply(tokenizer, configured_prompt(config, tokenizer))",
 }
 
 

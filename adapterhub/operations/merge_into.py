@@ -152,7 +152,7 @@ def with_trained_prompt(options: Options, adapters: Iterable[Path], spec: BaseSp
 
 def _end_token(template: str, base_prompt: BasePrompt, base: BaseSpec) -> int | None:
     """Return the token with which a template ends answers, unless the base stops there by itself."""
-    from adapterhub.training.data import chat_template
+    from adapterhub.prompts import chat_template
     from adapterhub_converters.bases import base_prompts
 
     special, ends = base_prompts.end_tokens(base)

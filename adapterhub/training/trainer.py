@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from adapterhub.digest import sha256_file
+from adapterhub.prompts import chat_template
 from adapterhub.training.cost.meter import Meter
 from adapterhub.training.loop.heldout import answers, log_evaluation
 from adapterhub.training.loop.loss import Loss
@@ -27,7 +28,6 @@ from adapterhub_converters.trained_prompt import TrainedPrompt
 from . import compute_device, distributed, machine
 from .artifacts import finished_folder, training_checkpoint
 from .cost import budget, memory
-from .data import chat_template
 from .data import dataset as data
 from .data.packed_rows import Rows, sample
 from .events import Encoding, InitialAdapter, Loading, OnEvent, Ready, ResumeEvent, SaveEvent, StepEvent, TrainingResult
@@ -313,7 +313,7 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
 
     A template that asks for a date gets the config's, else that of the checkpoint at `path`, else today's; a note says so.
     """
-    prompt = chat_template.configured(config, tokenizer)
+    prompt = data.configured_prompt(config, tokenizer)
     chat_template.apply(tokenizer, dataclasses.replace(prompt, date=None))
     if not chat_template.has_clock(tokenizer):
         return config, []

@@ -16,8 +16,9 @@ from adapterhub import training as train
 from adapterhub.evaluation import EvaluationOptions, evaluate
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.prompts import chat_template
 from adapterhub.training import config_file, trainer
-from adapterhub.training.data import chat_template
+from adapterhub.training.data import dataset
 from adapterhub.training.data.examples import encode
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 from tests.support.byte_tokenizer import TEMPLATE
@@ -158,7 +159,7 @@ def with_template(name: str) -> train.TrainConfig:
 def test_templates_by_name(name: str, answer: str, plain_base: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
-    chat_template.apply(tokenizer, chat_template.configured(with_template(name), tokenizer))
+    chat_template.apply(tokenizer, dataset.configured_prompt(with_template(name), tokenizer))
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     example = encode({"messages": turns}, tokenizer, loss="completion", location="")
     assert tokenizer.decode(example.ids[example.trained]).startswith(answer)
@@ -172,7 +173,7 @@ def test_chatml_needs_a_tokenizer_with_its_marks(plain_base: Path) -> None:
     (plain_base / "tokenizer_config.json").write_text(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
     with pytest.raises(RefusedError, match=r'no token <\|im_end\|>, with which chatml ends what somebody says. Set "plain"'):
-        chat_template.configured(with_template("chatml"), tokenizer)
+        dataset.configured_prompt(with_template("chatml"), tokenizer)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "strftime_now", "chat_template"])
@@ -181,4 +182,4 @@ def test_an_option_that_a_conversation_sets_is_refused(name: str) -> None:
     text = f'[base]\npath = "m"\n[data]\ntrain = "t"\ntemplate_options = {{ {name} = "x" }}\n'
     config = config_file.parse(text, folder=Path(), location="c.toml")
     with pytest.raises(RefusedError, match=rf"c.toml: \[data\] template_options: `{name}` is set by each conversation"):
-        chat_template.configured(config, None)
+        dataset.configured_prompt(config, None)

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from adapterhub.prompts import chat_template
 from adapterhub.serve.torch_engine import conversations
-from adapterhub.training.data import chat_template
 from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.bases.base_prompts import BasePrompt
 from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError
