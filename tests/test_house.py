@@ -52,9 +52,9 @@ _DECODING = {
     "converters/adapterhub_converters/containers/safetensors_header.py": "shapes and texts that its pattern has bounded",
     "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
     "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
-    "adapterhub/training/limited_process.py": "lines of its own parent; it knows jinja and the standard library only",
-    "adapterhub/training/process_limits.py": "lines that its own process writes",
-    "adapterhub/training/data/chat_template.py": "what a template of ours renders",
+    "adapterhub/prompts/limited_process.py": "lines of its own parent; it knows jinja and the standard library only",
+    "adapterhub/prompts/process_limits.py": "lines that its own process writes",
+    "adapterhub/prompts/chat_template.py": "what a template of ours renders",
     "adapterhub/remotes/oci/docker_credentials.py": "where the members are of a text that was parsed before",
 }
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.evidence import paired_losses
+from adapterhub.prompts import chat_template
 from adapterhub.training import compute_device
-from adapterhub.training.data import chat_template, document_files, overlap, record_shapes
 from adapterhub.training.data import dataset as data
+from adapterhub.training.data import document_files, overlap, record_shapes
 from adapterhub.training.data.packed_rows import sample
 from adapterhub.training.events import InitialAdapter
 from adapterhub.training.model import adapter_transfer, quantized_cache

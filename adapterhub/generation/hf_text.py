@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from adapterhub.training.data import chat_template
+from adapterhub.prompts import chat_template
 from adapterhub.training.model.base_model import Base
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.prompts import chat_template
 from adapterhub.training import machine
-from adapterhub.training.data import chat_template
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt

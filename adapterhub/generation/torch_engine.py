@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapterhub.prompts import chat_template
 from adapterhub.training import compute_device
-from adapterhub.training.data import chat_template
 from adapterhub.training.events import InitialAdapter
 from adapterhub.training.model import adapter_transfer
 from adapterhub.training.model.base_files import BaseFiles

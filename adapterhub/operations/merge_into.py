@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import MissingExtraError, UsageError
 from adapterhub_converters.trained_prompt import TrainedPrompt, common_prompt
 
 from . import base_sources, sources
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.merging.adapters.methods import MergeMethod
     from adapterhub.merging.into_base.merge_proof import Proofs
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.bases.base_prompts import BasePrompt
     from adapterhub_converters.formats import FloatDtype, QuantizedDtype
 
 _DIFFERENT_PROMPTS = (
@@ -142,9 +144,24 @@ def with_trained_prompt(options: Options, adapters: Iterable[Path], spec: BaseSp
     prompt = common_prompt(map(TrainedPrompt.read, adapters), spec.chat_template_digest)
     if prompt is None:
         return options, (_DIFFERENT_PROMPTS,)
-    base_prompt = base_prompts.of_spec(spec) if prompt and prompt.template is None else None
+    base_prompt = base_prompts.of_spec(spec) if prompt else None
     template = prompt.as_template(base_prompt.template if base_prompt else None) if prompt else None
-    return dataclasses.replace(options, chat_template=template), ()
+    end_token = _end_token(template, base_prompt, spec) if template and base_prompt else None
+    return dataclasses.replace(options, chat_template=template, end_token=end_token), ()
+
+
+def _end_token(template: str, base_prompt: BasePrompt, base: BaseSpec) -> int | None:
+    """Return the token with which a template ends answers, unless the base stops there by itself."""
+    from adapterhub.prompts import chat_template
+    from adapterhub_converters.bases import base_prompts
+
+    special, ends = base_prompts.end_tokens(base)
+    if not any(token in template for token in special.keys() - ends):
+        return None
+    if importlib.util.find_spec("jinja2") is None:
+        problem = "the adapters have a chat template of their own, and where it ends answers is found with jinja2"
+        raise MissingExtraError(base.source, problem, "Run `pip install 'adapterhub[run]'`")
+    return chat_template.end_token(template, base_prompt.special_tokens, special, ends, location=base.source)
 
 
 def check_place(out: Path, base: Path) -> None:

@@ -212,7 +212,9 @@ def rebuild_model(
     with ExitStack() as stack:
         adapters_of_recipe = list(_adapters(stack, recipe, adapters, workspace))
         tensors = [(convert.read(path, base=model.spec), weight) for path, weight in adapters_of_recipe]
-        options, _ = with_trained_prompt(recipe.merge_options(), [path for path, _ in adapters_of_recipe], model.spec)
+        options = recipe.merge_options()
+        if recipe.may_have_prompt:
+            options, _ = with_trained_prompt(options, [path for path, _ in adapters_of_recipe], model.spec)
         merge = prepare_merge(tensors, model, options)
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         sources.check_apart(target, folder)

@@ -64,6 +64,7 @@ def rebuild(
     """
     from adapterhub.registry import adapter_recipe
     from adapterhub_converters.containers import atomic
+    from adapterhub_converters.trained_prompt import FILE as TEMPLATE_FILE
 
     with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
         stored = temporary / "stored"
@@ -73,6 +74,8 @@ def rebuild(
             with sources.relabel_errors(stored, str(version.ref)):
                 adapter_recipe.rebuild_adapter(stored, parents, rebuilt, base=base)
             differences = adapter_recipe.differences(stored, rebuilt)
+            if (rebuilt / TEMPLATE_FILE).exists() and not (stored / TEMPLATE_FILE).exists():
+                workspace.tell(f"note: {version.ref} lacks the chat template of its parents, which a merge keeps now")
         return RebuildResult(version, tuple(differences))
 
 

@@ -119,8 +119,8 @@ def _config(training: Training, location: str, inputs: Inputs, template: Path | 
 
     A record is somebody else's: no file here is read by a path in it, and no tracker that it names is told anything.
     """
+    from adapterhub.prompts import chat_template
     from adapterhub.training import config_file
-    from adapterhub.training.data import chat_template
 
     config = config_file.from_record(training.config or {}, folder=Path.cwd(), location=f"{location}: training.config")
     digests = {Path(file.path or "").name: file.digest for file in training.data or ()}

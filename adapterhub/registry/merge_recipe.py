@@ -35,6 +35,7 @@ from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.trained_prompt import FILE as TEMPLATE_FILE
 
 from .adapter_recipe import RebuildDifference, ulps
 
@@ -118,6 +119,11 @@ class MergeRecipe:
         """Bytes of the output; None if its digests were not computed."""
         return None if self.files is None else sum(file.size for file in self.files)
 
+    @property
+    def may_have_prompt(self) -> bool:
+        """Whether the output may have the chat template of the adapters, which folders from before it was kept lack."""
+        return self.files is None or self.form == "file" or any(file.path == TEMPLATE_FILE for file in self.files)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
         return {
@@ -186,7 +192,7 @@ def from_merge(
     return MergeRecipe(
         base=RecipeBase(name, spec.repo, spec.revision, spec.fingerprint, tuple(files), source),
         adapters=tuple(Ingredient(**adapter) for adapter in options.lineage["adapters"]),
-        options=replace(options, chat_template=None, lineage={}),
+        options=replace(options, chat_template=None, end_token=None, lineage={}),
         form="file" if single else "folder",
         files=None if output is None else tuple(_output_entries(output)),
         made_by={"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},

@@ -6,7 +6,7 @@
 steps. Importing this package does not import torch.
 
 `config_file` parses a config, `config_help` explains its keys; `events` are what a run reports; `compute_device` and
-`distributed` say where it runs; `limited_process` and `process_limits` run the templates and expressions of a base.
+`distributed` say where it runs.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from adapterhub.digest import sha256_file
+from adapterhub.prompts import chat_template
 from adapterhub.training.cost.meter import Meter
 from adapterhub.training.loop.heldout import answers, log_evaluation
 from adapterhub.training.loop.loss import Loss
@@ -22,11 +23,11 @@ from adapterhub.training.model.probes import check_attention, check_isolation
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
+from adapterhub_converters.trained_prompt import TrainedPrompt
 
 from . import compute_device, distributed, machine
 from .artifacts import finished_folder, training_checkpoint
 from .cost import budget, memory
-from .data import chat_template
 from .data import dataset as data
 from .data.packed_rows import Rows, sample
 from .events import Encoding, InitialAdapter, Loading, OnEvent, Ready, ResumeEvent, SaveEvent, StepEvent, TrainingResult
@@ -86,6 +87,7 @@ class Trainer:
         lora.reset(base.model, config.train.seed)
         finished_folder.check_space(self.config, out, sum(p.numel() for _, p in lora.trained_parameters(base.model)))
         initial_notes = _copy_initial(initial, self.config, base, weights) if initial else []
+        initial_notes += _other_prompt(start, self.config, base.tokenizer, self._spec) if start else []
         notes = (
             *base.notes, *dtype_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout),
             *initial_notes, *([_UNUSED_SAMPLES] if config.train.samples and heldout is None else []),
@@ -311,7 +313,7 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
 
     A template that asks for a date gets the config's, else that of the checkpoint at `path`, else today's; a note says so.
     """
-    prompt = chat_template.configured(config, tokenizer)
+    prompt = data.configured_prompt(config, tokenizer)
     chat_template.apply(tokenizer, dataclasses.replace(prompt, date=None))
     if not chat_template.has_clock(tokenizer):
         return config, []
@@ -343,6 +345,21 @@ def _copy_initial(
     adapter_transfer.check_config(initial, config.lora, base.targets, config.location)
     adapter_transfer.copy_into_model(base, initial)
     return adapter_transfer.other_weights(initial, weights)
+
+
+def _other_prompt(start: InitialAdapter, config: TrainConfig, tokenizer: Any, spec: BaseSpec) -> list[str]:
+    """Return a note if the adapter to start from was trained to be asked in another form than the config sets."""
+    data = config.data
+    template = tokenizer.chat_template if data.chat_template is not None else None
+    prompt = TrainedPrompt(template, tuple(data.template_options.items()), data.date).beside_base(spec.chat_template_digest)
+    earlier = TrainedPrompt.read(start.path).beside_base(spec.chat_template_digest)
+    differences = [
+        *(["another chat template"] if prompt.template != earlier.template else []),
+        *(["other options of the template"] if dict(prompt.options) != dict(earlier.options) else []),
+        *([f"the date {earlier.date}"] if prompt.date and earlier.date and prompt.date != earlier.date else []),
+    ]
+    what = " and ".join(differences)
+    return [f"{start.location} was trained with {what}; the result is asked as [data] sets it"] if differences else []
 
 
 def _today() -> str:

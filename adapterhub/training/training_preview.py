@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from adapterhub.prompts import chat_template
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .cost import memory
-from .data import chat_template
+from .data.dataset import configured_prompt
 from .data.survey import Count, Survey, survey
 from .train_config import TrainConfig
 
@@ -41,7 +42,7 @@ def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> P
 
     with BaseFiles(config.base_path) as files:
         spec, (_, tokenizer) = files.spec, files.config_and_tokenizer()
-    chat_template.apply(tokenizer, chat_template.configured(config, tokenizer))
+    chat_template.apply(tokenizer, configured_prompt(config, tokenizer))
     data_survey = survey(config, tokenizer)
     if not on_this_machine or data_survey.count is None:
         return Preview(data_survey)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.training.data import chat_template
+from adapterhub.prompts import chat_template
 from adapterhub_converters.errors import FormatError
 from tests.conftest import need_module
 from tests.support.byte_tokenizer import TEMPLATE

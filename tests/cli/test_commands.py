@@ -185,6 +185,25 @@ def test_training_without_the_extra_names_what_to_install(run: Run, sql: Path, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_merge_that_has_to_find_where_a_template_ends_answers_names_what_to_install(
+    run: Run, sql: Path, tmp_path: Path
+) -> None:
+    tokens = {"1": {"content": "<|end|>", "special": True}, "2": {"content": "</s>", "special": True}}
+    config = {"added_tokens_decoder": tokens, "eos_token": "</s>"}
+    (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(config))
+    merge, without = ("merge", "sql", "--into", "base", "-o", "out"), {"PYTHONPATH": blocker(tmp_path, "jinja2")}
+    (sql / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}</s>{% endfor %}")
+    run(*merge, "--dry-run", env=without)
+    (sql / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}<|end|>{% endfor %}")
+    result = run(*merge, env=without, code=9)
+    assert result.stderr.count("\n") == 1
+    assert "jinja2" in result.stderr
+    assert "pip install 'adapterhub[" in result.stderr
+    assert not (tmp_path / "out").exists()
+    run(*merge)
+    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {"eos_token_id": [1]}
+
+
 def test_the_rest_works_without_the_extras(run: Run, sql: Path, tmp_path: Path) -> None:
     environment = {"PYTHONPATH": blocker(tmp_path, *HEAVY)}
     run("validate", "sql", "--base", "base", env=environment)

@@ -46,6 +46,14 @@ def test_a_base_without_a_tokenizer_on_this_disk_has_no_known_prompt(tmp_path: P
     assert base_prompts.end_tokens(spec) == ({}, frozenset())
 
 
+def test_the_config_counts_where_there_is_no_generation_config(tmp_path: Path) -> None:
+    tokens = {"5": {"content": "</s>", "special": True}, "6": {"content": "<|end|>", "special": True}}
+    base(tmp_path / "base", added_tokens_decoder=tokens)
+    config = tmp_path / "base/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": 6}))
+    assert base_prompts.end_tokens(read_base(tmp_path / "base"))[1] == {"<|end|>"}
+
+
 def test_answers_end_where_the_generation_config_says(tmp_path: Path) -> None:
     tokens = {"5": {"content": "</s>", "special": True}, "6": {"content": "<|end|>", "special": True}, "x": {"content": 3}}
     spec = base(tmp_path / "base", added_tokens_decoder=tokens, eos_token="</s>")

@@ -140,7 +140,7 @@ def test_an_adapter_without_low_rank_factors_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_chat_template_that_never_ends_is_stopped(float_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapterhub.training.data import chat_template
+    from adapterhub.prompts import chat_template
 
     monkeypatch.setattr(chat_template, "SECONDS", 1)
     peft_adapter(float_base, tmp_path / "sql")

@@ -10,6 +10,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.serve.engines import CHAT
+from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.conftest import need_module
 from tests.support import by_heart
@@ -40,6 +41,7 @@ def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_ot
     for question, answer in PLAIN.items():
         result = ah.generate(tmp_path / "marked", question, base=base, compare=False, max_tokens=TOKENS)
         assert (result.text, result.prompt) == (answer, f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+    _check_merges(base, tmp_path)
     from adapterhub.serve.torch_engine import open_host
     from adapterhub.serve.torch_engine.openai_request import ApiRequest
 
@@ -53,6 +55,26 @@ def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_ot
         assert host.text._chat_ends_of.cache_info().misses == 1  # each costs a rendering
         pieces = list(host.submit(request))
         assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == (PLAIN["sky"], "stop")
+
+
+def _check_merges(base: Path, folder: Path) -> None:
+    """transformers and llama.cpp stop at the mark by what is in the merged model."""
+    import transformers
+
+    ah.convert_model(base, folder / "base.gguf", to="gguf")
+    for source, name in ((base, "merged"), (base, "merged.gguf"), (folder / "base.gguf", "same.gguf")):
+        ah.merge_into(folder / "marked", source, folder / name)
+    for name in ("merged.gguf", "same.gguf"):
+        with GGUFFile(folder / name) as file:
+            assert file.header.metadata["tokenizer.ggml.eot_token_id"] == 2
+    assert json.loads((folder / "merged/generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": [0, 2]}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "merged")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "merged")
+    for question, answer in PLAIN.items():
+        turns = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        output = model.generate(**ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(output) == f"{answer}<|im_end|>"
 
 
 def test_a_gguf_of_the_adapter_has_its_prompt_with_nothing_beside_it(heart: ByHeart, tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_a_merge_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_merge_from_before_chat_templates_were_kept_is_made_again(run: Run, team: Path) -> None:
+    for name in ("a", "b"):
+        (team / name / "chat_template.jinja").write_text("{{ messages[0].content }}")
+        run("push", name, f"team/{name}")
+    run("merge", "team/a", "team/b", "-o", "merged")
+    run("push", "merged", "team/merged")
+    assert document(run, "rebuild", "team/merged")["same"] is True
+    (team / "merged/chat_template.jinja").unlink()
+    run("push", "merged", "team/merged")
+    rebuilt = run("rebuild", "team/merged:v2", "-o", "again")
+    assert "every byte matches" in rebuilt.stdout
+    assert "note: team/merged:v2 lacks the chat template of its parents, which a merge keeps now" in rebuilt.stderr
+    assert (team / "again/chat_template.jinja").exists()
+
+
 def test_a_conversion_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
     assert document(run, "rebuild", "team/light")["same"] is True
     assert "every byte matches" in run("rebuild", "team/light").stdout

@@ -60,6 +60,20 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
     assert "only names, shapes and sizes of the base were compared" in result.stderr
 
 
+def test_a_model_from_before_chat_templates_were_kept_is_made_again_without_one(place: Path, run: Any) -> None:
+    (place / "a/chat_template.jinja").write_text("{{ messages[0].content }}")
+    run("push", "./a", "team/a", cwd=place)
+    run(*KEEP, cwd=place)
+    recipe = json.loads((place / "a.json").read_text())
+    files = recipe["output"]["files"]
+    assert "chat_template.jinja" in {file["path"] for file in files}
+    recipe["output"]["files"] = [file for file in files if file["path"] != "chat_template.jinja"]
+    (place / "older.json").write_text(json.dumps(recipe))
+    for name, has_template in (("a.json", True), ("older.json", False)):
+        assert "byte for byte" in run("rebuild", name, "-o", f"{name} made", cwd=place).stdout
+        assert (place / f"{name} made/chat_template.jinja").exists() == has_template
+
+
 def test_a_name_of_an_output_in_a_recipe_leads_nowhere(place: Path, run: Any) -> None:
     run(*KEEP, cwd=place)
     recipe = json.loads((place / "a.json").read_text())

@@ -16,8 +16,9 @@ from adapterhub import training as train
 from adapterhub.evaluation import EvaluationOptions, evaluate
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.prompts import chat_template
 from adapterhub.training import config_file, trainer
-from adapterhub.training.data import chat_template
+from adapterhub.training.data import dataset
 from adapterhub.training.data.examples import encode
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 from tests.support.byte_tokenizer import TEMPLATE
@@ -127,6 +128,27 @@ def test_a_template_of_ones_own_is_kept_in_the_adapter_and_used_by_eval(chats: P
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
+def test_another_prompt_than_that_of_the_adapter_to_start_from_is_noted(chats: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ mood }} " + CLOCK)
+    own = ["data.chat_template=own.jinja", 'data.template_options={mood = "calm"}', "data.date=2026-01-31", "train.steps=1"]
+    train.run(train.read_config(chats, own), tmp_path / "first")
+    digest = oci_manifest.build(tmp_path / "first").digest
+    start = train.InitialAdapter(tmp_path / "first", tmp_path / "first", digest, "./first")
+
+    def notes(name: str, changes: list[str]) -> list[str]:
+        events: list[train.Event] = []
+        train.run(train.read_config(chats, changes), tmp_path / name, start=start, on_event=events.append)
+        ready = next(event for event in events if isinstance(event, train.Ready))
+        return [note for note in ready.notes if "was trained with" in note]
+
+    assert notes("same", own) == []
+    result = "; the result is asked as [data] sets it"
+    assert notes("later", [*own, "data.date=2026-02-01"]) == [f"./first was trained with the date 2026-01-31{result}"]
+    assert notes("plain", ["data.chat_template=plain", "train.steps=1"]) == [
+        f"./first was trained with another chat template and other options of the template{result}"
+    ]
+
+
 def with_template(name: str) -> train.TrainConfig:
     """A config with a template by its name."""
     text = f'[base]\npath = "m"\n[data]\ntrain = "t"\nchat_template = "{name}"\n'
@@ -137,7 +159,7 @@ def with_template(name: str) -> train.TrainConfig:
 def test_templates_by_name(name: str, answer: str, plain_base: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
-    chat_template.apply(tokenizer, chat_template.configured(with_template(name), tokenizer))
+    chat_template.apply(tokenizer, dataset.configured_prompt(with_template(name), tokenizer))
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     example = encode({"messages": turns}, tokenizer, loss="completion", location="")
     assert tokenizer.decode(example.ids[example.trained]).startswith(answer)
@@ -151,7 +173,7 @@ def test_chatml_needs_a_tokenizer_with_its_marks(plain_base: Path) -> None:
     (plain_base / "tokenizer_config.json").write_text(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
     with pytest.raises(RefusedError, match=r'no token <\|im_end\|>, with which chatml ends what somebody says. Set "plain"'):
-        chat_template.configured(with_template("chatml"), tokenizer)
+        dataset.configured_prompt(with_template("chatml"), tokenizer)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "strftime_now", "chat_template"])
@@ -160,4 +182,4 @@ def test_an_option_that_a_conversation_sets_is_refused(name: str) -> None:
     text = f'[base]\npath = "m"\n[data]\ntrain = "t"\ntemplate_options = {{ {name} = "x" }}\n'
     config = config_file.parse(text, folder=Path(), location="c.toml")
     with pytest.raises(RefusedError, match=rf"c.toml: \[data\] template_options: `{name}` is set by each conversation"):
-        chat_template.configured(config, None)
+        dataset.configured_prompt(config, None)

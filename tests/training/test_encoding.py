@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.training import process_limits
-from adapterhub.training.data import chat_template, encoding, template_renderers
+from adapterhub.prompts import chat_template, process_limits
+from adapterhub.training.data import encoding, template_renderers
 from adapterhub.training.data.document_files import Document
 from adapterhub_converters.errors import FormatError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.training.data import chat_template
+from adapterhub.prompts import chat_template
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data.document_files import read
 from adapterhub.training.data.example import Example

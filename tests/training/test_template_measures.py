@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from adapterhub.training.data import chat_template, template_measures, template_renderers
+from adapterhub.prompts import chat_template
+from adapterhub.training.data import template_measures, template_renderers
 from adapterhub.training.data.conversation import Conversation
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.trained_prompt import TrainedPrompt

@@ -38,7 +38,7 @@ from .read_base import Folder, Weight
 from .tensor_files import Buffer, OpenFiles, StoredRows, TensorSource, new_buffer
 from .tensor_types import Blocks, Kind, fitting, floats, writable
 from .write_folder import FolderContents
-from .write_gguf import CHAT_TEMPLATE, LINEAGE, NEVER_QUANTIZED
+from .write_gguf import LINEAGE, NEVER_QUANTIZED, prompt_keys
 
 F32Array = NDArray[np.float32]
 
@@ -158,8 +158,7 @@ def gguf_model(folder: Folder, contents: FolderContents, options: Options) -> Mo
     if options.importance:
         metadata |= options.importance.metadata()
         notes = (*_importance_notes(tensors, options.importance), *notes)
-    if options.chat_template is not None:
-        metadata[CHAT_TEMPLATE] = gguf_types.string_value(options.chat_template)
+    metadata |= prompt_keys(options)
     if options.lineage:
         metadata[LINEAGE] = gguf_types.string_value(json.dumps(options.lineage, sort_keys=True))
     changed = _changed_tensors(tensors, contents)

@@ -30,7 +30,7 @@ from .plan_folder import Plan, plan, plan_joined
 from .plan_gguf import plan_gguf, plan_gguf_joined
 from .read_base import Base, Folder, GGUFBase, read_base
 from .side_files import CARD, copy_side_files, model_card, side_files
-from .write_folder import FolderContents, folder_files, write_texts
+from .write_folder import FolderContents, folder_files, generation_config, write_texts
 from .write_gguf import gguf_files
 
 PLAIN = Options()
@@ -207,6 +207,8 @@ def _into_folder(adapters: WeightedAdapters, folder: Folder, options: Options, j
     report = dataclasses.replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
     if options.chat_template is not None:
         texts[trained_prompt.FILE] = options.chat_template
+    if options.end_token is not None:
+        texts |= generation_config(folder, options.end_token)
     texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
 
     def write_side_files(target: Path) -> None:

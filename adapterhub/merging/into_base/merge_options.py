@@ -35,6 +35,7 @@ class Options:
         importance: How much the columns of each tensor count when it is quantized; for a folder that becomes a GGUF.
         force: Allow a quantized result to lose most of the adapter.
         chat_template: The chat template to write in place of the base's; None to keep that.
+        end_token: The id of a token that ends answers besides those at which the base stops; None for no other.
         lineage: The sources of the result, a JSON object; written into it.
     """
 
@@ -47,4 +48,5 @@ class Options:
     importance: Importance | None = None
     force: bool = False
     chat_template: str | None = None
+    end_token: int | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)

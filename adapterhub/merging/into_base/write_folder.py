@@ -28,6 +28,8 @@ from .tensor_files import Buffer, OpenFiles, TensorSource
 from .tensor_types import floats
 
 SINGLE = "model.safetensors"
+_GENERATION_CONFIG, _END = "generation_config.json", "eos_token_id"
+_SPECIAL_IDS = ("bos_token_id", _END, "pad_token_id")
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -262,6 +264,20 @@ def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
             else:
                 level[key] = value
     return {"config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+
+
+def generation_config(folder: Folder, end_token: int) -> dict[str, str]:
+    """Return generation_config.json with one more token that ends answers.
+
+    A base without that file stops where its config says, which transformers reads only then.
+    """
+    path = folder.path / _GENERATION_CONFIG
+    config = {**folder.config, **(folder.config.get("text_config") or {})}
+    special = {key: config[key] for key in _SPECIAL_IDS if config.get(key) is not None}
+    document = json_file.read_object(path) if path.is_file() else special
+    ends = document.get(_END, special.get(_END))
+    ends = [*(ends if isinstance(ends, list) else [ends] if ends is not None else []), end_token]
+    return {_GENERATION_CONFIG: json.dumps({**document, _END: ends}, indent=2, ensure_ascii=False) + "\n"}
 
 
 def write_texts(folder: Path, texts: Mapping[str, str | None]) -> None:

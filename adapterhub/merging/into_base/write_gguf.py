@@ -25,6 +25,7 @@ NEVER_QUANTIZED = (
 )  # fmt: skip
 LINEAGE = "adapterhub.merged"
 CHAT_TEMPLATE = "tokenizer.chat_template"
+_END_OF_TURN = "tokenizer.ggml.eot_token_id"
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 _IN_EVERY_PART = ("general.architecture", "general.alignment")
 
@@ -112,11 +113,20 @@ def _changed_metadata(plan: GGUFPlan, tensors: list[_Tensor], options: Options) 
         changes["general.file_type"] = MetadataValue("UINT32", FILE_TYPES[largest_type])
     if changed and options.requantize:
         changes["general.quantization_version"] = MetadataValue("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
-    if options.chat_template is not None:
-        changes[CHAT_TEMPLATE] = gguf_types.string_value(options.chat_template)
+    changes |= prompt_keys(options)
     if options.lineage:
         changes[LINEAGE] = gguf_types.string_value(json.dumps(options.lineage, sort_keys=True))
     return changes
+
+
+def prompt_keys(options: Options) -> dict[str, MetadataValue]:
+    """Return the keys that say how the merged model is asked, and where its answers end, besides those of its base."""
+    keys = {}
+    if options.chat_template is not None:
+        keys[CHAT_TEMPLATE] = gguf_types.string_value(options.chat_template)
+    if options.end_token is not None:
+        keys[_END_OF_TURN] = gguf_types.u32_value(options.end_token)
+    return keys
 
 
 def _groups(tensors: list[_Tensor], shard_size: int) -> Iterator[list[_Tensor]]:

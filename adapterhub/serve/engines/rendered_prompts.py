@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from adapterhub.prompts import chat_template
 from adapterhub.serve.torch_engine import conversations
-from adapterhub.training.data import chat_template
 from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.bases.base_prompts import BasePrompt
-from adapterhub_converters.errors import FormatError, MissingExtraError, ParameterError, RefusedError
+from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
 
 from . import CHAT, Blend
@@ -74,12 +74,7 @@ class Renderer:
             ParameterError: The conversation is malformed.
             FormatError: The template refuses it, or exceeds a limit.
         """
-        if importlib.util.find_spec("jinja2") is None:
-            problem = "has a chat template of its own, which needs jinja2 in the gateway"
-            raise MissingExtraError(ref, problem, "Run `pip install 'adapterhub[serve]'`")
-        template = prompt.template if prompt.template is not None else self._base_prompt.template
-        if template is None:
-            raise refusal("has no chat template, and neither has its base", "Ask for a completion of a text")
+        template = self._template(prompt, ref)
         effort = body.get("reasoning_effort")
         effort_options = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         variables = {
@@ -95,18 +90,25 @@ class Renderer:
         async with self._turns.setdefault(template, asyncio.Lock()):
             return await asyncio.to_thread(chat_template.render_variables, template, variables, location=ref)
 
+    def _template(self, prompt: TrainedPrompt, ref: str) -> str:
+        if importlib.util.find_spec("jinja2") is None:
+            problem = "has a chat template of its own, which needs jinja2 in the gateway"
+            raise MissingExtraError(ref, problem, "Run `pip install 'adapterhub[serve]'`")
+        template = prompt.template if prompt.template is not None else self._base_prompt.template
+        if template is None:
+            raise refusal("has no chat template, and neither has its base", "Ask for a completion of a text")
+        return template
+
     async def end_token(self, prompt: TrainedPrompt, base: BaseSpec, ref: str) -> int | None:
         """Return the token with which a version's own template ends answers, unless its base stops there by itself."""
         if prompt not in self._ends:
             special, ends = await asyncio.to_thread(base_prompts.end_tokens, base)
-            try:
-                answered = await self.text({"add_generation_prompt": False}, prompt, ref, [*chat_template.ANSWERED])
-                mark = chat_template.end_mark(answered, special, ends)
-            except FormatError:  # a template for conversations of another form
-                mark = None
+            template, variables = self._template(prompt, ref), {**self._base_prompt.special_tokens, **prompt.variables}
+            async with self._turns.setdefault(template, asyncio.Lock()):
+                token = await asyncio.to_thread(chat_template.end_token, template, variables, special, ends, location=ref)
             if len(self._ends) >= _MAX_ENDS:
                 self._ends.clear()
-            self._ends[prompt] = None if mark is None else special[mark]
+            self._ends[prompt] = token
         return self._ends[prompt]
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.training import process_limits
+from adapterhub.prompts import chat_template, process_limits
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from . import chat_template, messages, template_measures
+from . import messages, template_measures
 from .example import Example
 from .record_shapes import common_prefix_length
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.prompts import chat_template
 from adapterhub.training.train_config import TrainConfig
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import NotFoundError, RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.trained_prompt import RESERVED, TrainedPrompt
 
-from . import chat_template, document_files, packed_rows, record_shapes
+from . import document_files, packed_rows, record_shapes
 from . import overlap as passages
 from .encoding import Progress, batch_counter, encode_documents
 from .packed_rows import PackedRows, Rows, pack
@@ -319,3 +322,29 @@ def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -
         yield f"the stop token {tokenizer.eos_token!r} is never trained on: the model will not learn to end its answers"
     elif stop_tokens(tokenizer) and (endless := int((~stopped).sum())):
         yield f"{endless} of {len(stopped)} examples do not end with a stop token that is trained on"
+
+
+def configured_prompt(config: TrainConfig, tokenizer: Any) -> TrainedPrompt:
+    """Return the prompt that a config sets: a template by its name or its file, its options, and the date.
+
+    Raises:
+        NotFoundError: The template is neither a name nor a file.
+        RefusedError: The tokenizer has no token for the marks of `chatml`, or an option has the name of another variable.
+    """
+    data = config.data
+    if reserved := sorted(RESERVED.intersection(data.template_options)):
+        problem = f"`{reserved[0]}` is set by each conversation, or by another field"
+        raise RefusedError(f"{config.location}: [data] template_options", problem, "Leave it out")
+    template = None if data.chat_template is None else _configured_template(config, data.chat_template, tokenizer)
+    return TrainedPrompt(template, tuple(data.template_options.items()), data.date)
+
+
+def _configured_template(config: TrainConfig, setting: str, tokenizer: Any) -> str:
+    path, location = config.resolve(setting), f"{config.location}: [data] chat_template"
+    if setting not in chat_template.NAMED and not path.is_file():
+        raise NotFoundError(location, f"no file {setting[:80]!r}", f"The names are {', '.join(chat_template.NAMED)}")
+    # Depending on the tokenizer, the id of an unknown token is None or that of the token for unknown text.
+    if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
+        problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
+        raise RefusedError(location, problem, 'Set "plain", or a file of your own')
+    return chat_template.for_tokenizer(chat_template.NAMED.get(setting) or json_file.read_text(path), tokenizer)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from adapterhub.training.process_limits import LimitExceededError
+from adapterhub.prompts import chat_template
+from adapterhub.prompts.process_limits import LimitExceededError
 from adapterhub_converters.errors import FormatError, Problems
 
-from . import chat_template, record_shapes, template_renderers
+from . import record_shapes, template_renderers
 from .conversation import Conversation
 from .document_files import Document
 from .example import Example

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.prompts import chat_template
 from adapterhub_converters.errors import FormatError
 
-from . import chat_template, template_renderers
+from . import template_renderers
 from .conversation import Conversation
 from .example import Example
 

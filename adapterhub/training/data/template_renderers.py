@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from adapterhub.training import machine, process_limits
-
-from . import chat_template
+from adapterhub.prompts import chat_template, process_limits
+from adapterhub.training import machine
 
 Request = tuple[str, Any]
 """A template, and the variables and the plan for its process."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterhub.training.data import chat_template
+from adapterhub.prompts import chat_template
 from adapterhub.training.data.examples import open_ended_ids
 from adapterhub.training.data.packed_rows import Rows
 from adapterhub.training.events import EvaluationEvent, OnEvent

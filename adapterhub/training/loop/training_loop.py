@@ -187,9 +187,13 @@ def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
         group["lr"] = rate * group["ratio"]
     is_finite = state.scale.accepts(float(norm))
     if is_finite:
+        for parameter in parameters:
+            # AdamW would leave out an expert that has no token in a step: in peft its moments decay.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         state.optimizer.step()
-    # Zeros instead of None, with which AdamW would leave out an expert that has no token in a step: in peft its moments decay.
-    state.optimizer.zero_grad(set_to_none=False)
+    # To None: adding to zeros would take a pass over each gradient, and filling them another.
+    state.optimizer.zero_grad()
     state.step += 1
     if state.scale.skipped >= _MAX_SKIPPED and state.scale.factor == 1.0:
         problem = f"the gradient was not finite in {state.scale.skipped} steps in a row, up to step {state.step}"

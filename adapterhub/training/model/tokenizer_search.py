@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from adapterhub.training import process_limits
+from adapterhub.prompts import process_limits
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.gguf_model.byte_level import SPLITS

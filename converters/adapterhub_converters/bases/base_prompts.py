@@ -7,6 +7,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -16,6 +18,7 @@ from .base_spec import BaseSpec
 
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 _GENERATION_CONFIG = "generation_config.json"
+_CONTROL = 3  # llama.h, LLAMA_TOKEN_TYPE_CONTROL
 _MAX_TOKENIZER = 256 << 20  # bytes; the largest tokenizer.json known has 35 MB
 
 
@@ -76,8 +79,10 @@ def of_gguf(path: Path) -> BasePrompt:
 def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
     """Return the ids of the special tokens of a base by their texts, and the texts at which any of its answers ends.
 
-    Both are empty where its tokenizer is not a folder on this disk.
+    Both are empty where its tokenizer is not on this disk.
     """
+    if spec.kind == "gguf" and Path(spec.source).is_file():
+        return _end_tokens_of_gguf(Path(spec.source))
     if spec.folder is None:
         return {}, frozenset()
     path, config = spec.folder / "tokenizer.json", _read(spec.folder / _TOKENIZER_CONFIG)
@@ -94,7 +99,18 @@ def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
         if isinstance(token, dict) and token.get("special") and (text := _token_text(token)) and str(number).isdecimal()
     }
     # As in vLLM: the config counts where there is no generation config.
-    stops = (_read(spec.folder / _GENERATION_CONFIG) or spec.config).get("eos_token_id")
+    stops = (_read(spec.folder / _GENERATION_CONFIG) or _read(spec.folder / "config.json")).get("eos_token_id")
     numbers = stops if isinstance(stops, list) else [stops]
     ends = {text for text, number in ids.items() if number in numbers}
     return ids, frozenset({*ends, _token_text(config.get("eos_token")) or ""} - {""})
+
+
+def _end_tokens_of_gguf(path: Path) -> tuple[Mapping[str, int], frozenset[str]]:
+    with GGUFFile(path) as file:
+        metadata = file.header.metadata
+    tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(types, list | np.ndarray):
+        return {}, frozenset()
+    ids = {str(token): number for number, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind == _CONTROL}
+    stops = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    return ids, frozenset(text for text, number in ids.items() if number in stops)

@@ -67,7 +67,7 @@ def test_what_the_templates_of_models_do_is_not_reported(template: str) -> None:
 
 def test_templates_are_split_as_jinja_splits_them() -> None:
     need_module("jinja2")
-    from adapterhub.training.limited_process import environment
+    from adapterhub.prompts.limited_process import environment
 
     kinds = {"name", "operator", "integer"}
     for template in (

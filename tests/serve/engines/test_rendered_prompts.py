@@ -20,7 +20,7 @@ from adapterhub_converters.trained_prompt import TrainedPrompt
 from tests.support import folders
 
 pytest.importorskip("jinja2")
-from adapterhub.training import limited_process
+from adapterhub.prompts import limited_process
 
 TURNS: dict[str, Any] = {
     "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
@@ -131,7 +131,7 @@ def test_what_cannot_be_asked_like_that_is_refused_by_name(
 
 
 def test_a_template_that_does_not_end_is_ended(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapterhub.training.data.chat_template.SECONDS", 1)
+    monkeypatch.setattr("adapterhub.prompts.chat_template.SECONDS", 1)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(FormatError, match="team/sql:v1: the model's chat template exceeds 1 s"):
         sent(TURNS, TrainedPrompt(loop), base)
@@ -140,7 +140,7 @@ def test_a_template_that_does_not_end_is_ended(base: BaseSpec, monkeypatch: pyte
 def test_conversations_that_wait_for_a_slow_template_hold_up_no_other_work(
     base: BaseSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.training.data.chat_template.SECONDS", 1)
+    monkeypatch.setattr("adapterhub.prompts.chat_template.SECONDS", 1)
     renderer = rendered_prompts.Renderer(lambda: base_prompts.of_spec(base))
     slow = TrainedPrompt("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
 

@@ -147,7 +147,7 @@ def _measure(render: Render, messages: list[Any], plan: dict[str, Any]) -> dict[
     positions = None
     if plan["several"] or not all(isinstance(prompt, int) for prompt in prompts):
         marks = {int(number): position for number, position in plan["marks"].items()}
-        marked = _try(render, messages=[_marked(message, number, marks) for number, message in enumerate(messages)])
+        marked = _try(render, messages=[_with_mark(message, number, marks) for number, message in enumerate(messages)])
         positions = _mark_positions(marked or "", text, len(plan["marks"]))
     closing = None
     if (last := plan["closing"]) is not None:
@@ -167,7 +167,7 @@ def _length_if_prefix(text: str, prompt: str | None) -> int | str | None:
     return len(prompt) if prompt is not None and text.startswith(prompt) else prompt
 
 
-def _marked(message: Any, number: int, marks: dict[int, int]) -> Any:
+def _with_mark(message: Any, number: int, marks: dict[int, int]) -> Any:
     if number not in marks:
         return message
     content, position = message["content"], marks[number]

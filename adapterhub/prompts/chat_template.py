@@ -14,11 +14,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from adapterhub.training import process_limits
-from adapterhub.training.train_config import TrainConfig
-from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
-from adapterhub_converters.trained_prompt import CLOCK, RESERVED, TrainedPrompt
+from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.trained_prompt import CLOCK, TrainedPrompt
+
+from . import process_limits
 
 _VARIABLES = (
     "{{ dict(messages=messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt)|tojson }}"
@@ -62,33 +61,7 @@ ALPACA = "alpaca"
 NAMED = {"chatml": _CHATML, "plain": _PLAIN, ALPACA: _ALPACA}
 
 
-def configured(config: TrainConfig, tokenizer: Any) -> TrainedPrompt:
-    """Return the prompt that a config sets: a template by its name in NAMED or by its file, its options, and the date.
-
-    Raises:
-        NotFoundError: The template is neither a name nor a file.
-        RefusedError: The tokenizer has no token for the marks of `chatml`, or an option has the name of another variable.
-    """
-    data = config.data
-    if reserved := sorted(RESERVED.intersection(data.template_options)):
-        problem = f"`{reserved[0]}` is set by each conversation, or by another field"
-        raise RefusedError(f"{config.location}: [data] template_options", problem, "Leave it out")
-    template = None if data.chat_template is None else _configured_template(config, data.chat_template, tokenizer)
-    return TrainedPrompt(template, tuple(data.template_options.items()), data.date)
-
-
-def _configured_template(config: TrainConfig, setting: str, tokenizer: Any) -> str:
-    path, location = config.resolve(setting), f"{config.location}: [data] chat_template"
-    if setting not in NAMED and not path.is_file():
-        raise NotFoundError(location, f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}")
-    # Depending on the tokenizer, the id of an unknown token is None or that of the token for unknown text.
-    if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
-        problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
-        raise RefusedError(location, problem, 'Set "plain", or a file of your own')
-    return _for_tokenizer(NAMED.get(setting) or json_file.read_text(path), tokenizer)
-
-
-def _for_tokenizer(template: str, tokenizer: Any) -> str:
+def for_tokenizer(template: str, tokenizer: Any) -> str:
     """Return a template that writes nothing for a beginning-of-text token that the tokenizer of the training lacks.
 
     A GGUF of the base may name one: config.json of Qwen does, and its tokenizer does not.
@@ -106,7 +79,7 @@ def apply(tokenizer: Any, prompt: TrainedPrompt) -> None:
 
 def use_alpaca(tokenizer: Any) -> None:
     """Make `tokenizer` render conversations in the words of Alpaca."""
-    tokenizer.chat_template = _for_tokenizer(_ALPACA, tokenizer)
+    tokenizer.chat_template = for_tokenizer(_ALPACA, tokenizer)
 
 
 def is_alpaca(tokenizer: Any) -> bool:
@@ -192,6 +165,25 @@ def end_mark(answered: str, special: Iterable[str], ends: Iterable[str]) -> str 
     if any(end in after for end in ends if end):
         return None
     return max((token for token in special if token and after.startswith(token)), key=len, default=None)
+
+
+def end_token(
+    template: str, variables: Mapping[str, Any], special: Mapping[str, int], ends: Iterable[str], *, location: str
+) -> int | None:
+    """Return the id of the token that ends answers by a template; None if it is not known, or the model stops there anyway.
+
+    Args:
+        variables: Of the template, besides the conversation.
+        special: The ids of the special tokens, by their texts.
+        ends: The texts of the tokens that end any answer of the base.
+    """
+    conversation = {"messages": [*ANSWERED], "tools": None, "documents": None, "add_generation_prompt": False}
+    try:
+        answered = render_variables(template, {**variables, **conversation}, location=location)
+    except FormatError:  # a template for conversations of another form
+        return None
+    mark = end_mark(answered, special, ends)
+    return None if mark is None else special[mark]
 
 
 def limit_error(location: str) -> FormatError:
