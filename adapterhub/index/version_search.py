@@ -161,12 +161,13 @@ def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
     """Return the newest version of every name, latest first; at most COMMON are counted if some names are left out."""
     condition, limit = f"{NEWEST} AND {visible_condition(index, query.without)}", _limit(query)
     sql = f"SELECT id FROM versions v WHERE {condition} ORDER BY time DESC, name LIMIT ?"
-    ids = [version for (version,) in index.select(sql, max(limit, COMMON + 1) if query.without else limit, kinds="i")]
+    most = max(limit, COMMON) + 1 if query.without else limit
+    ids = [version for (version,) in index.select(sql, most, kinds="i")]
     rows = rows_by_id(index, ids[:limit])
     if not query.without:
         return SearchResult(rows, _names(index), _stored_facet_counts(index) if facets else {})
     counts = _count(index, _IDS, (json.dumps(ids),)) if facets else {}
-    return SearchResult(rows, len(ids), counts, has_more=len(ids) > max(limit, COMMON))
+    return SearchResult(rows, len(ids), counts, has_more=len(ids) >= most)
 
 
 def _names(index: Index) -> int:
