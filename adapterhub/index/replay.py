@@ -16,7 +16,7 @@ from adapterhub.store.ref_log import MAX_RESTORES, TAG_MOVES, entries_in_force
 from adapterhub.store.store import HUB, Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
-from . import queries, repository_rows, tensor_search, version_extract
+from . import queries, tensor_search, version_extract
 from .index_database import Index
 from .queries import LogState
 
@@ -97,6 +97,8 @@ def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
 
 def _read_repositories(index: Index, store: Store) -> list[AdapterhubError]:
     """Write the rows of all repositories; return the errors of logs that cannot be read."""
+    from . import repository_rows  # which most commands do without
+
     errors = list[AdapterhubError]()
     for name in store.log.names(HUB):
         try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterhub.digest import Digest
-from adapterhub.index import index_file, queries, replay, repository_rows
+from adapterhub.index import index_file, queries, replay
 from adapterhub.index.index_database import FILE, SUFFIXES, Index, is_ours
 from adapterhub.index.index_opening import copy_in_memory, create_index, open_index, replace_index
 from adapterhub.index.queries import LogState
@@ -287,7 +287,7 @@ class Ledger:
         for pending, name in self.store.log.pending_moves():
             with contextlib.suppress(AdapterhubError), self.write_lock():
                 replay.catch_up(self.index, self.store, name)
-                repository_rows.catch_up(self.index, self.store, name)
+                self.catch_up((), [name])
                 index_file.write(self.index, self.store)
                 replayed_markers.append(pending)
         # Removed only now that the transactions are committed. A damaged log keeps its file, so that it is tried again.
@@ -319,11 +319,22 @@ class Ledger:
         Raises:
             RemoteError: The store fetches blobs from elsewhere, and cannot reach them.
         """
-        for catch_up, behind in ((replay.catch_up, names), (repository_rows.catch_up, repositories)):
-            for name in behind:
-                try:
-                    catch_up(self.index, self.store, name)
-                except RemoteError:
-                    raise
-                except AdapterhubError:
-                    continue
+        for name in names:
+            with _skipping_damage():
+                replay.catch_up(self.index, self.store, name)
+        for name in repositories:
+            from adapterhub.index import repository_rows  # which most commands do without
+
+            with _skipping_damage():
+                repository_rows.catch_up(self.index, self.store, name)
+
+
+@contextmanager
+def _skipping_damage() -> Iterator[None]:
+    """Ignore what is wrong with a log, but not that the store cannot be reached."""
+    try:
+        yield
+    except RemoteError:
+        raise
+    except AdapterhubError:
+        pass
