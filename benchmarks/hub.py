@@ -54,6 +54,7 @@ JOBS = {
     "list the names of a hub as OCI clients do": [],
     "list the tags of a hub": [],
     "show the search page of a hub": [],
+    "show the administration page of a hub": [],
 }
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds: as finely as the system counts
 WEIGHTS, NAME = "adapter_model.safetensors", "team/sql"
@@ -117,10 +118,10 @@ def rates(bench: Bench) -> None:
 
 def lists(bench: Bench) -> None:
     """Pages of lists at the beginning, in the middle and at the end, over names that are only in the index."""
-    *_, models, catalog, tags, page = JOBS
+    *_, models, catalog, tags, page, admin = JOBS
     names = bench.options.names
     with Registry.init(bench.scratch / "hub-of-names") as registry:
-        add_names(registry.index.connection, names)
+        add_names(registry.index.connection, names, private=3)
         sql = "SELECT time, name FROM versions ORDER BY time DESC, name DESC LIMIT 1 OFFSET ?"
         cursors = [f"{time} {name}" for at in (0, 2, 1.01) for time, name in registry.index.select(sql, int(at and names / at))]
         pulled = registry.index.select("SELECT name, id % 97 + 1 FROM versions WHERE id % 10 = 0")
@@ -151,15 +152,18 @@ def lists(bench: Bench) -> None:
             (page, f"the newest of {names} names, {place}"): f"/?{urlencode({'sort': 'newest', 'cursor': cursor})}"
             for place, cursor in zip(("the first", "in the middle", "near the end"), cursors, strict=True)
         }
-        for (job, detail), path in paths.items():
-            bench.add(
-                job, detail, {"adapterhub": cost_of(f"{hub['url']}{path}", hub["token"], hub["pid"], bench.options.rounds)}
-            )
+        asked = [(job, detail, path, hub["token"]) for (job, detail), path in paths.items()]
+        # A third of the names is private.
+        asked += [(job, f"{detail}, to nobody", path, "") for (job, detail), path in paths.items() if job != catalog]
+        asked.append((admin, "with what namespaces store", "/-/admin", hub["admin"]))
+        for job, detail, path, token in asked:
+            bench.add(job, detail, {"adapterhub": cost_of(f"{hub['url']}{path}", token, hub["pid"], bench.options.rounds)})
 
 
 def cost_of(url: str, token: str, pid: int, rounds: int) -> Figures:
     """The CPU time of a server for one answer, of enough of them to be counted."""
-    request, count = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"}), 20 * rounds
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request, count = urllib.request.Request(url, headers=headers), 20 * rounds
     urllib.request.urlopen(request).read()
     before = cpu(pid)
     for _ in range(count):
@@ -279,9 +283,9 @@ def serve_hub(folder: str) -> None:
 
     root = Path(folder)
     with contextlib.closing(HubDatabase(root)) as database:
-        token = access_tokens.create(database, "alice", "write")
+        token, admin = (access_tokens.create(database, "alice", role) for role in ("write", "admin"))
     with stopped_by_input():
-        serve(HubSettings(registry=root, port=0), ready=lambda url: told(url, token))
+        serve(HubSettings(registry=root, port=0), ready=lambda url: told(url, token, admin=admin))
 
 
 def attack(folder: Path, *, smoke: bool) -> int:
@@ -340,8 +344,8 @@ def serve_nginx(folder: str, files: str) -> None:
         running.terminate()
 
 
-def told(url: str, token: str, pid: int = 0) -> None:
-    print(json.dumps({"url": url, "token": token, "pid": pid or os.getpid()}), flush=True)
+def told(url: str, token: str, pid: int = 0, *, admin: str = "") -> None:
+    print(json.dumps({"url": url, "token": token, "pid": pid or os.getpid(), "admin": admin}), flush=True)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@
     gates.py                gated names, and requests for access to them
     read_log.py             who read which digest
     stars.py                stars of accounts for names
-    repository_listing.py   the names of repositories, as of a few seconds ago
+    hidden_names.py         the names that lists leave out for a client
     popularity.py           names by their downloads and stars
     ranked_listing.py       pages of names in that order
     policy_gate.py          the policy, and withdrawals, applied to what is served
@@ -41,6 +41,7 @@
     workers.py              threads with a registry each
     change_locks.py         locks on changes of repositories
     lru_cache.py            an LRU cache, measured in bytes
+    timed_value.py          a value that is computed anew once it is too old
     jobs.py                 work that only one of several processes does
     garbage_collection.py   garbage collection of a running hub
     webhooks.py             events of a namespace, posted to a URL

@@ -191,11 +191,15 @@ class Access:
 
     def namespace_settings(self, namespace: str) -> Namespace:
         """Return the settings of a namespace, as of the last few seconds."""
+        return self.namespaces().get(namespace) or Namespace(namespace)
+
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Return the namespaces with settings, as of the last few seconds."""
         until, namespaces = self._namespaces
         if until < time.monotonic():
             namespaces = {row.name: row for row in accounts.namespaces(self.database)}
             self._namespaces = time.monotonic() + _TTL, namespaces
-        return namespaces.get(namespace) or Namespace(namespace)
+        return namespaces
 
     def has_members_only(self, name: str) -> bool:
         """Return whether only members read the namespace of a name, as of the last few seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from adapterhub.digest import Digest
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import no_proxy, origin
-from adapterhub.index import queries, version_listing
+from adapterhub.index import queries, repository_rows, version_listing
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.card import Card
 from adapterhub.project.policy import join
@@ -25,17 +25,18 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 from . import aliases, garbage_collection, gates, proposals, publishing, renames, request_context
 from .access_control import Access
-from .accounts import access_tokens, accounts, sessions
+from .accounts import access_tokens, sessions
 from .accounts.access_tokens import Identity
-from .accounts.accounts import READERS
 from .accounts.id_tokens import Issuers
+from .administration.storage_usage import Sums
 from .aliases import Alias
 from .blob_response import BlobResponse
 from .change_locks import ChangeLocks
-from .commits import MayRead, View, find_view, frozen_view, is_arriving, source_name
+from .commits import MayRead, View, find_view, frozen_view, source_name
 from .converted_versions import ConvertedVersions
 from .downloads import Downloads
 from .git_objects import GitObjectIds
+from .hidden_names import HiddenNames
 from .hub_database import hub_secret
 from .jobs import Jobs
 from .lru_cache import LRUCache
@@ -46,7 +47,6 @@ from .popularity import Rankings
 from .quotas import Quotas
 from .read_log import ReadLog
 from .replication import Replicator
-from .repository_listing import HiddenNames, RepositoryListing
 from .settings import HubSettings, ModelUpstream
 from .staged_files import StagedFiles
 from .storage.folder_store import FileState, collecting_new_blobs
@@ -62,7 +62,6 @@ _log = logging.getLogger("adapterhub.hub")
 _MAINTENANCE_INTERVAL = 600.0  # seconds between two runs
 _MAX_LOOKS = 1000  # blobs in a run of which the store is asked whether they are still there
 _MAX_CARD_BYTES = 16 << 20  # bytes of cards kept in memory
-_MAX_HIDDEN_TOKENS = 100  # for how many tokens the names hidden from them are remembered
 
 
 class Hub:
@@ -89,7 +88,7 @@ class Hub:
         git: The object ids git would give to files.
         conversions: Versions converted to other formats.
         policy_gate: Compares what is served with the policy.
-        repository_listing: The names of repositories that have a record.
+        namespace_totals: What each namespace stores.
         mirror: The mirror of another hub; None without one.
         replicator: Copies what is pushed here to other places.
         upstream: The models that are not here but at another hub; None without one.
@@ -132,8 +131,8 @@ class Hub:
         # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4, caches=self.workers.caches)
         self.secret = hub_secret(self.database)
-        self.repository_listing = RepositoryListing()
-        self.workers.on_record = self.repository_listing.note
+        self._hidden_names = HiddenNames(self.access)
+        self.namespace_totals = Sums()
         self._jobs = Jobs(self.database)
         self.locks = ChangeLocks(self._jobs)
         self._sha512_place = ""
@@ -146,7 +145,6 @@ class Hub:
             settings.replications,
             workers=self.workers,
             database=self.database,
-            listing=self.repository_listing,
             jobs=self._jobs,
         )
         self.model_bases = ModelBases(self.storage, self.workers, self.access, self.upstream)
@@ -282,7 +280,7 @@ class Hub:
 
     def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
         """Return whether `identity` may see a repository in this state; one still being renamed to is hidden from everybody."""
-        return not is_arriving(worker, name, repository) and self.access.may_read(identity, name, repository)
+        return self._hidden_names.may_read(worker, identity, name, repository)
 
     def may_read_name(self, worker: Worker, identity: Identity | None, name: str) -> bool:
         """Return whether `identity` may see an existing or removed name."""
@@ -306,40 +304,19 @@ class Hub:
             else None
         )
 
-    def hidden_names(self, worker: Worker, identity: Identity | None) -> tuple[str, ...]:
-        """Return the repositories to leave out of a client's lists, counts and searches, as of a few seconds ago.
+    def hidden_names(self, worker: Worker, identity: Identity | None) -> frozenset[str]:
+        """Return the repositories to leave out of a client's lists, counts and searches.
 
-        Names whose first version was added since are among them. Each repository that is shown is still checked on its own.
+        A role or a setting of a namespace may have changed some seconds ago: each repository shown is checked on its own.
         """
-        snapshot, key = self.repository_listing.current(worker), identity.token if identity else 0
-        index, hidden = worker.registry.index, snapshot.hidden.get(key)
-        added = queries.added_after(index, hidden.newest) if hidden else None
-        if hidden is None or added is None:
-            if len(snapshot.hidden) >= _MAX_HIDDEN_TOKENS:
-                snapshot.hidden.clear()
-            newest = queries.newest_added(index)  # before the names are read: what is added meanwhile is looked at next time
-            restricted = self._restricted_repositories(worker, snapshot.restricted)
-            names = tuple(name for name, state in restricted.items() if not self.may_read(worker, identity, name, state))
-            hidden = snapshot.hidden[key] = HiddenNames(names, newest)
-        elif added:
-            new_names = dict.fromkeys(name for _, name, _ in added)
-            names = tuple(name for name in new_names if not self.may_read_name(worker, identity, name))
-            hidden = snapshot.hidden[key] = HiddenNames((*hidden.names, *names), added[-1])
-        return hidden.names
+        return self._hidden_names.names(worker, identity)
 
     def names_after(self, worker: Worker, identity: Identity | None, last: str, limit: int) -> list[str]:
-        """Return the first names after `last`, sorted, without those hidden from a client a few seconds ago."""
-        hidden = frozenset(self.hidden_names(worker, identity))
-        names = {*version_listing.names_after(worker.registry.index, last, limit, hidden)}
-        names.update(self.repository_listing.current(worker).after(last, limit, hidden))
+        """Return the first names after `last`, sorted, without those hidden from a client."""
+        hidden, index = self.hidden_names(worker, identity), worker.registry.index
+        names = {*version_listing.names_after(index, last, limit, hidden)}
+        names.update(repository_rows.names_after(index, last, limit, hidden))
         return sorted(names)[:limit]
-
-    def _restricted_repositories(self, worker: Worker, restricted: Mapping[str, Repository]) -> Mapping[str, Repository | None]:
-        """Return the repositories not everybody may see: by their records, and all of a namespace with restricted readers."""
-        namespaces = {namespace.name for namespace in accounts.namespaces(self.database) if namespace.readers != READERS[0]}
-        # Names without a document have no state of their own: their namespace decides.
-        names = (row.name for space in namespaces for row in queries.names(worker.registry.index, space))
-        return {**dict.fromkeys(names), **restricted} if namespaces else restricted
 
     async def prepare(self, request: Request) -> None:
         """Fetch or convert what a request is about to read, if its client may see it.

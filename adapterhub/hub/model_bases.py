@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from adapterhub.digest import is_hex
+from adapterhub.index import repository_rows
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.document import BaseInfo
 from adapterhub.registry.repository_documents import MAIN, Repository
@@ -28,6 +27,7 @@ from .commits import Commit
 from .lru_cache import LRUCache
 from .storage.folder_storage import Storage
 from .stored_model import StoredModel
+from .timed_value import TimedValue
 from .upstream.models import UpstreamModels
 from .workers import Worker, Workers
 
@@ -60,24 +60,6 @@ class WholeModel:
     is_kept: bool = False
 
 
-class _Listing:
-    """A list of models, looked for again after half a minute by one thread, while the others get the earlier one."""
-
-    def __init__(self) -> None:
-        self._lock, self._until = threading.Lock(), 0.0
-        self._models: tuple[WholeModel, ...] | None = None
-
-    def get(self, find: Callable[[], Iterator[WholeModel]]) -> tuple[WholeModel, ...]:
-        """Return the models."""
-        if self._until < time.monotonic() and self._lock.acquire(blocking=self._models is None):
-            try:
-                if self._until < time.monotonic():
-                    self._models, self._until = tuple(find()), time.monotonic() + _LIST_TTL
-            finally:
-                self._lock.release()
-        return self._models or ()
-
-
 class ModelBases:
     """The whole models of a hub.
 
@@ -91,7 +73,7 @@ class ModelBases:
     def __init__(self, storage: Storage, workers: Workers, access: Access, upstream: UpstreamModels | None) -> None:
         self._storage, self._workers, self._access, self._upstream = storage, workers, access, upstream
         self._specs: LRUCache[BaseSpec | None] = LRUCache(_MAX_MODELS)
-        self._listed, self._kept = _Listing(), _Listing()
+        self._listed, self._kept = (TimedValue[tuple[WholeModel, ...]](_LIST_TTL) for _ in range(2))
 
     def find(self, row: VersionRow, base: BaseInfo) -> BaseSpec | None:
         """Return the base model that a version names, if it is here or at the upstream; called in any thread."""
@@ -176,13 +158,15 @@ class ModelBases:
 
     def uploaded_models(self, worker: Worker) -> tuple[WholeModel, ...]:
         """Return the whole models of the hub by name, as of the last half minute; the caller shows each to who may see it."""
-        return self._listed.get(lambda: self._find_models(worker))
+        return self._listed.get(lambda: tuple(self._find_models(worker)))
 
     def kept_models(self) -> tuple[WholeModel, ...]:
         """Return the whole models that are kept of the upstream, as of the last half minute; the caller shows them likewise."""
         upstream = self._upstream
         return (
-            self._kept.get(lambda: self._find_kept_models(upstream)) if upstream and upstream.settings.mode == "cache" else ()
+            self._kept.get(lambda: tuple(self._find_kept_models(upstream)))
+            if upstream and upstream.settings.mode == "cache"
+            else ()
         )
 
     def _find_kept_models(self, upstream: UpstreamModels) -> Iterator[WholeModel]:
@@ -193,7 +177,7 @@ class ModelBases:
 
     def _find_models(self, worker: Worker) -> Iterator[WholeModel]:
         count = 0
-        for name in worker.repositories.names():
+        for name in repository_rows.names_without_versions(worker.registry.index):
             view = commits.find_view(worker, name)
             if count >= _MAX_LISTED:
                 return

@@ -50,7 +50,7 @@ def _place(position: Position | None) -> tuple[int, str] | None:
 def _of_ranking(
     index: Index, ranking: Ranking, wanted: Conditions, *, after: Position | None, limit: int, ascending: bool
 ) -> Page:
-    left_out, among = frozenset(wanted.without), None if wanted.among is None else frozenset(wanted.among)
+    left_out, among = wanted.without, None if wanted.among is None else frozenset(wanted.among)
     candidates: Iterator[tuple[int, str]] = (
         place
         for place in ranking.after(_place(after), ascending=ascending)
@@ -71,5 +71,5 @@ def _of_ranking(
 def _of_others(
     index: Index, ranking: Ranking, wanted: Conditions, *, after: Position | None, limit: int, ascending: bool
 ) -> Page:
-    others = replace(wanted, without=(*wanted.without, *ranking.names))
+    others = replace(wanted, without=wanted.without.union(ranking.names))
     return version_listing.page(index, others, after=after, limit=limit, oldest_first=ascending)

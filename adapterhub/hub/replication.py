@@ -18,7 +18,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 
-from adapterhub.index import queries
+from adapterhub.index import queries, repository_rows
 from adapterhub.index.queries import LogState
 from adapterhub.registry.repository_documents import Repository
 from adapterhub.store.store import Entry
@@ -27,10 +27,10 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import commits
 from .accounts.accounts import READERS
+from .hidden_names import as_repositories
 from .hub_database import HubDatabase
 from .jobs import Jobs
 from .replica import Replica
-from .repository_listing import RepositoryListing, is_restricted
 from .settings import Replication
 from .workers import Worker, Workers
 
@@ -103,7 +103,6 @@ class Replicator:
         targets: The targets.
         workers: Threads of this hub; the replicator uses one of its own for each target.
         database: The tables of the hub.
-        listing: The repositories that not everybody may see.
         jobs: The claims of this process.
     """
 
@@ -113,10 +112,9 @@ class Replicator:
         *,
         workers: Workers,
         database: HubDatabase,
-        listing: RepositoryListing,
         jobs: Jobs,
     ) -> None:
-        self._targets, self._workers, self._database, self._listing, self._jobs = targets, workers, database, listing, jobs
+        self._targets, self._workers, self._database, self._jobs = targets, workers, database, jobs
         self._pool = ThreadPoolExecutor(max(len(targets), 1), "hub-replication")
         self._active: set[Replica] = set()
         self._stopped = False
@@ -181,14 +179,15 @@ class Replicator:
         return 0.0 if completed == _MAX_NAMES else max(_INTERVAL, _PAUSE * took)
 
     def _pending_names(self, worker: Worker, target: Replication) -> Iterator[tuple[LogState, _Progress]]:
-        """Yield each name of a target that has moves to make there, and how far it is, as of the last seconds."""
-        restricted, last = self._listing.current(worker).restricted, ""
+        """Yield each name of a target that has moves to make there, and how far it is."""
+        index, last = worker.registry.index, ""
         sql = "SELECT name, seq, private, tries, due, refused FROM replicated WHERE target = ? AND name > ? AND name <= ?"
-        while page := queries.log_states_after(worker.registry.index, last, _MAX_PAGE):
+        while page := queries.log_states_after(index, last, _MAX_PAGE):
             rows = self._database.select(sql, target.key, last, page[-1].name)
             progress_by_name = {name: _Progress(seq, bool(private), *more) for name, seq, private, *more in rows}
             last = page[-1].name
             states = [state for state in page if fnmatchcase(state.name, target.pattern)]
+            restricted = as_repositories(repository_rows.restricted_among(index, [state.name for state in states]))
             private_names = self._private_names({state.name: restricted.get(state.name) for state in states})
             for state in states:
                 private, progress = state.name in private_names, progress_by_name.get(state.name) or _Progress()
@@ -213,7 +212,7 @@ class Replicator:
         return {
             name
             for name, record in records.items()
-            if not closed.isdisjoint((name, name.partition("/")[0])) or (record is not None and is_restricted(record))
+            if not closed.isdisjoint((name, name.partition("/")[0])) or (record and (record.private or record.moved_from))
         }
 
     def _send(self, worker: Worker, target: Replication, state: LogState, progress: _Progress) -> bool:

@@ -17,7 +17,6 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.ledger import StartOverError
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.rehearsal import rehearsal
-from adapterhub.registry.repository_documents import Repository
 from adapterhub.registry.repository_records import ParsedRepository, Repositories
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
@@ -103,7 +102,6 @@ class Workers:
     Attributes:
         caches: What the threads remember, which may be that of other workers too.
         check_record: Called before a document is written for a repository, with its bytes; RefusedError if there is no room.
-        on_record: Called with a repository and its new state after each change of its document; None for a removed one.
         on_open: Called with each worker when its registry has been opened.
     """
 
@@ -117,7 +115,6 @@ class Workers:
     ) -> None:
         self._storage, self._on_move = storage, on_move
         self.check_record: Callable[[Worker, str, int], object] = lambda _worker, _name, _size: None
-        self.on_record: Callable[[str, Repository | None], object] = lambda _name, _repository: None
         self.on_open: Callable[[Worker], object] = lambda _worker: None
         self._local = threading.local()
         self.caches = caches or WorkerCaches()
@@ -176,7 +173,6 @@ class Workers:
             repositories = Repositories(
                 registry,
                 lambda name, size: self.check_record(self._local.worker, name, size),
-                self.on_record,
                 parsed=self.caches.repositories.get,
             )
             worker = self._local.worker = Worker(registry, repositories, self._storage.database, self.caches)

@@ -4,6 +4,7 @@ index_database   the connection and its transactions; `index_opening` creates, r
 schema           the tables of a new file, as all `migrations` leave them
 replay           the store's logs into the tables; `version_extract`, what is indexed of a version
 queries          what lists, refs and maintenance ask
+repository_rows  what lists know of the repositories of a hub
 version_listing  pages of the newest version of every name
 version_search   search by words, facts and digests; `tensor_search`, by tensors
 index_file       the store's index.json

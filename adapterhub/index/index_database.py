@@ -30,7 +30,7 @@ FILE = "registry.db"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Of the database and the files that SQLite keeps next to it."""
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
-VERSION = 12
+VERSION = 13
 """`user_version` of a database with the current tables: the number of migrations."""
 _LOCK_SECONDS = 30  # to wait for another process that holds the write lock
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that names another

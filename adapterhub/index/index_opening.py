@@ -11,7 +11,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from adapterhub.store.store import Store, open_regular
+from adapterhub.store.store import HUB, Store, open_regular
 from adapterhub_converters.containers.file_lock import wait_for_lock
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
@@ -224,7 +224,7 @@ def fill(index: Index, store: Store) -> list[AdapterhubError]:
     """Create the tables in an empty database and fill them; return the errors of logs that could not be replayed."""
     with index.transaction():
         schema.create(index.connection)
-        return replay.rebuild(index, store) if store.log.names() else []
+        return replay.rebuild(index, store) if store.log.names() or store.log.names(HUB) else []
 
 
 def _is_behind(index: Index) -> bool:

@@ -19,7 +19,7 @@ from .index_database import VERSION
 migrations = Migrations("adapterhub")
 REBUILT_TABLES = (
     "index_file", "unwritten", "marks", "texts", "facets", "metrics", "files", "made_from", "tensors", "weights",
-    "facet_counts", "tags", "versions", "names",
+    "facet_counts", "tags", "versions", "names", "repositories",
 )  # fmt: skip
 """Tables that a rebuild empties, in this order."""
 _SEARCHED_COLUMNS = ("name", "title", "tags", "description", "facts", "card")
@@ -224,3 +224,16 @@ def short_beginnings(db: Database) -> None:
     """Let the full-text index find beginnings of one or two letters at once."""
     drop_search(db)
     build_search(db)
+
+
+@migrations()
+def repositories(db: Database) -> None:
+    """Add a row for each repository that a hub has a record of."""
+    db.execute(
+        "CREATE TABLE repositories (name TEXT PRIMARY KEY, private INTEGER NOT NULL, moved_from TEXT NOT NULL,"
+        " removed INTEGER NOT NULL, changed INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX repositories_changed ON repositories (changed)")
+    db.execute(
+        "CREATE INDEX repositories_restricted ON repositories (name) WHERE removed = 0 AND (private = 1 OR moved_from <> '')"
+    )

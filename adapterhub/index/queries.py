@@ -159,10 +159,13 @@ def marks(index: Index, kind: str, name: str) -> dict[str, str]:
     return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name, kinds="ss"))
 
 
-def deprecations(index: Index) -> dict[tuple[str, int], str]:
-    """Return the reason of each deprecation by name and version number; number 0 means the whole name."""
-    sql = "SELECT name, CAST(key AS INTEGER), value FROM marks WHERE kind = 'deprecate'"
-    return {(name, number): value for name, number, value in index.select(sql, kinds="sis")}
+def deprecations(index: Index, names: Collection[str]) -> dict[tuple[str, int], str]:
+    """Return the reason of each deprecation of some names by name and version number; number 0 means the whole name."""
+    sql = (
+        "SELECT m.name, CAST(m.key AS INTEGER), m.value FROM json_each(?) j"
+        " CROSS JOIN marks m ON m.kind = 'deprecate' AND m.name = j.value"
+    )
+    return {(name, number): value for name, number, value in index.select(sql, json.dumps([*names]), kinds="sis")}
 
 
 # ---- versions

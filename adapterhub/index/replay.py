@@ -13,7 +13,7 @@ from adapterhub.manifest import measurement, release_statement, rollout_state
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
 from adapterhub.store.ref_log import MAX_RESTORES, TAG_MOVES, entries_in_force
-from adapterhub.store.store import Entry, Store
+from adapterhub.store.store import HUB, Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
 from . import queries, tensor_search, version_extract
@@ -87,11 +87,25 @@ def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
         for table in migrations.REBUILT_TABLES:
             db.table(table).delete_where()
         logs = _replay_all(index, store)
+        errors = _read_repositories(index, store)
         # Built for everything at once, counts and full-text index take a tenth of the time that they take version by version.
         counted = f"SELECT kind, value, count(*) FROM ({NEWEST_FACETS}) GROUP BY 1, 2"  # noqa: S608 - our own statement
         db.execute(f"INSERT INTO facet_counts (kind, value, n) {counted}")
         migrations.build_search(db)
-    return [log.error for log in logs if log.error]
+    return [*(log.error for log in logs if log.error), *errors]
+
+
+def _read_repositories(index: Index, store: Store) -> list[AdapterhubError]:
+    """Write the rows of all repositories; return the errors of logs that cannot be read."""
+    from . import repository_rows  # which most commands do without
+
+    errors = list[AdapterhubError]()
+    for name in store.log.names(HUB):
+        try:
+            repository_rows.catch_up(index, store, name)
+        except AdapterhubError as error:
+            errors.append(error)
+    return errors
 
 
 def _replay_all(index: Index, store: Store) -> list[_LogCursor]:

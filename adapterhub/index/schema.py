@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .index_database import VERSION
 
-DIGEST = "c71be8d548cf7052d9d32c52b87584f1f1c7b2a54dfccf1ee1a746cbc0c53784"
+DIGEST = "d4d65cf0948e5a50f7e0ebcebf1b93c0186272633927734ea4c78c9523dd2bf4"
 """What `digest` returns for a new database."""
 _SQL = Path(__file__).with_name("schema.sql")
 _MAX_OBJECTS = 200  # tables, indexes, triggers

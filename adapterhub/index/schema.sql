@@ -62,6 +62,12 @@ CREATE TRIGGER "texts_au" AFTER UPDATE ON "texts" BEGIN INSERT INTO "texts_fts" 
 
 CREATE INDEX versions_time ON versions (time, name)
 
+CREATE TABLE repositories (name TEXT PRIMARY KEY, private INTEGER NOT NULL, moved_from TEXT NOT NULL, removed INTEGER NOT NULL, changed INTEGER NOT NULL) STRICT, WITHOUT ROWID
+
+CREATE INDEX repositories_changed ON repositories (changed)
+
+CREATE INDEX repositories_restricted ON repositories (name) WHERE removed = 0 AND (private = 1 OR moved_from <> '')
+
 INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES
     ('adapterhub', 'names_and_versions', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'finding', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
@@ -74,4 +80,5 @@ INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES
     ('adapterhub', 'pushed_by', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'rank_range', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
     ('adapterhub', 'listing', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
-    ('adapterhub', 'short_beginnings', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))
+    ('adapterhub', 'short_beginnings', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now')),
+    ('adapterhub', 'repositories', strftime('%Y-%m-%d %H:%M:%f+00:00', 'now'))

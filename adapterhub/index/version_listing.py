@@ -38,6 +38,8 @@ SCANNED = 2_000
 """The most versions that a page reads."""
 _SCANNED_FOR_WORDS = 500  # the most versions that a page compares with words which many versions contain
 
+_PROBED = 100  # the most versions that are read to find one that has a value and is not hidden
+
 _FIRST = "NOT EXISTS (SELECT 1 FROM versions e WHERE e.name = k.name AND e.number < k.number)"  # of its name
 _AMONG = f"SELECT v.id FROM json_each(?) j CROSS JOIN versions v ON v.name = j.value WHERE {NEWEST}"
 
@@ -81,7 +83,7 @@ class Conditions:
     bounds: tuple[tuple[str, Bounds], ...] = ()
     metrics: tuple[tuple[str, Bounds], ...] = ()
     among: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +180,17 @@ def facets(index: Index, rows: list[VersionRow]) -> dict[tuple[str, int], dict[s
     return by_version
 
 
-def values_of_kinds(index: Index, kinds: tuple[str, ...], without: tuple[str, ...], most: int) -> dict[str, list[str]]:
-    """Return the facets of the newest versions of names not in `without`: of each kind the `most` frequent values."""
-    hidden = f"SELECT v.id FROM json_each(?) j CROSS JOIN versions v ON v.name = j.value WHERE {NEWEST}"
-    less = f"SELECT kind, value, count(*) AS n FROM ({hidden}) h JOIN facets ON version = h.id GROUP BY kind, value"
-    sql = (
-        f"WITH less AS MATERIALIZED ({less}) SELECT c.kind, c.value, c.n - coalesce(less.n, 0) AS remain FROM facet_counts c"
-        f" LEFT JOIN less ON less.kind = c.kind AND less.value = c.value WHERE c.kind = ? AND remain > 0"
-        " ORDER BY remain DESC, c.value LIMIT ?"
-    )
-    names = json.dumps(without)
-    return {kind: [row[1] for row in index.select(sql, names, kind, most, kinds="ssi")] for kind in kinds}
+def values_of_kinds(index: Index, kinds: tuple[str, ...], without: frozenset[str], most: int) -> dict[str, list[str]]:
+    """Return facets of the newest versions of names not in `without`: of each kind at most `most` values, sorted.
+
+    They are among the `2 * most` most frequent ones, and on one of the last `_PROBED` versions with that value.
+    """
+    frequent = "SELECT value FROM facet_counts WHERE kind = ?1 AND n > 0 ORDER BY n DESC, value LIMIT 2 * ?2"
+    recent = f"SELECT version FROM facets WHERE kind = ?1 AND value = c.value ORDER BY version DESC LIMIT {_PROBED}"
+    match_query = f"SELECT 1 FROM ({recent}) f CROSS JOIN versions v ON v.id = f.version WHERE {NEWEST}"
+    match_query += f" AND {visible_condition(index, without)}"
+    sql = f"SELECT value FROM ({frequent}) c WHERE EXISTS ({match_query}) LIMIT ?2"
+    return {kind: sorted(value for (value,) in index.select(sql, kind, most, kinds="s")) for kind in kinds}
 
 
 def count_names(index: Index, namespace: str, without: Collection[str], most: int) -> int:

@@ -46,7 +46,6 @@ NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.numbe
 IN_NAMESPACE = "v.name > ? || '/' AND v.name < ? || '0'"  # as in queries.IN_NAMESPACE
 Statement = tuple[str, tuple[object, ...]]
 """A statement with its values."""
-_LEFT_OUT = "v.name IN (SELECT value FROM json_each(?))"
 _HAS_FACET = "kind = ? AND value = ?"
 _WITH_WORDS = "SELECT rowid AS id FROM texts_fts WHERE texts_fts MATCH ?"
 _IDS = "hit AS MATERIALIZED (SELECT value AS id FROM json_each(?))"
@@ -88,7 +87,7 @@ class Query:
     metrics: tuple[tuple[str, Bounds], ...] = ()
     all_versions: bool = False
     limit: int = 20
-    without: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -159,19 +158,22 @@ def _limit(query: Query) -> int:
 
 
 def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
-    """Return the newest version of every name, latest first."""
-    condition = f"{NEWEST} AND {visible_condition(index, query.without)}"
+    """Return the newest version of every name, latest first; at most COMMON are counted if some names are left out."""
+    condition, limit = f"{NEWEST} AND {visible_condition(index, query.without)}", _limit(query)
     sql = f"SELECT id FROM versions v WHERE {condition} ORDER BY time DESC, name LIMIT ?"
-    records = index.select(sql, _limit(query))
-    facet_counts = _stored_facet_counts(index, query) if facets else {}
-    return SearchResult(rows_by_id(index, [version for (version,) in records]), _names(index, query), facet_counts)
+    most = max(limit, COMMON) + 1 if query.without else limit
+    ids = [version for (version,) in index.select(sql, most, kinds="i")]
+    rows = rows_by_id(index, ids[:limit])
+    if not query.without:
+        return SearchResult(rows, _names(index), _stored_facet_counts(index) if facets else {})
+    counts = _count(index, _IDS, (json.dumps(ids),)) if facets else {}
+    return SearchResult(rows, len(ids), counts, has_more=len(ids) >= most)
 
 
-def _names(index: Index, query: Query) -> int:
+def _names(index: Index) -> int:
     """Return the number of names that have versions."""
-    counts = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
-    hidden_counts = index.select(f"SELECT count(*) FROM versions v WHERE {NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
-    return int(counts[0][0]) - int(hidden_counts[0][0]) if counts else 0
+    counts = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''", kinds="i")
+    return counts[0][0] if counts else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,20 +348,10 @@ def _count(index: Index, matching: str, values: Sequence[object]) -> dict[str, d
     return _group_by_kind(index.select(counts, *values, kinds="ssi"))
 
 
-def _stored_facet_counts(index: Index, query: Query) -> dict[str, dict[str, int]]:
+def _stored_facet_counts(index: Index) -> dict[str, dict[str, int]]:
     """Return the facet counts for the newest version of every name, from the counts that are kept up to date."""
-    if not query.without:
-        return _group_by_kind(
-            index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi")
-        )
-    hidden = f"SELECT id, r FROM versions v WHERE {NEWEST} AND {_LEFT_OUT}"
-    counts = (
-        f"WITH hidden AS MATERIALIZED ({hidden}), less AS (SELECT kind, value, count(*) AS n FROM hidden JOIN facets"
-        " ON version = id GROUP BY kind, value UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hidden GROUP BY r)"
-        " SELECT c.kind, c.value, c.n - coalesce(less.n, 0) AS remain FROM facet_counts c LEFT JOIN less"
-        " ON less.kind = c.kind AND less.value = c.value COLLATE NOCASE WHERE remain > 0 ORDER BY remain DESC, c.value"
-    )
-    return _group_by_kind(index.select(counts, json.dumps(query.without), kinds="ssi"))
+    sql = "SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value"
+    return _group_by_kind(index.select(sql, kinds="ssi"))
 
 
 def _group_by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ from adapterhub.index import index_file, queries, replay
 from adapterhub.index.index_database import FILE, SUFFIXES, Index, is_ours
 from adapterhub.index.index_opening import copy_in_memory, create_index, open_index, replace_index
 from adapterhub.index.queries import LogState
-from adapterhub.store.store import FOLDER, Entry, Store, local_errors
+from adapterhub.store.store import FOLDER, HUB, Entry, Store, local_errors
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers.open_file import check_regular
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RemoteError
@@ -163,7 +163,7 @@ class Ledger:
         ledger = cls(root, store, copy_in_memory(root / FILE, store))
         if store.log.pending_moves() or not index_file.is_current(ledger.index, store):
             with ledger.index.transaction():
-                ledger.catch_up(ledger.store.log.names())
+                ledger.catch_up_all()
         return ledger
 
     @classmethod
@@ -287,6 +287,7 @@ class Ledger:
         for pending, name in self.store.log.pending_moves():
             with contextlib.suppress(AdapterhubError), self.write_lock():
                 replay.catch_up(self.index, self.store, name)
+                self.catch_up((), [name])
                 index_file.write(self.index, self.store)
                 replayed_markers.append(pending)
         # Removed only now that the transactions are committed. A damaged log keeps its file, so that it is tried again.
@@ -301,19 +302,39 @@ class Ledger:
         with self.write_lock():
             # Another process may have caught up while this one waited for the lock.
             if not index_file.is_current(self.index, self.store):
-                self.catch_up(self.store.log.names())
+                self.catch_up_all()
                 index_file.adopt(self.index, self.store)
 
-    def catch_up(self, names: Iterable[str]) -> None:
+    def catch_up_all(self) -> None:
+        """Replay what the index lacks of all names, and read their repositories; call this under the write lock."""
+        self.catch_up(self.store.log.names(), self.store.log.names(HUB))
+
+    def catch_up(self, names: Iterable[str], repositories: Iterable[str] = ()) -> None:
         """Replay what the index lacks of some names; a damaged log stays behind. Call this under the write lock.
+
+        Args:
+            names: Names in the log of versions.
+            repositories: Names in the log of repositories.
 
         Raises:
             RemoteError: The store fetches blobs from elsewhere, and cannot reach them.
         """
         for name in names:
-            try:
+            with _skipping_damage():
                 replay.catch_up(self.index, self.store, name)
-            except RemoteError:
-                raise
-            except AdapterhubError:
-                continue
+        for name in repositories:
+            from adapterhub.index import repository_rows  # which most commands do without
+
+            with _skipping_damage():
+                repository_rows.catch_up(self.index, self.store, name)
+
+
+@contextmanager
+def _skipping_damage() -> Iterator[None]:
+    """Ignore what is wrong with a log, but not that the store cannot be reached."""
+    try:
+        yield
+    except RemoteError:
+        raise
+    except AdapterhubError:
+        pass

@@ -125,7 +125,6 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
 
 def _trace_row(registry: Registry, version: VersionRow) -> Lineage:
     root = version.digest
-    deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}
     # Two walks from the root, up and down: siblings, reachable by going up and then down, are not part of the lineage.
     for upwards in (True, False):
@@ -136,7 +135,7 @@ def _trace_row(registry: Registry, version: VersionRow) -> Lineage:
             if digest in visited:
                 continue
             visited.add(digest)
-            node = nodes.setdefault(digest, _node(registry, digest, deprecations))
+            node = nodes.setdefault(digest, _node(registry, digest))
             waiting += [edge.parent for edge in _edges(node)] if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     refs_in_use = _refs_named_by_children(nodes) | {root: {str(version.ref)}}
@@ -194,8 +193,9 @@ def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Merged
                     yield MergedModel(name, adapter.digest, adapter.weight, str(recipe.base))
 
 
-def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
+def _node(registry: Registry, digest: Digest) -> Node:
     rows = registry.versions_with(digest)
+    deprecations = registry.deprecations({row.name for row in rows})
     reason_by_ref = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
     deprecated = {ref: reason for ref, reason in reason_by_ref.items() if reason is not None}
     try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 # `Registry.list` hides the built-in `list` in the annotations of the class.
 import builtins
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -178,9 +178,9 @@ class Registry:
         """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
         return shown_version.show(self.ledger, ref)
 
-    def deprecations(self) -> dict[tuple[str, int], str]:
-        """Return the reason of each deprecation by name and version number; number 0 means the whole name."""
-        return queries.deprecations(self.index)
+    def deprecations(self, names: Collection[str]) -> dict[tuple[str, int], str]:
+        """Return the reason of each deprecation of some names by name and number; number 0 means the whole name."""
+        return queries.deprecations(self.index, names)
 
     def versions_with(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions with this manifest: one for each name that it was pushed to."""

@@ -8,11 +8,14 @@ The document is a blob, rewritten by each change, and so are its pages and its c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.index import repository_rows
+from adapterhub.index.repository_rows import RepositoryRow
 from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import HUB, Entry, Store
@@ -25,6 +28,16 @@ from .repository_documents import CommitRecord, Repository, commit_id
 
 ENTRY_SIZE = 512
 """Bytes that an entry of a log is counted as."""
+
+
+_MAX_STATES = 10_000  # names whose last entry is remembered
+
+
+class _Step(NamedTuple):
+    """The next entry of a log, and the row of the repository after it."""
+
+    entry: Entry
+    row: RepositoryRow
 
 
 class ParsedRepository(NamedTuple):
@@ -42,7 +55,6 @@ class Repositories:
     Args:
         registry: The registry.
         check_size: Called with a name and the bytes that are about to be written for it; RefusedError if there is no room.
-        on_change: Called with a name and its new state after a change; None for a removed repository.
         parsed: Returns the document with a digest, by calling a function that reads it, unless it has a copy.
     """
 
@@ -50,10 +62,9 @@ class Repositories:
         self,
         registry: Registry,
         check_size: Callable[[str, int], object] = lambda _name, _size: None,
-        on_change: Callable[[str, Repository | None], object] = lambda _name, _repository: None,
         parsed: Callable[[Digest, Callable[[], ParsedRepository]], ParsedRepository] = lambda _digest, read: read(),
     ) -> None:
-        self._registry, self.check_size, self._on_change, self._parsed = registry, check_size, on_change, parsed
+        self._registry, self.check_size, self._parsed = registry, check_size, parsed
         self._states: dict[str, NamedDocument] = {}
         self._rehearsed_blobs: dict[Digest, bytes] | None = None
 
@@ -87,7 +98,7 @@ class Repositories:
         """
         repository = Repository()
 
-        def decide(state: NamedDocument) -> Entry | None:
+        def decide(state: NamedDocument) -> _Step | None:
             nonlocal repository
             before = self._read(state)
             repository = edit(before or Repository(created=now()))
@@ -106,12 +117,12 @@ class Repositories:
             self._put_bytes(raw)
             # The blobs must be on the disk before the log entry that names them.
             self._store.sync_blobs()
-            return replace(state.next("push", now(), sha256_bytes(raw), len(raw)), number=pages_written)
+            entry = replace(state.next("push", now(), sha256_bytes(raw), len(raw)), number=pages_written)
+            return _Step(entry, RepositoryRow(name, repository.private, repository.moved_from))
 
         # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
             self._move(name, decide)
-        self._tell(name, repository)
         return repository
 
     def _check_names(self, name: str, before: Repository, after: Repository) -> None:
@@ -130,8 +141,8 @@ class Repositories:
 
     def remove(self, name: str) -> None:
         """Remove a repository, but not its versions: those belong to the registry."""
-        self._move(name, lambda state: state.next("delete", now()) if state.exists else None)
-        self._tell(name, None)
+        removed = RepositoryRow(name, removed=True)
+        self._move(name, lambda state: _Step(state.next("delete", now()), removed) if state.exists else None)
 
     def document(self, name: str) -> NamedDocument:
         """Return the last entry of the log of a repository."""
@@ -151,22 +162,43 @@ class Repositories:
 
     def names(self) -> list[str]:
         """Return the names of all repositories, sorted."""
-        return [name for name in self._store.log.names(HUB) if self.get(name) is not None]
+        return repository_rows.names_after(self._registry.index, "", -1, ())
 
     def commit(self, repository: Repository, commit: str) -> CommitRecord | None:
         """Return the commit with an id; None if the repository does not have it."""
         digest = repository.commits.get(commit)
         return None if digest is None else CommitRecord.parse(self._store.read_document(digest), digest)
 
-    def _move(self, name: str, decide: Callable[[NamedDocument], Entry | None]) -> None:
-        cached_state = self._state(name)[0]
-        named_documents.move(self._store, self._registry.write_lock, name, decide, log=HUB, known_state=cached_state)
+    def _move(self, name: str, decide: Callable[[NamedDocument], _Step | None]) -> None:
+        """Commit the entry that `decide` returns for the state of a name, and write the row of the repository with it."""
+        known_state, log = self._state(name)[0], self._store.log
+        step: _Step | None = None
+        pending: Path | None = None
+
+        def decide_entry(state: NamedDocument) -> Entry | None:
+            nonlocal step, pending
+            step = decide(state)
+            # The next process to open the registry finds the file of one that was killed, and brings the row up to the log.
+            if step and not pending and repository_rows.row(self._registry.index, name) != step.row:
+                pending = log.begin_move(name)
+            return step.entry if step else None
+
+        with self._registry.write_lock():
+            lock = self._registry.write_lock
+            named_documents.move(self._store, lock, name, decide_entry, log=HUB, known_state=known_state)
+            if step:
+                repository_rows.write(self._registry.index, step.row)
+        if pending:
+            with suppress(OSError):  # a process that finds the file only reads the log again
+                self._store.files.remove(pending)
 
     def _state(self, name: str) -> tuple[NamedDocument, Repository | None]:
         state = named_documents.current(self._store, name, log=HUB, known_state=self._states.get(name))
         repository = self._read(state)
         # Names without a log are not remembered: anybody may ask for any name.
         if state.entry is not None:
+            if len(self._states) >= _MAX_STATES:
+                self._states.clear()
             self._states[name] = state
         return state, repository
 
@@ -192,10 +224,6 @@ class Repositories:
             self._store.put_bytes(raw)
         else:
             self._rehearsed_blobs[sha256_bytes(raw)] = raw
-
-    def _tell(self, name: str, repository: Repository | None) -> None:
-        if self._rehearsed_blobs is None:
-            self._on_change(name, repository)
 
 
 def required_blobs(store: Store, document: Digest) -> set[Digest]:

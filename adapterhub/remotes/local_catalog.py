@@ -27,7 +27,7 @@ from adapterhub.user_files import is_mine
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .catalog import Catalog, ContentAnswer, ContentQuery, Deprecations, DiskUsage, Listing, SearchAnswer, SizedModel, no_bar
+from .catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, SizedModel, no_bar
 from .release_documents import PromotionReport, report_of
 
 
@@ -42,7 +42,7 @@ class Visibility:
     """
 
     sees: Callable[[str], bool]
-    without: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
     max_unlisted: int = 0
 
 
@@ -66,7 +66,7 @@ class LocalCatalog(Catalog):
 
     def page(self, prefix: str | None, after: Ref | None, limit: int) -> tuple[Listing, Ref | None]:
         """Return at most `limit` versions after a numbered one, and the last one looked at; None at the end of the list."""
-        without = self._visibility.without if self._visibility else ()
+        without = self._visibility.without if self._visibility else frozenset()
         with self._registry.index.snapshot():
             rows = queries.versions_after(self._registry.index, prefix, after, limit, without)
             return self._listing(self._visible(rows)), rows[-1].ref if len(rows) == limit else None
@@ -111,7 +111,9 @@ class LocalCatalog(Catalog):
                 unlisted = {
                     digest: size for digest, size in unlisted.items() if queries.names_with(registry.index, digest, without)
                 }
-            return ContentAnswer(matches, registry.deprecations(), len(unlisted))
+            names = {holder.row.name for match in matches for holder in match.holders}
+            names |= {share.row.name for match in matches for share in match.shares}
+            return ContentAnswer(matches, registry.deprecations(names), len(unlisted))
 
     def show(self, ref: Ref) -> VersionDocument:
         """Return everything that is known of a version."""
@@ -143,11 +145,7 @@ class LocalCatalog(Catalog):
         return list_tensors
 
     def _listing(self, rows: Sequence[VersionRow]) -> Listing:
-        return Listing(rows, self._deprecations({row.name for row in rows}))
-
-    def _deprecations(self, names: set[str]) -> Deprecations:
-        deprecations = self._registry.deprecations()
-        return {key: reason for key, reason in deprecations.items() if key[0] in names}
+        return Listing(rows, self._registry.deprecations({row.name for row in rows}))
 
     def _visible(self, rows: Sequence[VersionRow]) -> Sequence[VersionRow]:
         return [row for row in rows if self._sees_row(row)] if self._visibility else rows

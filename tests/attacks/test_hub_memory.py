@@ -19,11 +19,9 @@ from starlette.routing import Route
 from adapterhub.hub import app, middleware
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.lru_cache import LRUCache, memory_of
-from adapterhub.hub.repository_listing import RepositoryListing
 from adapterhub.hub.web.site import Site
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import Ref
-from adapterhub.registry.repository_documents import Repository
 from tests.attacks.test_hub_bodies import ROUTES
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter
@@ -143,16 +141,6 @@ def test_the_spellings_of_a_revision_take_bounded_memory(hub: Running, tmp_path:
         assert red.get(f"/api/models/red/open/revision/{spelling}").ok
     after = {path: value for path, value in caches_of(hub).items() if "commits" in path or "views" in path}
     assert all(memory_of(value._values if isinstance(value, LRUCache) else value) < 100_000 for value in after.values())
-
-
-def test_changes_are_kept_only_while_the_names_are_read(hub: Running) -> None:
-    """The document of each change stayed until somebody asked for a list: at a hub that is only pushed to, for ever."""
-    listing = RepositoryListing()
-    listing.note("red/a", Repository())
-    before = memory_of(vars(listing))
-    for _ in range(100):
-        listing.note("red/a", Repository(private=True, tags={f"v{number}": "x" * 100 for number in range(100)}))
-    assert memory_of(vars(listing)) < before + 2000
 
 
 def test_the_key_of_an_entry_counts() -> None:

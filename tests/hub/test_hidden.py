@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
 
-from adapterhub.hub import access_control, repository_listing
+from adapterhub.hub import access_control
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.accounts import Namespace
 from adapterhub.hub.api import reading
-from adapterhub.hub.hub import Hub
 from adapterhub.hub.hub_database import HubDatabase
-from adapterhub.hub.settings import HubSettings
 from adapterhub.index.index_database import Index
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.registry import Registry
-from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import hide
 
@@ -50,7 +45,6 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     """Listen to the databases; what is remembered for seconds is remembered for the whole test."""
     found = Statements([])
     monkeypatch.setattr(access_control, "_TTL", 3600.0)
-    monkeypatch.setattr(repository_listing, "_TTL", 3600.0)
     for kind in (Index, HubDatabase):
         monkeypatch.setattr(kind, "select", _listening(kind.select, found))
     return found
@@ -210,36 +204,3 @@ def _same(ask: Callable[[], tuple[Any, Any]]) -> None:
     there, absent = turns[-1]
     assert there == absent
     assert absent[0][0] in (200, 202, 404)
-
-
-def test_one_thread_reads_the_records_while_others_have_the_names_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A change that is made meanwhile is in what comes of it: two threads that read would lose it."""
-    Registry.init(tmp_path / "hub").close()
-    names, begun, go_on = Repositories.names, threading.Event(), threading.Event()
-    readers = list[str]()
-
-    def names_slowly(repositories: Repositories) -> Iterator[str]:
-        readers.append(threading.current_thread().name)
-        yield from list(names(repositories))
-        begun.set()
-        assert go_on.wait(30)
-
-    with closing(Hub(HubSettings(registry=tmp_path / "hub"))) as hub:
-        listing, worker = hub.repository_listing, hub.workers.worker()
-        worker.repositories.change("team/old", lambda state: state)
-        listing.current(worker)
-        monkeypatch.setattr(Repositories, "names", names_slowly)
-        monkeypatch.setattr(listing, "_until", 0.001)
-        thread = threading.Thread(target=lambda: listing.current(hub.workers.worker()))
-        thread.start()
-        assert begun.wait(30)
-        worker.repositories.change("team/new", lambda state: replace(state, private=True))
-        during = listing.current(worker)
-        assert (during.names, [*during.restricted]) == (["team/new", "team/old"], ["team/new"])
-        go_on.set()
-        thread.join()
-        after = listing.current(worker)
-        assert (after.names, [*after.restricted]) == (["team/new", "team/old"], ["team/new"])
-    assert len(readers) == 1

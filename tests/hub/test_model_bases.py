@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapterhub.hub import model_bases
+from adapterhub.hub import model_bases, timed_value
 from adapterhub.ref import Ref
 from adapterhub_converters.formats import convert
 from tests.hub.conftest import Running, client, serving
@@ -116,6 +114,7 @@ def test_a_model_that_is_kept_of_the_upstream_is_on_the_page_of_bases_and_compar
     tmp_path: Path, away: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_bases, "_LIST_TTL", 0.0)
+    monkeypatch.setattr(timed_value, "_PAUSE", 0)
     with hub_of(tmp_path / "hub", away.url) as hub:
         wide = folders.adapter(tmp_path / "wide", folders.pairs(2, size=(16, 8)), base_model_name_or_path=BASE)
         with hub.registry() as registry:
@@ -140,20 +139,3 @@ def test_no_base_of_a_namespace_of_this_hub_comes_from_the_upstream(tmp_path: Pa
         client(hub, tmp_path).create_repo("org/other")
         push_adapter(hub, tmp_path / "sql", "team/sql")
         assert gguf_status(hub, "team/sql") == 400
-
-
-def test_of_threads_that_ask_for_the_models_at_once_one_reads_them() -> None:
-    listing, started, go, count = model_bases._Listing(), threading.Event(), threading.Event(), []
-
-    def find() -> Iterator[model_bases.WholeModel]:
-        count.append(1)
-        started.set()
-        go.wait(10)
-        yield model_bases.WholeModel("org/base", "", "", 1, 1)
-
-    with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(listing.get, find) for _ in range(4)]
-        started.wait(10)
-        go.set()
-        assert {answer.result()[0].name for answer in answers} == {"org/base"}
-    assert count == [1]

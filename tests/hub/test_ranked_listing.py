@@ -62,7 +62,7 @@ def test_pages_are_the_parts_of_one_ranking(
     order = {name: place for place, name in enumerate(everybody)}
     expected = sorted(counts, key=lambda name: (counts[name], name), reverse=True)
     expected += sorted(set(everybody) - set(counts), key=lambda name: order[name])
-    hidden = tuple(everybody[:50])
+    hidden = frozenset(everybody[:50])
     for wanted in (Conditions(), Conditions(without=hidden), Conditions(among=tuple(everybody[10:60]))):
         names, cursors = listed(index, ranking, wanted, limit, ascending=ascending)
         seen = [name for name in expected if name not in wanted.without and (wanted.among is None or name in wanted.among)]

@@ -112,7 +112,8 @@ def arguments(registry: Registry) -> dict[str, list[Any]]:
     tensors = registry.store.list_tensors(weights) or ()
     ids = [version for (version,) in registry.index.select("SELECT id FROM versions ORDER BY id LIMIT 2")]
     first = next(iter(registry.index.select("SELECT id, name, number FROM versions ORDER BY id LIMIT 1", kinds="isi")))
-    listed = [Conditions(), Conditions(words="sql", facets=((("method",), "lora"),), namespace="team", without=("other/sql",))]
+    hidden = frozenset({"other/sql"})
+    listed = [Conditions(), Conditions(words="sql", facets=((("method",), "lora"),), namespace="team", without=hidden)]
     texts = [Query(), Query(words="sql"), Query(namespace="team"), Query(all_versions=True, words="sql")]
     return {
         "store": [registry.store], "tensors": [tensors], "digests": [[weights]], "file": [weights], "digest": [weights],
@@ -122,7 +123,7 @@ def arguments(registry: Registry) -> dict[str, list[Any]]:
         "row": [row], "columns": [["base"]], "ids": [ids], "query": texts, "limit": [20], "kind": ["deprecate"],
         "condition": ["1"], "facets": [False, True], "version": [first], "number": [2], "after": [None, row.ref], "last": [""],
         "namespace": ["team"], "statements": [[("SELECT id FROM versions", ())]], "visible": ["1"],
-        "most": [5], "rows": [[row]], "wanted": listed, "kinds": [("method", "dtype")],
+        "most": [5], "change": [0], "rows": [[row]], "wanted": listed, "kinds": [("method", "dtype")],
     }  # fmt: skip
 
 
@@ -229,7 +230,8 @@ def objects(registry: Registry) -> dict[str, Any]:
     return {
         "root": registry.ledger.root, "registry": registry, "ledger": registry.ledger, "index": registry.index,
         "store": registry.store,
-        "registry_rules": lambda: None, "name": "team/sql", "ref": Ref.parse("team/sql:prod"), "version": version,
+        "registry_rules": lambda: None, "name": "team/sql", "names": ["team/sql"],
+        "ref": Ref.parse("team/sql:prod"), "version": version,
         "reference": "prod", "digest": version.digest, "tag": "prod", "number": 1, "mover": "ana", "prefix": "team",
         "after": None, "limit": 5, "query": Query(words="sql"), "facets": True, "manifest": registry.oci_manifest(version),
         "blob": registry.files(version)[0], "location": "here", "content_queries": [("a digest", version.digest)],

@@ -19,7 +19,7 @@ from adapterhub_converters.errors import UsageError
 from tests.support.many_names import BASES, add_names
 
 BASE, OF_BASE = (("base",), BASES[3]), f"base = '{BASES[3]}'"
-HIDDEN = ("team07/adapter-7", "team99/adapter-599")
+HIDDEN = frozenset({"team07/adapter-7", "team99/adapter-599"})
 HUGE = (("parameters", (Bound(">=", 10**9),)),)
 MIT = "'mit' IN (SELECT value FROM facets f WHERE version = v.id)"
 WITH = "EXISTS (SELECT 1 FROM texts t WHERE t.version = v.id AND ' ' || card LIKE '% {}%')"
@@ -111,7 +111,7 @@ def test_pages_by_creation_have_each_name_at_the_time_of_its_first_version(
 def test_where_a_page_ends_does_not_tell_of_names_that_are_left_out(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version_listing, "SCANNED", 10)
     names = [row.name for page in pages(index, Conditions(), 100) for row in page.rows]
-    hidden = tuple(names[5:500])
+    hidden = frozenset(names[5:500])
     ends = [page.end.name for page in pages(index, Conditions(bounds=HUGE, without=hidden), 7) if page.end]
     assert ends
     assert not {*ends} & {*hidden}
@@ -195,11 +195,11 @@ def test_names_and_facets_are_found_by_an_index(index: Index) -> None:
 
 
 def test_the_values_of_hidden_names_are_not_among_the_facets(index: Index) -> None:
-    values = version_listing.values_of_kinds(index, ("tag", "license"), (), 1000)
+    values = version_listing.values_of_kinds(index, ("tag", "license"), frozenset(), 1000)
     assert (len(values["tag"]), {*values["license"]}) == (600, {"mit", "apache-2.0", "llama3"})
-    hidden = version_listing.values_of_kinds(index, ("tag",), ("team07/adapter-7",), 1000)["tag"]
+    hidden = version_listing.values_of_kinds(index, ("tag",), frozenset({"team07/adapter-7"}), 1000)["tag"]
     assert {*values["tag"]} - {*hidden} == {"subject-7"}
-    assert len(version_listing.values_of_kinds(index, ("tag",), (), 5)["tag"]) == 5
+    assert len(version_listing.values_of_kinds(index, ("tag",), frozenset(), 5)["tag"]) == 5
 
 
 @pytest.mark.parametrize(

@@ -323,12 +323,25 @@ def test_names_that_are_left_out_are_in_no_count_either(filled: Registry, tmp_pa
         made = adapter(tmp_path / "poems", 3, poems_toml, base_model_name_or_path="big/llama-7b")
         alone.push(made, Ref.parse("other/poems"))
         expected = version_search.search(alone.index, Query(words), facets=True)
-    shown = version_search.search(filled.index, Query(words, without=("team/sql",)), facets=True)
+    shown = version_search.search(filled.index, Query(words, without=frozenset({"team/sql"})), facets=True)
     assert [row.name for row in shown.rows] == [row.name for row in expected.rows]
     assert (shown.total, shown.facets) == (expected.total, expected.facets)
 
 
 def test_of_common_words_too_names_are_left_out(crowded: Registry) -> None:
     everything = [row.name for row in version_search.search(crowded.index, Query("lora", limit=3), facets=True).rows]
-    shown = version_search.search(crowded.index, Query("lora", limit=2, without=(everything[0],)), facets=True)
+    shown = version_search.search(crowded.index, Query("lora", limit=2, without=frozenset(everything[:1])), facets=True)
     assert [row.name for row in shown.rows] == everything[1:3]
+
+
+def test_without_words_no_more_than_the_common_number_is_counted_where_names_are_left_out(
+    crowded: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many names are hidden is no part of what an answer costs."""
+    query = Query(limit=2, without=frozenset({"team/n0"}))
+    result = version_search.search(crowded.index, query, facets=True)
+    assert (len(result.rows), result.total, result.has_more) == (2, 5, False)
+    assert result.facets["method"] == {"lora": 5}
+    monkeypatch.setattr(version_search, "COMMON", 3)
+    result = version_search.search(crowded.index, query)
+    assert (len(result.rows), result.total, result.has_more) == (2, 4, True)

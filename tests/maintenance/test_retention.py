@@ -39,7 +39,7 @@ def test_versions_are_dropped_only_where_requested(registry: Registry, make: Mak
     assert list(map(str, gc(registry, grace=0).dropped)) == ["team/sql:v2"]
     assert [row.number for row in registry.list("team/sql")] == [4, 3, 1]
     assert len(registry.list("team/all")) == 4
-    assert registry.deprecations() == {}
+    assert registry.deprecations(["team/sql"]) == {}
     with pytest.raises(NotFoundError, match="no such version"):
         registry.resolve(Ref.parse("team/sql:v2"))
     assert list(map(str, gc(registry, grace=0, last=1).dropped)) == [

@@ -44,13 +44,13 @@ def replayed(registry: Registry) -> None:
     """What the catalog says is what the log says."""
     before = (
         registry.list(),
-        registry.deprecations(),
+        registry.deprecations(["team/sql"]),
         [queries.marks(registry.index, kind, "team/sql") for kind in ("protect", "keep")],
     )
     assert registry.rebuild_index() == []
     after = (
         registry.list(),
-        registry.deprecations(),
+        registry.deprecations(["team/sql"]),
         [queries.marks(registry.index, kind, "team/sql") for kind in ("protect", "keep")],
     )
     assert before == after
@@ -128,10 +128,10 @@ def test_a_deprecation_is_of_a_version_or_of_all(registry: Registry) -> None:
     assert registry.show(PROD)["deprecated"] == "old"
     replayed(registry)
     registry.deprecate(SQL, undo=True)
-    assert registry.deprecations() == {("team/sql", 1): "old"}
+    assert registry.deprecations(["team/sql"]) == {("team/sql", 1): "old"}
     registry.deprecate(PROD, undo=True)
     registry.deprecate(PROD, undo=True)
-    assert registry.deprecations() == {}
+    assert registry.deprecations(["team/sql"]) == {}
     assert [entry.op for entry in registry.log(SQL)][:4] == ["undeprecate", "undeprecate", "deprecate", "deprecate"]
     registry.deprecate(v(2), "\udcff\x1b[31m")
     assert registry.resolve(v(2)).deprecated == "?\x1b[31m"

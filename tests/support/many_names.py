@@ -14,10 +14,14 @@ _VERSION = (
 )
 
 
-def add_names(connection: sqlite3.Connection, count: int, *, words: int = 12) -> None:
+def add_names(connection: sqlite3.Connection, count: int, *, words: int = 12, private: int = 0) -> None:
     """Add `count` names of one version each, in a hundred namespaces, pushed some seconds after each other, several at a time.
 
-    `words`: Of the card of each, which are searched.
+    Args:
+        connection: To the index.
+        count: How many.
+        words: Of the card of each, which are searched.
+        private: Each name has a record and each of that many is private and deprecated; 0 for none of it.
     """
     rng = random.Random(0)
     vocabulary = [f"{rng.choice('bcdfgklmnprst')}{rng.choice('aeiou')}{n}" for n in range(20_000)]
@@ -44,6 +48,11 @@ def add_names(connection: sqlite3.Connection, count: int, *, words: int = 12) ->
             values |= {"tag": f"subject-{n % 5000}", "license": rng.choice(["mit", "apache-2.0", "llama3"])}
             facets += [(n + 1, kind, value) for kind, value in values.items()]
             texts.append((n + 1, name, " ".join(rng.choices(vocabulary, k=words))))
+        if private:
+            records = [(name, int(n % private == 0), n + 1) for n, (name, _) in enumerate(names, start)]
+            connection.executemany("INSERT INTO repositories VALUES (?, ?, '', 0, ?)", records)
+            marks = [(name,) for name, is_private, _ in records if is_private]
+            connection.executemany("INSERT INTO marks (name, kind, key, value) VALUES (?, 'deprecate', '1', 'old')", marks)
         for sql, rows in (
             ("INSERT INTO names (name, seq, head, number, deleted) VALUES (?, 1, ?, 1, 0)", names),
             (_VERSION, versions),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from adapterhub.hub.access_control import check_admin
 from adapterhub.hub.accounts import accounts
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.accounts import EVERYWHERE, Namespace
+from adapterhub.hub.timed_value import TimedValue
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import NamespaceTotals
 from adapterhub_converters.lazy_dataclass import dataclass
+
+Sums = TimedValue[list[NamespaceTotals]]
+"""What each namespace stores."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class StorageUsage:
     disk: Disk
 
 
-def storage_usage(worker: Worker, identity: Identity | None, folder: Path) -> StorageUsage:
-    """Return what the hub stores, for its admins; `folder` is the one of its registry."""
+def storage_usage(worker: Worker, identity: Identity | None, sums: Sums) -> StorageUsage:
+    """Return what the hub stores, for its admins; sums that took long are not computed anew each time."""
     check_admin(identity, EVERYWHERE)
-    disk = shutil.disk_usage(folder)
-    stored = {total.namespace: total for total in queries.namespace_totals(worker.registry.index)}
+    disk = shutil.disk_usage(worker.registry.root)
+    totals = sums.get(lambda: queries.namespace_totals(worker.registry.index))
+    stored = {total.namespace: total for total in totals}
     settings = {namespace.name: namespace for namespace in accounts.namespaces(worker.database)}
     # Namespaces with settings but without versions come last.
     names = [*stored, *sorted(settings.keys() - stored.keys())]

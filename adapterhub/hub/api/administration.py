@@ -113,7 +113,7 @@ async def storage(hub: Hub, request: Request) -> Response:
     identity = hub.identify(request)
 
     def work(worker: Worker) -> Document:
-        usage = storage_usage(worker, identity, hub.settings.registry)
+        usage = storage_usage(worker, identity, hub.namespace_totals)
         return {
             **asdict(usage),
             "quota_requests": [asdict(quota) for quota in namespace_admins.quota_requests(worker.database)],

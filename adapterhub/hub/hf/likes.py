@@ -47,7 +47,7 @@ async def liked(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> list[Star]:
         # Hidden names are left out first: a page may not end at one, which its address would tell.
-        hidden = frozenset(hub.hidden_names(worker, identity))
+        hidden = hub.hidden_names(worker, identity)
         rows = stars.stars_of_account(worker.database, account, after=after, limit=stars.MAX_STARS)
         shown = (star for star in rows if star.name not in hidden and hub.visible(worker, identity, star.name))
         return [*islice(shown, _PAGE + 1)]

@@ -235,14 +235,13 @@ def _page(hub: Hub, index: Index, wanted: ListRequest, conditions: Conditions) -
     )
 
 
-def _with_names(worker: Worker, wanted: ListRequest, hidden: tuple[str, ...]) -> Conditions:
+def _with_names(worker: Worker, wanted: ListRequest, hidden: frozenset[str]) -> Conditions:
     """Return the conditions of a list for a client, without the names hidden from it, and for gated names or for others."""
     conditions = replace(wanted.conditions, without=hidden)
     if wanted.gated is None:
         return conditions
-    hidden_names = frozenset(hidden)
-    names = tuple(name for name in gates.gated_names(worker.database) if name not in hidden_names)
-    return replace(conditions, among=names) if wanted.gated else replace(conditions, without=(*hidden, *names))
+    names = tuple(name for name in gates.gated_names(worker.database) if name not in hidden)
+    return replace(conditions, among=names) if wanted.gated else replace(conditions, without=hidden.union(names))
 
 
 def _changing_fields(hub: Hub, worker: Worker, names: Sequence[str]) -> list[dict[str, Any]]:

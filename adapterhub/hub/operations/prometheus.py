@@ -19,8 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub.hub.accounts.accounts import EVERYWHERE
 from adapterhub.hub.hf.hf_errors import ResponseError
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.timed_value import TimedValue
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
+from adapterhub.index.queries import RegistryTotals
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -54,7 +56,7 @@ class Metrics:
         self.free = Gauge("hub_disk_free_bytes", "Bytes that are free on the disk of the store.", **options)
         self._paths = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
         self._labeled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._until = 0.0
+        self._totals = TimedValue[RegistryTotals](_SUMS_TTL)
 
     def path(self, scope: Scope) -> str:
         """Return the template of the route that answers a request."""
@@ -80,15 +82,13 @@ class Metrics:
         if not with_sums:
             return page
         self.uploads.set(hub.uploads.count)
-        # The sums read the whole index, and several servers of Prometheus may scrape at once.
-        if self._until < time.monotonic():
-            self._until = time.monotonic() + _SUMS_TTL
-            await hub.workers.run(self._sum)
+        await hub.workers.run(self._sum)
         sums: bytes = await hub.workers.read(generate_latest, self.sums)
         return page + sums
 
     def _sum(self, worker: Worker) -> None:
-        totals = queries.registry_totals(worker.registry.index)
+        # They read the whole index, and several servers of Prometheus may scrape at once.
+        totals = self._totals.get(lambda: queries.registry_totals(worker.registry.index))
         self.names.set(totals.names)
         self.versions.set(totals.versions)
         self.stored.set(totals.bytes)

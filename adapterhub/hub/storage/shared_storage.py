@@ -10,7 +10,7 @@ everything is built again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -26,7 +26,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.remotes.objects.object_address import ObjectAddress
 from adapterhub.store.leases import Lease
-from adapterhub.store.store import FOLDER
+from adapterhub.store.store import FOLDER, HUB
 from adapterhub.store.store_files import write_all
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
@@ -96,12 +96,13 @@ class SharedStorage(Storage):
             problem = f"has copies of another hub than that of {self.database.location}"
             raise RefusedError(str(self.root), problem, "Remove the folder, or name another one")
         self._log.open()
-        is_new, names = not (self.root / FILE).exists(), set()
+        is_new, names, repositories = not (self.root / FILE).exists(), set[str](), set[str]()
         # Mirror all logs before there is an index: building one from complete logs takes a tenth of the time.
         for rows in self._log.pages():
             names |= self._mirror_rows(rows)
+            repositories |= _repositories(rows)
         with Registry.init(self.root, self.store()) as registry, registry.write_lock():
-            registry.ledger.catch_up(() if is_new else sorted(names))
+            registry.ledger.catch_up(*([], []) if is_new else (sorted(names), sorted(repositories)))
         self._log.save()
         while copy_entries(self.database, self._blobs.bucket):
             pass
@@ -150,7 +151,7 @@ class SharedStorage(Storage):
             for rows in self._log.pages():
                 names = self._mirror_rows(rows)
                 with registry.write_lock():
-                    registry.ledger.catch_up(sorted(names))
+                    registry.ledger.catch_up(sorted(names), sorted(_repositories(rows)))
                 self._log.save()
 
     def _mirror_rows(self, rows: list[LogRow]) -> set[str]:
@@ -245,3 +246,8 @@ def open_shared_registry(settings: HubSettings) -> SharedRegistry:
 def open_bucket(address: str, environ: Mapping[str, str]) -> Bucket:
     """Return the bucket at an address such as `s3://bucket/prefix`."""
     return Bucket(ObjectAddress.parse(f"{address.rstrip('/')}/any/name"), environ)
+
+
+def _repositories(rows: Iterable[LogRow]) -> set[str]:
+    """Return the names of the repositories whose records moved."""
+    return {row.name for row in rows if row.log == HUB}

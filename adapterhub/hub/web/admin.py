@@ -54,7 +54,7 @@ def admin_page(page_request: PageRequest, worker: Worker) -> AdminPage:
         hub_admins.list_accounts(database, identity),
         hub_admins.list_tokens(database, identity),
         hub_admins.list_admissions(database, identity),
-        storage_usage(worker, identity, page_request.hub.settings.registry),
+        storage_usage(worker, identity, page_request.hub.namespace_totals),
         namespace_admins.quota_requests(database),
         audited,
         hub_admins.audit_events(database, identity, name=audited, limit=_MAX_ROWS),

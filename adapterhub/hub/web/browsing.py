@@ -116,7 +116,7 @@ def search_page(page_request: PageRequest, worker: Worker) -> SearchPage:
         following,
         downloads=page_request.hub.downloads.recent(names),
         stars=stars.counts(worker.database, names),
-        deprecated=worker.registry.deprecations(),
+        deprecated=worker.registry.deprecations(names),
     )
 
 
@@ -155,7 +155,7 @@ def _readable(page_request: PageRequest, worker: Worker, rows: Sequence[VersionR
     return [row for row in readable if _is_applied(page_request, worker, row, runtime)] if runtime else readable
 
 
-def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Query:
+def _query(fields: Mapping[str, str], limit: int, hidden: frozenset[str]) -> Query:
     """Return the query of a form. UsageError for an invalid number or comparison."""
     bounds = []
     for name, column in (("r", "r"), ("rank", "r"), ("size", "size")):

@@ -16,7 +16,7 @@ from adapterhub.hub.accounts import admissions, oidc, sessions
 from adapterhub.hub.accounts.oidc import Login
 from adapterhub.hub.settings import Provider
 from adapterhub.hub.workers import Worker
-from adapterhub.index import queries
+from adapterhub.index import repository_rows
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -145,7 +145,9 @@ async def arrive(request: Request) -> Response:
             )
             request_context.current().record_change(f"{id_token.claims.get('sub')} at {id_token.issuer}")
             mirrors = bool(page_request.hub.mirror or page_request.hub.upstream)
-            account = admissions.admit(page_request.hub.database, id_token, _namespaces(worker), mirrors=mirrors)
+            # Those that have or had anything in them.
+            taken = repository_rows.namespaces(worker.registry.index)
+            account = admissions.admit(page_request.hub.database, id_token, taken, mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error
         request_context.current().set_account(account, "")
@@ -173,9 +175,3 @@ def _provider(page_request: PageRequest) -> tuple[Provider, str]:
         raise NotFoundError(page_request.path, "this hub has no provider to sign in with")
     page_request.hub.access.count_attempt(page_request.hub.access.logins)
     return page_request.hub.settings.provider, page_request.hub.own_url(page_request.request) + BACK
-
-
-def _namespaces(worker: Worker) -> set[str]:
-    """Return the namespaces that have or had anything in them."""
-    names = [*(row.name for row in queries.names(worker.registry.index)), *worker.repositories.names()]
-    return {name.partition("/")[0] for name in names}

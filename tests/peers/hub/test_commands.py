@@ -12,8 +12,9 @@ import click
 import pytest
 
 from adapterhub.cli.main import COMMANDS, app
+from adapterhub.hub.accounts import device_logins
 from adapterhub.hub.settings import HubSettings
-from adapterhub.hub.storage.from_settings import open_registry
+from adapterhub.hub.storage.from_settings import open_database, open_registry
 from adapterhub.hub.storage.shared_storage import open_bucket
 from adapterhub.manifest.rollout_state import RolloutState, RolloutStep
 from adapterhub.operations.workspace import Workspace
@@ -116,8 +117,14 @@ WITHOUT_A_REGISTRY = {
     "logout", "remote", "served", "usage", "verify-merge",
 }  # fmt: skip
 WITH_A_GATEWAY = {"rollout"}  # below
-# By tests of their own: what begins, moves, fills or replaces a hub, and what waits for a client of a running one.
-OF_WHOLE_HUBS = {"hub start", "hub migrate", "hub recover", "hub load-backup", "hub approve"}
+# By tests of their own, which name the command: what needs a second hub, a hub that runs, or a code of its own.
+BY_THEMSELVES = {
+    "hub approve": __file__,
+    "hub load-backup": __file__,
+    "hub migrate": "tests/peers/hub/test_migration.py",  # from the one kind of place to the other
+    "hub recover": "tests/peers/hub/test_migration.py",  # a folder has no second copy of its log
+    "hub start": "tests/peers/hub/test_equal_answers.py",  # by the answers of both kinds of hub to 500 requests
+}
 WITH_A_MODEL = {"chat", "eval", "run", "serve", "train"}  # look adapters up as `pull` and `show` do
 _VARYING = re.compile(
     r"hf_\w+|\b[0-9a-f]{64}\b|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|urn:uuid:[0-9a-f-]+|(?<=CHECK) +(?=STATE)|  +|hub.tar.*"
@@ -130,9 +137,8 @@ def test_every_command_is_tried_at_a_shared_hub() -> None:
     exempt = WITHOUT_A_REGISTRY | WITH_A_GATEWAY | WITH_A_MODEL
     assert tried | exempt == set(COMMANDS)
     leaves = {name for name, command in commands(app) if not isinstance(command, click.Group) and name.split()[0] not in exempt}
-    assert {leaf for leaf in leaves if not any(f"{line} ".startswith(f"{leaf} ") for line in lines)} == OF_WHOLE_HUBS | {
-        *REFUSED
-    }
+    untried = {leaf for leaf in leaves if not any(f"{line} ".startswith(f"{leaf} ") for line in lines)}
+    assert untried == BY_THEMSELVES.keys() | REFUSED.keys()
 
 
 @pytest.fixture
@@ -170,6 +176,19 @@ def test_each_command_does_at_a_shared_hub_what_it_does_in_a_folder(
             results.append((line, _VARYING.sub(" ", text)))
         printed.append(results)
     assert printed[0] == printed[1]
+
+
+def test_a_login_is_approved_in_a_folder_and_at_a_shared_hub(run: Run, tmp_path: Path, shared: dict[str, str]) -> None:
+    settings = HubSettings(
+        tmp_path / "copies", database=shared["ADAPTERHUB_DATABASE"], blobs=shared["ADAPTERHUB_BLOBS"], environ=shared
+    )
+    for place, environment in ((HubSettings(tmp_path / "folder"), {}), (settings, shared)):
+        run("--registry", place.registry, "hub", "user", "add", "ada", env=environment)
+        with closing(open_database(place)) as database:
+            device, code = device_logins.begin(database, "192.0.2.1")
+            told = run("--registry", place.registry, "hub", "approve", code, "--as", "ada", env=environment).stdout
+            assert "a program at 192.0.2.1 may act for ada" in told
+            assert device_logins.collect(database, device).account == "ada"
 
 
 def _location(shared: dict[str, str]) -> str:

@@ -227,7 +227,6 @@ def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     times = (start + datetime.timedelta(seconds=number) for number in itertools.count())
     stopped = SimpleNamespace(UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: next(times)))
     monkeypatch.setattr("adapterhub.registry.moves.datetime", stopped)
-    monkeypatch.setattr("adapterhub.hub.repository_listing._TTL", 1e-9)
     monkeypatch.setattr("adapterhub.hub.downloads._INTERVAL", 1e9)
 
 
