@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -61,13 +60,10 @@ def sweep(
     """Collect the garbage of the registry that is meant, with the values of `sweep_options`."""
     # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
     kept_count = last or (0 if tagged else None)
-    since = None
-    if ttl is not None:
-        since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ages.parse_age("--ttl", ttl))
     options: dict[str, Any] = {
         "grace": grace,
         "last": kept_count,
-        "pushed_since": since,
+        "ttl": None if ttl is None else ages.parse_age("--ttl", ttl),
         "dry_run": dry_run,
         "withdrawn": withdrawn,
     }

@@ -92,9 +92,12 @@ OPERATIONS: Mapping[str, Operation] = {
     f"DELETE {_NAMES}/gate": _deciding("Remove the gate of a name"),
     f"PUT {_NAMES}/deprecation": _changing("Deprecate all versions of a name", _REASON),
     f"DELETE {_NAMES}/deprecation": _changing("Withdraw the deprecation of a name"),
-    f"GET {_NAMES}/retention": reading("Tell how many of the newest versions of a name a gc keeps; null for all"),
+    f"GET {_NAMES}/retention": reading(
+        "Tell how many of the newest versions of a name a gc keeps, and how long others; null for all"
+    ),
     f"PUT {_NAMES}/retention": _changing(
-        "Set a gc to drop the versions of a name but the newest and those with tags", {JSON: object_of("keep", keep=COUNT)}
+        "Set a gc to drop the versions of a name but the newest, those younger than `ttl` seconds, and those with tags",
+        {JSON: object_of(keep=COUNT, ttl=COUNT)},
     ),
     f"DELETE {_NAMES}/retention": _changing("Keep all versions of a name"),
     f"POST {_NAMES}/versions": Operation(

@@ -339,6 +339,5 @@ def _errors_naming(folder: Path, name: str) -> Iterator[None]:
         yield
     except AdapterhubError as error:
         for temporary_name in (str(folder), folder.name):
-            error.where = error.where.replace(temporary_name, name)
-            error.what = error.what.replace(temporary_name, name)
+            error.rename(temporary_name, name)
         raise

@@ -153,8 +153,9 @@ def marks(index: Index, kind: str, name: str) -> dict[str, str]:
     """Return the settings of one kind of a name: key to value.
 
     Keys and values by kind: `protect`: tag to an empty string. `deprecate`: number, or 0 for the whole name, to the reason.
-    `keep`: an empty string to the number of newest versions. `evaluate`: number and name to a measurement. `withdraw`: digest
-    to the reason. `rollout`: digest and route to a state. UNINDEXED: number to the reason.
+    `keep`: an empty string to the number of newest versions, and the seconds for which others stay too. `evaluate`: number
+    and name to a measurement. `withdraw`: digest to the reason. `rollout`: digest and route to a state. UNINDEXED: number
+    to the reason.
     """
     return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name, kinds="ss"))
 

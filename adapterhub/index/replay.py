@@ -317,7 +317,7 @@ class _Replay:
         set_by = {
             "protect": [(tag, "") for tag in entry.tags],
             "deprecate": [(number, entry.message.encode(errors="replace").decode())],
-            "keep": [("", str(entry.keep))],
+            "keep": [("", f"{entry.keep} {entry.ttl}" if entry.ttl else str(entry.keep))],
             "withdraw": [(entry.digest, release_statement.parse(entry.message).text)],
         }
         if entry.op == "rollout" and (state := rollout_state.parse(entry.message)):

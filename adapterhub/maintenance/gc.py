@@ -12,7 +12,6 @@ blobs that no version needs. A packed blob is removed before the parent that it 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import stat
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from pathlib import Path
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import index_file, queries, replay
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.keep_rule import keep_rule
 from adapterhub.ref import Ref
 from adapterhub.registry import repository_records
 from adapterhub.registry.registry import Registry
@@ -37,7 +37,6 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import gc_marks, retention
 from .gc_marks import LogMarks, Marks
-from .retention import DefaultRule
 
 Progress = Callable[[int, int], None]
 """Callback that takes the number of blobs done and the number of blobs."""
@@ -82,7 +81,7 @@ def gc(
     *,
     grace: float = GRACE,
     last: int | None = None,
-    pushed_since: datetime.datetime | None = None,
+    ttl: int | None = None,
     dry_run: bool = False,
     withdrawn: bool = False,
     progress: Progress | None = None,
@@ -93,12 +92,12 @@ def gc(
         registry: The registry.
         grace: Hours that a blob stays after it was stored or last needed.
         last: Number of newest versions to keep, besides the tagged ones, of names without a setting (`retention.keep`).
-        pushed_since: Keep, of those, all versions that were pushed since then, and the newest.
+        ttl: Keep, of those, each version for so many seconds after its push, and the newest.
         dry_run: Change nothing.
         withdrawn: Drop the withdrawn versions too.
         progress: Called with the number of blobs done and the number of blobs.
     """
-    dropped = retention.drop(registry, DefaultRule(last, pushed_since), dry_run=dry_run, withdrawn=withdrawn)
+    dropped = retention.drop(registry, keep_rule(last, ttl), dry_run=dry_run, withdrawn=withdrawn)
     result = GcResult(dry_run, dropped.refs, dropped.parents)
     store = registry.store
     needs = NeededBlobs(

@@ -172,8 +172,8 @@ def _set_marks(registry: Registry, old: str, new: str) -> None:
     for key, text in queries.marks(registry.index, "evaluate", old).items():
         if measured := measurement.parse(text):
             measurement_log.record(registry, Ref(new, number=int(key.partition(" ")[0])), measured)
-    for last in queries.marks(registry.index, "keep", old).values():
-        retention.keep(registry, Ref(new), int(last))
+    if rule := retention.setting(registry, old):
+        retention.keep(registry, Ref(new), rule)
     if retention.keeps_all(registry, old):
         retention.keep(registry, Ref(new), None)
 

@@ -8,11 +8,13 @@ audit until it is asked for, whatever the setting, and then goes, whatever was m
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import withdrawals
 from adapterhub.registry.moves import now
@@ -23,8 +25,8 @@ from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
 
 
-def keep(registry: Registry, ref: Ref, last: int | None) -> None:
-    """Set a gc to drop the versions of a name except the `last` newest and the tagged ones; None keeps all."""
+def keep(registry: Registry, ref: Ref, rule: KeepRule | None) -> None:
+    """Set which versions of a name a gc keeps, besides the tagged ones; None for all."""
     if ref != Ref(ref.name):
         raise RefError(str(ref), "retention is set for a whole name", f"Write {ref.name}")
     registry.row(ref)
@@ -32,22 +34,25 @@ def keep(registry: Registry, ref: Ref, last: int | None) -> None:
     def decide(state: LogState) -> Entry | None:
         # Under the lock, the name may be gone by now.
         registry.row(ref)
-        if keeps_all(registry, ref.name) if last is None else _setting(registry, ref.name) == last:
+        if keeps_all(registry, ref.name) if rule is None else setting(registry, ref.name) == rule:
             return None
-        op, number = ("keep-all", 0) if last is None else ("keep", last)
-        return Entry(ref.name, state.seq + 1, op, now(), previous=state.head, keep=number)
+        position = (ref.name, state.seq + 1)
+        if rule is None:
+            return Entry(*position, "keep-all", now(), previous=state.head)
+        return Entry(*position, "keep", now(), previous=state.head, keep=rule.last, ttl=rule.ttl)
 
     registry.move(ref.name, decide)
 
 
-def retention_limit(registry: Registry, ref: Ref) -> int | None:
-    """Return the number of newest versions that a gc keeps of a name; None for all."""
-    return _setting(registry, registry.row(ref).name)
+def chosen_rule(registry: Registry, ref: Ref) -> KeepRule | None:
+    """Return which versions a gc keeps of a name, which must exist; None for all."""
+    return setting(registry, registry.row(ref).name)
 
 
-def _setting(registry: Registry, name: str) -> int | None:
-    setting = queries.marks(registry.index, "keep", name).get("")
-    return None if setting is None else int(setting)
+def setting(registry: Registry, name: str) -> KeepRule | None:
+    """Return which versions a gc keeps of a name by a choice; None for all, or without one."""
+    text = queries.marks(registry.index, "keep", name).get("")
+    return None if text is None else KeepRule(*map(int, text.split()))
 
 
 def keeps_all(registry: Registry, name: str) -> bool:
@@ -84,33 +89,12 @@ class DroppedVersions:
         return [Ref(name, number=number) for name in sorted(self.numbers) for number in self.numbers[name]]
 
 
-@dataclass(frozen=True)
-class DefaultRule:
-    """What is kept of names without a setting, besides the tagged versions.
-
-    Attributes:
-        last: The number of newest versions; None for all, or for one with an age.
-        pushed_since: A time: all that were pushed since then; None for no more than `last` says.
-    """
-
-    last: int | None = None
-    pushed_since: datetime.datetime | None = None
-
-    def droppable(self, rows: Sequence[VersionRow]) -> dict[int, Digest]:
-        """Return the versions that need not be kept; `rows` are sorted newest first."""
-        if self.pushed_since is None:
-            return {} if self.last is None else droppable_versions(rows, self.last)
-        old = {row.number for row in rows if datetime.datetime.fromisoformat(row.time) < self.pushed_since}
-        droppable = droppable_versions(rows, 1 if self.last is None else self.last)
-        return {number: digest for number, digest in droppable.items() if number in old}
-
-
-def drop(registry: Registry, rule: DefaultRule, *, dry_run: bool, withdrawn: bool = False) -> DroppedVersions:
+def drop(registry: Registry, rule: KeepRule | None, *, dry_run: bool, withdrawn: bool = False) -> DroppedVersions:
     """Drop the versions that need not be kept.
 
     Args:
         registry: The registry.
-        rule: What is kept of names without a setting.
+        rule: What is kept of names without a setting, besides the tagged versions; None for all.
         dry_run: Change nothing.
         withdrawn: Drop the withdrawn versions too, except those that a tag still means.
     """
@@ -134,7 +118,7 @@ def drop(registry: Registry, rule: DefaultRule, *, dry_run: bool, withdrawn: boo
 def _drop(
     registry: Registry,
     name: str,
-    rule: DefaultRule,
+    rule: KeepRule | None,
     dropped: dict[str, set[int]],
     choices: _Choices,
     *,
@@ -163,12 +147,12 @@ def _drop(
     return numbers
 
 
-def _droppable_versions(registry: Registry, name: str, rule: DefaultRule, choices: _Choices) -> dict[int, Digest]:
+def _droppable_versions(registry: Registry, name: str, rule: KeepRule | None, choices: _Choices) -> dict[int, Digest]:
     """Return the versions of a name that need not be kept for their own sake."""
-    setting = _setting(registry, name)
-    rule = rule if setting is None else DefaultRule(setting)
-    droppable = rule.droppable(queries.versions(registry.index, name=name)) if rule != DefaultRule() else {}
-    if not droppable or (setting is None and choices.keeps_all(name)):
+    choice = setting(registry, name)
+    rule = choice or rule
+    droppable = droppable_versions(queries.versions(registry.index, name=name), rule) if rule else {}
+    if not droppable or (choice is None and choices.keeps_all(name)):
         return {}
     previous, withdrawn = _previous_versions(registry, name), withdrawals.reasons(registry.index, name)
     return {number: digest for number, digest in droppable.items() if number not in previous and digest not in withdrawn}
@@ -192,9 +176,14 @@ def _withdrawn_versions(registry: Registry, name: str) -> set[int]:
     return {row.number for row in rows if row.digest in withdrawn and not row.tags}
 
 
-def droppable_versions(rows: Iterable[VersionRow], last: int) -> dict[int, Digest]:
-    """Return the versions that are neither among the `last` newest nor tagged; `rows` are sorted newest first."""
-    return {row.number: row.digest for at, row in enumerate(rows) if at >= last and not row.tags}
+def droppable_versions(rows: Iterable[VersionRow], rule: KeepRule) -> dict[int, Digest]:
+    """Return the versions that neither the rule nor a tag keeps; `rows` are sorted newest first."""
+    since = time.time() - rule.ttl if rule.ttl else float("inf")
+    return {
+        row.number: row.digest
+        for position, row in enumerate(rows)
+        if position >= rule.last and not row.tags and datetime.datetime.fromisoformat(row.time).timestamp() < since
+    }
 
 
 def _without_parents(registry: Registry, name: str, droppable: dict[int, Digest], dropped: dict[str, set[int]]) -> list[int]:

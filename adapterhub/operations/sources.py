@@ -251,7 +251,7 @@ def relabel_errors(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except AdapterhubError as error:
-        error.where = error.where.replace(str(folder), name)
+        error.rename(str(folder), name)
         raise
 
 

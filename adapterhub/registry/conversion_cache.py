@@ -123,7 +123,7 @@ def converted_folder(
                 packaging.check_adapter(path, location=str(version.ref))
                 convert(ParentAdapter(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # name the ref: the temporary path means nothing to the user
-                error.where = error.where.replace(str(source), str(version.ref))
+                error.rename(str(source), str(version.ref))
                 raise
         manifest = AdapterManifest.read(folder)
         facts = VersionFacts(

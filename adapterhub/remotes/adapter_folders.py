@@ -328,5 +328,5 @@ def _errors_name(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except AdapterhubError as error:
-        error.where = error.where.replace(str(folder), name)
+        error.rename(str(folder), name)
         raise

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
     from adapterhub.index.version_search import Query, SearchResult
     from adapterhub.maintenance.disk_usage import BaseUsage, UsageReport
+    from adapterhub.manifest.keep_rule import KeepRule
     from adapterhub.ref import Ref
     from adapterhub.registry.content_search import Bar, ContentMatches, FileContents
     from adapterhub.registry.registry import Version
@@ -175,12 +176,12 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    def keep(self, name: str, last: int | None) -> None:
-        """Set a gc to drop the versions of a name but the `last` newest and those with tags; None keeps all."""
+    def keep(self, name: str, rule: KeepRule | None) -> None:
+        """Set which versions of a name a gc keeps, besides those with tags; None for all."""
 
     @abstractmethod
-    def retention(self, name: str) -> int | None:
-        """Return how many of the newest versions of a name a gc keeps, besides those with tags; None for all."""
+    def retention(self, name: str) -> KeepRule | None:
+        """Return which versions of a name a gc keeps, besides those with tags; None for all."""
 
     @abstractmethod
     def restore(self, name: str) -> RestoreResult:

@@ -12,6 +12,7 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query
 from adapterhub.maintenance import retention
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry import content_search
@@ -181,13 +182,13 @@ class LocalCatalog(Catalog):
 
         return name_moves.move(self._registry, name, new)
 
-    def keep(self, name: str, last: int | None) -> None:
-        """Set a gc to drop the versions of a name but the `last` newest and those with tags; None keeps all."""
-        retention.keep(self._registry, Ref(name), last)
+    def keep(self, name: str, rule: KeepRule | None) -> None:
+        """Set which versions of a name a gc keeps, besides those with tags; None for all."""
+        retention.keep(self._registry, Ref(name), rule)
 
-    def retention(self, name: str) -> int | None:
-        """Return how many of the newest versions of a name a gc keeps; None for all."""
-        return retention.retention_limit(self._registry, Ref(name))
+    def retention(self, name: str) -> KeepRule | None:
+        """Return which versions of a name a gc keeps; None for all."""
+        return retention.chosen_rule(self._registry, Ref(name))
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""

@@ -127,7 +127,7 @@ class LocalName:
                 )
             # The files were linked into a temporary folder, whose name means nothing to the user.
             except AdapterhubError as error:
-                error.where = error.where.replace(str(folder), location)
+                error.rename(str(folder), location)
                 raise
         return tuple(problem.code for problem in errors)
 

@@ -17,6 +17,7 @@ from .answer_fields import Fields
 from .catalog import Deprecations, Listing, SearchAnswer
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.keep_rule import KeepRule
     from adapterhub.registry.shown_version import VersionDocument
 
 
@@ -201,6 +202,11 @@ def read_number(document: object, location: str) -> int:
 # ---- logs
 
 
+def retention_document(name: str, rule: KeepRule | None) -> dict[str, Any]:
+    """Return the document of which versions of a name a gc keeps."""
+    return {"name": name, "keep": rule.last if rule else None, "ttl": rule.ttl or None if rule else None}
+
+
 def log_document(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
     """Return the document of the log of a name."""
     return {"name": name, "entries": [_entry_document(entry) for entry in entries]}
@@ -218,6 +224,7 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
         "author": entry.author or None,
         "message": entry.message or None,
         "keep": entry.keep if entry.op == "keep" else None,
+        "ttl": entry.ttl or None,
     }
 
 
@@ -241,4 +248,5 @@ def _entry(name: str, fields: Fields) -> Entry:
         numbers=fields.counts("numbers"),
         keep=fields.optional_count("keep") or 0,
         author=fields.optional_text("author") or "",
+        ttl=fields.optional_count("ttl") or 0,
     )

@@ -40,9 +40,10 @@ _OPS_BY_VERSION = {
 _OPS_BY_VERSION[5] = set().union(*_OPS_BY_VERSION.values())  # each with its author, and a push or a tag with a message
 _OPS_BY_VERSION[6] = {"approve", "rollback", "withdraw", "unwithdraw"}
 _OPS_BY_VERSION[7] = {"rollout"}
+_OPS_BY_VERSION[8] = {"keep"}  # with a time
 TAG_MOVES = ("push", "tag", "rollback", "restore")
 """The operations that point the tags of an entry at its version; `untag` removes them."""
-_FIELD_SINCE_VERSION = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
+_FIELD_SINCE_VERSION = {"message": 2, "numbers": 2, "keep": 2, "author": 5, "ttl": 8}
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Entry:
     Attributes:
         op: `push` (assigns `number` and moves `tags`), `tag`, `untag`, `delete` (the whole name); `protect` and `unprotect`
             (`tags`); `deprecate` and `undeprecate` (version `number`, or the whole name if that is 0); `keep` (gc keeps the
-            `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`); `evaluate`
-            (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`); `approve`
-            (a statement for the move of `tags` to version `number`); `rollback` (a `tag` back to an earlier version);
-            `withdraw` and `unwithdraw` (version `number`, which is to be used no more, or again); `rollout` (where that of
-            version `number` stands).
+            `keep` newest versions, those younger than `ttl`, and the tagged ones) and `keep-all`; `drop` (gc removed the
+            versions `numbers`); `evaluate` (a measurement of version `number`); `restore` (undoes the last `delete`, for
+            the versions `numbers`); `approve` (a statement for the move of `tags` to version `number`); `rollback` (a `tag`
+            back to an earlier version); `withdraw` and `unwithdraw` (version `number`, which is to be used no more, or
+            again); `rollout` (where that of version `number` stands).
         digest: Digest of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
@@ -67,6 +68,7 @@ class Entry:
         numbers: Versions that were dropped or restored.
         keep: Number of newest versions to keep.
         author: The user who wrote the entry, as their program names them; empty if unknown.
+        ttl: Seconds for which a version is kept after its push; 0 for no such time.
     """
 
     name: str
@@ -82,12 +84,14 @@ class Entry:
     numbers: tuple[int, ...] = field(default_factory=tuple)
     keep: int = 0
     author: str = ""
+    ttl: int = 0
 
     def dump(self) -> bytes:
         """Return the bytes of the entry's file, in the oldest version of the format that can express it."""
         # The oldest version, so that older programs that share the registry can read as many entries as possible.
         version = min(number for number, ops in _OPS_BY_VERSION.items() if self.op in ops)
         version = max(version, 5) if self.author or (self.message and version == 1) else version
+        version = 8 if self.ttl else version
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
@@ -110,7 +114,7 @@ class Entry:
             raise FormatError(location, "not an entry of a ref log")
         # JSON numbers are exact up to 2^53 in every program.
         counts = [
-            *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
+            *(document[key] for key in ("seq", "size", "number", "keep", "ttl") if key in document),
             *document.get("numbers", ()),
         ]
         if document["op"] not in _OPS_BY_VERSION[version] or not all(
@@ -140,7 +144,7 @@ def parse_entry_at(raw: bytes, name: str, seq: int, location: str) -> tuple[Entr
 
 def _fields(version: int) -> dict[str, type]:
     """Return the fields of an entry in that version of the format, with their JSON types."""
-    kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
+    kinds = {"seq": int, "size": int, "number": int, "keep": int, "ttl": int, "tags": list, "numbers": list}
     return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _FIELD_SINCE_VERSION.get(key, 1)}
 
 

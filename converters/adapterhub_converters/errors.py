@@ -49,6 +49,10 @@ class AdapterhubError(Exception):
         self.code = code or self.default_code
         self.fields = fields
 
+    def rename(self, old: str, new: str) -> None:
+        """Name a place by `new`, such as an address, wherever the words have `old`, such as a temporary folder."""
+        self.where, self.what, self.hint = (text.replace(old, new) for text in (self.where, self.what, self.hint))
+
     @property
     def own_code(self) -> str:
         """The code, or empty if it is only that of the class."""

@@ -181,6 +181,13 @@ def other_name(place: Place) -> None:
     place.policy('[policy.signers]\n"*" = ["ci.pub"]\n')
 
 
+def unapproved_move(place: Place) -> None:
+    """A tag that needs an approval, which none but a stranger has signed."""
+    place.push()
+    ah.sign("team/sql", "mallory.key", workspace=place.workspace)
+    place.policy('[promote.prod.require]\napprovals = 1\napprovers = ["ci.pub"]\n')
+
+
 PULL = "pull team/sql -o out"
 VERIFY = "verify team/sql --attestations --key ci.pub --recompute"
 FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
@@ -196,6 +203,7 @@ FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
     (typed_evaluation_recorder, "push sql team/sql", 2, "'lm-eval' is no recorder of a declaration, which its owner makes"),
     (evaluation_of_another_version, PULL, 6, "no attestation 'tests'"),
     (another_base, f"{VERIFY} --base base", 1, "fits: is another statement when it is computed again: base.config.rope_theta"),
+    (unapproved_move, "tag team/sql:v1 prod", 6, "does not meet its requirements: approvals: 0 of 1"),
     (edited_rank, "push sql team/sql", 4, '"r" is 1, but the weights have 2'),
     (edited_merge, "attest team/sql --merge --parent-key ci.pub --key ci.key", 6, "is not what its recipe makes of its"),
     (expired_parent, PULL, 6, "unexpired: it expired on 2020-01-01"),

@@ -21,7 +21,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
-from adapterhub.maintenance.retention import DefaultRule
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -41,8 +41,8 @@ def test_a_moved_repository_keeps_numbers_and_what_was_set_of_them(hub: Running,
         for seed in range(4):
             registry.push(adapter(seed), Ref("team/sql"))
         registry.tag(Ref("team/sql", number=2), "prod")
-        retention.keep(registry, Ref("team/sql"), 2)
-        retention.drop(registry, DefaultRule(), dry_run=False)
+        retention.keep(registry, Ref("team/sql"), KeepRule(2))
+        retention.drop(registry, None, dry_run=False)
         registry.deprecate(Ref("team/sql", number=2), "Use v4.")
         registry.deprecate(Ref("team/sql"), "Use team/new.")
         measurement_log.record(registry, Ref("team/sql", number=3), Evaluation("eval", {"loss": 0.5}))
@@ -54,7 +54,7 @@ def test_a_moved_repository_keeps_numbers_and_what_was_set_of_them(hub: Running,
         assert [(row.number, row.tags, row.digest) for row in after] == [(row.number, row.tags, row.digest) for row in before]
         assert queries.marks(registry.index, "deprecate", "other/text2sql") == {"0": "Use team/new.", "2": "Use v4."}
         assert registry.show(Ref("other/text2sql", number=3))["evaluations"][0]["metrics"] == {"loss": 0.5}
-        assert retention.retention_limit(registry, Ref("other/text2sql")) == 2
+        assert retention.chosen_rule(registry, Ref("other/text2sql")) == KeepRule(2)
 
 
 def test_a_moved_repository_can_be_moved_back_and_the_other_name_leads_to_it(
@@ -108,7 +108,7 @@ def test_what_was_withdrawn_stays_so_under_the_new_name_and_each_version_stays_b
         registry.tag(Ref("team/sql", number=2), "prod")
         for number in (1, 2):
             release_moves.withdraw(registry.ledger, Ref("team/sql", number=number), ReleaseStatement("a leaked key"))
-        retention.drop(registry, DefaultRule(), dry_run=False, withdrawn=True)  # v1, which no tag means
+        retention.drop(registry, None, dry_run=False, withdrawn=True)  # v1, which no tag means
         before = withdrawals.reasons(registry.index, "team/sql")
         hf.move_repo("team/sql", "team/new")
         registry.ledger.current("team/new")

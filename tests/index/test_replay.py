@@ -35,7 +35,7 @@ BAD_ENTRIES = [
     (b"{}", "not an entry of a ref log. Check the registry"),
     (b'{"version":1}', "not an entry of a ref log"),
     (b"\xff", "not valid JSON (Expecting value: line 1 column 1 (char 0)). Check the registry"),
-    (b'{"version": 9}', "entry version 9 is newer than version 7, the last supported. Upgrade adapterhub"),
+    (b'{"version": 9}', "entry version 9 is newer than version 8, the last supported. Upgrade adapterhub"),
     (ENTRY.dump().replace(b'"tag"', b'"x"'), "has an unknown operation, or a number that is out of range. Check the registry"),
     (ENTRY.dump()[:-5], "not valid JSON (Unterminated string starting at: line 1 column 180 (char 179)). Check the registry"),
 ]

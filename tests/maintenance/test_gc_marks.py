@@ -19,6 +19,7 @@ from adapterhub.maintenance import gc_marks, name_moves, retention
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import NeededBlobs, gc
 from adapterhub.maintenance.gc_marks import Marks
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
@@ -76,7 +77,7 @@ def test_whatever_happens_between_two_of_them_the_needs_are_those_of_a_first_one
     acts: list[Callable[[str], object]] = [
         lambda name: registry.push(make("draft", draw.randrange(8)), Ref(name)),
         lambda name: registry.push(make("draft", draw.randrange(8)), Ref(name, tag="prod")),
-        lambda name: retention.keep(registry, Ref(name), draw.randrange(3)),
+        lambda name: retention.keep(registry, Ref(name), KeepRule(draw.randrange(3))),
         lambda name: registry.rm(Ref(name), force=True),
         registry.restore,
         lambda name: name_moves.move(registry, name, draw.choice(names)),
@@ -163,7 +164,7 @@ def test_a_gc_killed_at_any_file_leaves_the_next_one_the_same_needs(registry: Re
     for seed in range(4):
         registry.push(make(f"a{seed}", seed), SQL)
     gc(registry)
-    retention.keep(registry, SQL, 1)
+    retention.keep(registry, SQL, KeepRule(1))
     root, codes = registry.root, []
     while not codes or codes[-1]:
         again = tmp_path / f"killed-{len(codes)}"

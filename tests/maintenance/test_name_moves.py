@@ -13,7 +13,7 @@ import pytest
 from adapterhub.index import queries
 from adapterhub.maintenance import name_moves, retention
 from adapterhub.maintenance.fsck import fsck
-from adapterhub.maintenance.retention import DefaultRule
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
@@ -40,8 +40,8 @@ def root(make: Make, tmp_path: Path) -> Path:
             registry.push(make(f"a{seed}", seed), Ref(OLD))
         patch.undo()
         registry.tag(Ref(OLD, number=2), "prod")
-        retention.keep(registry, Ref(OLD), 2)
-        retention.drop(registry, DefaultRule(), dry_run=False)
+        retention.keep(registry, Ref(OLD), KeepRule(2, 3600))
+        retention.drop(registry, None, dry_run=False)
         registry.deprecate(Ref(OLD, number=2), "Use v4.")
         measurement_log.record(registry, Ref(OLD, number=4), Evaluation("eval", {"loss": 0.5}))
         release_moves.withdraw(registry.ledger, Ref(OLD, number=3), ReleaseStatement("a leaked key"))
@@ -95,7 +95,7 @@ def test_a_choice_to_keep_all_versions_goes_along(root: Path) -> None:
         registry.rm(Ref(OLD, tag="prod"))
         retention.keep(registry, Ref(OLD), None)
         name_moves.move(registry, OLD, NEW)
-        assert retention.drop(registry, DefaultRule(last=1), dry_run=True).refs == []
+        assert retention.drop(registry, KeepRule(1), dry_run=True).refs == []
 
 
 def test_a_name_is_moved_back_with_what_was_done_under_the_other_one_and_without_what_was_undone_there(

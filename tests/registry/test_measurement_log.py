@@ -95,8 +95,8 @@ def test_it_goes_with_its_version(registry: Registry) -> None:
 def test_an_older_adapterhub_names_such_an_entry() -> None:
     raw = Entry("team/sql", 1, "evaluate", "", message="x").dump()
     assert json.loads(raw)["version"] == 3
-    with pytest.raises(RefusedError, match="entry version 8 is newer than version 7, the last supported"):
-        Entry.parse(raw.replace(b'"version":3', b'"version":8'), "x")
+    with pytest.raises(RefusedError, match="entry version 9 is newer than version 8, the last supported"):
+        Entry.parse(raw.replace(b'"version":3', b'"version":9'), "x")
 
 
 def test_show_and_log_display_it(run: Run, make: Make, tmp_path: Path) -> None:

@@ -158,3 +158,30 @@ def test_a_hostile_or_damaged_tar_is_refused_by_name_and_writes_nothing(
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert {*tmp_path.rglob("*")} - before == set()
+
+
+def raw_layers(files: Mapping[str, bytes], folder: str) -> Layers:
+    kind = "application/vnd.cncf.model.weight.v1.raw"
+    return [(kind, data, {"org.cncf.model.filepath": f"{folder}/{name}"}) for name, data in files.items()]
+
+
+def test_raw_files_in_a_folder_are_the_adapter_in_it(run: Run, make: Make, tmp_path: Path) -> None:
+    files = contents(make("sql"))
+    layout(tmp_path / "layout", raw_layers(files, "sub"))
+    run("pull", "layout://layout:team/sql:v1", "-o", "out")
+    assert contents(tmp_path / "out").items() >= files.items()
+    run("copy", "layout://layout:team/sql:v1", "team/sql")
+
+
+def test_no_error_names_a_temporary_folder(run: Run, make: Make, tmp_path: Path) -> None:
+    files = contents(make("sql"))
+    files["adapter_config.json"] = b'{"peft_type": "LORA"'
+    layout(tmp_path / "layout", raw_layers(files, "sub"))
+    layout(tmp_path / "nested", raw_layers({"config.json": b"{}"}, "sub"))
+    for place in ("layout", "nested"):
+        address = f"layout://{place}:team/sql:v1"
+        for words in (("pull", address, "-o", "out"), ("copy", address, "team/sql"), ("validate", address)):
+            result = run(*words, code=None)
+            assert result.returncode
+            assert f"layout://{place}" in result.stderr + result.stdout
+            assert not any(part in result.stderr + result.stdout for part in (".partial-", "/adapterhub-"))

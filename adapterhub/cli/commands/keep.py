@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import catalogs, output
+from adapterhub.cli import ages, catalogs, output
 from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.remote_choice import remote_option
 from adapterhub_converters.errors import UsageError
@@ -14,11 +14,13 @@ from adapterhub_converters.errors import UsageError
     "keep",
     example="""
     adapterhub keep team/sql --last 5
+    adapterhub keep team/sql --last 3 --for 90d
     adapterhub keep team/sql --tagged
     adapterhub keep team/sql --all --remote""",
 )
 @click.argument("name")
 @click.option("--last", metavar="N", type=click.IntRange(min=1), help="Keep the N newest versions and those with a tag.")
+@click.option("--for", "ttl", metavar="AGE", help="Keep versions pushed within AGE, like 90d, the newest and those with a tag.")
 @click.option("--tagged", is_flag=True, help="Keep versions with a tag.")
 @click.option("--all", "everything", is_flag=True, help="Keep every version (the default).")
 @dry_run_option
@@ -29,6 +31,7 @@ def keep(
     *,
     name: str,
     last: int | None,
+    ttl: str | None,
     tagged: bool,
     everything: bool,
     dry_run: bool,
@@ -39,22 +42,21 @@ def keep(
     Tagged versions and the newest version are always kept. The choice is an entry in the name's log. NAME may be on a hub of
     adapterhub, where an admin of its namespace chooses.
     """
+    from adapterhub.manifest.keep_rule import keep_rule
     from adapterhub.ref import parse_name
 
-    if everything and (last or tagged):
-        raise UsageError("--all", "cannot be combined with --last or --tagged", "Leave them out", code="conflicting-options")
+    if everything and (last or ttl or tagged):
+        problem = "cannot be combined with --last, --for or --tagged"
+        raise UsageError("--all", problem, "Leave them out", code="conflicting-options")
+    # 0: of those without a tag, only what --for says.
+    rule = keep_rule(last or (0 if tagged else None), None if ttl is None else ages.parse_age("--for", ttl))
     with catalogs.catalog_of(settings, name, remote, "retention of versions", dry_run=dry_run) as (catalog, target):
         kept_name = parse_name(str(target), name)
-        if last or tagged or everything:
-            # 0: only the newest version and those with a tag.
-            count = None if everything else last or 0
-            catalog.keep(kept_name, count)
+        if rule or everything:
+            catalog.keep(kept_name, rule)
         else:
-            count = catalog.retention(kept_name)
-    text = (
-        f"{kept_name}: every version"
-        if count is None
-        else f"{kept_name}: {f'the {count} newest and ' if count > 1 else 'the newest and ' if count else ''}tagged versions"
-    )
-    document = {"name": kept_name, "last": count, "tagged": count is not None}
+            rule = catalog.retention(kept_name)
+    text = f"{kept_name}: {rule or 'every version'}"
+    ttl_seconds = rule.ttl or None if rule else None
+    document = {"name": kept_name, "last": rule.last if rule else None, "ttl": ttl_seconds, "tagged": rule is not None}
     output.emit_change(document, as_json=settings.as_json, text=lambda: output.write(text), dry_run=dry_run)

@@ -85,16 +85,11 @@ def _remote_log(address: str, settings: Settings) -> tuple[str, Sequence[Entry]]
 def _cells(entry: Entry) -> list[str]:
     numbers = entry.numbers or ((entry.number,) if entry.number else ())
     from adapterhub.manifest import release_statement
+    from adapterhub.manifest.keep_rule import KeepRule
 
     reason = release_statement.log_summary(entry.op, entry.message)
     if entry.op == "keep":
-        reason = (
-            f"the {entry.keep} newest and tagged versions"
-            if (entry.keep or 0) > 1
-            else "the newest and tagged versions"
-            if entry.keep
-            else "tagged versions"
-        )
+        reason = str(KeepRule(entry.keep, entry.ttl))
     return [
         str(entry.seq),
         entry.time.replace("T", " ").removesuffix("Z"),

@@ -10,6 +10,7 @@ from adapterhub.hub.hf import gating, likes, repositories
 from adapterhub.hub.web.posting import count_in
 from adapterhub.hub.web.site import PageRequest
 from adapterhub.hub.workers import Worker
+from adapterhub.manifest.keep_rule import keep_rule
 from adapterhub_converters.errors import UsageError
 
 from .form_endpoint import new_name, settings_url
@@ -93,10 +94,10 @@ def grant_access(page_request: PageRequest, worker: Worker, name: str, fields: F
 
 
 def keep(page_request: PageRequest, worker: Worker, name: str, fields: Fields) -> str:
-    """POST …/retention: how many versions a gc leaves; empty for all."""
-    count = count_in(fields, "keep")
-    request_context.current().record_detail(keep="all" if count is None else count)
-    name_changes.set_retention(worker, page_request.hub, page_request.who, name, count)
+    """POST …/retention: how many versions a gc leaves, and for how many days each; empty for all."""
+    days = count_in(fields, "days")
+    rule = keep_rule(count_in(fields, "keep"), None if days is None else days * 86400)
+    name_changes.set_retention(worker, page_request.hub, page_request.who, name, rule)
     return f"{settings_url(name)}#retention"
 
 

@@ -19,12 +19,14 @@ from adapterhub.hub.oci.manifest_handlers import Push, move_branches, store_mani
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import measurement
+from adapterhub.manifest.keep_rule import keep_rule
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST
 from adapterhub.ref import Ref, parse_name
 from adapterhub.registry import measurement_log, version_selection
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.repository_records import ENTRY_SIZE
 from adapterhub.registry.version_lookup import Version
+from adapterhub.remotes import version_documents
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, UsageError
 
@@ -194,15 +196,17 @@ async def deprecate(hub: Hub, request: Request) -> Response:
 
 
 async def keep(hub: Hub, request: Request) -> Response:
-    """PUT or DELETE …/names/{name}/retention: set a gc to drop the versions but the newest and those with tags, or keep all."""
+    """PUT or DELETE …/names/{name}/retention: set which versions a gc keeps besides those with tags, or keep all."""
     refuse_condition(request)
     await begin(hub, request)
-    count = None
-    if request.method == "PUT" and (count := count_field(await read_object(request, _MAX_BODY), "keep")) is None:
-        raise UsageError("keep", "is not a number of versions")
-    request_context.current().record_detail(keep="all" if count is None else count)
-    await change(hub, request, partial(name_changes.set_retention, keep=count))
-    return JSONResponse({"name": name_of(request), "keep": count})
+    rule = None
+    if request.method == "PUT":
+        fields = await read_object(request, _MAX_BODY)
+        rule = keep_rule(count_field(fields, "keep"), count_field(fields, "ttl"))
+        if rule is None:
+            raise UsageError("keep", "is not a number of versions", "Give it, or the seconds of ttl")
+    await change(hub, request, partial(name_changes.set_retention, rule=rule))
+    return JSONResponse(version_documents.retention_document(name_of(request), rule))
 
 
 async def delete_name(hub: Hub, request: Request) -> Response:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from adapterhub.digest import Digest
-from adapterhub.hub import commits, removals
+from adapterhub.hub import commits, removals, request_context
 from adapterhub.hub.access_control import check_admin
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf import repositories
@@ -20,6 +20,7 @@ from adapterhub.hub.oci.manifest_handlers import move_branches
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.ref import LATEST, Ref, is_tag
 from adapterhub.registry.repository_documents import MAIN
 from adapterhub.registry.repository_records import ENTRY_SIZE
@@ -32,6 +33,7 @@ from .api_requests import check_known, ref_to, visible_view
 RESERVED = (MAIN, commits.HEAD)
 """Names of the branch that every repository has."""
 _MAX_KEPT = 1_000_000  # versions
+_MAX_TTL = 100_000 * 86400  # seconds
 
 
 def check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str, *, size: int = ENTRY_SIZE) -> commits.View:
@@ -129,11 +131,14 @@ def restore_name(worker: Worker, hub: Hub, identity: Identity | None, name: str)
     return version_documents.restore_document(removals.restore(worker, name))
 
 
-def set_retention(worker: Worker, hub: Hub, identity: Identity | None, name: str, keep: int | None) -> None:
-    """Set a gc to drop the versions of a name but the `keep` newest and those with tags; None keeps all. For admins."""
+def set_retention(worker: Worker, hub: Hub, identity: Identity | None, name: str, rule: KeepRule | None) -> None:
+    """Set which versions of a name a gc keeps, besides those with tags; None for all. For admins."""
+    request_context.current().record_detail(keep=rule.last if rule else "all", ttl=rule.ttl or None if rule else None)
     visible_view(worker, hub, identity, name)
     check_admin(identity, name.partition("/")[0])
-    if keep is not None and not 0 <= keep <= _MAX_KEPT:
-        raise UsageError("keep", f"{keep} is not a number of versions", "Choose 0, which keeps those with tags, or more")
+    if rule is not None and not 0 <= rule.last <= _MAX_KEPT:
+        raise UsageError("keep", f"{rule.last} is not a number of versions", "Choose 0, which keeps those with tags, or more")
+    if rule is not None and not 0 <= rule.ttl <= _MAX_TTL:
+        raise UsageError("ttl", f"{rule.ttl} is not a time from 0 to {_MAX_TTL} seconds")
     hub.quotas.check_record(worker, name, ENTRY_SIZE)
-    retention.keep(worker.registry, Ref(name), keep)
+    retention.keep(worker.registry, Ref(name), rule)

@@ -16,7 +16,8 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.index.version_search import Bounds, Query, parse_bounds, parse_metric
-from adapterhub.maintenance.retention import retention_limit
+from adapterhub.maintenance.retention import chosen_rule
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.ref import Ref
 from adapterhub.registry.version_lookup import Version, never_set
 from adapterhub.remotes import content_documents, version_documents
@@ -188,14 +189,14 @@ async def log(hub: Hub, request: Request) -> Response:
 
 
 async def retention(hub: Hub, request: Request) -> Response:
-    """GET …/names/{name}/retention: how many of the newest versions a gc keeps, besides those with tags; null for all."""
+    """GET …/names/{name}/retention: how many of the newest versions a gc keeps, and for how many seconds; null for all."""
     identity, name = hub.identify(request), name_of(request)
 
-    def work(worker: Worker) -> int | None:
+    def work(worker: Worker) -> KeepRule | None:
         visible_view(worker, hub, identity, name)
-        return retention_limit(worker.registry, Ref(name))
+        return chosen_rule(worker.registry, Ref(name))
 
-    return JSONResponse({"name": name, "keep": await hub.workers.run(work)})
+    return JSONResponse(version_documents.retention_document(name, await hub.workers.run(work)))
 
 
 async def downloads(hub: Hub, request: Request) -> Response:

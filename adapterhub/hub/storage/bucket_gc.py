@@ -18,7 +18,7 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
 from adapterhub.maintenance.gc import GRACE, GcResult, NeededBlobs, Progress
-from adapterhub.maintenance.retention import DefaultRule
+from adapterhub.manifest.keep_rule import keep_rule
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import ParameterError, RefusedError
 
@@ -37,7 +37,7 @@ def collect(
     *,
     grace: float = GRACE,
     last: int | None = None,
-    pushed_since: datetime.datetime | None = None,
+    ttl: int | None = None,
     dry_run: bool = False,
     withdrawn: bool = False,
     progress: Progress | None = None,
@@ -48,7 +48,7 @@ def collect(
         storage: The storage of this process, which need not be serving.
         grace: Hours for which a blob stays after it was stored, noted or dropped.
         last: How many of the newest versions to keep, besides tagged ones, for names without a setting.
-        pushed_since: Keep, of those, all versions that were pushed since then, and the newest.
+        ttl: Keep, of those, each version for so many seconds after its push, and the newest.
         dry_run: Change nothing.
         withdrawn: Drop the withdrawn versions too.
         progress: Called with blobs done and the number of blobs.
@@ -61,7 +61,7 @@ def collect(
         raise ParameterError("grace", f"{grace:g} h is too short for uploads in progress", f"Set at least {MIN_GRACE:g}")
     with storage.registry() as registry:
         _check_log(storage, registry)
-        dropped = retention.drop(registry, DefaultRule(last, pushed_since), dry_run=dry_run, withdrawn=withdrawn)
+        dropped = retention.drop(registry, keep_rule(last, ttl), dry_run=dry_run, withdrawn=withdrawn)
         swept = GcResult(dry_run, dropped.refs, dropped.parents)
         needs = _NeededBlobs(storage, registry, grace, dropped.numbers if dry_run else {})
         _sweep(storage, needs, swept, grace, progress)

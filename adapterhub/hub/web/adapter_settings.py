@@ -11,6 +11,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.maintenance import retention
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.ref import Ref, is_name
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -25,7 +26,7 @@ class AdapterSettingsPage(Page):
     Attributes:
         tags: Each tag but `latest`, with its version and whether it is protected.
         deprecated: The reason by the number of a version; 0 for all.
-        keep: How many of the newest versions a gc keeps; None for all.
+        keep: Which versions a gc keeps; None for all.
         gate: Its gate; None without one.
         requests: Requests for access.
         is_admin: Whether the client may set those.
@@ -36,7 +37,7 @@ class AdapterSettingsPage(Page):
     versions: Sequence[VersionRow]
     tags: Mapping[str, tuple[VersionRow, bool]]
     deprecated: Mapping[str, str]
-    keep: int | None
+    keep: KeepRule | None
     gate: Gate | None
     requests: Sequence[AccessRequest]
     is_admin: bool
@@ -91,7 +92,7 @@ def settings_page(page_request: PageRequest, worker: Worker) -> Page:
         versions=versions,
         tags=dict(sorted(tags.items())),
         deprecated=deprecated,
-        keep=retention.retention_limit(worker.registry, Ref(name)) if versions else None,
+        keep=retention.chosen_rule(worker.registry, Ref(name)) if versions else None,
         gate=gates.find_gate(worker.database, name),
         requests=access_requests(worker, name) if is_admin else (),
         is_admin=is_admin,

@@ -15,6 +15,7 @@ from adapterhub.digest import Digest
 from adapterhub.identity import Identity
 from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Bounds, Query
+from adapterhub.manifest.keep_rule import KeepRule, keep_rule
 from adapterhub.ref import LATEST, Ref, RefError
 from adapterhub.registry.content_search import Bar
 from adapterhub.registry.moves import ABSENT
@@ -220,18 +221,15 @@ class HubCatalog(Catalog):
         fields = Fields(self._change("POST", f"{_name_path(name)}/move", body={"to": new}), self.location)
         return fields.count("versions")
 
-    def keep(self, name: str, last: int | None) -> None:
-        """Set a gc to drop the versions of a name but the `last` newest and those with tags; None keeps all."""
-        self._change(
-            "DELETE" if last is None else "PUT",
-            f"{_name_path(name)}/retention",
-            body=None if last is None else {"keep": last},
-        )
+    def keep(self, name: str, rule: KeepRule | None) -> None:
+        """Set which versions of a name a gc keeps, besides those with tags; None for all."""
+        body = None if rule is None else {"keep": rule.last} | ({"ttl": rule.ttl} if rule.ttl else {})
+        self._change("DELETE" if rule is None else "PUT", f"{_name_path(name)}/retention", body=body)
 
-    def retention(self, name: str) -> int | None:
-        """Return how many of the newest versions of a name a gc keeps; None for all."""
+    def retention(self, name: str) -> KeepRule | None:
+        """Return which versions of a name a gc keeps; None for all."""
         fields = Fields(self.api.request("GET", f"{_name_path(name)}/retention"), self.location)
-        return None if fields.values.get("keep") is None else fields.count("keep")
+        return keep_rule(fields.optional_count("keep"), fields.optional_count("ttl"))
 
     def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name."""

@@ -35,13 +35,17 @@ from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, RefusedError
 
+_CONFIGS = (ADAPTER_CONFIG, ADAPTER_JSON)
 # Bytes of all decompressed tars in relation to those of the layers: weights hardly shrink, and texts by less than this.
 _MAX_GROWTH, _FREE_GROWTH = 100, 1 << 20
 
 
 def has_tars(manifest: Manifest) -> bool:
-    """Return whether a manifest is one of ModelPack or KitOps with a tar among its layers."""
-    return any(oci_manifest.is_model_tar(layer.media_type) for layer in manifest.layers)
+    """Return whether a manifest is one of ModelPack or KitOps with a tar among its layers, or with raw files in a folder."""
+    if any(oci_manifest.is_model_tar(layer.media_type) for layer in manifest.layers):
+        return True
+    configs = [layer.path.rpartition("/") for layer in manifest.layers if layer.path.rpartition("/")[2] in _CONFIGS]
+    return bool(configs) and all(folder for folder, _, _ in configs)
 
 
 class TarLayers:
@@ -102,7 +106,7 @@ def _select(files: Mapping[str, object], location: str) -> tuple[dict[str, str],
 
     A ModelKit has the folder of the Kitfile around the adapter, which is then the folder with its config.
     """
-    folders = {path.rpartition("/")[0] for path in files if path.rpartition("/")[2] in (ADAPTER_CONFIG, ADAPTER_JSON)}
+    folders = {path.rpartition("/")[0] for path in files if path.rpartition("/")[2] in _CONFIGS}
     folders = folders or {path.rpartition("/")[0] for path in files if path.endswith(".gguf")}
     if "" not in folders and len(folders) > 1:
         raise RefusedError(location, f"has {len(folders)} adapters", "Unpack it, and push each of them")

@@ -171,7 +171,9 @@ def test_retention_is_set_by_an_admin_of_the_namespace(
     assert send(ada, "retention", keep="3").status == 403
     boss = person(visitor, database, "boss", team="admin")
     assert send(boss, "retention", keep="3").status == 303
-    assert "the 3 newest versions" in boss.get(HERE).text
+    assert "the 3 newest and tagged versions" in boss.get(HERE).text
+    assert send(boss, "retention", keep="", days="90").status == 303
+    assert "the newest, those of the last 90 days, and tagged versions" in boss.get(HERE).text
     assert send(boss, "retention", keep="").status == 303
     assert "all versions" in boss.get(HERE).text
     assert [send(boss, "retention", keep=text).status for text in ("-1", "x", "9" * 30)] == [400] * 3

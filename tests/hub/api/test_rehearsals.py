@@ -53,7 +53,7 @@ STEPS: list[tuple[str, str, dict[str, str], Any]] = [
     ("DELETE", "deprecation", {}, None),
     ("PUT", "versions/{reference}/deprecation", {"reference": "v1"}, {"message": "old"}),
     ("DELETE", "versions/{reference}/deprecation", {"reference": "v1"}, None),
-    ("PUT", "retention", {}, {"keep": 0}),
+    ("PUT", "retention", {}, {"keep": 0, "ttl": 86400}),
     ("DELETE", "retention", {}, None),
     ("DELETE", "", {}, None),
     ("POST", "restore", {}, None),

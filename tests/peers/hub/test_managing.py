@@ -64,9 +64,9 @@ def test_a_name_is_taken_down_kept_and_restored(hubs: tuple[Running, Running], a
         requests.get(f"{hub.url}/team/sql/resolve/main/adapter_model.safetensors", timeout=60).raise_for_status()
         Person(hub, "ann").show("/names/team/sql/downloads")
     assert [count["count"] for count in elsewhere.show("/names/team/sql/downloads")["counts"]] == [2]
-    assert boss.put("/names/team/sql/retention", keep=3).json() == {"name": "team/sql", "keep": 3}
+    assert boss.put("/names/team/sql/retention", keep=3).json() == {"name": "team/sql", "keep": 3, "ttl": None}
     page = Visitor(other).signed_in(elsewhere.token)
-    assert "the 3 newest versions" in page.get("/-/adapters/team/sql").text
+    assert "the 3 newest and tagged versions" in page.get("/-/adapters/team/sql").text
     assert boss.delete("/names/team/sql").status_code == 200
     assert "was removed" in page.get("/-/adapters/team/sql").text
     assert page.post("/-/adapters/team/sql/restore", {"csrf": page.csrf()}).status == 303
