@@ -28,7 +28,7 @@ def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
 
 
 def test_a_hidden_name_is_in_no_list_count_or_match(registry: Registry) -> None:
-    catalog = LocalCatalog(registry, Visibility(lambda name: name != HIDDEN, (HIDDEN,)))
+    catalog = LocalCatalog(registry, Visibility(lambda name: name != HIDDEN, frozenset({HIDDEN})))
     digest = registry.resolve(Ref(HIDDEN)).digest
     refs = [Ref("team/sql", number=1)]
     assert [row.ref for row in catalog.list().rows] == refs
