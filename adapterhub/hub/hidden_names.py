@@ -6,7 +6,9 @@ and then follow the rows that change and the versions that are added. What a lis
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import field
 
 from adapterhub.index import queries, repository_rows
 from adapterhub.index.queries import VersionKey
@@ -24,19 +26,21 @@ _MAX_ROLES = 100  # different roles for which the names are remembered
 
 
 @dataclass(frozen=True)
-class _HiddenSet:
+class HiddenSet:
     """The names that are hidden from some roles.
 
     Attributes:
         namespaces: The settings of namespaces that they were looked up with.
         change: The greatest `changed` of a row by then.
         newest: The version that was added to the index last by then.
+        serial: A number that no other set of this process has, by which results are cached: the names may take megabytes.
     """
 
     names: frozenset[str]
     namespaces: Mapping[str, Namespace]
     change: int
     newest: VersionKey
+    serial: int = field(default_factory=itertools.count().__next__)
 
 
 class HiddenNames:
@@ -44,10 +48,10 @@ class HiddenNames:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._sets: dict[Hashable, _HiddenSet] = {}
+        self._sets: dict[Hashable, HiddenSet] = {}
 
-    def names(self, worker: Worker, identity: Identity | None) -> frozenset[str]:
-        """Return the names that are hidden from a client; roles and settings of namespaces are as of the last few seconds."""
+    def current(self, worker: Worker, identity: Identity | None) -> HiddenSet:
+        """Return what is hidden from a client; roles and settings of namespaces are as of the last few seconds."""
         index, namespaces = worker.registry.index, self._access.namespaces()
         # A rebuilt index counts its changes anew.
         key = index.file, _roles(identity)
@@ -61,15 +65,15 @@ class HiddenNames:
             names = dict.fromkeys([*(name for _, name, _ in added), *(row.name for row in rows)])
             hidden = {name for name in names if not self.may_read(worker, identity, name, worker.repositories.get(name))}
             newest = added[-1] if added else current.newest
-            current = _HiddenSet(current.names.difference(names).union(hidden), namespaces, change, newest)
+            current = HiddenSet(current.names.difference(names).union(hidden), namespaces, change, newest)
         if key not in self._sets and len(self._sets) >= _MAX_ROLES:
             self._sets.clear()
         self._sets[key] = current
-        return current.names
+        return current
 
     def _look_up(
         self, worker: Worker, identity: Identity | None, namespaces: Mapping[str, Namespace], change: int
-    ) -> _HiddenSet:
+    ) -> HiddenSet:
         index, may_read = worker.registry.index, self._access.may_read
         newest, hidden_by_namespace = queries.newest_added(index), dict[str, bool]()
         own_names = frozenset(identity.namespaces if identity else ())
@@ -95,7 +99,7 @@ class HiddenNames:
             if settings.readers != READERS[0]:
                 in_namespace = (row.name for row in queries.names(index, namespace))
                 names |= {name for name in in_namespace if is_hidden(name, private=False)}
-        return _HiddenSet(frozenset(names), namespaces, change, newest)
+        return HiddenSet(frozenset(names), namespaces, change, newest)
 
     def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
         """Return whether a client may see a repository in this state; one still being renamed to is hidden from everybody."""

@@ -36,7 +36,7 @@ from .commits import MayRead, View, find_view, frozen_view, source_name
 from .converted_versions import ConvertedVersions
 from .downloads import Downloads
 from .git_objects import GitObjectIds
-from .hidden_names import HiddenNames
+from .hidden_names import HiddenNames, HiddenSet
 from .hub_database import hub_secret
 from .jobs import Jobs
 from .lru_cache import LRUCache
@@ -309,7 +309,11 @@ class Hub:
 
         A role or a setting of a namespace may have changed some seconds ago: each repository shown is checked on its own.
         """
-        return self._hidden_names.names(worker, identity)
+        return self.hidden(worker, identity).names
+
+    def hidden(self, worker: Worker, identity: Identity | None) -> HiddenSet:
+        """Return the set of these names."""
+        return self._hidden_names.current(worker, identity)
 
     def names_after(self, worker: Worker, identity: Identity | None, last: str, limit: int) -> list[str]:
         """Return the first names after `last`, sorted, without those hidden from a client."""

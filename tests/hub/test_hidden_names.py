@@ -84,3 +84,12 @@ def test_all_with_the_same_roles_share_one_set_until_something_changes(
     names = hub.hidden_names(worker, replace(MEMBER, account="bob", token=2))
     monkeypatch.setattr(repository_rows, "restricted", lambda _: pytest.fail("the rows were read again"))
     assert hub.hidden_names(worker, replace(MEMBER, token=3)) is names
+
+
+def test_each_set_has_a_number_of_its_own(hub: Hub) -> None:
+    worker = hub.workers.worker()
+    before = hub.hidden(worker, None)
+    set_private(worker.repositories, "team/secret", private=True)
+    after = hub.hidden(worker, None)
+    assert before.names != after.names
+    assert before.serial != after.serial != hub.hidden(worker, MEMBER).serial

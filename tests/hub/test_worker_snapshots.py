@@ -171,6 +171,7 @@ def arguments(hub: Hub, worker: Worker) -> dict[str, Any]:
         "repository": view.repository, "access": hub.access, "after": "", "files": {digest: 1}, "size": 1, "sizes": [1],
         "folder": hub.settings.registry, "commit": None, "keep": 1, "account": "ada", "status": "pending", "gate": None,
         "given": True, "number": "1", "reason": "x", "file": (digest, 1), "mover": "ada", "path": "README.md",
+        "sums": hub.namespace_totals,
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from adapterhub.hub import stars
 from adapterhub.hub.administration import profiles
 from adapterhub.hub.administration.profiles import Profile
+from adapterhub.hub.hidden_names import HiddenSet
 from adapterhub.hub.model_bases import WholeModel
 from adapterhub.hub.popularity import DOWNLOADS, LIKES
 from adapterhub.hub.ranked_listing import ranked_page
@@ -99,12 +100,13 @@ def search_page(page_request: PageRequest, worker: Worker) -> SearchPage:
     try:
         if (order := fields.get("sort", "")) not in SORTS:
             raise UsageError("sort", f"{order[:80]!r} is not one of {', '.join(filter(None, SORTS))}")
-        query = _query(fields, _PER_PAGE, page_request.hub.hidden_names(worker, page_request.who))
+        hidden = page_request.hub.hidden(worker, page_request.who)
+        query = _query(fields, _PER_PAGE, hidden.names)
         find = _sorted_rows if order else _best_rows
         rows, previous, following = find(page_request, worker, fields, query)
     except UsageError as error:
         return SearchPage(fields, (), 0, False, {}, "", "", wrong=str(error))
-    counts, runtime = _facet_counts(page_request, worker, query), fields.get("runtime", "")
+    counts, runtime = _facet_counts(page_request, worker, query, hidden), fields.get("runtime", "")
     names = [row.name for row in rows]
     return SearchPage(
         fields,
@@ -174,13 +176,12 @@ def _query(fields: Mapping[str, str], limit: int, hidden: frozenset[str]) -> Que
     )
 
 
-def _facet_counts(page_request: PageRequest, worker: Worker, query: Query) -> SearchResult:
+def _facet_counts(page_request: PageRequest, worker: Worker, query: Query, hidden: HiddenSet) -> SearchResult:
     """Return the counts of a query, cached until something is pushed, because they take longer than its first matches."""
     index = worker.registry.index
-    query = replace(query, limit=1)
-    return page_request.site.counts.get(
-        (index_file.state(index), query), lambda: version_search.search(index, query, facets=True)
-    )
+    key = index_file.state(index), replace(query, limit=1, without=frozenset()), hidden.serial
+    counted = replace(query, limit=1, without=hidden.names)
+    return page_request.site.counts.get(key, lambda: version_search.search(index, counted, facets=True))
 
 
 def _is_applied(page_request: PageRequest, worker: Worker, row: VersionRow, runtime: str) -> bool:
@@ -245,9 +246,7 @@ def bases_page(page_request: PageRequest, worker: Worker) -> Page:
     name, hub = page_request.query("name").strip(), page_request.hub
     if not name:
         return BasesPage(
-            _facet_counts(
-                page_request, worker, Query(without=page_request.hub.hidden_names(worker, page_request.who))
-            ).facets.get("base", {}),
+            _facet_counts(page_request, worker, Query(), hub.hidden(worker, page_request.who)).facets.get("base", {}),
             [model for model in hub.model_bases.uploaded_models(worker) if page_request.may_read(worker, model.name)]
             + [
                 model
@@ -255,13 +254,12 @@ def bases_page(page_request: PageRequest, worker: Worker) -> Page:
                 if hub.upstream and hub.upstream.may_show(worker, page_request.who, model.name)
             ],
         )
-    query = Query(
-        facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden_names(worker, page_request.who)
-    )
+    hidden = hub.hidden(worker, page_request.who)
+    query = Query(facets=(("base", name),), limit=_MAX_ADAPTERS, without=hidden.names)
     rows = [row for row in version_search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
     if not rows:
         raise NotFoundError(name[:200], "no adapter here is for this base")
-    counts = _facet_counts(page_request, worker, query)
+    counts = _facet_counts(page_request, worker, query, hidden)
     kinds = (counts.facets[kind] for kind in ("r", "method", "target"))
     return BasePage(rows[0].base or name, _tree(rows), counts.total, counts.has_more, *kinds)
 
