@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.manifest.oci_manifest import Manifest, parse
 from adapterhub.project import PROJECT, settings_file
 from adapterhub.project.policy import Policy
@@ -101,8 +102,8 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
         called.add(name)
         for ref in refs:
             for seq in numbers:
-                texts = dict.fromkeys(("text", "reason", "message"), "x")
-                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, "last": 1, **texts}
+                others = {"rule": KeepRule(1), **dict.fromkeys(("text", "reason", "message"), "x")}
+                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, **others}
                 arguments = {key: chosen[key] for key in parameters if key in chosen}
                 try:
                     method(**arguments)
