@@ -57,7 +57,7 @@ def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
     assert {"method": "xlora", "merges": False} in found["tuners"]
     assert {"method": "ia3", "merges": True} in found["tuners"]
     assert {"llama", "qwen3_moe"} <= set(found["mlx_full"])
-    text = run("convert", "--list").stdout
+    text = run("convert", "--list", "-v").stdout
     assert all(name in " ".join(text.split()) for name in (*(row["method"] for row in found["tuners"]), *found["mlx_full"]))
     assert all(family in " ".join(text.split()) for family in families)
     assert all(name in text for name in (*(row.name for row in rows), "hf", "image"))
