@@ -10,11 +10,11 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
-from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import withdrawals
 from adapterhub.registry.moves import now
@@ -23,6 +23,9 @@ from adapterhub.registry.version_lookup import previous_number
 from adapterhub.store.ref_log import entries_in_force
 from adapterhub.store.store import Entry
 from adapterhub_converters.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.keep_rule import KeepRule
 
 
 def keep(registry: Registry, ref: Ref, rule: KeepRule | None) -> None:
@@ -51,6 +54,8 @@ def chosen_rule(registry: Registry, ref: Ref) -> KeepRule | None:
 
 def setting(registry: Registry, name: str) -> KeepRule | None:
     """Return which versions a gc keeps of a name by a choice; None for all, or without one."""
+    from adapterhub.manifest.keep_rule import KeepRule  # which most commands do without
+
     text = queries.marks(registry.index, "keep", name).get("")
     return None if text is None else KeepRule(*map(int, text.split()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_search
@@ -12,7 +12,6 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.index.version_search import Query
 from adapterhub.maintenance import retention
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.keep_rule import KeepRule
 from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.ref import Ref
 from adapterhub.registry import content_search
@@ -30,6 +29,9 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .catalog import Catalog, ContentAnswer, ContentQuery, DiskUsage, Listing, SearchAnswer, SizedModel, no_bar
 from .release_documents import PromotionReport, report_of
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.keep_rule import KeepRule
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,13 @@ def _remote_log(address: str, settings: Settings) -> tuple[str, Sequence[Entry]]
 
 
 def _cells(entry: Entry) -> list[str]:
-    numbers = entry.numbers or ((entry.number,) if entry.number else ())
     from adapterhub.manifest import release_statement
-    from adapterhub.manifest.keep_rule import KeepRule
 
+    numbers = entry.numbers or ((entry.number,) if entry.number else ())
     reason = release_statement.log_summary(entry.op, entry.message)
     if entry.op == "keep":
+        from adapterhub.manifest.keep_rule import KeepRule
+
         reason = str(KeepRule(entry.keep, entry.ttl))
     return [
         str(entry.seq),
