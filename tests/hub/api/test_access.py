@@ -68,6 +68,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("POST", "tags/prod/promotion", {"reference": "v1"}),
     ("POST", "tags/prod/rollback", {"message": "wrong"}),
     ("POST", "versions/v1/approvals", {"tag": "prod", "message": "read it"}),
+    ("POST", "versions/v1/evaluations", {"name": "sql", "metrics": {"pass": 1.0}, "data": [], "base": {}}),
     ("PUT", "versions/v1/withdrawal", {"message": "leaked"}),
     ("DELETE", "versions/v1/withdrawal", None),
     ("PUT", "gate", {"mode": "auto"}),
