@@ -358,8 +358,9 @@ def _other_prompt(start: InitialAdapter, config: TrainConfig, tokenizer: Any, sp
         *(["other options of the template"] if dict(prompt.options) != dict(earlier.options) else []),
         *([f"the date {earlier.date}"] if prompt.date and earlier.date and prompt.date != earlier.date else []),
     ]
-    what = " and ".join(differences)
-    return [f"{start.location} was trained with {what}; the result is asked as [data] sets it"] if differences else []
+    if not differences:
+        return []
+    return [f"{start.location} was trained with {' and '.join(differences)}; the result is asked as [data] sets it"]
 
 
 def _today() -> str:

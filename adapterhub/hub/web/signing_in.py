@@ -146,8 +146,8 @@ async def arrive(request: Request) -> Response:
             request_context.current().record_change(f"{id_token.claims.get('sub')} at {id_token.issuer}")
             mirrors = bool(page_request.hub.mirror or page_request.hub.upstream)
             # Those that have or had anything in them.
-            taken = repository_rows.namespaces(worker.registry.index)
-            account = admissions.admit(page_request.hub.database, id_token, taken, mirrors=mirrors)
+            namespaces = repository_rows.namespaces(worker.registry.index)
+            account = admissions.admit(page_request.hub.database, id_token, namespaces, mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error
         request_context.current().set_account(account, "")
