@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route, Router
@@ -70,9 +71,13 @@ def create_app(settings: HubSettings) -> ASGIApp:
     routes = [*api_routes(), *page_routes()]
     metrics = Metrics(routes)
     is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
+    errors = (LocalIOError, RemoteError, IntegrityError, UsageError, BodyError, ClientDisconnect)
+    handlers = dict.fromkeys(errors, error_responses.error_response)
     middleware = [
         Middleware(CrossOriginMiddleware, is_local=is_local),
         Middleware(MetricsMiddleware, metrics=metrics),
+        # The application handles errors of its handlers alone; the middleware that follows reads the database, too.
+        Middleware(ExceptionMiddleware, handlers=handlers),
         Middleware(IdentityMiddleware),
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
         Middleware(RefusalLimitMiddleware),
@@ -80,8 +85,6 @@ def create_app(settings: HubSettings) -> ASGIApp:
         Middleware(AuditMiddleware),
         Middleware(BodyGuard, budget=BodyBudget(BODY_LIMITS), behind_proxy=settings.behind_proxy),
     ]
-    errors = (LocalIOError, RemoteError, IntegrityError, UsageError, BodyError, ClientDisconnect)
-    handlers = dict.fromkeys(errors, error_responses.error_response)
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = PrefixRouter(routes)
     app.state.metrics = metrics
