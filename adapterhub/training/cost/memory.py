@@ -20,6 +20,7 @@ _RUNTIME_BYTES = 525_000_000  # of Python, torch, transformers and bitsandbytes,
 _GENERATION_BYTES = 60_000_000  # bytes of generated answers and the fragmentation they cause: 45 to 85 measured
 _TRACKER_BYTES = 45_000_000  # bytes of TensorBoard and its imports, measured; others are as large or larger
 _FRAGMENTATION = 1.15  # of activations: freed memory leaves holes (glibc; 1.1 to 1.2 measured)
+_COPIES_OF_16_BITS = 1.05  # of activations in 16 bits: oneDNN copies some for AMX (1 to 1.15 measured)
 _MIN_LOGITS, _MAX_LOGITS = 128, 1024  # rows of logits at once; with fewer, a card waits for the output layer's weight
 _CPU_LOGITS = 256  # rows of logits at once on a CPU: with AMX, twice 128 take 1.4 times as long
 _LOGITS_SHARE = 64  # of the memory of a card: the share that they may take
@@ -51,7 +52,8 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
     logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width, on_card=on_card)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
-    working = int(_FRAGMENTATION * (saved + max(0, backward - logits))) + reused
+    overhead = _FRAGMENTATION * (_COPIES_OF_16_BITS if shape.width == 2 and not on_card else 1)
+    working = int(overhead * (saved + max(0, backward - logits))) + reused
     activations = max(working, _loading_bytes(config, shape) - logits)
     return MemoryPlan(
         # Only linear layers are quantized: embeddings and norms stay in the compute dtype.
