@@ -51,6 +51,7 @@ HINTS: dict[str, str] = {
     "bundled-embeddings": "--allow-drop embeddings leaves them out",
     "check-failed": "`adapterhub validate {adapter}` shows all of them; `adapterhub push {adapter} REF --force` stores it all the same",
     "check-failed-for-good": "`adapterhub validate {adapter}` shows all of them",
+    "check-failed-for-good-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them",
     "check-failed-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; `adapterhub push {adapter} REF --force` stores it all the same",
     "check-failed-to-convert": "`adapterhub validate {adapter}` shows all of them; --force converts it all the same",
     "check-failed-to-convert-on-base": "`adapterhub validate {adapter} --base {base}` shows all of them; --force converts it all the same",

@@ -127,6 +127,7 @@ ERRORS: dict[str, str] = {
     "changed-meanwhile": "Another program changed the files, or moved the tag, while they were in use. Nothing was kept of what was read; run the command again once the other program is done.",
     "check-failed": "A push checks the adapter alone and, with --base, on its base. Codes in the message are findings of `adapterhub validate`.",
     "check-failed-for-good": "The adapter cannot be read, so that no option stores it; or more than 1,000 errors in its headers and config ended the check.",
+    "check-failed-for-good-on-base": "The adapter does not fit the base, and no option makes it fit.",
     "check-failed-to-convert": "A conversion of an adapter with errors would carry or hide them. Codes in the message are findings of `adapterhub validate`.",
     "check-failed-to-convert-on-base": "The adapter has errors, alone or on the base of the conversion, which the result would carry or hide.",
     "check-failed-on-base": "The adapter does not fit the base that it should be pinned to.",

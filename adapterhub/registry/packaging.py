@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.formats.candidate import Candidate
 
-CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
 MENDED_BY_CONVERSION = frozenset({"key-prefix", "other-prefix", "no-such-module", "base-shallower"})
 """Codes of errors in names alone: a conversion gives modules the names of the base, or refuses them."""
 _MAX_ERRORS = 1_000  # in headers and config: an adapter with more is refused, and nothing further is checked of it
-_TO_CONVERT = {CODE: "check-failed-to-convert", CODE_ON_BASE: "check-failed-to-convert-on-base"}
+_FOR_GOOD = ("check-failed-for-good", "check-failed-for-good-on-base")  # codes without and with a base
+_TO_STORE = ("check-failed", "check-failed-on-base")
+_TO_CONVERT = ("check-failed-to-convert", "check-failed-to-convert-on-base")
 
 
 @dataclass(frozen=True)
@@ -304,13 +305,13 @@ def raise_or_collect_errors(
     # Of one with thousands of errors this is not tried: it takes as long as storing it.
     count = sum(n for code, n in report.counted().items() if CODES[code][0] == ERROR and code not in (mended or ()))
     can_force = try_storing is not None and count <= _MAX_ERRORS and _succeeds(partial(try_storing, errors))
-    code = (CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD
+    codes = (_TO_STORE if mended is None else _TO_CONVERT) if can_force else _FOR_GOOD
     with_force = f", or {'store' if mended is None else 'convert'} it with force" if can_force else ""
     raise RefusedError(
         report.where,
         problem_text,
         f"Check it for the rest of the errors{with_force}",
-        code=code if mended is None else _TO_CONVERT.get(code, code),
+        code=codes[base is not None],
         adapter=report.where,
         base=base.source if base else "",
     )

@@ -16,10 +16,14 @@ import adapterhub as ah
 from adapterhub.digest import sha256_file
 from adapterhub.manifest import derive
 from adapterhub.manifest.measurement import Evaluation
+from adapterhub.manifest.release_statement import ReleaseStatement
 from adapterhub.operations import signature_checks
 from adapterhub.operations.attest_results import attest_results
 from adapterhub.operations.workspace import Workspace
-from adapterhub.trust import keys
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.releases import release_moves
+from adapterhub.trust import keys, release_claims
 from adapterhub_converters import bases
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
@@ -54,6 +58,18 @@ class Place:
 
     def policy(self, text: str) -> None:
         (self.root / "adapterhub.toml").write_text(text)
+
+    def push_copied_bundles(self, toml: str = "") -> None:
+        """Push another adapter as team/sql, and attach to it all that was signed about team/good."""
+        write_adapter(self.folder, 6)
+        (self.folder / "adapter.json").unlink(missing_ok=True)
+        self.push(toml)
+        with (
+            signature_checks.open_signable("team/good", self.workspace) as source,
+            signature_checks.open_signable("team/sql", self.workspace) as target,
+        ):
+            for raw in source.read():
+                target.add(raw)
 
     @property
     def true_record(self) -> str:
@@ -123,16 +139,36 @@ def evaluation_of_another_version(place: Place) -> None:
     evaluation = Evaluation("test", {"bleu": 30}, data=({"path": "rows", "digest": DIGEST},))
     key = keys.read_private(place.root / "ci.key")
     attest_results("team/good", [evaluation], key, digest=good, ok=True, workspace=place.workspace)
-    write_adapter(place.folder, 6)
-    (place.folder / "adapter.json").unlink(missing_ok=True)
-    place.push()
-    with (
-        signature_checks.open_signable("team/good", place.workspace) as source,
-        signature_checks.open_signable("team/sql", place.workspace) as target,
-    ):
-        for raw in source.read():
-            target.add(raw)
+    place.push_copied_bundles()
     place.policy('[policy.evaluations.bleu]\nmin = 20\nsigners = ["ci.pub"]\n')
+
+
+def training_of_another_version(place: Place) -> None:
+    """The provenance of a training, attached to weights that it did not make, with the same record."""
+    place.push(place.true_record, "team/good")
+    ah.attest("team/good", "ci.key", training=True, builder="https://ci.example", workspace=place.workspace)
+    place.push_copied_bundles(place.true_record)
+    place.policy(SIGNED_TRAINING)
+
+
+def fits_of_another_version(place: Place) -> None:
+    place.push(ref="team/good")
+    ah.attest("team/good", "ci.key", fits="base", workspace=place.workspace)
+    place.push_copied_bundles()
+    place.policy('[policy.attestations."*"]\nfits = ["ci.pub"]\n')
+
+
+def typed_fingerprint(place: Place) -> None:
+    """An adapter of some base that says to be of another one."""
+    derive.describe(place.folder).write(place.folder)
+    base = json.loads((place.folder / "adapter.json").read_text())["base"]
+    place.edit(base=base | {"fingerprint": DIGEST})
+    place.push()
+    place.policy(f'[policy]\nbases = ["{DIGEST}"]\n[policy.attestations."*"]\nfits = ["ci.pub"]\n')
+
+
+def declared_fingerprint(place: Place) -> None:
+    (place.folder / "adapter.toml").write_text(f'[base]\nfingerprint = "{DIGEST}"\n')
 
 
 def another_base(place: Place) -> None:
@@ -188,8 +224,18 @@ def unapproved_move(place: Place) -> None:
     place.policy('[promote.prod.require]\napprovals = 1\napprovers = ["ci.pub"]\n')
 
 
+def approved_by_a_stranger(place: Place) -> None:
+    unapproved_move(place)
+    signer = keys.read_private(place.root / "mallory.key")
+    with Registry.open(place.root) as registry:
+        version = registry.resolve(Ref("team/sql", number=1))
+        claim = release_claims.sign(release_claims.APPROVAL, "team/sql", version.digest, signer, text="I read it", tag="prod")
+        release_moves.approve(registry.ledger, version.ref, "prod", ReleaseStatement("I read it", claim.decode()))
+
+
 PULL = "pull team/sql -o out"
 VERIFY = "verify team/sql --attestations --key ci.pub --recompute"
+OTHER_DIGEST = "the attestation is about sha256:"
 FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
     (typed_training, "attest team/sql --training --key ci.key", 6, "was recorded by owner, and not by adapterhub's trainer"),
     (typed_training, "attest team/sql --training --builder urn:adapterhub:trainer --key ci.key", 6, "what the trainer signs"),
@@ -202,6 +248,14 @@ FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
     (typed_evaluation, PULL, 6, "evaluations.bleu: was recorded by owner, not lm-eval"),
     (typed_evaluation_recorder, "push sql team/sql", 2, "'lm-eval' is no recorder of a declaration, which its owner makes"),
     (evaluation_of_another_version, PULL, 6, "no attestation 'tests'"),
+    (training_of_another_version, PULL, 6, OTHER_DIGEST),
+    (training_of_another_version, VERIFY, 1, f"no attestation that is accepted: {OTHER_DIGEST}"),
+    (fits_of_another_version, PULL, 6, OTHER_DIGEST),
+    (fits_of_another_version, f"{VERIFY} --base base", 1, f"no attestation that is accepted: {OTHER_DIGEST}"),
+    (typed_fingerprint, PULL, 6, "attestations.*.fits: has no attestation 'fits'"),
+    (typed_fingerprint, "attest team/sql --fits base --key ci.key", 6, "trained on sha256:111111111111, this base is sha256:"),
+    (declared_fingerprint, "push sql team/sql", 2, "unknown key base.fingerprint"),
+    (approved_by_a_stranger, "tag team/sql:v1 prod", 6, "approvals: 0 of 1; not counted: is signed by the key"),
     (another_base, f"{VERIFY} --base base", 1, "fits: is another statement when it is computed again: base.config.rope_theta"),
     (unapproved_move, "tag team/sql:v1 prod", 6, "does not meet its requirements: approvals: 0 of 1"),
     (edited_rank, "push sql team/sql", 4, '"r" is 1, but the weights have 2'),

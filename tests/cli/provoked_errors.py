@@ -219,6 +219,7 @@ PROVOCATIONS: dict[str, Provocation] = {
     "broken-index": Provocation("list", [_write("registry.db", "no database")], then="list"),
     "check-failed": Provocation("push wrong team/new"),
     "check-failed-for-good": Provocation("push wrong team/new", [_drop_a_tensor]),
+    "check-failed-for-good-on-base": Provocation("attest team/sql --fits larger --key team.key", [_KEY]),
     "check-failed-on-base": Provocation("push sql team/new --base larger"),
     "check-failed-to-convert": Provocation("convert wrong out --to mlx", then="convert wrong out --to mlx --force"),
     "check-failed-to-convert-on-base": Provocation(
