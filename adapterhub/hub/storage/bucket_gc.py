@@ -4,6 +4,10 @@ What is needed follows from the log, as in the store of one folder (`maintenance
 of noted blobs takes the place of a folder store's leases: a process notes a blob before it relies on the bucket having it, and
 again after an hour (`bucket_blobs`). So everything a move names was noted shortly before, and a gc removes nothing noted within
 its grace period, which is longer. A process that notes a blob while it is being removed waits, and then finds it gone.
+
+Like that of a folder, a gc reads only the entries and manifests that the last one on this machine has not read (`gc_marks`).
+The keys in the bucket are listed each time, a thousand per request: only that shows blobs that no log has ever named, and moves
+that a restored database lacks.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pathlib import Path
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
-from adapterhub.maintenance import retention
+from adapterhub.maintenance import gc_marks, retention
 from adapterhub.maintenance.gc import GRACE, GcResult, NeededBlobs, Progress
 from adapterhub.manifest.keep_rule import keep_rule
 from adapterhub.registry.registry import Registry
@@ -65,6 +69,8 @@ def collect(
         swept = GcResult(dry_run, dropped.refs, dropped.parents)
         needs = _NeededBlobs(storage, registry, grace, dropped.numbers if dry_run else {})
         _sweep(storage, needs, swept, grace, progress)
+        if not dry_run:
+            needs.keep_marks()
     _remove_parts(storage, swept)
     return swept
 
@@ -84,10 +90,21 @@ class _NeededBlobs:
 
     def __init__(self, storage: SharedStorage, registry: Registry, grace: float, unkept: dict[str, list[int]]) -> None:
         self._storage, self._registry = storage, registry
-        self._by_logs = NeededBlobs(registry.store, self._known_positions, grace * 3600, unkept, entry_time=_written_at)
+        self._by_logs = NeededBlobs(
+            registry.store,
+            self._known_positions,
+            grace * 3600,
+            unkept,
+            entry_time=_written_at,
+            marks=gc_marks.read(registry.store),
+        )
 
     def _known_positions(self) -> dict[str, int]:
         return {name.name: name.seq for name in queries.names(self._registry.index)}
+
+    def keep_marks(self) -> None:
+        """Keep what was read, beside the mirror, for the next gc of this machine."""
+        self._by_logs.keep_marks()
 
     def update(self) -> tuple[set[Digest], set[Digest]]:
         """Return the needed blobs, and those of them that only the grace period keeps."""

@@ -22,6 +22,7 @@ from adapterhub.hub.storage.shared_storage import SharedStorage
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
+from adapterhub.store.store_files import StoreFiles
 from adapterhub_converters.errors import ParameterError, RefusedError
 from tests.conftest import Run
 from tests.hub.conftest import serving
@@ -78,6 +79,49 @@ def test_what_no_version_needs_any_more_goes_and_comes_back_when_it_is_pushed_ag
     forget(storage)
     registry.push(adapter(2), Ref("team/again"))
     assert there(storage) == both
+
+
+def test_a_second_gc_reads_only_what_was_pushed_since(
+    storage: SharedStorage, registry: Registry, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_file = list[str](), StoreFiles.open
+
+    def counting(files: StoreFiles, path: Path) -> object:
+        opened.append(path.relative_to(files.root).as_posix())
+        return open_file(files, path)
+
+    def gc_opens() -> list[str]:
+        opened.clear()
+        collect(storage, grace=0)
+        return sorted({name for name in opened if name.startswith(("refs/", "blobs/"))})
+
+    monkeypatch.setattr(StoreFiles, "open", counting)
+    for seed in range(3):
+        registry.push(adapter(seed), Ref("team/sql"))
+    assert len(gc_opens()) == 6  # the entries and the manifests
+    version = registry.push(adapter(9), Ref("team/sql"))
+    entries = ["refs/team/sql/00000003.json", "refs/team/sql/00000004.json"]
+    assert gc_opens() == [f"blobs/sha256/{version.digest[7:]}", *entries]
+    assert gc_opens() == entries[1:]
+
+
+def test_versions_that_another_machine_dropped_since_the_last_gc_are_not_needed(
+    opened: Callable[..., SharedStorage], storage: SharedStorage, registry: Registry, adapter: Callable[..., Path]
+) -> None:
+    for seed in range(2):
+        registry.push(adapter(seed), Ref(f"team/a{seed}"))
+    collect(storage, grace=0)
+    needed = there(storage)
+    other = opened("two")
+    with other.registry() as elsewhere:
+        elsewhere.rm(Ref("team/a0"))
+        elsewhere.push(adapter(2), Ref("team/a2"))
+        collect(other, grace=0)
+        elsewhere.rm(Ref("team/a2"))
+    collect(storage, grace=0)
+    version = registry.resolve(Ref("team/a1"))
+    manifest = registry.oci_manifest(version)
+    assert there(storage) == {version.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)} < needed
 
 
 def test_what_was_stored_noted_or_let_go_within_the_grace_period_stays(
