@@ -28,6 +28,14 @@ from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats.trainers.fused_layers import known_base
 
 
+def test_a_renamed_place_is_in_no_part_of_an_error() -> None:
+    error = AdapterhubError("/tmp/x/a", "/tmp/x/b", "see /tmp/x", adapter="/tmp/x", file=Path("/tmp/x/a"), count=3)
+    error.problems = ("/tmp/x/a: 1", "/tmp/x/b: 2")
+    error.rename("/tmp/x", "team/sql:v1")
+    assert "/tmp" not in f"{error} {error.problems} {error.fields}"
+    assert error.fields == {"adapter": "team/sql:v1", "file": "team/sql:v1/a", "count": 3}
+
+
 def _pair(base: str, method: str = "svd", **more: Any) -> Callable[[Path], object]:
     delta = LowRank(np.ones((2, 4), np.float32), np.ones((4, 2), np.float32), alpha=2)
     adapters = [Adapter({"q": delta}, meta=Meta(name)) for name in ("tiny", base)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adapterhub.registry.signature_policy import store_signatures
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import signature_checks, source_names, sources
 from .outgoing_version import open_package
@@ -36,7 +36,12 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace) -> PushResult |
     if (ref := copied_ref(source, target, workspace)) is not None:
         workspace.check_name(ref.name)
         with workspace.open_registry(create=True) as registry:
-            return stored_result(_into_registry(registry, source, ref, workspace))
+            try:
+                return stored_result(_into_registry(registry, source, ref, workspace))
+            except RefusedError as error:
+                if error.fields.get("adapter") == ref.name:  # which is not stored: a remedy is about the source
+                    error.fields["adapter"] = os.fspath(source)
+                raise
     return pull(os.fspath(source), target, workspace=workspace)
 
 

@@ -120,7 +120,7 @@ def converted_folder(
             registry.pull(version.ref, source)
             path = resolve_adapter(source)
             try:
-                packaging.check_adapter(path, location=str(version.ref))
+                packaging.check_adapter(path, location=str(version.ref), try_storing=None)
                 convert(ParentAdapter(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # name the ref: the temporary path means nothing to the user
                 error.rename(str(source), str(version.ref))

@@ -178,16 +178,15 @@ def check_adapter(
     location: str,
     base: BaseSpec | None = None,
     force: bool = False,
-    try_storing: Callable[[], object] = lambda: None,
+    try_storing: Callable[[], object] | None = lambda: None,
 ) -> tuple[Problem, ...]:
     """Check an adapter and raise RefusedError for its errors; with `force`, return them.
 
     `try_storing` is as in `raise_or_collect_errors`, without an argument.
     """
     with _open_gate(path, base, location=location, force=force) as (report, contents):
-        return raise_or_collect_errors(
-            report, base, force=force, try_storing=None if contents is None else lambda _: try_storing()
-        )
+        store = None if contents is None or try_storing is None else lambda _: try_storing()
+        return raise_or_collect_errors(report, base, force=force, try_storing=store)
 
 
 def check_received(

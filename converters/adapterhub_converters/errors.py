@@ -21,6 +21,7 @@ its own more specific errors as subclasses, next to the code that raises them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
@@ -50,8 +51,14 @@ class AdapterhubError(Exception):
         self.fields = fields
 
     def rename(self, old: str, new: str) -> None:
-        """Name a place by `new`, such as an address, wherever the words have `old`, such as a temporary folder."""
-        self.where, self.what, self.hint = (text.replace(old, new) for text in (self.where, self.what, self.hint))
+        """Name a place by `new`, such as an address, wherever the error has `old`, such as a temporary folder."""
+        self.where, self.what, self.hint, *problems = (
+            text.replace(old, new) for text in (self.where, self.what, self.hint, *self.problems)
+        )
+        self.problems = tuple(problems)
+        for name, value in self.fields.items():
+            if isinstance(value, str | os.PathLike):
+                self.fields[name] = os.fspath(value).replace(old, new)
 
     @property
     def own_code(self) -> str:

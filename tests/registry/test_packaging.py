@@ -170,6 +170,17 @@ def test_what_is_forced_in_is_refused_with_the_words_of_the_check(place: Path, r
     assert "`adapterhub validate ./bad` shows all of them" in result.stderr
 
 
+def test_the_remedy_of_a_refused_copy_or_conversion_is_about_a_version_that_there_is(place: Path, run: Run) -> None:
+    break_it(write_adapter(place / "bad"))
+    address = f"layout://{place}/bad.tar:v1"
+    run("push", "./bad", address, "--force")
+    copied = run("copy", address, "team/in", code=6).stderr
+    assert f"`adapterhub validate {address}` shows all of them; `adapterhub push {address} REF --force" in copied
+    run("push", address, "team/in", "--force")
+    pulled = run("pull", "team/in", "--to", "mlx", "-o", "out", code=6).stderr
+    assert pulled.endswith("`adapterhub validate team/in:v1` shows all of them  [check-failed-for-good]\n")
+
+
 def test_rebuild_takes_no_adapter_from_an_address_that_the_policy_forbids(place: Path, run: Run) -> None:
     write_base(place / "base")
     put_elsewhere(write_adapter(place / "bad"), place / "elsewhere")

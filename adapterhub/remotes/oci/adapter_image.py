@@ -272,7 +272,7 @@ class UnpackedSource:
     def manifest(self, reference: str) -> Manifest:
         """Return the manifest; for an image, the one that was packaged, and for tars, one of the files in them."""
         manifest = self._source.manifest(reference)
-        if tar_layers.has_tars(manifest):
+        if tar_layers.has_nested_adapter(manifest):
             return self._manifest_in_tars(manifest)
         return self._packaged_manifest(manifest) if manifest.config.media_type == CONFIG_TYPE else manifest
 

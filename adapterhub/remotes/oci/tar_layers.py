@@ -40,8 +40,8 @@ _CONFIGS = (ADAPTER_CONFIG, ADAPTER_JSON)
 _MAX_GROWTH, _FREE_GROWTH = 100, 1 << 20
 
 
-def has_tars(manifest: Manifest) -> bool:
-    """Return whether a manifest is one of ModelPack or KitOps with a tar among its layers, or with raw files in a folder."""
+def has_nested_adapter(manifest: Manifest) -> bool:
+    """Return whether the adapter of an artifact is in a tar among its layers, or in raw files in a folder."""
     if any(oci_manifest.is_model_tar(layer.media_type) for layer in manifest.layers):
         return True
     configs = [layer.path.rpartition("/") for layer in manifest.layers if layer.path.rpartition("/")[2] in _CONFIGS]
