@@ -191,12 +191,15 @@ class EnginePool:
             return
         problem = EngineDownError("no engine answers for now")
         for member in self._in_turn([served.model]):
+            member.running += 1  # if it is removed meanwhile, its connections are closed afterwards
             try:
                 await member.ensure(served)
                 return
             except EngineDownError as error:
                 member.fail(str(error))
                 problem = error
+            finally:
+                self._release(member)
         raise problem
 
     async def forget(self, served: PreparedVersion) -> None:

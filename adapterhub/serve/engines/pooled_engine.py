@@ -77,7 +77,7 @@ class PooledEngine:
         has_started: Whether it has been compared with the base, and is right.
         is_up: Whether it is in use.
         is_leaving: Whether it gets no new request.
-        running: The number of requests that it is answering.
+        running: The number of requests that it is answering, and of versions that it loads before a request is sent.
         versions: The names of the versions that it was given.
         error: Why it could not be started; None if it could.
     """

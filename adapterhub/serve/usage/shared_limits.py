@@ -2,7 +2,7 @@
 
 One statement counts a request and says whether it was one too many, so two gateways never both answer the last one. All of it
 is about the next minutes, so it is never flushed to the disk. While the file cannot be used, a gateway counts for itself, as it
-does anyway, and logs why.
+does anyway, logs why, and adds to the file what it counted once it can.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class SharedLimits:
         self._path, self._clock = path, clock
         self._gateway = uuid.uuid4().hex
         self._running: Counter[str] = Counter()  # requests of this gateway that run, by key
+        self._unwritten: dict[tuple[str, str, int, int], tuple[int, float]] = {}  # by window, events and when they end
         self._database: LimitsDatabase | None = None
         self._retry_at = -math.inf
         self._logged_at = -math.inf
@@ -55,8 +56,12 @@ class SharedLimits:
         own_window = windows.count(key, events)
         now = self._clock()
         window, new_end = (key, kind, windows.limit, windows.seconds), now + windows.seconds
-        counted = self._ask(lambda database: database.count(window, new_end, now, events) or (0, new_end))
+        unwritten, unwritten_end = self._unwritten.pop(window, (0, new_end))
+        if not now < unwritten_end <= new_end:  # the window has ended, or the clock was set back
+            unwritten, unwritten_end = 0, new_end
+        counted = self._ask(lambda database: database.count(window, new_end, now, unwritten + events) or (0, new_end))
         if counted is None:
+            self._unwritten[window] = unwritten + events, unwritten_end
             return own_window
         count, ends = counted
         seconds = max(math.ceil(ends - now), 1)

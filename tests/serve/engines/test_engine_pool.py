@@ -422,6 +422,39 @@ def test_a_removed_engine_gets_no_request_and_is_closed_after_its_last_answer(tm
     run(tmp_path, use)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_an_engine_that_is_removed_while_it_loads_a_version_ends_that_and_if_it_is_killed_another_one_loads(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    async def use(lab: Lab) -> None:
+        a, b = lab.addresses()
+        begun, going_on = asyncio.Event(), asyncio.Event()
+
+        async def wait(path: str, body: Mapping[str, Any]) -> None:
+            if path == "/v1/load_lora_adapter":
+                begun.set()
+                await going_on.wait()
+                if is_killed:
+                    raise asyncio.IncompleteReadError(b"", 1)  # which ends the connection
+
+        lab.peers["a"].wait = wait  # type: ignore[method-assign]
+        async with started(lab, [], a, b) as pool:
+            client = cast(Vllm, pool.members[0].engine).client
+            load = asyncio.create_task(pool.ensure(lab.version("c")))
+            await begun.wait()
+            pool.change([b])
+            await asyncio.sleep(0.1)
+            going_on.set()
+            await load
+            assert [len(peer.loads) for peer in lab.peers.values()] == ([0, 1] if is_killed else [1, 0])
+            assert await status(pool, lab.version("c")) == (200, "b")
+            while client.is_connected:
+                await asyncio.sleep(0.01)
+            assert not pool.members[0].running
+
+    run(tmp_path, use)
+
+
 def test_an_added_engine_is_compared_and_joins_and_another_weight_is_no_other_engine(tmp_path: Path) -> None:
     async def use(lab: Lab) -> None:
         async with started(lab, lab.addresses("a")) as pool:

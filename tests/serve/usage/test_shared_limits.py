@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,24 @@ def test_a_gateway_uses_the_file_again_once_it_can(tmp_path: Path, clock: Clock,
     left.end("ada")
     assert left.begin("ada", 1)
     assert not right.begin("ada", 1)
+
+
+@pytest.mark.parametrize("gone", [0, 61])
+def test_what_is_counted_while_the_file_is_locked_is_added_within_its_window(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, gone: float
+) -> None:
+    monkeypatch.setattr(shared_limits, "_RETRY_SECONDS", 0.0)
+    path = tmp_path / "limits.db"
+    left, right = SharedLimits(path, clock), SharedLimits(path, clock)
+    windows = Windows(4, 60, clock)
+    assert left.count("ada", "requests", windows).remaining == 3
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert left.count("ada", "requests", windows).remaining == 2
+        assert left.count("ada", "requests", windows).remaining == 1
+    clock.now += gone
+    assert left.count("ada", "requests", windows, 0).remaining == (4 if gone else 1)
+    assert right.count("ada", "requests", Windows(4, 60, clock)).remaining == (3 if gone else 0)
 
 
 def test_events_are_given_back_to_the_window_in_which_they_were_counted(
