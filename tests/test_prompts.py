@@ -22,7 +22,8 @@ _WRITERS = {
 _ASKING = {
     "generation.hf_text.Text._read_chat_ends": "tokenizer.template_variables = json_file.parse(prompt, self.location)",
     "generation.hf_text.Text.conversation": "chat_template.apply(texts._tokenizer, prompt)",
-    "generation.llama_cpp.LlamaCppEngine.conversation": "{**special, **prompt.variables, **conversation}",
+    "generation.llama_cpp.LlamaCppEngine.conversation": "{**self._special_tokens, **prompt.variables, **conversation}",
+    "generation.llama_cpp.LlamaCppEngine._find_end": "{**self._special_tokens, **prompt.variables}",
     "operations.merge_into._end_token": "template = prompt.as_template(",
     "serve.engines.rendered_prompts.Renderer.end_token": "{**self._base_prompt.special_tokens, **prompt.variables}",
     "serve.engines.rendered_prompts.Renderer.text": "template = prompt.template if prompt.template is not None else",

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from adapterhub.prompts import chat_template
 from adapterhub.training import machine
+from adapterhub_converters.bases import base_prompts
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError
 from adapterhub_converters.trained_prompt import PROMPT_OF_BASE, TrainedPrompt
@@ -30,6 +32,7 @@ from . import Prompt
 
 _F32, _NO_FLASH = 0, 0  # a ggml_type, a llama_flash_attn_type
 _TRIAL = Path(__file__).with_name("llama_cpp_trial.py")
+_MAX_PROMPTS = 64  # whose ends are remembered: finding one renders a conversation
 _TRIAL_LOG = 64 << 10  # bytes of the end of a child's log in which the reason is looked for
 _MODULES = ("llama_cpp_py_sync", "jinja2")
 _VAGUE_LINES = ("ret = ", "failed to load model")  # in lines of llama.cpp's log that follow the line with the reason
@@ -162,6 +165,8 @@ class LlamaCppEngine:
         self._metadata = metadata
         self._template = metadata.get("tokenizer.chat_template")
         self.max_context: int | None = int(self._lib.llama_model_n_ctx_train(model)) or None
+        self._end: int | None = None  # of the answer to the last prompt, besides the ends of the vocabulary
+        self.end_of = lru_cache(_MAX_PROMPTS)(self._find_end)
 
     def template_of(self, prompt: TrainedPrompt) -> str | None:
         """Return the chat template of a prompt: its own, or the model's; None if there is none."""
@@ -196,6 +201,7 @@ class LlamaCppEngine:
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own limited process; without one, continue the text."""
         is_raw = prompt.raw or self.template_of(self.prompt) is None
+        self._end = None if is_raw else self.end_of(self.prompt)
         return prompt.plain_text(self.location) if is_raw else self.conversation(prompt.messages, prompt=self.prompt)
 
     def conversation(
@@ -206,10 +212,21 @@ class LlamaCppEngine:
         prompt: TrainedPrompt = PROMPT_OF_BASE,
     ) -> str:
         """Render the template of a prompt, up to the beginning of the answer, in its own limited process."""
-        special = {f"{name}_token": self._special(name) for name in ("bos", "eos")}
         conversation = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
-        variables = {**special, **prompt.variables, **conversation}
+        variables = {**self._special_tokens, **prompt.variables, **conversation}
         return chat_template.render_variables(str(self.template_of(prompt)), variables, location=self.location)
+
+    def _find_end(self, prompt: TrainedPrompt) -> int | None:
+        """Return the token with which an adapter's template ends answers; None if the vocabulary ends them by itself."""
+        if prompt.template is None:
+            return None
+        special, ends = base_prompts.end_tokens_of_gguf(self._base)
+        variables = {**self._special_tokens, **prompt.variables}
+        return chat_template.end_token(prompt.template, variables, special, ends, location=self.location)
+
+    @property
+    def _special_tokens(self) -> dict[str, str]:
+        return {f"{name}_token": self._special(name) for name in ("bos", "eos")}
 
     def _special(self, name: str) -> str:
         tokens, number = self._metadata.get("tokenizer.ggml.tokens"), self._metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -291,8 +308,8 @@ class LlamaCppEngine:
             self._lib.llama_batch_free(batch)
 
     def is_end(self, token: int) -> bool:
-        """Return whether the vocabulary marks a token as the end of an answer."""
-        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+        """Return whether a token ends the answer to the last prompt: by its adapter's template, or by the vocabulary."""
+        return token == self._end or bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
     def pieces(self) -> Callable[[int], str]:
         """Return a function that decodes the bytes of tokens as UTF-8, which tokens may split anywhere."""

@@ -349,9 +349,7 @@ def _copy_initial(
 
 def _other_prompt(start: InitialAdapter, config: TrainConfig, tokenizer: Any, spec: BaseSpec) -> list[str]:
     """Return a note if the adapter to start from was trained to be asked in another form than the config sets."""
-    data = config.data
-    template = tokenizer.chat_template if data.chat_template is not None else None
-    prompt = TrainedPrompt(template, tuple(data.template_options.items()), data.date).beside_base(spec.chat_template_digest)
+    prompt = data.configured_prompt(config, tokenizer).beside_base(spec.chat_template_digest)
     earlier = TrainedPrompt.read(start.path).beside_base(spec.chat_template_digest)
     differences = [
         *(["another chat template"] if prompt.template != earlier.template else []),

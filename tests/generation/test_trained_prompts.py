@@ -57,6 +57,28 @@ def test_an_answer_ends_at_the_mark_of_its_template_on_a_base_that_ends_texts_ot
         assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == (PLAIN["sky"], "stop")
 
 
+def test_llama_cpp_ends_an_answer_at_a_mark_that_the_template_of_the_adapter_alone_names(
+    heart: ByHeart, tmp_path: Path
+) -> None:
+    need_module("llama_cpp_py_sync")
+    base = shutil.copytree(heart.silent, tmp_path / "base")
+    for path in base.glob("*.json"):  # llama.cpp knows the mark of chatml by its name
+        path.write_text(path.read_text().replace("<|im_end|>", "<|fin|>"))
+    for name, key, value in (("config.json", "eos_token_id", 0), ("tokenizer_config.json", "eos_token", "<|endoftext|>")):
+        document = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**document, key: value}))
+    (base / "generation_config.json").unlink(missing_ok=True)
+    (tmp_path / "marks.jinja").write_text(
+        "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|fin|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+    )
+    by_heart.train(tmp_path, base, "marked", PLAIN, 'chat_template = "marks.jinja"')
+    ah.convert_model(base, tmp_path / "base.gguf", to="gguf")
+    for question, answer in PLAIN.items():
+        result = ah.generate(tmp_path / "marked", question, base=tmp_path / "base.gguf", compare=False, max_tokens=TOKENS)
+        assert result.text == answer
+
+
 def _check_merges(base: Path, folder: Path) -> None:
     """transformers and llama.cpp stop at the mark by what is in the merged model."""
     import transformers

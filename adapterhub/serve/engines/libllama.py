@@ -48,7 +48,8 @@ class _Text:
     def with_prompt(self, prompt: TrainedPrompt) -> _Text:
         """Return the same texts with the conversations of an adapter."""
         texts = copy.copy(self)
-        texts._prompt = prompt
+        texts._prompt, end = prompt, self._engine.end_of(prompt)
+        texts.chat_ends = self.ends if end is None else self.ends | {end}
         return texts
 
     @property

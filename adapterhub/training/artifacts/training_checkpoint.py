@@ -117,11 +117,8 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
     with safetensors_file.SafetensorsFile(path) as file:
         metadata = file.header.metadata
         if metadata.get("run") != run:
-            raise ConflictError(
-                str(path),
-                "belongs to a training with another config, data, base or version",
-                "Delete it, or name another folder",
-            )
+            problem = "belongs to a training with another config, data, base or version"
+            raise ConflictError(str(path), problem, "Delete it, or name another folder")
         try:
             for name, parameter in trained_parameters(model):
                 value = as_torch(file.tensor(name))

@@ -104,14 +104,8 @@ def base_sizes(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
 
 def full_fine_tuning(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> int:
     """Return the minimum memory, in bytes, for training every parameter in float32 with Adam on the same rows."""
-    lora_plan = plan(config, spec, card=card)
-    return (
-        _FULL_FINE_TUNING * shape_of(config, spec).parameters
-        + lora_plan.activations
-        + lora_plan.logits
-        + lora_plan.data
-        + lora_plan.runtime
-    )
+    rows = plan(config, spec, card=card)
+    return _FULL_FINE_TUNING * shape_of(config, spec).parameters + rows.activations + rows.logits + rows.data + rows.runtime
 
 
 def flops(config: TrainConfig, spec: BaseSpec, *, tokens: int, label_tokens: int, trained: int, context: float) -> int:

@@ -40,14 +40,7 @@ _TEXT_SUFFIX = ".txt"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some programs of Windows begin UTF-8 with it
 # Files that `datasets` and the Hub put next to data.
 _IGNORED_FILES = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
-_SPLITS = {
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-    "train": "train",
-    "valid": "validation",
-    "val": "validation",
-}
+_SPLITS = {"train": "train", "test": "test", **dict.fromkeys(("dev", "eval", "val", "valid"), "validation")}
 
 
 @dataclass(frozen=True)

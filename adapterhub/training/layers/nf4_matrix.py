@@ -28,6 +28,7 @@ MAX_NEW_BYTES = 32 << 20
 _buffers = threading.local()  # by dtype; of each thread its own, as several may multiply at once
 
 CODE = torch.tensor(NF4_CODE)
+_MIDPOINTS = tuple(((CODE[:-1] + CODE[1:]) / 2).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +113,10 @@ def _quotients(blocks: Tensor, block_magnitudes: Tensor, last_block_size: int) -
     return quotients.clamp_(-1, 1)
 
 
-@cache
-def _code_midpoints() -> tuple[float, ...]:
-    return tuple(((CODE[:-1] + CODE[1:]) / 2).tolist())
-
-
 def _nearest_codes(quotients: Tensor) -> Tensor:
     """Return the index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
     codes = torch.zeros(quotients.shape, dtype=torch.uint8)
-    for bound in _code_midpoints():
+    for bound in _MIDPOINTS:
         codes += quotients > bound
     return codes
 

@@ -86,12 +86,8 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
         # The first step has a rate above 0, and the first one after the warm-up the full rate.
         return config.learning_rate * (step + 1) / (config.warmup + 1)
     progress = (step - config.warmup) / max(1, steps - config.warmup)
-    schedule = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-    }
-    return config.learning_rate * schedule[config.schedule]
+    shares = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return config.learning_rate * shares[config.schedule]
 
 
 @dataclass

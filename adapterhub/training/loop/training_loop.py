@@ -75,14 +75,8 @@ def run(
             # In float16, a skipped step is how the loss scale finds its value; only in other dtypes is it worth a note.
             if log_line.pop("skipped", False) and not state.scale.needed:
                 on_event(NoteEvent(f"step {state.step} changed nothing, because its gradient is not finite"))
-            on_event(
-                StepEvent(
-                    steps=steps,
-                    tokens_per_second=tokens_per_second,
-                    memory=compute_device.allocated_memory(base.device),
-                    **log_line,
-                )
-            )
+            allocated = compute_device.allocated_memory(base.device)
+            on_event(StepEvent(steps=steps, tokens_per_second=tokens_per_second, memory=allocated, **log_line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 log_evaluation(base, heldout, state, config, preference, steps=steps, on_event=on_event)
             # All processes stop after the same step, no matter which of them got the signal.

@@ -45,12 +45,8 @@ from .base_model import Base
 from .base_tensors import as_numpy
 
 METHOD = "train"  # the method of a parent in adapter.json
-_FIELDS_OF_DELTA = {
-    "lora_A": "lora_A",
-    "lora_B": "lora_B",
-    "magnitude": "magnitude",
-    "lora_bias": "bias",
-}  # names in a layer: names in a delta
+# The names of parameters in a layer, and in a delta.
+_FIELDS_OF_DELTA = {"lora_A": "lora_A", "lora_B": "lora_B", "magnitude": "magnitude", "lora_bias": "bias"}
 # Keys of [lora] that are compared with every delta, and those that may differ from the training of the adapter.
 _SHAPE_KEYS = ("r", "alpha", "rslora")
 _FREE_KEYS = ("targets", "exclude", "layers", "dropout", "rank_pattern", "alpha_pattern")

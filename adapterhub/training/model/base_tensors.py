@@ -292,11 +292,7 @@ def conversions(model: nn.Module, names: Iterable[str]) -> dict[str, Conversion]
         sources_by_target.setdefault(target, []).append((name, pattern))
     conversions_by_name: dict[str, Conversion] = {}
     for target, sources in sources_by_target.items():
-        converter = (
-            next((candidate for candidate in converters if sources[0][1] in candidate.source_patterns), None)
-            if sources[0][1]
-            else None
-        )
+        converter = next((candidate for candidate in converters if sources[0][1] in candidate.source_patterns), None)
         conversion = Conversion(tuple(sources), converter, target)
         for name in _targets(target, converter):
             conversions_by_name[name] = conversion
@@ -307,8 +303,6 @@ def _targets(first: str, converter: Any) -> list[str]:
     if converter is None or len(converter.target_patterns) == 1:
         return [first]
     matching_pattern = next((pattern for pattern in converter.target_patterns if pattern in first), None)
-    return (
-        [first]
-        if matching_pattern is None
-        else [first.replace(matching_pattern, target_pattern) for target_pattern in converter.target_patterns]
-    )
+    if matching_pattern is None:
+        return [first]
+    return [first.replace(matching_pattern, target_pattern) for target_pattern in converter.target_patterns]

@@ -283,9 +283,6 @@ def _recorded(
 
     with ExitStack() as stack:
         for module in modules:
-            for handle in (
-                module.register_forward_pre_hook(before, with_kwargs=True),
-                module.register_forward_hook(after),
-            ):
-                stack.callback(handle.remove)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after).remove)
         yield calls

@@ -82,7 +82,7 @@ def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
     Both are empty where its tokenizer is not on this disk.
     """
     if spec.kind == "gguf" and Path(spec.source).is_file():
-        return _end_tokens_of_gguf(Path(spec.source))
+        return end_tokens_of_gguf(Path(spec.source))
     if spec.folder is None:
         return {}, frozenset()
     path, config = spec.folder / "tokenizer.json", _read(spec.folder / _TOKENIZER_CONFIG)
@@ -105,7 +105,8 @@ def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
     return ids, frozenset({*ends, _token_text(config.get("eos_token")) or ""} - {""})
 
 
-def _end_tokens_of_gguf(path: Path) -> tuple[Mapping[str, int], frozenset[str]]:
+def end_tokens_of_gguf(path: Path) -> tuple[Mapping[str, int], frozenset[str]]:
+    """Return `end_tokens` of a base in a GGUF file."""
     with GGUFFile(path) as file:
         metadata = file.header.metadata
     tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
