@@ -98,7 +98,7 @@ def test_a_withdrawal_says_what_happens_to_tags(place: Path, run: Run, tmp_path:
     assert printed == (
         "team/sql:v1 is withdrawn: leaked\n"
         "team/sql:prod cannot be used until it moves: `adapterhub rollback team/sql:prod`,"
-        " or `adapterhub tag team/sql:v2 prod` if it meant no other version before\n"
+        " or `adapterhub promote team/sql:v2 prod` if it meant no other version before\n"
     )  # fmt: skip
     (withdrawn,) = json.loads(run("withdraw", "team/sql:v2", "-m", "too", "--json").stdout)["withdrawn"]
     assert (withdrawn["reason"], withdrawn["latest"], withdrawn["tags"]) == ("too", None, [])

@@ -447,13 +447,14 @@ def test_a_writer_records_what_was_measured_of_a_version_and_so_often(hub: Runni
     assert ask(hub, "POST", path, evaluation, token=hub.make_token("rita", "read"))[0] == 403
     malformed: list[dict[str, object]] = [{}, {"name": "golden"}, {**evaluation, "metrics": {"a b": 1}}, {**evaluation, "x": 1}]
     malformed += [{**evaluation, "metrics": {"pass": "0.9"}}, {**evaluation, "name": "A"}, {**evaluation, "cases": {"a": None}}]
+    malformed += [{**evaluation, "account": "bob"}, {**evaluation, "account": "alice"}]
     for document in malformed:
         assert ask(hub, "POST", path, document)[0] == 400, document
     assert ask(hub, "POST", path, {**evaluation, "base": {"tool": "x" * 200_000}})[0] == 413
     for _ in range(2):  # the same results are recorded once
         assert ask(hub, "POST", path, evaluation)[0] == 200
     _, shown = ask(hub, "GET", f"{NAME}/versions/v2")
-    assert shown["evaluations"] == [evaluation]
+    assert shown["evaluations"] == [{**evaluation, "account": "alice"}]
     for number in range(2, release_changes._MAX_EVALUATIONS + 1):
         assert ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1 / number}})[0] == 200
     status, answer = ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1.0}})
