@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from adapterhub.digest import Digest
@@ -172,6 +173,11 @@ def assess(candidate: Candidate, rules: Sequence[TagRules], evidence: VersionEvi
     )
 
 
+def assess_new(candidate: Candidate, rules: Sequence[TagRules], evidence: VersionEvidence) -> Assessment:
+    """Compare a version that is not stored yet with the requirements on what the log says of it."""
+    return assess(candidate, [replace(table, attestations=(), signers=(), scan="") for table in rules], evidence)
+
+
 def _requirements(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) -> Iterator[Requirement]:
     def result(rule: str, needed: str, decide: Callable[[], tuple[bool, str, str]]) -> Requirement:
         try:
@@ -277,7 +283,7 @@ def _approved(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) 
         approvals.Subject(candidate.name, candidate.number, candidate.digest, candidate.tag),
         rules.approvers,
     )
-    if rules.from_others:
+    if rules.from_others and count.total:
         push = candidate.push
         if push is None or not push.author:
             return False, "the log does not say who pushed it", ""

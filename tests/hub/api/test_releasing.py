@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from starlette.routing import Route
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.hub import publishing
 from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.api import release_changes
@@ -246,6 +247,21 @@ def test_each_known_way_is_refused_by_the_decider(way: str, hub: Running) -> Non
     status, answer = WAYS[way](hub, raw)
     assert status in (400, 403)
     assert "approvals: 0 of 1" in json.dumps(answer)
+    assert prod(hub) == 1
+
+
+@pytest.mark.parametrize("way", ["a push by the API", "an OCI tag"])
+def test_a_new_version_that_is_refused_leaves_no_bytes(way: str, hub: Running) -> None:
+    with hub.registry() as registry:
+        manifest = json.loads(registry.oci_manifest(registry.resolve(Ref("team/sql", number=2))).raw)
+        before = {path for path in registry.store.root.rglob("*") if path.is_file()}
+    raw = json.dumps({**manifest, "annotations": {"note": "new"}}).encode()
+    status, answer = WAYS[way](hub, raw)
+    assert (status in (400, 403), "approvals: 0 of 1" in json.dumps(answer)) == (True, True)
+    with hub.registry() as registry:
+        after = {path for path in registry.store.root.rglob("*") if path.is_file()}
+        assert after == before
+        assert registry.store.size(sha256_bytes(raw)) is None
     assert prod(hub) == 1
 
 
