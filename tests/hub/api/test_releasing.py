@@ -495,6 +495,8 @@ def test_the_commands_work_at_a_hub(hub: Running, run: Run, monkeypatch: pytest.
     assert back.stdout == "team/sql:prod is team/sql:v1 again, and was v2\n"
     run("lock", f"{address}/team/sql@v2")
     assert "team/sql:v2 is withdrawn: leaked" in run("withdraw", f"{address}/team/sql@v2", "-m", "leaked").stdout
+    listed = json.loads(run("list", f"{address.replace('hub+', 'oci+')}/team/sql", "--json").stdout)["adapters"]
+    assert {row["tags"][0]: row["kind"] for row in listed}["v2"] == "withdrawn"
     failed = run("pull", f"{address}/team/sql@v2", "-o", "out", code=6)
     assert "was withdrawn" in failed.stderr
     assert "[withdrawn]" in failed.stderr
