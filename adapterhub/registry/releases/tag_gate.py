@@ -158,7 +158,8 @@ class TagGate:
         withdrawals.check(self._ledger.index, entry.name, entry.number, entry.digest)
         for tag in entry.tags if entry.op != "rollback" else ():
             if self.rules(tag):
-                self.assess(entry.name, entry.number, entry.digest, tag, mover=entry.author, pending=entry).check()
+                assessment = self.assess(entry.name, entry.number, entry.digest, tag, mover=entry.author, pending=entry)
+                assessment.check(is_stored=entry.op != "push")
 
     def check_new(self, name: str, tags: Collection[str], find_digest: Callable[[], Digest]) -> None:
         """Check the tags of a push before its files are stored, as far as the log decides: it says nothing of a new version.
@@ -181,7 +182,7 @@ class TagGate:
             candidate = tag_requirements.Candidate(name, entry.number, "", tag, [entry], entry.author)
             assessment = tag_requirements.assess_new(candidate, self.rules(tag), self.evidence)
             if assessment.missing and not queries.versions(self._ledger.index, name=name, digest=find_digest()):
-                assessment.check()
+                assessment.check(is_stored=False)
 
     def check_name(self, name: str, tag: str, is_content_of: Callable[[Digest], bool]) -> None:
         """Check a name beside the registry's tags, such as a branch that a hub keeps, which is about to lead to some content.

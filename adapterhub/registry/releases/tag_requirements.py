@@ -158,10 +158,14 @@ class Assessment:
         """The requirements that are not met."""
         return [requirement for requirement in self.requirements if not requirement.is_met]
 
-    def check(self) -> None:
-        """Raise RefusedError, which names all that is missing, unless every requirement is met."""
+    def check(self, *, is_stored: bool = True) -> None:
+        """Raise RefusedError, which names all that is missing, unless every requirement is met.
+
+        The hint is about the newest version of the name where this one `is_stored` nowhere, since its push is refused.
+        """
         if missing := [requirement.problem for requirement in self.missing]:
-            name, tag, ref = self.candidate.name, self.candidate.tag, f"{self.candidate.name}:v{self.candidate.number}"
+            name, tag = self.candidate.name, self.candidate.tag
+            ref = f"{name}:v{self.candidate.number}" if is_stored else name
             problem = f"v{self.candidate.number} does not meet its requirements: {'; '.join(missing)}"
             raise RefusedError(f"{name}:{tag}", problem, "Look at each of them", missing, code=UNMET, ref=ref, tag=tag)
 
