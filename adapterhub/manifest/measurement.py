@@ -25,6 +25,7 @@ MAX_METRICS = 100
 """Metrics of an evaluation."""
 _NAME = safe_regex.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _METRIC = safe_regex.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+_MAX_ACCOUNT = 200  # characters
 MAX_TEXT = 100_000
 """Characters of an evaluation in a log."""
 
@@ -39,6 +40,7 @@ class Evaluation:
         data: Path and digest of each data file.
         base: How the base was loaded: `quantize`, `dtype`, and the digests of its `weights`; or which program measured.
         cases: The pass rate of each test by name, where tests were run.
+        account: The account that sent it to a hub, which measured nothing itself; empty where it was recorded without a hub.
     """
 
     name: str
@@ -46,11 +48,13 @@ class Evaluation:
     data: tuple[Mapping[str, Any], ...] = ()
     base: Mapping[str, Any] = field(default_factory=dict)
     cases: Mapping[str, float] = field(default_factory=dict)
+    account: str = ""
 
     def dump(self) -> str:
         """Return the text for a log."""
         data, cases = [dict(item) for item in self.data], {"cases": dict(self.cases)} if self.cases else {}
-        document: dict[str, Any] = {"name": self.name, "metrics": dict(self.metrics), "data": data, **cases}
+        account = {"account": self.account} if self.account else {}
+        document: dict[str, Any] = {"name": self.name, "metrics": dict(self.metrics), "data": data, **cases, **account}
         # Always in the same form: an evaluation with the same text is not recorded twice.
         return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
 
@@ -65,7 +69,12 @@ class Evaluation:
 
     @property
     def recorder(self) -> str:
-        """Who measured: the tool whose results were imported, the owner for reported metrics, else adapterhub."""
+        """The source of the numbers: at a hub `account:NAME`, whatever tool that names; else the tool, owner or adapterhub.
+
+        A tool is that of imported results; `owner` is of reported metrics.
+        """
+        if self.account:
+            return f"account:{self.account}"
         tool, version = self.base.get("tool"), self.base.get("version")
         if isinstance(tool, str) and tool:
             return f"{tool} {version}"[:64] if isinstance(version, str) and version else tool[:64]
@@ -124,7 +133,10 @@ def parse(text: str) -> Evaluation | None:
     numbers = dict(itertools.islice(numbers.items(), MAX_METRICS))
     cases = document.get("cases")
     rates = {key: float(rate) for key, rate in (cases if isinstance(cases, dict) else {}).items() if _is_number(rate)}
-    return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base, rates)
+    account = document.get("account", "")
+    if not isinstance(account, str) or len(account) > _MAX_ACCOUNT:
+        return None
+    return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base, rates, account)
 
 
 def _is_number(value: object) -> bool:

@@ -367,6 +367,7 @@ class Registry:
         package = self.check_publish(package, ref, expect)
         tags_to_move = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
         message = moves.checked_message(message, ref)
+        self.gate.check_new(ref.name, tags_to_move, lambda: ingest.digest_of(package.folder, package.draft))
         # A gc may remove blobs between storing them and moving the ref; `moves.push` then returns None and they are stored
         # again.
         for _ in range(_MAX_ATTEMPTS):

@@ -93,12 +93,19 @@ def test_errors_are_one_line_with_a_code(words: list[str], code: int, error: str
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_the_hint_of_a_refused_push_is_about_a_version_that_exists(place: Path, run: Run, make: Make) -> None:
+    (place / "adapterhub.toml").write_text("[promote.prod.require]\napprovals = 1\n")
+    error = run("push", make("new", 9), "team/sql:prod", code=6).stderr
+    assert "`adapterhub promote team/sql prod --dry-run` shows each" in error
+    assert "approvals" in run("promote", "team/sql", "prod", "--dry-run", code=None).stdout
+
+
 def test_a_withdrawal_says_what_happens_to_tags(place: Path, run: Run, tmp_path: Path) -> None:
     printed = run("withdraw", "team/sql:v1", "-m", "leaked").stdout
     assert printed == (
         "team/sql:v1 is withdrawn: leaked\n"
         "team/sql:prod cannot be used until it moves: `adapterhub rollback team/sql:prod`,"
-        " or `adapterhub tag team/sql:v2 prod` if it meant no other version before\n"
+        " or `adapterhub promote team/sql:v2 prod` if it meant no other version before\n"
     )  # fmt: skip
     (withdrawn,) = json.loads(run("withdraw", "team/sql:v2", "-m", "too", "--json").stdout)["withdrawn"]
     assert (withdrawn["reason"], withdrawn["latest"], withdrawn["tags"]) == ("too", None, [])

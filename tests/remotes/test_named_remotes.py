@@ -200,7 +200,7 @@ def test_push_pull_and_list_on_a_remote(run: Run, host: str, make: Make, tmp_pat
     assert f"team/sql:v2@{digest}, " in run("pull", "team/sql:v2", "--remote", "-o", "again").stdout
     assert run("list", "--remote").stdout == "other/sql\nteam/sql\n"
     assert run("list", "team", "--remote").stdout == "team/sql\n"
-    assert said(run, "list", "team", "--remote")["names"] == ["team/sql"]
+    assert said(run, "list", "team", "--remote")["adapters"] == [{"name": "team/sql"}]
     assert run("list", "tea", "--remote").stdout == ""
     assert listed(run("list", "team/sql", "--remote").stdout) == [f"oci://{host}/conf/team/sql:v2"]
 
@@ -273,7 +273,7 @@ def test_remote_test_reports_user_and_access_and_leaves_nothing(run: Run, behind
         "login": "docker's config.json", "read": True, "write": True, "why": "",
     }  # fmt: skip
     assert tree(tmp_path / "behind") == before
-    assert said(run, "list", "--remote", "team", env=right)["names"] == []
+    assert said(run, "list", "--remote", "team", env=right)["adapters"] == []
     wrong = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "wrong", behind, "no").parent)}
     assert "the login of user (docker's config.json) was refused" in run("remote", "test", "team", env=wrong, code=5).stderr
 

@@ -175,7 +175,7 @@ def _list_names(settings: Settings, prefix: str | None, url: str, remote: str | 
     names = remote_access.names(url, prefix, remotes.surroundings())
     if not names:
         output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {url}"))
-    document = {"remote": remote, "url": url, "names": names}
+    document = {"remote": remote, "url": url, "adapters": [{"name": name} for name in names]}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(names))
 
 

@@ -97,6 +97,6 @@ def _write(withdrawals: Sequence[Withdrawal], remote: str | None) -> None:
         for tag in withdrawal.tags:
             moves = f"`adapterhub rollback {withdrawal.name}:{tag}{place_words(remote)}`"
             if withdrawal.latest:
-                tag_command = f"`adapterhub tag {withdrawal.name}:v{withdrawal.latest} {tag}{place_words(remote)}`"
-                moves += f", or {tag_command} if it meant no other version before"
+                promotion = f"`adapterhub promote {withdrawal.name}:v{withdrawal.latest} {tag}{place_words(remote)}`"
+                moves += f", or {promotion} if it meant no other version before"
             output.write(f"{withdrawal.name}:{tag} cannot be used until it moves: {moves}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import request_context
+from adapterhub.hub.access_control import NOBODY
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
@@ -102,7 +104,8 @@ async def publish(hub: Hub, request: Request) -> Response:
     metrics = fields.get("metrics")
     if not isinstance(metrics, dict | None):
         raise UsageError("metrics", "is not an object")
-    evaluation = measurement.reported_evaluation(metrics, name) if metrics else None
+    account = identity.account if identity else NOBODY
+    evaluation = replace(measurement.reported_evaluation(metrics, name), account=account) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
     expect, message = _expected_digest(request), text_field(fields, "message", "")

@@ -6,7 +6,10 @@ name. Callers hold `Hub.change`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapterhub.digest import Digest
+from adapterhub.hub.access_control import NOBODY
 from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hub import Hub
@@ -55,11 +58,12 @@ def promote(
 def evaluate(
     worker: Worker, hub: Hub, identity: Identity | None, name: str, *, reference: str, evaluation: Evaluation
 ) -> Version:
-    """Record an evaluation of a version, which counts as a writer of the name reports it.
+    """Record an evaluation of a version as what the account that asks says of it, whatever tool it names.
 
     Raises:
         RefusedError: The version was evaluated too often: whoever asks for a promotion reads all evaluations.
     """
+    evaluation = replace(evaluation, account=identity.account if identity else NOBODY)
     check_writer(worker, hub, identity, name, size=ENTRY_SIZE + len(evaluation.dump()))
     version = worker.registry.resolve(ref_to(name, reference))
     entries = worker.registry.store.log.entries(name)

@@ -68,7 +68,7 @@ async def evaluate(hub: Hub, request: Request) -> Response:
     document = await read_object(request, measurement.MAX_TEXT)
     evaluation = measurement.parse(json.dumps(document))
     # What `parse` leaves out of a log from elsewhere is refused here.
-    if evaluation is None or evaluation.document() != document:
+    if evaluation is None or evaluation.document() != document or evaluation.account:
         raise UsageError("evaluation", "is not the document of an evaluation", "Send one as a version's document has it")
     move = partial(release_changes.evaluate, reference=path_part(request, "reference"), evaluation=evaluation)
     return version_response(await change(hub, request, move))

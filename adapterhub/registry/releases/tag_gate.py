@@ -16,6 +16,7 @@ from adapterhub.index import queries
 from adapterhub.project.tag_rules import UNMET
 from adapterhub.registry import signature_policy, withdrawals
 from adapterhub.registry.ledger import Ledger
+from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import TAG_MOVES, Entry, entries_in_force
 from adapterhub_converters.errors import RefusedError
 
@@ -157,7 +158,31 @@ class TagGate:
         withdrawals.check(self._ledger.index, entry.name, entry.number, entry.digest)
         for tag in entry.tags if entry.op != "rollback" else ():
             if self.rules(tag):
-                self.assess(entry.name, entry.number, entry.digest, tag, mover=entry.author, pending=entry).check()
+                assessment = self.assess(entry.name, entry.number, entry.digest, tag, mover=entry.author, pending=entry)
+                assessment.check(is_stored=entry.op != "push")
+
+    def check_new(self, name: str, tags: Collection[str], find_digest: Callable[[], Digest]) -> None:
+        """Check the tags of a push before its files are stored, as far as the log decides: it says nothing of a new version.
+
+        Args:
+            name: The name.
+            tags: The tags that are to move.
+            find_digest: Returns the digest of the version, called where a new one would be refused.
+
+        Raises:
+            RefusedError: The version is new, and does not meet the requirements of a tag.
+        """
+        if not any(map(self.rules, tags)):
+            return
+        from . import tag_requirements  # with the statistics, which most commands do without
+
+        state = self._ledger.current(name)
+        entry = Entry(name, state.seq + 1, "push", now(), number=state.number + 1, tags=tuple(tags), author=self._ledger.author)
+        for tag in tags:
+            candidate = tag_requirements.Candidate(name, entry.number, "", tag, [entry], entry.author)
+            assessment = tag_requirements.assess_new(candidate, self.rules(tag), self.evidence)
+            if assessment.missing and not queries.versions(self._ledger.index, name=name, digest=find_digest()):
+                assessment.check(is_stored=False)
 
     def check_name(self, name: str, tag: str, is_content_of: Callable[[Digest], bool]) -> None:
         """Check a name beside the registry's tags, such as a branch that a hub keeps, which is about to lead to some content.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from adapterhub.digest import Digest
@@ -157,10 +158,14 @@ class Assessment:
         """The requirements that are not met."""
         return [requirement for requirement in self.requirements if not requirement.is_met]
 
-    def check(self) -> None:
-        """Raise RefusedError, which names all that is missing, unless every requirement is met."""
+    def check(self, *, is_stored: bool = True) -> None:
+        """Raise RefusedError, which names all that is missing, unless every requirement is met.
+
+        The hint is about the newest version of the name where this one `is_stored` nowhere, since its push is refused.
+        """
         if missing := [requirement.problem for requirement in self.missing]:
-            name, tag, ref = self.candidate.name, self.candidate.tag, f"{self.candidate.name}:v{self.candidate.number}"
+            name, tag = self.candidate.name, self.candidate.tag
+            ref = f"{name}:v{self.candidate.number}" if is_stored else name
             problem = f"v{self.candidate.number} does not meet its requirements: {'; '.join(missing)}"
             raise RefusedError(f"{name}:{tag}", problem, "Look at each of them", missing, code=UNMET, ref=ref, tag=tag)
 
@@ -170,6 +175,11 @@ def assess(candidate: Candidate, rules: Sequence[TagRules], evidence: VersionEvi
     return Assessment(
         candidate, tuple(requirement for table in rules for requirement in _requirements(candidate, table, evidence))
     )
+
+
+def assess_new(candidate: Candidate, rules: Sequence[TagRules], evidence: VersionEvidence) -> Assessment:
+    """Compare a version that is not stored yet with the requirements on what the log says of it."""
+    return assess(candidate, [replace(table, attestations=(), signers=(), scan="") for table in rules], evidence)
 
 
 def _requirements(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) -> Iterator[Requirement]:
@@ -277,7 +287,7 @@ def _approved(candidate: Candidate, rules: TagRules, evidence: VersionEvidence) 
         approvals.Subject(candidate.name, candidate.number, candidate.digest, candidate.tag),
         rules.approvers,
     )
-    if rules.from_others:
+    if rules.from_others and count.total:
         push = candidate.push
         if push is None or not push.author:
             return False, "the log does not say who pushed it", ""

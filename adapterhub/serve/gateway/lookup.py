@@ -294,12 +294,12 @@ class RemoteLookup:
         """Ask the remote for a ref, and record its answer."""
         try:
             digest = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
-        except (NotFoundError, UsageError) as error:  # an answer, unlike other errors
+        # Answers, unlike other errors; a registry answers 401 or 403 for a name that it lacks, too.
+        except (NotFoundError, UsageError, DeniedError) as error:
+            if isinstance(error, DeniedError):
+                log.info("%s", error)
             cached.version, cached.error = None, error
             self._record_state(None)
-        except DeniedError as error:  # an answer as well: what this account may no longer read is not served
-            cached.version, cached.error = None, error
-            self._record_state(error)
         except AdapterhubError as error:
             cached.error = error
             if _is_withdrawn(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.ref import RefError
 from adapterhub.registry import withdrawals
 from adapterhub.serve.engines import EngineDownError, EngineTimeoutError
@@ -69,6 +70,12 @@ def engine_failed(reason: str) -> ProblemError:
     return ProblemError(502, f"The engine failed: {reason}", code="engine_failed")
 
 
+def _is_unknown(error: AdapterhubError) -> bool:
+    """Return whether an error is about a name that is not served; a remote may deny a name that it lacks."""
+    is_missing = isinstance(error, NotFoundError) and error.code != "no-registry"
+    return is_missing or isinstance(error, DeniedError) or (isinstance(error, RefusedError) and error.code == NOT_SERVED)
+
+
 def problem_of(error: Exception, model: str) -> ProblemError:
     """Convert an error into the one to send; other exceptions are raised again."""
     match error:
@@ -78,9 +85,7 @@ def problem_of(error: Exception, model: str) -> ProblemError:
             problem = ProblemError(504, "The engine did not answer in time", code="timeout")
         case EngineDownError():
             problem = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
-        case RefusedError(code=code) if code == NOT_SERVED:
-            problem = not_served(model)
-        case NotFoundError(code=code) if code != "no-registry":
+        case AdapterhubError() if _is_unknown(error):
             problem = not_served(model)
         case RefError():
             problem = ProblemError(

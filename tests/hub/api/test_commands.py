@@ -100,6 +100,7 @@ ELSEWHERE = {
 }  # fmt: skip
 _VARYING = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?|\d{4}-\d\d-\d\d| *(BY|alice|root) *| {2,}|-+")
 
+_RECORDER = re.compile(r"recorded by (owner|account:alice)")  # a hub names the account that sent a measurement
 _ADDRESS = re.compile(r"hub\+http://127\.0\.0\.1:\d+/")
 
 
@@ -152,8 +153,9 @@ def _printed(words: str, stdout: str, stderr: str) -> str:
         return ""  # it names the version at its address
     if "--json" in words:
         stdout = json.dumps(json.loads(stdout, object_hook=_timeless), indent=1)
-    return _VARYING.sub(" ", _ADDRESS.sub("", stdout + stderr).replace("@", ":").replace(" --remote", ""))
+    text = _RECORDER.sub("recorded", _ADDRESS.sub("", stdout + stderr))
+    return _VARYING.sub(" ", text.replace("@", ":").replace(" --remote", ""))
 
 
 def _timeless(document: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in document.items() if key not in ("time", "author")}
+    return {key: value for key, value in document.items() if key not in ("time", "author", "account")}

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from starlette.routing import Route
 
+from adapterhub.digest import sha256_bytes
 from adapterhub.hub import publishing
 from adapterhub.hub.accounts import access_tokens
 from adapterhub.hub.api import release_changes
@@ -249,6 +250,21 @@ def test_each_known_way_is_refused_by_the_decider(way: str, hub: Running) -> Non
     assert prod(hub) == 1
 
 
+@pytest.mark.parametrize("way", ["a push by the API", "an OCI tag"])
+def test_a_new_version_that_is_refused_leaves_no_bytes(way: str, hub: Running) -> None:
+    with hub.registry() as registry:
+        manifest = json.loads(registry.oci_manifest(registry.resolve(Ref("team/sql", number=2))).raw)
+        before = {path for path in registry.store.root.rglob("*") if path.is_file()}
+    raw = json.dumps({**manifest, "annotations": {"note": "new"}}).encode()
+    status, answer = WAYS[way](hub, raw)
+    assert (status in (400, 403), "approvals: 0 of 1" in json.dumps(answer)) == (True, True)
+    with hub.registry() as registry:
+        after = {path for path in registry.store.root.rglob("*") if path.is_file()}
+        assert after == before
+        assert registry.store.size(sha256_bytes(raw)) is None
+    assert prod(hub) == 1
+
+
 @pytest.mark.parametrize("way", FREE_WAYS)
 def test_a_new_branch_or_tag_of_hf_is_decided_too_and_goes_where_the_tag_goes(way: str, hub: Running) -> None:
     with hub.registry() as registry:
@@ -447,13 +463,14 @@ def test_a_writer_records_what_was_measured_of_a_version_and_so_often(hub: Runni
     assert ask(hub, "POST", path, evaluation, token=hub.make_token("rita", "read"))[0] == 403
     malformed: list[dict[str, object]] = [{}, {"name": "golden"}, {**evaluation, "metrics": {"a b": 1}}, {**evaluation, "x": 1}]
     malformed += [{**evaluation, "metrics": {"pass": "0.9"}}, {**evaluation, "name": "A"}, {**evaluation, "cases": {"a": None}}]
+    malformed += [{**evaluation, "account": "bob"}, {**evaluation, "account": "alice"}]
     for document in malformed:
         assert ask(hub, "POST", path, document)[0] == 400, document
     assert ask(hub, "POST", path, {**evaluation, "base": {"tool": "x" * 200_000}})[0] == 413
     for _ in range(2):  # the same results are recorded once
         assert ask(hub, "POST", path, evaluation)[0] == 200
     _, shown = ask(hub, "GET", f"{NAME}/versions/v2")
-    assert shown["evaluations"] == [evaluation]
+    assert shown["evaluations"] == [{**evaluation, "account": "alice"}]
     for number in range(2, release_changes._MAX_EVALUATIONS + 1):
         assert ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1 / number}})[0] == 200
     status, answer = ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1.0}})
@@ -478,6 +495,8 @@ def test_the_commands_work_at_a_hub(hub: Running, run: Run, monkeypatch: pytest.
     assert back.stdout == "team/sql:prod is team/sql:v1 again, and was v2\n"
     run("lock", f"{address}/team/sql@v2")
     assert "team/sql:v2 is withdrawn: leaked" in run("withdraw", f"{address}/team/sql@v2", "-m", "leaked").stdout
+    listed = json.loads(run("list", f"{address.replace('hub+', 'oci+')}/team/sql", "--json").stdout)["adapters"]
+    assert {row["tags"][0]: row["kind"] for row in listed}["v2"] == "withdrawn"
     failed = run("pull", f"{address}/team/sql@v2", "-o", "out", code=6)
     assert "was withdrawn" in failed.stderr
     assert "[withdrawn]" in failed.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,6 +69,30 @@ def test_every_way_to_the_tag_is_refused_with_what_is_missing_and_moves_nothing(
         WAYS[way](registry, make)
     assert refused.value.code == "requirements-unmet"
     assert registry.log(SQL) == entries
+
+
+NEW_WAYS = ("push", "publish with a tag")
+
+
+@pytest.mark.parametrize(
+    "requirement", ["approvals = 1", 'eval = { golden = "pass>=1" }', 'age = "1h"', "from_others = true\napprovals = 2"]
+)
+@pytest.mark.parametrize("way", NEW_WAYS)
+def test_a_new_version_that_cannot_meet_the_requirements_leaves_no_bytes(
+    way: str, requirement: str, registry: Registry, make: Make
+) -> None:
+    require(registry, requirement)
+    before = {path: path.stat().st_size for path in registry.store.root.rglob("*") if path.is_file()}
+    with pytest.raises(RefusedError, match="does not meet its requirements"):
+        WAYS[way](registry, make)
+    assert {path: path.stat().st_size for path in registry.store.root.rglob("*") if path.is_file()} == before
+
+
+def test_a_push_of_an_approved_version_moves_the_tag(registry: Registry, make: Make) -> None:
+    require(registry, 'age = "1s"')
+    registry.gate.evidence.clock = lambda: time.time() + 60
+    registry.push(make("a2", 2), PROD)
+    assert prod(registry) == 2
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -23,6 +23,7 @@ from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
+from adapterhub.serve.gateway.problems import problem_of
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError
 from tests.hub.conftest import serving
@@ -163,6 +164,20 @@ def test_what_was_removed_or_closed_there_is_served_no_longer_by_its_digest_eith
         remote.lookup._answers.clear()
     with pytest.raises((NotFoundError, RemoteError)):  # what the remote confirmed earlier no longer counts
         remote.find(ref)
+
+
+def test_a_name_that_asks_for_a_login_is_unknown_and_its_remote_not_away(make: Make, tmp_path: Path) -> None:
+    """A registry tells a client without an account 401 for a name that it lacks, as for one that is private."""
+    with serving(tmp_path / "hub") as running, ExitStack() as stack:
+        with running.registry() as registry:
+            digest = registry.push(make("a", 1), Ref.parse("team/sql")).digest
+        url, workspace = running.url.replace("http", "oci+http"), Workspace()
+        remote = Remote(url, workspace, [str(digest)], stack)
+        with pytest.raises(DeniedError) as denied:
+            remote.find("team/none")
+        assert remote.lookup.is_up
+        assert (problem_of(denied.value, "team/none").status, remote.find("team/sql")) == (404, digest)
+        remote.lookup.close()
 
 
 def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> None:
