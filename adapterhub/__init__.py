@@ -11,10 +11,10 @@ The public names are those of `__all__`; docs/python.md shows them at work. Each
 from typing import TYPE_CHECKING
 
 from adapterhub.version import __version__ as __version__
-from adapterhub_converters.late_names import late_names
+from adapterhub_converters.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.difference import Difference
+    from adapterhub.analysis.diff_result import Difference
     from adapterhub.checks.report import Problem, Report, Verdict
     from adapterhub.evaluation.results import EvaluationResult
     from adapterhub.generation import Generation
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.manifest.package_files import Selection
-    from adapterhub.merging import FuseReport, MergeReport
+    from adapterhub.merging import MergeReport, ModelMergeReport
     from adapterhub.operations.attest import attest
     from adapterhub.operations.attest_predicates import Inputs
     from adapterhub.operations.audit import Audit, audit, sign_checkpoint
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from adapterhub.training.events import TrainingResult
     from adapterhub.training.train_config import TrainConfig
     from adapterhub.trust.attestation import VerifiedAttestation
-    from adapterhub.trust.bill import Bill
+    from adapterhub.trust.cyclonedx_bom import Bill
     from adapterhub_converters.adapter import LossReport, TensorLoss
     from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.errors import (
@@ -99,7 +99,6 @@ __all__ = [
     "EvaluationResult",
     "Finding",
     "FormatError",
-    "FuseReport",
     "Generation",
     "Identity",
     "Inputs",
@@ -111,6 +110,7 @@ __all__ = [
     "MergeReport",
     "MergeResult",
     "MissingExtraError",
+    "ModelMergeReport",
     "NotFoundError",
     "NotUnderstoodError",
     "OutputExistsError",
@@ -169,7 +169,7 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {
-    "adapterhub.analysis.difference": ("Difference",),
+    "adapterhub.analysis.diff_result": ("Difference",),
     "adapterhub.checks.report": (
         "Problem",
         "Report",
@@ -183,7 +183,7 @@ _MODULES = {
     "adapterhub.manifest.document": ("AdapterManifest",),
     "adapterhub.manifest.package_files": ("Selection",),
     "adapterhub.merging": (
-        "FuseReport",
+        "ModelMergeReport",
         "MergeReport",
     ),
     "adapterhub.operations.attest": ("attest",),
@@ -260,7 +260,7 @@ _MODULES = {
     "adapterhub.training.events": ("TrainingResult",),
     "adapterhub.training.train_config": ("TrainConfig",),
     "adapterhub.trust.attestation": ("VerifiedAttestation",),
-    "adapterhub.trust.bill": ("Bill",),
+    "adapterhub.trust.cyclonedx_bom": ("Bill",),
     "adapterhub_converters.adapter": (
         "LossReport",
         "TensorLoss",
@@ -286,7 +286,7 @@ _MODULES = {
 }
 
 # Commands whose names mean something else in Python, and the functions that do the same.
-__getattr__ = late_names(globals(), _MODULES, {"eval": "evaluate", "run": "generate", "rm": "Registry.remove"})
+__getattr__ = lazy_names(globals(), _MODULES, {"eval": "evaluate", "run": "generate", "rm": "Registry.remove"})
 
 
 def __dir__() -> list[str]:

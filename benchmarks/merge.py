@@ -3,8 +3,8 @@
     python benchmarks/merge.py [--only into_base] [--model 1.1B] [--rounds 3] [--dir DIR]
     python benchmarks/merge.py --only combined [--side 4096] [--rank 16] [--threads 1]
 
-`into_base`, `two_into_base`: `fuse` and its peers as whole processes on the same base and adapters. The base is a random
-Llama in bfloat16 in shards of 1 GB, the adapters are r = 16 on every linear layer; 1.1B has 2.2 GB, 4B has 8 GB. peft is
+`into_base`, `two_into_base`: `merge_into_base` and its peers as whole processes on the same base and adapters. The base is a
+random Llama in bfloat16 in shards of 1 GB, the adapters are r = 16 on every linear layer; 1.1B has 2.2 GB, 4B has 8 GB. peft is
 `merge_and_unload` and `save_pretrained`; its model must equal ours bit for bit. `cp` of the shards and `sync` of the
 copies is what any program that writes a model has to do. mergekit is `task_arithmetic`, in an environment of its own that
 `python -m tests.support.mergekit_env` makes. `temporary MB` is the
@@ -85,7 +85,7 @@ def into_base(bench: Bench) -> None:
     folder, adapters, detail = inputs(bench, 1)
     ours, theirs, copy = (bench.scratch / name / "out" for name in ("ours", "peft", "cp"))
     turns = bench.turns(
-        Merge("adapterhub", process(fuse, folder, ours, *adapters), out=ours),
+        Merge("adapterhub", process(merge_into_base, folder, ours, *adapters), out=ours),
         Merge(PEFT, process(merge_and_unload, folder, theirs, *adapters), NEEDS, out=theirs),
         Merge(CP, ["sh", "-c", 'mkdir "$1" && cp "$0"/*.safetensors "$1" && sync "$1"/*', str(folder), str(copy)], out=copy),
     )
@@ -99,7 +99,7 @@ def two_into_base(bench: Bench) -> None:
     ours, theirs, python = bench.scratch / "ours" / "out", bench.scratch / "mergekit" / "out", mergekit_env.found()
     needs = [*NEEDS, *(() if python else ["mergekit (python -m tests.support.mergekit_env)"])]
     turns = bench.turns(
-        Merge("adapterhub", process(fuse, folder, ours, *adapters), out=ours),
+        Merge("adapterhub", process(merge_into_base, folder, ours, *adapters), out=ours),
         Merge(MERGEKIT, process(mergekit, folder, theirs, *adapters, python=python), needs, out=theirs),
     )
     bench.add(list(JOBS)[1], detail, turns)
@@ -113,8 +113,8 @@ def inputs(bench: Bench, count: int) -> tuple[Path, list[Path], str]:
     return folder, [bench.made(adapter, model, rank, dtype="F32", seed=seed) for seed in range(count)], detail
 
 
-def fuse(folder: str, out: str, *adapters: str) -> None:
-    from adapterhub.merging import fuse as merge
+def merge_into_base(folder: str, out: str, *adapters: str) -> None:
+    from adapterhub.merging import merge_into_base as merge
     from adapterhub_converters.formats import peft
 
     merge([(peft.read(Path(one)), 1.0) for one in adapters], Path(folder), Path(out))

@@ -326,7 +326,7 @@ _NETWORK = {
 }
 _CONNECTING = {
     "adapterhub.cli.environment": "the proxies that the environment names",
-    "adapterhub.http.bounded": "the one HTTP client",
+    "adapterhub.http.bounded_responses": "the one HTTP client",
     "adapterhub.http.boundary": "the one HTTP client",
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http.responses": "the one HTTP client",

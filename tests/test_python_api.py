@@ -99,7 +99,7 @@ def test_importing_it_loads_nothing() -> None:
     loaded = {name.partition(".")[0] for name in result.stdout.split()}
     assert not {"numpy", "click", "torch", "sqlite3", "json"} & loaded
     modules = {name for name in result.stdout.split() if name.startswith("adapterhub")}
-    assert modules == {"adapterhub", "adapterhub.version", "adapterhub_converters", "adapterhub_converters.late_names"}
+    assert modules == {"adapterhub", "adapterhub.version", "adapterhub_converters", "adapterhub_converters.lazy_imports"}
 
 
 def test_every_public_name_is_there_and_listed() -> None:
@@ -178,7 +178,7 @@ except (ah.OutputExistsError, ah.RefusedError) as error:
 model: ah.ConvertedModel = ah.convert_model("./tiny", "tiny.gguf", to="gguf")
 both: ah.MergeResult = ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2)
 merged: ah.MergeReport = both.report
-fused: ah.FuseReport = ah.merge_into("./sql", "./tiny", "./merged")
+fused: ah.ModelMergeReport = ah.merge_into("./sql", "./tiny", "./merged")
 size: int = fused.size
 described: ah.DescribeResult = ah.describe("./sql", license="MIT")
 bill: ah.Bill = ah.bom("./sql", base="./tiny")

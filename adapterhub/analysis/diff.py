@@ -26,7 +26,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
-from .difference import (
+from .diff_result import (
     ADDED,
     CHANGED,
     REMOVED,

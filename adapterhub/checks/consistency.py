@@ -14,7 +14,7 @@ from adapterhub_converters.containers.safetensors_header import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.tensor_keys import PREFIX
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from .contents import PART_NAMES, Contents, Parts, Values
 from .report import Problem, RepeatedProblem

@@ -24,8 +24,8 @@ from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from adapterhub_converters.formats.peft.tensor_keys import identify
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 from adapterhub_converters.peft_patterns import Patterns
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ remotes             credentials for remotes; `logins`, the registry that a login
 output              results on stdout and messages on stderr; `progress`, bars
 errors              errors in the words of the command line; `explanations`, the reason of each code, as `explained_codes`
                     shows it
-for_each            the command line that does for several adapters what a command does for one
-corrections         the word that a mistyped one probably means; `completions`, the words at TAB
+loop_hints          the command line that does for several adapters what a command does for one
+suggestions         the word that a mistyped one probably means; `completions`, the words at TAB
 ages                ages and times as options take them
 version_results     the results of `push`, `pull` and others that store or write a version
 merge_adapters      the two kinds of `merge`, with `merge_into`

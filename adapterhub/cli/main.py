@@ -19,9 +19,9 @@ import click
 
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, MissingExtraError, UsageError
 
-from . import corrections, errors, output
-from .corrections import refuse_unknown
+from . import errors, output, suggestions
 from .options import Settings, set_shared
+from .suggestions import refuse_unknown
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -293,14 +293,14 @@ def _error_about_several(
     error: click.UsageError | AdapterhubError, context: click.Context, arguments: list[str]
 ) -> click.UsageError | AdapterhubError:
     """Return the error of a command, with the command line that does for several adapters what it does for one."""
-    from . import for_each  # which only an error needs
+    from . import loop_hints  # which only an error needs
 
     command = context.invoked_subcommand
     place = arguments.index(command) if command in arguments else len(arguments)
     words = [*arguments[place + 1 :], *(arguments[:place] if "--" not in arguments else ())]
     if isinstance(error, click.UsageError):
-        return for_each.error_with_loop(error, words) or error
-    for_each.hint_at_names(error, context, words)
+        return loop_hints.error_with_loop(error, words) or error
+    loop_hints.hint_at_names(error, context, words)
     return error
 
 
@@ -330,7 +330,7 @@ def _usage_error(error: click.UsageError) -> UsageError:
     """Return click's error in one sentence, with what was meant or where to look as its hint."""
     command = error.ctx.command_path if error.ctx else PROGRAM
     if isinstance(error, click.NoSuchOption):
-        near = corrections.near_options(error.option_name, error.ctx.command if error.ctx else app)
+        near = suggestions.near_options(error.option_name, error.ctx.command if error.ctx else app)
         hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"See `{command} --help`"
         return UsageError("", error.message.rstrip("."), hint)
     message, separator, suggestion = error.format_message().rstrip(".").partition(". Did you mean ")

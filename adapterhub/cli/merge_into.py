@@ -13,7 +13,7 @@ from . import environment, inputs, output
 from .options import Settings
 from .progress import bytes_bar
 from .registry_choice import workspace
-from .views import fuse_report, recipes
+from .views import model_merge_report, recipes
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import Recipe
@@ -87,4 +87,4 @@ def run(
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress, replace=replace)
-    output.emit(fuse_report.document(report), as_json=settings.as_json, text=lambda: fuse_report.text(report))
+    output.emit(model_merge_report.document(report), as_json=settings.as_json, text=lambda: model_merge_report.text(report))

@@ -17,9 +17,9 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import AdapterhubError, OutputExistsError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .corrections import SwappedOption, refuse_unknown
 from .errors import reword
 from .progress import EVENTS, QUIET
+from .suggestions import SwappedOption, refuse_unknown
 
 if TYPE_CHECKING:
     from adapterhub.serve.usage.record_place import Place

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .needed_samples import needed_text
+from .sample_estimates import needed_text
 
 MIN_DOCUMENTS = 10
 """Fewer have no interval that could be trusted."""

@@ -16,7 +16,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .golden_tests import TestReport
-from .needed_samples import needed_text
+from .sample_estimates import needed_text
 
 MARGIN = 0.02
 """The difference of pass rates that `pass>=against` allows: without any, no number of tests shows that equal is not worse."""

@@ -15,7 +15,7 @@ from adapterhub.manifest.rollout_state import DONE, PAUSED, ROLLED_BACK, RUNNING
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import sequential_test
-from .needed_samples import two_digits
+from .sample_estimates import two_digits
 from .sequential_test import PairCounts
 
 SHARES = ("errors", "stops", "feedback")

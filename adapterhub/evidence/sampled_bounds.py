@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .needed_samples import needed_text
+from .sample_estimates import needed_text
 
 _Z = 1.959964  # of 95 %
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {

@@ -196,7 +196,7 @@ class Client:
             raise RemoteError(location, "stopped") from error
 
     def final_error(self, error: RetryableError, location: str, tries: int) -> RemoteError:
-        """Return the error for an RetryableError after the last attempt."""
+        """Return the error for a RetryableError after the last attempt."""
         hint = (
             "Check the address, and that the server is running" if "connection refused" in error.reason else "Try again later"
         )

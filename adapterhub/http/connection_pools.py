@@ -25,7 +25,7 @@ from urllib3.util.connection import allowed_gai_family, create_connection
 from adapterhub_converters.errors import RemoteError
 
 from .boundary import Boundary, LedAstrayError
-from .bounded import BoundedResponse, NonsenseError, SlowError
+from .bounded_responses import BoundedResponse, NonsenseError, SlowError
 from .http_errors import RetryableError
 from .urls import Proxy
 

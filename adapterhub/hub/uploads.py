@@ -31,10 +31,8 @@ _SUFFIX = ".upload"
 _IDLE = 600.0  # seconds after which the file of a session is closed until it is resumed
 _SWEEP_INTERVAL = 60.0  # seconds between sweeps of tmp/
 _ROOM_STEP = 64 << 20  # bytes by which a body of unknown size is counted in advance
-_BODY_LIFETIME, _RENEWAL_INTERVAL = (
-    3600.0,
-    600.0,
-)  # seconds for which a body in one request is counted, and after which to count it again
+_BODY_LIFETIME = 3600.0  # seconds for which a body in one request is counted
+_RENEWAL_INTERVAL = 600.0  # seconds after which it is counted again
 _MAX_OPEN = 200  # sessions open at a time, unless more are being written to
 SHA512 = "sha512:"
 USABLE_SECONDS = 24 * 3600.0

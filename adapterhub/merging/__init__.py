@@ -1,20 +1,20 @@
-"""Merge adapters into a base (`fuse`) or into one adapter (`combine`), with numpy alone."""
+"""Merge adapters into a base (`merge_into_base`) or into one adapter (`combine`), with numpy alone."""
 
 from .adapters import METHODS, MergeReport, ModuleMerge, Progress, combine, join
-from .into_base import ChangeEstimate, FuseReport, Merge, Options, fuse, prepare_merge, read_base
+from .into_base import ChangeEstimate, Merge, ModelMergeReport, Options, merge_into_base, prepare_merge, read_base
 
 __all__ = [
     "METHODS",
     "ChangeEstimate",
-    "FuseReport",
     "Merge",
     "MergeReport",
+    "ModelMergeReport",
     "ModuleMerge",
     "Options",
     "Progress",
     "combine",
-    "fuse",
     "join",
+    "merge_into_base",
     "prepare_merge",
     "read_base",
 ]

@@ -8,7 +8,7 @@
                        at once
     promotion_checks   tags at an address against the project's requirements
     attest_predicates  what `attest` claims of a version
-    model_recipes      recipes of merged models; `rebuild`, `retrain` and `replay` make things again
+    model_recipes      recipes of merged models; `rebuild`, `retrain` and `training_replay` make things again
 
 A `str` is read as on the command line: a path that exists, a ref of the registry such as `team/sql:v2`, or an address such as
 `oci://registry.example/team/sql:v2`. A `Path` is always a path. Progress and events are callbacks; nothing is printed, no

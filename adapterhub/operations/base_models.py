@@ -13,7 +13,7 @@ from . import base_sources, source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.merging import FuseReport
+    from adapterhub.merging import ModelMergeReport
     from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.formats import ModelDtype
 
@@ -47,7 +47,7 @@ class ConvertedModel:
     path: Path
     files: tuple[str, ...]
     size: int
-    report: FuseReport | None = None
+    report: ModelMergeReport | None = None
 
     def __repr__(self) -> str:
         return f"<ConvertedModel {self.path}: {len(self.files)} files, {self.size:,} bytes>"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.trust.bill import Ancestor, Bill, BilledAdapter
+    from adapterhub.trust.cyclonedx_bom import Ancestor, Bill, BilledAdapter
 
 _MAX_ANCESTORS = 1_000  # no honest adapter has so many ancestors, but a hostile manifest may
 
@@ -49,7 +49,7 @@ def bom(
         >>> bill.document["specVersion"], bill.document["metadata"]["component"]["type"]
         ('1.7', 'machine-learning-model')
     """
-    from adapterhub.trust.bill import bill
+    from adapterhub.trust.cyclonedx_bom import bill
 
     billed = _billed(source, base, base_license, name, workspace or Workspace())
     return bill(replace(billed, supplier=supplier, created=created))
@@ -69,7 +69,7 @@ def spdx_bom(
     Raises:
         RefusedError: No time is given, and no training records one.
     """
-    from adapterhub.trust.spdx_bill import spdx_bill
+    from adapterhub.trust.spdx_bom import spdx_bill
 
     billed = _billed(source, base, base_license, None, workspace or Workspace())
     return spdx_bill(replace(billed, supplier=supplier, created=created))
@@ -79,7 +79,7 @@ def _billed(
     source: StrPath, base: base_sources.Base | None, base_license: str | None, name: str | None, workspace: Workspace
 ) -> BilledAdapter:
     """Return an adapter with the license of its base and its ancestors."""
-    from adapterhub.trust.bill import BilledAdapter
+    from adapterhub.trust.cyclonedx_bom import BilledAdapter
 
     spec = base_sources.base_spec(base, workspace)
     from adapterhub.manifest import card, derive, folder_contents, oci_manifest
@@ -108,7 +108,7 @@ def _ancestors(manifest: AdapterManifest, workspace: Workspace) -> list[Ancestor
 
 def _walk_ancestors(manifest: AdapterManifest, read: Callable[[Digest], AdapterManifest | None]) -> list[Ancestor]:
     """Return the ancestors, parents first; an ancestor whose manifest cannot be read has only its name and digest."""
-    from adapterhub.trust.bill import Ancestor
+    from adapterhub.trust.cyclonedx_bom import Ancestor
 
     ancestors: dict[Digest, Ancestor] = {}
     pending = deque(manifest.parents)

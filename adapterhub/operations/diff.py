@@ -16,7 +16,7 @@ from . import base_sources, source_names, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.difference import Difference
+    from adapterhub.analysis.diff_result import Difference
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, FileEntry
     from adapterhub.manifest.fact_changes import FileChange
@@ -83,7 +83,7 @@ def diff(
     workspace = (workspace or Workspace()).with_progress(progress)
     spec = base_sources.base_spec(base, workspace)
     from adapterhub.analysis import diff as functions
-    from adapterhub.analysis.difference import Difference
+    from adapterhub.analysis.diff_result import Difference
     from adapterhub.manifest import fact_changes
 
     before, after = (_read_version(source, workspace, spec) for source in (a, b))

@@ -17,7 +17,7 @@ from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import Recipe
-    from adapterhub.merging import FuseReport, Merge, Options
+    from adapterhub.merging import Merge, ModelMergeReport, Options
     from adapterhub.merging.adapters.methods import MergeMethod
     from adapterhub.merging.into_base.merge_proof import Proofs
     from adapterhub_converters.bases import BaseSpec
@@ -49,7 +49,7 @@ def merge_into(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **parameters: float | str,
-) -> FuseReport:
+) -> ModelMergeReport:
     """Merge adapters into a base model. The result records how it was merged, so that it can be repeated and verified.
 
     Args:

@@ -21,7 +21,7 @@ from .gateway import rewriting
 from .gateway.app import engine_problem
 from .gateway.front import GatewayRequest
 from .gateway.gateway import Gateway
-from .gateway.problems import ProblemError, engine_failed
+from .gateway.openai_errors import ProblemError, engine_failed
 
 STOPPED = "stopped"
 """The `finish` of an answer that was stopped early."""

@@ -6,7 +6,7 @@
     release_claims  approvals and withdrawals, signed
     log_checkpoint  the ends of all logs, signed
     known_signers   signers that a user has accepted
-    bill            the bill of materials in CycloneDX; `spdx_bill`, in SPDX
+    cyclonedx_bom   the bill of materials in CycloneDX; `spdx_bom`, in SPDX
 
 The format is that of OpenSSF model signing 1.0 (sigstore/model-transparency), so that its program `model_signing` verifies what
 is signed here, and the reverse. Keys need `cryptography` and nothing else.

@@ -11,5 +11,5 @@ runtime_rules   what runtimes do with an adapter, with `runtime_models`; `runtim
 peft_patterns   expressions of configs, in bounded time; `safe_regex`, our own; `yaml_lines`, YAML of cards
 errors          errors of every layer; `display`, text of strangers where it is shown
 dtypes          element types
-lazy_dataclass  what keeps commands fast, with `late_names` and `gc_pause`
+lazy_dataclass  what keeps commands fast, with `lazy_imports` and `gc_pause`
 """

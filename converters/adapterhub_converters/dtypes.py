@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 if TYPE_CHECKING:
     F64: np.dtype

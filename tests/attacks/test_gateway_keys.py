@@ -15,7 +15,7 @@ from adapterhub.serve.gateway import rollout_evidence, route_file
 from adapterhub.serve.gateway.front import GatewayRequest
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from adapterhub.serve.gateway.rollout_evidence import Evidence
 from adapterhub_converters.errors import UsageError
 from tests.serve.gateway.test_versions import Holder

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from adapterhub.cli import corrections, errors
+from adapterhub.cli import errors, suggestions
 from adapterhub.cli.main import app
 from adapterhub_converters.errors import AdapterhubError
 from tests.cli import provoked_errors
@@ -289,7 +289,7 @@ def test_a_value_of_an_option_is_one_word_too() -> None:
 def test_synonyms_of_options_are_options_that_some_command_has() -> None:
     leaves = [command for _, command in _leaves(app)]
     flags = {flag for command in leaves for parameter in command.params for flag in parameter.opts}
-    assert set(corrections._OPTION_SYNONYMS.values()) <= flags
+    assert set(suggestions._OPTION_SYNONYMS.values()) <= flags
 
 
 def _leaves(group: click.Group) -> Iterator[tuple[str, click.Command]]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from adapterhub.cli.corrections import SwappedOption
 from adapterhub.cli.main import COMMANDS, FIRST_SCREEN, GROUPS, app
+from adapterhub.cli.suggestions import SwappedOption
 from tests.conftest import Run
 
 FILTERS = "search"  # its options are filters, each named for the field it compares

@@ -13,7 +13,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from adapterhub.http.bounded import Progress, SlowError
+from adapterhub.http.bounded_responses import Progress, SlowError
 from adapterhub.http.client import MAX_REDIRECTS, Client
 from adapterhub.http.http_errors import RetriesExhaustedError, RetryableError
 from adapterhub.http.urls import origin

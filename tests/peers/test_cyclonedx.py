@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
-from adapterhub.trust.bill import Ancestor, BilledAdapter, bill
+from adapterhub.trust.cyclonedx_bom import Ancestor, BilledAdapter, bill
 from tests.support.adapters import write_adapter
 from tests.support.bills import declared, trained
 from tests.support.environments import environment

@@ -10,8 +10,8 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.operations.bom import spdx_bom
-from adapterhub.trust.bill import Ancestor, BilledAdapter
-from adapterhub.trust.spdx_bill import spdx_bill
+from adapterhub.trust.cyclonedx_bom import Ancestor, BilledAdapter
+from adapterhub.trust.spdx_bom import spdx_bill
 from tests.support.adapters import write_adapter
 from tests.support.bills import declared, trained
 from tests.support.environments import environment

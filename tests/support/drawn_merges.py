@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub_converters import bases
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import convert
@@ -82,7 +82,7 @@ def outcome(family: str, kind: str) -> tuple[str, str]:
             return "no oracle", f"{type(error).__name__}: {str(error)[:100]}"
         try:
             adapter = convert.read(at / "adapter", base=bases.read_hf(at / "base"))
-            fuse([(adapter, 1.0)], at / "base", at / "ours")
+            merge_into_base([(adapter, 1.0)], at / "base", at / "ours")
         except AdapterhubError as error:
             return "refused" if kind in RIGHTLY_REFUSED else "gap", error.what
         ours = _parameters(model_class.from_pretrained(at / "ours"))

@@ -59,9 +59,9 @@ def bom(
     It lists what adapter.json records, by digest: the base, the parents and their ancestors in the registry, the training data
     with totals, the files, and the combined license with the reasons. What is not recorded is marked as such.
     """
-    from adapterhub.cli.views.bills import page
+    from adapterhub.cli.views.boms import page
     from adapterhub.operations import bom as bom_operation
-    from adapterhub.trust.bill import dump
+    from adapterhub.trust.cyclonedx_bom import dump
     from adapterhub_converters.containers import atomic, json_file
 
     if html and spdx:

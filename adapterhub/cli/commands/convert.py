@@ -22,7 +22,7 @@ from adapterhub.cli.options import (
     rslora_option,
 )
 from adapterhub.cli.registry_choice import workspace
-from adapterhub.cli.views import losses
+from adapterhub.cli.views import conversion_report
 from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import AdapterFormat, ModelDtype
@@ -133,11 +133,11 @@ def convert(
         workspace=workspace(settings),
     )
     run_command = runtime_commands.adapter_command(style, Path(target), spec)
-    document = {"source": source, "target": target, "format": style, "run": run_command, **losses.document(report)}
+    document = {"source": source, "target": target, "format": style, "run": run_command, **conversion_report.document(report)}
 
     def text() -> None:
-        output.write(f"{target}: {losses.summary(report)}")
-        losses.write(report, output.write, verbose=verbose)
+        output.write(f"{target}: {conversion_report.summary(report)}")
+        conversion_report.write(report, output.write, verbose=verbose)
         if run_command:
             output.say(f"run it: {run_command}", whole=True)
 
@@ -175,7 +175,7 @@ def _convert_model(
     imatrix: str | None,
     replace: bool,
 ) -> None:
-    from adapterhub.cli.views import fuse_report
+    from adapterhub.cli.views import model_merge_report
     from adapterhub.operations.base_models import convert_model
 
     model = convert_model(
@@ -184,11 +184,11 @@ def _convert_model(
     run_command = runtime_commands.model_command(style, Path(target))
     document: dict[str, object] = {"source": source, "target": target, "format": style, "run": run_command}
     report = model.report
-    document |= fuse_report.document(report) if report else {"files": list(model.files), "size": model.size}
+    document |= model_merge_report.document(report) if report else {"files": list(model.files), "size": model.size}
 
     def text() -> None:
         if report is not None:
-            fuse_report.text(report)
+            model_merge_report.text(report)
         else:
             output.write(f"{target}: {len(model.files)} files, {output.size(model.size)}")
         output.say(f"run it: {run_command}", whole=True)

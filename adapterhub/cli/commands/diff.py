@@ -17,7 +17,7 @@ from adapterhub.cli.registry_choice import workspace
 from adapterhub.cli.remote_choice import remote_option, source_at_remote
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.difference import Difference, ModuleChange, TensorChange
+    from adapterhub.analysis.diff_result import Difference, ModuleChange, TensorChange
     from adapterhub.checks import Verdict
 
 _SHOWN = 12  # the most rows of a table

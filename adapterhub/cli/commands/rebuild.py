@@ -141,10 +141,10 @@ def _replay(
     data: tuple[str, ...],
     checkpoints: str | None,
 ) -> int:
-    from adapterhub.operations import replay
+    from adapterhub.operations import training_replay
 
     prepare_torch()
-    result = replay.replay(ref, workspace(settings), base=base, data=data, steps=steps, checkpoints=checkpoints)
+    result = training_replay.replay(ref, workspace(settings), base=base, data=data, steps=steps, checkpoints=checkpoints)
     return _emit(result, settings)
 
 

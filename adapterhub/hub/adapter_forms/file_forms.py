@@ -24,7 +24,7 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import stream_body
 from adapterhub.hub.web.adapter_settings import UploadedPage
 from adapterhub.hub.web.file_editor import MAX_TEXT, editor_page, read_text
-from adapterhub.hub.web.posting import check_origin, check_session, read_fields
+from adapterhub.hub.web.form_requests import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import PageRequest, answer_page, redirect_to, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import SIGNATURE, check_paths, divide_names

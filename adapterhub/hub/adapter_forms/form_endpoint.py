@@ -14,7 +14,7 @@ from adapterhub.hub.hf.hf_errors import MovedError, ResponseError
 from adapterhub.hub.hf.reading import name_of, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci.oci_errors import OciError
-from adapterhub.hub.web.posting import MAX_FORM, answer_form
+from adapterhub.hub.web.form_requests import MAX_FORM, answer_form
 from adapterhub.hub.web.site import PageRequest, redirect_to
 from adapterhub.hub.workers import Worker
 from adapterhub.ref import parse_name

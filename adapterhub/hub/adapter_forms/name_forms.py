@@ -7,7 +7,7 @@ from adapterhub.hub.api import name_changes
 from adapterhub.hub.api.api_requests import check_known
 from adapterhub.hub.gates import ACCEPTED, MAX_TERMS, Gate
 from adapterhub.hub.hf import gating, likes, repositories
-from adapterhub.hub.web.posting import count_in
+from adapterhub.hub.web.form_requests import count_in
 from adapterhub.hub.web.site import PageRequest
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.keep_rule import keep_rule

@@ -13,7 +13,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.accounts.device_logins import CODE_LIFETIME, POLL_INTERVAL
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.request_context import read_form
-from adapterhub.hub.web.posting import check_origin, check_session, read_fields
+from adapterhub.hub.web.form_requests import check_origin, check_session, read_fields
 from adapterhub.hub.web.site import Page, PageRequest, answer_page, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError, RefusedError

@@ -13,7 +13,7 @@
     compare.py             two versions as functions
     signing_in.py          signing in and out
     admin.py               administration
-    posting.py             reading forms, and protecting them from other sites
+    form_requests.py       reading forms, and protecting them from other sites
     facts.py               what is read from the bytes of a version, once
     cards.py               model cards as sanitized HTML; footnotes.py, theirs
     drawings.py            heat map, loss curve and lineage as SVG, which layered_layout.py lays out

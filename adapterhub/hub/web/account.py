@@ -14,7 +14,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .posting import number_in
+from .form_requests import number_in
 from .site import Page, PageRequest
 
 PATH = "/-/account"

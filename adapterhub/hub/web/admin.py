@@ -18,7 +18,7 @@ from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .account import SecretPage
-from .posting import claims_in, count_in, gigabytes_in, number_in
+from .form_requests import claims_in, count_in, gigabytes_in, number_in
 from .site import Page, PageRequest
 
 PATH = "/-/admin"

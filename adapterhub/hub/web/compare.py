@@ -24,7 +24,7 @@ from .adapter_pages import Version, facts_of, version_with_tags
 from .site import Page, PageRequest, Site, answer_page, render_page
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.difference import Difference, KeyChange, ModuleChange, TensorChange
+    from adapterhub.analysis.diff_result import Difference, KeyChange, ModuleChange, TensorChange
     from adapterhub.evidence.paired_tests import PairedTests
 
 _PATIENCE = 20.0  # seconds; a longer comparison is cached for the next visit
@@ -81,7 +81,7 @@ class ComparePage(Page):
     @property
     def modules(self) -> list[ModuleChange]:
         """Modules that differ, the most changed first."""
-        from adapterhub.analysis.difference import CHANGED, REMOVED, ROUNDED, SAME
+        from adapterhub.analysis.diff_result import CHANGED, REMOVED, ROUNDED, SAME
 
         if isinstance(self.functions, str):
             return []
@@ -92,7 +92,7 @@ class ComparePage(Page):
     @property
     def others(self) -> list[TensorChange]:
         """Tensors outside of modules that differ."""
-        from adapterhub.analysis.difference import ROUNDED, SAME
+        from adapterhub.analysis.diff_result import ROUNDED, SAME
 
         tensors = () if isinstance(self.functions, str) else self.functions.tensors
         return [tensor for tensor in tensors if tensor.status not in (SAME, ROUNDED)][:_MAX_MODULES]

@@ -21,7 +21,7 @@ from adapterhub_converters.errors import UsageError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .account import SecretPage, token_options, token_page
-from .posting import claims_in, count_in, gigabytes_in, number_in
+from .form_requests import claims_in, count_in, gigabytes_in, number_in
 from .site import Page, PageRequest, with_query
 
 PATH = "/-/namespaces"

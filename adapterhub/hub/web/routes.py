@@ -23,7 +23,7 @@ from . import (
     proposal_pages,
     signing_in,
 )
-from .posting import FormWork, form_endpoint
+from .form_requests import FormWork, form_endpoint
 from .site import SIGN_IN, Page, PageRequest, page_endpoint, static
 
 _NAME = "/{namespace}/{repo}"

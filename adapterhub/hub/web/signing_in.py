@@ -20,7 +20,7 @@ from adapterhub.index import repository_rows
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .posting import answer_form, check_origin, local_path, read_fields
+from .form_requests import answer_form, check_origin, local_path, read_fields
 from .site import SIGN_IN, Page, PageRequest, answer_page, redirect_to, render_page
 
 PROVIDER, BACK = f"{SIGN_IN}/provider", f"{SIGN_IN}/back"

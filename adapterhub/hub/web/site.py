@@ -44,7 +44,7 @@ from .facts import Facts
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from adapterhub.analysis.difference import Difference
+    from adapterhub.analysis.diff_result import Difference
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.registry.signature_policy import SignatureSummary
 

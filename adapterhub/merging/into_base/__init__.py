@@ -1,6 +1,6 @@
-"""Merge adapters into a base: `fuse`, or `prepare_merge` and then `Merge.write`; `merge_proof.prove` checks a merged model.
+"""Merge adapters into a base: `merge_into_base`, or `prepare_merge` and `Merge.write`; `merge_proof` checks a merged model.
 
-fuse           the whole merge: plan, estimate, write
+model_merge    the whole merge: plan, estimate, write
 read_base      the base: `open_model` reads its rows, over `tensor_files`, `stored_weights`, `dequantize`
 merge_options  the options
 plan_folder    the edits of each tensor of a folder, named by `tensor_names`; `plan_gguf`, of a GGUF model
@@ -12,9 +12,9 @@ loss_estimate  how much a merge retains; `merge_proof`, whether a model is that 
 extraction     the way back: an adapter from a full fine-tune
 """
 
-from .fuse import FuseReport, Merge, fuse, prepare_merge
 from .loss_estimate import ChangeEstimate
 from .merge_options import Options
+from .model_merge import Merge, ModelMergeReport, merge_into_base, prepare_merge
 from .read_base import read_base
 
-__all__ = ["ChangeEstimate", "FuseReport", "Merge", "Options", "fuse", "prepare_merge", "read_base"]
+__all__ = ["ChangeEstimate", "Merge", "ModelMergeReport", "Options", "merge_into_base", "prepare_merge", "read_base"]

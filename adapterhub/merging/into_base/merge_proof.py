@@ -107,7 +107,7 @@ def prove(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Proofs:
-    """Compare every tensor of a merged model with base and adapters, merged as `fuse` would.
+    """Compare every tensor of a merged model with base and adapters, merged as `merge_into_base` would.
 
     Args:
         base: A Hugging Face folder: its path, or the result of `read_folder`.
@@ -306,7 +306,7 @@ class _Sums:
             look_before_change(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), round_tile)
 
     def replay(self, base: F32Array, start: int) -> F32Array:
-        """Return a tile merged as `fuse` merges it, rounded after each adapter."""
+        """Return a tile merged as `merge_into_base` merges it, rounded after each adapter."""
         replay, scratch = base.copy(), np.empty(base.size + base.shape[1], np.float32)
         with np.errstate(all="ignore"):
             for apply in self._applies:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapterhub.digest import CHUNK
-from adapterhub.http.bounded import Progress, SlowError
+from adapterhub.http.bounded_responses import Progress, SlowError
 from adapterhub.http.http_errors import TruncatedBodyError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors

@@ -4,7 +4,7 @@ gateway_settings.py   the settings that a gateway is started with
 route_file.py         routes, canaries and keys: a TOML file
 calendar_budgets.py   the tokens of a key in a day and a month
 reloading.py          the routes and the policy, read again while it runs
-problems.py           errors in OpenAI's form
+openai_errors.py      errors in OpenAI's form
 api_forms.py          what responses and messages have in other places than completions
 ollama.py             Ollama's API, translated to and from that of the engine
 cross_origin.py       pages of other sites that may use the API

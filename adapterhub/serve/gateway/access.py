@@ -19,7 +19,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .gateway_settings import GatewaySettings
-from .problems import BUSY, ProblemError
+from .openai_errors import BUSY, ProblemError
 from .reloading import Rules
 from .route_file import Key
 

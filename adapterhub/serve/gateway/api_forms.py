@@ -10,7 +10,7 @@ from adapterhub.serve.engines.api_paths import ANSWERED_BY_TEXT, MESSAGE_TOKENS,
 from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.display import printable
 
-from .problems import ProblemError, engine_failed
+from .openai_errors import ProblemError, engine_failed
 from .rollout_plan import STICKY_FIELDS
 
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})

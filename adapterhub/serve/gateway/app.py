@@ -29,7 +29,7 @@ from . import api_forms, deprecations, ollama, rewriting, spans, trace_context
 from .cross_origin import CrossOrigin
 from .front import GatewayFront, GatewayRequest, body_limits, read_json
 from .local_routes import EXCEPTION_HANDLERS, LOCAL_ROUTES
-from .problems import DOWN, ProblemError, engine_failed, problem_of
+from .openai_errors import DOWN, ProblemError, engine_failed, problem_of
 
 _log = logging.getLogger("adapterhub.serve.requests")
 # What llama-server (b10434) says with status 500 of a request that it can never answer; clients would repeat it.

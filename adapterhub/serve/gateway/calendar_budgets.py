@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .problems import BUSY, ProblemError
+from .openai_errors import BUSY, ProblemError
 
 NAMES = ("tokens_per_day", "tokens_per_month")
 _MAX_TOKENS = 10**15  # tokens

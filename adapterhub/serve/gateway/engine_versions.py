@@ -17,7 +17,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, Refuse
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .lookup import ResolvedVersion
-from .problems import BUSY, ProblemError
+from .openai_errors import BUSY, ProblemError
 from .spans import span
 
 log = logging.getLogger("adapterhub.serve.versions")

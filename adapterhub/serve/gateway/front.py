@@ -25,7 +25,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 from . import api_forms, priorities, spans
 from .access import ReservedTokens
 from .gateway_settings import GatewaySettings
-from .problems import BUSY, ProblemError
+from .openai_errors import BUSY, ProblemError
 from .rewriting import Usage
 from .rollout_evidence import AnswerOutcome
 from .rollouts import Choice

@@ -33,7 +33,7 @@ from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
 from .metrics import AdapterRequest, Metrics
 from .moving_refs import MovingRefs
-from .problems import DOWN, ProblemError, not_served
+from .openai_errors import DOWN, ProblemError, not_served
 from .reloading import Rules
 from .rollout_evidence import AnswerOutcome
 from .rollouts import Rollouts

@@ -19,7 +19,7 @@ from adapterhub_converters.errors import AdapterhubError
 from . import api_forms, deprecations, metrics, ollama
 from .front import GatewayRequest, read_json
 from .gateway import Gateway
-from .problems import ProblemError, not_served, problem_of
+from .openai_errors import ProblemError, not_served, problem_of
 
 MAX_NAME_BODY = 64 << 10
 """Bytes of a body that has the name of a model."""

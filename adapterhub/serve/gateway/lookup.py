@@ -297,7 +297,7 @@ class RemoteLookup:
         # Answers, unlike other errors; a registry answers 401 or 403 for a name that it lacks, too.
         except (NotFoundError, UsageError, DeniedError) as error:
             if isinstance(error, DeniedError):
-                log.info("%s", error)
+                log.warning("%s", error)  # or the token of this gateway is not valid any more
             cached.version, cached.error = None, error
             self._record_state(None)
         except AdapterhubError as error:

@@ -17,7 +17,7 @@ from adapterhub.serve.engines.line_cutter import LineCutter
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-from .problems import ProblemError, engine_failed
+from .openai_errors import ProblemError, engine_failed
 
 CHAT_PATH, GENERATE_PATH = "/api/chat", "/api/generate"
 IGNORED_HEADER = "x-adapterhub-ignored"

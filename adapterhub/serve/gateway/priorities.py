@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterhub.serve.engines import Engine
 
-from .problems import ProblemError
+from .openai_errors import ProblemError
 from .route_file import Key, Routes
 
 log = logging.getLogger("adapterhub.serve")

@@ -18,7 +18,7 @@ from adapterhub_converters.errors import FormatError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import api_forms
-from .problems import engine_failed
+from .openai_errors import engine_failed
 
 _MAX_EVENT = 4 << 20  # bytes of an event
 _MAX_STREAM = 1 << 30  # bytes of all events of a stream

@@ -25,7 +25,7 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import api_forms, rewriting
 from .engine_versions import EngineVersions
-from .problems import ProblemError
+from .openai_errors import ProblemError
 from .rollout_plan import ShadowPlan, bucket
 from .rollouts import FindVersion
 

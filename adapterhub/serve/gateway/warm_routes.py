@@ -10,7 +10,7 @@ from adapterhub_converters.errors import AdapterhubError
 
 from .engine_versions import EngineVersions
 from .lookup import Lookup, ResolvedVersion
-from .problems import ProblemError
+from .openai_errors import ProblemError
 from .route_file import Routes
 
 log = logging.getLogger("adapterhub.serve")

@@ -16,8 +16,8 @@ from functools import cached_property
 
 from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError, refused_error
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 
 from .deltas import HasArrays, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored_deltas import Factored, Vera, as_pairs

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 
 Parts = Iterator[tuple[str, "np.ndarray"]]
 MAX_EXPERTS = 4_096

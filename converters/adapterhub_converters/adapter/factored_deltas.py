@@ -13,8 +13,8 @@ from dataclasses import field, replace
 from typing import ClassVar
 
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 
 from .deltas import HasArrays, HasFactors, LowRank, LowRankConv, Parts
 

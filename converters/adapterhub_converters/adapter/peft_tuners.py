@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from . import sparse_tuners as sparse
 from . import subspace_tuners as subspace

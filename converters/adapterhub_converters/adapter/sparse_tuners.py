@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from .tuner import Numbers, Shape, Tensors, Weight, f32
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from .deltas import LowRank
 from .tuner import Numbers, Shape, Tensors, Weight, f32

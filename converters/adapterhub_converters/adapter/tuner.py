@@ -7,8 +7,8 @@ from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 
 from .deltas import LowRank, Parts
 

@@ -14,7 +14,7 @@ commands read no base.
 
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.late_names import late_names
+from adapterhub_converters.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
     from .base_reader import is_model, read_base, read_files
@@ -36,7 +36,7 @@ __all__ = [
     "weight_files",
 ]
 
-__getattr__ = late_names(
+__getattr__ = lazy_names(
     globals(),
     {
         ".base_reader": ("is_model", "read_base", "read_files"),

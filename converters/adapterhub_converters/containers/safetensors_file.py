@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from .open_file import OpenFile
 from .safetensors_header import SafetensorsHeader, TensorInfo, header_bytes, read_header, sorted_entries

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Loss, TensorLoss
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 
 # Replaces a factor of 0 where other modules need a scale: exact in float32, and below the rounding of any sum.
 ALMOST_NOTHING = 2.0**-100

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import METHODS, combine, fuse, join, prepare_merge
+from adapterhub.merging import METHODS, combine, join, merge_into_base, prepare_merge
 from adapterhub.merging.adapters.methods.element_rules import keep_probabilities
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file
@@ -198,7 +198,7 @@ def test_a_merged_adapter_added_to_the_base_is_the_model_that_mergekit_makes(fol
     weights = case.weights or (1.0,) * case.count
     merged, report = combine(adapters(folder, case.count), weights, method=case.ours, parameters=case.parameters, rank=WIDE)
     assert report.error < 1e-6
-    fuse([(merged, 1.0)], start, tmp_path / "ours")
+    merge_into_base([(merged, 1.0)], start, tmp_path / "ours")
     assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
 
 
@@ -214,7 +214,7 @@ def test_adapters_into_a_base_by_a_method_are_the_model_that_mergekit_makes(fold
 
 
 def test_adapters_into_a_base_are_mergekits_task_arithmetic(folder: Path, tmp_path: Path) -> None:
-    fuse(list(zip(adapters(folder), MIXED, strict=True)), folder / "base", tmp_path / "ours")
+    merge_into_base(list(zip(adapters(folder), MIXED, strict=True)), folder / "base", tmp_path / "ours")
     assert_same(tmp_path / "ours", folder / "theirs" / "task_arithmetic", folder / "base", 1e-6)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file
@@ -43,7 +43,7 @@ def nothing(out: int, into: int) -> Adapter:
 
 def dequantized(base: Path, out: Path) -> np.ndarray:
     """The weight of Q in the merged folder, its config saying nothing of quantization any more."""
-    fuse([(nothing(8, 8), 1.0)], base, out, options=FLOATS)
+    merge_into_base([(nothing(8, 8), 1.0)], base, out, options=FLOATS)
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     with SafetensorsFile(out / "model.safetensors") as file:
         assert sorted(file.tensors) == ["model.layers.0.self_attn.o_proj.weight", f"{Q}.weight"]
@@ -74,7 +74,7 @@ def test_bitsandbytes_through_transformers(torch: Any, tmp_path: Path, how: str)
     exact = {} if how == "int8" else floats(loaded_model)  # before its first use, at which its kernels lay the weights out anew
     tiny.adapter(tiny.model(intermediate_size=128), tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     wrapped = PeftModel.from_pretrained(loaded_model, tmp_path / "adapter")
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out", options=FLOATS)
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out", options=FLOATS)
     merged = loaded(tmp_path / "out")
     for name, weight in exact.items():
         module = wrapped.base_model.model.get_submodule(name)
@@ -200,7 +200,7 @@ def test_compressed_tensors_by_hand(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_refused_by_name(tmp_path: Path, tensors: Any, config: dict[str, Any], says: str) -> None:
     base = written(tmp_path / "base", {**{f"{Q}.{leaf}": array for leaf, array in tensors.items()}, **OTHER}, config)
     with pytest.raises(AdapterhubError, match=says) as caught:
-        fuse([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
+        merge_into_base([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
     assert Q in str(caught.value)
     assert caught.value.exit_code == 6
 
@@ -211,4 +211,4 @@ def test_bitsandbytes_of_a_model_with_transposed_weights_is_refused(tmp_path: Pa
     (base / "config.json").write_text(json.dumps(said))
     says = "base: bitsandbytes stores the weights of gpt2 transposed, unlike any model in floats. Name the full-precision model"
     with pytest.raises(AdapterhubError, match=says):
-        fuse([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
+        merge_into_base([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)

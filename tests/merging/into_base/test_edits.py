@@ -11,7 +11,7 @@ import pytest
 from adapterhub import checks
 from adapterhub.analysis import diff, norms
 from adapterhub.manifest import derive
-from adapterhub.merging.into_base.fuse import fuse
+from adapterhub.merging.into_base.model_merge import merge_into_base
 from adapterhub_converters import bases
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import RefusedError
@@ -125,7 +125,7 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 def test_a_merge_is_that_of_peft(name: str, kind: str, tmp_path: Path) -> None:
     need_module("peft")
     adapter = convert.read(made(name, tmp_path, kind))
-    fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
+    merge_into_base([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
     ours, peft, base = (tensors(tmp_path / folder) for folder in ("ours", "merged", "base"))
     assert ours.keys() == peft.keys()
     changed = [key for key in peft if not np.array_equal(peft[key], base[key])]
@@ -166,9 +166,9 @@ def test_no_other_format_takes_it_for_lora(name: str, to: str, tmp_path: Path) -
 def test_prompts_and_weighted_rotations_are_refused_by_name(tmp_path: Path) -> None:
     need_module("peft")
     with pytest.raises(RefusedError, match="prompt_tuning adds tokens to the input"):
-        fuse([(convert.read(made("prompt_tuning", tmp_path / "1")), 1.0)], tmp_path / "1" / "base", tmp_path / "out")
+        merge_into_base([(convert.read(made("prompt_tuning", tmp_path / "1")), 1.0)], tmp_path / "1" / "base", tmp_path / "out")
     with pytest.raises(RefusedError, match="oft is not a sum"):
-        fuse([(convert.read(made("oft", tmp_path / "2")), 0.5)], tmp_path / "2" / "base", tmp_path / "out")
+        merge_into_base([(convert.read(made("oft", tmp_path / "2")), 0.5)], tmp_path / "2" / "base", tmp_path / "out")
 
 
 def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
@@ -187,13 +187,13 @@ def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
     tuned.save_pretrained(tmp_path / "a")
     tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
     adapter = convert.read(tmp_path / "a")
-    fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
+    merge_into_base([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
     ours, peft_s = tensors(tmp_path / "ours"), tensors(tmp_path / "merged")
     assert all(np.array_equal(ours[name], peft_s[name]) for name in peft_s)
     report = checks.check(tmp_path / "a", base=bases.read_hf(tmp_path / "base"))
     assert [(problem.code, problem.what) for problem in report.problems if problem.severity == "error"] == []
     with pytest.raises(RefusedError, match=r"q_proj\.bias: is changed by the adapter, but this module of the base has no bias"):
-        fuse([(adapter, 1.0)], tmp_path / "without", tmp_path / "out")
+        merge_into_base([(adapter, 1.0)], tmp_path / "without", tmp_path / "out")
 
 
 def test_norms_and_differences_of_no_low_rank_delta_are_refused_by_name(tmp_path: Path) -> None:

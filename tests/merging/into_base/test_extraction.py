@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub.merging.into_base.extraction import ExtractionOptions, WeightExtraction, extract
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
@@ -19,7 +19,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from tests.conftest import Run
-from tests.merging.into_base.test_fuse import K, Q, base_in, tensors_of
+from tests.merging.into_base.test_model_merge import K, Q, base_in, tensors_of
 
 QW, KW, TABLE = f"{Q}.weight", f"{K}.weight", "model.embed_tokens.weight"
 
@@ -109,7 +109,7 @@ def test_extracted_and_merged_again_it_is_the_fine_tune(tmp_path: Path) -> None:
     adapter, report = extract(base, tuned, ExtractionOptions(rank=16))
     assert report.error < 1e-5
     write_peft(adapter, tmp_path / "adapter")
-    fuse([(peft.read(tmp_path / "adapter"), 1)], base, tmp_path / "again")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1)], base, tmp_path / "again")
     for name, tensor in tensors_of(tuned).items():
         np.testing.assert_allclose(tensors_of(tmp_path / "again")[name], tensor, atol=1e-5)
 

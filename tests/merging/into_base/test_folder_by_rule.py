@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub.merging.into_base import merge_proof
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.architectures import architecture_lookup
@@ -155,11 +155,11 @@ def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be
     folder = made(name, kind, tmp_path / "hf")
     base = read_base(folder)
     adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
-    fuse([(adapter, 1.0)], folder, tmp_path / "merged")
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged")
     expected = converted(tmp_path / "merged", tmp_path / "theirs.gguf")
     if name.startswith("Gemma3"):
         (folder / "tokenizer.json").unlink()
-    report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
+    report = merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
     assert_converted(tmp_path / "merged.gguf", expected)
     assert len(report.touched) == len(adapter.deltas)
     proof = merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
@@ -173,7 +173,7 @@ def test_a_change_of_what_the_file_would_not_contain_is_refused(tmp_path: Path) 
     zeros = np.zeros((2, 64), np.float32)
     adapter = Adapter({"model.visual.blocks.0.attn.proj": LowRank(zeros, zeros.T.copy(), 2.0)})
     with pytest.raises(RefusedError, match="a GGUF of the text model does not contain it"):
-        fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf")
+        merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 

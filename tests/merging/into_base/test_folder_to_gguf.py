@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub.merging.into_base import merge_proof
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.architectures import architecture_lookup
@@ -50,8 +50,8 @@ def test_the_result_is_llama_cpp_s_conversion_of_the_merged_folder(tmp_path: Pat
     tiny.model(name).save_pretrained(folder)
     silent(folder)
     adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "test"))))
-    fuse([(adapter, 1.0)], folder, tmp_path / "merged")
-    report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged")
+    report = merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
     assert_converted(tmp_path / "merged.gguf", theirs(converted, tmp_path / "merged", tmp_path / "theirs.gguf"))
     assert merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf").good
     assert any("no tokenizer" in note for note in report.notes)
@@ -72,8 +72,8 @@ def test_the_type_is_the_base_s_or_the_one_asked_for(
     tmp_path: Path, converted: Converter, bf16_llama: Any, flag: str, options: dict[str, Any], merged: dict[str, Any]
 ) -> None:
     folder, adapter = bf16_llama
-    fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(**options))
-    fuse([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(**merged))
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(**options))
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(**merged))
     assert_converted(tmp_path / "out.gguf", theirs(converted, tmp_path / "merged", tmp_path / "theirs.gguf", flag))
 
 
@@ -81,8 +81,8 @@ def test_the_type_is_the_base_s_or_the_one_asked_for(
 def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tmp_path: Path, bf16_llama: Any) -> None:
     need_module("llama_cpp_py_sync")
     folder, adapter = bf16_llama
-    fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(dtype="f32"))
-    fuse([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(dtype="f32"))
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(dtype="f32"))
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(dtype="f32"))
     expected = logits_of(tmp_path / "merged")
     assert np.abs(expected - logits_of(folder)).max() > 1
     assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - expected).max() < 1e-3
@@ -98,7 +98,7 @@ def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, 
     need_module("transformers")
     tiny.model(name).save_pretrained(tmp_path / "hf")
     adapter = Adapter(dict(deltas(read_base(tmp_path / "hf"), architecture_lookup.by_class(name, "test"))))
-    fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf", options=Options(**options))
+    merge_into_base([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf", options=Options(**options))
     proof = merge_proof.prove([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
     assert proof.good, [tensor for tensor in proof.tensors if not tensor.good]
     weaker = merge_proof.prove([(adapter, 2.0)], tmp_path / "hf", tmp_path / "out.gguf")
@@ -113,8 +113,8 @@ def test_dora_on_weights_that_are_stored_turned_is_in_it(tmp_path: Path, convert
     assert isinstance(plain, LowRank)
     magnitude = np.linspace(0.5, 2, plain.shape[0], dtype=np.float32)
     adapter = Adapter({target: dataclasses.replace(plain, magnitude=magnitude)})
-    fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
-    fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "merged")
+    merge_into_base([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
+    merge_into_base([(adapter, 1.0)], tmp_path / "hf", tmp_path / "merged")
     assert_converted(tmp_path / "out.gguf", converted(tmp_path / "merged", tmp_path / "theirs.gguf"))
 
 
@@ -125,8 +125,8 @@ def test_a_replaced_norm_is_the_same_into_the_folder_and_into_its_gguf(tmp_path:
     tiny.model(name).save_pretrained(tmp_path / "hf")
     norm = np.linspace(-1, 1, 64, dtype=np.float32)
     adapter = Adapter({}, replaced={"model.layers.0.input_layernorm.weight": norm})
-    fuse([(adapter, 1.0)], written(tmp_path / "hf", tmp_path / "base.gguf"), tmp_path / "one.gguf")
-    fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "two.gguf")
+    merge_into_base([(adapter, 1.0)], written(tmp_path / "hf", tmp_path / "base.gguf"), tmp_path / "one.gguf")
+    merge_into_base([(adapter, 1.0)], tmp_path / "hf", tmp_path / "two.gguf")
     assert contents(tmp_path / "one.gguf")[1] == contents(tmp_path / "two.gguf")[1]
 
 

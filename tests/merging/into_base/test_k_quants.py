@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub.merging.into_base.k_quants import K_QUANTS, WEIGHTED, quantize, quantize_weighted
 from adapterhub.merging.into_base.tensor_types import Blocks
 from adapterhub_converters.adapter import Adapter, LowRank
@@ -93,14 +93,14 @@ def test_a_merge_writes_them_and_a_mixture_stays_one(tmp_path: Path) -> None:
     base = tiny.write_gguf(model, tmp_path / "base.gguf")
     pair = LowRank(RNG.normal(size=(4, 256)).astype(np.float32), RNG.normal(size=(256, 4)).astype(np.float32), 0.4)
     adapter = [(Adapter({"model.layers.0.mlp.up_proj": pair}), 1.0)]
-    fuse(adapter, base, tmp_path / "wide.gguf")
-    fuse(adapter, base, tmp_path / "q4.gguf", options=Options(requantize="q4_k"))
+    merge_into_base(adapter, base, tmp_path / "wide.gguf")
+    merge_into_base(adapter, base, tmp_path / "q4.gguf", options=Options(requantize="q4_k"))
     with GGUFFile(tmp_path / "q4.gguf") as file, GGUFFile(tmp_path / "wide.gguf") as wide:
         assert {info.type_name for info in file.tensors.values()} == {"Q4_K", "F32"}
         assert file.header.metadata["general.file_type"] == 14
         for name in ("blk.0.ffn_up.weight", "output.weight"):
             assert file.raw(name).tobytes() == by_ggml(wide.tensor(name), "Q4_K").tobytes()
-    fuse(adapter, tmp_path / "q4.gguf", tmp_path / "again.gguf", options=Options(force=True))
+    merge_into_base(adapter, tmp_path / "q4.gguf", tmp_path / "again.gguf", options=Options(force=True))
     with GGUFFile(tmp_path / "again.gguf") as file:
         assert file.tensors["blk.0.ffn_up.weight"].type_name == "Q4_K"
     tokens = [3, 17, 99, 5]

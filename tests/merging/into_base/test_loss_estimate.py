@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging import Options, merge_into_base, prepare_merge
 from adapterhub.merging.into_base.nf4_numpy import ThroughNF4, round_trip_sample
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
@@ -63,7 +63,7 @@ def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(t
     reports = {}
     for onto in ("original", "as-trained"):
         options = Options(as_trained=onto == "as-trained", trained_in="nf4")
-        reports[onto] = fuse([(delta, 1.0)], base, tmp_path / onto, options=options)
+        reports[onto] = merge_into_base([(delta, 1.0)], base, tmp_path / onto, options=options)
     before = tensors_of(base)
     low = delta.deltas[Q]
     seen = round_trip_sample(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)

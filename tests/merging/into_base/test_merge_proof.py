@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub.merging.into_base.merge_proof import Proofs, prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
-from tests.merging.into_base.test_fuse import K, Q, base_in, low_rank, tensors_of
+from tests.merging.into_base.test_model_merge import K, Q, base_in, low_rank, tensors_of
 
 QW, KW = f"{Q}.weight", f"{K}.weight"
 SMALL = Adapter({Q: low_rank(scale=0.05), K: low_rank(8, 16, scale=0.05)})
@@ -56,7 +56,7 @@ def strength(proofs: Proofs, name: str) -> tuple[float, ...]:
 
 def test_our_own_merge_is_proven_to_the_bit(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
-    fuse([(SMALL, 0.5)], base, tmp_path / "out")
+    merge_into_base([(SMALL, 0.5)], base, tmp_path / "out")
     proof = prove([(SMALL, 0.5)], base, tmp_path / "out")
     assert proof.good
     assert verdicts(proof) == {QW: "exact", KW: "exact"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub.merging.adapter_checks import WeightedAdapters
 from adapterhub.merging.into_base.merge_proof import Proofs, prove
 from adapterhub_converters.adapter import Adapter, LowRank
@@ -47,7 +47,7 @@ def test_heads_that_a_merge_unties(torch: Any, tmp_path: Path, name: str, config
     base = saved(model, tmp_path / "base")
     tied_adapter(torch, model, tmp_path / "adapter", config)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
-    fuse(adapters, base, tmp_path / "out")
+    merge_into_base(adapters, base, tmp_path / "out")
     good(adapters, base, tmp_path / "out")
     assert bad(adapters, base, base) <= {"absent", "missing", "other"}
 
@@ -64,7 +64,7 @@ def test_resized_vocabularies(torch: Any, tmp_path: Path, tie: bool, config: dic
     wrapped = tiny.adapter(model, tmp_path / "adapter", **config)
     wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
-    fuse(adapters, base, tmp_path / "out")
+    merge_into_base(adapters, base, tmp_path / "out")
     good(adapters, base, tmp_path / "out")
     assert bad(adapters, base, base) & {"absent", "shape"}
     assert "absent" in bad(adapters, base, plain)
@@ -79,7 +79,7 @@ def test_experts(torch: Any, tmp_path: Path, name: str, together: bool) -> None:
         stacked(base)
     tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=MOE[name])
     adapters = [(peft.read(tmp_path / "adapter", base=read_base(base)), 1.0)]
-    fuse(adapters, base, tmp_path / "out")
+    merge_into_base(adapters, base, tmp_path / "out")
     good(adapters, base, tmp_path / "out", least=6)
     assert bad(adapters, base, base) == {"absent"}
     loaded(tmp_path / "out").save_pretrained(tmp_path / "again")  # as transformers lays experts out now
@@ -98,9 +98,9 @@ def test_one_skipped_expert_among_others(torch: Any, tmp_path: Path) -> None:
         factors = rng.normal(size=(3, columns)).astype(np.float32), rng.normal(size=(rows, 3)).astype(np.float32)
         deltas[target] = LowRank(*factors, 6)
     whole = [(Adapter(deltas), 1.0)]
-    fuse(whole, base, tmp_path / "out")
+    merge_into_base(whole, base, tmp_path / "out")
     good(whole, base, tmp_path / "out")
-    fuse([(Adapter(dict(list(deltas.items())[:3])), 1.0)], base, tmp_path / "three")
+    merge_into_base([(Adapter(dict(list(deltas.items())[:3])), 1.0)], base, tmp_path / "three")
     assert bad(whole, base, tmp_path / "three")
 
 
@@ -112,12 +112,12 @@ def test_a_gguf_of_our_own_merge(torch: Any, tmp_path: Path, form: str) -> None:
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     plain = tiny.write_gguf(tiny.model(hidden_size=128, intermediate_size=256), tmp_path / "plain.gguf")
     gguf = stored_as(plain, tmp_path / "base.gguf", form)
-    fuse(adapters, gguf, tmp_path / "out.gguf", options=Options(force=True))
+    merge_into_base(adapters, gguf, tmp_path / "out.gguf", options=Options(force=True))
     found = good(adapters, base, tmp_path / "out.gguf", least=12)
     assert found.strengths()[0] == pytest.approx((1, 1, 1), abs=0.05)
     good(adapters, base, (tmp_path / "out.gguf").rename(tmp_path / "named otherwise"), least=12)
     assert bad(adapters, base, gguf) == {"absent"}
-    fuse([(adapters[0][0], 0.5)], gguf, tmp_path / "half.gguf", options=Options(force=True))
+    merge_into_base([(adapters[0][0], 0.5)], gguf, tmp_path / "half.gguf", options=Options(force=True))
     assert bad(adapters, base, tmp_path / "half.gguf") == {"weaker"}
 
 
@@ -128,7 +128,7 @@ def test_a_merged_gguf_that_was_quantized_afterwards(torch: Any, tmp_path: Path,
     tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     gguf = tiny.write_gguf(tiny.model(hidden_size=128, intermediate_size=256), tmp_path / "base.gguf")
-    fuse(adapters, gguf, tmp_path / "out.gguf")
+    merge_into_base(adapters, gguf, tmp_path / "out.gguf")
     quantized = stored_as(tmp_path / "out.gguf", tmp_path / "out-q.gguf", form.upper())
     found = good(adapters, base, quantized, least=4)
     assert Counter(tensor.verdict for tensor in found.tensors if tensor.strength) == {"quantized": 4}
@@ -144,7 +144,7 @@ def test_bitsandbytes(torch: Any, tmp_path: Path, how: str) -> None:
     base = saved(model, tmp_path / "base")
     tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
-    fuse(adapters, base, tmp_path / "out")
+    merge_into_base(adapters, base, tmp_path / "out")
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
         if how == "int8"
@@ -154,6 +154,6 @@ def test_bitsandbytes(torch: Any, tmp_path: Path, how: str) -> None:
         loaded(tmp_path / folder, quantization_config=config).save_pretrained(tmp_path / f"{folder}-{how}")
     good(adapters, base, tmp_path / f"out-{how}", least=4)
     assert bad(adapters, base, tmp_path / f"base-{how}") == {"absent"}
-    fuse(adapters, tmp_path / f"base-{how}", tmp_path / "floats", options=Options(dequantize=True))
+    merge_into_base(adapters, tmp_path / f"base-{how}", tmp_path / "floats", options=Options(dequantize=True))
     good(adapters, tmp_path / f"base-{how}", tmp_path / "floats", least=4)  # the quantized model is the base
     assert json.loads((tmp_path / "floats" / "config.json").read_text()).get("quantization_config") is None

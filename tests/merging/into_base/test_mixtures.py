@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub.operations import base_models
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_output, gguf_types
@@ -153,13 +153,13 @@ def test_a_merge_into_a_folder_is_written_as_a_mixture_at_once(tmp_path: Path, f
     folder, gguf = folders("narrow rows")
     pair = LowRank(RNG.normal(size=(4, 96)).astype(np.float32), RNG.normal(size=(352, 4)).astype(np.float32), 0.4)
     adapter = [(Adapter({"model.layers.0.mlp.up_proj": pair}), 1.0)]
-    fuse(adapter, folder, tmp_path / "wide.gguf", options=Options(dtype="f32"))
-    fuse(adapter, folder, tmp_path / "ours.gguf", options=Options(requantize="q4_k_m", force=True))
+    merge_into_base(adapter, folder, tmp_path / "wide.gguf", options=Options(dtype="f32"))
+    merge_into_base(adapter, folder, tmp_path / "ours.gguf", options=Options(requantize="q4_k_m", force=True))
     ours = contents(tmp_path / "ours.gguf")[1]
     expected = contents(by_llama_cpp(tmp_path / "wide.gguf", tmp_path / "theirs.gguf", "q4_k_m"))[1]
     assert ours == expected
     with pytest.raises(RefusedError, match="q4_k_m: is a mixture, which is made of a Hugging.* Choose one type, such as q4_k"):
-        fuse(adapter, gguf, tmp_path / "other.gguf", options=Options(requantize="q4_k_m"))
+        merge_into_base(adapter, gguf, tmp_path / "other.gguf", options=Options(requantize="q4_k_m"))
 
 
 def test_types_of_whole_models_are_not_those_of_adapters(tmp_path: Path, run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging import Options, merge_into_base, prepare_merge
 from adapterhub.merging.into_base.merge_proof import prove
 from adapterhub.merging.into_base.nf4_writer import weights_for_nf4
 from adapterhub.merging.into_base.read_base import Weight, read_folder
@@ -91,8 +91,8 @@ def test_it_is_what_transformers_makes_of_the_merge_in_16_bits(torch: Any, tmp_p
     base = saved(made, tmp_path / "base")
     tiny.adapter(made.float(), tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
-    fuse(adapters, base, tmp_path / "plain")
-    fuse(adapters, base, tmp_path / "ours", options=NF4)
+    merge_into_base(adapters, base, tmp_path / "plain")
+    merge_into_base(adapters, base, tmp_path / "ours", options=NF4)
     theirs = loaded(tmp_path / "plain", dtype=getattr(torch, dtype), quantization_config=settings(dtype))
     theirs.save_pretrained(tmp_path / "theirs")
     ours, expected = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
@@ -163,8 +163,8 @@ def test_weights_of_any_shape_in_tiles_and_in_shards(torch: Any, tmp_path: Path,
     from bitsandbytes import functional
 
     base, asked = random_base(tmp_path / "base"), [(deltas(), 1.0)]
-    report = fuse(asked, base, tmp_path / "out", options=dataclasses.replace(NF4, shard_size=shard_size))
-    fuse(asked, base, tmp_path / "plain")
+    report = merge_into_base(asked, base, tmp_path / "out", options=dataclasses.replace(NF4, shard_size=shard_size))
+    merge_into_base(asked, base, tmp_path / "plain")
     expected = {}
     for name, array in tensors_of(tmp_path / "plain").items():
         if name == "model.norm.weight":
@@ -198,12 +198,12 @@ def test_a_base_without_double_quantization_gets_it_where_it_changes(torch: Any,
     loaded(saved(made, tmp_path / "plain"), dtype=torch.bfloat16, quantization_config=how).save_pretrained(tmp_path / "base")
     tiny.adapter(made.float(), tmp_path / "adapter", target_modules=["q_proj"], strength=0.2)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
-    report = fuse(adapters, tmp_path / "base", tmp_path / "out", options=NF4)
+    report = merge_into_base(adapters, tmp_path / "base", tmp_path / "out", options=NF4)
     states = {name: array for name, array in tensors_of(tmp_path / "out").items() if name.endswith("nested_absmax")}
     assert states.keys() == {f"{name}.nested_absmax" for name in report.touched}
     verdict_by_name = {tensor.name: tensor.verdict for tensor in prove(adapters, tmp_path / "base", tmp_path / "out").tensors}
     assert {verdict_by_name[name] for name in report.touched} == {"exact"}
-    fuse(adapters, tmp_path / "base", tmp_path / "floats", options=Options(dequantize=True))
+    merge_into_base(adapters, tmp_path / "base", tmp_path / "floats", options=Options(dequantize=True))
     plain = tensors_of(tmp_path / "floats")
     out = loaded(tmp_path / "out", dtype=torch.bfloat16)
     for name, module in out.named_modules():
@@ -229,8 +229,8 @@ def test_of_a_base_in_nf4_only_what_changes_is_quantized_again(torch: Any, tmp_p
 
     base, adapter = in_nf4
     adapters = [(peft.read(adapter), 1.0)]
-    fuse(adapters, base, tmp_path / "plain", options=Options(dequantize=True))
-    report = fuse(adapters, base, tmp_path / "out", options=NF4)
+    merge_into_base(adapters, base, tmp_path / "plain", options=Options(dequantize=True))
+    report = merge_into_base(adapters, base, tmp_path / "out", options=NF4)
     assert len(report.touched) == 2
     before, plain, found = (tensors_of(tmp_path / name) for name in ("nf4", "plain", "out"))
     changed = {name for name in before if name.split(".weight")[0].endswith("q_proj")}
@@ -262,8 +262,8 @@ def test_of_a_base_in_fp8_what_it_stands_for_is_quantized(torch: Any, tmp_path: 
     said = {**CONFIG, "quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}}
     (tmp_path / "base" / "config.json").write_text(json.dumps(said))
     asked = [(Adapter({ODD: deltas().deltas[ODD]}), 1.0)]
-    fuse(asked, tmp_path / "base", tmp_path / "plain", options=Options(dequantize=True))
-    fuse(asked, tmp_path / "base", tmp_path / "out", options=NF4)
+    merge_into_base(asked, tmp_path / "base", tmp_path / "plain", options=Options(dequantize=True))
+    merge_into_base(asked, tmp_path / "base", tmp_path / "out", options=NF4)
     found = tensors_of(tmp_path / "out")
     for name, array in tensors_of(tmp_path / "plain").items():
         weight = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -311,7 +311,7 @@ def test_verify_merge_proves_it(torch: Any, tmp_path: Path, in_nf4: tuple[Path, 
     adapters = [(peft.read(folder), 1.0)]
     for base in (tmp_path / "base", quantized):
         out = tmp_path / f"{base.name}-out"
-        fuse(adapters, base, out, options=NF4)
+        merge_into_base(adapters, base, out, options=NF4)
         proof = prove(adapters, base, out)
         assert proof.good, [tensor for tensor in proof.tensors if not tensor.good]
         assert Counter(tensor.verdict for tensor in proof.tensors if tensor.strength) == {"exact": 2}

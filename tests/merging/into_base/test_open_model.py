@@ -14,7 +14,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from tests.merging.into_base.test_extraction import tuned_from
-from tests.merging.into_base.test_fuse import K, Q, base_in, tensors_of
+from tests.merging.into_base.test_model_merge import K, Q, base_in, tensors_of
 
 QW, KW, TABLE = f"{Q}.weight", f"{K}.weight", "model.embed_tokens.weight"
 

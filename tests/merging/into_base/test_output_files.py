@@ -7,22 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub_converters.errors import LocalIOError
 from tests.conftest import ROOT
-from tests.merging.into_base.test_fuse import PLAIN, base_in
+from tests.merging.into_base.test_model_merge import PLAIN, base_in
 
 FUSE = """
 import resource, sys, time
 from pathlib import Path
-from tests.merging.into_base.test_fuse import PLAIN, fuse
+from tests.merging.into_base.test_model_merge import PLAIN, merge_into_base
 base, out, how = sys.argv[1:]
 if how == "small":
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 def wait(done, size):
     print("half way", flush=True)
     time.sleep(60)
-fuse([(PLAIN, 1.0)], Path(base), Path(out), progress=wait if how == "wait" else None)
+merge_into_base([(PLAIN, 1.0)], Path(base), Path(out), progress=wait if how == "wait" else None)
 """
 
 
@@ -44,12 +44,12 @@ def test_killed_half_way_leaves_no_output_and_the_next_run_cleans_up(tmp_path: P
         names = [path.name for path in tmp_path.iterdir() if path.name != "base"]
         assert len(names) == 1
         assert names[0].startswith(".out.partial-")
-        fuse([(PLAIN, 1.0)], base, tmp_path / "out")  # while another still works: its folder stays
+        merge_into_base([(PLAIN, 1.0)], base, tmp_path / "out")  # while another still works: its folder stays
         assert (tmp_path / names[0]).exists()
         (tmp_path / "out").rename(tmp_path / "first")
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "out").exists()
-    fuse([(PLAIN, 1.0)], base, tmp_path / "out")
+    merge_into_base([(PLAIN, 1.0)], base, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "first", "out"]
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Meta, Rows
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError
-from tests.merging.into_base.test_fuse import PLAIN, TABLE, K, Q, base_in, embedding, low_rank, tensors_of
+from tests.merging.into_base.test_model_merge import PLAIN, TABLE, K, Q, base_in, embedding, low_rank, tensors_of
 
 
 def replaced(**tensors: np.ndarray) -> Adapter:
@@ -55,7 +55,7 @@ def replaced(**tensors: np.ndarray) -> Adapter:
 def test_refused(tmp_path: Path, adapters: Any, base: dict[str, Any], says: str) -> None:
     folder = base_in(tmp_path / "base", **base)
     with pytest.raises(AdapterhubError) as caught:
-        fuse(adapters, folder, tmp_path / "out")
+        merge_into_base(adapters, folder, tmp_path / "out")
     assert says in str(caught.value)
     assert caught.value.exit_code == 6
     assert (caught.value.code == "sum-too-large") == ("Write bfloat16 instead" in says)
@@ -66,7 +66,7 @@ def test_refused(tmp_path: Path, adapters: Any, base: dict[str, Any], says: str)
 def test_a_type_of_gguf_for_a_folder_is_refused_by_its_code(tmp_path: Path) -> None:
     says = "q8_0: is a type of GGUF files, and the output is a Hugging Face folder. Merge into a .gguf, or choose nf4"
     with pytest.raises(AdapterhubError, match=says) as caught:
-        fuse([(PLAIN, 1)], base_in(tmp_path / "base"), tmp_path / "out", options=Options(requantize="q8_0"))
+        merge_into_base([(PLAIN, 1)], base_in(tmp_path / "base"), tmp_path / "out", options=Options(requantize="q8_0"))
     assert (caught.value.code, caught.value.exit_code) == ("gguf-type-for-folder", 6)
 
 
@@ -75,4 +75,4 @@ def test_a_name_that_could_be_two_tensors(tmp_path: Path) -> None:
     tensors = {f"{part}.{name}": tensor for part in ("text", "vision") for name, tensor in tensors_of(base).items()}
     safetensors_file.write(base / "model.safetensors", tensors)
     with pytest.raises(AdapterhubError, match=r"could be text\..* or vision\."):
-        fuse([(PLAIN, 1)], base, tmp_path / "out")
+        merge_into_base([(PLAIN, 1)], base, tmp_path / "out")

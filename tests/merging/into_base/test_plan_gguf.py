@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging import Options, merge_into_base, prepare_merge
 from adapterhub_converters.adapter import Adapter, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.containers import gguf_output
 from adapterhub_converters.containers.gguf_file import GGUFFile
@@ -69,7 +69,7 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
         prepare_merge(adapter, tmp_path / "base.gguf")
     assert caught.value.code == "type-not-writable"
     prepare_merge([(Adapter({K: low_rank(32)}), 1.0)], tmp_path / "base.gguf")  # untouched, it stays as it is
-    fuse(adapter, tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
+    merge_into_base(adapter, tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
     with GGUFFile(tmp_path / "out.gguf") as file:
         assert file.tensors["blk.0.attn_q.weight"].type_name == "Q8_0"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub_converters.errors import AdapterhubError
-from tests.merging.into_base.test_fuse import PLAIN, base_in
+from tests.merging.into_base.test_model_merge import PLAIN, base_in
 
 
 @pytest.mark.parametrize(
@@ -29,5 +29,5 @@ def test_a_base_that_cannot_be_merged_into_is_refused(tmp_path: Path, spoil: Cal
     base = base_in(tmp_path / "base")
     spoil(base)
     with pytest.raises(AdapterhubError) as caught:
-        fuse([(PLAIN, 1)], base, tmp_path / "out")
+        merge_into_base([(PLAIN, 1)], base, tmp_path / "out")
     assert says in str(caught.value)

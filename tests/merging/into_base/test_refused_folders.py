@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging import Options, merge_into_base, prepare_merge
 from adapterhub.merging.into_base import merge_proof
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import gguf_output, safetensors_file
@@ -172,20 +172,20 @@ def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, bf16_llama
     table = np.zeros((130, 64), np.float32)
     resized = Adapter({}, copies={"model.embed_tokens.weight": table, "lm_head.weight": table})
     with pytest.raises(RefusedError, match="the adapter resizes the vocabulary, and a GGUF contains the tokenizer") as caught:
-        fuse([(resized, 1.0)], folder, tmp_path / "out.gguf")
+        merge_into_base([(resized, 1.0)], folder, tmp_path / "out.gguf")
     assert caught.value.hint == "Merge into a folder, add the tokenizer there, and convert that"
     with pytest.raises(RefusedError, match="nf4: is a type of Hugging Face folders"):
-        fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="nf4"))
+        merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="nf4"))
     with pytest.raises(RefusedError, match="matrices become q8_0 already"):
-        fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="q8_0", dtype="f16"))
+        merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="q8_0", dtype="f16"))
     with pytest.raises(RefusedError, match="becomes one GGUF file"):
-        fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(shard_size=1000))
+        merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(shard_size=1000))
     assert not list(tmp_path.iterdir())
 
 
 def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, bf16_llama: Any) -> None:
     folder, adapter = bf16_llama
-    fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf")
+    merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf")
     with GGUFFile(tmp_path / "out.gguf") as file:
         kinds, said = file.header.kinds, file.header.metadata
         tensors = {name: np.array(file.tensor(name)) for name in file.tensors}

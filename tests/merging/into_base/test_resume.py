@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def base_in(folder: Path) -> Path:
 MERGE = """
 import sys, time
 from pathlib import Path
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from tests.merging.into_base.test_resume import OPTIONS, adapter
 folder = Path(sys.argv[1])
 def wait(done, size):
@@ -48,7 +48,7 @@ def wait(done, size):
             time.sleep(0.01)
         print("half way", flush=True)
         time.sleep(60)
-fuse([(adapter(), 1.0)], folder / "base", folder / "out", options=OPTIONS, progress=wait)
+merge_into_base([(adapter(), 1.0)], folder / "base", folder / "out", options=OPTIONS, progress=wait)
 """
 
 
@@ -73,12 +73,14 @@ def test_what_was_finished_is_taken_over(tmp_path: Path, how: int) -> None:
     inodes = {path.stat().st_ino for path in left.glob("out/model-*") if path.name in recorded}
     assert inodes
     seen: list[tuple[int, int]] = []
-    report = fuse([(adapter(), 1.0)], base, tmp_path / "out", options=OPTIONS, progress=lambda *done: seen.append(done))
+    report = merge_into_base(
+        [(adapter(), 1.0)], base, tmp_path / "out", options=OPTIONS, progress=lambda *done: seen.append(done)
+    )
     assert seen[0][0] > 0
     assert seen[-1] == (report.size, report.size)
     shards = sorted((tmp_path / "out").glob("model-*"))
     assert inodes <= {path.stat().st_ino for path in shards}
-    fuse([(adapter(), 1.0)], base, tmp_path / "wanted", options=OPTIONS)
+    merge_into_base([(adapter(), 1.0)], base, tmp_path / "wanted", options=OPTIONS)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "wanted").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "wanted"]
@@ -95,8 +97,8 @@ def test_what_is_not_the_same_is_made_again(tmp_path: Path, spoil: str) -> None:
     elif spoil == "the base":
         os.utime(base / "model.safetensors", (1, 1))
     merged = adapter(2 if spoil == "the adapter" else 1)
-    fuse([(merged, 1.0)], base, tmp_path / "out", options=OPTIONS)
-    fuse([(merged, 1.0)], base, tmp_path / "wanted", options=OPTIONS)
+    merge_into_base([(merged, 1.0)], base, tmp_path / "out", options=OPTIONS)
+    merge_into_base([(merged, 1.0)], base, tmp_path / "wanted", options=OPTIONS)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "wanted").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "wanted"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapterhub.merging import fuse
-from tests.merging.into_base.test_fuse import PLAIN, base_in
+from adapterhub.merging import merge_into_base
+from tests.merging.into_base.test_model_merge import PLAIN, base_in
 
 
 def test_side_files(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_side_files(tmp_path: Path) -> None:
         (base / name).write_text("{}")
     (tmp_path / "secret").write_text("x")
     (base / "link.txt").symlink_to(tmp_path / "secret")
-    report = fuse([(PLAIN, 1.0)], base, tmp_path / "out")
+    report = merge_into_base([(PLAIN, 1.0)], base, tmp_path / "out")
     there = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert there == {"config.json", "model.safetensors", "tokenizer.json", "sub/vocab.txt", "README.md"}
     assert set(report.skipped) == {"pytorch_model.bin", "consolidated.safetensors", "adapter_config.json", "link.txt"}

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub.merging.into_base.stored_weights import PackedWeight, StoredTensor
 from adapterhub.merging.into_base.tensor_files import OpenFiles
 from adapterhub_converters.adapter import Adapter, StackedLowRank
@@ -76,7 +76,7 @@ def test_experts_of_gpt_oss_in_mxfp4(torch: Any, tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps(said))
     lora_A, lora_B = RNG.normal(size=(3, 2, 64)).astype(np.float32), RNG.normal(size=(3, 24, 2)).astype(np.float32)
     adapter = Adapter({name: StackedLowRank(lora_A, lora_B, alpha=2, transposed_base=True)})
-    fuse([(adapter, 1.0)], base, tmp_path / "out", options=FLOATS)
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "out", options=FLOATS)
     exact = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32).numpy()
     expected = exact + (lora_B @ lora_A).swapaxes(1, 2)
     with SafetensorsFile(tmp_path / "out" / "model.safetensors") as file:

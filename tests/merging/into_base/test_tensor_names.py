@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
@@ -51,7 +51,7 @@ def test_a_merge_is_peft_s_whatever_the_files_call_the_modules(
     tiny.model(name).save_pretrained(tmp_path / "base")
     wrapped = tiny.adapter(tiny.model(name), tmp_path / "adapter", **config)
     theirs = {path: one.detach().numpy() for path, one in wrapped.merge_and_unload().named_parameters(remove_duplicate=False)}
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     before, ours = weights_of(tmp_path / "base", name), weights_of(tmp_path / "out", name)
     changed = [path for path in theirs if not np.array_equal(before[path], theirs[path])]
     assert changed
@@ -81,7 +81,7 @@ def test_an_adapter_of_a_model_inside_the_base_s_is_merged(torch: Any, tmp_path:
     base = read_base(tmp_path / "base")
     report = checks.check(tmp_path / "adapter", base=base)
     assert [problem for problem in report.problems if problem.severity == "error"] == []
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     with SafetensorsFile(tmp_path / "out" / "model.safetensors") as file:
         merged = {name: file.tensor(name) for name in file.tensors}
     stored = {new: old for old, new in base.renaming.names(merged).items()}
@@ -102,7 +102,7 @@ def test_a_tied_table_becomes_two_and_computes_what_peft_does(torch: Any, tmp_pa
     model.save_pretrained(tmp_path / "base")
     text = r"(?!.*vision).*\.q_proj"
     wrapped = tiny.adapter(model, tmp_path / "adapter", target_modules=rf"({text}|(.*\.)?{table})", strength=0.3)
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     merged = getattr(transformers, name).from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     tokens = torch.tensor([[3, 17, 99, 5, 64, 23]])
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_a_head_for_another_task_is_added_to_a_causal_base(
     model = getattr(transformers, f"{family}For{kind}").from_pretrained(tmp_path / "base", num_labels=3, dtype=torch.float32)
     wrapped = get_peft_model(model, LoraConfig(task_type=task, target_modules=["q_proj"], init_lora_weights=False))
     wrapped.eval().save_pretrained(tmp_path / "adapter")
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert (config.architectures, config.num_labels) == ([f"{family}For{kind}"], 3)
     merged = getattr(transformers, f"{family}For{kind}").from_pretrained(tmp_path / "out", dtype=torch.float32).eval()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse
+from adapterhub.merging import Options, merge_into_base
 from adapterhub.merging.into_base.tensor_types import kind
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from tests.conftest import need_module
@@ -39,11 +39,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_floats_become_what_is_asked_for(tmp_path: Path, llama: Any, options: Options, kinds: set[str], file_type: int) -> None:
     need_module("llama_cpp_py_sync")
     adapter = adapter_on(llama[1])
-    fuse([(adapter, 1.0)], llama[1], tmp_path / "out.gguf", options=options)
+    merge_into_base([(adapter, 1.0)], llama[1], tmp_path / "out.gguf", options=options)
     with GGUFFile(tmp_path / "out.gguf") as file:
         assert {info.type_name for info in file.tensors.values()} == kinds
         assert file.header.metadata["general.file_type"] == file_type
-    fuse([(adapter, 1.0)], llama[1], tmp_path / "exact.gguf")
+    merge_into_base([(adapter, 1.0)], llama[1], tmp_path / "exact.gguf")
     with GGUFFile(tmp_path / "exact.gguf") as exact, GGUFFile(tmp_path / "out.gguf") as out:
         for name, info in out.tensors.items():
             form, wide = kind(info.type_name), exact.tensor(name).reshape(-1, info.shape[-1])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging import Options, merge_into_base, prepare_merge
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.bases import read_base, weight_files
@@ -89,7 +89,7 @@ def test_a_tied_table_acts_where_it_did_in_training(torch: Any, tmp_path: Path, 
     base, plain = saved(model, tmp_path / "base"), logits(model)
     wrapped = tied_adapter(torch, model, tmp_path / "adapter", config)
     expected = logits(wrapped)
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     rows = "trainable_token_indices" in config
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is rows
     close(logits(loaded(tmp_path / "out")), expected, plain)
@@ -106,7 +106,7 @@ def test_a_resized_vocabulary_comes_along(torch: Any, tmp_path: Path, tie: bool,
     wrapped = tiny.adapter(model, tmp_path / "adapter", **config)
     wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
     expected = logits(wrapped, [3, 130, 132, 5])
-    report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
+    report = merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 133
     assert any("133 rows as in training" in note for note in report.notes)
     found = logits(loaded(tmp_path / "out"), [3, 130, 132, 5])
@@ -138,7 +138,7 @@ def test_experts_in_every_layout(torch: Any, tmp_path: Path, name: str, together
     wrapped = tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=MOE[name])
     expected = logits(wrapped)
     adapter = peft.read(tmp_path / "adapter", base=read_base(base))
-    fuse([(adapter, 1.0)], base, tmp_path / "out")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "out")
     close(logits(loaded(tmp_path / "out")), expected, plain)
 
 
@@ -160,7 +160,7 @@ def test_single_experts_in_every_layout(torch: Any, tmp_path: Path, together: bo
         )
         deltas[f"{stem}.{module}"] = delta
         wanted[f"{stem}.{module}.weight"] = weight + 2 * delta.lora_B @ delta.lora_A
-    fuse([(Adapter(deltas), 1.0)], base, tmp_path / "out")
+    merge_into_base([(Adapter(deltas), 1.0)], base, tmp_path / "out")
     (tmp_path / "wanted").mkdir()
     (tmp_path / "wanted" / "config.json").write_text((base / "config.json").read_text())
     safetensors_file.write(tmp_path / "wanted" / "model.safetensors", wanted, {"format": "pt"})
@@ -195,7 +195,7 @@ def test_what_is_more_than_factors(torch: Any, tmp_path: Path, name: str, config
             if parameter.requires_grad and "lora_A" not in key and "lora_B" not in key:
                 parameter.mul_(1.1)
     wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     close(logits(loaded(tmp_path / "out")), logits(wrapped), plain)
 
 
@@ -206,7 +206,7 @@ def test_another_type_is_what_peft_merges_in_it(torch: Any, llama: Any, trained:
     base = llama("bfloat16", shard_size="200KB")
     adapter = trained(base, r=8, target_modules=["q_proj", "up_proj"])
     kind = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
-    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out", options=Options(dtype=dtype))
+    merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out", options=Options(dtype=dtype))
     expected = PeftModel.from_pretrained(loaded(base, dtype=kind), adapter).merge_and_unload()
     loaded_model = loaded(tmp_path / "out", dtype="auto")
     assert loaded_model.dtype == kind
@@ -216,15 +216,15 @@ def test_another_type_is_what_peft_merges_in_it(torch: Any, llama: Any, trained:
 def test_shards_of_a_size_with_their_index(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
     base = llama("bfloat16")
     adapter = peft.read(trained(base, r=8, target_modules=["q_proj", "up_proj"]))
-    fuse([(adapter, 1.0)], base, tmp_path / "one")
-    fuse([(adapter, 1.0)], base, tmp_path / "many", options=Options(shard_size=100_000))
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "one")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "many", options=Options(shard_size=100_000))
     assert not (tmp_path / "many" / "model.safetensors").exists()
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
     tensors, many = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "many")
     assert {name: array.tobytes() for name, array in tensors.items()} == {name: array.tobytes() for name, array in many.items()}
     assert np.array_equal(logits(loaded(tmp_path / "one")), logits(loaded(tmp_path / "many")))
-    fuse([(adapter, 1.0)], tmp_path / "many", tmp_path / "single", options=Options(shard_size=10**9))
+    merge_into_base([(adapter, 1.0)], tmp_path / "many", tmp_path / "single", options=Options(shard_size=10**9))
     assert [path.name for path in sorted((tmp_path / "single").glob("model*"))] == ["model.safetensors"]
 
 
@@ -237,6 +237,6 @@ def test_what_float16_cannot_hold_is_named(tmp_path: Path) -> None:
     safetensors_file.write(tmp_path / "base" / "model.safetensors", arrays)
     adapter = Adapter({name: LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 1)})
     with pytest.raises(AdapterhubError, match=r"model.norm.weight: .* over 65504") as caught:
-        fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "out", options=Options(dtype="f16"))
+        merge_into_base([(adapter, 1.0)], tmp_path / "base", tmp_path / "out", options=Options(dtype="f16"))
     assert caught.value.exit_code == 6
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging import Options, merge_into_base, prepare_merge
 from adapterhub.merging.into_base.tensor_types import QUANTIZERS, Blocks
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
@@ -54,7 +54,7 @@ def test_merging_into_the_converted_base_is_converting_the_merged_one(tmp_path: 
     folder, gguf = converted_model(tmp_path, name, converted)
     base = read_base(folder)
     adapter = Adapter(dict(deltas(base, architecture_lookup.by_class(name, "test"))))
-    report = fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
+    report = merge_into_base([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
     expected = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
     before, after = tensors_of(gguf), tensors_of(tmp_path / "out.gguf")
     assert list(after) == list(before)
@@ -83,7 +83,7 @@ def test_what_a_gguf_adapter_cannot_express_goes_into_the_weights(
     }
     assert len(found) == 2 * len(modules)
     adapter = Adapter({target: low_rank(*shape) for target, shape in found.items()})
-    fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
+    merge_into_base([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
     expected = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
     for tensor, array in tensors_of(tmp_path / "out.gguf").items():
         np.testing.assert_allclose(array, expected[tensor], rtol=0, atol=2e-6, err_msg=tensor)
@@ -135,7 +135,7 @@ def test_llama_cpp_computes_base_plus_adapter_with_the_result(tmp_path: Path, ll
     gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
     adapter = adapter_on(gguf)
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf))
-    fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
+    merge_into_base([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
     expected = llama_cpp.logits(llama[1], TOKENS, tmp_path / "a.gguf")
     found = llama_cpp.logits(tmp_path / "out.gguf", TOKENS)
     effect = np.linalg.norm(expected - llama_cpp.logits(llama[1], TOKENS))
@@ -150,7 +150,7 @@ def test_llama_cpp_computes_base_plus_adapter_with_the_result(tmp_path: Path, ll
 def test_a_sum_is_rounded_once(tmp_path: Path, llama: Any, form: str) -> None:
     gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
     deltas = [Adapter({"lm_head": low_rank(128)}), Adapter({"lm_head": low_rank(128)})]
-    fuse([(one, 0.5) for one in deltas], gguf, tmp_path / "out.gguf")
+    merge_into_base([(one, 0.5) for one in deltas], gguf, tmp_path / "out.gguf")
     wide = tensors_of(gguf)["output.weight"].astype(np.float32)
     for one in deltas:
         delta = one.deltas["lm_head"]
@@ -192,7 +192,7 @@ def test_metadata_order_alignment_and_untouched_bytes_stay(tmp_path: Path, llama
         "general__file_type": u32_value(7),
     }
     gguf = stored_as(llama[1], tmp_path / "base.gguf", "Q8_0", only="ffn", **extra)
-    report = fuse([(Adapter({Q: low_rank()}), 1.0)], gguf, tmp_path / "out.gguf")
+    report = merge_into_base([(Adapter({Q: low_rank()}), 1.0)], gguf, tmp_path / "out.gguf")
     with GGUFFile(gguf) as before, GGUFFile(tmp_path / "out.gguf") as after:
         assert list(after.header.metadata) == list(before.header.metadata)
         assert after.header.kinds == before.header.kinds
@@ -212,7 +212,7 @@ def test_other_alignments_stay(tmp_path: Path, llama: Any) -> None:
         head = gguf_output.header_bytes(said, order, 128)
         data = [file.raw(name).tobytes() for name in file.tensors]
     (tmp_path / "base.gguf").write_bytes(head + b"".join(raw + bytes(-len(raw) % 128) for raw in data))
-    fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf")
+    merge_into_base([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf")
     with GGUFFile(tmp_path / "out.gguf") as after:
         assert after.header.alignment == 128
         assert [name for name, raw in zip(after.tensors, data, strict=True) if after.raw(name).tobytes() != raw] == [
@@ -224,15 +224,15 @@ def test_other_alignments_stay(tmp_path: Path, llama: Any) -> None:
 def test_split_models_in_and_out(tmp_path: Path, llama: Any) -> None:
     need_module("llama_cpp_py_sync")
     adapter = adapter_on(llama[1])
-    fuse([(adapter, 1.0)], llama[1], tmp_path / "one.gguf")
-    fuse([(adapter, 1.0)], llama[1], tmp_path / "parts", options=Options(shard_size=60_000))
+    merge_into_base([(adapter, 1.0)], llama[1], tmp_path / "one.gguf")
+    merge_into_base([(adapter, 1.0)], llama[1], tmp_path / "parts", options=Options(shard_size=60_000))
     parts = sorted((tmp_path / "parts").iterdir())
     assert len(parts) > 2
     assert parts[0].name == f"parts-00001-of-{len(parts):05}.gguf"
     assert llama_cpp.logits(parts[0], TOKENS).tobytes() == llama_cpp.logits(tmp_path / "one.gguf", TOKENS).tobytes()
     nothing = Adapter({Q: low_rank(scale=1e-3)})
-    fuse([(nothing, 1.0)], parts[0], tmp_path / "again.gguf")
-    fuse([(nothing, 1.0)], tmp_path / "one.gguf", tmp_path / "wanted.gguf")
+    merge_into_base([(nothing, 1.0)], parts[0], tmp_path / "again.gguf")
+    merge_into_base([(nothing, 1.0)], tmp_path / "one.gguf", tmp_path / "wanted.gguf")
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "wanted.gguf").read_bytes()
 
 
@@ -246,7 +246,7 @@ def test_a_table_that_is_the_output_layer_becomes_two(tmp_path: Path) -> None:
     wrapped = tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
     from adapterhub_converters.formats import peft
 
-    report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
+    report = merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
     assert any("are now two" in note for note in report.notes)
     with torch.no_grad():
         expected = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
@@ -266,7 +266,7 @@ def test_dora_bias_rows_and_replaced_modules_as_peft_has_them(tmp_path: Path) ->
         model, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "up_proj"], use_dora=True,
         modules_to_save=["lm_head", "norm"], trainable_token_indices={"embed_tokens": [3, 99]},
     )  # fmt: skip
-    report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
+    report = merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
     assert "output_norm.weight" in report.touched
     with torch.no_grad():
         expected = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
@@ -282,7 +282,9 @@ def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]
     }
     tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
     gguf_output.write(tmp_path / "base.gguf", said, tensors)
-    fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
+    merge_into_base(
+        [(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0")
+    )
     with pytest.raises(AdapterhubError) as caught:
         prepare_merge([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
     assert caught.value.exit_code == 6

@@ -16,7 +16,7 @@ from adapterhub.serve.gateway.access import limits_of
 from adapterhub.serve.gateway.front import GatewayRequest
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
 from adapterhub.serve.gateway.route_file import Key
 from tests.support import folders, llama_server, serving

@@ -22,7 +22,7 @@ from adapterhub.serve.engines.api_paths import (
 )
 from adapterhub.serve.gateway import api_forms, rewriting
 from adapterhub.serve.gateway.app import engine_problem
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models, Reply

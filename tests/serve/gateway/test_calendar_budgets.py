@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.serve.gateway.calendar_budgets import CalendarBudget
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from tests.support import llama_server, serving
 from tests.support.serving import COUNT, Models
 

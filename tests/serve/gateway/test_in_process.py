@@ -24,7 +24,7 @@ from adapterhub.serve.gateway import engine_versions
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.errors import RefusedError
 from tests.support import folders

@@ -23,7 +23,7 @@ from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
-from adapterhub.serve.gateway.problems import problem_of
+from adapterhub.serve.gateway.openai_errors import problem_of
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError
 from tests.hub.conftest import serving

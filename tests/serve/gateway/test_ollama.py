@@ -13,7 +13,7 @@ import pytest
 from adapterhub.serve.engines import CHAT, COMPLETIONS
 from adapterhub.serve.gateway import ollama
 from adapterhub.serve.gateway.ollama import CHAT_PATH, GENERATE_PATH, TranslatedReply, Translation
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from tests.support.serving import Gateway
 
 from .test_gateway import version

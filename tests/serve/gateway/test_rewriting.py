@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapterhub.serve.engines import EngineAnswer
 from adapterhub.serve.gateway import rewriting
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
 from adapterhub.serve.usage.token_counts import TokenCounts
 

@@ -15,7 +15,7 @@ from adapterhub.serve.engines import COMPLETIONS, Blend, EngineAnswer, EngineDow
 from adapterhub.serve.gateway import engine_versions
 from adapterhub.serve.gateway.engine_versions import EngineVersions
 from adapterhub.serve.gateway.lookup import ResolvedVersion
-from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.gateway.openai_errors import ProblemError
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 

@@ -14,7 +14,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.releases import release_moves
 from adapterhub.serve.gateway.lookup import Lookup, RegistryLookup, RemoteLookup
-from adapterhub.serve.gateway.problems import problem_of
+from adapterhub.serve.gateway.openai_errors import problem_of
 from adapterhub_converters.errors import RefusedError, RemoteError
 from tests.hub.conftest import serving
 from tests.support.adapters import Make

@@ -24,7 +24,7 @@ from adapterhub.serve.gateway.front import GatewayRequest, body_limits
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.local_routes import EXCEPTION_HANDLERS, NAME_ROUTES
-from adapterhub.serve.gateway.problems import ProblemError, problem_of
+from adapterhub.serve.gateway.openai_errors import ProblemError, problem_of
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import LocalIOError

@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub.serve.engines import Blend, EngineDownError
 from adapterhub.serve.engines.pooled_engine import EngineAddress
 from adapterhub.serve.gateway.front import GatewayRequest
-from adapterhub.serve.gateway.problems import ProblemError, problem_of
+from adapterhub.serve.gateway.openai_errors import ProblemError, problem_of
 from adapterhub.serve.gateway.rollout_evidence import AnswerOutcome
 from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion

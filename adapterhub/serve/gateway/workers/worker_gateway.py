@@ -25,7 +25,7 @@ from adapterhub.serve.gateway import spans
 from adapterhub.serve.gateway.front import GatewayFront, GatewayRequest, read_json
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.local_routes import LOCAL_ROUTES, MAX_NAME_BODY, NAME_ROUTES
-from adapterhub.serve.gateway.problems import DOWN, ProblemError
+from adapterhub.serve.gateway.openai_errors import DOWN, ProblemError
 from adapterhub.serve.gateway.route_file import Key
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.lazy_dataclass import dataclass

@@ -19,7 +19,7 @@ from adapterhub_converters.adapter import (
     Vera,
 )
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from . import target_parameters
 from .adapter_config import CONFIG, WEIGHTS, Scales

@@ -12,7 +12,7 @@ from dataclasses import replace
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import file_alpha
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 
 def with_one_scale(adapter: Adapter) -> Adapter:

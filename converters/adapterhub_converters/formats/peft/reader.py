@@ -18,7 +18,7 @@ from adapterhub_converters.adapter_files import adapters_below, pickled_weights
 from adapterhub_converters.containers import json_file, safetensors_file, safetensors_header
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused_error
 from adapterhub_converters.formats.candidate import Candidate
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from . import quirks, tuner_tensors
 from .adapter_config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys

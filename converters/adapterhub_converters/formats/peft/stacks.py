@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

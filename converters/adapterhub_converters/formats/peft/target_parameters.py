@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter.deltas import StackedLowRank
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.late_names import np
 from adapterhub_converters.lazy_dataclass import dataclass
+from adapterhub_converters.lazy_imports import np
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from adapterhub_converters.adapter import AdaLora, Adapter, Delta, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank, Vera
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from . import target_parameters
 

@@ -12,7 +12,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import TUNERS, Adapter, Meta, Rows, TunedModule, Tuner
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused_error
-from adapterhub_converters.late_names import np
+from adapterhub_converters.lazy_imports import np
 
 from .adapter_config import CONFIG, WEIGHTS
 from .adapter_config import meta as meta_of

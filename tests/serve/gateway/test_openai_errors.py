@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapterhub.serve.engines import EngineDownError, EngineTimeoutError
-from adapterhub.serve.gateway.problems import ProblemError, problem_of, without_paths
+from adapterhub.serve.gateway.openai_errors import ProblemError, problem_of, without_paths
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError, RemoteError
 
 FOLDER = "/srv/cache/adapterhub/served/sha256-12/peft-34"

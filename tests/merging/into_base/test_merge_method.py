@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging import METHODS, FuseReport, combine, fuse, join, prepare_merge
+from adapterhub.merging import METHODS, ModelMergeReport, combine, join, merge_into_base, prepare_merge
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, Meta, Rows
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import ParameterError, RefusedError
 from tests.conftest import Run
-from tests.merging.into_base.test_fuse import K, Q, base_in, tensors_of
+from tests.merging.into_base.test_model_merge import K, Q, base_in, tensors_of
 
 WIDE = 16  # the full rank of the modules
 NOT_SUMS = [name for name, method in METHODS.items() if not method.sums and not method.on_factors]
@@ -37,7 +37,7 @@ ONE = Adapter({Q: low_rank(1, 16), K: low_rank(2, 8)})
 TWO = Adapter({Q: low_rank(3, 16)})
 
 
-def into(base: Path, out: Path, adapters: Sequence[Adapter], weights: Sequence[float], **how: Any) -> FuseReport:
+def into(base: Path, out: Path, adapters: Sequence[Adapter], weights: Sequence[float], **how: Any) -> ModelMergeReport:
     weighted, gguf = list(zip(adapters, weights, strict=True)), base.is_dir() and out.suffix == ".gguf"
     return prepare_merge(weighted, base, gguf=gguf, join=join(adapters, weights, **how)).write(out)
 
@@ -48,7 +48,7 @@ def test_a_method_adds_to_the_base_what_its_adapter_of_full_rank_would(tmp_path:
     weights = (0.7, 0.6) if METHODS[name].weights != "none" else (1.0, 1.0)
     rank: dict[str, Any] = {"rank": WIDE} if METHODS[name].cuts else {}
     adapter, _ = combine([ONE, TWO], weights, method=name, seed=5, **rank)
-    fuse([(adapter, 1.0)], base, tmp_path / "by-adapter")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "by-adapter")
     report = into(base, tmp_path / "directly", [ONE, TWO], weights, method=name, seed=5)
     assert sorted(report.touched) == [f"{K}.weight", f"{Q}.weight"]
     tensors, found = tensors_of(tmp_path / "by-adapter"), tensors_of(tmp_path / "directly")

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adapterhub.trust.bill import PREFIX, SPEC, UNRECORDED, Bill
+from adapterhub.trust.cyclonedx_bom import PREFIX, SPEC, UNRECORDED, Bill
 from adapterhub_converters import display
 
 

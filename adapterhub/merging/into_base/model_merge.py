@@ -37,7 +37,7 @@ PLAIN = Options()
 
 
 @dataclass(frozen=True, repr=False)
-class FuseReport:
+class ModelMergeReport:
     """The result of a merge into a base, planned or written; sizes in bytes.
 
     Attributes:
@@ -63,7 +63,7 @@ class FuseReport:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
+        return f"<ModelMergeReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -89,14 +89,14 @@ class Merge:
         single: Whether the output is one file rather than a folder.
     """
 
-    report: FuseReport
+    report: ModelMergeReport
     base: Base
     single: bool
     _job: Callable[[], str]
     _files: Callable[[Path], Sequence[OutFile]]
     _write_side_files: Callable[[Path], None] = field(default=_no_side_files)
 
-    def write(self, out: Path, progress: Progress | None = None, *, replace: bool = False) -> FuseReport:
+    def write(self, out: Path, progress: Progress | None = None, *, replace: bool = False) -> ModelMergeReport:
         """Write the result to `out`, which appears complete or not at all; replace an existing model only with `replace`.
 
         Raises:
@@ -135,9 +135,9 @@ class Merge:
             raise
 
 
-def fuse(
+def merge_into_base(
     adapters: WeightedAdapters, base: Path | Base, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
-) -> FuseReport:
+) -> ModelMergeReport:
     """Merge adapters, each times its weight, into a base and write the result to `out`.
 
     Raises:
@@ -250,10 +250,10 @@ def _refuse_two_types(options: Options) -> None:
 
 def _report(
     files: Sequence[OutFile], changes: Mapping[str, ChangeEstimate], notes: Sequence[str], *, tensors: int
-) -> FuseReport:
+) -> ModelMergeReport:
     parts = [part for file in files for part in file.parts]
     touched = (part for part in parts if isinstance(part, EditedTensor) and part.name in changes)
-    return FuseReport(
+    return ModelMergeReport(
         out=None,
         touched=changes,
         tensors=tensors,

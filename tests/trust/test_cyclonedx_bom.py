@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import adapterhub as ah
-from adapterhub.cli.views.bills import page
+from adapterhub.cli.views.boms import page
 from tests.conftest import Run
 from tests.support.adapters import Make, write_adapter
 from tests.support.bills import declared, trained

@@ -1,4 +1,4 @@
-"""`fuse` without peers: what it refuses, what it copies, and what a death in the middle leaves."""
+"""`merge_into_base` without peers: what it refuses, what it copies, and what a death in the middle leaves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub.merging.into_base.merge_proof import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Rows
@@ -58,7 +58,7 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
 def test_only_the_target_changes_and_the_header_stays(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     seen: list[tuple[int, int]] = []
-    report = fuse([(PLAIN, 0.5)], base, tmp_path / "out", progress=lambda done, size: seen.append((done, size)))
+    report = merge_into_base([(PLAIN, 0.5)], base, tmp_path / "out", progress=lambda done, size: seen.append((done, size)))
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     assert changed == {f"{Q}.weight"}
@@ -72,7 +72,7 @@ def test_only_the_target_changes_and_the_header_stays(tmp_path: Path) -> None:
 
 def test_a_tied_base_takes_what_is_not_the_table(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", drop="lm_head.weight", vocab_size=16)  # as many as q_proj has rows
-    assert set(fuse([(PLAIN, 1.0)], base, tmp_path / "out").touched) == {f"{Q}.weight"}
+    assert set(merge_into_base([(PLAIN, 1.0)], base, tmp_path / "out").touched) == {f"{Q}.weight"}
 
 
 @pytest.mark.parametrize("magnitude", [None, np.linspace(1, 2, 16, dtype=np.float32)], ids=["plain", "norms of columns"])
@@ -82,9 +82,9 @@ def test_tiles_and_workers_do_not_change_a_bit(
     base = base_in(tmp_path / "base")
     deltas: dict[str, Delta] = {Q: low_rank(), K: low_rank(8), "model.embed_tokens": embedding(magnitude=magnitude)}
     adapter = Adapter(deltas, rows={"lm_head": Rows((39, 0), TABLE[:2])})
-    fuse([(adapter, 1.0)], base, tmp_path / "one")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "one")
     monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.output_files"], "TILE", 40)
-    fuse([(adapter, 1.0)], base, tmp_path / "two")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "two")
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
     monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.merge_proof"], "_TILE", 40)
     proofs = prove([(adapter, 1.0)], base, tmp_path / "two")
@@ -93,7 +93,7 @@ def test_tiles_and_workers_do_not_change_a_bit(
 
 def test_a_delta_below_the_steps_of_the_dtype_is_reported_as_lost(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
-    report = fuse([(Adapter({Q: low_rank(scale=1e-4)}), 1.0)], base, tmp_path / "out")
+    report = merge_into_base([(Adapter({Q: low_rank(scale=1e-4)}), 1.0)], base, tmp_path / "out")
     change = report.touched[f"{Q}.weight"]
     assert change.relative is not None
     assert change.relative < 1e-3

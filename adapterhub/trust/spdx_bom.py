@@ -1,9 +1,9 @@
 """The bill of materials of an adapter in SPDX 3.0.1, with its profiles for AI and for data sets (spdx.github.io/spdx-spec).
 
-It has the same facts as the bill in CycloneDX (`bill`), and depends on no clock either: the time that SPDX requires is given,
-or is that of the training. The profile `ai` requires a supplier, a day of release and a place to download of each AI package:
-without them, the document does not claim to conform to it, and bases and ancestors, of which less is known, are packages whose
-purpose is a model. What is not recorded is left out, or is one of SPDX's own words for that.
+It has the same facts as the bill in CycloneDX (`cyclonedx_bom`), and depends on no clock either: the time that SPDX requires is
+given, or is that of the training. The profile `ai` requires a supplier, a day of release and a place to download of each AI
+package: without them, the document does not claim to conform to it, and bases and ancestors, of which less is known, are
+packages whose purpose is a model. What is not recorded is left out, or is one of SPDX's own words for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adapterhub.version import __version__
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .bill import UNRECORDED, BilledAdapter, as_uri, dataset_name, source_name, training_data
+from .cyclonedx_bom import UNRECORDED, BilledAdapter, as_uri, dataset_name, source_name, training_data
 from .statement import hub_purl
 
 SPDX_VERSION = "3.0.1"

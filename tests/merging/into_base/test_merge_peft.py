@@ -1,7 +1,7 @@
-"""peft and transformers as the oracle: `fuse` writes, bit for bit, what `merge_and_unload` returns.
+"""peft and transformers as the oracle: `merge_into_base` writes, bit for bit, what `merge_and_unload` returns.
 
 That holds on CPUs where torch sums a product in the order that `product.product` defines, and elsewhere up to the rounding of
-the sums. Above rank 192 that order is another on more CPUs; there the test finds out which, and holds `fuse` to it.
+the sums. Above rank 192 that order is another on more CPUs; there the test finds out which, and holds `merge_into_base` to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.merging import fuse
+from adapterhub.merging import merge_into_base
 from adapterhub.merging.into_base import product
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
@@ -59,7 +59,7 @@ def test_fuse_equals_merge_and_unload(
 ) -> None:
     base = llama(dtype, shard_size=shard_size)
     adapter = trained(base, dtype=saved, **config)
-    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    report = merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     theirs = merged_by_peft(base, adapter)
     assert_same_merge(read_all(tmp_path / "out"), theirs)
     assert len(report.touched) == len(peft.read(adapter).deltas)
@@ -83,7 +83,7 @@ def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_thi
     base = llama("float32")
     adapter = trained(base, dtype="float16", r=200, target_modules=["q_proj"], use_rslora=True)
     ours = peft.read(adapter)
-    fuse([(ours, 1.0)], base, tmp_path / "out")
+    merge_into_base([(ours, 1.0)], base, tmp_path / "out")
     theirs, before, after = merged_by_peft(base, adapter), read_all(base), read_all(tmp_path / "out")
     factors = [(delta.lora_B.astype(np.float32), delta.lora_A.astype(np.float32)) for delta in ours.deltas.values()]
     (panel,) = {panel_of_torch(torch, *pair, monkeypatch) for pair in factors}
@@ -92,7 +92,7 @@ def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_thi
     elif panel:
         with monkeypatch.context() as patched:
             patched.setattr(product, "PANEL", panel)
-            fuse([(ours, 1.0)], base, tmp_path / "in-the-order-of-torch")
+            merge_into_base([(ours, 1.0)], base, tmp_path / "in-the-order-of-torch")
         assert_same_bits(read_all(tmp_path / "in-the-order-of-torch"), theirs)
     for (target, delta), (lora_B, lora_A) in zip(ours.deltas.items(), factors, strict=True):
         name, scaling = f"{target}.weight", delta.scaling
@@ -110,11 +110,11 @@ def test_a_copy_of_a_table_next_to_its_delta_changes_nothing(torch: Any, llama: 
     adapter = peft.read(trained(base, dtype="float32", r=4, target_modules=["embed_tokens", "up_proj"]))
     name = "model.embed_tokens.weight"
     copy = read_all(base)[name].float().numpy()
-    fuse([(adapter, 1.0)], base, tmp_path / "without")
-    fuse([(dataclasses.replace(adapter, copies={name: copy}), 1.0)], base, tmp_path / "with")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "without")
+    merge_into_base([(dataclasses.replace(adapter, copies={name: copy}), 1.0)], base, tmp_path / "with")
     assert_same_bits(read_all(tmp_path / "with"), read_all(tmp_path / "without"))
     with pytest.raises(RefusedError, match="differs from the base's"):
-        fuse([(dataclasses.replace(adapter, copies={name: copy + 1}), 1.0)], base, tmp_path / "other")
+        merge_into_base([(dataclasses.replace(adapter, copies={name: copy + 1}), 1.0)], base, tmp_path / "other")
 
 
 def test_vera_equals_merge_and_unload_up_to_its_order_of_rounding(
@@ -132,7 +132,7 @@ def test_vera_equals_merge_and_unload_up_to_its_order_of_rounding(
                 parameter.normal_(0, 0.5)
     model.save_pretrained(tmp_path / "vera")
     adapter = peft.read(tmp_path / "vera", base=read_base(base))
-    fuse([(adapter, 1.0)], base, tmp_path / "out")
+    merge_into_base([(adapter, 1.0)], base, tmp_path / "out")
     theirs = merged_by_peft(base, tmp_path / "vera")
     for name, tensor in read_all(tmp_path / "out").items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-7)
@@ -145,7 +145,7 @@ def test_pissa_equals_merge_and_unload_up_to_the_rounding_of_its_residual(
     base = llama(dtype)
     # peft begins it anew on the base as it loads it, in the base's own dtype.
     adapter = trained(base, std=0.02, r=4, lora_alpha=6, target_modules=LINEAR, init_lora_weights="pissa")
-    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    report = merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     assert any("plain LoRA of twice the rank" in note for note in report.notes)
     theirs, before = merged_by_peft(base, adapter), read_all(base)
     step = 2.0**-8 if dtype == "bfloat16" else 1e-5  # of each of the two roundings, where we have one
@@ -162,7 +162,7 @@ def test_two_adapters_equal_peft_merging_one_after_the_other(
 ) -> None:
     base = llama()
     adapters = [trained(base, name="a", r=8, target_modules=LINEAR), trained(base, name="b", r=4, target_modules=["v_proj"])]
-    fuse([(peft.read(adapter), 1.0) for adapter in adapters], base, tmp_path / "out")
+    merge_into_base([(peft.read(adapter), 1.0) for adapter in adapters], base, tmp_path / "out")
     assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, *adapters))
 
 
@@ -172,7 +172,7 @@ def test_transformers_computes_base_plus_adapter_with_the_result(torch: Any, lla
 
     base = llama("float32", shard_size="200KB")
     adapter = trained(base, r=8, target_modules=LINEAR)
-    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     ids = torch.arange(24)[None]
     with torch.no_grad():
         ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
@@ -200,7 +200,7 @@ def test_gpt2_stores_its_weights_transposed(
         with safetensors_file.SafetensorsFile(base / "model.safetensors") as file:
             tensors = {name.removeprefix("transformer."): file.tensor(name) for name in file.tensors}
         safetensors_file.write(base / "model.safetensors", tensors, {"format": "pt"})
-    report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    report = merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     assert_same_merge(read_all(tmp_path / "out"), theirs)
     assert bool(report.notes) == stripped
 
@@ -210,7 +210,7 @@ def test_dora_differs_from_peft_in_the_last_bit_at_most(
 ) -> None:
     base = llama("float32")
     adapter = trained(base, r=8, target_modules=LINEAR, use_dora=True)
-    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     theirs = merged_by_peft(base, adapter)
     for name, tensor in read_all(tmp_path / "out").items():
         if sums_as_we_do():
@@ -224,7 +224,7 @@ def test_lora_bias_goes_into_the_bias_of_the_base(
 ) -> None:
     base = llama(attention_bias=True)
     adapter = trained(base, r=8, target_modules=["q_proj", "o_proj"], lora_bias=True)
-    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, adapter))
 
 
@@ -233,7 +233,7 @@ def test_replaced_modules_and_rows(torch: Any, llama: Any, trained: Any, merged_
     adapter = trained(
         base, r=8, target_modules=["q_proj"], modules_to_save=["lm_head"], trainable_token_indices={"embed_tokens": [3, 250]}
     )
-    fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
+    merge_into_base([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, adapter))
 
 
@@ -255,7 +255,7 @@ def test_a_trained_bias_and_what_lora_adds_to_it_are_merged_as_by_peft(
                     0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter.dtype)
                 )
     wrapped.save_pretrained(tmp_path / "adapter")
-    fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
+    merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     ours, theirs = read_all(tmp_path / "out"), merged_by_peft(tmp_path / "base", tmp_path / "adapter")
     assert_same_merge(ours, {name: theirs[name] for name in ours})
 
@@ -275,7 +275,7 @@ def test_rows_of_tied_tables_are_merged_as_by_peft(torch: Any, tmp_path: Path, m
                 parameter.normal_()
     wrapped.save_pretrained(tmp_path / "adapter")
     adapter = peft.read(tmp_path / "adapter")
-    fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "out")
+    merge_into_base([(adapter, 1.0)], tmp_path / "base", tmp_path / "out")
     ours, theirs = read_all(tmp_path / "out"), merged_by_peft(tmp_path / "base", tmp_path / "adapter")
     assert_same_bits(ours, {name: theirs[name] for name in ours})
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
@@ -285,4 +285,4 @@ def test_rows_of_tied_tables_are_merged_as_by_peft(torch: Any, tmp_path: Path, m
         other = dataclasses.replace(adapter.rows["lm_head"], values=adapter.rows["lm_head"].values + 1)
         differing = dataclasses.replace(adapter, rows={**adapter.rows, "lm_head": other})
         with pytest.raises(RefusedError, match="other rows than those of the base's model"):
-            fuse([(differing, 1.0)], tmp_path / "base", tmp_path / "no")
+            merge_into_base([(differing, 1.0)], tmp_path / "base", tmp_path / "no")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["late_names", "np"]
+__all__ = ["lazy_names", "np"]
 
 
-def late_names(
+def lazy_names(
     package: dict[str, Any], modules: Mapping[str, Sequence[str]], meant: Mapping[str, str] = types.MappingProxyType({})
 ) -> Callable[[str], Any]:
     """Return the `__getattr__` of a package.

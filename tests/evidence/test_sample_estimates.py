@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub.evidence.needed_samples import needed_text, two_digits
+from adapterhub.evidence.sample_estimates import needed_text, two_digits
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from adapterhub.analysis.difference import Difference, KeyChange, ModuleChange, Side, Status, TensorChange
+from adapterhub.analysis.diff_result import Difference, KeyChange, ModuleChange, Side, Status, TensorChange
 
 DIGESTS = (f"sha256:{'a' * 64}", f"sha256:{'b' * 64}")
 

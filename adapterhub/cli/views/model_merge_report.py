@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from . import groups
 
 if TYPE_CHECKING:
-    from adapterhub.merging import ChangeEstimate, FuseReport
+    from adapterhub.merging import ChangeEstimate, ModelMergeReport
 
 _SHOWN = 5  # rows of the table
 
@@ -19,7 +19,7 @@ _INDENT = "  "
 _DOUBT = 0.01  # a smaller uncertainty of the kept share is not shown
 
 
-def document(report: FuseReport) -> dict[str, Any]:
+def document(report: ModelMergeReport) -> dict[str, Any]:
     """Return a merge report as JSON; the keys are stable."""
     return {
         "output": str(report.out) if report.out else None,
@@ -43,7 +43,7 @@ def document(report: FuseReport) -> dict[str, Any]:
     }
 
 
-def text(report: FuseReport) -> None:
+def text(report: ModelMergeReport) -> None:
     """Print a merge report."""
     label = str(report.out) if report.out else "nothing written"
     output.write(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli import for_each
+from adapterhub.cli import loop_hints
 from tests.conftest import Run, _environment
 from tests.support.folders import adapter, pairs
 
@@ -97,9 +97,9 @@ def test_a_pattern_without_a_match_says_so(run: Run, place: Path) -> None:
 
 
 def test_many_names_end_the_list(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(for_each, "_MAX_SOURCES", 2)
+    monkeypatch.setattr(loop_hints, "_MAX_SOURCES", 2)
     sources = ["team/a", "team/b", "team/c"]
-    line = for_each._loop("adapterhub pull", ["team/*"], sources, "", pattern="team/*")
+    line = loop_hints._loop("adapterhub pull", ["team/*"], sources, "", pattern="team/*")
     assert line == '`for a in team/a team/b …; do adapterhub pull "$a"; done`'
 
 

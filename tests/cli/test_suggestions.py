@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub.cli.corrections import GROUP_SYNONYMS, SYNONYMS
 from adapterhub.cli.main import app
+from adapterhub.cli.suggestions import GROUP_SYNONYMS, SYNONYMS
 from tests.cli.test_options import commands
 from tests.conftest import Run
 
