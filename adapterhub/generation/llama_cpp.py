@@ -220,7 +220,7 @@ class LlamaCppEngine:
         """Return the token with which an adapter's template ends answers; None if the vocabulary ends them by itself."""
         if prompt.template is None:
             return None
-        special, ends = base_prompts.end_tokens_of_gguf(self._base)
+        special, ends = base_prompts.end_tokens_of_gguf(self._metadata)
         variables = {**self._special_tokens, **prompt.variables}
         return chat_template.end_token(prompt.template, variables, special, ends, location=self.location)
 

@@ -72,7 +72,7 @@ class AdapterFolder:
             path: _digest_and_size(folder / path, path, send_ahead, digests[folder / path]) for path in draft.listing.files
         }
         manifest, raw = draft.finalize(files)
-        self._manifest = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+        self._manifest = oci_manifest.complete(files, manifest, raw)
         self._bytes = {self._manifest.config.digest: self._manifest.config_bytes, sha256_bytes(raw): raw}
         # Blobs are served by digest, wherever the file is in the folder.
         self._paths = {layer.digest: folder / layer.path for layer in self._manifest.layers}

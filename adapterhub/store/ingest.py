@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.digest import Digest, sha256_bytes, sha256_file
+from adapterhub.digest import Digest, sha256_file
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub_converters.adapter_files import ADAPTER_JSON
@@ -76,8 +76,7 @@ def digest_of(folder: Path, draft: Draft) -> Digest:
     """Return the digest of the manifest that `ingest` would store, and store nothing."""
     paths = [path for path in draft.listing.files if path != ADAPTER_JSON]
     files = {path: (sha256_file(folder / path), _size(folder / path)) for path in paths}
-    adapter_manifest, raw = draft.finalize(files)
-    return oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, adapter_manifest).digest
+    return oci_manifest.complete(files, *draft.finalize(files)).digest
 
 
 def _size(path: Path) -> int:

@@ -72,7 +72,7 @@ WAYS: dict[str, list[Callable[[Running, Run, Path], tuple[str, str]]]] = {
     "maintenance/name_moves.py": [by_rename],
 }
 LOCAL_WAYS = {"registry/measurement_log.py", "operations/evaluation_log.py", "operations/push.py"}
-"""They write to a registry in a folder, where whoever may write is believed."""
+"""These write to a registry in a folder, and anyone who may write there is believed."""
 
 
 def test_every_module_that_writes_an_evaluation_is_tried() -> None:

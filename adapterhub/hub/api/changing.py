@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -12,7 +11,6 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import request_context
-from adapterhub.hub.access_control import NOBODY
 from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
@@ -32,7 +30,7 @@ from adapterhub.remotes import version_documents
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, UsageError
 
-from . import name_changes
+from . import name_changes, release_changes
 from .api_requests import DRY_RUN, check_known, is_set, name_of, tag_of, visible_view
 from .reading import version_response
 from .request_fields import count_field, text_field
@@ -104,8 +102,7 @@ async def publish(hub: Hub, request: Request) -> Response:
     metrics = fields.get("metrics")
     if not isinstance(metrics, dict | None):
         raise UsageError("metrics", "is not an object")
-    account = identity.account if identity else NOBODY
-    evaluation = replace(measurement.reported_evaluation(metrics, name), account=account) if metrics else None
+    evaluation = release_changes.sent_by(identity, measurement.reported_evaluation(metrics, name)) if metrics else None
     digest = sha256_bytes(raw)
     document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
     expect, message = _expected_digest(request), text_field(fields, "message", "")

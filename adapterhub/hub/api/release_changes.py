@@ -55,6 +55,11 @@ def promote(
     return release_documents.report_of(assessment, moved=assessment.candidate.current != version.number)
 
 
+def sent_by(identity: Identity | None, evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation as a claim of the account that sent it."""
+    return replace(evaluation, account=identity.account if identity else NOBODY)
+
+
 def evaluate(
     worker: Worker, hub: Hub, identity: Identity | None, name: str, *, reference: str, evaluation: Evaluation
 ) -> Version:
@@ -63,7 +68,7 @@ def evaluate(
     Raises:
         RefusedError: The version was evaluated too often: whoever asks for a promotion reads all evaluations.
     """
-    evaluation = replace(evaluation, account=identity.account if identity else NOBODY)
+    evaluation = sent_by(identity, evaluation)
     check_writer(worker, hub, identity, name, size=ENTRY_SIZE + len(evaluation.dump()))
     version = worker.registry.resolve(ref_to(name, reference))
     entries = worker.registry.store.log.entries(name)

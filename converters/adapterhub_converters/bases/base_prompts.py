@@ -82,7 +82,8 @@ def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
     Both are empty where its tokenizer is not on this disk.
     """
     if spec.kind == "gguf" and Path(spec.source).is_file():
-        return end_tokens_of_gguf(Path(spec.source))
+        with GGUFFile(Path(spec.source)) as file:
+            return end_tokens_of_gguf(file.header.metadata)
     if spec.folder is None:
         return {}, frozenset()
     path, config = spec.folder / "tokenizer.json", _read(spec.folder / _TOKENIZER_CONFIG)
@@ -105,10 +106,8 @@ def end_tokens(spec: BaseSpec) -> tuple[Mapping[str, int], frozenset[str]]:
     return ids, frozenset({*ends, _token_text(config.get("eos_token")) or ""} - {""})
 
 
-def end_tokens_of_gguf(path: Path) -> tuple[Mapping[str, int], frozenset[str]]:
-    """Return `end_tokens` of a base in a GGUF file."""
-    with GGUFFile(path) as file:
-        metadata = file.header.metadata
+def end_tokens_of_gguf(metadata: Mapping[str, Any]) -> tuple[Mapping[str, int], frozenset[str]]:
+    """Return `end_tokens` of a base by the metadata of its GGUF file."""
     tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     if not isinstance(tokens, list) or not isinstance(types, list | np.ndarray):
         return {}, frozenset()

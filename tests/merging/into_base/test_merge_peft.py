@@ -46,7 +46,7 @@ def read_all(folder: Path) -> dict[str, Any]:
         ("float16", "5GB", {"r": 6, "target_modules": ["embed_tokens", "up_proj"]}, "float32"),
     ],
 )
-def test_fuse_equals_merge_and_unload(
+def test_a_merge_equals_merge_and_unload(
     torch: Any,
     llama: Any,
     trained: Any,
@@ -77,7 +77,7 @@ def panel_of_torch(torch: Any, left: np.ndarray, right: np.ndarray, monkeypatch:
     return None
 
 
-def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_this_cpu(
+def test_above_rank_192_a_merge_equals_merge_and_unload_in_the_order_of_sums_of_this_cpu(
     torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = llama("float32")

@@ -437,6 +437,7 @@ def test_an_engine_that_is_removed_while_it_loads_a_version_ends_that_and_if_it_
                 if is_killed:
                     raise asyncio.IncompleteReadError(b"", 1)  # which ends the connection
 
+        # One peer of two waits, in this test alone: a class of its own would say no more.
         lab.peers["a"].wait = wait  # type: ignore[method-assign]
         async with started(lab, [], a, b) as pool:
             client = cast(Vllm, pool.members[0].engine).client
