@@ -23,6 +23,7 @@ from adapterhub.manifest.package_files import SIGNATURE, Listing, check_file, ch
 from adapterhub.project.policy import Policy
 from adapterhub.project.policy_rules import VersionFacts
 from adapterhub.ref import Ref
+from adapterhub.registry.moves import latest_tags
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.repository_documents import OtherManifest, with_manifest
 from adapterhub.registry.signature_policy import LIMIT, is_about
@@ -234,6 +235,7 @@ def publish_tree(
             oci = oci_manifest.assemble(files_to_store, manifest)
             # Before the manifest is stored: its digest is known, which is enough to find signatures pushed earlier.
             check_signed(policy, oci, lambda: signatures(oci.digest), name=name, location=name)
+            _check_tags(registry, Ref(name), oci, tags)
             adopt()
             registry.store.put_bytes(raw)
             registry.store.put_bytes(oci.config_bytes)
@@ -300,6 +302,7 @@ def publish_manifest(
         packaging.check_received(
             folder, manifest, location=name, policy=policy, read_parent=partial(read_parent, registry.store)
         )
+        _check_tags(registry, ref, manifest, tags)
         registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
         return registry.push_manifest(manifest, ref, expect=expect, tags=tags, message=message)
@@ -320,6 +323,11 @@ def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:
     facts = stored_facts(worker.registry.store, oci, worker.registry.measurements(digest))
     packaging.check_manifest(policy, worker.registry.adapter_manifest(digest), location, facts)
     check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, location=location)
+
+
+def _check_tags(registry: Registry, ref: Ref, manifest: Manifest, tags: tuple[str, ...] | None) -> None:
+    """Refuse a new version that a tag's requirements would refuse, before its bytes are stored, which a bucket would keep."""
+    registry.gate.check_new(ref.name, latest_tags(ref.tag) if tags is None else tags, lambda: manifest.digest)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-_MAX_ANSWER_BYTES, _MAX_REPOSITORY_BYTES = 16 << 20, 128 << 20
+_MAX_ANSWER_BYTES, _MAX_REPOSITORY_BYTES = 16 << 20, 32 << 20
 _MAX_DOCUMENT_BYTES, _MAX_ROW_BYTES = 32 << 20, 16 << 20  # of manifests, likewise of commits; of rows, likewise of configs
 
 

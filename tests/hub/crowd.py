@@ -12,14 +12,15 @@ from adapterhub.registry.repository_documents import commit_id
 from tests.hub.conftest import Running
 from tests.hub.sending import WEIGHTS, Sending
 
-_CLIENTS, _NAMES, _MIN_TURNS = 8, 3, 4
+_CLIENTS, _NAMES = 8, 3
+_MIN_TURNS, _MAX_TURNS = 4, 250  # at most, so that an account makes no more changes in a minute than it may
 
 
 def push_and_pull(hub: Running, make: Callable[[Path, int], Path], folder: Path, seconds: float = 0) -> int:
     """Have eight clients push to three names and pull what they pushed; return the number of versions made.
 
-    Each asks at least four times. Asserts that every version which a client was told of is there and has its bytes, that no
-    other is, and that nobody was answered anything but a success, or a conflict with another push.
+    Each has an account of its own and asks at least four times. Asserts that every version which a client was told of is there
+    and has its bytes, that no other is, and that nobody was answered anything but a success, or a conflict with another push.
 
     Args:
         hub: Where to.
@@ -28,11 +29,11 @@ def push_and_pull(hub: Running, make: Callable[[Path, int], Path], folder: Path,
         seconds: How long they go on.
     """
     end = time.monotonic() + seconds
-    clients = [Sending(hub.url, hub.token) for _ in range(_CLIENTS)]
+    clients = [Sending(hub.url, hub.make_token(f"pusher{number}", "write")) for number in range(_CLIENTS)]
 
     def work(number: int) -> list[tuple[str, str]]:
         client, rng, name, made, turn = clients[number], random.Random(number), f"team/sql{number % _NAMES}", [], 0
-        while turn < _MIN_TURNS or time.monotonic() < end:
+        while turn < _MIN_TURNS or (turn < _MAX_TURNS and time.monotonic() < end):
             adapter = make(folder / f"{number}-{turn}", rng.randrange(1 << 30))
             turn += 1
             answer = client.push(name, adapter)

@@ -124,7 +124,8 @@ def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[
         work(root)
         with Registry.open(root) as registry:
             assert collect(registry, grace=0).waiting == 0
-            assert fsck(registry) == []
+            # A file of a killed process that had no lease stays for an hour, and is noted.
+            assert {finding.severity for finding in fsck(registry)} <= {"note"}
         shutil.rmtree(root)
     assert killed
 

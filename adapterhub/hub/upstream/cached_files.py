@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,11 +122,11 @@ class CachedFiles:
     # ---- documents
 
     def read_document(self, name: str) -> tuple[bytes, float] | None:
-        """Return a document and the seconds since it was written; None if it is not here."""
+        """Return a document and the time at which it was written, in seconds since 1970; None if it is not here."""
         path = self._document(name)
         with local_errors(path), suppress(FileNotFoundError):
-            age = time.time() - self._files.status(path).st_mtime
-            return self._files.read(path, MAX_DOCUMENT), age
+            written_at = self._files.status(path).st_mtime
+            return self._files.read(path, MAX_DOCUMENT), written_at
         return None
 
     def write_document(self, name: str, data: bytes) -> None:

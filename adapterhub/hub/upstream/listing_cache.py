@@ -104,7 +104,7 @@ class ListingCache:
         with suppress(FormatError):
             commit = json_file.parse_object(document[0], name).get("commit") if document else None
             if document and isinstance(commit, str) and is_hex(commit, _COMMIT):
-                return commit, document[1]
+                return commit, time.time() - document[1]
         return "", 0.0
 
     def _listing_at(self, name: str, commit: str) -> ModelListing | None:

@@ -28,7 +28,7 @@ class SharedDocuments(CachedFiles):
         self._checked: dict[str, float] = {}
 
     def read_document(self, name: str) -> tuple[bytes, float] | None:
-        """Return the newest document of a name and the seconds since it was written; None without any."""
+        """Return the newest document of a name and the time at which it was written; None without any."""
         local = super().read_document(name)
         now = time.monotonic()
         if local and self._checked.get(name, -_CHECK_SECONDS) + _CHECK_SECONDS > now:
@@ -41,11 +41,11 @@ class SharedDocuments(CachedFiles):
         except AdapterhubError as error:
             _log.warning("a document of a model is not read from the bucket: %s", printable(str(error)))
             return local
-        if shared is None or (local and local[1] <= shared[1]):
+        if shared is None or (local and local[1] > shared[1]):
             return local
         super().write_document(name, shared[0])
         with local_errors(self._document(name)):
-            os.utime(self._document(name), (time.time() - shared[1],) * 2)
+            os.utime(self._document(name), (shared[1], shared[1]))
         return shared
 
     def revisions(self, limit: int) -> list[tuple[str, str]]:

@@ -125,20 +125,20 @@ class SharedFiles:
     # ---- documents
 
     def read_document(self, name: str) -> tuple[bytes, float] | None:
-        """Return a document and the seconds since it was written; None if it is not here."""
+        """Return a document and the time at which it was written, in seconds since 1970; None if it is not here."""
         key = _document_key(name)
         if self._used_size(key) is None:
             return None
         data = self._bucket.read(key, MAX_DOCUMENT + _TIME_LENGTH)
         try:
-            return (data[_TIME_LENGTH:], time.time() - float(data[:_TIME_LENGTH])) if data else None
+            return (data[_TIME_LENGTH:], float(data[:_TIME_LENGTH])) if data else None
         except ValueError as error:
             raise FormatError(key, "has no time") from error
 
     def write_document(self, name: str, data: bytes) -> None:
         """Write a document, unless there is no room."""
         if self._make_room(len(data)):
-            self._bucket.put_object(_document_key(name), f"{time.time():<{_TIME_LENGTH}.3f}".encode() + data)
+            self._bucket.put_object(_document_key(name), f"{time.time():<{_TIME_LENGTH}.6f}".encode() + data)
             self._record(_document_key(name), len(data))
 
     def revisions(self, limit: int) -> list[tuple[str, str]]:
