@@ -145,7 +145,7 @@ class Bench:
         self.needs: set[str] = set()
         self._columns: list[str] = []
 
-    def made(self, function: Callable[..., None], *arguments: object, **options: object) -> Path:
+    def input_folder(self, function: Callable[..., None], *arguments: object, **options: object) -> Path:
         """The folder that `function(folder, …)` fills, unless an earlier run with the same `--dir` did."""
         words = [function.__name__, *map(str, arguments), *(f"{name}={value}" for name, value in options.items())]
         folder = (self.options.dir or self.scratch) / "-".join(words)
@@ -163,7 +163,11 @@ class Bench:
         `fresh` are files and folders that the programs make; they are removed before each round.
         """
         words = self.options.against
-        chosen = [one for one in programs if one.name == "adapterhub" or not words or any(word in one.name for word in words)]
+        chosen = [
+            program
+            for program in programs
+            if program.name == "adapterhub" or not words or any(word in program.name for word in words)
+        ]
         lacks = {program.name: lacking(program.needs) for program in chosen}
         self.needs.update(need for program in chosen for need in program.needs if not lacks[program.name])
         rounds: dict[str, list[Figures]] = {program.name: [] for program in chosen}
@@ -174,16 +178,20 @@ class Bench:
             for program in chosen:
                 if not lacks[program.name]:
                     rounds[program.name].append(program.run())
-        return {name: lacks[name] or medians(found[-count:]) for name, found in rounds.items()}
+        return {name: lacks[name] or medians(runs[-count:]) for name, runs in rounds.items()}
 
-    def add(self, job: str, detail: str, found: Mapping[str, Figures | str], claims: Mapping[str, bool] | None = None) -> None:
+    def add(
+        self, job: str, detail: str, figures_by_program: Mapping[str, Figures | str], claims: Mapping[str, bool] | None = None
+    ) -> None:
         """Record and print the figures of a job; a string instead of figures is what a program lacks."""
-        if undeclared := set(found) - {"adapterhub", *self.jobs[job]}:
+        if undeclared := set(figures_by_program) - {"adapterhub", *self.jobs[job]}:
             raise ValueError(f"{', '.join(sorted(undeclared))}: not among the declared peers of {job!r}")
-        ours = found["adapterhub"]
+        ours = figures_by_program["adapterhub"]
         programs = {
-            name: {"missing": one} if isinstance(one, str) else {"figures": one, "ratios": _ratios(ours, one, name)}
-            for name, one in found.items()
+            name: {"missing": outcome}
+            if isinstance(outcome, str)
+            else {"figures": outcome, "ratios": _ratios(ours, outcome, name)}
+            for name, outcome in figures_by_program.items()
         }
         self.results.append({"job": job, "detail": detail, "programs": programs, "claims": dict(claims or {})})
         self._print(self.results[-1])
@@ -206,20 +214,20 @@ class Bench:
 
     def problems(self) -> list[str]:
         """Everything that makes no sense in the results."""
-        found = []
+        messages = []
         for result in self.results:
-            found += [f"{result['job']}: not true: {claim}" for claim, holds in result["claims"].items() if not holds]
+            messages += [f"{result['job']}: not true: {claim}" for claim, holds in result["claims"].items() if not holds]
             for name, program in result["programs"].items():
                 for column, value in {**program.get("figures", {}), **program.get("ratios", {})}.items():
                     # A program may need no temporary files and no memory beyond its imports.
                     least = 0.0 if column in ("temporary MB", "grown MB") else math.ulp(0.0)
                     if not (math.isfinite(value) and value >= least):
-                        found.append(f"{result['job']}: {name}: {column} is {value}")
+                        messages.append(f"{result['job']}: {name}: {column} is {value}")
         if not (self.options.only or self.options.against):
             reported = {(result["job"], name) for result in self.results for name in result["programs"]}
             declared = {(job, name) for job, peers in self.jobs.items() for name in ("adapterhub", *peers)}
-            found += [f"{job}: {name}: not measured" for job, name in sorted(declared - reported)]
-        return found
+            messages += [f"{job}: {name}: not measured" for job, name in sorted(declared - reported)]
+        return messages
 
 
 def _ratios(ours: Figures | str, theirs: Figures, name: str) -> Figures:
@@ -227,13 +235,13 @@ def _ratios(ours: Figures | str, theirs: Figures, name: str) -> Figures:
     if isinstance(ours, str) or name == "adapterhub":
         return {}
     kinds = {column: column.split()[-1] for column in theirs if ours.get(column) and theirs[column]}
-    found = {
+    ratios = {
         column: theirs[column] / ours[column] if kind in COSTS else ours[column] / theirs[column]
         for column, kind in kinds.items()
         if kind in COSTS | RATES
     }
     # Of next to nothing, such as a few bytes of temporary files, anything is a million times.
-    return {column: ratio for column, ratio in found.items() if ratio < _MAX_RATIO}
+    return {column: ratio for column, ratio in ratios.items() if ratio < _MAX_RATIO}
 
 
 def machine() -> str:
@@ -250,11 +258,11 @@ def machine() -> str:
 
 def versions(needs: Iterable[str]) -> dict[str, str]:
     """The versions of the Python packages among what programs need; a program tells its own in no common way."""
-    found = {}
+    installed_versions = {}
     for need in sorted(needs):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[need] = importlib.metadata.version(need)
-    return found
+            installed_versions[need] = importlib.metadata.version(need)
+    return installed_versions
 
 
 def main(doc: str | None, jobs: Mapping[str, Sequence[str]], *parts: Callable[[Bench], None], **sizes: tuple[Any, Any]) -> None:

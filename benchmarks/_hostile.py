@@ -38,7 +38,7 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 class Row:
     """An attack, what it took, and what it may take at most; both in `unit`."""
 
-    who: str
+    attacker: str
     attack: str
     took: float
     limit: float
@@ -74,8 +74,8 @@ class Target:
 
     def memory(self) -> float:
         """Bytes in memory."""
-        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())
-        return int(found[1]) * 1024.0 if found else 0.0
+        match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())
+        return int(match[1]) * 1024.0 if match else 0.0
 
     def disk(self) -> float:
         """Bytes of the files of the store."""
@@ -108,7 +108,7 @@ class Target:
 
     def memory_while_held(self, head: bytes, size: int, count: int) -> float:
         """Return by how much memory grows while connections have sent a head and `size` bytes, as far as the hub takes them."""
-        before, left, last = self.memory(), {}, time.monotonic()
+        before, unsent, last = self.memory(), {}, time.monotonic()
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
             data = head + b" " * size
@@ -116,17 +116,17 @@ class Target:
                 sock = stack.enter_context(socket.create_connection(self.address, 60))
                 sock.setblocking(False)
                 selector.register(sock, selectors.EVENT_WRITE, sock)
-                left[sock] = memoryview(data)
-            while left and time.monotonic() - last < _PATIENCE:
+                unsent[sock] = memoryview(data)
+            while unsent and time.monotonic() - last < _PATIENCE:
                 for key, _ in selector.select(0.1):
                     sock = key.data
                     try:
-                        left[sock], last = left[sock][sock.send(left[sock]) :], time.monotonic()
+                        unsent[sock], last = unsent[sock][sock.send(unsent[sock]) :], time.monotonic()
                     except OSError:  # the hub has cut it
-                        left[sock] = left[sock][:0]
-                    if not left[sock]:
+                        unsent[sock] = unsent[sock][:0]
+                    if not unsent[sock]:
                         selector.unregister(sock)
-                        del left[sock]
+                        del unsent[sock]
             return max(self.memory() - before, 0.0)
 
 
@@ -178,7 +178,7 @@ def _cursors(hub: Target, part: int) -> list[Row]:
     return [Row(STRANGER, f"{count} cursors of 50 kB", memory[0] / MIB, 16 + _BASE, "MiB")]
 
 
-def _refusals(what: str, method: str, path: str, token: str = "") -> Callable[[Target, int], list[Row]]:
+def _refusals(request_kind: str, method: str, path: str, token: str = "") -> Callable[[Target, int], list[Row]]:
     """Return the attack that sends a request which is refused, again and again."""
 
     def attack(hub: Target, part: int) -> list[Row]:
@@ -190,10 +190,10 @@ def _refusals(what: str, method: str, path: str, token: str = "") -> Callable[[T
         read = count - statuses.count(429)
         # A minute may end meanwhile.
         return [
-            Row(STRANGER, f"{count} {what}", log_rows[0], 2 * middleware.STRANGER_ROWS, "rows of the log"),
-            Row(STRANGER, f"{count} {what}", read, 2 * middleware.REFUSALS, "read"),
-            Row(STRANGER, f"{count} {what}", seconds[0], count * 0.01, "CPU seconds"),
-            Row(STRANGER, f"{count} {what}", disk[0] / MIB, 1, "MiB on the disk"),
+            Row(STRANGER, f"{count} {request_kind}", log_rows[0], 2 * middleware.STRANGER_ROWS, "rows of the log"),
+            Row(STRANGER, f"{count} {request_kind}", read, 2 * middleware.REFUSALS, "read"),
+            Row(STRANGER, f"{count} {request_kind}", seconds[0], count * 0.01, "CPU seconds"),
+            Row(STRANGER, f"{count} {request_kind}", disk[0] / MIB, 1, "MiB on the disk"),
         ]
 
     return attack
@@ -228,8 +228,10 @@ def _storage(hub: Target, part: int) -> list[Row]:
     rows.append(Row(MEMBER, f"a manifest of 2 MiB, and {60 // part} branches", disk[0] / MIB, 8, "MiB on the disk"))
     count = 300 // part
     with growth(hub.disk) as disk, growth(hub.rows) as log_rows, growth(hub.cpu) as seconds:
-        taken = [hub.ask("POST", _COMMIT, _commit(number, 10), hub.token)[0] for number in range(count)].count(200)
-    rows.append(Row(MEMBER, f"{count} commits of a line, {taken} taken", disk[0] / MIB, count * 8 / 1024, "MiB on the disk"))
+        accepted_count = [hub.ask("POST", _COMMIT, _commit(number, 10), hub.token)[0] for number in range(count)].count(200)
+    rows.append(
+        Row(MEMBER, f"{count} commits of a line, {accepted_count} taken", disk[0] / MIB, count * 8 / 1024, "MiB on the disk")
+    )
     rows.append(Row(MEMBER, f"{count} commits of a line", log_rows[0], min(count, audit_log.MAX_ROWS), "rows of the log"))
     rows.append(Row(MEMBER, f"{count} commits of a line", seconds[0], count * 0.2, "CPU seconds"))
     # Until nothing more is taken, so that the limit is reached.
@@ -254,9 +256,8 @@ def show(rows: list[Row]) -> bool:
     """Print a table; return whether everything is within its limits."""
     print(f"{'who':36}{'what':44}{'took':>9}{'limit':>9}")
     for row in rows:
-        print(
-            f"{row.who:36}{row.attack:44}{row.took:9.1f}{row.limit:9.0f}  {row.unit}{'' if row.took <= row.limit else '  OVER'}"
-        )
+        verdict = "" if row.took <= row.limit else "  OVER"
+        print(f"{row.attacker:36}{row.attack:44}{row.took:9.1f}{row.limit:9.0f}  {row.unit}{verdict}")
     return all(row.took <= row.limit for row in rows)
 
 

@@ -63,13 +63,13 @@ def main(words: Sequence[str]) -> int:
     if words == ["--tables"]:
         print(tables(RESULTS), end="")
         return 0
-    names, more = split(words)
+    names, extra_options = split(words)
     if unknown := sorted(set(names) - set(NAMES)):
         print(f"error: {', '.join(unknown)}: no such script; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     failed = []
     for name in names or NAMES:
-        options = [*OTHER_SIZES.get(name, []), *more]
+        options = [*OTHER_SIZES.get(name, []), *extra_options]
         if (names or not is_done(name, options)) and not measure(name, options):
             failed.append(name)
     PAGE.write_text(written(PAGE.read_text(), RESULTS))
@@ -157,9 +157,9 @@ def tables(results: Path) -> str:
 
 def written(page: str, results: Path) -> str:
     """The page with the summary of the results between its marks."""
-    before, found, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (found and end):
+    before, begin, after_begin = page.partition(BEGIN)
+    _, end, after = after_begin.partition(END)
+    if not (begin and end):
         raise ValueError(f"{PAGE}: the marks are missing")
     return before + BEGIN + "".join(f"{line}\n" for line in summary(reports_in(results))) + END + after
 
@@ -182,18 +182,22 @@ def rows(reports: dict[str, dict[str, Any]]) -> Iterator[Row]:
     """Yield a row for each program that others wrote, with its first ratio."""
     for name, report in reports.items():
         for result in report["results"] if name not in _ALONE else ():
-            own = result["programs"]["adapterhub"].get("figures", {})
+            our_figures = result["programs"]["adapterhub"].get("figures", {})
             for peer, program in result["programs"].items():
                 if peer.startswith("adapterhub") or not program.get("ratios"):
                     continue
                 ratios = next(iter(program["ratios"].values())), program.get("last_ratio")
-                yield Row(result["job"], result["detail"], peer, *ratios, memory(own, program["figures"]))
+                yield Row(result["job"], result["detail"], peer, *ratios, memory(our_figures, program["figures"]))
 
 
-def memory(own: dict[str, float], other: dict[str, float]) -> str:
+def memory(our_figures: dict[str, float], their_figures: dict[str, float]) -> str:
     """The peaks of both: those of the servers, where these are what is compared."""
-    column = next((column for column in ("server MB", "peak MB") if column in own and column in other), None)
-    return "" if column is None or own[column] == other[column] else f"{figure(own[column])}, {figure(other[column])}"
+    column = next((column for column in ("server MB", "peak MB") if column in our_figures and column in their_figures), None)
+    return (
+        ""
+        if column is None or our_figures[column] == their_figures[column]
+        else f"{figure(our_figures[column])}, {figure(their_figures[column])}"
+    )
 
 
 def section(name: str, report: dict[str, Any]) -> Iterator[str]:

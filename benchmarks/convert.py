@@ -22,9 +22,11 @@ JOBS = {"convert PEFT to GGUF": ["llama.cpp's convert_lora_to_gguf.py", "cp and 
 def convert(bench: Bench) -> None:
     [(job, (llama_cpp, cp, start))] = JOBS.items()
     model, rank, scripts = bench.options.model, bench.options.rank, llama_cpp_scripts.found()
-    whole, config = bench.made(adapter, model, rank), bench.made(base, model, values=False)
-    small, weights = bench.made(adapter, model, rank, layers=1), whole / "adapter_model.safetensors"
-    ours, theirs, copy, one = outputs = [bench.scratch / name for name in ("ours.gguf", "theirs.gguf", "copy", "one.gguf")]
+    whole, config = bench.input_folder(adapter, model, rank), bench.input_folder(base, model, values=False)
+    small, weights = bench.input_folder(adapter, model, rank, layers=1), whole / "adapter_model.safetensors"
+    ours, theirs, copy, one_layer = outputs = [
+        bench.scratch / name for name in ("ours.gguf", "theirs.gguf", "copy", "one.gguf")
+    ]
     command = [*OURS, "convert", "--to", "gguf", "--base", str(config)]
     their_script = str(scripts / "convert_lora_to_gguf.py") if scripts else ""
     options = ["--base", str(config), "--outtype", "bf16", "--outfile", str(theirs)]
@@ -33,7 +35,7 @@ def convert(bench: Bench) -> None:
         Program("adapterhub", [*command, str(whole), str(ours)]),
         Program(llama_cpp, [OURS[0], their_script, *options, str(whole)], needs),
         Program(cp, ["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(weights), str(copy)]),
-        Program(start, [*command, "--force", str(small), str(one)]),  # it ends at a lower layer than the base
+        Program(start, [*command, "--force", str(small), str(one_layer)]),  # it ends at a lower layer than the base
         fresh=outputs,
     )
     detail = f"{model}, all linear layers, r = {rank}, {weights.stat().st_size / 1e6:.1f} MB of bfloat16"
@@ -45,9 +47,9 @@ def equal(ours: str, theirs: str) -> bool:
     from gguf import GGUFReader
 
     files = [GGUFReader(path) for path in (ours, theirs)]
-    first, other = ({tensor.name: tensor.data.tobytes() for tensor in file.tensors} for file in files)
+    first, second = ({tensor.name: tensor.data.tobytes() for tensor in file.tensors} for file in files)
     alphas = {float(file.fields["adapter.lora.alpha"].contents()) for file in files}
-    return bool(first) and first == other and len(alphas) == 1
+    return bool(first) and first == second and len(alphas) == 1
 
 
 if __name__ == "__main__":

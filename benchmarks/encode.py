@@ -28,7 +28,7 @@ ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 def encode(bench: Bench) -> None:
-    folder = bench.made(tokenizer)
+    folder = bench.input_folder(tokenizer)
     for name in TEMPLATES:
         for answers in ANSWERS:
             sizes = {"answers": answers, "count": bench.options.conversations, "words": bench.options.words}

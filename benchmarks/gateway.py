@@ -31,13 +31,13 @@ REF = "team/a0:prod"
 
 
 def answers(bench: Bench) -> None:
-    one, eight, *_ = JOBS
+    single, eight, *_ = JOBS
     count = bench.options.requests
     call(make, bench.scratch)
     with gateway(bench.scratch) as (url, engine, key, section), several(bench.scratch) as workers_url:
         ours, theirs = (url, REF, ""), (engine, section, key)
         bench.add(
-            one,
+            single,
             f"{count} requests",
             bench.turns(program("adapterhub", median, *ours, count), program(ENGINE, median, *theirs, count)),
         )
@@ -46,8 +46,8 @@ def answers(bench: Bench) -> None:
             f"{count} requests",
             bench.turns(program("adapterhub", rate, *ours, count), program(ENGINE, rate, *theirs, count)),
         )
-        both = program("adapterhub", rate, workers_url, REF, "", count), program(ALONE, rate, *ours, count)
-        bench.add(WORKERS, f"{count} requests", bench.turns(*both))
+        programs = program("adapterhub", rate, workers_url, REF, "", count), program(ALONE, rate, *ours, count)
+        bench.add(WORKERS, f"{count} requests", bench.turns(*programs))
 
 
 def costs(bench: Bench) -> None:

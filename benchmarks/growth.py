@@ -58,11 +58,16 @@ def _copy(name: str, source: Path, out: Path, *, hashed: bool = False) -> Progra
 def converted(bench: Bench) -> None:
     job, model = "convert PEFT to GGUF, by rank", bench.options.model
     ranks = [8, 32, 128] if model != "tiny" else [2, 4, 8]
-    made, config = [bench.made(adapter, model, rank) for rank in ranks], bench.made(base, model, values=False)
+    adapters, config = (
+        [bench.input_folder(adapter, model, rank) for rank in ranks],
+        bench.input_folder(base, model, values=False),
+    )
     outs = [bench.scratch / f"{rank}.gguf" for rank in ranks]
     command = [*OURS, "convert", "--to", "gguf", "--base", str(config)]
-    ours = [Program(name, [*command, str(one), str(out)]) for name, one, out in zip(_names(job), made, outs, strict=True)]
-    weights, copy = made[-1] / "adapter_model.safetensors", bench.scratch / "copy"
+    ours = [
+        Program(name, [*command, str(folder), str(out)]) for name, folder, out in zip(_names(job), adapters, outs, strict=True)
+    ]
+    weights, copy = adapters[-1] / "adapter_model.safetensors", bench.scratch / "copy"
     detail = f"{model}, rank {ranks[0]} and as listed; the largest has {weights.stat().st_size / 1e6:.0f} MB"
     _measure(bench, job, detail, *ours, _copy(COPIED, weights, copy), fresh=[*outs, copy])
 
@@ -72,9 +77,9 @@ def checked(bench: Bench) -> None:
     models = ["0.66B", "Llama-3-8B", "Llama-3-70B"] if bench.options.model != "tiny" else ["tiny"] * 3
     ours = []
     for name, model in zip(_names(job), models, strict=True):
-        one, config = bench.made(adapter, model, 8, values=False), bench.made(base, model, values=False)
-        ours.append(Program(name, [*OURS, "validate", "--headers-only", str(one), "--base", str(config)]))
-    files = sorted(map(str, bench.made(base, models[-1], values=False).glob("*.safetensors")))
+        lora_folder, config = bench.input_folder(adapter, model, 8, values=False), bench.input_folder(base, model, values=False)
+        ours.append(Program(name, [*OURS, "validate", "--headers-only", str(lora_folder), "--base", str(config)]))
+    files = sorted(map(str, bench.input_folder(base, models[-1], values=False).glob("*.safetensors")))
     head = Program(READ, ["sh", "-c", 'for file; do head -c 100000 "$file"; done > /dev/null', "sh", *files])
     _measure(bench, job, f"{', '.join(models)}; rank 8, headers alone", *ours, head)
 
@@ -84,18 +89,18 @@ def merged(bench: Bench) -> None:
     models = ["28M", "SmolLM2-135M", "0.66B"] if bench.options.model != "tiny" else ["tiny"] * 3
     ours, outs = [], []
     for number, (name, model) in enumerate(zip(_names(job), models, strict=True)):
-        one, whole = bench.made(adapter, model, 16), bench.made(base, model)
+        lora_folder, whole = bench.input_folder(adapter, model, 16), bench.input_folder(base, model)
         outs.append(bench.scratch / f"merged-{number}")
-        ours.append(Program(name, [*OURS, "merge", str(one), "--into", str(whole), "-o", str(outs[-1])]))
-    whole, copy = bench.made(base, models[-1]), bench.scratch / "copied"
+        ours.append(Program(name, [*OURS, "merge", str(lora_folder), "--into", str(whole), "-o", str(outs[-1])]))
+    whole, copy = bench.input_folder(base, models[-1]), bench.scratch / "copied"
     floor = Program(COPIED, ["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(whole), str(copy)])
     _measure(bench, job, f"{', '.join(models)} in bfloat16, rank 16", *ours, floor, fresh=[*outs, copy])
 
 
 def moved(bench: Bench) -> None:
     sizes = [bench.options.mib * times for times in (1, 4, 16)]
-    made = [bench.made(adapter_of, size) for size in sizes]
-    weights, copy = made[-1] / "adapter_model.safetensors", bench.scratch / "copy"
+    adapters = [bench.input_folder(adapter_of, size) for size in sizes]
+    weights, copy = adapters[-1] / "adapter_model.safetensors", bench.scratch / "copy"
     registries, outs = ([bench.scratch / f"{kind}-{size}" for size in sizes] for kind in ("registry", "out"))
     push, pull = "push, by size", "pull, by size"
     floor = _copy(HASHED, weights, copy, hashed=True)
@@ -103,7 +108,7 @@ def moved(bench: Bench) -> None:
     pushes, pulls = [], []
     for index, name in enumerate(_names(push)):
         env = {"ADAPTERHUB_REGISTRY": str(registries[index])}
-        pushes.append(Program(name, [*OURS, "push", str(made[index]), "team/big"], env=env))
+        pushes.append(Program(name, [*OURS, "push", str(adapters[index]), "team/big"], env=env))
         pulls.append(Program(name, [*OURS, "pull", "team/big", "-o", str(outs[index])], env=env))
     _measure(bench, push, detail, *pushes, floor, fresh=[*registries, copy])
     _measure(bench, pull, detail, *pulls, floor, fresh=[*outs, copy])
@@ -111,13 +116,16 @@ def moved(bench: Bench) -> None:
 
 def registered(bench: Bench) -> None:
     counts = [bench.options.versions * times for times in (1, 10, 100)]
-    made, one = [bench.made(registry_of, count) for count in counts], bench.made(adapter, "tiny", 2)
+    registries, new_adapter = (
+        [bench.input_folder(registry_of, count) for count in counts],
+        bench.input_folder(adapter, "tiny", 2),
+    )
     detail = f"{', '.join(f'{count:,}' for count in counts)} versions"
     for job, words in (
         ("search a registry, by versions", ["search", "er", "--json"]),
-        ("push into a registry, by versions", ["push", str(one), "other/new", "--json"]),
+        ("push into a registry, by versions", ["push", str(new_adapter), "other/new", "--json"]),
     ):
-        ours = [[*OURS, "--registry", str(root), *words] for root in made]
+        ours = [[*OURS, "--registry", str(root), *words] for root in registries]
         _measure(bench, job, detail, *(Program(name, command) for name, command in zip(_names(job), ours, strict=True)))
 
 

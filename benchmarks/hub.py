@@ -61,15 +61,15 @@ WEIGHTS, NAME = "adapter_model.safetensors", "team/sql"
 
 
 def blobs(bench: Bench) -> None:
-    get, put, *_ = JOBS
+    get, put_job, *_ = JOBS
     mib, scratch = bench.options.mib, bench.scratch
-    weights = bench.made(adapter_of, mib) / WEIGHTS
+    weights = bench.input_folder(adapter_of, mib) / WEIGHTS
     with contextlib.ExitStack() as stack:
         hub = json.loads(stack.enter_context(serving(serve_hub, pushed(weights.parent, scratch / "hub"))))
         programs = [program("adapterhub", fetch, f"{hub['url']}/{NAME}/resolve/main/{WEIGHTS}", hub["pid"])]
         putting = [program("adapterhub", put_by_lfs, hub["url"], hub["token"], weights, hub["pid"])]
         if shutil.which("docker-registry"):
-            host = stack.enter_context(serving(serve_registry, made(scratch / "registry")))
+            host = stack.enter_context(serving(serve_registry, make_folder(scratch / "registry")))
             pid = int(subprocess.run(["pgrep", "-n", "docker-registry"], check=True, capture_output=True).stdout)
             put_to_registry(host, str(weights), pid, unchanged=True)
             programs.append(program(REGISTRY, fetch, f"http://{host}/v2/bench/blobs/sha256:{digest(weights)}", pid))
@@ -78,17 +78,17 @@ def blobs(bench: Bench) -> None:
             programs.append(Program(REGISTRY, [], ["docker-registry"]))
             putting.append(Program(REGISTRY, [], ["docker-registry"]))
         if shutil.which("nginx"):
-            nginx = json.loads(stack.enter_context(serving(serve_nginx, made(scratch / "nginx"), weights.parent)))
+            nginx = json.loads(stack.enter_context(serving(serve_nginx, make_folder(scratch / "nginx"), weights.parent)))
             programs.append(program(NGINX, fetch, f"{nginx['url']}/{WEIGHTS}", nginx["pid"]))
         else:
             programs.append(Program(NGINX, [], ["nginx"]))
         bench.add(get, f"{mib} MiB, by curl", bench.turns(*programs))
-        bench.add(put, f"{mib} MiB, hashed, by curl", bench.turns(*putting))
+        bench.add(put_job, f"{mib} MiB, hashed, by curl", bench.turns(*putting))
 
 
 def clients(bench: Bench) -> None:
     _, _, upload, again, *_ = JOBS
-    adapter, scratch = bench.made(adapter_of, bench.options.upload), bench.scratch
+    adapter, scratch = bench.input_folder(adapter_of, bench.options.upload), bench.scratch
     with serving(serve_hub, pushed(adapter, scratch / "hub-of-clients")) as line:
         hub = json.loads(line)
         env = {"HF_ENDPOINT": hub["url"], "HF_TOKEN": hub["token"], "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -107,7 +107,7 @@ def clients(bench: Bench) -> None:
 def rates(bench: Bench) -> None:
     _, _, _, _, head, about, *_ = JOBS
     count, scratch = bench.options.requests, bench.scratch
-    adapter = bench.made(adapter_of, 2)
+    adapter = bench.input_folder(adapter_of, 2)
     with serving(serve_hub, pushed(adapter, scratch / "hub-of-rates")) as line, serving(serve_alone) as peer:
         hub, alone = json.loads(line), json.loads(peer)
         for job, method, path in ((head, "HEAD", f"/{NAME}/resolve/main/{WEIGHTS}"), (about, "GET", f"/api/models/{NAME}")):
@@ -152,11 +152,11 @@ def lists(bench: Bench) -> None:
             (page, f"the newest of {names} names, {place}"): f"/?{urlencode({'sort': 'newest', 'cursor': cursor})}"
             for place, cursor in zip(("the first", "in the middle", "near the end"), cursors, strict=True)
         }
-        asked = [(job, detail, path, hub["token"]) for (job, detail), path in paths.items()]
+        requests = [(job, detail, path, hub["token"]) for (job, detail), path in paths.items()]
         # A third of the names is private.
-        asked += [(job, f"{detail}, to nobody", path, "") for (job, detail), path in paths.items() if job != catalog]
-        asked.append((admin, "with what namespaces store", "/-/admin", hub["admin"]))
-        for job, detail, path, token in asked:
+        requests += [(job, f"{detail}, to nobody", path, "") for (job, detail), path in paths.items() if job != catalog]
+        requests.append((admin, "with what namespaces store", "/-/admin", hub["admin"]))
+        for job, detail, path, token in requests:
             bench.add(job, detail, {"adapterhub": cost_of(f"{hub['url']}{path}", token, hub["pid"], bench.options.rounds)})
 
 
@@ -235,7 +235,7 @@ def rate(url: str, method: str, path: str, token: str, count: int) -> Figures:
     """Ask `count` times on eight connections, on each as soon as the answer before has come."""
     host, _, port = url.removeprefix("http://").partition(":")
     head = f"{method} {path} HTTP/1.1\r\nhost: {host}:{port}\r\n" + (f"authorization: Bearer {token}\r\n" if token else "")
-    request, left, waiting = f"{head}\r\n".encode(), count, 8
+    request, remaining, waiting = f"{head}\r\n".encode(), count, 8
     selector = selectors.DefaultSelector()
     for _ in range(waiting):
         sock = socket.create_connection((host, int(port)))
@@ -249,8 +249,8 @@ def rate(url: str, method: str, path: str, token: str, count: int) -> Figures:
             received = len(sock.recv(1 << 16))
             while received < answer_size:
                 received += len(sock.recv(1 << 16))
-            left -= 1
-            if left >= waiting:
+            remaining -= 1
+            if remaining >= waiting:
                 sock.send(request)
             else:
                 waiting -= 1
@@ -285,7 +285,7 @@ def serve_hub(folder: str) -> None:
     with contextlib.closing(HubDatabase(root)) as database:
         token, admin = (access_tokens.create(database, "alice", role) for role in ("write", "admin"))
     with stopped_by_input():
-        serve(HubSettings(registry=root, port=0), ready=lambda url: told(url, token, admin=admin))
+        serve(HubSettings(registry=root, port=0), ready=lambda url: print_address(url, token, admin=admin))
 
 
 def attack(folder: Path, *, smoke: bool) -> int:
@@ -321,7 +321,7 @@ def serve_alone() -> None:
 
     app = Starlette(routes=[Route("/", answer)])
     with stopped_by_input(), socket.create_server(("127.0.0.1", 0)) as sock:
-        told(f"http://127.0.0.1:{sock.getsockname()[1]}", "")
+        print_address(f"http://127.0.0.1:{sock.getsockname()[1]}", "")
         uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[sock])
 
 
@@ -339,12 +339,12 @@ def serve_nginx(folder: str, files: str) -> None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.01)
-        told(f"http://127.0.0.1:{port}", "", running.pid)
+        print_address(f"http://127.0.0.1:{port}", "", running.pid)
         sys.stdin.read()
         running.terminate()
 
 
-def told(url: str, token: str, pid: int = 0, *, admin: str = "") -> None:
+def print_address(url: str, token: str, pid: int = 0, *, admin: str = "") -> None:
     print(json.dumps({"url": url, "token": token, "pid": pid or os.getpid(), "admin": admin}), flush=True)
 
 
@@ -361,7 +361,7 @@ def stopped_by_input() -> Iterator[None]:
         yield
 
 
-def made(folder: Path) -> Path:
+def make_folder(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -369,7 +369,7 @@ def made(folder: Path) -> Path:
 def family(pid: int) -> list[int]:
     """A process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(one for child in children for one in family(int(child)))]
+    return [pid, *(descendant for child in children for descendant in family(int(child)))]
 
 
 def cpu(pid: int) -> float:
@@ -385,7 +385,9 @@ def since(pid: int, before: float) -> float:
 
 def peak(pid: int) -> float:
     """Peak memory of a process and its children in MB."""
-    lines = [line for one in family(pid) for line in Path(f"/proc/{one}/status").read_text().splitlines() if "VmHWM" in line]
+    lines = [
+        line for member in family(pid) for line in Path(f"/proc/{member}/status").read_text().splitlines() if "VmHWM" in line
+    ]
     return sum(int(line.split()[1]) for line in lines) * 1024 / 1e6
 
 

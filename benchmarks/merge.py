@@ -51,25 +51,25 @@ class Merge(Program):
 
     def run(self) -> Figures:
         """As any program, and the most bytes of its files on the disk, without the result."""
-        scratch, done, most = self.out.parent, threading.Event(), 0
+        scratch, finished, peak_size = self.out.parent, threading.Event(), 0
         shutil.rmtree(scratch, ignore_errors=True)
         places = {name: scratch / name for name in ("TMPDIR", "HF_HOME", "XDG_CACHE_HOME")}
         for place in places.values():
             place.mkdir(parents=True)
 
         def watch() -> None:
-            nonlocal most
-            while not done.wait(0.1):
-                most = max(most, size(scratch))
+            nonlocal peak_size
+            while not finished.wait(0.1):
+                peak_size = max(peak_size, size(scratch))
 
         watching = threading.Thread(target=watch)
         watching.start()
         try:
             figures = Program(self.name, self.command, env={name: str(place) for name, place in places.items()}).run()
         finally:
-            done.set()
+            finished.set()
             watching.join()
-        return figures | {"temporary MB": (max(most, size(scratch)) - size(self.out)) / 1e6}
+        return figures | {"temporary MB": (max(peak_size, size(scratch)) - size(self.out)) / 1e6}
 
 
 def size(folder: Path) -> int:
@@ -108,16 +108,16 @@ def two_into_base(bench: Bench) -> None:
 def inputs(bench: Bench, count: int) -> tuple[Path, list[Path], str]:
     """A base, adapters, and their description."""
     model, rank = bench.options.model, bench.options.rank
-    folder = bench.made(base, model)
+    folder = bench.input_folder(base, model)
     detail = f"{size(folder) / 1e9:.2f} GB of bfloat16, r = {rank} on all linear layers"
-    return folder, [bench.made(adapter, model, rank, dtype="F32", seed=seed) for seed in range(count)], detail
+    return folder, [bench.input_folder(adapter, model, rank, dtype="F32", seed=seed) for seed in range(count)], detail
 
 
 def merge_into_base(folder: str, out: str, *adapters: str) -> None:
     from adapterhub.merging import merge_into_base as merge
     from adapterhub_converters.formats import peft
 
-    merge([(peft.read(Path(one)), 1.0) for one in adapters], Path(folder), Path(out))
+    merge([(peft.read(Path(adapter_path)), 1.0) for adapter_path in adapters], Path(folder), Path(out))
 
 
 def merge_and_unload(folder: str, out: str, lora: str) -> None:
@@ -135,7 +135,7 @@ def mergekit(folder: str, out: str, *adapters: str) -> None:
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    models = [{"model": {"model": folder, "lora": one}, "parameters": {"weight": 1.0}} for one in adapters]
+    models = [{"model": {"model": folder, "lora": adapter_path}, "parameters": {"weight": 1.0}} for adapter_path in adapters]
     config = {"merge_method": "task_arithmetic", "base_model": folder, "models": models, "dtype": "bfloat16"}
     options = MergeOptions(copy_tokenizer=False, out_shard_size=10**9, lora_merge_cache=tempfile.mkdtemp())
     run_merge(MergeConfiguration.model_validate(config), out_path=out, options=options)
@@ -150,12 +150,12 @@ def differing(ours: str, theirs: str) -> tuple[int, int]:
         files: list[Any] = [safe_open(path, "pt") for path in Path(folder).glob("*.safetensors")]
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
-    one, other_tensors, differ, total = tensors(ours), tensors(theirs), 0, 0
-    assert set(one) == set(other_tensors)
-    for name in one:
-        left, right = (files[name].get_tensor(name).view(torch.int16) for files in (one, other_tensors))
-        differ += int((left != right).sum())
-        total += left.numel()
+    our_tensors, other_tensors, differ, total = tensors(ours), tensors(theirs), 0, 0
+    assert set(our_tensors) == set(other_tensors)
+    for name in our_tensors:
+        our_tensor, their_tensor = (files[name].get_tensor(name).view(torch.int16) for files in (our_tensors, other_tensors))
+        differ += int((our_tensor != their_tensor).sum())
+        total += our_tensor.numel()
     return differ, total
 
 

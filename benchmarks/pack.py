@@ -43,7 +43,7 @@ JOBS = {f"pack {kind}": [ZSTD, *BACK] for kind in ("F32", "BF16", "F16")}
 def pack(bench: Bench) -> None:
     """Every float type against every parent."""
     checkpoints = bench.options.checkpoints
-    folder = bench.made(random_checkpoints) if checkpoints == "random" else Path(checkpoints)
+    folder = bench.input_folder(random_checkpoints) if checkpoints == "random" else Path(checkpoints)
     if not folder.exists():
         train(folder)
     path_by_step = {int(path.stem): path for path in folder.glob("*.safetensors") if path.stem.isdecimal()}
@@ -75,41 +75,45 @@ def factors(checkpoint: Path, kind: str, path: Path) -> Path:
 
 def packed(child: str, parent: str | None) -> Figures:
     """Pack a file into another and read it back, as `adapterhub pack` and a pull do."""
-    made, before, size = f"{child}.packed", peak(), Path(child).stat().st_size
+    packed_path, before, size = f"{child}.packed", peak(), Path(child).stat().st_size
     with open(child, "rb", buffering=0) as source, open(parent or os.devnull, "rb", buffering=0) as base:
-        known = ("sha256:" + "1" * 64, container.offset_reader(base)) if parent else None
+        parent_source = ("sha256:" + "1" * 64, container.offset_reader(base)) if parent else None
 
         def write() -> None:
             reading = container.offset_reader(source)
             runs = cutting.runs(reading, size)
-            if known and parent:
-                runs = cutting.match_to_parent(runs, cutting.runs(known[1], Path(parent).stat().st_size))
-            with open(made, "wb") as file:
-                container.write(file, reading, size, cutting.blocks(runs), parent=known)
+            if parent_source and parent:
+                runs = cutting.match_to_parent(runs, cutting.runs(parent_source[1], Path(parent).stat().st_size))
+            with open(packed_path, "wb") as file:
+                container.write(file, reading, size, cutting.blocks(runs), parent=parent_source)
 
         encode = best(write)
 
     def opened() -> container.PackReader:
-        return container.PackReader(open(made, "rb", buffering=0), made, open(parent, "rb", buffering=0) if parent else None)
+        return container.PackReader(
+            open(packed_path, "rb", buffering=0), packed_path, open(parent, "rb", buffering=0) if parent else None
+        )
 
-    return figures(child, made, encode, opened, before)
+    return figures(child, packed_path, encode, opened, before)
 
 
 def zstd(child: str) -> Figures:
     """The same with zstd on the whole file, streaming, at the level that the `zstd` command takes by default."""
-    made, before = f"{child}.zstd", peak()
+    compressed_path, before = f"{child}.zstd", peak()
 
     def write() -> None:
-        with open(child, "rb") as source, open(made, "wb") as file:
+        with open(child, "rb") as source, open(compressed_path, "wb") as file:
             zstandard.ZstdCompressor(level=3).copy_stream(source, file)
 
     encode = best(write)
-    return figures(child, made, encode, lambda: zstandard.ZstdDecompressor().stream_reader(open(made, "rb")), before)
+    return figures(
+        child, compressed_path, encode, lambda: zstandard.ZstdDecompressor().stream_reader(open(compressed_path, "rb")), before
+    )
 
 
-def figures(child: str, made: str, encode: float, opened: Callable[[], Any], before: int) -> Figures:
+def figures(child: str, encoded_path: str, encode: float, opened: Callable[[], Any], before: int) -> Figures:
     """Decode what was made, with and without a digest, which must be right."""
-    buffer, found = bytearray(1 << 20), []
+    buffer, digests = bytearray(1 << 20), []
 
     def drain() -> None:
         with opened() as file:
@@ -118,23 +122,23 @@ def figures(child: str, made: str, encode: float, opened: Callable[[], Any], bef
 
     def pull() -> None:
         with opened() as file:
-            found.append(copy_hashing(file, None)[0])
+            digests.append(copy_hashing(file, None)[0])
 
     times, size = {"encode": encode, "decode": best(drain), "pull": best(pull)}, Path(child).stat().st_size
     grown = (peak() - before) / 1e6
-    assert found[-1] == sha256_file(Path(child)), "the decoded bytes differ"
+    assert digests[-1] == sha256_file(Path(child)), "the decoded bytes differ"
     rates = {f"{name} MB/s": size / seconds / 1e6 for name, seconds in times.items()}
-    return {"size %": 100 * Path(made).stat().st_size / size, **rates, "grown MB": grown}
+    return {"size %": 100 * Path(encoded_path).stat().st_size / size, **rates, "grown MB": grown}
 
 
 def best(act: Callable[[], None]) -> float:
     """CPU seconds of this process, the best of three."""
-    found = []
+    durations = []
     for _ in range(3):
         start = time.process_time()
         act()
-        found.append(time.process_time() - start)
-    return min(found)
+        durations.append(time.process_time() - start)
+    return min(durations)
 
 
 def peak() -> int:
@@ -167,8 +171,8 @@ def train(folder: Path) -> None:
         text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
     config, out, scratch = demo / "pack.toml", demo / "pack", demo / "checkpoints.partial"
     config.write_text(text.replace("../demo/", ""))
-    for left in (out, scratch):
-        shutil.rmtree(left, ignore_errors=True)
+    for stale_folder in (out, scratch):
+        shutil.rmtree(stale_folder, ignore_errors=True)
     scratch.mkdir()
     checkpoint = out.with_name(out.name + ".checkpoint.safetensors")
     trainer = subprocess.Popen([*OURS, "train", str(config), "-o", str(out)], cwd=ROOT, env=ENVIRONMENT)
@@ -184,10 +188,10 @@ def train(folder: Path) -> None:
 def keep(checkpoint: Path, folder: Path) -> None:
     """Copy a checkpoint under its step, once; the trainer replaces it whole."""
     with safetensors_file.SafetensorsFile(checkpoint) as file:
-        kept = folder / f"{int(file.header.metadata['step']):03}.safetensors"
-        if not kept.exists():
+        numbered_path = folder / f"{int(file.header.metadata['step']):03}.safetensors"
+        if not numbered_path.exists():
             tensors = {name: file.tensor(name) for name in file.tensors}
-            safetensors_file.write(kept, tensors, file.header.metadata)
+            safetensors_file.write(numbered_path, tensors, file.header.metadata)
 
 
 if __name__ == "__main__":

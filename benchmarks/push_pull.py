@@ -18,7 +18,7 @@ JOBS = {"push into the local registry": [PEER], "pull from the local registry": 
 
 def local(bench: Bench) -> None:
     push, pull = JOBS
-    mib, adapter = bench.options.mib, bench.made(adapter_of, bench.options.mib)
+    mib, adapter = bench.options.mib, bench.input_folder(adapter_of, bench.options.mib)
     registry, copy, out = (bench.scratch / name for name in ("registry", "copy", "out"))
     weights, env = adapter / "adapter_model.safetensors", {"ADAPTERHUB_REGISTRY": str(registry)}
     pushing = Program("adapterhub", [*OURS, "push", str(adapter), "team/big"], env=env)

@@ -47,10 +47,10 @@ def vocabulary(rng: random.Random) -> list[str]:
 def cards(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The model card and the declared facts of one adapter after the other."""
     rng = random.Random(0)
-    known = vocabulary(rng)
-    weights = [1 / rank for rank in range(1, len(known) + 1)]
+    word_list = vocabulary(rng)
+    weights = [1 / rank for rank in range(1, len(word_list) + 1)]
     for n in range(count):
-        text = rng.choices(known, weights, k=200)
+        text = rng.choices(word_list, weights, k=200)
         title, description = " ".join(text[:4]), " ".join(text[4:20])
         base, terms = rng.choice(BASES), rng.choice(["mit", "apache-2.0", "llama3"])
         front = f"---\nlicense: {terms}\nlanguage:\n- {rng.choice(['en', 'de', 'fr'])}\ntags: [lora, {text[20]}]\n---\n"
@@ -69,16 +69,16 @@ def filled(root: str, count: int) -> None:
     shared = {path: (folder / path).read_bytes() for path in ("adapter_config.json", "adapter_model.safetensors")}
     blobs = store.root / "blobs" / "sha256"
 
-    def put(data: bytes) -> tuple[str, int]:
+    def put_blob(data: bytes) -> tuple[str, int]:
         digest = sha256_bytes(data)
         (blobs / digest.removeprefix("sha256:")).write_bytes(data)
         return digest, len(data)
 
-    common = {path: put(data) for path, data in shared.items()}
+    common = {path: put_blob(data) for path, data in shared.items()}
     head = ""
     for n, (card, declared) in enumerate(cards(count)):
         name, number = f"team{n // PER_NAME % 100:02}/adapter-{n // PER_NAME}", n % PER_NAME + 1
-        files = {**common, "README.md": put(card.encode())}
+        files = {**common, "README.md": put_blob(card.encode())}
         manifest = dataclasses.replace(
             template,
             description=declared["description"],
@@ -88,10 +88,10 @@ def filled(root: str, count: int) -> None:
             training=Training(metrics={"eval_loss": declared["loss"]}),
             files=tuple(FileEntry(path, digest, size) for path, (digest, size) in sorted(files.items())),
         )
-        files[ADAPTER_JSON] = put(manifest.dump())
+        files[ADAPTER_JSON] = put_blob(manifest.dump())
         assembled = oci_manifest.assemble(files, manifest)
-        put(assembled.config_bytes)
-        put(assembled.raw)
+        put_blob(assembled.config_bytes)
+        put_blob(assembled.raw)
         previous = head if number > 1 else ""
         made_at = f"2026-01-{n % 28 + 1:02}T00:00:00Z"
         entry = Entry(name, number, "push", made_at, assembled.digest, len(assembled.raw), number, ("latest",), previous)
@@ -115,7 +115,9 @@ COMMANDS = {
     "adapterhub show": ["show", "team07/adapter-7"],
 }
 FTS, LIKE = "FTS5 alone", "LIKE"
-JOBS: dict[str, list[str]] = {f"find {what}": [FTS, LIKE] for what in WORDS} | {job: [] for job in (*CALLS, *COMMANDS)}
+JOBS: dict[str, list[str]] = {f"find {query_kind}": [FTS, LIKE] for query_kind in WORDS} | {
+    job: [] for job in (*CALLS, *COMMANDS)
+}
 
 
 def cost(call: Callable[[], Any], runs: int) -> Figures:
@@ -152,10 +154,17 @@ def rows(peer: sqlite3.Connection, statement: str, text: str) -> list[Any]:
 
 
 def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None:
-    catalog, some, rounds = registry.index, words(), bench.options.rounds
+    catalog, ranked_words, rounds = registry.index, words(), bench.options.rounds
     like = "SELECT name FROM cards WHERE text LIKE ? LIMIT 20"
     match = "SELECT name FROM words WHERE words MATCH ? ORDER BY rank LIMIT 20"
-    typed_words = [some[5000], some[500], f"{some[100]} {some[200]}", some[50], "adapter-471", "lora"]
+    typed_words = [
+        ranked_words[5000],
+        ranked_words[500],
+        f"{ranked_words[100]} {ranked_words[200]}",
+        ranked_words[50],
+        "adapter-471",
+        "lora",
+    ]
     for title, typed in zip(WORDS, typed_words, strict=True):
         # With facets all matches are counted, however many there are.
         phrases, total = (
@@ -163,17 +172,19 @@ def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None
             version_search.search(catalog, Query(typed, all_versions=True), facets=True).total,
         )
         (hits,) = peer.execute("SELECT count(*) FROM words WHERE words MATCH ?", (phrases,)).fetchone()
-        found = {
+        figures_by_program = {
             "adapterhub": cost(partial(version_search.search, catalog, Query(typed)), rounds),
             FTS: cost(partial(rows, peer, match, phrases), rounds),
             LIKE: cost(partial(rows, peer, like, f"%{typed}%"), min(rounds, 3)),
         }
-        bench.add(f"find {title}", f"{total} versions contain it", found, {f"FTS5 finds as many: {hits}": hits == total})
+        bench.add(
+            f"find {title}", f"{total} versions contain it", figures_by_program, {f"FTS5 finds as many: {hits}": hits == total}
+        )
 
 
 def calls(bench: Bench, registry: Registry) -> None:
     catalog, word = registry.index, words()[500]
-    one = catalog.select("SELECT digest FROM files WHERE path = 'README.md' LIMIT 1")[0][0]
+    readme_digest = catalog.select("SELECT digest FROM files WHERE path = 'README.md' LIMIT 1")[0][0]
     folders = iter([write_adapter(bench.scratch / f"push{n}", n) for n in range(1, bench.options.rounds + 2)])
     name = Ref.parse(f"team07/new-{len(queries.names(catalog))}")
     tags = iter([f"t{n}" for n in range(bench.options.rounds + 1)])
@@ -182,7 +193,7 @@ def calls(bench: Bench, registry: Registry) -> None:
         lambda: version_search.search(catalog, Query(word), facets=True),
         lambda: version_search.search(catalog, Query()),
         lambda: version_search.search(catalog, Query(), facets=True),
-        lambda: version_search.holders(catalog, one),
+        lambda: version_search.holders(catalog, readme_digest),
         lambda: registry.list("team07/adapter-7"),
         lambda: registry.list("team07"),
         registry.list,
@@ -205,7 +216,7 @@ def processes(bench: Bench, root: Path) -> None:
 
 def finding(bench: Bench) -> None:
     """Everything: one registry for all, which the pushes change last."""
-    root = bench.made(filled, bench.options.versions)
+    root = bench.input_folder(filled, bench.options.versions)
     with Registry.open(root) as registry, contextlib.closing(plain(bench.scratch / "plain.db", registry)) as peer:
         searches(bench, registry, peer)
         processes(bench, root)

@@ -43,18 +43,18 @@ FILLED = 50e6  # bytes of the adapter that is filled
 CONTEXT = 32  # tokens that each answer has before the steps
 
 
-def measured(bench: Bench, job: str, detail: str, own: Callable[..., Figures], **peers: Callable[..., Figures]) -> None:
+def measured(bench: Bench, job: str, detail: str, ours: Callable[..., Figures], **peers: Callable[..., Figures]) -> None:
     """Run ours and the peer in turn; each measures itself."""
     options = bench.options
-    told = {
+    option_values = {
         **vars(options),
-        "base": bench.made(with_tokenizer, options.base),
-        "plain": bench.made(adapter, options.base, options.rank),
-        "large": bench.made(adapter, options.base, rank_of(FILLED, options.base), dtype="F32"),
+        "base": bench.input_folder(with_tokenizer, options.base),
+        "plain": bench.input_folder(adapter, options.base, options.rank),
+        "large": bench.input_folder(adapter, options.base, rank_of(FILLED, options.base), dtype="F32"),
     }
     needs = ["torch", "transformers"]
-    programs = [Program("adapterhub", process(own, told), needs, itself=True)]
-    programs += [Program(name, process(peer, told), [*needs, "peft"], itself=True) for name, peer in peers.items()]
+    programs = [Program("adapterhub", process(ours, option_values), needs, itself=True)]
+    programs += [Program(name, process(peer, option_values), [*needs, "peft"], itself=True) for name, peer in peers.items()]
     bench.add(job, f"{options.base}, {detail}, threads: {options.threads}", bench.turns(*programs))
 
 
@@ -87,11 +87,11 @@ def resident(bench: Bench) -> None:
 
 def servers(bench: Bench) -> None:
     options = bench.options
-    folder = bench.made(servable, options.base, options.rank)
-    told = {**vars(options), "folder": folder}
+    folder = bench.input_folder(servable, options.base, options.rank)
+    option_values = {**vars(options), "folder": folder}
     peers = [(VLLM, vllm_server, "vllm"), (LLAMA, llama_server, "llama_server")]
-    programs = [Program("adapterhub", process(own_server, told), ["torch", "transformers"], itself=True)]
-    programs += [Program(name, process(peer, told), needed(support), itself=True) for name, peer, support in peers]
+    programs = [Program("adapterhub", process(own_server, option_values), ["torch", "transformers"], itself=True)]
+    programs += [Program(name, process(peer, option_values), needed(support), itself=True) for name, peer, support in peers]
     detail = f"r = {options.rank}, {options.steps} tokens"
     bench.add(SERVERS, f"{options.base}, {detail}, threads: {options.threads}", bench.turns(*programs))
 
@@ -120,8 +120,8 @@ def servable(folder: str, model: str, rank: int) -> None:
         (place / name).mkdir()
     base(str(place / "base"), model)
     letters = [*serving.SPECIAL, *map(chr, range(33, 127)), "Ġ", "Ċ", "th"]
-    rest = (COMMON | MODELS[model])["vocab_size"] - len(letters)
-    serving.write_tokenizer(place / "base", [*letters, *(f"th{number}" for number in range(rest))], [("t", "h")])
+    padding_count = (COMMON | MODELS[model])["vocab_size"] - len(letters)
+    serving.write_tokenizer(place / "base", [*letters, *(f"th{number}" for number in range(padding_count))], [("t", "h")])
     adapter(str(place / "adapter"), model, rank)
     ah.convert_model(place / "base", place / "base.gguf", to="gguf")
     ah.convert(place / "adapter", place / "adapter.gguf", to="gguf", base=place / "base.gguf")
@@ -132,15 +132,17 @@ def rates(answer: Callable[[int, int | None], int]) -> Figures:
 
     `answer` is called with the number of a request and that of its adapter, and returns how many tokens it got.
     """
-    found: dict[str, list[float]] = {"base": [], "eight": []}
+    rates_by_kind: dict[str, list[float]] = {"base": [], "eight": []}
     with ThreadPoolExecutor(8) as pool:
         for _ in range(4):
-            for kind, rate in found.items():
+            for kind, rate in rates_by_kind.items():
                 started = time.perf_counter()
-                tokens = sum(pool.map(lambda row, own=kind == "eight": answer(row, row if own else None), range(8)))
+                tokens = sum(
+                    pool.map(lambda row, with_adapter=kind == "eight": answer(row, row if with_adapter else None), range(8))
+                )
                 rate.append(tokens / (time.perf_counter() - started))
-    one, eight = (statistics.median(rate[1:]) for rate in found.values())
-    return {"eight tokens/s": eight, "base tokens/s": one, "eight of base %": 100 * eight / one}
+    base_rate, eight = (statistics.median(rate[1:]) for rate in rates_by_kind.values())
+    return {"eight tokens/s": eight, "base tokens/s": base_rate, "eight of base %": 100 * eight / base_rate}
 
 
 def prompt_of(row: int) -> list[int]:
@@ -148,12 +150,12 @@ def prompt_of(row: int) -> list[int]:
     return [10 + row, *range(20, 20 + CONTEXT)]
 
 
-def own_server(told: dict[str, Any]) -> Figures:
+def own_server(option_values: dict[str, Any]) -> Figures:
     import torch
 
     from adapterhub.serve.torch_engine import Request, open_host
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     torch.set_num_threads(options.threads)
     folder = Path(options.folder)
     with open_host(folder / "base", slots=8, rows=8, prefixes=0) as host:
@@ -168,10 +170,10 @@ def own_server(told: dict[str, Any]) -> Figures:
         return rates(answer)
 
 
-def vllm_server(told: dict[str, Any]) -> Figures:
+def vllm_server(option_values: dict[str, Any]) -> Figures:
     from tests.support import vllm
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     folder = Path(options.folder)
     lora = [f"a{number}={folder / 'adapter'}" for number in range(8)]
     words = ("--dtype", "bfloat16", "--max-num-seqs", 8, "--max-loras", 8, "--max-cpu-loras", 8, "--no-enable-prefix-caching")
@@ -188,19 +190,19 @@ def vllm_server(told: dict[str, Any]) -> Figures:
         return rates(answer)
 
 
-def llama_server(told: dict[str, Any]) -> Figures:
+def llama_server(option_values: dict[str, Any]) -> Figures:
     from tests.support import llama_server as program
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     folder = Path(options.folder)
     files = ",".join([str(folder / "adapter.gguf")] * 8)
     words = ("--lora", files, "-np", 8, "--cache-ram", 0, "-t", options.threads)
     with program.alone(folder / "base.gguf", *words) as url:
 
         def answer(row: int, number: int | None) -> int:
-            listed = [{"id": each, "scale": float(each == number)} for each in range(8)]
-            asked = {"prompt": prompt_of(row), "max_tokens": options.steps, "temperature": 0, "ignore_eos": True}
-            body = json.dumps({**asked, "lora": listed, "cache_prompt": False}).encode()
+            listed = [{"id": adapter_id, "scale": float(adapter_id == number)} for adapter_id in range(8)]
+            completion = {"prompt": prompt_of(row), "max_tokens": options.steps, "temperature": 0, "ignore_eos": True}
+            body = json.dumps({**completion, "lora": listed, "cache_prompt": False}).encode()
             request = urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
             with urllib.request.urlopen(request, timeout=240) as response:
                 return int(json.load(response)["usage"]["completion_tokens"])
@@ -224,10 +226,10 @@ def in_turn(count: int, **kinds: Callable[[], object]) -> Figures:
     for _ in range(count + 1):
         for kind, work in kinds.items():
             times[kind].append(took(work))
-    medians = {kind: statistics.median(one[1:]) for kind, one in times.items()}
-    first, *others = medians
-    found = {f"{kind} ms": medians[kind] for kind in (*others, first)}
-    return found | {f"{kind} of base %": 100 * medians[kind] / medians[first] for kind in others}
+    medians = {kind: statistics.median(samples[1:]) for kind, samples in times.items()}
+    first, *later_kinds = medians
+    figures = {f"{kind} ms": medians[kind] for kind in (*later_kinds, first)}
+    return figures | {f"{kind} of base %": 100 * medians[kind] / medians[first] for kind in later_kinds}
 
 
 # ---- Ours
@@ -242,12 +244,12 @@ def own_model(options: Namespace, slots: int) -> Any:
     return model.load(Path(options.base), slots=slots, rows=8, dtype=options.dtype)
 
 
-def own_batch(told: dict[str, Any]) -> Figures:
+def own_batch(option_values: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.loaded_adapters import read
     from adapterhub.serve.torch_engine.model import Span
     from adapterhub.serve.torch_engine.segment_attention import KeysValues
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     model = own_model(options, 8)
     for slot in range(8):
         model.slots.fill(slot, *read(Path(options.plain), model, rank=256))
@@ -260,32 +262,32 @@ def own_batch(told: dict[str, Any]) -> Figures:
     def step(uses: list[Any]) -> Callable[[], object]:
         return lambda: model.run([Span([9], row, CONTEXT, use) for row, use in zip(rows, uses, strict=True)])
 
-    each, same = [((row, 1.0),) for row in range(8)], [((0, 1.0),)] * 8
-    return in_turn(options.steps, base=step([()] * 8), eight=step(each), one=step(same))
+    distinct, same = [((row, 1.0),) for row in range(8)], [((0, 1.0),)] * 8
+    return in_turn(options.steps, base=step([()] * 8), eight=step(distinct), one=step(same))
 
 
-def own_fill(told: dict[str, Any]) -> Figures:
+def own_fill(option_values: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.loaded_adapters import read
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     model = own_model(options, 8)
-    found: list[Any] = []
+    factors: list[Any] = []
     times = in_turn(
         options.steps,
-        load=lambda: found.append(read(Path(options.large), model, rank=256)),
-        slot=lambda: model.slots.fill(1, *found.pop()),
+        load=lambda: factors.append(read(Path(options.large), model, rank=256)),
+        slot=lambda: model.slots.fill(1, *factors.pop()),
     )
     return {"seconds": (times["load ms"] + times["slot ms"]) / 1000, "slot ms": times["slot ms"]}
 
 
-def own_switch(told: dict[str, Any]) -> Figures:
+def own_switch(option_values: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.loaded_adapters import LoadedAdapter, read
     from adapterhub.serve.torch_engine.schedule import SlotTable
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     model = own_model(options, 8)
     two = [LoadedAdapter(name, *read(Path(options.plain), model, rank=256)) for name in "ab"]
-    table = SlotTable(8, lambda slot, one: model.slots.fill(slot, one.factors))
+    table = SlotTable(8, lambda slot, entry: model.slots.fill(slot, entry.factors))
     turn = 0
 
     def switched() -> None:
@@ -300,14 +302,14 @@ def own_switch(told: dict[str, Any]) -> Figures:
     return {"ms": in_turn(100, switched=switched)["switched ms"]}
 
 
-def own_slots(told: dict[str, Any]) -> Figures:
+def own_slots(option_values: dict[str, Any]) -> Figures:
     """A load of which few adapters have the most requests (Zipf), by as many adapters as there are slots, and by one more."""
     import numpy as np
     import torch
 
     from adapterhub.serve.torch_engine import Request, open_host
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     torch.set_num_threads(options.threads)
     rates: dict[int, list[float]] = {options.slots: [], options.slots + 1: []}
     with open_host(Path(options.base), slots=options.slots, rows=options.slots, prefixes=0) as host:
@@ -318,17 +320,17 @@ def own_slots(told: dict[str, Any]) -> Figures:
                 shares = 1 / np.arange(1, count + 1)
                 chosen = np.random.default_rng(0).choice(count, 2 * options.slots, p=shares / shares.sum())
                 started = time.process_time()
-                streams = [host.submit(Request([5, 6, 7], ((str(one), 1.0),), options.steps)) for one in chosen]
+                streams = [host.submit(Request([5, 6, 7], ((str(number), 1.0),), options.steps)) for number in chosen]
                 tokens = sum(1 for stream in streams for _ in stream)
                 rate.append(tokens / (time.process_time() - started))
-    few, many = (statistics.median(rate) for rate in rates.values())
-    return {"all fit tokens/s": few, "one more tokens/s": many, "rate %": 100 * many / few}
+    fitting_rate, overfull_rate = (statistics.median(rate) for rate in rates.values())
+    return {"all fit tokens/s": fitting_rate, "one more tokens/s": overfull_rate, "rate %": 100 * overfull_rate / fitting_rate}
 
 
-def own_resident(told: dict[str, Any]) -> Figures:
+def own_resident(option_values: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.loaded_adapters import Adapters
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     model = own_model(options, 1)
     adapters = Adapters(model, max_bytes=1 << 40, rank=256)
     with grown(options) as figures:
@@ -368,10 +370,10 @@ def peft_model(options: Namespace, count: int) -> Any:
     return adapted_model.eval()
 
 
-def peft_batch(told: dict[str, Any]) -> Figures:
+def peft_batch(option_values: dict[str, Any]) -> Figures:
     import torch
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     model = peft_model(options, 8)
     ids = torch.arange(8)[:, None] + 3 + torch.arange(CONTEXT)
 
@@ -389,8 +391,8 @@ def peft_batch(told: dict[str, Any]) -> Figures:
         return in_turn(options.steps, **{kind: step(names) for kind, names in kinds.items()})
 
 
-def peft_fill(told: dict[str, Any]) -> Figures:
-    options = Namespace(**told)
+def peft_fill(option_values: dict[str, Any]) -> Figures:
+    options = Namespace(**option_values)
     model = peft_model(options, 1)
     times = []
     for _ in range(options.steps + 1):
@@ -399,8 +401,8 @@ def peft_fill(told: dict[str, Any]) -> Figures:
     return {"seconds": statistics.median(times[1:]) / 1000}
 
 
-def peft_switch(told: dict[str, Any]) -> Figures:
-    options = Namespace(**told)
+def peft_switch(option_values: dict[str, Any]) -> Figures:
+    options = Namespace(**option_values)
     model = peft_model(options, 2)
     names = ["a0", "a1"]
 
@@ -411,8 +413,8 @@ def peft_switch(told: dict[str, Any]) -> Figures:
     return {"ms": in_turn(100, switched=switched)["switched ms"]}
 
 
-def peft_resident(told: dict[str, Any]) -> Figures:
-    options = Namespace(**told)
+def peft_resident(option_values: dict[str, Any]) -> Figures:
+    options = Namespace(**option_values)
     model = peft_model(options, 1)
     with grown(options) as figures:
         for number in range(options.adapters):

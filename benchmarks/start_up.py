@@ -38,9 +38,9 @@ def commands(bench: Bench) -> None:
     """Measure each command between two imports of numpy."""
     output, registry, empty = (bench.scratch / name for name in ("output", "registry", "empty"))
     paths = {
-        "ADAPTER": bench.made(adapter, MODEL, RANK),
-        "SECOND": bench.made(adapter, MODEL, RANK // 2),
-        "BASE": bench.made(base, MODEL, values=False),
+        "ADAPTER": bench.input_folder(adapter, MODEL, RANK),
+        "SECOND": bench.input_folder(adapter, MODEL, RANK // 2),
+        "BASE": bench.input_folder(base, MODEL, values=False),
         "OUTPUT": output,
     }
     timed([*OURS, "push", str(paths["ADAPTER"]), "team/sql"], {"ADAPTERHUB_REGISTRY": str(registry)})

@@ -50,7 +50,7 @@ class Cpu(Program):
         return {"CPU seconds": figures["CPU seconds"]}
 
 
-def kept(bench: Bench) -> None:
+def keep_checkpoints(bench: Bench) -> None:
     for kind in ("BF16", "F32"):
         registry = _registry(bench, kind)
         programs = [
@@ -62,7 +62,7 @@ def kept(bench: Bench) -> None:
 
 
 def checked(bench: Bench) -> None:
-    registry, detail = bench.made(tiny_versions, bench.options.versions), f"{bench.options.versions:,} versions"
+    registry, detail = bench.input_folder(tiny_versions, bench.options.versions), f"{bench.options.versions:,} versions"
     ours, blobs = [*OURS, "--registry", str(registry)], str(registry / ".adapterhub/blobs")
     programs = [
         Cpu("adapterhub", [*ours, "fsck", "--part", "1/10"]),
@@ -74,7 +74,7 @@ def checked(bench: Bench) -> None:
 
 
 def signed(bench: Bench) -> None:
-    folder, keys = bench.made(signed_adapter, bench.options.parameters), bench.scratch
+    folder, keys = bench.input_folder(signed_adapter, bench.options.parameters), bench.scratch
     plain_folder, target = bench.scratch / "unsigned", bench.scratch / "registry"
     shutil.copytree(folder / "sql", plain_folder, ignore=shutil.ignore_patterns("model.sig"))
     env = {"ADAPTERHUB_REGISTRY": str(target)}
@@ -112,7 +112,7 @@ def _detail(bench: Bench) -> str:
 
 def _registry(bench: Bench, kind: str) -> Path:
     options = bench.options
-    return bench.made(trained, kind, options.runs, options.checkpoints, options.parameters)
+    return bench.input_folder(trained, kind, options.runs, options.checkpoints, options.parameters)
 
 
 # ---- in a process of its own
@@ -212,4 +212,4 @@ def signed_adapter(root: str, parameters: int) -> None:
 
 if __name__ == "__main__":
     sizes = {"runs": (3, 1), "checkpoints": (12, 3), "parameters": (500_000, 50_000), "versions": (300, 10), "rounds": (1, 1)}
-    main(__doc__, JOBS, kept, checked, signed, **sizes)
+    main(__doc__, JOBS, keep_checkpoints, checked, signed, **sizes)

@@ -55,16 +55,16 @@ def steps(bench: Bench) -> None:
     if options.plan:
         planned(bench)
         return
-    folder = bench.made(with_tokenizer, options.base) if options.base in MODELS else options.base
-    told = {**vars(options), "base": folder, "scratch": bench.scratch}
+    folder = bench.input_folder(with_tokenizer, options.base) if options.base in MODELS else options.base
+    option_values = {**vars(options), "base": folder, "scratch": bench.scratch}
     programs = []
-    for name, more in NEEDS.items():
+    for name, extras in NEEDS.items():
         if (name == BUSY and not options.busy) or (name == FULL and options.device != "cpu"):
             continue
-        needs = ["torch", "transformers", *([] if name == PLAIN else ["bitsandbytes"]), *more]
+        needs = ["torch", "transformers", *([] if name == PLAIN else ["bitsandbytes"]), *extras]
         # With spinning threads a busy core costs a factor; the command line of ours sets the same.
         spin = {"GOMP_SPINCOUNT": "0" if name == BUSY else "1000"}
-        programs.append(Program(name, process(child, name, told), needs, spin, itself=True))
+        programs.append(Program(name, process(child, name, option_values), needs, spin, itself=True))
     turns = bench.turns(*programs)
     if not options.busy:
         turns[BUSY] = "--busy"
@@ -74,34 +74,41 @@ def steps(bench: Bench) -> None:
     losses = ", ".join(f"{loss:.4f}" for loss in first)
     claims = {f"first losses agree within 1%: {losses}": max(first) < 1.01 * min(first)} if first else {}
     detail = f"{options.base}, r = {R} on all linear layers, {options.rows} x {options.sequence} tokens"
-    how = ", checkpointing" if options.checkpointing else ""
-    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}, {options.device}, {options.dtype}", turns, claims)
+    checkpointing_note = ", checkpointing" if options.checkpointing else ""
+    bench.add(
+        "QLoRA step",
+        f"{detail}, threads: {options.threads}{checkpointing_note}, {options.device}, {options.dtype}",
+        turns,
+        claims,
+    )
 
 
 def planned(bench: Bench) -> None:
     """What a step needs at the least, by the headers of the base."""
     options = bench.options
-    folder = bench.made(base, options.base, values=False) if options.base in MODELS else Path(options.base)
+    folder = bench.input_folder(base, options.base, values=False) if options.base in MODELS else Path(options.base)
     figures = plan_of(folder, vars(options))
     bench.jobs = {"QLoRA step": []}
     bench.add("QLoRA step", f"{options.base}, {options.rows} x {options.sequence} tokens, planned", {"adapterhub": figures})
 
 
-def plan_of(folder: Path, told: dict[str, Any]) -> Figures:
+def plan_of(folder: Path, option_values: dict[str, Any]) -> Figures:
     from adapterhub.training.cost import memory, peaks
 
-    config, spec = config_of(folder, told)
-    card = int(told["memory"] * 1e9) if told["device"] == "cuda" else None
-    plan, operations = memory.plan(config, spec, card=card), step_operations(folder, told)
+    config, spec = config_of(folder, option_values)
+    card = int(option_values["memory"] * 1e9) if option_values["device"] == "cuda" else None
+    plan, operations = memory.plan(config, spec, card=card), step_operations(folder, option_values)
     figures = {f"{part} MB": size / 1e6 for part, size in plan.parts().items() if size} | {"planned MB": plan.total / 1e6}
     figures["TFLOP"] = operations / 1e12
     for name in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3") if card else ():
         rate = peaks.peak_rate(name, "bfloat16") or math.nan
-        figures[f"at most, {name.split()[1].partition('-')[0]} tokens/s"] = told["rows"] * told["sequence"] * rate / operations
+        figures[f"at most, {name.split()[1].partition('-')[0]} tokens/s"] = (
+            option_values["rows"] * option_values["sequence"] * rate / operations
+        )
     return figures
 
 
-def config_of(folder: Path, told: dict[str, Any]) -> tuple[Any, Any]:
+def config_of(folder: Path, option_values: dict[str, Any]) -> tuple[Any, Any]:
     """The config of ours, and the base by its headers."""
     from adapterhub.training import config_file
     from adapterhub_converters.bases import read_base
@@ -109,29 +116,29 @@ def config_of(folder: Path, told: dict[str, Any]) -> tuple[Any, Any]:
     text = f"""
 [base]
 path = {json.dumps(str(folder))}
-device = {json.dumps(told["device"])}
-dtype = {json.dumps(told["dtype"])}
+device = {json.dumps(option_values["device"])}
+dtype = {json.dumps(option_values["dtype"])}
 [data]
 train = ["none"]
-sequence = {told["sequence"]}
+sequence = {option_values["sequence"]}
 [lora]
 r = {R}
 alpha = {ALPHA}
 [train]
-rows = {told["rows"]}
-checkpointing = {json.dumps(told["checkpointing"])}
+rows = {option_values["rows"]}
+checkpointing = {json.dumps(option_values["checkpointing"])}
 """
     return config_file.parse(text, folder=Path(), location="benchmark"), read_base(folder)
 
 
-def step_operations(folder: Path, told: dict[str, Any]) -> int:
+def step_operations(folder: Path, option_values: dict[str, Any]) -> int:
     """The operations of a step by the model's arithmetic."""
     from adapterhub.training.cost import memory
 
-    config, spec = config_of(folder, told)
-    trained, tokens = memory.parameters(config, spec)[1], told["rows"] * told["sequence"]
-    labels = tokens - told["rows"]
-    return memory.flops(config, spec, tokens=tokens, label_tokens=labels, trained=trained, context=told["sequence"])
+    config, spec = config_of(folder, option_values)
+    trained, tokens = memory.parameters(config, spec)[1], option_values["rows"] * option_values["sequence"]
+    labels = tokens - option_values["rows"]
+    return memory.flops(config, spec, tokens=tokens, label_tokens=labels, trained=trained, context=option_values["sequence"])
 
 
 def with_tokenizer(folder: str, model: str) -> None:
@@ -144,21 +151,21 @@ def with_tokenizer(folder: str, model: str) -> None:
     (Path(folder) / "tokenizer_config.json").write_text(json.dumps(kind))
 
 
-def child(program: str, told: dict[str, Any]) -> Figures:
+def child(program: str, option_values: dict[str, Any]) -> Figures:
     """The run of one program."""
     import torch
 
-    options = Namespace(**told)
+    options = Namespace(**option_values)
     torch.set_num_threads(options.threads)
     started = time.monotonic()
     if program == PLAIN:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # every import of it fails
     run = {"adapterhub": ours, PLAIN: ours, BUSY: ours, PEFT: peft, TRL: trl, FULL: full}[program](options)
     load = time.monotonic() - started
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) if program == BUSY else nullcontext() as other:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) if program == BUSY else nullcontext() as busy_process:
         times, losses = run()
-        if other:
-            other.kill()
+        if busy_process:
+            busy_process.kill()
     middle = medians(times[WARM:] or times)
     rate = options.rows * options.sequence / middle["seconds"]
     card = of_card(options, middle["seconds"]) if options.device == "cuda" else {}
@@ -180,7 +187,7 @@ Steps = Callable[[], tuple[list[Figures], list[float]]]
 """Runs all steps: the time and the loss of each."""
 
 
-def each(options: Namespace, step: Callable[[int], float]) -> Steps:
+def timed_steps(options: Namespace, step: Callable[[int], float]) -> Steps:
     def run() -> tuple[list[Figures], list[float]]:
         times, losses = [], []
         for number in range(options.steps):
@@ -215,24 +222,24 @@ def ours(options: Namespace) -> Steps:
 
     with BaseFiles(Path(options.base)) as files:
         device, adapter = compute_device.select(options.device), train_config.LoRAConfig(r=R, alpha=ALPHA)
-        made = load(files, train_config.BaseConfig(options.base, dtype=options.dtype), adapter, location="", device=device)
+        loaded = load(files, train_config.BaseConfig(options.base, dtype=options.dtype), adapter, location="", device=device)
     # As the trainer decides it for this machine.
     is_fast = options.device == "cpu" and machine.multiplies_bfloat16_fast()
     planned_config = budget.resolve_auto(
         *config_of(Path(options.base), vars(options)), free=machine.free_memory(), is_fast=is_fast
     )
     if planned_config.dequantized:
-        dequantize(made.model, getattr(torch, options.dtype))
+        dequantize(loaded.model, getattr(torch, options.dtype))
     if options.checkpointing:
-        made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lora.reset(made.model, 0)
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lora.reset(loaded.model, 0)
     settings = train_config.OptimConfig(rows=options.rows, learning_rate=RATE, schedule="constant")
     ids = rows_of(options)
     labels = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], IGNORED)], axis=1)
     rows = Rows(ids, labels, np.tile(np.arange(options.sequence), (len(ids), 1)))
-    state = new_state(made.model, settings)
+    state = new_state(loaded.model, settings)
     state.order = np.arange(len(ids))
-    return each(options, lambda _: float(training_loop.advance(made, rows, state, settings, options.steps)["loss"]))
+    return timed_steps(options, lambda _: float(training_loop.advance(loaded, rows, state, settings, options.steps)["loss"]))
 
 
 def quantized(options: Namespace) -> tuple[Any, Any]:
@@ -290,7 +297,7 @@ def usual(options: Namespace, model: Any, *, autocast: Any) -> Steps:
         optimizer.zero_grad()
         return float(loss)
 
-    return each(options, step)
+    return timed_steps(options, step)
 
 
 def trl(options: Namespace) -> Steps:

@@ -37,7 +37,7 @@ HUB_MIB = 6
 def registry(bench: Bench) -> None:
     push, push_again, pull, *_ = JOBS
     mib, scratch, weights = bench.options.mib, bench.scratch, "adapter_model.safetensors"
-    adapter, small = bench.made(adapter_of, mib), bench.made(adapter_of, 2)
+    adapter, small = bench.input_folder(adapter_of, mib), bench.input_folder(adapter_of, 2)
     size, sha256 = f"{mib} MiB", digest(adapter / weights)
     with serving(serve_registry, scratch) if not lacking(["docker-registry"]) else contextlib.nullcontext("") as host:
 
@@ -70,7 +70,7 @@ def registry(bench: Bench) -> None:
 
 def hub(bench: Bench) -> None:
     *_, fetch, pull, pull_again = JOBS
-    adapter, scratch, detail = bench.made(adapter_of, HUB_MIB), bench.scratch, f"{HUB_MIB} MiB"
+    adapter, scratch, detail = bench.input_folder(adapter_of, HUB_MIB), bench.scratch, f"{HUB_MIB} MiB"
     with serving(serve_hub) as url:
         env = {"HF_ENDPOINT": url, "HF_HOME": str(scratch / "hf"), "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
         env |= {"ADAPTERHUB_REGISTRY": str(scratch / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}

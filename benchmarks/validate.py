@@ -35,8 +35,8 @@ JOBS = {
 
 def fits(bench: Bench) -> None:
     model, rank = bench.options.model, bench.options.rank
-    whole, half = bench.made(base, model, values=False), bench.made(base, model, values=False, half=True)
-    lora = bench.made(adapter, model, rank, values=False)
+    whole, half = bench.input_folder(base, model, values=False), bench.input_folder(base, model, values=False, half=True)
+    lora = bench.input_folder(adapter, model, rank, values=False)
 
     def ours(place: Path) -> Program:
         return Program("adapterhub", [*OURS, "validate", str(lora), "--base", str(place), "--headers-only"])
@@ -71,9 +71,9 @@ def refuses(program: Program, words: str) -> bool:
 
 def values(bench: Bench) -> None:
     _, scan, whole, _ = JOBS
-    lora = bench.made(adapter_of, bench.options.mib)
-    found, agree = call(scans, lora, bench.options.rounds)
-    bench.add(scan, f"{bench.options.mib} MiB in memory", found, {"each finds a NaN and an infinity": agree})
+    lora = bench.input_folder(adapter_of, bench.options.mib)
+    figures, agree = call(scans, lora, bench.options.rounds)
+    bench.add(scan, f"{bench.options.mib} MiB in memory", figures, {"each finds a NaN and an infinity": agree})
     bench.add(whole, f"{bench.options.mib} MiB", bench.turns(Program("adapterhub", [*OURS, "validate", str(lora)])))
 
 
@@ -90,7 +90,7 @@ def scans(folder: str, rounds: int) -> tuple[dict[str, Figures | str], bool]:
     bad = [np.full((1, 64), value, ml_dtypes.bfloat16) for value in (np.nan, np.inf)]
 
     def ours(parts: list[Any]) -> bool:
-        return all(most < infinite for most, infinite in map(consistency.largest_bits, parts))
+        return all(largest < infinite for largest, infinite in map(consistency.largest_bits, parts))
 
     def floor(parts: list[Any]) -> bool:
         return all(part.reshape(-1).view(np.uint64).max() for part in parts)
@@ -120,9 +120,9 @@ def scans(folder: str, rounds: int) -> tuple[dict[str, Figures | str], bool]:
     } | missing, agree
 
 
-def many(bench: Bench) -> None:
+def replaced_tensors(bench: Bench) -> None:
     count = bench.options.tensors
-    program = Program("adapterhub", [*OURS, "validate", str(bench.made(many_tensors, count))])
+    program = Program("adapterhub", [*OURS, "validate", str(bench.input_folder(many_tensors, count))])
     output = subprocess.run(program.command, env=ENVIRONMENT, capture_output=True, text=True, check=False).stdout
     claims = {"each is counted": f" in {count:,} places" in output, "in a few lines": len(output.splitlines()) < 30}
     bench.add(list(JOBS)[3], f"{count:,} tensors that replace the base's", bench.turns(program), claims)
@@ -134,7 +134,7 @@ if __name__ == "__main__":
         JOBS,
         fits,
         values,
-        many,
+        replaced_tensors,
         model=("Llama-3-70B", "tiny"),
         rank=(16, 4),
         mib=(1024, 2),

@@ -42,8 +42,8 @@ _SOURCE = re.compile(r"\]\((?:\.\./)+(adapterhub/[\w./]+)\)")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the commands into the navigation, by purpose."""
     groups = [
-        {title: [f"{_COMMANDS}/{entry.name}.md" for entry in found]}  # the title of a page is its first heading
-        for title, found in reference.entries().items()
+        {title: [f"{_COMMANDS}/{entry.name}.md" for entry in group_entries]}  # the title of a page is its first heading
+        for title, group_entries in reference.entries().items()
     ]
     for section in config.nav or ():
         for pages in section.values():
@@ -54,8 +54,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and the files outside this folder that pages link to."""
-    for found in reference.entries().values():
-        for entry in found:
+    for group_entries in reference.entries().values():
+        for entry in group_entries:
             files.append(File.generated(config, f"{_COMMANDS}/{entry.name}.md", content=reference.page(entry)))
     files.append(File.generated(config, "reference/codes.md", content=reference.codes_page()))
     files.append(File.generated(config, "reference/training.md", content=reference.training_page()))
@@ -72,7 +72,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri in _APPENDED:
         markdown = f"{markdown}\n{_APPENDED[page.file.src_uri]()}"
     up = "../" * page.file.src_uri.count("/")
-    markdown = _SOURCE.sub(lambda found: f"]({up}{_GENERATED[found[1]]})", markdown)
+    markdown = _SOURCE.sub(lambda match: f"]({up}{_GENERATED[match[1]]})", markdown)
     return _OUTSIDE.sub(rf"]({up}\1)", markdown)
 
 

@@ -36,9 +36,9 @@ def page() -> str:
     for name, value in values.items():
         if inspect.isclass(value):
             lines += _named(f"ah.{name}", value, "###")
-            for method, found in vars(value).items():
-                if not method.startswith("_") and inspect.isfunction(found):
-                    lines += _named(f"{name}.{method}", found, "####")
+            for method, member in vars(value).items():
+                if not method.startswith("_") and inspect.isfunction(member):
+                    lines += _named(f"{name}.{method}", member, "####")
     return "\n".join(lines)
 
 
@@ -58,11 +58,11 @@ def _named(name: str, value: Callable[..., Any], heading: str) -> Iterator[str]:
 def _signature(name: str, value: Callable[..., Any]) -> str:
     """How it is called, a parameter a line if one does not do; errors and the like have none of their own."""
     try:
-        found = inspect.signature(value)
+        signature = inspect.signature(value)
     except ValueError:
         return name
-    parameters = [one for one in found.parameters.values() if one.name != "self"]
-    whole = str(found.replace(parameters=parameters))
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    whole = str(signature.replace(parameters=parameters))
     whole = re.sub(r"(: |-> )'([^']*)'", r"\1\2", whole)  # annotations are kept as texts
     line = name.removeprefix("ah.") + whole
     return line if len(line) <= _LINE else re.sub(r", (?=[*\w]+(?:: |, |=))", ",\n    ", line.replace("(", "(\n    ", 1))

@@ -48,10 +48,13 @@ class Entry:
 def entries() -> dict[str, list[Entry]]:
     """Return every command under the title of its group, in the order of the program's help."""
     with click.Context(app, info_name=PROGRAM) as context:
-        return {title: [_entry(context, name, does) for name, does in group.items()] for title, group in GROUPS.items()}
+        return {
+            title: [_entry(context, name, description) for name, description in group.items()]
+            for title, group in GROUPS.items()
+        }
 
 
-def _entry(parent: click.Context, name: str, does: str = "") -> Entry:
+def _entry(parent: click.Context, name: str, description: str = "") -> Entry:
     assert isinstance(parent.command, click.Group)
     command = parent.command.get_command(parent, name)
     assert command is not None, name
@@ -63,11 +66,11 @@ def _entry(parent: click.Context, name: str, does: str = "") -> Entry:
         return Entry(
             path=context.command_path,
             usage=f"{context.command_path} {pieces}".rstrip(),
-            short=does or command.get_short_help_str(120),
+            short=description or command.get_short_help_str(120),
             paragraphs=tuple(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()),
             options=tuple(record for record in records if record and record[1]),
             examples=tuple(line.strip() for line in getattr(command, "example", "").strip().splitlines()),
-            subcommands=tuple(_entry(context, one) for one in inner),
+            subcommands=tuple(_entry(context, subcommand) for subcommand in inner),
         )
 
 
@@ -93,7 +96,7 @@ def _markdown(entry: Entry, level: int) -> Iterator[str]:
     if entry.examples:
         yield from ("```console", *(f"$ {line}" for line in entry.examples), "```", "")
     yield from ("| option | does |", "| --- | --- |")
-    yield from (f"| `{_cell(written)}` | {_plain(_cell(does))} |" for written, does in entry.options)
+    yield from (f"| `{_cell(written)}` | {_plain(_cell(description))} |" for written, description in entry.options)
     yield ""
     for inner in entry.subcommands:
         yield from _markdown(inner, level + 1)
@@ -118,15 +121,17 @@ def codes_page() -> str:
         "What `adapterhub explain CODE` tells, for every code. Codes are stable: scripts may match on them.",
         "",
     ]
-    found = "`adapterhub validate`, `scan`, `verify`, `fsck` and `audit verify` begin a line with them: `error[rank-config]`."
+    findings_intro = (
+        "`adapterhub validate`, `scan`, `verify`, `fsck` and `audit verify` begin a line with them: `error[rank-config]`."
+    )
     raised = "Any command ends an error with its code: `[no-such-tag]`. In the document of `--json` it is `error.code`."
-    for title, about, finding in (("Findings", found, True), ("Errors", raised, False)):
+    for title, about, finding in (("Findings", findings_intro, True), ("Errors", raised, False)):
         lines += [f"## {title}", "", about, ""]
-        for one in filter(None, map(explanation, codes())):
-            if bool(one.reported_by) == finding:
-                meaning = f"*{one.kind}*{f': {_plain(one.meaning)}' if one.meaning else ''}." if finding else ""
-                lines += [f"### {one.code}", "", *([meaning, ""] if meaning else []), _plain(one.text), ""]
-                lines += [f"{_plain(one.fix)}.", ""] if one.fix else []
+        for entry in filter(None, map(explanation, codes())):
+            if bool(entry.reported_by) == finding:
+                meaning = f"*{entry.kind}*{f': {_plain(entry.meaning)}' if entry.meaning else ''}." if finding else ""
+                lines += [f"### {entry.code}", "", *([meaning, ""] if meaning else []), _plain(entry.text), ""]
+                lines += [f"{_plain(entry.fix)}.", ""] if entry.fix else []
     return "\n".join(lines)
 
 
@@ -160,8 +165,8 @@ def manual(entry: Entry) -> str:
     for paragraph in entry.paragraphs:
         lines += [".PP", _roff(paragraph)]
     lines.append(".SH OPTIONS")
-    for written, does in entry.options:
-        lines += [".TP", f"\\fB{_roff(written)}\\fR", _roff(does)]
+    for written, description in entry.options:
+        lines += [".TP", f"\\fB{_roff(written)}\\fR", _roff(description)]
     if entry.examples:
         lines += [".SH EXAMPLES", ".nf", *(_roff(f"$ {line}") for line in entry.examples), ".fi"]
     if entry.subcommands:
@@ -194,13 +199,13 @@ def _program() -> Entry:
 
 def manuals() -> dict[str, str]:
     """Return the man pages by file name, of every command and of those below it."""
-    found: dict[str, str] = {}
+    pages: dict[str, str] = {}
     waiting = [_program()]
     while waiting:
         entry = waiting.pop()
-        found[f"{entry.name}.1"] = manual(entry)
+        pages[f"{entry.name}.1"] = manual(entry)
         waiting += entry.subcommands
-    return found
+    return pages
 
 
 if __name__ == "__main__":

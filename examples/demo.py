@@ -68,9 +68,9 @@ def run(program: str, *arguments: str) -> None:
     adapterhub = [str(script)] if script.exists() else [sys.executable, "-m", "adapterhub"]
     command = [sys.executable] if program == "python" else adapterhub
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")}
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, check=False)
-    if done.returncode:
-        fail(f"`{program} {arguments[0]}` ended with exit code {done.returncode}")
+    result = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, check=False)
+    if result.returncode:
+        fail(f"`{program} {arguments[0]}` ended with exit code {result.returncode}")
     print(flush=True)
 
 
@@ -145,14 +145,14 @@ def llama_cpp() -> None:
     import adapterhub as ah
 
     try:
-        made = ah.generate(ADAPTER_GGUF, PROMPT, base=GGUF, raw=True, max_tokens=40)
+        generation = ah.generate(ADAPTER_GGUF, PROMPT, base=GGUF, raw=True, max_tokens=40)
     except ah.MissingExtraError as error:
         print(f"left out on this machine: {error}\n")
         return
-    for name, text in (("base", made.base_text), ("with the adapter", made.text)):
+    for name, text in (("base", generation.base_text), ("with the adapter", generation.text)):
         print(f"{name}:")
         print(folded(f"{PROMPT} |{text}"))
-    check(made.base_text != made.text, "the adapter changes what llama.cpp writes")
+    check(generation.base_text != generation.text, "the adapter changes what llama.cpp writes")
 
 
 def folded(text: str) -> str:
@@ -192,9 +192,9 @@ def differences() -> tuple[float, float]:
             assert isinstance(delta, LowRank)
             A, B = torch.from_numpy(delta.lora_A), torch.from_numpy(delta.lora_B)
             model.get_submodule(target).weight += delta.scaling * (B @ A)
-        both = model(ids).logits
+        adapted = model(ids).logits
         merged = load(MERGED)(ids).logits
-    return float((merged - both).abs().max()), float((base - both).abs().max())
+    return float((merged - adapted).abs().max()), float((base - adapted).abs().max())
 
 
 def compare_with_last(training: dict[str, Any]) -> None:

@@ -64,39 +64,42 @@ def passages_of(text: str) -> Passages:
 
 def distinct(passages: Mapping[str, Passages]) -> list[str]:
     """Return the names without those of texts that nearly repeat a longer one, in order."""
-    kept: list[str] = []
+    distinct_names: list[str] = []
     for name in sorted(passages, key=lambda name: (-len(passages[name]), name)):
-        own = passages[name]
-        if own and all(len(own & passages[other]) < SIMILAR * len(own | passages[other]) for other in kept):
-            kept.append(name)
-    return sorted(kept)
+        name_passages = passages[name]
+        if name_passages and all(
+            len(name_passages & passages[distinct_name]) < SIMILAR * len(name_passages | passages[distinct_name])
+            for distinct_name in distinct_names
+        ):
+            distinct_names.append(name)
+    return sorted(distinct_names)
 
 
 def split(names: Sequence[str], passages: Mapping[str, Passages]) -> tuple[list[str], list[str]]:
     """Return the names of the largest cluster, to train on, and all others, to hold out."""
-    found = sorted(clusters(names, passages), key=lambda cluster: -sum(len(passages[name]) for name in cluster))
-    return sorted(found[0]), sorted(name for cluster in found[1:] for name in cluster)
+    by_size = sorted(clusters(names, passages), key=lambda cluster: -sum(len(passages[name]) for name in cluster))
+    return sorted(by_size[0]), sorted(name for cluster in by_size[1:] for name in cluster)
 
 
 def clusters(names: Sequence[str], passages: Mapping[str, Passages]) -> list[list[str]]:
     """Return groups of names: two texts are in one if they share passages, or each does with a third."""
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for name in names:
-        linked = [cluster for cluster in found if any(is_linked(passages[name], passages[other]) for other in cluster)]
-        found = [cluster for cluster in found if cluster not in linked]
-        found.append([other for cluster in linked for other in cluster] + [name])
-    return found
+        linked = [cluster for cluster in groups if any(is_linked(passages[name], passages[member]) for member in cluster)]
+        groups = [cluster for cluster in groups if cluster not in linked]
+        groups.append([member for cluster in linked for member in cluster] + [name])
+    return groups
 
 
-def is_linked(one: Passages, other: Passages) -> bool:
+def is_linked(first: Passages, second: Passages) -> bool:
     """Return whether two texts share more passages than licenses must."""
-    return len(one & other) >= LINKED * min(len(one), len(other))
+    return len(first & second) >= LINKED * min(len(first), len(second))
 
 
 def overlap(train: Sequence[str], heldout: Sequence[str], passages: Mapping[str, Passages]) -> float:
     """Return the share of the passages of held-out texts that training texts have too."""
-    known = frozenset().union(*(passages[name] for name in train))
-    return sum(len(passages[name] & known) for name in heldout) / sum(len(passages[name]) for name in heldout)
+    train_passages = frozenset().union(*(passages[name] for name in train))
+    return sum(len(passages[name] & train_passages) for name in heldout) / sum(len(passages[name]) for name in heldout)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def quantize(weight: Tensor) -> NF4:
     scaled = (blocks * (1.0 / absmax.clamp(min=1e-38).unsqueeze(1))).clamp(-1, 1)
     codes = torch.bucketize(scaled, (CODE[:-1] + CODE[1:]) / 2).to(torch.uint8).view(-1, 2)
     offset = absmax.mean()
-    rest = nn.functional.pad(absmax - offset, (0, -len(absmax) % NESTED)).view(-1, NESTED)
-    factors = rest.abs().amax(dim=1)
-    steps = (((rest * (1.0 / factors.clamp(min=1e-38).unsqueeze(1))).clamp(-1, 1) + 1) * (0.5 * 65535) + 0.5).int()
+    padded = nn.functional.pad(absmax - offset, (0, -len(absmax) % NESTED)).view(-1, NESTED)
+    factors = padded.abs().amax(dim=1)
+    steps = (((padded * (1.0 / factors.clamp(min=1e-38).unsqueeze(1))).clamp(-1, 1) + 1) * (0.5 * 65535) + 0.5).int()
     indices = torch.where(factors.unsqueeze(1) > 0, nearest_of_65536()[steps], 0).view(-1)[: len(absmax)]
     return NF4((codes[:, 0] << 4) | codes[:, 1], indices, factors, offset, weight.shape)
 
@@ -182,9 +182,9 @@ def pack(documents: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
         free[row] = free.pop(row, SEQUENCE) - size
     ids, positions = np.zeros((len(rows), SEQUENCE), np.int64), np.zeros((len(rows), SEQUENCE), np.int64)
     labels = np.full((len(rows), SEQUENCE), IGNORED, np.int64)
-    for row, some in enumerate(rows):
+    for row, row_documents in enumerate(rows):
         at = 0
-        for document, targets in some:
+        for document, targets in row_documents:
             end = at + len(document)
             ids[row, at:end], labels[row, at:end], positions[row, at:end] = document, targets, np.arange(end - at)
             at = end
@@ -208,13 +208,13 @@ class CrossEntropy(torch.autograd.Function):
         """Return the losses, and keep their gradient toward `hidden`."""
         losses, ctx.gradient = torch.empty(len(hidden)), torch.empty_like(hidden)
         for start in range(0, len(hidden), 128):
-            some = slice(start, start + 128)
-            logits = (hidden[some] @ head.t()).float()
+            chunk = slice(start, start + 128)
+            logits = (hidden[chunk] @ head.t()).float()
             logits -= logits.amax(dim=1, keepdim=True)
             sums = logits.exp().sum(dim=1, keepdim=True)
-            losses[some] = (sums.log() - logits.gather(1, labels[some, None])).view(-1)
-            change = logits.exp().div(sums).scatter_add(1, labels[some, None], torch.full_like(sums, -1.0))
-            ctx.gradient[some] = change.to(head.dtype) @ head
+            losses[chunk] = (sums.log() - logits.gather(1, labels[chunk, None])).view(-1)
+            change = logits.exp().div(sums).scatter_add(1, labels[chunk, None], torch.full_like(sums, -1.0))
+            ctx.gradient[chunk] = change.to(head.dtype) @ head
         return losses
 
     @staticmethod

@@ -73,14 +73,14 @@ def test_at_most_one_name_of_a_hundred_says_nothing_in_any_package() -> None:
     assert crowded == {}
 
 
-# The most fillers among a hundred names of the tests and the benchmarks; these bounds only go down.
-_IN_TESTS = {"benchmarks": 6.0, "tests": 5.3, "tests/serve": 1.5, "tests/support": 4.0}
+# The most fillers among a hundred names outside of the packages; these bounds only go down.
+_ELSEWHERE = {"benchmarks": 1.0, "docs": 1.0, "examples": 1.0, "tests": 5.3, "tests/serve": 1.5, "tests/support": 4.0}
 # The most participles among a hundred functions of them.
 _PARTICIPLES_IN_TESTS = {"tests/serve": 1.0}
 
 
-def test_the_tests_and_the_benchmarks_have_no_more_fillers_than_they_had() -> None:
-    for folder, bound in _IN_TESTS.items():
+def test_the_names_of_tests_benchmarks_docs_and_examples_say_what_they_hold() -> None:
+    for folder, bound in _ELSEWHERE.items():
         paths = [path.relative_to(ROOT) for path in sorted((ROOT / folder).rglob("*.py"))]
         names = [(path, name, line) for path in paths for name, line in bound_names(path)]
         fillers = [f"{path}:{line}: {name}" for path, name, line in names if is_filler(name)]
